@@ -1,0 +1,30 @@
+"""villani: what weight decay does to a Transformer's loss landscape, and which guarantees really follow."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from villani.landscape.objective import Objective as Objective
+    from villani.measure import Measurement as Measurement
+    from villani.measure import measure as measure
+    from villani.statistics import Estimate as Estimate
+
+__version__ = "0.1.0"
+
+__all__ = ["Estimate", "Measurement", "Objective", "__version__", "measure"]
+
+_HOME = {
+    "Estimate": "villani.statistics",
+    "Measurement": "villani.measure",
+    "Objective": "villani.landscape.objective",
+    "measure": "villani.measure",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import the public names on first use, so that `villani.theory` and `--help` do not wait for torch."""
+    if name not in _HOME:
+        raise AttributeError(f"module 'villani' has no attribute {name!r}")
+    value = getattr(import_module(_HOME[name]), name)
+    globals()[name] = value  # also replaces the submodule `villani.measure` by the function of that name
+    return value

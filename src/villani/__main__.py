@@ -1,0 +1,5 @@
+"""`python -m villani`."""
+
+from villani.cli import main
+
+main()

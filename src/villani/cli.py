@@ -1,0 +1,163 @@
+"""The command line: parse, call, show. No mathematics here.
+
+Progress goes to stderr. Exit codes: 0 done, 2 bad input (one line), 1 anything else.
+"""
+
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from typer.exceptions import TyperException
+
+from villani import __version__
+from villani.errors import InputError
+
+app = typer.Typer(
+    help="What weight decay does to a Transformer's loss landscape, and which guarantees really follow.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+
+class TraceChoice(StrEnum):
+    """Ways to tr ∇²L."""
+
+    gauss_newton = "gauss-newton"
+    hutchinson = "hutchinson"
+
+
+class DtypeChoice(StrEnum):
+    """Precisions that second derivatives survive in."""
+
+    float32 = "float32"
+    float64 = "float64"
+
+
+Model = Annotated[str, typer.Argument(help="folder, hub id, config:NAME[?layers=2&width=64] or builtin:tiny")]
+Run = Annotated[Path | None, typer.Option(help="run directory; made from the settings when not given")]
+Data = Annotated[Path | None, typer.Option(help="folder of PTB, WikiText and GPT-2 BPE files; default VILLANI_DATA")]
+Json = Annotated[bool, typer.Option("--json", help="print one record on stdout, and nothing else")]
+
+
+@app.command()
+def measure(
+    model: Model,
+    text: Annotated[str, typer.Option(help="builtin, ptb, wikitext-103, hub:NAME, or UTF-8 files")] = "builtin",
+    tokenizer: Annotated[
+        str | None, typer.Option(help="builtin, gpt2, folder or hub id; default: the model's own")
+    ] = None,
+    weight_decay: Annotated[str, typer.Option(help="λ ≥ 0; several with commas")] = "0.1",
+    temperature: Annotated[str, typer.Option(help="s > 0; several with commas")] = "1e-3",
+    decay: Annotated[str, typer.Option(help="what decays: all, hf, nanogpt, olmo or match:REGEX")] = "all",
+    groups: Annotated[int, typer.Option(help="independent groups of blocks, the unit of data noise")] = 16,
+    sequences: Annotated[int, typer.Option(help="blocks in a group")] = 4,
+    block: Annotated[int, typer.Option(help="tokens in a block")] = 128,
+    probes: Annotated[int, typer.Option(help="independent probes in each group")] = 1,
+    trace: Annotated[TraceChoice, typer.Option(help="way to the Hessian trace")] = TraceChoice.gauss_newton,
+    finite: Annotated[
+        bool, typer.Option("--finite", help="the groups are the whole data set, not a sample of it")
+    ] = False,
+    seed: Annotated[int, typer.Option(help="of everything random")] = 0,
+    dtype: Annotated[DtypeChoice, typer.Option(help="precision to measure in")] = DtypeChoice.float32,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, …")] = "cpu",
+    threads: Annotated[
+        int | None, typer.Option(help="CPU threads; rounding depends on it; default: torch's choice")
+    ] = None,
+    micro_tokens: Annotated[int, typer.Option(help="tokens in one forward pass at most: sets the memory needed")] = 512,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="let a checkpoint run its code")
+    ] = False,
+    data: Data = None,
+    run: Run = None,
+    json: Json = False,
+) -> None:
+    """Measure Ψ_s and what it is made of at a model's weights, with intervals.
+
+    λ and s enter no measurement: asked again with the same --run and another λ or s, the answer is immediate.
+    """
+    from villani.studies.measurement import MeasureSettings, measure_model
+    from villani.terminal import print_measurement, progress
+
+    settings = MeasureSettings(
+        model=model, text=text, tokenizer=tokenizer, weight_decay=_numbers("weight-decay", weight_decay),
+        temperature=_numbers("temperature", temperature), decay=decay, groups=groups, sequences=sequences, block=block,
+        probes=probes, trace=trace.value, finite=finite, seed=seed, dtype=dtype.value, device=device, threads=threads,
+        micro_tokens=micro_tokens, trust_remote_code=trust_remote_code,
+    )  # fmt: skip
+    with progress() as bar:
+        directory, record = measure_model(settings, run, data, bar)
+    if json:
+        sys.stdout.write(record.model_dump_json() + "\n")
+    else:
+        print_measurement(record, directory)
+
+
+@app.command()
+def demo(
+    run: Annotated[Path, typer.Option(help="run directory")] = Path("runs/demo"),
+    steps: Annotated[int, typer.Option(help="training steps")] = 300,
+    seed: Annotated[int, typer.Option(help="of everything random")] = 0,
+    json: Json = False,
+) -> None:
+    """Train a small GPT-Neo on text that Python carries, measure it at several λ and s and along a ray."""
+    from villani.studies.demo import run_demo
+    from villani.terminal import print_measurement, progress
+
+    with progress() as bar:
+        record = run_demo(run, steps=steps, seed=seed, progress=bar)
+    if json:
+        sys.stdout.write(record.model_dump_json() + "\n")
+    else:
+        print_measurement(record, run)
+
+
+@app.command()
+def report(run: Annotated[Path, typer.Argument(help="run directory")]) -> None:
+    """Write RUN/report.html, one self-contained page, from the run's records."""
+    from villani.report import write_report
+
+    typer.echo(str(write_report(run)))
+
+
+@app.command()
+def doctor(data: Data = None) -> None:
+    """Show versions, device, threads, attention support and data found; exit 1 if measuring would not work."""
+    from villani.doctor import examine
+    from villani.terminal import print_doctor
+
+    findings = examine(data)
+    print_doctor(findings)
+    if not all(finding.ok for finding in findings):
+        raise typer.Exit(1)
+
+
+@app.callback(invoke_without_command=True)
+def _root(version: Annotated[bool, typer.Option("--version", help="print the version and stop")] = False) -> None:
+    if version:
+        typer.echo(f"villani {__version__}")
+        raise typer.Exit
+
+
+def _numbers(name: str, text: str) -> list[float]:
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise InputError(f"--{name} {text!r}: expected numbers, several with commas") from None
+
+
+def main() -> None:
+    """Run a command and turn what goes wrong into one line and an exit code."""
+    try:
+        code = app(standalone_mode=False)
+    except (InputError, TyperException) as error:
+        message = error.format_message() if hasattr(error, "format_message") else str(error)
+        sys.stderr.write(f"villani: {message}\n")
+        code = 2
+    except (KeyboardInterrupt, typer.Abort):
+        sys.stderr.write("villani: interrupted; what was finished is kept, and the same command resumes\n")
+        code = 1
+    sys.exit(code if isinstance(code, int) else 0)

@@ -1,0 +1,1 @@
+"""What moves θ: training, and later Langevin dynamics."""

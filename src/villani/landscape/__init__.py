@@ -1,0 +1,1 @@
+"""Models, text and tokenizers: what a loss landscape is the landscape of."""

@@ -1,0 +1,166 @@
+"""A named view of θ: tied weights once, decay masks, exact norms, checksum."""
+
+import hashlib
+import re
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+
+from villani.errors import InputError
+
+NAMED_MASKS = ("all", "hf", "nanogpt", "olmo")
+_NORM = re.compile(r"layernorm|rmsnorm|groupnorm|(^|[._])norm($|[._])", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One trainable tensor of θ.
+
+    Attributes:
+        name: its first name in the module.
+        tensor: the tensor itself, shared with the module.
+        offset: position of its first entry in the flattened θ.
+        decayed: whether the mask m is 1 (rather than 0) on it.
+    """
+
+    name: str
+    tensor: nn.Parameter
+    offset: int
+    decayed: bool
+
+
+class ParameterSpace:
+    """The coordinates θ ∈ R^d of a module: every tensor that requires a gradient, tied ones once.
+
+    Args:
+        model: the module.
+        decay: which tensors decay. `all`; `hf` (all but biases and norms, as the Hugging Face Trainer); `nanogpt`
+            (tensors of two or more dimensions); `olmo` (all but embeddings); or `match:REGEX` (names that contain a
+            match). DESIGN.md and PEERS.md list who uses which.
+
+    Raises:
+        InputError: no trainable parameter, an unknown mask, or a pattern that is invalid or matches nothing.
+    """
+
+    def __init__(self, model: nn.Module, decay: str = "all") -> None:
+        trainable = [(name, tensor) for name, tensor in model.named_parameters() if tensor.requires_grad]
+        if not trainable:
+            raise InputError("model has no parameter with requires_grad=True: there is no θ to measure")
+        decayed = _mask(model, decay)
+        parameters = []
+        offset = 0
+        for name, tensor in trainable:
+            parameters.append(Parameter(name, tensor, offset, decayed[name]))
+            offset += tensor.numel()
+        self.decay = decay
+        self.parameters = tuple(parameters)
+        self.size = offset  # d
+
+    @property
+    def tensors(self) -> list[nn.Parameter]:
+        """The tensors of θ, in order."""
+        return [p.tensor for p in self.parameters]
+
+    @property
+    def decayed(self) -> np.ndarray:
+        """(P,) bool: which tensors decay."""
+        return np.array([p.decayed for p in self.parameters])
+
+    @property
+    def sizes(self) -> np.ndarray:
+        """(P,) int: entries of each tensor."""
+        return np.array([p.tensor.numel() for p in self.parameters])
+
+    @property
+    def decayed_size(self) -> int:
+        """d_m, the number of decayed coordinates."""
+        return int(self.sizes[self.decayed].sum())
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The one dtype of θ (`check` refuses a mixture)."""
+        return self.parameters[0].tensor.dtype
+
+    def norms_squared(self) -> np.ndarray:
+        """(P,) ‖θ_t‖² of each tensor, accumulated in float64."""
+        return np.array([_squared_norm(p.tensor) for p in self.parameters])
+
+    def check(self) -> None:
+        """Refuse a θ that cannot be measured.
+
+        Raises:
+            InputError: a dtype narrower than float32, a mixture of dtypes or devices, or an entry that is not finite.
+        """
+        for p in self.parameters:
+            if p.tensor.dtype not in (torch.float32, torch.float64):
+                raise InputError(f"parameter {p.name} is {p.tensor.dtype}: second derivatives need float32 or float64")
+            if p.tensor.dtype != self.dtype or p.tensor.device != self.parameters[0].tensor.device:
+                raise InputError(
+                    f"parameter {p.name} is {p.tensor.dtype} on {p.tensor.device}, others are {self.dtype} on "
+                    f"{self.parameters[0].tensor.device}: use one dtype and one device"
+                )
+            if not bool(torch.isfinite(p.tensor).all()):
+                bad = int((~torch.isfinite(p.tensor)).sum())
+                raise InputError(
+                    f"parameter {p.name} has {bad} non-finite entries: the checkpoint is damaged or diverged"
+                )
+
+    def checksum(self) -> str:
+        """sha256 over names, shapes and values, in order."""
+        digest = hashlib.sha256()
+        for p in self.parameters:
+            digest.update(f"{p.name}:{tuple(p.tensor.shape)}:{p.tensor.dtype};".encode())
+            digest.update(p.tensor.detach().cpu().contiguous().numpy().data)
+        return digest.hexdigest()
+
+
+def _squared_norm(tensor: torch.Tensor) -> float:
+    flat = tensor.detach().reshape(-1)
+    return float(sum(float(part.double().square().sum()) for part in flat.split(1 << 22)))
+
+
+def _mask(model: nn.Module, decay: str) -> dict[str, bool]:
+    """Whether each tensor decays, by its first name."""
+    aliases: dict[int, list[str]] = {}
+    for name, tensor in model.named_parameters(remove_duplicate=False):
+        aliases.setdefault(id(tensor), []).append(name)
+    owners = {
+        f"{path}.{leaf}" if path else leaf: m
+        for path, m in model.named_modules(remove_duplicate=False)
+        for leaf, _ in m.named_parameters(recurse=False)
+    }
+    pattern = _pattern(decay)
+
+    def decays(names: list[str], tensor: nn.Parameter) -> bool:
+        if decay == "all":
+            return True
+        if decay == "hf":
+            return not any("bias" in n or _is_norm(n, owners[n]) for n in names)
+        if decay == "nanogpt":
+            return tensor.dim() >= 2
+        if decay == "olmo":
+            return not any(isinstance(owners[n], nn.Embedding) for n in names)
+        assert pattern is not None
+        return any(pattern.search(n) for n in names)
+
+    mask = {name: decays(aliases[id(tensor)], tensor) for name, tensor in model.named_parameters()}
+    if pattern is not None and not any(mask.values()):
+        raise InputError(f"decay {decay!r} matches no parameter: names look like {next(iter(mask))!r}")
+    return mask
+
+
+def _pattern(decay: str) -> re.Pattern[str] | None:
+    if decay in NAMED_MASKS:
+        return None
+    if not decay.startswith("match:"):
+        raise InputError(f"decay {decay!r} is unknown: expected {', '.join(NAMED_MASKS)} or match:REGEX")
+    try:
+        return re.compile(decay.removeprefix("match:"))
+    except re.error as error:
+        raise InputError(f"decay {decay!r} is not a regular expression: {error}") from None
+
+
+def _is_norm(name: str, owner: nn.Module) -> bool:
+    return bool(_NORM.search(name)) or "norm" in type(owner).__name__.lower()

@@ -1,0 +1,298 @@
+"""Per-group statistics at θ, and from them Ψ_s with an interval for every λ and s.
+
+Measure once, answer for every λ and s: five statistics determine Ψ_s = ‖∇F‖²/s − ΔF (THEORY.md §6), and no λ or s
+enters the measurement. The design is nested: every group has its own gradient and its own probes, so that one jackknife
+over groups covers data and probe noise together.
+"""
+
+import resource
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from villani.curvature.sketch import BUCKETS, GradientSketch
+from villani.curvature.trace import TraceMethod, group_statistics
+from villani.errors import InputError
+from villani.landscape.objective import Objective, check_weight_decay
+from villani.statistics import (
+    Array,
+    Estimate,
+    GroupSums,
+    JointEstimate,
+    exact,
+    finite_statistics,
+    ratio_estimates,
+    sampled_statistics,
+)
+
+Rows = Mapping[str, Array]
+
+
+class Ledger(Protocol):
+    """Where finished units of work are kept; `villani.runs.store.Ledger` is one."""
+
+    def get(self, key: str) -> Rows | None:
+        """The arrays of a finished unit, or None."""
+
+    def put(self, key: str, arrays: Rows, *, seconds: float, peak_memory_bytes: int) -> None:
+        """Keep a finished unit; on return it survives a kill."""
+
+
+@dataclass(frozen=True)
+class TensorStatistics:
+    """One parameter tensor's share.
+
+    Attributes:
+        name: of the tensor.
+        shape: of the tensor.
+        decayed: whether it decays.
+        norm_squared: ‖θ_t‖².
+        hessian_trace: trace of its diagonal block of ∇²L.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    decayed: bool
+    norm_squared: float
+    hessian_trace: Estimate
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What was measured at one θ, ready to answer for any λ and s.
+
+    Attributes:
+        joint: loss, ‖∇L‖², ⟨∇L, mθ⟩, tr ∇²L with their covariance.
+        naive_gradient_norm_squared: mean of ‖∇L_g‖² over groups: what a mini-batch reports, too large by tr Σ/B.
+        decayed_norm_squared: ‖mθ‖², exact.
+        parameters: d.
+        decayed_parameters: d_m.
+        weight_decay: the objective's λ, the default of `psi`.
+        tokens: predicted tokens in all groups.
+        tensors: per tensor, in θ's order.
+        sketch: buckets of the gradient sketch, or None where gradients were kept whole.
+    """
+
+    joint: JointEstimate
+    naive_gradient_norm_squared: Estimate
+    decayed_norm_squared: float
+    parameters: int
+    decayed_parameters: int
+    weight_decay: float
+    tokens: int
+    tensors: tuple[TensorStatistics, ...]
+    sketch: int | None
+
+    @property
+    def loss(self) -> Estimate:
+        """L, mean nats per predicted token."""
+        return self.joint.component(0)
+
+    @property
+    def gradient_norm_squared(self) -> Estimate:
+        """‖∇L‖², unbiased; near a stationary point it can come out negative."""
+        return self.joint.component(1)
+
+    @property
+    def gradient_dot_parameters(self) -> Estimate:
+        """⟨∇L, mθ⟩."""
+        return self.joint.component(2)
+
+    @property
+    def hessian_trace(self) -> Estimate:
+        """Tr ∇²L; add λ·d_m for the Laplacian of F."""
+        return self.joint.component(3)
+
+    def psi(self, weight_decay: float | None = None, *, temperature: float) -> Estimate:
+        """Ψ_s = ‖∇F‖²/s − ΔF at this θ, with its five parts; THEORY.md §1, §6.
+
+        The exact parts λ²‖mθ‖²/s and −λ·d_m carry no error, so λ moves the interval only through 2λ⟨∇L, mθ⟩/s.
+        Its sign at one θ proves nothing about the Villani condition (iv), which concerns θ → ∞; at equilibrium its
+        mean is negative (THEORY.md §1).
+
+        Args:
+            weight_decay: λ ≥ 0; the objective's own when not given.
+            temperature: s > 0.
+
+        Raises:
+            InputError: λ or s outside its range.
+        """
+        decay = self.weight_decay if weight_decay is None else weight_decay
+        check_weight_decay(decay)
+        check_temperature(temperature)
+        count = self.joint.n
+        unit = np.eye(4)
+        parts = {
+            "decay_norm": exact(decay**2 * self.decayed_norm_squared / temperature, count),
+            "cross": self.joint.linear(unit[2] * 2 * decay / temperature),
+            "gradient_norm": self.joint.linear(unit[1] / temperature),
+            "decay_laplacian": exact(-decay * self.decayed_parameters, count),
+            "hessian_trace": self.joint.linear(-unit[3]),
+        }
+        weights = np.array([0.0, 1 / temperature, 2 * decay / temperature, -1.0])
+        total = self.joint.linear(weights, parts["decay_norm"].value + parts["decay_laplacian"].value)
+        return Estimate(total.value, total.sem, count, total.status, total.degrees_of_freedom, parts)
+
+    def propagate(self, function: Callable[[Array], float]) -> Estimate:
+        """A smooth function of (loss, ‖∇L‖², ⟨∇L, mθ⟩, tr ∇²L), by the delta method; see `JointEstimate.propagate`."""
+        return self.joint.propagate(function)
+
+
+def measure(
+    objective: Objective,
+    probes: int = 1,
+    seed: int = 0,
+    *,
+    trace: TraceMethod | None = None,
+    sketch: int = BUCKETS,
+    ledger: Ledger | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Measurement:
+    """Measure the five statistics of an objective at its current θ.
+
+    Dropout is off during the measurement; θ, `.grad`, train mode and global random state are left as they were.
+    Besides the model it needs about three copies of θ and the activations of one double backward pass.
+
+    Args:
+        objective: model, groups and mask.
+        probes: independent probes (with `gauss-newton`, label samples too) in each group; at least 1, or 2 when
+            `objective.finite`.
+        seed: a non-negative integer; the same seed gives the same bits.
+        trace: `gauss-newton` (default for language models) or `hutchinson` (default for a custom loss).
+        sketch: buckets of the gradient sketch, used when d is larger.
+        ledger: keeps finished groups, and supplies those of an interrupted run.
+        progress: called with (finished, total) units.
+
+    Raises:
+        InputError: too few groups or probes, a negative seed, or a loss or derivative that is not finite.
+    """
+    count = len(objective.groups)
+    check_design(count, probes, seed, objective.finite)
+    method: TraceMethod = trace or ("hutchinson" if objective.loss_fn else "gauss-newton")
+    if method not in ("gauss-newton", "hutchinson"):
+        raise InputError(f"trace={method!r}: expected gauss-newton or hutchinson")
+    space = objective.parameters
+    space.check()
+    gradient_sketch = GradientSketch(space, seed, sketch)
+    total = count + objective.finite
+    rows: list[Rows] = []
+    for group in range(count):
+        work = partial(_row, objective, group, probes, seed, method, gradient_sketch)
+        rows.append(_unit(ledger, f"group/{group}", work, objective.device))
+        if progress:
+            progress(group + 1, total)
+    tokens = np.concatenate([row["tokens"] for row in rows])
+    traces = np.stack([row["traces"] for row in rows])  # (G, m, P)
+    dots = np.stack([row["dots"] for row in rows])  # (G, P)
+    sums = GroupSums(
+        tokens=tokens,
+        loss=np.concatenate([row["loss"] for row in rows]),
+        gradient=np.stack([row["gradient"] for row in rows]),
+        gradient_dot_parameters=dots[:, space.decayed].sum(axis=1),
+        hessian_trace=traces.sum(axis=2),
+        sketched=gradient_sketch.lossy,
+    )
+    if objective.finite:
+        whole = _unit(ledger, "gradient", partial(_whole_gradient, objective), objective.device)
+        joint = finite_statistics(sums, float(whole["norm_squared"][0]))
+        if progress:
+            progress(total, total)
+    else:
+        joint = sampled_statistics(sums)
+    norms = space.norms_squared()
+    block_traces = _tensor_traces(traces, tokens, objective.finite)
+    tensors = tuple(
+        TensorStatistics(p.name, tuple(p.tensor.shape), p.decayed, float(norm), estimate)
+        for p, norm, estimate in zip(space.parameters, norms, block_traces, strict=True)
+    )
+    return Measurement(
+        joint=joint,
+        naive_gradient_norm_squared=_naive(sums),
+        decayed_norm_squared=float(norms[space.decayed].sum()),
+        parameters=space.size,
+        decayed_parameters=space.decayed_size,
+        weight_decay=objective.weight_decay,
+        tokens=int(tokens.sum()),
+        tensors=tensors,
+        sketch=sketch if gradient_sketch.lossy else None,
+    )
+
+
+def check_temperature(temperature: float) -> None:
+    """Refuse an s that is not positive and finite."""
+    if not 0 < temperature < float("inf"):
+        raise InputError(f"temperature={temperature}: expected a finite number > 0")
+
+
+def check_design(groups: int, probes: int, seed: int, finite: bool) -> None:
+    """Refuse a design that gives no interval."""
+    if not finite and groups < 3:
+        raise InputError(f"groups={groups}: expected at least 3 (12 or more for good intervals), or finite=True")
+    least = 2 if finite else 1
+    if probes < least:
+        why = " with finite=True, where only probes tell the error" if finite else ""
+        raise InputError(f"probes={probes}: expected at least {least}{why}")
+    if seed < 0:
+        raise InputError(f"seed={seed}: expected a non-negative integer")
+
+
+def _unit(ledger: Ledger | None, key: str, work: Callable[[], Rows], device: torch.device) -> Rows:
+    """The unit's arrays: from the ledger if they are there, else worked out and kept."""
+    kept = ledger.get(key) if ledger else None
+    if kept is not None:
+        return kept
+    start = time.perf_counter()
+    arrays = work()
+    if ledger:
+        ledger.put(key, arrays, seconds=time.perf_counter() - start, peak_memory_bytes=_peak_memory(device))
+    return arrays
+
+
+def _row(objective: Objective, group: int, probes: int, seed: int, method: TraceMethod, sketch: GradientSketch) -> Rows:
+    found = group_statistics(objective, group, probes, seed, method, sketch)
+    return {
+        "tokens": np.array([found.tokens]),
+        "loss": np.array([found.loss]),
+        "gradient": found.gradient,
+        "dots": found.dots,
+        "traces": found.traces,
+    }
+
+
+def _whole_gradient(objective: Objective) -> Rows:
+    """‖∇L‖² over all groups: an exact second pass, since a sketch would add an error where there should be none."""
+    gradient = objective.gradient()
+    return {"norm_squared": np.array([sum(float(g.square().sum()) for g in gradient)])}
+
+
+def _tensor_traces(traces: Array, tokens: Array, finite: bool) -> list[Estimate]:
+    count, probes, _ = traces.shape
+    if finite:
+        share = traces / tokens.sum()
+        values = share.mean(axis=1).sum(axis=0)
+        sems = np.sqrt((share.var(axis=1, ddof=1) / probes).sum(axis=0))
+        freedom = float(count * (probes - 1))
+    else:
+        values, sems = ratio_estimates(traces.mean(axis=1), tokens)
+        freedom = float(count - 1)
+    return [Estimate(float(v), float(e), count, "statistical", freedom) for v, e in zip(values, sems, strict=True)]
+
+
+def _naive(sums: GroupSums) -> Estimate:
+    norms = np.einsum("gk,gk->g", sums.gradient, sums.gradient) / sums.tokens**2
+    count = len(norms)
+    sem = float(norms.std(ddof=1) / np.sqrt(count)) if count > 1 else 0.0
+    return Estimate(float(norms.mean()), sem, count, "estimated")
+
+
+def _peak_memory(device: torch.device) -> int:
+    """Largest memory so far: resident on a CPU, allocated on a GPU."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

@@ -1,0 +1,224 @@
+"""The report of a run: one HTML file, no network, verdict first.
+
+Everything here is read off the records (and the costs beside them); nothing is measured. Ψ and its interval can be
+recomputed in the page for any λ and s, since the five statistics and their covariance depend on neither (THEORY.md §6).
+"""
+
+import json
+import os
+import re
+from collections.abc import Mapping, Sequence
+from html import escape
+from importlib import resources
+from pathlib import Path
+
+import plotly.graph_objects as go
+from plotly.offline import get_plotlyjs
+from pydantic import TypeAdapter, ValidationError
+from scipy.stats import t as student
+
+from villani.errors import InputError
+from villani.report import figures
+from villani.report.tables import note, psi_table, tables
+from villani.report.verdict import findings, headline
+from villani.runs.records import Cost, MeasurementRecord, PsiRecord, RunRecords, TrainingRecord
+
+_SCHEMA_VERSION = RunRecords.model_fields["schema_version"].default
+
+
+def render(records: RunRecords, costs: Mapping[int, Cost]) -> str:
+    """The page as a string of HTML; `costs[i]` belongs to `records.records[i]`."""
+    measured = [(i, r) for i, r in enumerate(records.records) if isinstance(r, MeasurementRecord)]
+    trained = [(i, r) for i, r in enumerate(records.records) if isinstance(r, TrainingRecord)]
+    shown = [(i, r) for i, r in measured if r.psi]
+    main = min(shown, key=lambda pair: pair[1].displacement is not None, default=None)
+    pictures = _pictures([r for _, r in measured], [r for _, r in trained], main[1] if main else None)
+    specs = {name: json.loads(figure.to_json()) for name, (_, figure, _) in pictures.items()}
+    filled = {
+        "title": escape(records.title),
+        "subtitle": escape(_subtitle(records)),
+        "verdict": _verdict(main[1]) if main else note("This run holds no measurement of Ψ yet."),
+        "slider_section": "" if main else "hidden",
+        "live": psi_table(main[1].psi[0]) if main else "",
+        "pictures": "".join(_picture(name, title, text) for name, (title, _, text) in pictures.items()),
+        "tables": tables(measured, trained, costs, main),
+        "data": _json({"figures": specs, "point": _point(main[1]) if main else None}),
+        "plotly": get_plotlyjs(),
+    }
+    template = resources.files("villani.report").joinpath("template.html").read_text(encoding="utf-8")
+    # One pass, so that nothing that comes from a record is ever taken for a placeholder.
+    return re.sub(r"\{\{(\w+)\}\}", lambda found: filled[found[1]], template)
+
+
+def write_report(run: Path) -> Path:
+    """Write `run/report.html` from `run/records.json` and, if there is one, `run/cost.json`; returns its path.
+
+    Raises InputError, in one line, if the folder or the records are missing, not JSON, or of another schema version.
+    """
+    if not run.is_dir():
+        raise InputError(f"{run}: no such run directory; give the folder that a villani command wrote.")
+    records = _read_records(run / "records.json")
+    page = render(records, _read_costs(run / "cost.json", len(records.records)))
+    target = run / "report.html"
+    draft = run / f".report.html.{os.getpid()}"
+    try:
+        draft.write_text(page, encoding="utf-8")
+        os.replace(draft, target)
+    finally:
+        draft.unlink(missing_ok=True)
+    return target
+
+
+def _read_records(path: Path) -> RunRecords:
+    content = _read_json(path)
+    version = content.get("schema_version", _SCHEMA_VERSION) if isinstance(content, dict) else None
+    if isinstance(content, dict) and version != _SCHEMA_VERSION:
+        raise InputError(
+            f"{path}: schema version {version!r}, but this villani reads {_SCHEMA_VERSION}; "
+            "use the version that wrote it."
+        )
+    try:
+        return RunRecords.model_validate(content)
+    except ValidationError as error:
+        raise InputError(f"{path}: not a villani record ({_first(error)}); run the measurement again.") from error
+
+
+def _read_costs(path: Path, count: int) -> dict[int, Cost]:
+    if not path.exists():
+        return {}
+    try:
+        costs = TypeAdapter(dict[int, Cost]).validate_python(_read_json(path))
+    except ValidationError as error:
+        raise InputError(f"{path}: not a table of costs ({_first(error)}); delete it to go without.") from error
+    if stray := [index for index in costs if not 0 <= index < count]:
+        raise InputError(
+            f"{path}: a cost for record {stray[0]}, but there are {count} records; delete it to go without."
+        )
+    return costs
+
+
+def _read_json(path: Path) -> object:
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; give the folder that a villani command wrote.")
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"{path}: not JSON ({reason}); run the measurement again.") from error
+
+
+def _first(error: ValidationError) -> str:
+    detail = error.errors(include_url=False, include_input=False)[0]
+    return f"{'.'.join(map(str, detail['loc'])) or 'top level'}: {detail['msg']}"
+
+
+# Pictures
+
+
+def _pictures(
+    measured: Sequence[MeasurementRecord], trained: Sequence[TrainingRecord], main: MeasurementRecord | None
+) -> dict[str, tuple[str, go.Figure, str]]:
+    """Name → title, figure, caption. The one named `parts` stands beside the sliders."""
+    found: dict[str, tuple[str, go.Figure | None, str]] = {}
+    if main:
+        found["parts"] = ("", figures.psi_parts(main.psi[0]), "")
+    if main and len(main.psi) > 1:
+        found["grid"] = ("Ψ over weight decay and temperature", figures.psi_grid(main.psi), _GRID_CAPTION)
+    for i, training in enumerate(trained):
+        found[f"training{i}"] = ("Training loss", figures.training_loss(training), "Loss of each logged batch.")
+    for i, (direction, points) in enumerate(_rays(measured, main).items()):
+        found[f"ray{i}"] = (f"Along the ray “{direction}”", figures.ray(points), _RAY_CAPTION)
+    if main:
+        found["gradient"] = ("How large is the gradient?", figures.gradient_norms(main), _GRADIENT_CAPTION)
+    if main and main.tensors:
+        found["layers"] = ("Curvature by layer", figures.layer_traces(main), _LAYER_CAPTION)
+        found["tensors"] = ("Where the curvature sits", figures.tensor_traces(main), _TENSOR_CAPTION)
+    return {name: (title, figure, text) for name, (title, figure, text) in found.items() if figure is not None}
+
+
+_RAY_CAPTION = (
+    "Ψ at θ₀ + r·u, at the first λ and s asked for; bars are intervals. Quadratic growth along a ray is mostly the "
+    "exact term λ²‖mθ‖²/s, which would be there with any data; the data-dependent part is Ψ − λ²‖mθ‖²/s + λ·d_m. Rays "
+    "cannot detect that condition (iv) fails: orbits, curves on which rescaling leaves the loss unchanged, can "
+    "(THEORY.md §2.2)."
+)
+_GRID_CAPTION = "Blue is positive, red negative, stronger is larger (logarithmic); grey: the interval contains 0."
+_GRADIENT_CAPTION = (
+    "The squared gradient norm that a mini-batch reports, against the unbiased estimate from pairs of independent "
+    "groups. The gap is gradient noise. The unbiased figure may fall below zero by chance."
+)
+_TENSOR_CAPTION = "The tensors with the largest share of tr ∇²L, with intervals; grey: the interval contains 0."
+_LAYER_CAPTION = (
+    "tr ∇²L summed by the layer number in the tensors' names; tensors without one are left out. Bars add the tensors' "
+    "half-widths, which bounds the error of the sum however they are correlated."
+)
+
+
+def _rays(
+    measured: Sequence[MeasurementRecord], main: MeasurementRecord | None
+) -> dict[str, list[tuple[float, PsiRecord]]]:
+    """Direction → points at the main λ and s; the undisplaced point is on every ray."""
+    if main is None:
+        return {}
+    origin = [(0.0, main.psi[0])] if main.displacement is None else []
+    asked = (main.psi[0].weight_decay, main.psi[0].temperature)
+    rays: dict[str, list[tuple[float, PsiRecord]]] = {}
+    for record in measured:
+        same = [psi for psi in record.psi if (psi.weight_decay, psi.temperature) == asked]
+        if record.displacement and same:
+            rays.setdefault(record.displacement.direction, list(origin)).append((record.displacement.radius, same[0]))
+    return rays
+
+
+def _picture(name: str, title: str, caption: str) -> str:
+    if name == "parts":
+        return ""
+    plot = f'<div class="plot" id="figure-{name}"></div>'
+    wide = ' class="wide"' if name == "grid" else ""
+    return f"<figure{wide}><h3>{escape(title)}</h3>{plot}<figcaption>{escape(caption)}</figcaption></figure>"
+
+
+# HTML and JSON
+
+
+def _verdict(record: MeasurementRecord) -> str:
+    items = "".join(
+        f"<div><h3>{escape(title)}</h3><p>{escape(text)}</p></div>" for title, text in findings(record).items()
+    )
+    return f'<p class="headline">{escape(headline(record))}</p><div class="findings">{items}</div>'
+
+
+def _subtitle(records: RunRecords) -> str:
+    models = dict.fromkeys(f"{record.model.spec} ({record.model.architecture})" for record in records.records)
+    return " · ".join([*models, f"villani {records.villani}"])
+
+
+def _point(record: MeasurementRecord) -> dict[str, object]:
+    """What the page needs to recompute Ψ at any λ and s."""
+    statistics = (
+        record.loss, record.gradient_norm_squared, record.gradient_dot_parameters, record.hessian_trace,
+    )  # fmt: skip
+    return {
+        "statistics": [estimate.value for estimate in statistics],
+        "covariance": record.covariance,
+        "quantile": _quantile(record),
+        "decayedParameters": record.objective.decayed_parameters,
+        "decayedNormSquared": record.decayed_norm_squared,
+        "weightDecay": record.psi[0].weight_decay,
+        "temperature": record.psi[0].temperature,
+    }
+
+
+def _quantile(record: MeasurementRecord) -> float | None:
+    """Two-sided Student quantile; 0 where nothing is sampled, None where one group gives no error bar at all."""
+    if not any(value for row in record.covariance for value in row):
+        return 0.0
+    if record.degrees_of_freedom <= 0:
+        return None
+    return float(student.ppf((1 + record.design.confidence) / 2, record.degrees_of_freedom))
+
+
+def _json(content: object) -> str:
+    """JSON that cannot end the <script> element that it stands in; U+2028 and U+2029 are escaped as not ASCII."""
+    text = json.dumps(content, allow_nan=False, ensure_ascii=True, separators=(",", ":"))
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")

@@ -1,0 +1,26 @@
+"""Counter-based randomness: every draw is a function of (seed, purpose, indices), never of what was drawn before.
+
+Philox streams keyed through `numpy.random.SeedSequence`, drawn on the CPU whatever the device, so that a resumed run,
+or one split over processes, sees the same bits. No torch.
+"""
+
+from enum import IntEnum
+
+import numpy as np
+
+
+class Purpose(IntEnum):
+    """What a stream is for; part of its key, so that no two purposes share bits."""
+
+    GROUPS = 0
+    PROBE = 1
+    LABELS = 2
+    SKETCH = 3
+    DIRECTION = 4
+    BATCHES = 5
+
+
+def stream(seed: int, purpose: Purpose, *indices: int) -> np.random.Generator:
+    """The random stream of (seed, purpose, indices); all non-negative integers."""
+    sequence = np.random.SeedSequence(seed, spawn_key=(int(purpose), *indices))
+    return np.random.Generator(np.random.Philox(sequence))

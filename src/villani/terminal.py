@@ -1,0 +1,111 @@
+"""What people see in a terminal: progress on stderr, results on stdout."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    SpinnerColumn,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.progress import Progress as RichProgress
+from rich.table import Table
+
+from villani.doctor import Finding
+from villani.report.numbers import format_interval, format_number, format_uncertain
+from villani.report.verdict import findings, headline
+from villani.runs.records import EstimateRecord, MeasurementRecord
+
+
+class Bar:
+    """A `villani.studies.progress.Progress` on a terminal: one line a stage, with the time left where it is known."""
+
+    def __init__(self, bars: RichProgress) -> None:
+        self._bars = bars
+        self._task: TaskID | None = None
+        self._stage = ""
+
+    def stage(self, text: str) -> None:
+        """Begin a stage of unknown length."""
+        self._close()
+        self._stage = text
+        self._task = self._bars.add_task(text, total=None)
+
+    def advance(self, done: int, total: int) -> None:
+        """Show `done` of `total`."""
+        if self._task is None:
+            self.stage(self._stage or "working")
+        assert self._task is not None
+        self._bars.update(self._task, completed=done, total=total)
+
+    def _close(self) -> None:
+        if self._task is not None:
+            self._bars.update(self._task, total=1, completed=1) if self._total() is None else None
+            self._bars.stop_task(self._task)
+
+    def _total(self) -> float | None:
+        return next(task.total for task in self._bars.tasks if task.id == self._task)
+
+
+@contextmanager
+def progress() -> Iterator[Bar]:
+    """Bars on stderr while the block runs."""
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    with RichProgress(*columns, console=Console(stderr=True), speed_estimate_period=3600) as bars:
+        yield Bar(bars)
+
+
+def print_measurement(record: MeasurementRecord, directory: Path) -> None:
+    """The verdict in words, the statistics with their intervals, Ψ at every λ and s, and where the page is."""
+    console = Console(highlight=False)
+    console.print(headline(record), style="bold", markup=False)
+    for title, paragraph in findings(record).items():
+        console.print(f"{title}. {paragraph}", markup=False)
+    table = Table("statistic", "estimate", f"{100 * record.design.confidence:g} % interval", "status")
+    rows: list[tuple[str, EstimateRecord]] = [
+        ("loss L (nats per token)", record.loss),
+        ("‖∇L‖², unbiased", record.gradient_norm_squared),
+        ("‖∇L‖², as a mini-batch reports it", record.naive_gradient_norm_squared),
+        ("⟨∇L, mθ⟩", record.gradient_dot_parameters),
+        ("tr ∇²L", record.hessian_trace),
+    ]
+    for name, estimate in rows:
+        table.add_row(name, *_cells(estimate))
+    table.add_row("‖mθ‖²", format_number(record.decayed_norm_squared), "", "certified")
+    console.print(table)
+    table = Table("λ", "s", "Ψ_s", "interval", "status")
+    for psi in record.psi:
+        table.add_row(format_number(psi.weight_decay), format_number(psi.temperature), *_cells(psi))
+    console.print(table)
+    if record.cost:
+        cost = record.cost
+        console.print(
+            f"{cost.seconds:.1f} s ({cost.seconds_per_group:.2f} s a group), peak memory "
+            f"{cost.peak_memory_bytes / 2**30:.2f} GiB, {cost.tokens:,} predicted tokens"
+        )
+    console.print(f"The page: {directory / 'report.html'}", markup=False, soft_wrap=True)
+
+
+def print_doctor(results: Sequence[Finding]) -> None:
+    """One line a finding."""
+    console = Console(highlight=False)
+    for result in results:
+        console.print(f"{'ok  ' if result.ok else 'FAIL'} {result.name}: {result.text}", markup=False, soft_wrap=True)
+
+
+def _cells(estimate: EstimateRecord) -> tuple[str, str, str]:
+    return format_uncertain(estimate.value, estimate.sem), format_interval(*estimate.interval), estimate.status

@@ -1,0 +1,69 @@
+import numpy as np
+import pytest
+import torch
+
+from tests.conftest import make_model
+from villani.curvature.probes import rademacher, rademacher_probe, random_direction
+from villani.curvature.sketch import BUCKETS, GradientSketch
+from villani.landscape.parameters import ParameterSpace
+from villani.streams import Purpose, stream
+
+
+def test_small_gradients_are_kept_whole():
+    space = ParameterSpace(make_model("gpt2"))
+    sketch = GradientSketch(space, seed=0)
+    gradient = [torch.randn_like(t) for t in space.tensors]
+    assert not sketch.lossy
+    assert torch.equal(sketch(gradient), torch.cat([g.reshape(-1) for g in gradient]))
+
+
+def test_sketch_is_the_matrix_it_says():
+    """Entry i goes to bucket i mod k with one sign, the same for every gradient, across tensor boundaries."""
+    space = ParameterSpace(make_model("gpt2"))
+    sketch = GradientSketch(space, seed=3, buckets=101)
+    signs = np.concatenate(
+        [rademacher(n, stream(3, Purpose.SKETCH, t), torch.float64).numpy() for t, n in enumerate(space.sizes)]
+    )
+    gradient = [torch.randn_like(t) for t in space.tensors]
+    flat = torch.cat([g.reshape(-1) for g in gradient]).numpy()
+    wanted = np.zeros(101)
+    np.add.at(wanted, np.arange(space.size) % 101, signs * flat)
+    assert np.allclose(sketch(gradient).numpy(), wanted, atol=1e-12)
+
+
+def test_inner_products_survive_on_average():
+    space = ParameterSpace(make_model("gpt2"))
+    a = [torch.randn_like(t) for t in space.tensors]
+    b = [x + torch.randn_like(x) for x in a]
+    truth = sum(float((x * y).sum()) for x, y in zip(a, b, strict=True))
+    found = [float(s(a) @ s(b)) for s in (GradientSketch(space, seed, 53) for seed in range(400))]
+    assert abs(np.mean(found) - truth) < 4 * np.std(found) / 20
+    assert np.std(found) > 0
+
+
+def test_buckets_are_prime():
+    assert all(BUCKETS % n for n in range(2, 512))
+
+
+def test_probes_depend_on_nothing_but_their_key():
+    space = ParameterSpace(make_model("gpt2"))
+    first = rademacher_probe(space, 1, 2, 3)
+    rademacher_probe(space, 1, 2, 4)
+    again = rademacher_probe(space, 1, 2, 3)
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    others = [rademacher_probe(space, *key) for key in ((2, 2, 3), (1, 3, 3), (1, 2, 4))]
+    assert all(not torch.equal(first[0], other[0]) for other in others)
+
+
+def test_signs_are_fair_and_independent():
+    signs = torch.stack([rademacher(1000, stream(0, Purpose.PROBE, i), torch.float64) for i in range(500)])
+    assert set(signs.unique().tolist()) == {-1.0, 1.0}
+    assert abs(float(signs.mean())) < 4 / (1000 * 500) ** 0.5
+    correlation = signs.T @ signs / 500 - torch.eye(1000)
+    assert float(correlation.abs().max()) < 6.5 / 500**0.5  # half a million pairs
+
+
+def test_random_direction_is_a_unit_vector():
+    space = ParameterSpace(make_model("gpt2"))
+    direction = random_direction(space, 0)
+    assert sum(float(u.square().sum()) for u in direction) == pytest.approx(1)

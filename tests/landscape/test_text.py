@@ -1,0 +1,85 @@
+import numpy as np
+import torch
+
+from tests.landscape.conftest import refused
+from villani.landscape.corpora import load_corpus
+from villani.landscape.models import load_model
+from villani.landscape.text import choose_groups, cut_blocks, load_groups
+from villani.landscape.tokenizers import load_tokenizer
+
+
+def arrays(*lengths):
+    """Documents whose every token is different."""
+    starts = np.cumsum([1, *lengths[:-1]])
+    return [np.arange(start, start + length) for start, length in zip(starts, lengths, strict=True)]
+
+
+def test_blocks_cross_no_boundary_and_pad_only_tails():
+    blocks = cut_blocks(arrays(5, 4, 0, 1, 2), 4, boundaries="a verse is a document")
+    assert blocks.ids.tolist() == [[1, 2, 3, 4], [6, 7, 8, 9], [11, 12, 0, 0]]
+    assert blocks.labels.tolist() == [[1, 2, 3, 4], [6, 7, 8, 9], [11, 12, -100, -100]]
+    assert (blocks.documents, blocks.tokens) == (5, 12)
+    assert blocks.ids.dtype == blocks.labels.dtype == torch.int64
+    assert "1 shorter tails are padded" in blocks.cut
+    assert "2 tails of one token are dropped" in blocks.cut
+    assert "a verse is a document" in blocks.cut
+
+
+def test_padding_on_the_right_does_not_change_the_loss():
+    model = load_model("builtin:tiny").model
+    blocks = cut_blocks(arrays(40), 64)
+    tail = torch.arange(1, 41)[None]
+    padded = model(input_ids=blocks.ids, labels=blocks.labels).loss
+    torch.testing.assert_close(padded, model(input_ids=tail, labels=tail).loss, rtol=1e-6, atol=0)
+
+
+def test_bad_blocks_are_refused():
+    refused("block=1: expected at least 2", cut_blocks, arrays(5), 1)
+    refused("nothing to predict", cut_blocks, arrays(1, 0, 1), 4)
+    refused("nothing to predict", cut_blocks, [], 4)
+
+
+def test_groups_are_a_seeded_choice_without_replacement():
+    blocks = cut_blocks(arrays(40), 4)
+    ids, labels = choose_groups(blocks, 3, 2, seed=7)
+    assert ids.shape == labels.shape == (3, 2, 4)
+    assert torch.equal(ids, labels)
+    assert len(ids.reshape(-1).unique()) == 24
+    assert torch.equal(ids, choose_groups(blocks, 3, 2, seed=7)[0])
+    assert torch.equal(ids[:2], choose_groups(blocks, 2, 2, seed=7)[0])
+    assert not torch.equal(ids, choose_groups(blocks, 3, 2, seed=8)[0])
+
+
+def test_every_block_is_equally_likely_in_the_first_place():
+    blocks = cut_blocks(arrays(20), 4)
+    counts = np.bincount([int(choose_groups(blocks, 1, 1, seed)[0][0, 0, 0]) // 4 for seed in range(1000)], minlength=5)
+    assert (np.abs(counts - 200) < 5 * np.sqrt(160)).all()
+
+
+def test_too_little_text_is_refused_with_the_counts():
+    blocks = cut_blocks(arrays(20), 4)
+    refused("text has 5 blocks of 4 tokens; 3 groups × 2 sequences need 6", choose_groups, blocks, 3, 2, 0)
+    refused("groups=0", choose_groups, blocks, 0, 2, 0)
+    refused("seed=-1", choose_groups, blocks, 1, 2, -1)
+
+
+def groups(**changes):
+    options = {"block": 64, "groups": 4, "sequences": 2, "seed": 0, "vocabulary": 2048, "context": 256}
+    return load_groups("builtin", load_tokenizer("builtin"), **(options | changes))
+
+
+def test_groups_of_builtin_text_are_reproducible_and_recorded():
+    ids, labels, record = groups()
+    again = groups()
+    assert ids.shape == labels.shape == (4, 2, 64)
+    assert torch.equal(ids, again[0])
+    assert record == again[2]
+    assert record.token_checksum != groups(seed=1)[2].token_checksum
+    assert record.documents == len(load_corpus("builtin").documents)
+    assert record.tokenizer == "builtin"
+
+
+def test_groups_must_fit_the_model():
+    refused("ids up to 20[0-9]+, and the model knows 100: .*vocab=2048", groups, vocabulary=100)
+    refused("the model accepts at most 32 tokens", groups, context=32)
+    assert groups(context=None)[0].shape == (4, 2, 64)

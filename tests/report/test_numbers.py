@@ -1,0 +1,52 @@
+import math
+
+import pytest
+
+from villani.report.numbers import format_interval, format_number, format_uncertain
+
+
+@pytest.mark.parametrize(
+    ("value", "sem", "text"),
+    [
+        (-3.12e5, 2.2e4, "(−3.1 ± 0.2)·10⁵"),
+        (4.1123, 0.0031, "4.112 ± 0.003"),
+        (2.5, 0.14, "2.50 ± 0.14"),
+        (1.0, 0.0996, "1.00 ± 0.10"),
+        (9.996, 0.04, "10.00 ± 0.04"),
+        (99_960, 900.0, "(1.000 ± 0.009)·10⁵"),
+        (-22.0, 41.0, "−20 ± 40"),
+        (-0.3, 200.0, "0 ± 200"),
+        (1e-9, 3e-8, "(0 ± 3)·10⁻⁸"),
+        (0.0, 0.02, "0.00 ± 0.02"),
+        (1.0, 1e-20, "1 ± 1·10⁻²⁰"),
+        (-219456.0, 0.0, "−219456"),
+        (math.nan, 1.0, "—"),
+        (1.0, math.inf, "—"),
+    ],
+)
+def test_format_uncertain_rounds_by_the_error(value, sem, text):
+    assert format_uncertain(value, sem) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0.0, "0"), (-0.0, "0"), (0.001, "0.001"), (1e-7, "1·10⁻⁷"), (2195328.0, "2195328"), (1.5e12, "1.5·10¹²"),
+        (1 / 3, "0.333333"), (-math.inf, "—"), (math.nan, "—"),
+    ],
+)  # fmt: skip
+def test_format_number(value, text):
+    assert format_number(value) == text
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "text"),
+    [
+        (-3.55e5, -2.66e5, "[−3.55, −2.66]·10⁵"),
+        (-0.0112, 0.0072, "[−0.0112, 0.0072]"),
+        (1.0, 1.0, "no sampling error"),
+        (math.nan, 1.0, "—"),
+    ],
+)
+def test_format_interval(low, high, text):
+    assert format_interval(low, high) == text
