@@ -74,6 +74,7 @@ class Measurement:
         parameters: d.
         decayed_parameters: d_m.
         weight_decay: the objective's λ, the default of `psi`.
+        gauss_newton_trace: the part of tr ∇²L that is never negative; None with `hutchinson`. Not a stand-in for it.
         tokens: predicted tokens in all groups.
         tensors: per tensor, in θ's order.
         sketch: buckets of the gradient sketch, or None where gradients were kept whole.
@@ -81,6 +82,7 @@ class Measurement:
 
     joint: JointEstimate
     naive_gradient_norm_squared: Estimate
+    gauss_newton_trace: Estimate | None
     decayed_norm_squared: float
     parameters: int
     decayed_parameters: int
@@ -206,7 +208,8 @@ def measure(
     else:
         joint = sampled_statistics(sums)
     norms = space.norms_squared()
-    block_traces = _tensor_traces(traces, tokens, objective.finite)
+    block_traces = _traces(traces, tokens, objective.finite)
+    gauss_newton = np.stack([row["gauss_newton"] for row in rows]).sum(axis=2, keepdims=True)  # (G, m or 0, 1)
     tensors = tuple(
         TensorStatistics(p.name, tuple(p.tensor.shape), p.decayed, float(norm), estimate)
         for p, norm, estimate in zip(space.parameters, norms, block_traces, strict=True)
@@ -214,6 +217,7 @@ def measure(
     return Measurement(
         joint=joint,
         naive_gradient_norm_squared=_naive(sums),
+        gauss_newton_trace=_traces(gauss_newton, tokens, objective.finite)[0] if gauss_newton.size else None,
         decayed_norm_squared=float(norms[space.decayed].sum()),
         parameters=space.size,
         decayed_parameters=space.decayed_size,
@@ -244,12 +248,12 @@ def check_design(groups: int, probes: int, seed: int, finite: bool) -> None:
 
 def _unit(ledger: Ledger | None, key: str, work: Callable[[], Rows], device: torch.device) -> Rows:
     """The unit's arrays: from the ledger if they are there, else worked out and kept."""
-    kept = ledger.get(key) if ledger else None
+    kept = None if ledger is None else ledger.get(key)
     if kept is not None:
         return kept
     start = time.perf_counter()
     arrays = work()
-    if ledger:
+    if ledger is not None:
         ledger.put(key, arrays, seconds=time.perf_counter() - start, peak_memory_bytes=_peak_memory(device))
     return arrays
 
@@ -262,6 +266,7 @@ def _row(objective: Objective, group: int, probes: int, seed: int, method: Trace
         "gradient": found.gradient,
         "dots": found.dots,
         "traces": found.traces,
+        "gauss_newton": found.gauss_newton,
     }
 
 
@@ -271,7 +276,8 @@ def _whole_gradient(objective: Objective) -> Rows:
     return {"norm_squared": np.array([sum(float(g.square().sum()) for g in gradient)])}
 
 
-def _tensor_traces(traces: Array, tokens: Array, finite: bool) -> list[Estimate]:
+def _traces(traces: Array, tokens: Array, finite: bool) -> list[Estimate]:
+    """Token-weighted means of (G, m, P) trace samples, one estimate for each of P."""
     count, probes, _ = traces.shape
     if finite:
         share = traces / tokens.sum()

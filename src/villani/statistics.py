@@ -190,9 +190,11 @@ def _fourth_symmetric(x: Array) -> Array:
 def sampled_statistics(sums: GroupSums) -> JointEstimate:
     """The four statistics when the groups are a sample of the text: data and probe noise together.
 
-    Near a stationary point the U-statistic is degenerate, and there its jackknife variance is up to twice the true one
-    (Efron & Stein 1981): the interval is then conservative, covering up to 99 % at a nominal 95 %. Taking the excess
-    off was tried: intervals then cover as little as 88 % between the two regimes, so it stays.
+    The interval of ‖∇L‖² is the least exact. Near a stationary point the U-statistic is degenerate, where its jackknife
+    variance is up to twice the true one (Efron & Stein 1981): it then covers up to 99 % at a nominal 95 %. Where the
+    gradient is about as large as its own noise and that noise has few directions, it covers as little as 90 %, nearly
+    all of the misses being on the low side (docs/measuring.md has the table). Taking the degenerate part off, and
+    intervals whose width follows the estimate, were tried: both cover less in some other regime.
 
     Raises:
         ValueError: fewer than three groups (a U-statistic without one of its groups still needs two).

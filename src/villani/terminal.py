@@ -19,6 +19,7 @@ from rich.table import Table
 
 from villani.doctor import Finding
 from villani.report.numbers import format_interval, format_number, format_uncertain
+from villani.report.tables import named_statistics
 from villani.report.verdict import findings, headline
 from villani.runs.records import EstimateRecord, MeasurementRecord
 
@@ -76,14 +77,7 @@ def print_measurement(record: MeasurementRecord, directory: Path) -> None:
     for title, paragraph in findings(record).items():
         console.print(f"{title}. {paragraph}", markup=False)
     table = Table("statistic", "estimate", f"{100 * record.design.confidence:g} % interval", "status")
-    rows: list[tuple[str, EstimateRecord]] = [
-        ("loss L (nats per token)", record.loss),
-        ("‖∇L‖², unbiased", record.gradient_norm_squared),
-        ("‖∇L‖², as a mini-batch reports it", record.naive_gradient_norm_squared),
-        ("⟨∇L, mθ⟩", record.gradient_dot_parameters),
-        ("tr ∇²L", record.hessian_trace),
-    ]
-    for name, estimate in rows:
+    for name, estimate in named_statistics(record).items():
         table.add_row(name, *_cells(estimate))
     table.add_row("‖mθ‖²", format_number(record.decayed_norm_squared), "", "certified")
     console.print(table)

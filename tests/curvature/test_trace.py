@@ -58,6 +58,7 @@ def test_residual_part_meets_the_same_probes(model):
             samples += sum(float(g.square().sum()) for g in slopes)
     v = flat(rademacher_probe(objective.parameters, 5, 1, 0))
     assert found.traces.sum() == pytest.approx(samples + v @ (oracle.hessian - oracle.gauss_newton) @ v, abs=1e-8)
+    assert found.gauss_newton.sum() == pytest.approx(samples, abs=1e-8)
     assert np.allclose(found.gradient, oracle.gradient, atol=1e-8)
 
 

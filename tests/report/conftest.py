@@ -88,7 +88,7 @@ def build_measurement(**changes: object) -> MeasurementRecord:
         ),
         text=text_record(),
         design=DesignRecord(
-            groups=GROUPS, sequences=4, block=128, probes=1, trace="hutchinson", seed=0, confidence=0.95, sketch=None,
+            groups=GROUPS, sequences=4, block=128, probes=1, trace="gauss-newton", seed=0, confidence=0.95, sketch=None,
             micro_tokens=512,
         ),
         displacement=None if c["ray"] is None else Displacement(direction=c["ray"][0], radius=c["ray"][1]),
@@ -97,6 +97,7 @@ def build_measurement(**changes: object) -> MeasurementRecord:
         naive_gradient_norm_squared=estimate(c["naive"], 2 * sems[1]),
         gradient_dot_parameters=estimate(c["dot"], sems[2]),
         hessian_trace=estimate(c["trace"], sems[3]),
+        gauss_newton_trace=estimate(1.4 * c["trace"], 0.2 * sems[3]),
         decayed_norm_squared=c["norm"],
         covariance=c["covariance"].tolist(),
         degrees_of_freedom=c["df"],

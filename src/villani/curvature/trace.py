@@ -37,6 +37,7 @@ class GroupStatistics:
         gradient: (k,) the gradient of the loss sum, sketched.
         dots: (P,) its inner product with θ, tensor by tensor.
         traces: (m, P) unbiased samples of the trace of the loss sum's Hessian, tensor by tensor.
+        gauss_newton: (m, P) the Gauss–Newton part of `traces`; (0, P) with `hutchinson`, which does not part them.
     """
 
     tokens: float
@@ -44,6 +45,7 @@ class GroupStatistics:
     gradient: Array
     dots: Array
     traces: Array
+    gauss_newton: Array
 
 
 def group_statistics(
@@ -59,6 +61,7 @@ def group_statistics(
     gradient = torch.zeros(min(space.size, sketch.buckets), dtype=torch.float64)
     dots = np.zeros(len(space.parameters))
     traces = np.zeros((probes, len(space.parameters)))
+    gauss_newton = np.zeros((probes if method == "gauss-newton" else 0, len(space.parameters)))
     labels = [stream(seed, Purpose.LABELS, group, probe) for probe in range(probes)]
     with objective.evaluating():
         for batch in objective.batches(group):
@@ -70,7 +73,7 @@ def group_statistics(
             if method == "gauss-newton":
                 logits, targets = _logits(forward)
                 for probe in range(probes):
-                    traces[probe] += _gauss_newton_sample(logits, space.tensors, labels[probe])
+                    gauss_newton[probe] += _gauss_newton_sample(logits, space.tensors, labels[probe])
                 root = _residual_root(logits, targets)
             slopes = differentiable_gradient(root, space.tensors)
             gradient += sketch(slopes)
@@ -79,12 +82,14 @@ def group_statistics(
                 vector = rademacher_probe(space, seed, group, probe)
                 curved = product(slopes, vector, space.tensors, keep_graph=probe + 1 < probes)
                 traces[probe] += _inner_products(curved, vector)
+    if len(gauss_newton):
+        traces += gauss_newton
     for name, values in (("gradient", gradient.numpy()), ("Hessian trace", traces)):
         if not np.isfinite(values).all():
             raise InputError(
                 f"group {group}: the {name} is not finite though the loss is {loss / tokens:.6g}: try float64"
             )
-    return GroupStatistics(tokens, loss, gradient.numpy(), dots, traces)
+    return GroupStatistics(tokens, loss, gradient.numpy(), dots, traces, gauss_newton)
 
 
 def _logits(forward: Forward) -> tuple[torch.Tensor, torch.Tensor]:

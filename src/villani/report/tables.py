@@ -5,7 +5,7 @@ from html import escape
 
 from villani.report import figures
 from villani.report.numbers import format_interval, format_number, format_uncertain
-from villani.runs.records import Cost, MeasurementRecord, PsiRecord, TrainingRecord
+from villani.runs.records import Cost, EstimateRecord, MeasurementRecord, PsiRecord, TrainingRecord
 
 _STATUSES = {
     "certified": "a theorem with proved inputs",
@@ -44,17 +44,24 @@ def tables(
 _STATUS_NOTE = "Status: " + "; ".join(f"{name}: {meaning}" for name, meaning in _STATUSES.items()) + "."
 
 
-def _statistics(record: MeasurementRecord) -> str:
-    sampled = {
+def named_statistics(record: MeasurementRecord) -> dict[str, EstimateRecord]:
+    """What was sampled, under the names that people read, in the terminal and on the page."""
+    rows = {
         "L, mean nats per predicted token": record.loss,
         "‖∇L‖², unbiased": record.gradient_norm_squared,
-        "‖∇L‖² as a mini-batch reports it (biased, for comparison)": record.naive_gradient_norm_squared,
+        "‖∇L‖² as a mini-batch reports it (biased)": record.naive_gradient_norm_squared,
         "⟨∇L, mθ⟩": record.gradient_dot_parameters,
         "tr ∇²L": record.hessian_trace,
     }
+    if record.gauss_newton_trace:
+        rows["tr of its Gauss–Newton part"] = record.gauss_newton_trace
+    return rows
+
+
+def _statistics(record: MeasurementRecord) -> str:
     rows: list[list[str]] = [
         [name, format_uncertain(e.value, e.sem), format_interval(*e.interval), f"{e.n:,}", _badge(e.status)]
-        for name, e in sampled.items()
+        for name, e in named_statistics(record).items()
     ]
     exact = _badge("certified")
     rows.append(["‖mθ‖²", format_number(record.decayed_norm_squared), "no sampling error", "", exact])

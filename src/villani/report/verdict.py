@@ -22,6 +22,7 @@ def findings(record: MeasurementRecord) -> dict[str, str]:
         "What that says about condition (iv)": _meaning(psi),
         "What decays": _coverage(record),
         "The gradient": _gradient(record),
+        "The curvature": _curvature(record),
     }
 
 
@@ -96,6 +97,18 @@ def _meaning(psi: PsiRecord) -> str:
     if _sign(psi) == "positive":
         return f"A positive Ψ here is no evidence for (iv). {common} For comparison: {expected}."
     return f"With the sign undecided there is nothing to read into it, and a known sign would not help. {common}"
+
+
+def _curvature(record: MeasurementRecord) -> str:
+    whole, part = record.hessian_trace, record.gauss_newton_trace
+    first = f"tr ∇²L is {format_uncertain(whole.value, whole.sem)}."
+    if part is None:
+        return first
+    first += f" Its Gauss–Newton part alone is {format_uncertain(part.value, part.sem)}"
+    low, high = whole.interval
+    if low <= part.value <= high:
+        return f"{first}, which these groups cannot tell from the whole."
+    return f"{first}, which is not a stand-in for the whole: the residual part, from Σ(p − y)·∇²z, is as real."
 
 
 def _coverage(record: MeasurementRecord) -> str:

@@ -188,6 +188,7 @@ def measured(
         naive_gradient_norm_squared=estimate_record(found.naive_gradient_norm_squared),
         gradient_dot_parameters=estimate_record(found.gradient_dot_parameters),
         hessian_trace=estimate_record(found.hessian_trace),
+        gauss_newton_trace=estimate_record(found.gauss_newton_trace) if found.gauss_newton_trace else None,
         decayed_norm_squared=found.decayed_norm_squared,
         covariance=found.joint.covariance.tolist(),
         degrees_of_freedom=found.joint.degrees_of_freedom,

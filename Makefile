@@ -1,0 +1,31 @@
+# The two commands of the README do all set-up, in a virtual environment inside the checkout.
+PYTHON ?= python3.11
+PIP := .venv/bin/pip --disable-pip-version-check
+
+.PHONY: demo test lint clean
+
+demo: .venv/installed
+	.venv/bin/villani demo --run runs/demo
+
+test: lint
+	.venv/bin/pytest -n 2
+
+lint: .venv/tested
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(PIP) install --quiet --constraint constraints.txt --editable .
+	touch $@
+
+# curvlinops, an independent oracle for tests, comes without its dependencies: one of them asks for torchvision, which
+# would replace the pinned torch. What it really imports is in the `test` extra.
+.venv/tested: .venv/installed
+	$(PIP) install --quiet --constraint constraints.txt --editable '.[test]'
+	$(PIP) install --quiet --constraint constraints.txt --no-deps curvlinops-for-pytorch backpack-for-pytorch
+	touch $@
+
+clean:
+	rm -rf .venv .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -1,0 +1,10 @@
+"""Write the JSON schemas of records beside this file: python docs/schema/publish.py"""
+
+import json
+from pathlib import Path
+
+from villani.runs.records import MeasurementRecord, RunRecords
+
+for name, model in (("measurement", MeasurementRecord), ("run", RunRecords)):
+    text = json.dumps(model.model_json_schema(), indent=1, ensure_ascii=False) + "\n"
+    (Path(__file__).parent / f"{name}.schema.json").write_text(text)
