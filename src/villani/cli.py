@@ -99,7 +99,7 @@ def measure(
 @app.command()
 def demo(
     run: Annotated[Path, typer.Option(help="run directory")] = Path("runs/demo"),
-    steps: Annotated[int, typer.Option(help="training steps")] = 300,
+    steps: Annotated[int, typer.Option(help="training steps")] = 1000,
     seed: Annotated[int, typer.Option(help="of everything random")] = 0,
     json: Json = False,
 ) -> None:
@@ -149,15 +149,18 @@ def _numbers(name: str, text: str) -> list[float]:
         raise InputError(f"--{name} {text!r}: expected numbers, several with commas") from None
 
 
+_INTERRUPTED = 130  # what typer returns after Ctrl-C
+
+
 def main() -> None:
     """Run a command and turn what goes wrong into one line and an exit code."""
     try:
         code = app(standalone_mode=False)
     except (InputError, TyperException) as error:
-        message = error.format_message() if hasattr(error, "format_message") else str(error)
+        message = error.format_message() if isinstance(error, TyperException) else str(error)
         sys.stderr.write(f"villani: {message}\n")
-        code = 2
-    except (KeyboardInterrupt, typer.Abort):
+        sys.exit(2)
+    if code == _INTERRUPTED:
         sys.stderr.write("villani: interrupted; what was finished is kept, and the same command resumes\n")
-        code = 1
-    sys.exit(code if isinstance(code, int) else 0)
+        sys.exit(1)
+    sys.exit(code or 0)

@@ -5,7 +5,6 @@ recomputed in the page for any λ and s, since the five statistics and their cov
 """
 
 import json
-import os
 import re
 from collections.abc import Mapping, Sequence
 from html import escape
@@ -22,6 +21,7 @@ from villani.report import figures
 from villani.report.tables import note, psi_table, tables
 from villani.report.verdict import findings, headline
 from villani.runs.records import Cost, MeasurementRecord, PsiRecord, RunRecords, TrainingRecord
+from villani.runs.store import write_atomically
 
 _SCHEMA_VERSION = RunRecords.model_fields["schema_version"].default
 
@@ -59,14 +59,8 @@ def write_report(run: Path) -> Path:
         raise InputError(f"{run}: no such run directory; give the folder that a villani command wrote.")
     records = _read_records(run / "records.json")
     page = render(records, _read_costs(run / "cost.json", len(records.records)))
-    target = run / "report.html"
-    draft = run / f".report.html.{os.getpid()}"
-    try:
-        draft.write_text(page, encoding="utf-8")
-        os.replace(draft, target)
-    finally:
-        draft.unlink(missing_ok=True)
-    return target
+    write_atomically(run / "report.html", page)
+    return run / "report.html"
 
 
 def _read_records(path: Path) -> RunRecords:

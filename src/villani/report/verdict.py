@@ -93,7 +93,7 @@ def _meaning(psi: PsiRecord) -> str:
         "(THEORY.md §1)"
     )
     if _sign(psi) == "negative":
-        return f"A negative Ψ at a trained point is expected: {expected}. It is no evidence against (iv). {common}"
+        return f"A negative Ψ is no evidence against (iv), and expected near a minimum: {expected}. {common}"
     if _sign(psi) == "positive":
         return f"A positive Ψ here is no evidence for (iv). {common} For comparison: {expected}."
     return f"With the sign undecided there is nothing to read into it, and a known sign would not help. {common}"

@@ -31,12 +31,12 @@ from villani.studies.progress import Progress, Silent
 MODEL = "builtin:tiny"
 BATCH, LEARNING_RATE = 16, 3e-3
 MEASURED = MeasureSettings(
-    model=MODEL, weight_decay=[0.01, 0.1, 1.0], temperature=[1e-4, 1e-2, 1.0], groups=16, sequences=4, block=128
+    model=MODEL, weight_decay=[0.1, 0.01, 1.0], temperature=[1e-3, 1e-1, 10.0], groups=16, sequences=4, block=128
 )
 RADII = (0.1, 0.3, 1.0, 3.0, 10.0)  # in units of ‖θ‖
 
 
-def run_demo(run: Path, *, steps: int = 300, seed: int = 0, progress: Progress | None = None) -> MeasurementRecord:
+def run_demo(run: Path, *, steps: int = 1000, seed: int = 0, progress: Progress | None = None) -> MeasurementRecord:
     """Train, measure, write the report; resumes where it was stopped.
 
     Args:
@@ -60,7 +60,7 @@ def run_demo(run: Path, *, steps: int = 300, seed: int = 0, progress: Progress |
     tokenizer = load_tokenizer("builtin")
     corpus = load_corpus("builtin")
     blocks = cut_blocks(tokenizer.encode(corpus.documents), settings.block, boundaries=corpus.boundaries)
-    kept, held_out = _split(blocks, seed)
+    kept, held_out = split(blocks, seed)
     ids, labels = choose_groups(kept, settings.groups, settings.sequences, seed)
     text = text_record("builtin", tokenizer, corpus, kept, ids, labels)
     with Ledger(run, {"command": command, **settings.model_dump(), "token_checksum": text.token_checksum}) as ledger:
@@ -91,7 +91,7 @@ def run_demo(run: Path, *, steps: int = 300, seed: int = 0, progress: Progress |
     return record.model_copy(update={"cost": cost})
 
 
-def _split(blocks: Blocks, seed: int) -> tuple[Blocks, Blocks]:
+def split(blocks: Blocks, seed: int) -> tuple[Blocks, Blocks]:
     """Nine tenths of the blocks for training and measuring, the rest held out; a seeded random choice."""
     order = torch.from_numpy(stream(seed, Purpose.BATCHES).permutation(len(blocks.ids)))
     cut = len(order) * 9 // 10

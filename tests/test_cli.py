@@ -1,0 +1,278 @@
+"""The command line as a user types it: what is printed where, exit codes, and every kind of bad input."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from villani.cli import main
+from villani.landscape.models import load_model
+
+SMALL = ["--groups", "4", "--sequences", "1", "--block", "16"]
+
+
+@pytest.fixture
+def villani(monkeypatch, capsys):
+    """Run a command in this process; gives (exit code, stdout, stderr)."""
+
+    def run(*words):
+        monkeypatch.setattr(sys, "argv", ["villani", *map(str, words)])
+        with pytest.raises(SystemExit) as stopped:
+            main()
+        out = capsys.readouterr()
+        return stopped.value.code, out.out, out.err
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory):
+    """A small model as a local folder."""
+    folder = tmp_path_factory.mktemp("models") / "small"
+    load_model("builtin:tiny?layers=1&width=8&context=32").model.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def copy(checkpoint, tmp_path):
+    """A checkpoint of one's own, to spoil."""
+    return shutil.copytree(checkpoint, tmp_path / "model")
+
+
+def refused(result, *fragments):
+    """Exit code 2 and one line on stderr that says what; nothing on stdout, no traceback."""
+    code, out, err = result
+    lines = [line for line in err.splitlines() if line.startswith("villani: ")]
+    assert code == 2, (code, err)
+    assert out == ""
+    assert len(lines) == 1
+    assert err.rstrip().endswith(lines[0])
+    assert "Traceback" not in err
+    for fragment in fragments:
+        assert fragment in lines[0], lines[0]
+
+
+def test_measure_prints_one_record_and_leaves_a_page(villani, checkpoint, tmp_path):
+    run = tmp_path / "run"
+    code, out, err = villani(
+        "measure", checkpoint, "--tokenizer", "builtin", *SMALL, "--run", run, "--json",
+        "--weight-decay", "0.1,1", "--temperature", "1e-3,2",
+    )  # fmt: skip
+    record = json.loads(out)
+    assert code == 0, err
+    assert out.count("\n") == 1
+    assert "measuring" in err
+    assert [(p["weight_decay"], p["temperature"]) for p in record["psi"]] == [(0.1, 1e-3), (0.1, 2), (1, 1e-3), (1, 2)]
+    assert record["objective"]["weight_decay"] == 0.1
+    assert record["cost"]["seconds"] > 0
+    assert record["cost"]["tokens"] == 4 * 15
+    assert "<html" in (run / "report.html").read_text()
+    assert {p.name for p in run.iterdir()} == {
+        "settings.toml", "ledger.sqlite", "records.json", "cost.json", "report.html",
+    }  # fmt: skip
+    kept = json.loads((run / "records.json").read_text())["records"][0]
+    assert kept["cost"] is None
+    assert kept["psi"] == record["psi"]
+
+
+def test_the_recorded_command_gives_the_same_record(villani, tmp_path):
+    words = ["measure", "builtin:tiny?width=8&layers=1", *SMALL, "--decay", "match:wte|h.0", "--probes", "2"]
+    _, out, _ = villani(*words, "--run", tmp_path / "a", "--json")
+    command = json.loads(out)["provenance"]["command"]
+    assert command.startswith("villani measure 'builtin:tiny?width=8&layers=1' --text builtin")
+    import shlex
+
+    code, _, _ = villani(*shlex.split(command)[1:], "--run", tmp_path / "b")
+    assert code == 0
+    assert (tmp_path / "a" / "records.json").read_bytes() == (tmp_path / "b" / "records.json").read_bytes()
+
+
+def test_another_weight_decay_needs_no_new_measurement(villani, tmp_path):
+    words = ["measure", "builtin:tiny?width=8&layers=1", *SMALL, "--run", tmp_path / "run", "--json"]
+    _, out, _ = villani(*words, "--weight-decay", "0.1")
+    _, again, _ = villani(*words, "--weight-decay", "3", "--decay", "hf")
+    first, second = json.loads(out), json.loads(again)
+    assert second["cost"]["seconds"] == first["cost"]["seconds"]  # what the groups took the first time
+    assert second["loss"] == first["loss"]
+    assert second["psi"][0]["weight_decay"] == 3
+    assert second["objective"]["undecayed"]
+
+
+def test_human_output_and_report(villani, tmp_path):
+    run = tmp_path / "run"
+    code, out, _ = villani("measure", "builtin:tiny?width=8&layers=1", *SMALL, "--run", run)
+    assert code == 0
+    assert "Ψ" in out
+    assert "No value" in out or "no value" in out
+    assert "report.html" in out
+    (run / "report.html").unlink()
+    code, out, _ = villani("report", run)
+    assert code == 0
+    assert out.strip() == str(run / "report.html")
+    assert (run / "report.html").is_file()
+
+
+def test_finite_and_hutchinson_and_float64(villani, tmp_path):
+    code, out, _ = villani(
+        "measure", "builtin:tiny?width=8&layers=1", *SMALL, "--run", tmp_path / "run", "--json", "--finite", "--probes",
+        "2", "--trace", "hutchinson", "--dtype", "float64",
+    )  # fmt: skip
+    record = json.loads(out)
+    assert code == 0
+    assert record["loss"]["sem"] == 0
+    assert record["loss"]["status"] == "certified"
+    assert record["gauss_newton_trace"] is None
+    assert record["model"]["dtype"] == "float64"
+
+
+def test_doctor(villani):
+    code, out, _ = villani("doctor")
+    assert code == 0
+    assert "torch 2.13" in out
+    assert "second derivatives: eager and SDPA attention agree" in out
+
+
+def test_version_and_help(villani):
+    assert villani("--version")[1].startswith("villani 0.")
+    code, out, _ = villani("measure", "--help")
+    assert code == 0
+    assert "--weight-decay" in out
+
+
+@pytest.mark.parametrize(
+    ("words", "fragments"),
+    [
+        (["--weight-decay=-0.1"], ["weight_decay=-0.1: expected a finite number ≥ 0"]),
+        (["--weight-decay=nan"], ["weight_decay=nan"]),
+        (["--weight-decay=0.1,x"], ["--weight-decay '0.1,x': expected numbers"]),
+        (["--temperature=0"], ["temperature=0.0: expected a finite number > 0"]),
+        (["--temperature=inf"], ["temperature=inf"]),
+        (["--probes=0"], ["probes=0: expected at least 1"]),
+        (["--groups=2"], ["groups=2: expected at least 3"]),
+        (["--finite"], ["probes=1: expected at least 2"]),
+        (["--sequences=0"], ["sequences=0: expected at least 1"]),
+        (["--block=1"], ["block=1: expected at least 2"]),
+        (["--block=257"], ["block=257", "at most 256"]),
+        (["--groups=100000"], ["text has", "give more text"]),
+        (["--seed=-1"], ["seed=-1"]),
+        (["--threads=0"], ["threads=0"]),
+        (["--micro-tokens=0"], ["micro_tokens=0"]),
+        (["--decay=some"], ["decay 'some' is unknown"]),
+        (["--decay=match:["], ["not a regular expression"]),
+        (["--device=cuda:9"], ["cuda:9"]),
+        (["--dtype=bfloat16"], ["bfloat16"]),
+        (["--trace=magic"], ["magic"]),
+        (["--groups=many"], ["--groups", "valid integer"]),
+        (["--no-such-option"], ["--no-such-option"]),
+        (["--text=no/such/file.txt"], ["no/such/file.txt", "no such file"]),
+        (["--tokenizer=./nowhere"], ["./nowhere"]),
+        (["--data=nowhere", "--text=ptb"], ["nowhere", "not a folder"]),
+    ],
+)
+def test_bad_options(villani, tmp_path, words, fragments):
+    refused(villani("measure", "builtin:tiny", "--run", tmp_path / "run", *words), *fragments)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("model", "fragments"),
+    [
+        ("./nowhere", ["'./nowhere'", "no such folder"]),
+        ("config:gpt5", ["unknown model", "gpt2"]),
+        ("config:gpt2?layers=0", ["layers=0"]),
+        ("builtin:tiny?vocab=100", ["ids up to", "the model knows 100"]),
+        ("nobody/nothing", ["nobody/nothing"]),
+        ("", ["no model is named"]),
+    ],
+)
+def test_bad_models(villani, tmp_path, monkeypatch, model, fragments):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    refused(villani("measure", model, "--run", tmp_path / "run"), *fragments)
+
+
+@pytest.mark.parametrize(
+    ("content", "fragments"),
+    [
+        (b"", ["is empty"]),
+        (b" \n\t\n", ["is empty"]),
+        (b"too short", ["text has"]),
+        ("naïve".encode("latin-1"), ["not UTF-8 at byte 2"]),
+        ("wide".encode("utf-16"), ["text"]),
+        (b"a\0b", ["NUL byte"]),
+    ],
+)
+def test_bad_text(villani, tmp_path, content, fragments):
+    (tmp_path / "text.txt").write_bytes(content)
+    refused(villani("measure", "builtin:tiny", "--text", tmp_path / "text.txt", "--run", tmp_path / "run"), *fragments)
+
+
+def test_a_truncated_checkpoint(villani, copy, tmp_path):
+    weights = copy / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    refused(villani("measure", copy, "--tokenizer", "builtin", "--run", tmp_path / "run"), "truncated or corrupt")
+
+
+def test_a_pickle_checkpoint_is_never_opened(villani, copy, tmp_path):
+    (copy / "model.safetensors").unlink()
+    (copy / "pytorch_model.bin").write_bytes(b"cos\nsystem\n(S'touch owned'\ntR.")
+    refused(villani("measure", copy, "--tokenizer", "builtin", "--run", tmp_path / "run"), "pickle", "save_pretrained")
+
+
+def test_a_weight_that_is_not_finite(villani, copy, tmp_path):
+    tensors = load_file(copy / "model.safetensors")
+    tensors["transformer.wpe.weight"][0, 0] = float("inf")
+    save_file(tensors, copy / "model.safetensors", metadata={"format": "pt"})
+    refused(
+        villani("measure", copy, "--tokenizer", "builtin", *SMALL, "--run", tmp_path / "run"), "transformer.wpe.weight"
+    )
+
+
+def test_a_loss_that_is_not_finite_names_the_group_and_keeps_the_rest(villani, copy, tmp_path):
+    """Weights so large that float32 overflows: finite parameters, infinite logits."""
+    tensors = load_file(copy / "model.safetensors")
+    tensors = {name: torch.full_like(t, 1e38) if "ln_f" in name else t for name, t in tensors.items()}
+    save_file(tensors, copy / "model.safetensors", metadata={"format": "pt"})
+    refused(villani("measure", copy, "--tokenizer", "builtin", *SMALL, "--run", tmp_path / "run"), "group 0: the loss")
+
+
+def test_a_run_of_other_settings(villani, tmp_path):
+    words = ["measure", "builtin:tiny?width=8&layers=1", "--run", tmp_path / "run", *SMALL]
+    assert villani(*words)[0] == 0
+    before = (tmp_path / "run" / "records.json").read_bytes()
+    refused(villani(*words, "--seed", "1"), "begun with seed = 0, now 1")
+    refused(villani(*words, "--text", "builtin,x"), "no such file")
+    refused(
+        villani("measure", "builtin:tiny?width=8&layers=1&seed=1", "--run", tmp_path / "run", *SMALL), "was begun with"
+    )
+    assert (tmp_path / "run" / "records.json").read_bytes() == before
+
+
+def test_bad_run_directories(villani, tmp_path):
+    words = ["measure", "builtin:tiny?width=8&layers=1", *SMALL, "--run"]
+    (tmp_path / "file").write_text("")
+    refused(villani(*words, tmp_path / "file"), "a file")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "notes.txt").write_text("")
+    refused(villani(*words, tmp_path / "other"), "no ledger.sqlite")
+    refused(villani("report", tmp_path / "nowhere"), "nowhere")
+    refused(villani("report", tmp_path / "other"), "records.json")
+    (tmp_path / "other" / "records.json").write_text("{")
+    refused(villani("report", tmp_path / "other"), "records.json")
+
+
+def test_no_command_and_unknown_commands(villani):
+    refused(villani("mesure", "x"), "mesure")
+    refused(villani("measure"), "Missing argument")
+
+
+def test_python_m_villani_and_lazy_imports():
+    """`--help` does not wait for torch, and the package imports without it."""
+    done = subprocess.run([sys.executable, "-m", "villani", "--help"], capture_output=True, text=True, check=True)
+    assert "measure" in done.stdout
+    check = "import sys, villani.cli, villani.statistics, villani.runs.store; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
