@@ -1,0 +1,207 @@
+"""Typed records: what a run leaves behind, in JSON that others may rely on.
+
+A record holds figures and where they come from, never a clock reading: an interrupted and resumed run writes the same
+bytes as one that was left alone. What the work cost is kept apart, in `Cost`, and joins the record on the way out.
+The JSON schema is published in `docs/schema/`; `tests/runs/test_records.py` holds the two together.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Status = Literal["certified", "statistical", "estimated", "as-claimed", "refuted"]
+
+
+class Record(BaseModel):
+    """Base of all records: unknown keys and non-finite numbers are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class EstimateRecord(Record):
+    """A number with its uncertainty (see `villani.statistics.Estimate`)."""
+
+    value: float
+    sem: float = Field(ge=0, description="standard error; 0 for a number that is not sampled")
+    n: int = Field(ge=1, description="groups behind the number")
+    interval: tuple[float, float] = Field(description="at the confidence level of `design.confidence`")
+    status: Status
+
+
+class PsiParts(Record):
+    """The five addends of Ψ_s, THEORY.md §6."""
+
+    decay_norm: EstimateRecord = Field(description="λ²‖mθ‖²/s, exact")
+    cross: EstimateRecord = Field(description="2λ⟨∇L, mθ⟩/s")
+    gradient_norm: EstimateRecord = Field(description="‖∇L‖²/s")
+    decay_laplacian: EstimateRecord = Field(description="−λ·d_m, exact")
+    hessian_trace: EstimateRecord = Field(description="−tr ∇²L")
+
+
+class PsiRecord(EstimateRecord):
+    """Ψ_s = ‖∇F‖²/s − ΔF at one λ and s."""
+
+    weight_decay: float = Field(ge=0)
+    temperature: float = Field(gt=0)
+    parts: PsiParts
+
+
+class ModelRecord(Record):
+    """Which model was measured."""
+
+    spec: str
+    architecture: str
+    description: str = Field(description="where the weights come from, in words")
+    dtype: str
+    context: int | None = Field(description="longest sequence that the model accepts")
+
+
+class TensorGroup(Record):
+    """A named parameter tensor and its size."""
+
+    name: str
+    parameters: int
+
+
+class ObjectiveRecord(Record):
+    """F = L + (λ/2)‖m⊙θ‖²: λ, the decay mask m, and what it leaves out."""
+
+    weight_decay: float = Field(ge=0, description="the first λ asked for; `psi` has all of them")
+    decay: str = Field(description="which parameters decay: all | hf | nanogpt | olmo | match:REGEX")
+    parameters: int = Field(description="d, tied weights counted once")
+    decayed_parameters: int = Field(description="d_m")
+    finite: bool = Field(description="true: the groups are the whole data set, so only probes are noise")
+    undecayed: list[TensorGroup] = Field(description="tensors that the mask leaves out")
+
+
+class SourceFile(Record):
+    """A file that text or a tokenizer was read from."""
+
+    name: str
+    bytes: int
+    md5: str
+
+
+class TextRecord(Record):
+    """Which text the loss is the mean over, and how it was cut into blocks."""
+
+    spec: str
+    sources: list[SourceFile]
+    tokenizer: str
+    tokenizer_sources: list[SourceFile]
+    documents: int
+    tokens: int
+    blocks: int = Field(description="blocks in the text; the groups are a seeded random choice of them")
+    cut: str = Field(description="how blocks are cut, in words")
+    token_checksum: str = Field(description="sha256 of the token ids and labels measured")
+
+
+class DesignRecord(Record):
+    """How the measurement was laid out."""
+
+    groups: int
+    sequences: int = Field(description="blocks in each group")
+    block: int = Field(description="tokens in each block")
+    probes: int = Field(description="independent probes in each group")
+    trace: Literal["gauss-newton", "hutchinson"]
+    seed: int
+    confidence: float
+    sketch: int | None = Field(description="buckets of the gradient sketch; null: gradients were kept whole")
+    micro_tokens: int = Field(description="tokens in one forward pass at the most")
+
+
+class TensorRecord(Record):
+    """One parameter tensor's share of the statistics."""
+
+    name: str
+    shape: list[int]
+    parameters: int
+    decayed: bool
+    norm_squared: float
+    hessian_trace: EstimateRecord
+
+
+class Provenance(Record):
+    """What determines the figures; the same provenance gives the same bytes."""
+
+    command: str
+    seed: int
+    device: str
+    threads: int
+    versions: dict[str, str]
+    parameter_checksum: str = Field(description="sha256 over names, shapes and values of θ")
+
+
+class Cost(Record):
+    """What the work took, summed over finished groups, restarts included."""
+
+    seconds: float
+    seconds_per_group: float
+    peak_memory_bytes: int
+    tokens: int = Field(description="predicted tokens, over all groups")
+    probes: int = Field(description="probes, over all groups")
+
+
+class Displacement(Record):
+    """Where on a ray θ₀ + r·u a measurement was taken, |u| = 1."""
+
+    direction: str
+    radius: float
+
+
+class MeasurementRecord(Record):
+    """The five statistics at θ and the Ψ_s that they give, DESIGN.md "Contracts"."""
+
+    kind: Literal["measurement"] = "measurement"
+    model: ModelRecord
+    objective: ObjectiveRecord
+    text: TextRecord
+    design: DesignRecord
+    displacement: Displacement | None = None
+    loss: EstimateRecord = Field(description="L, mean nats per predicted token")
+    gradient_norm_squared: EstimateRecord = Field(description="‖∇L‖², unbiased: may be negative")
+    naive_gradient_norm_squared: EstimateRecord = Field(
+        description="mean squared norm of one group's gradient, as a mini-batch reports it: biased"
+    )
+    gradient_dot_parameters: EstimateRecord = Field(description="⟨∇L, mθ⟩")
+    hessian_trace: EstimateRecord = Field(description="tr ∇²L")
+    gauss_newton_trace: EstimateRecord | None = Field(
+        description="the part of hessian_trace that is never negative; not a stand-in for it. null with hutchinson"
+    )
+    decayed_norm_squared: float = Field(description="‖mθ‖², exact")
+    covariance: list[list[float]] = Field(
+        description="of loss, gradient_norm_squared, gradient_dot_parameters, hessian_trace, in this order"
+    )
+    degrees_of_freedom: float = Field(description="of the t-intervals")
+    tensors: list[TensorRecord]
+    psi: list[PsiRecord]
+    provenance: Provenance
+    cost: Cost | None = Field(default=None, description="null inside records.json, where every byte is reproducible")
+
+
+class TrainingRecord(Record):
+    """A short training run: what was trained, and how the loss went."""
+
+    kind: Literal["training"] = "training"
+    model: ModelRecord
+    text: TextRecord
+    optimizer: str
+    weight_decay: float
+    learning_rate: float
+    batch: int
+    seed: int
+    steps: list[int]
+    loss: list[float] = Field(description="mean nats per predicted token of the batch at each of `steps`")
+    held_out_loss: float | None
+
+
+AnyRecord = Annotated[MeasurementRecord | TrainingRecord, Field(discriminator="kind")]
+
+
+class RunRecords(Record):
+    """The content of `records.json`."""
+
+    schema_version: Literal[1] = 1
+    villani: str = Field(description="version of villani that wrote the file")
+    title: str
+    records: list[AnyRecord]

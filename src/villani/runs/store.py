@@ -1,0 +1,207 @@
+"""The run directory: a ledger of finished work in SQLite, settings, records, and the rules that keep them honest.
+
+One row per finished unit, one transaction per unit. The ledger remembers the settings that determine its rows; a run of
+other settings is refused, never reused. An exclusive SQLite lock keeps a second writer out and dies with its process.
+"""
+
+import errno
+import io
+import json
+import os
+import sqlite3
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from villani.errors import InputError
+from villani.runs.records import Cost, RunRecords
+from villani.statistics import Array
+
+Settings = Mapping[str, Any]
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS settings (name TEXT PRIMARY KEY, value TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS units (
+    key TEXT PRIMARY KEY, arrays BLOB NOT NULL, seconds REAL NOT NULL, peak_memory_bytes INTEGER NOT NULL
+);
+"""
+
+
+class Ledger:
+    """Finished units of work under a run directory; a context manager.
+
+    Args:
+        directory: made if missing; must be empty or a run.
+        settings: whatever determines the rows, as flat JSON values; compared with what the run was begun with.
+
+    Raises:
+        InputError: the directory is something else, belongs to other settings, is in use by another process, or cannot
+            be written.
+    """
+
+    def __init__(self, directory: Path, settings: Settings) -> None:
+        self.directory = directory
+        with writing(directory):
+            _claim(directory)
+            self._connection = sqlite3.connect(directory / "ledger.sqlite", timeout=0.0, isolation_level=None)
+            try:
+                self._open(settings)
+            except BaseException:
+                self._connection.close()
+                raise
+
+    def _open(self, settings: Settings) -> None:
+        execute = self._connection.execute
+        execute("PRAGMA locking_mode=EXCLUSIVE")
+        try:
+            execute("PRAGMA journal_mode=WAL")
+            execute("PRAGMA synchronous=FULL")
+            execute("BEGIN EXCLUSIVE")
+        except sqlite3.OperationalError as error:
+            if "locked" in str(error):
+                raise InputError(
+                    f"run {self.directory} is being written by another process: wait, or choose --run"
+                ) from None
+            raise
+        for statement in _SCHEMA.split(";"):
+            execute(statement)
+        kept = {name: json.loads(value) for name, value in execute("SELECT name, value FROM settings")}
+        _compare(self.directory, kept, settings)
+        if not kept:
+            rows = [(name, json.dumps(value, sort_keys=True)) for name, value in settings.items()]
+            self._connection.executemany("INSERT INTO settings VALUES (?, ?)", rows)
+        execute("COMMIT")
+
+    def __enter__(self) -> "Ledger":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._connection.close()
+
+    def get(self, key: str) -> dict[str, Array] | None:
+        """The arrays of a finished unit, or None."""
+        found = self._connection.execute("SELECT arrays FROM units WHERE key = ?", (key,)).fetchone()
+        if found is None:
+            return None
+        with np.load(io.BytesIO(found[0]), allow_pickle=False) as archive:
+            return {name: archive[name] for name in archive.files}
+
+    def put(self, key: str, arrays: Mapping[str, Array], *, seconds: float, peak_memory_bytes: int) -> None:
+        """Keep a finished unit in one transaction; on return it survives a kill."""
+        buffer = io.BytesIO()
+        np.savez(buffer, allow_pickle=False, **arrays)
+        with writing(self.directory):
+            self._connection.execute(
+                "INSERT INTO units VALUES (?, ?, ?, ?)", (key, buffer.getvalue(), seconds, peak_memory_bytes)
+            )
+
+    def scoped(self, prefix: str) -> "ScopedLedger":
+        """The same ledger with every key under `prefix/`."""
+        return ScopedLedger(self, prefix)
+
+    def spent(self, prefix: str = "") -> tuple[float, int, int]:
+        """Seconds in all, largest peak memory in bytes, and number of units, under a key prefix."""
+        seconds, peak, count = self._connection.execute(
+            "SELECT COALESCE(SUM(seconds), 0), COALESCE(MAX(peak_memory_bytes), 0), COUNT(*) FROM units "
+            "WHERE substr(key, 1, ?) = ?",
+            (len(prefix), prefix),
+        ).fetchone()
+        return float(seconds), int(peak), int(count)
+
+
+class ScopedLedger:
+    """A view of a ledger whose keys carry a prefix, for runs of several measurements."""
+
+    def __init__(self, ledger: Ledger, prefix: str) -> None:
+        self._ledger = ledger
+        self.prefix = f"{prefix}/"
+
+    def get(self, key: str) -> dict[str, Array] | None:
+        """See `Ledger.get`."""
+        return self._ledger.get(self.prefix + key)
+
+    def put(self, key: str, arrays: Mapping[str, Array], *, seconds: float, peak_memory_bytes: int) -> None:
+        """See `Ledger.put`."""
+        self._ledger.put(self.prefix + key, arrays, seconds=seconds, peak_memory_bytes=peak_memory_bytes)
+
+    def spent(self) -> tuple[float, int, int]:
+        """See `Ledger.spent`."""
+        return self._ledger.spent(self.prefix)
+
+
+def _claim(directory: Path) -> None:
+    directory.mkdir(parents=True, exist_ok=True)
+    if not (directory / "ledger.sqlite").exists() and any(directory.iterdir()):
+        raise InputError(f"run directory {directory} holds other files and no ledger.sqlite: choose another --run")
+
+
+def _compare(directory: Path, kept: Settings, asked: Settings) -> None:
+    if not kept:
+        return
+    for name in sorted(kept.keys() | asked.keys()):
+        was, now = kept.get(name), asked.get(name)
+        if was != json.loads(json.dumps(now)):
+            raise InputError(
+                f"run {directory} was begun with {name} = {was!r}, now {now!r}: use the same settings or another --run"
+            )
+
+
+def write_settings(directory: Path, settings: Settings) -> None:
+    """`settings.toml`, for people; the ledger has its own copy of what determines its rows."""
+    lines = [
+        f"{name} = {json.dumps(value, ensure_ascii=False)}" for name, value in settings.items() if value is not None
+    ]
+    write_atomically(directory / "settings.toml", "\n".join(lines) + "\n")
+
+
+def write_records(directory: Path, records: RunRecords, costs: Mapping[int, Cost]) -> None:
+    """`records.json`, the same bytes for the same work, and `cost.json`, which no two runs share."""
+    write_atomically(directory / "records.json", records.model_dump_json(indent=1) + "\n")
+    cost = {str(index): entry.model_dump(mode="json") for index, entry in costs.items()}
+    write_atomically(directory / "cost.json", json.dumps(cost, indent=1) + "\n")
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a file so that readers see the old one or the new one, never half of it."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{time.monotonic_ns()}")
+    with writing(path.parent):
+        try:
+            with temporary.open("w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+
+
+_UNWRITABLE = {
+    errno.ENOSPC: "the disk is full: free some space and run the same command again",
+    errno.EDQUOT: "the disk quota is used up: free some space and run the same command again",
+    errno.EFBIG: "the file grew past the size limit: raise it and run the same command again",
+    errno.EROFS: "the file system is read-only: choose another --run",
+    errno.EACCES: "permission denied: choose another --run",
+    errno.EPERM: "permission denied: choose another --run",
+    errno.ENOTDIR: "a part of the path is a file: choose another --run",
+    errno.EEXIST: "a file of that name is in the way: choose another --run",
+}
+
+
+@contextmanager
+def writing(directory: Path) -> Iterator[None]:
+    """Turn a full or read-only disk into one line; what was kept before stays."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _UNWRITABLE:
+            raise
+        raise InputError(f"cannot write to {directory}: {_UNWRITABLE[error.errno]}") from None
+    except sqlite3.DatabaseError as error:
+        raise InputError(f"cannot write to {directory / 'ledger.sqlite'}: {error}; finished groups are kept") from None

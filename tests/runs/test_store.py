@@ -1,0 +1,168 @@
+import json
+import os
+import resource
+import signal
+import sqlite3
+import subprocess
+import sys
+import textwrap
+
+import numpy as np
+import pytest
+
+from villani.errors import InputError
+from villani.runs.store import Ledger, write_atomically, write_settings, writing
+
+ARRAYS = {"a": np.arange(3.0), "b": np.eye(2)}
+
+
+def put(ledger, key, arrays=ARRAYS):
+    ledger.put(key, arrays, seconds=0.5, peak_memory_bytes=7)
+
+
+def test_units_come_back_as_they_were(tmp_path):
+    with Ledger(tmp_path, {"seed": 0}) as ledger:
+        assert ledger.get("group/0") is None
+        put(ledger, "group/0")
+        put(ledger.scoped("ray"), "group/0", {"a": np.array([9.0])})
+    with Ledger(tmp_path, {"seed": 0}) as ledger:
+        assert all(np.array_equal(ledger.get("group/0")[name], ARRAYS[name]) for name in ARRAYS)
+        assert ledger.scoped("ray").get("group/0")["a"] == 9.0
+        assert ledger.spent() == (1.0, 7, 2)
+        assert ledger.scoped("ray").spent() == (0.5, 7, 1)
+
+
+def test_a_run_of_other_settings_is_refused_and_named(tmp_path):
+    with Ledger(tmp_path, {"seed": 0, "model": "x", "tokenizer": None}):
+        pass
+    with pytest.raises(InputError, match=r"begun with seed = 0, now 1: use the same settings or another --run"):
+        Ledger(tmp_path, {"seed": 1, "model": "x", "tokenizer": None})
+    with pytest.raises(InputError, match="begun with seed = 0, now None"):
+        Ledger(tmp_path, {"model": "x", "tokenizer": None})
+    with Ledger(tmp_path, {"seed": 0, "model": "x", "tokenizer": None}) as ledger:
+        assert ledger.get("group/0") is None
+
+
+def test_a_second_writer_is_refused_while_the_first_lives(tmp_path):
+    with Ledger(tmp_path, {}) as ledger:
+        put(ledger, "group/0")
+        with pytest.raises(InputError, match="being written by another process"):
+            Ledger(tmp_path, {})
+    with Ledger(tmp_path, {}) as ledger:
+        assert ledger.get("group/0")
+
+
+def test_a_folder_of_something_else_is_refused(tmp_path):
+    (tmp_path / "thesis.tex").write_text("…")
+    with pytest.raises(InputError, match=r"holds other files and no ledger.sqlite"):
+        Ledger(tmp_path, {})
+    with pytest.raises(InputError, match="a file"):
+        Ledger(tmp_path / "thesis.tex", {})
+    with pytest.raises(InputError, match="a file"):
+        Ledger(tmp_path / "thesis.tex" / "run", {})
+
+
+def test_a_damaged_ledger_is_refused(tmp_path):
+    (tmp_path / "ledger.sqlite").write_bytes(b"not a database" * 100)
+    with pytest.raises(InputError, match=r"ledger.sqlite: file is not a database"):
+        Ledger(tmp_path, {})
+
+
+def test_a_kill_loses_no_finished_unit(tmp_path):
+    """SIGKILL between two units: the first is there, the lock is gone."""
+    program = """
+        import os, signal, sys
+        from pathlib import Path
+        import numpy as np
+        from villani.runs.store import Ledger
+        ledger = Ledger(Path(sys.argv[1]), {})
+        ledger.put("group/0", {"a": np.arange(3.0)}, seconds=1.0, peak_memory_bytes=1)
+        os.kill(os.getpid(), signal.SIGKILL)
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(program), str(tmp_path)], check=False)
+    assert done.returncode == -signal.SIGKILL
+    with Ledger(tmp_path, {}) as ledger:
+        assert np.array_equal(ledger.get("group/0")["a"], np.arange(3.0))
+
+
+def test_a_full_disk_keeps_what_was_finished(tmp_path):
+    """A file size limit stands in for a full disk; SQLite and plain files both say so in one line."""
+    program = """
+        import sys
+        from pathlib import Path
+        import numpy as np
+        from villani.errors import InputError
+        from villani.runs.store import Ledger, write_atomically
+        run = Path(sys.argv[1])
+        ledger = Ledger(run, {})
+        try:
+            for index in range(100):
+                ledger.put(f"group/{index}", {"a": np.random.default_rng(0).random(10_000)}, seconds=1, peak_memory_bytes=1)
+        except InputError as error:
+            print(index, error)
+        try:
+            write_atomically(run / "records.json", "x" * 5_000_000)
+        except InputError as error:
+            print(error, [p.name for p in run.iterdir() if "records" in p.name])
+    """
+
+    def limit():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2_000_000, 2_000_000))
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program), str(tmp_path)],
+        check=True, capture_output=True, text=True, preexec_fn=limit,
+    )  # fmt: skip
+    first, second = done.stdout.splitlines()
+    count = int(first.split()[0])
+    assert "cannot write to" in first
+    assert "finished groups are kept" in first
+    assert second.endswith("[]")
+    assert "cannot write to" in second
+    assert 0 < count < 100
+    with Ledger(tmp_path, {}) as ledger:
+        assert ledger.get(f"group/{count - 1}") is not None
+        assert ledger.get(f"group/{count}") is None
+
+
+def test_os_errors_become_one_line(tmp_path):
+    with pytest.raises(InputError, match="read-only"), writing(tmp_path):
+        raise OSError(30, "Read-only file system")
+    with pytest.raises(OSError, match="strange"), writing(tmp_path):
+        raise OSError(5, "strange")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_no_permission(tmp_path):
+    tmp_path.chmod(0o500)
+    with pytest.raises(InputError, match="permission denied"):
+        Ledger(tmp_path / "run", {})
+
+
+def test_settings_are_toml(tmp_path):
+    import tomllib
+
+    values = {"model": 'a "b" \\ λ', "weight_decay": [0.1, 1e-5], "finite": False, "groups": 3, "tokenizer": None}
+    write_settings(tmp_path, values)
+    kept = tomllib.loads((tmp_path / "settings.toml").read_text())
+    assert kept == {name: value for name, value in values.items() if value is not None}
+
+
+def test_atomic_write_leaves_the_old_file_when_it_fails(tmp_path, monkeypatch):
+    path = tmp_path / "records.json"
+    write_atomically(path, "old")
+    monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left")))
+    with pytest.raises(InputError, match="disk is full"):
+        write_atomically(path, "new")
+    assert path.read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["records.json"]
+
+
+def test_ledger_holds_no_pickle(tmp_path):
+    with Ledger(tmp_path, {}) as ledger:
+        with pytest.raises(ValueError, match="allow_pickle"):
+            put(ledger, "x", {"a": np.array([{"b": 1}], dtype=object)})
+        assert ledger.get("x") is None
+    rows = sqlite3.connect(tmp_path / "ledger.sqlite").execute("SELECT COUNT(*) FROM units").fetchone()
+    assert json.dumps(rows) == "[0]"
