@@ -35,7 +35,9 @@ def test_contract_fields_are_there():
     } <= record.keys()  # fmt: skip
     assert {"weight_decay", "decay", "parameters", "decayed_parameters"} <= record["objective"].keys()
     assert {"value", "sem", "n", "interval", "status"} == record["loss"].keys()
-    assert {"weight_decay", "temperature", "parts", "value", "sem", "n", "interval", "status"} == record["psi"][0].keys()
+    assert {"weight_decay", "temperature", "parts", "value", "sem", "n", "interval", "status"} == record["psi"][
+        0
+    ].keys()
 
 
 def test_records_refuse_what_is_not_a_number_or_not_known():

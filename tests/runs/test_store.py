@@ -97,7 +97,8 @@ def test_a_full_disk_keeps_what_was_finished(tmp_path):
         ledger = Ledger(run, {})
         try:
             for index in range(100):
-                ledger.put(f"group/{index}", {"a": np.random.default_rng(0).random(10_000)}, seconds=1, peak_memory_bytes=1)
+                noise = np.random.default_rng(index).random(10_000)
+                ledger.put(f"group/{index}", {"a": noise}, seconds=1.0, peak_memory_bytes=1)
         except InputError as error:
             print(index, error)
         try:
