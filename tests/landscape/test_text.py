@@ -1,4 +1,5 @@
 import numpy as np
+import pytest
 import torch
 
 from tests.landscape.conftest import refused
@@ -39,15 +40,34 @@ def test_bad_blocks_are_refused():
     refused("nothing to predict", cut_blocks, [], 4)
 
 
-def test_groups_are_a_seeded_choice_without_replacement():
+@pytest.mark.parametrize("disjoint", [False, True])
+def test_groups_are_a_seeded_choice(disjoint):
     blocks = cut_blocks(arrays(40), 4)
-    ids, labels = choose_groups(blocks, 3, 2, seed=7)
+    ids, labels = choose_groups(blocks, 3, 2, seed=7, disjoint=disjoint)
     assert ids.shape == labels.shape == (3, 2, 4)
     assert torch.equal(ids, labels)
-    assert len(ids.reshape(-1).unique()) == 24
-    assert torch.equal(ids, choose_groups(blocks, 3, 2, seed=7)[0])
-    assert torch.equal(ids[:2], choose_groups(blocks, 2, 2, seed=7)[0])
-    assert not torch.equal(ids, choose_groups(blocks, 3, 2, seed=8)[0])
+    assert all(len(group.reshape(-1).unique()) == 8 for group in ids)
+    assert torch.equal(ids, choose_groups(blocks, 3, 2, seed=7, disjoint=disjoint)[0])
+    assert torch.equal(ids[:2], choose_groups(blocks, 2, 2, seed=7, disjoint=disjoint)[0])
+    assert not torch.equal(ids, choose_groups(blocks, 3, 2, seed=8, disjoint=disjoint)[0])
+
+
+def test_disjoint_groups_cover_the_text_once():
+    ids, _ = choose_groups(cut_blocks(arrays(40), 4), 5, 2, seed=0, disjoint=True)
+    assert torch.equal(ids.reshape(-1).sort().values, torch.arange(1, 41))
+
+
+def test_groups_are_independent_draws_so_that_products_between_them_are_unbiased():
+    """A vector of mean zero and one entry a block: disjoint groups would put its squared mean at −variance/(M − 1)."""
+    blocks = cut_blocks(arrays(40), 4)  # 10 blocks
+    values = np.array([3.0, -3, 1, -1, 2, -2, 4, -4, 0, 0])
+    found = []
+    for seed in range(3000):
+        ids, _ = choose_groups(blocks, 4, 2, seed)
+        means = values[ids[:, :, 0] // 4].mean(axis=1)
+        found.append((means.sum() ** 2 - (means**2).sum()) / 12)
+    assert abs(np.mean(found)) < 4 * np.std(found) / np.sqrt(3000)
+    assert 4 * np.std(found) / np.sqrt(3000) < values.var() / 9  # sharp enough to see the bias of disjoint groups
 
 
 def test_every_block_is_equally_likely_in_the_first_place():

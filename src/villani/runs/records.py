@@ -91,7 +91,9 @@ class TextRecord(Record):
     tokenizer_sources: list[SourceFile]
     documents: int
     tokens: int
-    blocks: int = Field(description="blocks in the text; the groups are a seeded random choice of them")
+    blocks: int = Field(
+        description="blocks in the text; each group is an independent seeded draw of them (disjoint if finite)"
+    )
     cut: str = Field(description="how blocks are cut, in words")
     token_checksum: str = Field(description="sha256 of the token ids and labels measured")
 

@@ -134,6 +134,7 @@ def measure_model(
         groups=settings.groups,
         sequences=settings.sequences,
         seed=settings.seed,
+        finite=settings.finite,
         vocabulary=vocabulary(loaded.model),
         context=loaded.record.context,
         data=data,
