@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from villani.landscape.objective import Objective as Objective
-    from villani.measure import Measurement as Measurement
-    from villani.measure import measure as measure
+    from villani.measurement import Measurement as Measurement
+    from villani.measurement import measure as measure
     from villani.statistics import Estimate as Estimate
 
 __version__ = "0.1.0"
@@ -15,9 +15,9 @@ __all__ = ["Estimate", "Measurement", "Objective", "__version__", "measure"]
 
 _HOME = {
     "Estimate": "villani.statistics",
-    "Measurement": "villani.measure",
+    "Measurement": "villani.measurement",
     "Objective": "villani.landscape.objective",
-    "measure": "villani.measure",
+    "measure": "villani.measurement",
 }
 
 
@@ -26,5 +26,5 @@ def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'villani' has no attribute {name!r}")
     value = getattr(import_module(_HOME[name]), name)
-    globals()[name] = value  # also replaces the submodule `villani.measure` by the function of that name
+    globals()[name] = value
     return value

@@ -79,7 +79,7 @@ def measure(
 
     λ and s enter no measurement: asked again with the same --run and another λ or s, the answer is immediate.
     """
-    from villani.studies.measurement import MeasureSettings, measure_model
+    from villani.studies.measure_model import MeasureSettings, measure_model
     from villani.terminal import print_measurement, progress
 
     settings = MeasureSettings(

@@ -52,7 +52,7 @@ def _attention() -> Finding:
     """A second derivative through eager attention, and through SDPA held to its composite form."""
     from villani.landscape.models import load_model
     from villani.landscape.objective import Objective
-    from villani.measure import measure
+    from villani.measurement import measure
 
     ids = torch.arange(24).view(3, 1, 8)
     traces = {}

@@ -19,7 +19,7 @@ from villani.landscape.tokenizers import load_tokenizer
 from villani.runs.records import Displacement, MeasurementRecord, ModelRecord, TextRecord, TrainingRecord
 from villani.runs.store import Ledger, write_settings, writing
 from villani.streams import Purpose, stream
-from villani.studies.measurement import (
+from villani.studies.measure_model import (
     MeasureSettings,
     as_groups,
     finish,

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from tests.landscape.conftest import needs_data
-from villani.studies.measurement import MeasureSettings, measure_model
+from villani.studies.measure_model import MeasureSettings, measure_model
 
 SETTINGS = MeasureSettings(model="builtin:tiny", groups=24, sequences=2, block=128, threads=1)
 

@@ -17,7 +17,7 @@ from villani.landscape.models import LoadedModel, load_model
 from villani.landscape.objective import Objective, check_weight_decay
 from villani.landscape.text import load_groups
 from villani.landscape.tokenizers import load_tokenizer
-from villani.measure import Measurement, check_design, check_temperature, measure
+from villani.measurement import Measurement, check_design, check_temperature, measure
 from villani.report.page import write_report
 from villani.runs.records import (
     Cost,

@@ -8,7 +8,7 @@ from torch import nn
 from tests.conftest import dense, flat_parameters, make_model, make_pool
 from villani.errors import InputError
 from villani.landscape.objective import Objective
-from villani.measure import measure
+from villani.measurement import measure
 
 
 @pytest.fixture(scope="module")
