@@ -13,6 +13,7 @@ from pathlib import Path
 
 import plotly.graph_objects as go
 import torch
+from plotly.subplots import make_subplots
 
 from villani.landscape.corpora import load_corpus
 from villani.landscape.models import load_model
@@ -47,21 +48,31 @@ def main(run: str) -> None:
         )
     record = {"truth": truth, "groups": GROUPS, "block": 128, "total_blocks": len(kept.ids), "rows": rows}
     (RESULTS / "gradient-norm-bias.json").write_text(json.dumps(record, indent=1) + "\n")
-    draw(record).write_html(Path(run) / "gradient-norm-bias.html", include_plotlyjs=True)
+    draw(record).write_html(
+        Path(run) / "gradient-norm-bias.html", include_plotlyjs=True, config={"displayModeBar": False}
+    )
 
 
 def draw(record: dict) -> go.Figure:
     sizes = [row["blocks"] for row in record["rows"]]
-    figure = go.Figure()
-    for name, key, colour in (("as a mini-batch reports it", "naive", "#dc2626"), ("unbiased", "unbiased", "#2563eb")):
-        values, errors = zip(*(row[key] for row in record["rows"]), strict=True)
-        figure.add_scatter(x=sizes, y=values, error_y={"array": [2.13 * e for e in errors]}, name=name,
-                           mode="lines+markers", line={"color": colour})  # fmt: skip
-    figure.add_hline(y=record["truth"], line_dash="dash", annotation_text="‖∇L‖² of the whole text, exact")
+    figure = make_subplots(1, 2, subplot_titles=("both, logarithmic", "unbiased alone, linear, with 95 % intervals"))
+    naive, errors = zip(*(row["naive"] for row in record["rows"]), strict=True)
+    figure.add_scatter(x=sizes, y=naive, error_y={"array": errors}, name="as a mini-batch reports it",
+                       mode="lines+markers", line={"color": "#dc2626"}, row=1, col=1)  # fmt: skip
+    values = [row["unbiased"][0] for row in record["rows"]]
+    upper = [row["interval"][1] for row in record["rows"]]
+    half = [u - v for u, v in zip(upper, values, strict=True)]
+    figure.add_scatter(x=sizes, y=upper, name="unbiased: top of its interval", mode="lines+markers",
+                       line={"color": "#2563eb", "dash": "dot"}, row=1, col=1)  # fmt: skip
+    figure.add_scatter(x=sizes, y=values, name="unbiased", mode="markers", line={"color": "#2563eb"},
+                       error_y={"array": half}, row=1, col=2)  # fmt: skip
+    for column in (1, 2):
+        figure.add_scatter(x=[1, 32], y=[record["truth"]] * 2, mode="lines", line={"color": "#111827", "dash": "dash"},
+                           name="truth: the whole text, exact", showlegend=column == 1, row=1, col=column)  # fmt: skip
     figure.update_xaxes(type="log", title="blocks in a group", tickvals=sizes)
-    figure.update_yaxes(title="squared gradient norm")
-    figure.update_layout(template="plotly_white", width=760, height=420, margin={"l": 70, "r": 20, "t": 30, "b": 60},
-                         legend={"x": 0.6, "y": 0.95})  # fmt: skip
+    figure.update_yaxes(type="log", title="squared gradient norm", row=1, col=1)
+    figure.update_layout(template="plotly_white", width=980, height=430, margin={"l": 70, "r": 20, "t": 40, "b": 60},
+                         legend={"orientation": "h", "y": -0.25})  # fmt: skip
     return figure
 
 
