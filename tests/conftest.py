@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partialmethod
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from torch.func import functional_call
 from transformers import GPT2Config, GPT2LMHeadModel, GPTNeoConfig, GPTNeoForCausalLM, LlamaConfig, LlamaForCausalLM
 from transformers.models.gpt_neo.modeling_gpt_neo import GPTNeoSelfAttention
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
+from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
 
 torch.set_num_threads(1)  # small matrices: threads cost more than they bring, and two test workers share two cores
 VOCABULARY, BLOCK = 11, 6
@@ -69,23 +71,24 @@ def make_model(architecture: str, scale: float = 0.3) -> nn.Module:
 
 @pytest.fixture(autouse=True)
 def float64_throughout(monkeypatch):
-    """Lift the float32 casts of GPT-Neo and Llama, which no float64 oracle survives; float32 models see no change."""
-    neo, norm, softmax = GPTNeoSelfAttention._attn, LlamaRMSNorm.forward, nn.functional.softmax
+    """Lift the float32 casts of GPT-Neo, Llama and Qwen2, which no float64 oracle survives; float32 stays."""
+    neo, softmax = GPTNeoSelfAttention._attn, nn.functional.softmax
 
     def attention(self, query, key, value, attention_mask=None):
         lifted = attention_without_cast if query.dtype == torch.float64 else neo
         return lifted(self, query, key, value, attention_mask)
 
-    def rms_norm(self, x):
+    def rms_norm(self, original, x):
         if x.dtype != torch.float64:
-            return norm(self, x)
-        return self.weight * x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.variance_epsilon)
+            return original(self, x)
+        return self.weight * x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.variance_epsilon)
 
     def softmax_without_cast(x, dim=None, dtype=None, **rest):
         return softmax(x, dim=dim, dtype=None if x.dtype == torch.float64 else dtype, **rest)
 
     monkeypatch.setattr(GPTNeoSelfAttention, "_attn", attention)
-    monkeypatch.setattr(LlamaRMSNorm, "forward", rms_norm)
+    for kind in (LlamaRMSNorm, Qwen2RMSNorm):
+        monkeypatch.setattr(kind, "forward", partialmethod(rms_norm, kind.forward))
     monkeypatch.setattr(nn.functional, "softmax", softmax_without_cast)
 
 

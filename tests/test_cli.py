@@ -129,6 +129,19 @@ def test_finite_and_hutchinson_and_float64(villani, tmp_path):
     assert record["model"]["dtype"] == "float64"
 
 
+def test_taylor_tells_tensors_apart_only_when_asked(villani, tmp_path):
+    words = ["measure", "builtin:tiny?width=8&layers=1", *SMALL, "--trace", "taylor", "--json", "--run"]
+    code, out, _ = villani(*words, tmp_path / "whole")
+    assert code == 0
+    assert json.loads(out)["gauss_newton_trace"]["value"] > 0
+    assert json.loads(out)["tensors"][0]["hessian_trace"] is None
+    code, out, _ = villani(*words, tmp_path / "tensor", "--blocks", "tensor")
+    assert code == 0
+    assert json.loads(out)["tensors"][0]["hessian_trace"]["sem"] > 0
+    assert json.loads(out)["design"]["blocks"] == "tensor"
+    refused(villani("measure", "builtin:tiny", *SMALL, "--blocks", "layer", "--run", tmp_path / "x"), "trace='taylor'")
+
+
 def test_doctor(villani):
     code, out, _ = villani("doctor")
     assert code == 0

@@ -28,6 +28,15 @@ class TraceChoice(StrEnum):
 
     gauss_newton = "gauss-newton"
     hutchinson = "hutchinson"
+    taylor = "taylor"
+
+
+class BlocksChoice(StrEnum):
+    """What gets a probe of its own."""
+
+    whole = "whole"
+    layer = "layer"
+    tensor = "tensor"
 
 
 class DtypeChoice(StrEnum):
@@ -58,6 +67,9 @@ def measure(
     block: Annotated[int, typer.Option(help="tokens in a block")] = 128,
     probes: Annotated[int, typer.Option(help="independent probes in each group")] = 1,
     trace: Annotated[TraceChoice, typer.Option(help="way to the Hessian trace")] = TraceChoice.gauss_newton,
+    blocks: Annotated[
+        BlocksChoice, typer.Option(help="with --trace taylor, what has its own probe")
+    ] = BlocksChoice.whole,
     finite: Annotated[
         bool, typer.Option("--finite", help="the groups are the whole data set, not a sample of it")
     ] = False,
@@ -85,8 +97,8 @@ def measure(
     settings = MeasureSettings(
         model=model, text=text, tokenizer=tokenizer, weight_decay=_numbers("weight-decay", weight_decay),
         temperature=_numbers("temperature", temperature), decay=decay, groups=groups, sequences=sequences, block=block,
-        probes=probes, trace=trace.value, finite=finite, seed=seed, dtype=dtype.value, device=device, threads=threads,
-        micro_tokens=micro_tokens, trust_remote_code=trust_remote_code,
+        probes=probes, trace=trace.value, blocks=blocks.value, finite=finite, seed=seed, dtype=dtype.value,
+        device=device, threads=threads, micro_tokens=micro_tokens, trust_remote_code=trust_remote_code,
     )  # fmt: skip
     with progress() as bar:
         directory, record = measure_model(settings, run, data, bar)

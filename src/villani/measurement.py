@@ -11,13 +11,14 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
+from typing import Protocol, get_args
 
 import numpy as np
 import torch
 
+from villani.curvature.blocks import Blocks, BlockTrace
 from villani.curvature.sketch import BUCKETS, GradientSketch
-from villani.curvature.trace import TraceMethod, group_statistics
+from villani.curvature.trace import GroupStatistics, TraceMethod, group_statistics
 from villani.errors import InputError
 from villani.landscape.objective import Objective, check_weight_decay
 from villani.statistics import (
@@ -53,14 +54,14 @@ class TensorStatistics:
         shape: of the tensor.
         decayed: whether it decays.
         norm_squared: ‖θ_t‖².
-        hessian_trace: trace of its diagonal block of ∇²L.
+        hessian_trace: trace of its diagonal block of ∇²L; None where probes did not tell tensors apart.
     """
 
     name: str
     shape: tuple[int, ...]
     decayed: bool
     norm_squared: float
-    hessian_trace: Estimate
+    hessian_trace: Estimate | None
 
 
 @dataclass(frozen=True)
@@ -152,6 +153,7 @@ def measure(
     seed: int = 0,
     *,
     trace: TraceMethod | None = None,
+    blocks: Blocks = "whole",
     sketch: int = BUCKETS,
     ledger: Ledger | None = None,
     progress: Callable[[int, int], None] | None = None,
@@ -166,7 +168,8 @@ def measure(
         probes: independent probes (with `gauss-newton`, label samples too) in each group; at least 1, or 2 when
             `objective.finite`.
         seed: a non-negative integer; the same seed gives the same bits.
-        trace: `gauss-newton` (default for language models) or `hutchinson` (default for a custom loss).
+        trace: `gauss-newton` (default for language models), `hutchinson` (default for a custom loss) or `taylor`.
+        blocks: with `taylor`, what gets a probe of its own: the `whole` of θ, each `layer` or each `tensor`.
         sketch: buckets of the gradient sketch, used when d is larger.
         ledger: keeps finished groups, and supplies those of an interrupted run.
         progress: called with (finished, total) units.
@@ -177,16 +180,19 @@ def measure(
     count = len(objective.groups)
     check_design(count, probes, seed, objective.finite)
     method: TraceMethod = trace or ("hutchinson" if objective.loss_fn else "gauss-newton")
-    if method not in ("gauss-newton", "hutchinson"):
-        raise InputError(f"trace={method!r}: expected gauss-newton or hutchinson")
+    _check_trace(method, blocks)
     space = objective.parameters
     space.check()
     gradient_sketch = GradientSketch(space, seed, sketch)
     total = count + objective.finite
+    sampler = BlockTrace(objective, blocks) if method == "taylor" else None
+
+    def work(group: int) -> Rows:
+        return _row(group_statistics(objective, group, probes, seed, method, gradient_sketch, sampler))
+
     rows: list[Rows] = []
     for group in range(count):
-        work = partial(_row, objective, group, probes, seed, method, gradient_sketch)
-        rows.append(_unit(ledger, f"group/{group}", work, objective.device))
+        rows.append(_unit(ledger, f"group/{group}", partial(work, group), objective.device))
         if progress:
             progress(group + 1, total)
     tokens = np.concatenate([row["tokens"] for row in rows])
@@ -208,11 +214,12 @@ def measure(
     else:
         joint = sampled_statistics(sums)
     norms = space.norms_squared()
-    block_traces = _traces(traces, tokens, objective.finite)
+    apart = method != "taylor" or blocks == "tensor"
+    own = _traces(traces, tokens, objective.finite) if apart else [None] * len(space.parameters)
     gauss_newton = np.stack([row["gauss_newton"] for row in rows]).sum(axis=2, keepdims=True)  # (G, m or 0, 1)
     tensors = tuple(
         TensorStatistics(p.name, tuple(p.tensor.shape), p.decayed, float(norm), estimate)
-        for p, norm, estimate in zip(space.parameters, norms, block_traces, strict=True)
+        for p, norm, estimate in zip(space.parameters, norms, own, strict=True)
     )
     return Measurement(
         joint=joint,
@@ -226,6 +233,15 @@ def measure(
         tensors=tensors,
         sketch=sketch if gradient_sketch.lossy else None,
     )
+
+
+def _check_trace(method: TraceMethod, blocks: Blocks) -> None:
+    if method not in get_args(TraceMethod):
+        raise InputError(f"trace={method!r}: expected {', '.join(get_args(TraceMethod))}")
+    if blocks not in get_args(Blocks):
+        raise InputError(f"blocks={blocks!r}: expected {', '.join(get_args(Blocks))}")
+    if blocks != "whole" and method != "taylor":
+        raise InputError(f"blocks={blocks!r} goes with trace='taylor', not with {method!r}")
 
 
 def check_temperature(temperature: float) -> None:
@@ -258,8 +274,7 @@ def _unit(ledger: Ledger | None, key: str, work: Callable[[], Rows], device: tor
     return arrays
 
 
-def _row(objective: Objective, group: int, probes: int, seed: int, method: TraceMethod, sketch: GradientSketch) -> Rows:
-    found = group_statistics(objective, group, probes, seed, method, sketch)
+def _row(found: GroupStatistics) -> Rows:
     return {
         "tokens": np.array([found.tokens]),
         "loss": np.array([found.loss]),

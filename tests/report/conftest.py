@@ -88,8 +88,8 @@ def build_measurement(**changes: object) -> MeasurementRecord:
         ),
         text=text_record(),
         design=DesignRecord(
-            groups=GROUPS, sequences=4, block=128, probes=1, trace="gauss-newton", seed=0, confidence=0.95, sketch=None,
-            micro_tokens=512,
+            groups=GROUPS, sequences=4, block=128, probes=1, trace="gauss-newton", blocks="whole", seed=0,
+            confidence=0.95, sketch=None, micro_tokens=512,
         ),
         displacement=None if c["ray"] is None else Displacement(direction=c["ray"][0], radius=c["ray"][1]),
         loss=estimate(c["loss"], sems[0]),

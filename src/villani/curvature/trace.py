@@ -1,11 +1,12 @@
 """What one group contributes: loss, gradient and unbiased samples of tr ∇²L, in one forward pass per batch.
 
-Two ways to the trace (THEORY.md §6), both unbiased:
+Three ways to the trace (THEORY.md §6), all unbiased:
 
 - `hutchinson`: vᵀ∇²L v with Rademacher probes v, by reverse over reverse.
 - `gauss-newton`: ∇²L = JᵀSJ + Σ_k (p − y)_k ∇²z_k for logits z. The first trace is E‖∇L_ŷ‖²·n over labels ŷ drawn from
   the model's own p, one ordinary backward pass; only the second, residual, part meets probes. It is the Hessian of
   ⟨p − y, z⟩ with p − y held fixed, whose gradient equals ∇L, so that one graph serves both.
+- `taylor`: vᵀ∇²L v by a forward sweep that stores nothing (`curvature/taylor.py`), in half the memory.
 """
 
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from villani.curvature.blocks import BlockTrace
 from villani.curvature.probes import rademacher_probe
 from villani.curvature.products import Tensors, differentiable_gradient, product
 from villani.curvature.sketch import GradientSketch
@@ -23,7 +25,7 @@ from villani.landscape.objective import Forward, Objective
 from villani.statistics import Array
 from villani.streams import Purpose, stream
 
-TraceMethod = Literal["gauss-newton", "hutchinson"]
+TraceMethod = Literal["gauss-newton", "hutchinson", "taylor"]
 _ROWS = 64  # positions whose cumulative distribution is held in float64 at a time: 26 MB at V = 50,257
 
 
@@ -49,9 +51,17 @@ class GroupStatistics:
 
 
 def group_statistics(
-    objective: Objective, group: int, probes: int, seed: int, method: TraceMethod, sketch: GradientSketch
+    objective: Objective,
+    group: int,
+    probes: int,
+    seed: int,
+    method: TraceMethod,
+    sketch: GradientSketch,
+    sampler: BlockTrace | None = None,
 ) -> GroupStatistics:
     """Measure one group; a pure function of θ, the group and (seed, group, probe).
+
+    `sampler` is what `taylor` samples with, and belongs to this objective.
 
     Raises:
         InputError: the loss or a derivative is not finite, or sampled labels are asked of a custom loss function.
@@ -61,14 +71,27 @@ def group_statistics(
     gradient = torch.zeros(min(space.size, sketch.buckets), dtype=torch.float64)
     dots = np.zeros(len(space.parameters))
     traces = np.zeros((probes, len(space.parameters)))
-    gauss_newton = np.zeros((probes if method == "gauss-newton" else 0, len(space.parameters)))
+    gauss_newton = np.zeros((0 if method == "hutchinson" else probes, len(space.parameters)))
     labels = [stream(seed, Purpose.LABELS, group, probe) for probe in range(probes)]
     with objective.evaluating():
-        for batch in objective.batches(group):
+        for index, batch in enumerate(objective.batches(group)):
             forward = objective.forward(batch)
             _check_finite(forward.loss, f"group {group}: the loss")
             tokens += forward.tokens
             loss += float(forward.loss.detach().double())
+            if sampler is not None:
+                slopes = list(
+                    torch.autograd.grad(forward.loss, space.tensors, allow_unused=True, materialize_grads=True)
+                )
+                del forward  # its graph need not outlive the gradient
+                gradient += sketch(slopes)
+                dots += _inner_products(slopes, space.tensors)
+                del slopes
+                for probe in range(probes):
+                    sample = sampler.sample(batch, seed, group, probe, index)
+                    traces[probe] += sample.traces - sample.gauss_newton
+                    gauss_newton[probe] += sample.gauss_newton
+                continue
             root = forward.loss
             if method == "gauss-newton":
                 logits, targets = _logits(forward)

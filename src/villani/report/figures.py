@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 import plotly.graph_objects as go
 
 from villani.report.numbers import format_number, format_uncertain
-from villani.runs.records import EstimateRecord, MeasurementRecord, PsiParts, PsiRecord, TensorRecord, TrainingRecord
+from villani.runs.records import EstimateRecord, MeasurementRecord, PsiParts, PsiRecord, TrainingRecord
 
 POSITIVE, NEGATIVE, UNRESOLVED = "#3b82f6", "#e4572e", "#8b93a1"
 EXACT, TOTAL, REMAINDER = "#a78bfa", "#10b981", "#f59e0b"
@@ -77,11 +77,14 @@ def psi_grid(psis: Sequence[PsiRecord]) -> go.Figure:
     return figure
 
 
-def tensor_traces(record: MeasurementRecord, most: int = 14) -> go.Figure:
-    """The tensors with the largest |trace of their Hessian block|, and the interval of each."""
-    largest = sorted(record.tensors, key=lambda tensor: -abs(tensor.hessian_trace.value))[:most]
-    labels = [html.escape(tensor.name) for tensor in largest]
-    estimates = [tensor.hessian_trace for tensor in largest]
+def tensor_traces(record: MeasurementRecord, most: int = 14) -> go.Figure | None:
+    """The tensors with the largest |trace of their Hessian block|, and the interval of each; None if not told apart."""
+    known = [(tensor.name, tensor.hessian_trace) for tensor in record.tensors if tensor.hessian_trace]
+    if not known:
+        return None
+    largest = sorted(known, key=lambda pair: -abs(pair[1].value))[:most]
+    labels = [html.escape(name) for name, _ in largest]
+    estimates = [estimate for _, estimate in largest]
     figure = _intervals(labels, estimates, "share of tr ∇²L", 38)
     # Names are long and phones narrow: they stand above their mark, inside the plot.
     figure.update_yaxes(showticklabels=False, ticks="")
@@ -97,13 +100,13 @@ def layer_traces(record: MeasurementRecord) -> go.Figure | None:
 
     Errors are added, which bounds the error of a sum however the tensors are correlated.
     """
-    layers: dict[int, list[TensorRecord]] = {}
+    layers: dict[int, list[EstimateRecord]] = {}
     for tensor in record.tensors:
-        if found := _LAYER.search(tensor.name):
-            layers.setdefault(int(found[1]), []).append(tensor)
+        if tensor.hessian_trace and (found := _LAYER.search(tensor.name)):
+            layers.setdefault(int(found[1]), []).append(tensor.hessian_trace)
     if len(layers) < 2:
         return None
-    sums = [_sum([tensor.hessian_trace for tensor in layers[layer]]) for layer in sorted(layers)]
+    sums = [_sum(layers[layer]) for layer in sorted(layers)]
     trace = go.Scatter(
         x=sorted(layers),
         y=[total for total, _ in sums],

@@ -105,7 +105,8 @@ class DesignRecord(Record):
     sequences: int = Field(description="blocks in each group")
     block: int = Field(description="tokens in each block")
     probes: int = Field(description="independent probes in each group")
-    trace: Literal["gauss-newton", "hutchinson"]
+    trace: Literal["gauss-newton", "hutchinson", "taylor"]
+    blocks: Literal["whole", "layer", "tensor"] = Field(description="what had a probe of its own")
     seed: int
     confidence: float
     sketch: int | None = Field(description="buckets of the gradient sketch; null: gradients were kept whole")
@@ -120,7 +121,7 @@ class TensorRecord(Record):
     parameters: int
     decayed: bool
     norm_squared: float
-    hessian_trace: EstimateRecord
+    hessian_trace: EstimateRecord | None = Field(description="null where probes did not tell tensors apart")
 
 
 class Provenance(Record):

@@ -57,7 +57,8 @@ class MeasureSettings(BaseModel):
     sequences: int = 4
     block: int = 128
     probes: int = 1
-    trace: Literal["gauss-newton", "hutchinson"] = "gauss-newton"
+    trace: Literal["gauss-newton", "hutchinson", "taylor"] = "gauss-newton"
+    blocks: Literal["whole", "layer", "tensor"] = "whole"
     finite: bool = False
     seed: int = 0
     dtype: Literal["float32", "float64"] = "float32"
@@ -175,6 +176,7 @@ def measured(
         probes=settings.probes,
         seed=settings.seed,
         trace=settings.trace,
+        blocks=settings.blocks,
         ledger=ledger,
         progress=progress.advance,
     )
@@ -200,7 +202,7 @@ def measured(
                 parameters=int(torch.Size(t.shape).numel()),
                 decayed=t.decayed,
                 norm_squared=t.norm_squared,
-                hessian_trace=estimate_record(t.hessian_trace),
+                hessian_trace=estimate_record(t.hessian_trace) if t.hessian_trace else None,
             )
             for t in found.tensors
         ],
@@ -274,6 +276,7 @@ def _design_record(settings: MeasureSettings, found: Measurement) -> DesignRecor
         block=settings.block,
         probes=settings.probes,
         trace=settings.trace,
+        blocks=settings.blocks,
         seed=settings.seed,
         confidence=CONFIDENCE,
         sketch=found.sketch,

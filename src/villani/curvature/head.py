@@ -1,0 +1,113 @@
+"""The head integrated out: what probes upstream give in the loss, and the exact trace over the head itself.
+
+Formulas in `curvature/taylor.py`; all sums are over predicted positions, so the results belong to the loss sum.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+from villani.curvature.taylor import Jet
+
+_POSITIONS = 128  # logits of so many positions at a time: 26 MB at V = 50,257
+LABELS = 64  # labels sampled at every position: their noise is then well below that of the probes
+
+
+@dataclass(frozen=True)
+class TiedRows:
+    """The part of a probe that acts on a head which is tied to the input embedding.
+
+    Attributes:
+        probe: which one.
+        rows: (R,) the token ids that occur in the input, sorted.
+        values: (R, D) the probe on those rows.
+    """
+
+    probe: int
+    rows: torch.Tensor
+    values: torch.Tensor
+
+
+@dataclass(frozen=True)
+class HeadTerms:
+    """Second derivatives of the loss sum.
+
+    Attributes:
+        residual: class → Σ over its probes of (p − y)ᵀ z_kk.
+        gauss_newton: probe → z_kᵀ S z_k, averaged over sampled labels.
+        weight: exact trace over the head's weight matrix.
+        bias: exact trace over its bias.
+    """
+
+    residual: dict[int, float]
+    gauss_newton: dict[int, float]
+    weight: float
+    bias: float
+
+
+def head_terms(
+    features: Jet,
+    labels: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    tied: TiedRows | None,
+    class_of_tied: int,
+    uniform: torch.Tensor,
+) -> HeadTerms:
+    """Integrate a head over the features of n predicted positions.
+
+    Args:
+        features: h (n, D) with its tangents.
+        labels: (n,) y.
+        weight: (V, D) W.
+        bias: (V,) or None.
+        tied: the probe on a tied head, or None.
+        class_of_tied: the class of that probe's second-order term.
+        uniform: (n, LABELS) independent uniform numbers, for the sampled labels.
+    """
+    residual = dict.fromkeys(features.second, 0.0)
+    gauss_newton = dict.fromkeys(features.first, 0.0)
+    total_weight = total_bias = 0.0
+    for start in range(0, len(labels), _POSITIONS):
+        part = slice(start, start + _POSITIONS)
+        h, y = features.x[part], labels[part]
+        p = torch.softmax(torch.nn.functional.linear(h, weight, bias), dim=-1)
+        spread = 1 - p.square().sum(dim=-1)
+        total_weight += _sum(h.square().sum(dim=-1) * spread)
+        total_bias += _sum(spread)
+        drawn = _draw(p, uniform[part])  # (b, LABELS)
+        mean_row = p @ weight  # (b, D)
+        pull = mean_row - weight[y]  # Wᵀ(p − y)
+        for c, t in features.second.items():
+            residual[c] += _sum(pull * t[part])
+        scores = weight[drawn] - mean_row[:, None]  # (b, LABELS, D)
+        if tied is not None and tied.probe in features.first:
+            t = features.first[tied.probe][part]
+            on_rows = h @ tied.values.T  # (b, R): V h on the rows that occur
+            moved = t @ tied.values.T  # V h_k
+            p_rows = p[:, tied.rows]
+            errors = p_rows - (tied.rows == y[:, None]).to(p.dtype)
+            residual[class_of_tied] = residual.get(class_of_tied, 0.0) + 2 * _sum(errors * moved)
+            place = torch.searchsorted(tied.rows, drawn).clamp_(max=len(tied.rows) - 1)
+            hit = tied.rows[place] == drawn
+            own = torch.where(hit, on_rows.gather(1, place), 0.0) - (p_rows * on_rows).sum(-1, keepdim=True)
+            gauss_newton[tied.probe] += 2 * _sum(_along(scores, t) * own) / LABELS
+        for k, t in features.first.items():
+            gauss_newton[k] += _sum(_along(scores, t[part]).square()) / LABELS
+    return HeadTerms(residual, gauss_newton, total_weight, total_bias if bias is not None else 0.0)
+
+
+def _along(scores: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+    """(b, LABELS) inner products of each score with its position's tangent."""
+    return torch.matmul(scores, t[:, :, None])[:, :, 0]
+
+
+def _draw(p: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
+    """(b, LABELS) labels from (b, V) probabilities, by inverting the distribution function in float64."""
+    cumulative = p.double().cumsum(dim=-1)
+    drawn = torch.searchsorted(cumulative, uniform.to(p.device) * cumulative[:, -1:], right=True)
+    return drawn.clamp_(max=p.shape[1] - 1)
+
+
+def _sum(x: torch.Tensor) -> float:
+    return float(x.sum(dtype=torch.float64))

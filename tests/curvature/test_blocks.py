@@ -1,0 +1,82 @@
+import numpy as np
+import pytest
+
+from tests.conftest import dense, make_model, make_pool
+from villani.curvature.blocks import BlockTrace, blocks_of
+from villani.landscape.objective import Objective
+from villani.landscape.parameters import ParameterSpace
+from villani.measurement import measure
+
+
+def test_blocks_are_partitions():
+    space = ParameterSpace(make_model("gpt_neo"))
+    for kind, count in (("whole", 1), ("layer", 6), ("tensor", len(space.parameters))):
+        blocks = blocks_of(space, kind)
+        assert len(blocks) == count  # two layers, two embeddings, gain and bias of the last norm
+        assert sorted(i for block in blocks for i in block) == list(range(len(space.parameters)))
+
+
+@pytest.mark.parametrize("kind", ["whole", "layer", "tensor"])
+@pytest.mark.parametrize("group", [0, 1, 2])
+def test_samples_are_unbiased_block_by_block(model, kind, group):
+    """Tied and untied heads, padded and −100 groups: each block's trace and Gauss–Newton part, against dense ones."""
+    pool = make_pool(3)
+    objective = Objective(model, pool)
+    oracle = dense(model, pool[group], second=True)
+    sampler = BlockTrace(objective, kind)
+    batch = next(objective.batches(group))
+    samples = [sampler.sample(batch, 0, group, k) for k in range(60)]
+    edges = np.cumsum(objective.parameters.sizes)[:-1]
+    first = [block[0] for block in sampler.blocks]
+    for name, matrix in (("traces", oracle.hessian), ("gauss_newton", oracle.gauss_newton)):
+        diagonal = [part.sum() for part in np.split(np.diag(matrix), edges)]
+        drawn = np.array([getattr(sample, name) for sample in samples])
+        if kind == "whole":  # the head's own trace is exact and apart
+            drawn, wanted = drawn.sum(axis=1, keepdims=True), np.array([sum(diagonal)])
+        else:
+            drawn, wanted = drawn[:, first], np.array([sum(diagonal[i] for i in block) for block in sampler.blocks])
+        errors = (drawn.mean(axis=0) - wanted) / (drawn.std(axis=0) / np.sqrt(len(samples)) + 1e-9)
+        assert np.abs(errors).max() < 4.5
+
+
+def test_finer_blocks_have_less_variance():
+    """Exact variances: 2(‖H_bb‖² − Σ H_ii²) summed over blocks; samples agree with the order that they predict."""
+    model, pool = make_model("gpt2"), make_pool(1)
+    objective = Objective(model, pool)
+    hessian = dense(model, pool[0], second=True).hessian
+    edges = np.cumsum(objective.parameters.sizes)[:-1]
+    spread = {}
+    for kind in ("whole", "tensor"):
+        sampler = BlockTrace(objective, kind)
+        batch = next(objective.batches(0))
+        spread[kind] = np.var([sampler.sample(batch, 1, k).traces.sum() for k in range(200)])
+    off = hessian - np.diag(np.diag(hessian))
+    pieces = [np.split(row, edges, axis=1) for row in np.split(off, edges)]
+    exact = {"whole": 2 * (off**2).sum(), "tensor": 2 * sum((pieces[i][i] ** 2).sum() for i in range(len(pieces)))}
+    assert exact["tensor"] < exact["whole"] / 3
+    assert spread["tensor"] < spread["whole"] / 2
+
+
+def test_a_sample_depends_on_its_key_only():
+    objective = Objective(make_model("gpt2"), make_pool(3))
+    batch = next(objective.batches(0))
+    sampler = BlockTrace(objective, "layer")
+    first = sampler.sample(batch, 1, 2, 3)
+    sampler.sample(batch, 1, 2, 4)
+    again = BlockTrace(objective, "layer").sample(batch, 1, 2, 3)
+    assert np.array_equal(first.traces, again.traces)
+    assert not np.array_equal(first.traces, sampler.sample(batch, 1, 2, 5).traces)
+
+
+@pytest.mark.parametrize("kind", ["whole", "tensor"])
+def test_measure_with_taylor_agrees_with_the_oracle(model, kind):
+    pool = make_pool(4)
+    oracles = [dense(model, group, second=True) for group in pool]
+    tokens = sum(o.tokens for o in oracles)
+    found = measure(Objective(model, pool, finite=True), probes=20, trace="taylor", blocks=kind)
+    trace, part = (sum(np.trace(getattr(o, name)) for o in oracles) / tokens for name in ("hessian", "gauss_newton"))
+    gradient = sum(o.gradient for o in oracles) / tokens
+    assert abs(found.hessian_trace.value - trace) < 4 * found.hessian_trace.sem
+    assert abs(found.gauss_newton_trace.value - part) < 4 * found.gauss_newton_trace.sem
+    assert found.gradient_norm_squared.value == pytest.approx(gradient @ gradient, abs=1e-8)
+    assert (found.tensors[0].hessian_trace is None) == (kind == "whole")
