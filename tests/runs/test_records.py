@@ -46,3 +46,12 @@ def test_records_refuse_what_is_not_a_number_or_not_known():
     for change in ({"value": float("nan")}, {"sem": -1.0}, {"status": "confirmed"}, {"extra": 1}):
         with pytest.raises(ValidationError):
             EstimateRecord(**good | change)
+
+
+@pytest.mark.parametrize("path", sorted(SCHEMAS.parent.glob("results/gpt-neo-125m-*.json")), ids=lambda path: path.stem)
+def test_published_results_satisfy_the_published_schema(path):
+    schema = json.loads((SCHEMAS / "measurement.schema.json").read_text())
+    record = json.loads(path.read_text())
+    Draft202012Validator(schema).validate(record)
+    psi = record["psi"][0]
+    assert sum(part["value"] for part in psi["parts"].values()) == pytest.approx(psi["value"], rel=1e-12)
