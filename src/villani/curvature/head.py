@@ -75,7 +75,7 @@ def head_terms(
         spread = 1 - p.square().sum(dim=-1)
         total_weight += _sum(h.square().sum(dim=-1) * spread)
         total_bias += _sum(spread)
-        drawn = _draw(p, uniform[part])  # (b, LABELS)
+        drawn = draw_labels(p, uniform[part])  # (b, LABELS)
         mean_row = p @ weight  # (b, D)
         pull = mean_row - weight[y]  # Wᵀ(p − y)
         for c, t in features.second.items():
@@ -102,8 +102,8 @@ def _along(scores: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
     return torch.matmul(scores, t[:, :, None])[:, :, 0]
 
 
-def _draw(p: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
-    """(b, LABELS) labels from (b, V) probabilities, by inverting the distribution function in float64."""
+def draw_labels(p: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
+    """(b, L) labels from (b, V) probabilities and (b, L) uniform numbers: the distribution inverted in float64."""
     cumulative = p.double().cumsum(dim=-1)
     drawn = torch.searchsorted(cumulative, uniform.to(p.device) * cumulative[:, -1:], right=True)
     return drawn.clamp_(max=p.shape[1] - 1)

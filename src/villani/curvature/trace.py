@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from villani.curvature.blocks import BlockTrace
+from villani.curvature.head import draw_labels
 from villani.curvature.probes import rademacher_probe
 from villani.curvature.products import Tensors, differentiable_gradient, product
 from villani.curvature.sketch import GradientSketch
@@ -142,12 +143,8 @@ def _gauss_newton_sample(logits: torch.Tensor, tensors: Tensors, generator: np.r
 def _sample_rows(probabilities: torch.Tensor, generator: np.random.Generator) -> torch.Tensor:
     """One index from each row of (n, V) probabilities, by inverting the distribution function in float64."""
     uniform = torch.from_numpy(generator.random(len(probabilities))).to(probabilities.device)
-    chosen = []
-    for rows, u in zip(probabilities.split(_ROWS), uniform.split(_ROWS), strict=True):
-        cumulative = rows.double().cumsum(dim=-1)
-        index = torch.searchsorted(cumulative, (u * cumulative[:, -1])[:, None], right=True)[:, 0]
-        chosen.append(index.clamp_(max=rows.shape[1] - 1))
-    return torch.cat(chosen)
+    parts = zip(probabilities.split(_ROWS), uniform.split(_ROWS), strict=True)
+    return torch.cat([draw_labels(rows, u[:, None])[:, 0] for rows, u in parts])
 
 
 def _inner_products(left: Tensors, right: Tensors) -> Array:
