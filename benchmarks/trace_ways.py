@@ -41,7 +41,7 @@ def samplers(objective: Objective) -> dict[str, Sampler]:
     def forward(kind: str) -> Sampler:
         sampler = BlockTrace(objective, kind)
         return lambda g, k: (
-            sum(sampler.sample(b, k, g, i).traces.sum() for i, b in enumerate(objective.batches(g))) / tokens[g]
+            sum(sampler.sample(b, k, (g, i)).traces.sum() for i, b in enumerate(objective.batches(g))) / tokens[g]
         )
 
     def gradient(g: int, _: int) -> float:

@@ -25,7 +25,7 @@ def test_samples_are_unbiased_block_by_block(model, kind, group):
     oracle = dense(model, pool[group], second=True)
     sampler = BlockTrace(objective, kind)
     batch = next(objective.batches(group))
-    samples = [sampler.sample(batch, 0, group, k) for k in range(60)]
+    samples = [sampler.sample(batch, 0, (group, k)) for k in range(60)]
     edges = np.cumsum(objective.parameters.sizes)[:-1]
     first = [block[0] for block in sampler.blocks]
     for name, matrix in (("traces", oracle.hessian), ("gauss_newton", oracle.gauss_newton)):
@@ -49,7 +49,7 @@ def test_finer_blocks_have_less_variance():
     for kind in ("whole", "tensor"):
         sampler = BlockTrace(objective, kind)
         batch = next(objective.batches(0))
-        spread[kind] = np.var([sampler.sample(batch, 1, k).traces.sum() for k in range(200)])
+        spread[kind] = np.var([sampler.sample(batch, 1, (k,)).traces.sum() for k in range(200)])
     off = hessian - np.diag(np.diag(hessian))
     pieces = [np.split(row, edges, axis=1) for row in np.split(off, edges)]
     exact = {"whole": 2 * (off**2).sum(), "tensor": 2 * sum((pieces[i][i] ** 2).sum() for i in range(len(pieces)))}
@@ -61,11 +61,11 @@ def test_a_sample_depends_on_its_key_only():
     objective = Objective(make_model("gpt2"), make_pool(3))
     batch = next(objective.batches(0))
     sampler = BlockTrace(objective, "layer")
-    first = sampler.sample(batch, 1, 2, 3)
-    sampler.sample(batch, 1, 2, 4)
-    again = BlockTrace(objective, "layer").sample(batch, 1, 2, 3)
+    first = sampler.sample(batch, 1, (2, 3))
+    sampler.sample(batch, 1, (2, 4))
+    again = BlockTrace(objective, "layer").sample(batch, 1, (2, 3))
     assert np.array_equal(first.traces, again.traces)
-    assert not np.array_equal(first.traces, sampler.sample(batch, 1, 2, 5).traces)
+    assert not np.array_equal(first.traces, sampler.sample(batch, 1, (2, 5)).traces)
 
 
 @pytest.mark.parametrize("kind", ["whole", "tensor"])

@@ -1,11 +1,14 @@
 """Unbiased samples of tr ∇²L by forward Taylor sweeps, with a probe of its own for every block of tensors.
 
 One probe for all of θ has variance 2(‖H‖²_F − Σ H_ii²), much of it in products between blocks, which have no trace.
-With separate probes only 2(‖H_bb‖²_F − Σ H_ii²) is left of each block b, at the price of a tangent for every block.
+With separate probes only 2(‖H_bb‖²_F − Σ H_ii²) is left of each block b, at the price of a tangent for every block. A
+part of this costs nothing: the probes of tensors within a block stay apart until the next linear map (`Sweep.join`).
 """
 
+import math
 import re
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Literal
 
@@ -14,7 +17,7 @@ import torch
 
 from villani.curvature.head import LABELS, TiedRows, head_terms
 from villani.curvature.probes import rademacher
-from villani.curvature.taylor import Jet, Sweep
+from villani.curvature.taylor import Jet, Sweep, Tangents
 from villani.errors import InputError
 from villani.landscape.graph import LogitGraph, aten, trace_logits
 from villani.landscape.objective import IGNORED, Batch, Objective
@@ -23,6 +26,7 @@ from villani.statistics import Array
 from villani.streams import Purpose, stream
 
 Blocks = Literal["whole", "layer", "tensor"]
+Key = tuple[int, ...]
 
 
 def blocks_of(space: ParameterSpace, kind: Blocks) -> list[list[int]]:
@@ -63,6 +67,8 @@ class BlockTrace:
     def __init__(self, objective: Objective, kind: Blocks = "whole") -> None:
         self.objective = objective
         self.blocks = blocks_of(objective.parameters, kind)
+        self._block_of = {index: k for k, block in enumerate(self.blocks) for index in block}
+        self._first = [block[0] for block in self.blocks]
         self._graph = lru_cache(maxsize=4)(self._trace)
 
     def _trace(self, rows: int, length: int, masked: bool) -> LogitGraph:
@@ -74,58 +80,66 @@ class BlockTrace:
                 raise InputError(f"the head's matrix is also used by {node.target}: use trace='gauss-newton'")
         return graph
 
-    def sample(self, batch: Batch, seed: int, *key: int) -> BlockSample:
-        """A sample from (seed, key); probes, and labels for the Gauss–Newton part of the head, are drawn afresh."""
+    def sample(self, batch: Batch, seed: int, *keys: Key) -> BlockSample:
+        """The mean of one sample from each (seed, key), by one sweep for all of them.
+
+        Probes, and labels for the Gauss–Newton part of the head, are drawn from the keys alone.
+        """
         graph = self._graph(*batch.ids.shape, batch.attention is not None)
         space = self.objective.parameters
-        head = graph.head
+        head, count = graph.head, len(space.parameters)
         in_body = {graph.parameters[a] for n in graph.nodes if n is not head.node for a in n.all_input_nodes
                    if a in graph.parameters}  # fmt: skip
-        block_of = {index: k for k, block in enumerate(self.blocks) for index in block}
-        tied = self._tied_rows(batch, head.weight, block_of, seed, key) if head.weight in in_body else None
+        # Probe i + r·stride is that of tensor i in sample r: probes start apart, and become their block's where the
+        # sweep joins them, since products of independent ones have no mean and are better left out.
+        stride = count + len(self.blocks)
+        block_of = [self._block_of[i] for i in range(count)] + list(range(len(self.blocks)))
+        apart = len(self.blocks) == count
+        joins = {} if apart else {i + r * stride: count + block_of[i] + r * stride
+                                  for i in range(count) for r in range(len(keys))}  # fmt: skip
+        rows = batch.ids.unique()
+        tied = [
+            TiedRows(head.weight + r * stride, rows, self._signs(head.weight, (len(rows), -1), seed, key))
+            for r, key in enumerate(keys)
+            if head.weight in in_body
+        ]
 
         def parameter(index: int) -> Jet:
             tensor = space.tensors[index].detach()
-            if index == head.weight and tied is not None:
-                v = torch.zeros_like(tensor)
-                v[tied.rows] = tied.values
-            else:
-                v = self._probe(index, seed, key)
-            return Jet(tensor, {block_of[index]: v})
+            probes: Tangents = {}
+            for r, key in enumerate(keys):
+                if tied and index == head.weight:
+                    probes[index + r * stride] = torch.zeros_like(tensor).index_copy_(0, rows, tied[r].values)
+                else:
+                    probes[index + r * stride] = self._signs(index, tensor.shape, seed, key)
+            return Jet(tensor, probes)
 
-        sweep = Sweep(graph, parameter, range(len(self.blocks)))
+        sweep = Sweep(graph, parameter, block_of * len(keys), joins)
         with self.objective.evaluating(), torch.no_grad():
             jet = sweep.features(batch.ids, batch.attention)
             wanted = batch.labels[:, 1:] != IGNORED
             features = Jet(jet.x[:, :-1][wanted], {k: t[:, :-1][wanted] for k, t in jet.first.items()},
                            {c: t[:, :-1][wanted] for c, t in jet.second.items()})  # fmt: skip
             labels = batch.labels[:, 1:][wanted]
-            uniform = torch.from_numpy(stream(seed, Purpose.LABELS, *key).random((len(labels), LABELS)))
+            uniform = torch.from_numpy(stream(seed, Purpose.LABELS, *keys[0]).random((len(labels), LABELS)))
             bias = None if head.bias is None else space.tensors[head.bias].detach()
-            terms = head_terms(
-                features, labels, space.tensors[head.weight].detach(), bias, tied, tied.probe if tied else -1, uniform
-            )
-        gauss_newton = np.zeros(len(space.parameters))
+            tied = [replace(t, probe=sweep.probe(t.probe)) for t in tied]
+            terms = head_terms(features, labels, space.tensors[head.weight].detach(), bias, tied, uniform)
+        gauss_newton, residual = np.zeros(count), np.zeros(count)
         for k, value in terms.gauss_newton.items():
-            gauss_newton[self.blocks[k][0]] += value
+            gauss_newton[self._first[block_of[k % stride]]] += value / len(keys)
+        for c, value in terms.residual.items():
+            residual[self._first[c]] += value / len(keys)
+        for k, value in terms.tied_residual.items():
+            residual[self._first[block_of[k % stride]]] += value / len(keys)
         gauss_newton[head.weight] += terms.weight
         if head.bias is not None:
             gauss_newton[head.bias] += terms.bias
-        traces = gauss_newton.copy()
-        for k, value in terms.residual.items():
-            traces[self.blocks[k][0]] += value
-        return BlockSample(traces, gauss_newton)
+        return BlockSample(gauss_newton + residual, gauss_newton)
 
-    def _probe(self, index: int, seed: int, key: tuple[int, ...]) -> torch.Tensor:
+    def _signs(self, index: int, shape: Sequence[int], seed: int, key: Key) -> torch.Tensor:
+        """The probe of one tensor, or of as many of its rows as `shape` has; −1 stands for its columns."""
         tensor = self.objective.parameters.tensors[index]
-        signs = rademacher(tensor.numel(), stream(seed, Purpose.PROBE, *key, index), tensor.dtype)
-        return signs.to(tensor.device).view(tensor.shape)
-
-    def _tied_rows(
-        self, batch: Batch, index: int, block_of: dict[int, int], seed: int, key: tuple[int, ...]
-    ) -> TiedRows:
-        tensor = self.objective.parameters.tensors[index]
-        rows = batch.ids.unique()
-        size = len(rows) * tensor.shape[1]
-        signs = rademacher(size, stream(seed, Purpose.PROBE, *key, index), tensor.dtype).to(tensor.device)
-        return TiedRows(block_of[index], rows, signs.view(len(rows), tensor.shape[1]))
+        shape = [n if n >= 0 else tensor.shape[1] for n in shape]
+        signs = rademacher(math.prod(shape), stream(seed, Purpose.PROBE, *key, index), tensor.dtype)
+        return signs.to(tensor.device).view(shape)

@@ -3,6 +3,7 @@
 Formulas in `curvature/taylor.py`; all sums are over predicted positions, so the results belong to the loss sum.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -34,12 +35,14 @@ class HeadTerms:
 
     Attributes:
         residual: class → Σ over its probes of (p − y)ᵀ z_kk.
+        tied_residual: probe → what products of a tied head's own probe with its features add to `residual`.
         gauss_newton: probe → z_kᵀ S z_k, averaged over sampled labels.
         weight: exact trace over the head's weight matrix.
         bias: exact trace over its bias.
     """
 
     residual: dict[int, float]
+    tied_residual: dict[int, float]
     gauss_newton: dict[int, float]
     weight: float
     bias: float
@@ -50,8 +53,7 @@ def head_terms(
     labels: torch.Tensor,
     weight: torch.Tensor,
     bias: torch.Tensor | None,
-    tied: TiedRows | None,
-    class_of_tied: int,
+    tied: Sequence[TiedRows],
     uniform: torch.Tensor,
 ) -> HeadTerms:
     """Integrate a head over the features of n predicted positions.
@@ -61,11 +63,11 @@ def head_terms(
         labels: (n,) y.
         weight: (V, D) W.
         bias: (V,) or None.
-        tied: the probe on a tied head, or None.
-        class_of_tied: the class of that probe's second-order term.
+        tied: the probes on a tied head, if it is tied.
         uniform: (n, LABELS) independent uniform numbers, for the sampled labels.
     """
     residual = dict.fromkeys(features.second, 0.0)
+    tied_residual = dict.fromkeys([own.probe for own in tied], 0.0)
     gauss_newton = dict.fromkeys(features.first, 0.0)
     total_weight = total_bias = 0.0
     for start in range(0, len(labels), _POSITIONS):
@@ -81,20 +83,20 @@ def head_terms(
         for c, t in features.second.items():
             residual[c] += _sum(pull * t[part])
         scores = weight[drawn] - mean_row[:, None]  # (b, LABELS, D)
-        if tied is not None and tied.probe in features.first:
-            t = features.first[tied.probe][part]
-            on_rows = h @ tied.values.T  # (b, R): V h on the rows that occur
-            moved = t @ tied.values.T  # V h_k
-            p_rows = p[:, tied.rows]
-            errors = p_rows - (tied.rows == y[:, None]).to(p.dtype)
-            residual[class_of_tied] = residual.get(class_of_tied, 0.0) + 2 * _sum(errors * moved)
-            place = torch.searchsorted(tied.rows, drawn).clamp_(max=len(tied.rows) - 1)
-            hit = tied.rows[place] == drawn
-            own = torch.where(hit, on_rows.gather(1, place), 0.0) - (p_rows * on_rows).sum(-1, keepdim=True)
-            gauss_newton[tied.probe] += 2 * _sum(_along(scores, t) * own) / LABELS
+        for own in tied:
+            t = features.first[own.probe][part]
+            on_rows = h @ own.values.T  # (b, R): V h on the rows that occur
+            moved = t @ own.values.T  # V h_k
+            p_rows = p[:, own.rows]
+            errors = p_rows - (own.rows == y[:, None]).to(p.dtype)
+            tied_residual[own.probe] += 2 * _sum(errors * moved)
+            place = torch.searchsorted(own.rows, drawn).clamp_(max=len(own.rows) - 1)
+            hit = own.rows[place] == drawn
+            shift = torch.where(hit, on_rows.gather(1, place), 0.0) - (p_rows * on_rows).sum(-1, keepdim=True)
+            gauss_newton[own.probe] += 2 * _sum(_along(scores, t) * shift) / LABELS
         for k, t in features.first.items():
             gauss_newton[k] += _sum(_along(scores, t[part]).square()) / LABELS
-    return HeadTerms(residual, gauss_newton, total_weight, total_bias if bias is not None else 0.0)
+    return HeadTerms(residual, tied_residual, gauss_newton, total_weight, total_bias if bias is not None else 0.0)
 
 
 def _along(scores: torch.Tensor, t: torch.Tensor) -> torch.Tensor:

@@ -16,7 +16,7 @@ E[((W_ŷ − Wᵀp)·h_k)²], so that no tangent is ever as large as the vocabul
 """
 
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -47,12 +47,21 @@ class Sweep:
         graph: the traced logits.
         parameter: index of a tensor in θ → its jet, called at its first use.
         classes: probe → class of its second-order term.
+        joins: probe → the probe that it becomes part of at the next linear map with weights, for independent probes.
     """
 
-    def __init__(self, graph: LogitGraph, parameter: Callable[[int], Jet], classes: Sequence[int]) -> None:
+    def __init__(
+        self,
+        graph: LogitGraph,
+        parameter: Callable[[int], Jet],
+        classes: Sequence[int],
+        joins: Mapping[int, int] | None = None,
+    ) -> None:
         self.graph = graph
         self.parameter = parameter
         self.classes = classes
+        self.joins = joins or {}
+        self._joined: dict[int, int] = {}
 
     def features(self, ids: torch.Tensor, attention: torch.Tensor | None) -> Jet:
         """The input of the head, (B, T, D).
@@ -81,6 +90,8 @@ class Sweep:
         def look(argument: torch.fx.Node) -> Any:
             if argument not in values and argument in self.graph.parameters:
                 values[argument] = self.parameter(self.graph.parameters[argument])
+            if isinstance(values[argument], Jet):
+                self._gather(values[argument])
             return values[argument]
 
         arguments: Any = torch.fx.map_arg(node.args, look)
@@ -91,6 +102,26 @@ class Sweep:
         if rule is None:
             raise InputError(f"no Taylor rule for {node.target} ({place(node)}): use trace='gauss-newton'")
         return rule(self, node.target, *arguments, **options)
+
+    def probe(self, k: int) -> int:
+        """What probe k is part of by now."""
+        while k in self._joined:
+            k = self._joined[k]
+        return k
+
+    def join(self, a: Jet, into: int | None = None) -> None:
+        """Let the probes of a, as far as they may, go on as one: `into`, or what `joins` says."""
+        for k in a.first:
+            if k in self.joins:
+                self._joined[k] = self.joins[k] if into is None else into
+        self._gather(a)
+
+    def _gather(self, a: Jet) -> None:
+        if not a.first.keys().isdisjoint(self._joined):
+            first: Tangents = {}
+            for k, t in a.first.items():
+                _add_to(first, self.probe(k), t)
+            a.first = first
 
     # What rules are made of
 
@@ -215,12 +246,17 @@ def _divide(sweep: Sweep, op: Any, a: Any, b: Any) -> Jet:
 
 
 def _linear(sweep: Sweep, op: Any, a: Jet, weight: Any, bias: Any = None) -> Jet:
+    """What came before goes on as one, and the weight's own probe stays apart until the next linear map."""
+    if isinstance(a, Jet) and isinstance(weight, Jet):
+        sweep.join(a)
+        if isinstance(bias, Jet) and len(weight.first) == 1:
+            sweep.join(bias, into=next(iter(weight.first)))
     y = sweep.bilinear(op, a, weight)
     return y if bias is None else _add(sweep, aten.add.Tensor, y, bias)
 
 
 def _addmm(sweep: Sweep, _: Any, bias: Any, a: Any, b: Any) -> Jet:
-    return _add(sweep, aten.add.Tensor, sweep.bilinear(torch.mm, a, b), bias)
+    return _linear(sweep, torch.mm, a, b, bias)
 
 
 def _where(_: Sweep, op: Any, condition: torch.Tensor, a: Any, b: Any) -> Jet:

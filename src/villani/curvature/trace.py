@@ -39,7 +39,8 @@ class GroupStatistics:
         loss: nats.
         gradient: (k,) the gradient of the loss sum, sketched.
         dots: (P,) its inner product with θ, tensor by tensor.
-        traces: (m, P) unbiased samples of the trace of the loss sum's Hessian, tensor by tensor.
+        traces: (m, P) unbiased samples of the trace of the loss sum's Hessian, tensor by tensor; with `taylor`, where
+            only their mean is needed, one row that stands for all probes.
         gauss_newton: (m, P) the Gauss–Newton part of `traces`; (0, P) with `hutchinson`, which does not part them.
     """
 
@@ -71,8 +72,9 @@ def group_statistics(
     tokens, loss = 0.0, 0.0
     gradient = torch.zeros(min(space.size, sketch.buckets), dtype=torch.float64)
     dots = np.zeros(len(space.parameters))
-    traces = np.zeros((probes, len(space.parameters)))
-    gauss_newton = np.zeros((0 if method == "hutchinson" else probes, len(space.parameters)))
+    rows = 1 if sampler is not None and not objective.finite else probes
+    traces = np.zeros((rows, len(space.parameters)))
+    gauss_newton = np.zeros((0 if method == "hutchinson" else rows, len(space.parameters)))
     labels = [stream(seed, Purpose.LABELS, group, probe) for probe in range(probes)]
     with objective.evaluating():
         for index, batch in enumerate(objective.batches(group)):
@@ -88,10 +90,11 @@ def group_statistics(
                 gradient += sketch(slopes)
                 dots += _inner_products(slopes, space.tensors)
                 del slopes
-                for probe in range(probes):
-                    sample = sampler.sample(batch, seed, group, probe, index)
-                    traces[probe] += sample.traces - sample.gauss_newton
-                    gauss_newton[probe] += sample.gauss_newton
+                keys = [(group, probe, index) for probe in range(probes)]
+                for row, some in enumerate([[key] for key in keys] if objective.finite else [keys]):
+                    sample = sampler.sample(batch, seed, *some)
+                    traces[row] += sample.traces - sample.gauss_newton
+                    gauss_newton[row] += sample.gauss_newton
                 continue
             root = forward.loss
             if method == "gauss-newton":

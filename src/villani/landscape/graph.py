@@ -1,11 +1,13 @@
 """The traced ATen graph of a model's logits: what Taylor mode walks over, with the source line of every operation."""
 
+import math
 import warnings
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
+from torch.fx.subgraph_rewriter import replace_pattern_with_filters
 
 from villani.errors import InputError
 from villani.landscape.objective import Batch, Objective
@@ -87,6 +89,7 @@ def trace_logits(objective: Objective, batch: Batch) -> LogitGraph:
         if node.target is aten._assert_tensor_metadata.default:  # checks of the tracer's own
             graph.erase_node(node)
     graph.eliminate_dead_code()
+    _fuse_gelu(exported.graph_module)
     index = {id(p.tensor): i for i, p in enumerate(objective.parameters.parameters)}
     parameters: dict[torch.fx.Node, int] = {}
     constants: dict[torch.fx.Node, torch.Tensor] = {}
@@ -112,6 +115,23 @@ def trace_logits(objective: Objective, batch: Batch) -> LogitGraph:
         logits=logits,
         head=_find_head(logits, parameters),
     )
+
+
+def _fuse_gelu(module: torch.fx.GraphModule) -> None:
+    """Write the tanh form of GELU, where a model spells it out, as the one operation that it is."""
+
+    def spelled_out(x: Any) -> Any:
+        inner = aten.add.Tensor(x, aten.mul.Tensor(aten.pow.Tensor_Scalar(x, 3.0), 0.044715))
+        bracket = aten.add.Tensor(aten.tanh.default(aten.mul.Tensor(inner, math.sqrt(2 / math.pi))), 1.0)
+        return aten.mul.Tensor(aten.mul.Tensor(x, 0.5), bracket)
+
+    def fused(x: Any) -> Any:
+        return aten.gelu.default(x, approximate="tanh")
+
+    for match in replace_pattern_with_filters(module, spelled_out, fused):
+        origin = match.nodes_map[next(n for n in match.nodes_map if n.target is aten.tanh.default)]
+        for node in match.replacements:
+            node.meta.update(origin.meta)
 
 
 def _tensor(exported: Any, spec: Any) -> torch.Tensor:
