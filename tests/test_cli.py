@@ -119,10 +119,11 @@ def test_human_output_and_report(villani, tmp_path):
 def test_finite_and_hutchinson_and_float64(villani, tmp_path):
     code, out, _ = villani(
         "measure", "builtin:tiny?width=8&layers=1", *SMALL, "--run", tmp_path / "run", "--json", "--finite", "--probes",
-        "2", "--trace", "hutchinson", "--dtype", "float64",
+        "2", "--trace", "hutchinson", "--products", "finite-differences", "--dtype", "float64",
     )  # fmt: skip
     record = json.loads(out)
     assert code == 0
+    assert record["design"]["products"] == "finite-differences"
     assert record["loss"]["sem"] == 0
     assert record["loss"]["status"] == "certified"
     assert record["gauss_newton_trace"] is None

@@ -39,6 +39,14 @@ class BlocksChoice(StrEnum):
     tensor = "tensor"
 
 
+class ProductsChoice(StrEnum):
+    """Ways to the product of the Hessian with a vector."""
+
+    reverse_over_reverse = "reverse-over-reverse"
+    forward_over_reverse = "forward-over-reverse"
+    finite_differences = "finite-differences"
+
+
 class DtypeChoice(StrEnum):
     """Precisions that second derivatives survive in."""
 
@@ -70,6 +78,9 @@ def measure(
     blocks: Annotated[
         BlocksChoice, typer.Option(help="with --trace taylor, what has its own probe")
     ] = BlocksChoice.whole,
+    products: Annotated[
+        ProductsChoice, typer.Option(help="with --trace hutchinson, way to Hessian-vector products")
+    ] = ProductsChoice.reverse_over_reverse,
     finite: Annotated[
         bool, typer.Option("--finite", help="the groups are the whole data set, not a sample of it")
     ] = False,
@@ -97,8 +108,9 @@ def measure(
     settings = MeasureSettings(
         model=model, text=text, tokenizer=tokenizer, weight_decay=_numbers("weight-decay", weight_decay),
         temperature=_numbers("temperature", temperature), decay=decay, groups=groups, sequences=sequences, block=block,
-        probes=probes, trace=trace.value, blocks=blocks.value, finite=finite, seed=seed, dtype=dtype.value,
-        device=device, threads=threads, micro_tokens=micro_tokens, trust_remote_code=trust_remote_code,
+        probes=probes, trace=trace.value, blocks=blocks.value, products=products.value, finite=finite, seed=seed,
+        dtype=dtype.value, device=device, threads=threads, micro_tokens=micro_tokens,
+        trust_remote_code=trust_remote_code,
     )  # fmt: skip
     with progress() as bar:
         directory, record = measure_model(settings, run, data, bar)

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from villani.curvature.blocks import Blocks, BlockTrace
+from villani.curvature.products import ProductMethod
 from villani.curvature.sketch import BUCKETS, GradientSketch
 from villani.curvature.trace import GroupStatistics, TraceMethod, group_statistics
 from villani.errors import InputError
@@ -154,6 +155,7 @@ def measure(
     *,
     trace: TraceMethod | None = None,
     blocks: Blocks = "whole",
+    products: ProductMethod = "reverse-over-reverse",
     sketch: int = BUCKETS,
     ledger: Ledger | None = None,
     progress: Callable[[int, int], None] | None = None,
@@ -170,17 +172,20 @@ def measure(
         seed: a non-negative integer; the same seed gives the same bits.
         trace: `gauss-newton` (default for language models), `hutchinson` (default for a custom loss) or `taylor`.
         blocks: with `taylor`, what gets a probe of its own: the `whole` of θ, each `layer` or each `tensor`.
+        products: with `hutchinson`, how ∇²L·v is had: `reverse-over-reverse`, `forward-over-reverse`, or
+            `finite-differences` of gradients, which leave fused attention and compiled models as they are.
         sketch: buckets of the gradient sketch, used when d is larger.
         ledger: keeps finished groups, and supplies those of an interrupted run.
         progress: called with (finished, total) units.
 
     Raises:
-        InputError: too few groups or probes, a negative seed, or a loss or derivative that is not finite.
+        InputError: too few groups or probes, a negative seed, ways to the trace that do not go together, a loss or
+            derivative that is not finite, or finite differences that are off by more than 10⁻³.
     """
     count = len(objective.groups)
     check_design(count, probes, seed, objective.finite)
     method: TraceMethod = trace or ("hutchinson" if objective.loss_fn else "gauss-newton")
-    _check_trace(method, blocks)
+    _check_trace(method, blocks, products)
     space = objective.parameters
     space.check()
     gradient_sketch = GradientSketch(space, seed, sketch)
@@ -188,7 +193,7 @@ def measure(
     sampler = BlockTrace(objective, blocks) if method == "taylor" else None
 
     def work(group: int) -> Rows:
-        return _row(group_statistics(objective, group, probes, seed, method, gradient_sketch, sampler))
+        return _row(group_statistics(objective, group, probes, seed, method, gradient_sketch, sampler, products))
 
     rows: list[Rows] = []
     for group in range(count):
@@ -207,7 +212,8 @@ def measure(
         sketched=gradient_sketch.lossy,
     )
     if objective.finite:
-        whole = _unit(ledger, "gradient", partial(_whole_gradient, objective), objective.device)
+        fused = products == "finite-differences"
+        whole = _unit(ledger, "gradient", partial(_whole_gradient, objective, fused), objective.device)
         joint = finite_statistics(sums, float(whole["norm_squared"][0]))
         if progress:
             progress(total, total)
@@ -235,13 +241,17 @@ def measure(
     )
 
 
-def _check_trace(method: TraceMethod, blocks: Blocks) -> None:
+def _check_trace(method: TraceMethod, blocks: Blocks, products: ProductMethod) -> None:
     if method not in get_args(TraceMethod):
         raise InputError(f"trace={method!r}: expected {', '.join(get_args(TraceMethod))}")
     if blocks not in get_args(Blocks):
         raise InputError(f"blocks={blocks!r}: expected {', '.join(get_args(Blocks))}")
     if blocks != "whole" and method != "taylor":
         raise InputError(f"blocks={blocks!r} goes with trace='taylor', not with {method!r}")
+    if products not in get_args(ProductMethod):
+        raise InputError(f"products={products!r}: expected {', '.join(get_args(ProductMethod))}")
+    if products != "reverse-over-reverse" and method != "hutchinson":
+        raise InputError(f"products={products!r} goes with trace='hutchinson', not with {method!r}")
 
 
 def check_temperature(temperature: float) -> None:
@@ -285,9 +295,9 @@ def _row(found: GroupStatistics) -> Rows:
     }
 
 
-def _whole_gradient(objective: Objective) -> Rows:
+def _whole_gradient(objective: Objective, fused: bool) -> Rows:
     """‖∇L‖² over all groups: an exact second pass, since a sketch would add an error where there should be none."""
-    gradient = objective.gradient()
+    gradient = objective.gradient(fused=fused)
     return {"norm_squared": np.array([sum(float(g.square().sum()) for g in gradient)])}
 
 

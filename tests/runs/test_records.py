@@ -40,6 +40,12 @@ def test_contract_fields_are_there():
     ].keys()
 
 
+def test_records_from_before_products_are_read():
+    record = json.loads(build_measurement().model_dump_json())
+    del record["design"]["products"]
+    assert MeasurementRecord.model_validate(record).design.products == "reverse-over-reverse"
+
+
 def test_records_refuse_what_is_not_a_number_or_not_known():
     good = {"value": 1.0, "sem": 0.1, "n": 3, "interval": (0.8, 1.2), "status": "statistical"}
     EstimateRecord(**good)

@@ -2,7 +2,7 @@
 
 Three ways to the trace (THEORY.md §6), all unbiased:
 
-- `hutchinson`: vᵀ∇²L v with Rademacher probes v, by reverse over reverse.
+- `hutchinson`: vᵀ∇²L v with Rademacher probes v, by any of the products of `curvature/products.py`.
 - `gauss-newton`: ∇²L = JᵀSJ + Σ_k (p − y)_k ∇²z_k for logits z. The first trace is E‖∇L_ŷ‖²·n over labels ŷ drawn from
   the model's own p, one ordinary backward pass; only the second, residual, part meets probes. It is the Hessian of
   ⟨p − y, z⟩ with p − y held fixed, whose gradient equals ∇L, so that one graph serves both.
@@ -19,7 +19,14 @@ from torch import nn
 from villani.curvature.blocks import BlockTrace
 from villani.curvature.head import draw_labels
 from villani.curvature.probes import rademacher_probe
-from villani.curvature.products import Tensors, differentiable_gradient, product
+from villani.curvature.products import (
+    ProductMethod,
+    Tensors,
+    differentiable_gradient,
+    finite_difference_product,
+    forward_product,
+    product,
+)
 from villani.curvature.sketch import GradientSketch
 from villani.errors import InputError
 from villani.landscape.objective import Forward, Objective
@@ -60,13 +67,15 @@ def group_statistics(
     method: TraceMethod,
     sketch: GradientSketch,
     sampler: BlockTrace | None = None,
+    products: ProductMethod = "reverse-over-reverse",
 ) -> GroupStatistics:
     """Measure one group; a pure function of θ, the group and (seed, group, probe).
 
-    `sampler` is what `taylor` samples with, and belongs to this objective.
+    `sampler` is what `taylor` samples with, and belongs to this objective; `products` is for `hutchinson` only.
 
     Raises:
-        InputError: the loss or a derivative is not finite, or sampled labels are asked of a custom loss function.
+        InputError: the loss or a derivative is not finite, sampled labels are asked of a custom loss function, or
+            finite differences are too far off.
     """
     space = objective.parameters
     tokens, loss = 0.0, 0.0
@@ -76,13 +85,13 @@ def group_statistics(
     traces = np.zeros((rows, len(space.parameters)))
     gauss_newton = np.zeros((0 if method == "hutchinson" else rows, len(space.parameters)))
     labels = [stream(seed, Purpose.LABELS, group, probe) for probe in range(probes)]
-    with objective.evaluating():
+    with objective.evaluating(fused=products == "finite-differences"):
         for index, batch in enumerate(objective.batches(group)):
             forward = objective.forward(batch)
             _check_finite(forward.loss, f"group {group}: the loss")
             tokens += forward.tokens
             loss += float(forward.loss.detach().double())
-            if sampler is not None:
+            if sampler is not None or products != "reverse-over-reverse":
                 slopes = list(
                     torch.autograd.grad(forward.loss, space.tensors, allow_unused=True, materialize_grads=True)
                 )
@@ -91,10 +100,15 @@ def group_statistics(
                 dots += _inner_products(slopes, space.tensors)
                 del slopes
                 keys = [(group, probe, index) for probe in range(probes)]
-                for row, some in enumerate([[key] for key in keys] if objective.finite else [keys]):
-                    sample = sampler.sample(batch, seed, *some)
-                    traces[row] += sample.traces - sample.gauss_newton
-                    gauss_newton[row] += sample.gauss_newton
+                if sampler is not None:
+                    for row, some in enumerate([[key] for key in keys] if objective.finite else [keys]):
+                        sample = sampler.sample(batch, seed, *some)
+                        traces[row] += sample.traces - sample.gauss_newton
+                        gauss_newton[row] += sample.gauss_newton
+                elif products == "forward-over-reverse":
+                    for probe in range(probes):
+                        vector = rademacher_probe(space, seed, group, probe)
+                        traces[probe] += _inner_products(forward_product(objective, batch, vector)[0], vector)
                 continue
             root = forward.loss
             if method == "gauss-newton":
@@ -109,6 +123,10 @@ def group_statistics(
                 vector = rademacher_probe(space, seed, group, probe)
                 curved = product(slopes, vector, space.tensors, keep_graph=probe + 1 < probes)
                 traces[probe] += _inner_products(curved, vector)
+    if products == "finite-differences":  # of the whole group at once, so that θ moves four times a probe
+        for probe in range(probes):
+            vector = rademacher_probe(space, seed, group, probe)
+            traces[probe] = tokens * _inner_products(finite_difference_product(objective, vector, group)[0], vector)
     if len(gauss_newton):
         traces += gauss_newton
     for name, values in (("gradient", gradient.numpy()), ("Hessian trace", traces)):

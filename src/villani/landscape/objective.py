@@ -112,13 +112,17 @@ class Objective:
             _check_tokens(model, self.groups)
 
     @contextmanager
-    def evaluating(self) -> Iterator[None]:
-        """Dropout off, twice-differentiable attention, deterministic kernels; everything is put back afterwards."""
+    def evaluating(self, *, fused: bool = False) -> Iterator[None]:
+        """Dropout off, twice-differentiable attention, deterministic kernels; everything is put back afterwards.
+
+        With `fused`, attention kernels are left to the model: enough where only first derivatives are taken.
+        """
         modes = {module: module.training for module in self.model.modules()}
         deterministic = torch.are_deterministic_algorithms_enabled()
         warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
         with ExitStack() as stack:
-            stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+            if not fused:
+                stack.enter_context(sdpa_kernel(SDPBackend.MATH))
             stack.enter_context(torch.random.fork_rng(devices=[] if self.device.type == "cpu" else [self.device]))
             stack.enter_context(torch.enable_grad())
             torch.use_deterministic_algorithms(True, warn_only=True)
@@ -177,11 +181,14 @@ class Objective:
                     tokens += forward.tokens
         return total / tokens
 
-    def gradient(self, group: int | None = None) -> list[torch.Tensor]:
-        """∇L of one group or of all, in float64, tensor by tensor; uses no more than one copy of θ in float64."""
+    def gradient(self, group: int | None = None, *, fused: bool = False) -> list[torch.Tensor]:
+        """∇L of one group or of all, in float64, tensor by tensor; uses no more than one copy of θ in float64.
+
+        `fused` is that of `evaluating`.
+        """
         sums = [torch.zeros(t.shape, dtype=torch.float64, device=self.device) for t in self.parameters.tensors]
         tokens = 0.0
-        with self.evaluating():
+        with self.evaluating(fused=fused):
             for g in range(len(self.groups)) if group is None else [group]:
                 for batch in self.batches(g):
                     forward = self.forward(batch)

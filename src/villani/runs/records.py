@@ -107,6 +107,9 @@ class DesignRecord(Record):
     probes: int = Field(description="independent probes in each group")
     trace: Literal["gauss-newton", "hutchinson", "taylor"]
     blocks: Literal["whole", "layer", "tensor"] = Field(description="what had a probe of its own")
+    products: Literal["reverse-over-reverse", "forward-over-reverse", "finite-differences"] = Field(
+        default="reverse-over-reverse", description="how products of the Hessian with probes were had, with hutchinson"
+    )
     seed: int
     confidence: float
     sketch: int | None = Field(description="buckets of the gradient sketch; null: gradients were kept whole")

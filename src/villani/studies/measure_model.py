@@ -59,6 +59,7 @@ class MeasureSettings(BaseModel):
     probes: int = 1
     trace: Literal["gauss-newton", "hutchinson", "taylor"] = "gauss-newton"
     blocks: Literal["whole", "layer", "tensor"] = "whole"
+    products: Literal["reverse-over-reverse", "forward-over-reverse", "finite-differences"] = "reverse-over-reverse"
     finite: bool = False
     seed: int = 0
     dtype: Literal["float32", "float64"] = "float32"
@@ -177,6 +178,7 @@ def measured(
         seed=settings.seed,
         trace=settings.trace,
         blocks=settings.blocks,
+        products=settings.products,
         ledger=ledger,
         progress=progress.advance,
     )
@@ -277,6 +279,7 @@ def _design_record(settings: MeasureSettings, found: Measurement) -> DesignRecor
         probes=settings.probes,
         trace=settings.trace,
         blocks=settings.blocks,
+        products=settings.products,
         seed=settings.seed,
         confidence=CONFIDENCE,
         sketch=found.sketch,
