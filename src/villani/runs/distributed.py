@@ -217,6 +217,7 @@ def join(device: str = "cpu") -> Iterator[Team]:
         return
     import torch
     from torch import distributed
+    from torch.distributed.rendezvous import rendezvous
 
     if device.startswith("cuda"):
         _check_gpus(device, int(os.environ["LOCAL_WORLD_SIZE"]), torch.cuda.device_count())
@@ -226,8 +227,10 @@ def join(device: str = "cpu") -> Iterator[Team]:
         backend, place = "gloo", "cpu"
     before = signal.signal(signal.SIGTERM, _terminated) if rank() == 0 else None
     try:
-        distributed.init_process_group(backend, timeout=_PATIENCE)
-        team = Team(rank(), distributed.get_world_size(), partial(exchange, place))
+        store, number, size = next(rendezvous("env://", timeout=_PATIENCE))
+        fresh = distributed.PrefixStore(f"villani/{_attempt()}", store)  # type: ignore[attr-defined]
+        distributed.init_process_group(backend, store=fresh, rank=number, world_size=size, timeout=_PATIENCE)
+        team = Team(number, size, partial(exchange, place))
         with team.together():
             yield team
         distributed.destroy_process_group()  # not after an error: the others may be gone, and NCCL would wait for them
@@ -284,6 +287,14 @@ def _unpack(packed: bytes) -> Message:
 
 def _launched() -> bool:
     return "TORCHELASTIC_RUN_ID" in os.environ
+
+
+def _attempt() -> str:
+    """Tells apart the times that `--max-restarts` starts the processes, since one store serves them all on a node.
+
+    Nodes count restarts each for itself, so that among several the count says nothing.
+    """
+    return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") if os.environ.get("GROUP_WORLD_SIZE", "1") == "1" else "0"
 
 
 def _check_gpus(device: str, processes: int, gpus: int) -> None:
