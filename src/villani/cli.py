@@ -4,6 +4,7 @@ Progress goes to stderr. Exit codes: 0 done, 2 bad input (one line), 1 anything 
 """
 
 import sys
+from contextlib import nullcontext
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -12,7 +13,7 @@ import typer
 from typer.exceptions import TyperException
 
 from villani import __version__
-from villani.errors import InputError
+from villani.errors import InputError, LostProcess
 
 app = typer.Typer(
     help="What weight decay does to a Transformer's loss landscape, and which guarantees really follow.",
@@ -102,6 +103,7 @@ def measure(
 
     λ and s enter no measurement: asked again with the same --run and another λ or s, the answer is immediate.
     """
+    from villani.runs.distributed import join
     from villani.studies.measure_model import MeasureSettings, measure_model
     from villani.terminal import print_measurement, progress
 
@@ -112,8 +114,10 @@ def measure(
         dtype=dtype.value, device=device, threads=threads, micro_tokens=micro_tokens,
         trust_remote_code=trust_remote_code,
     )  # fmt: skip
-    with progress() as bar:
-        directory, record = measure_model(settings, run, data, bar)
+    with join(device) as team, progress() if team.main else nullcontext() as bar:
+        directory, record = measure_model(settings, run, data, bar, team)
+    if not team.main:
+        return
     if json:
         sys.stdout.write(record.model_dump_json() + "\n")
     else:
@@ -181,10 +185,20 @@ def main() -> None:
     try:
         code = app(standalone_mode=False)
     except (InputError, TyperException) as error:
-        message = error.format_message() if isinstance(error, TyperException) else str(error)
-        sys.stderr.write(f"villani: {message}\n")
+        _say(error.format_message() if isinstance(error, TyperException) else str(error))
         sys.exit(2)
+    except LostProcess as error:
+        _say(str(error))
+        sys.exit(1)
     if code == _INTERRUPTED:
-        sys.stderr.write("villani: interrupted; what was finished is kept, and the same command resumes\n")
+        _say("interrupted; what was finished is kept, and the same command resumes")
         sys.exit(1)
     sys.exit(code or 0)
+
+
+def _say(text: str) -> None:
+    """One line on stderr, from one process."""
+    from villani.runs.distributed import rank
+
+    if rank() == 0:
+        sys.stderr.write(f"villani: {text}\n")

@@ -7,11 +7,10 @@ over groups covers data and probe noise together.
 
 import resource
 import sys
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol, get_args
+from typing import get_args
 
 import numpy as np
 import torch
@@ -22,6 +21,7 @@ from villani.curvature.sketch import BUCKETS, GradientSketch
 from villani.curvature.trace import GroupStatistics, TraceMethod, group_statistics
 from villani.errors import InputError
 from villani.landscape.objective import Objective, check_weight_decay
+from villani.runs.distributed import Ledger, Rows, Team
 from villani.statistics import (
     Array,
     Estimate,
@@ -32,18 +32,6 @@ from villani.statistics import (
     ratio_estimates,
     sampled_statistics,
 )
-
-Rows = Mapping[str, Array]
-
-
-class Ledger(Protocol):
-    """Where finished units of work are kept; `villani.runs.store.Ledger` is one."""
-
-    def get(self, key: str) -> Rows | None:
-        """The arrays of a finished unit, or None."""
-
-    def put(self, key: str, arrays: Rows, *, seconds: float, peak_memory_bytes: int) -> None:
-        """Keep a finished unit; on return it survives a kill."""
 
 
 @dataclass(frozen=True)
@@ -159,6 +147,7 @@ def measure(
     sketch: int = BUCKETS,
     ledger: Ledger | None = None,
     progress: Callable[[int, int], None] | None = None,
+    team: Team | None = None,
 ) -> Measurement:
     """Measure the five statistics of an objective at its current θ.
 
@@ -177,10 +166,12 @@ def measure(
         sketch: buckets of the gradient sketch, used when d is larger.
         ledger: keeps finished groups, and supplies those of an interrupted run.
         progress: called with (finished, total) units.
+        team: the processes that share the groups, each with the same objective; this one alone by default.
 
     Raises:
         InputError: too few groups or probes, a negative seed, ways to the trace that do not go together, a loss or
             derivative that is not finite, or finite differences that are off by more than 10⁻³.
+        LostProcess: another process of the team is gone.
     """
     count = len(objective.groups)
     check_design(count, probes, seed, objective.finite)
@@ -189,17 +180,16 @@ def measure(
     space = objective.parameters
     space.check()
     gradient_sketch = GradientSketch(space, seed, sketch)
-    total = count + objective.finite
     sampler = BlockTrace(objective, blocks) if method == "taylor" else None
 
     def work(group: int) -> Rows:
         return _row(group_statistics(objective, group, probes, seed, method, gradient_sketch, sampler, products))
 
-    rows: list[Rows] = []
-    for group in range(count):
-        rows.append(_unit(ledger, f"group/{group}", partial(work, group), objective.device))
-        if progress:
-            progress(group + 1, total)
+    units: dict[str, Callable[[], Rows]] = {f"group/{group}": partial(work, group) for group in range(count)}
+    if objective.finite:
+        units["gradient"] = partial(_whole_gradient, objective, products == "finite-differences")
+    found = (team or Team()).map(units, ledger, progress, partial(_peak_memory, objective.device))
+    rows = found[:count]
     tokens = np.concatenate([row["tokens"] for row in rows])
     traces = np.stack([row["traces"] for row in rows])  # (G, m, P)
     dots = np.stack([row["dots"] for row in rows])  # (G, P)
@@ -212,11 +202,7 @@ def measure(
         sketched=gradient_sketch.lossy,
     )
     if objective.finite:
-        fused = products == "finite-differences"
-        whole = _unit(ledger, "gradient", partial(_whole_gradient, objective, fused), objective.device)
-        joint = finite_statistics(sums, float(whole["norm_squared"][0]))
-        if progress:
-            progress(total, total)
+        joint = finite_statistics(sums, float(found[count]["norm_squared"][0]))
     else:
         joint = sampled_statistics(sums)
     norms = space.norms_squared()
@@ -270,18 +256,6 @@ def check_design(groups: int, probes: int, seed: int, finite: bool) -> None:
         raise InputError(f"probes={probes}: expected at least {least}{why}")
     if seed < 0:
         raise InputError(f"seed={seed}: expected a non-negative integer")
-
-
-def _unit(ledger: Ledger | None, key: str, work: Callable[[], Rows], device: torch.device) -> Rows:
-    """The unit's arrays: from the ledger if they are there, else worked out and kept."""
-    kept = None if ledger is None else ledger.get(key)
-    if kept is not None:
-        return kept
-    start = time.perf_counter()
-    arrays = work()
-    if ledger is not None:
-        ledger.put(key, arrays, seconds=time.perf_counter() - start, peak_memory_bytes=_peak_memory(device))
-    return arrays
 
 
 def _row(found: GroupStatistics) -> Rows:

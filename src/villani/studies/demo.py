@@ -16,6 +16,7 @@ from villani.landscape.models import LoadedModel, load_model
 from villani.landscape.objective import Objective
 from villani.landscape.text import Blocks, choose_groups, cut_blocks, text_record
 from villani.landscape.tokenizers import load_tokenizer
+from villani.runs.distributed import alone
 from villani.runs.records import Displacement, MeasurementRecord, ModelRecord, TextRecord, TrainingRecord
 from villani.runs.store import Ledger, write_settings, writing
 from villani.streams import Purpose, stream
@@ -49,8 +50,9 @@ def run_demo(run: Path, *, steps: int = 1000, seed: int = 0, progress: Progress 
         the record at the trained point, with what it cost.
 
     Raises:
-        InputError: steps < 1, a negative seed, or a run directory that cannot be used.
+        InputError: steps < 1, a negative seed, a run directory that cannot be used, or several processes.
     """
+    alone("villani demo")
     if steps < 1 or seed < 0:
         raise InputError(f"steps={steps}, seed={seed}: expected steps ≥ 1 and seed ≥ 0")
     show = progress or Silent()

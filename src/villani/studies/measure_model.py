@@ -5,6 +5,7 @@ import json
 import platform
 import re
 import shlex
+from contextlib import nullcontext
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -19,6 +20,7 @@ from villani.landscape.text import load_groups
 from villani.landscape.tokenizers import load_tokenizer
 from villani.measurement import Measurement, check_design, check_temperature, measure
 from villani.report.page import write_report
+from villani.runs.distributed import Team
 from villani.runs.records import (
     Cost,
     DesignRecord,
@@ -101,7 +103,11 @@ class MeasureSettings(BaseModel):
 
 
 def measure_model(
-    settings: MeasureSettings, run: Path | None = None, data: Path | None = None, progress: Progress | None = None
+    settings: MeasureSettings,
+    run: Path | None = None,
+    data: Path | None = None,
+    progress: Progress | None = None,
+    team: Team | None = None,
 ) -> tuple[Path, MeasurementRecord]:
     """Measure, keep every finished group, and write records.json, cost.json, settings.toml and report.html.
 
@@ -110,13 +116,16 @@ def measure_model(
         run: directory; made from the settings when None. The same settings resume it.
         data: folder of text and tokenizer files; the environment variable VILLANI_DATA by default.
         progress: told where the work is.
+        team: processes that share the groups, all called with the same arguments; process 0 alone writes.
 
     Returns:
         the run directory, and its record with what it cost.
 
     Raises:
         InputError: anything about the input that cannot be measured; finished groups are kept.
+        LostProcess: another process of the team is gone; finished groups are kept.
     """
+    team = team or Team()
     settings.check()
     show = progress or Silent()
     if settings.threads is not None:
@@ -152,12 +161,16 @@ def measure_model(
     show.stage("checking parameters")
     provenance = provenance_of(objective, settings.command(), settings.seed)
     keyed = _determining(settings, text, provenance)
+    team.agree(keyed)
     directory = run or Path("runs") / default_name("measure", settings.model, keyed)
-    with Ledger(directory, keyed) as ledger:
-        write_settings(directory, settings.model_dump() | {"parameter_checksum": provenance.parameter_checksum})
+    with Ledger(directory, keyed) if team.main else nullcontext() as ledger:
+        if ledger:
+            write_settings(directory, settings.model_dump() | {"parameter_checksum": provenance.parameter_checksum})
         show.stage("measuring")
-        record, cost = measured(objective, settings, loaded, text, provenance, ledger.scoped("measure"), show)
-        finish(directory, f"villani measure {settings.model}", [record], {0: cost})
+        scope = ledger.scoped("measure") if ledger else None
+        record, cost = measured(objective, settings, loaded, text, provenance, scope, show, team=team)
+        if ledger:
+            finish(directory, f"villani measure {settings.model}", [record], {0: cost})
     return directory, record.model_copy(update={"cost": cost})
 
 
@@ -167,11 +180,13 @@ def measured(
     loaded: LoadedModel,
     text: TextRecord,
     provenance: Provenance,
-    ledger: ScopedLedger,
+    ledger: ScopedLedger | None,
     progress: Progress,
     displacement: Displacement | None = None,
+    team: Team | None = None,
 ) -> tuple[MeasurementRecord, Cost]:
-    """Measure an objective with a ledger, and make its record and cost."""
+    """Measure an objective with a ledger (None where another process keeps it), and make its record and cost."""
+    team = team or Team()
     found = measure(
         objective,
         probes=settings.probes,
@@ -181,6 +196,7 @@ def measured(
         products=settings.products,
         ledger=ledger,
         progress=progress.advance,
+        team=team,
     )
     record = MeasurementRecord(
         model=loaded.record,
@@ -211,7 +227,7 @@ def measured(
         psi=[psi_record(found, decay, s) for decay in settings.weight_decay for s in settings.temperature],
         provenance=provenance,
     )
-    seconds, peak, units = ledger.spent()
+    seconds, peak, units = team.broadcast(ledger.spent() if ledger else None)
     cost = Cost(
         seconds=seconds,
         seconds_per_group=seconds / units,
