@@ -48,6 +48,13 @@ class ProductsChoice(StrEnum):
     finite_differences = "finite-differences"
 
 
+class TargetChoice(StrEnum):
+    """Figures that an error may be wanted for."""
+
+    hessian_trace = "hessian_trace"
+    psi = "psi"
+
+
 class DtypeChoice(StrEnum):
     """Precisions that second derivatives survive in."""
 
@@ -82,6 +89,17 @@ def measure(
     products: Annotated[
         ProductsChoice, typer.Option(help="with --trace hutchinson, way to Hessian-vector products")
     ] = ProductsChoice.reverse_over_reverse,
+    target_error: Annotated[
+        str | None,
+        typer.Option(help="wanted standard error, planned for: a share of the figure, such as 0.05, or abs:NUMBER"),
+    ] = None,
+    target: Annotated[
+        TargetChoice, typer.Option(help="the figure that --target-error is about; psi: at the first λ and s")
+    ] = TargetChoice.hessian_trace,
+    max_groups: Annotated[int, typer.Option(help="with --target-error, the most groups to measure")] = 4096,
+    shares: Annotated[
+        int, typer.Option(help="groups sampled tensor by tensor too, where --trace taylor tells no tensors apart")
+    ] = 6,
     finite: Annotated[
         bool, typer.Option("--finite", help="the groups are the whole data set, not a sample of it")
     ] = False,
@@ -110,7 +128,8 @@ def measure(
     settings = MeasureSettings(
         model=model, text=text, tokenizer=tokenizer, weight_decay=_numbers("weight-decay", weight_decay),
         temperature=_numbers("temperature", temperature), decay=decay, groups=groups, sequences=sequences, block=block,
-        probes=probes, trace=trace.value, blocks=blocks.value, products=products.value, finite=finite, seed=seed,
+        probes=probes, trace=trace.value, blocks=blocks.value, products=products.value, target_error=target_error,
+        target=target.value, max_groups=max_groups, shares=shares, finite=finite, seed=seed,
         dtype=dtype.value, device=device, threads=threads, micro_tokens=micro_tokens,
         trust_remote_code=trust_remote_code,
     )  # fmt: skip

@@ -7,7 +7,7 @@ over groups covers data and probe noise together.
 
 import resource
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import get_args
@@ -15,7 +15,7 @@ from typing import get_args
 import numpy as np
 import torch
 
-from villani.curvature.blocks import Blocks, BlockTrace
+from villani.curvature.blocks import Blocks, BlockTrace, layers_of
 from villani.curvature.products import ProductMethod
 from villani.curvature.sketch import BUCKETS, GradientSketch
 from villani.curvature.trace import GroupStatistics, TraceMethod, group_statistics
@@ -33,6 +33,8 @@ from villani.statistics import (
     sampled_statistics,
 )
 
+SHARES = 6  # groups behind the traces of single tensors, where the way to the whole trace does not tell them
+
 
 @dataclass(frozen=True)
 class TensorStatistics:
@@ -43,13 +45,28 @@ class TensorStatistics:
         shape: of the tensor.
         decayed: whether it decays.
         norm_squared: ‖θ_t‖².
-        hessian_trace: trace of its diagonal block of ∇²L; None where probes did not tell tensors apart.
+        hessian_trace: trace of its diagonal block of ∇²L; None with `shares=0` where probes did not tell tensors apart.
     """
 
     name: str
     shape: tuple[int, ...]
     decayed: bool
     norm_squared: float
+    hessian_trace: Estimate | None
+
+
+@dataclass(frozen=True)
+class LayerStatistics:
+    """One layer's share: the tensors that have the same first number in their names, or one tensor without a number.
+
+    Attributes:
+        name: the layer's number, or the tensor's name.
+        parameters: how many.
+        hessian_trace: trace of its diagonal block of ∇²L; None with `shares=0` where probes did not tell layers apart.
+    """
+
+    name: str
+    parameters: int
     hessian_trace: Estimate | None
 
 
@@ -67,6 +84,7 @@ class Measurement:
         gauss_newton_trace: the part of tr ∇²L that is never negative; None with `hutchinson`. Not a stand-in for it.
         tokens: predicted tokens in all groups.
         tensors: per tensor, in θ's order.
+        layers: per layer, in θ's order.
         sketch: buckets of the gradient sketch, or None where gradients were kept whole.
     """
 
@@ -79,6 +97,7 @@ class Measurement:
     weight_decay: float
     tokens: int
     tensors: tuple[TensorStatistics, ...]
+    layers: tuple[LayerStatistics, ...]
     sketch: int | None
 
     @property
@@ -144,6 +163,8 @@ def measure(
     trace: TraceMethod | None = None,
     blocks: Blocks = "whole",
     products: ProductMethod = "reverse-over-reverse",
+    groups: Sequence[int] | None = None,
+    shares: int = SHARES,
     sketch: int = BUCKETS,
     ledger: Ledger | None = None,
     progress: Callable[[int, int], None] | None = None,
@@ -163,6 +184,9 @@ def measure(
         blocks: with `taylor`, what gets a probe of its own: the `whole` of θ, each `layer` or each `tensor`.
         products: with `hutchinson`, how ∇²L·v is had: `reverse-over-reverse`, `forward-over-reverse`, or
             `finite-differences` of gradients, which leave fused attention and compiled models as they are.
+        groups: which of the objective's groups to measure; all by default.
+        shares: where the way does not tell tensors apart, how many of the groups are also sampled by `gauss-newton`,
+            which does; 0 for none. Takes the memory of a double backward pass.
         sketch: buckets of the gradient sketch, used when d is larger.
         ledger: keeps finished groups, and supplies those of an interrupted run.
         progress: called with (finished, total) units.
@@ -173,7 +197,8 @@ def measure(
             derivative that is not finite, or finite differences that are off by more than 10⁻³.
         LostProcess: another process of the team is gone.
     """
-    count = len(objective.groups)
+    chosen = range(len(objective.groups)) if groups is None else groups
+    count = len(chosen)
     check_design(count, probes, seed, objective.finite)
     method: TraceMethod = trace or ("hutchinson" if objective.loss_fn else "gauss-newton")
     _check_trace(method, blocks, products)
@@ -181,38 +206,46 @@ def measure(
     space.check()
     gradient_sketch = GradientSketch(space, seed, sketch)
     sampler = BlockTrace(objective, blocks) if method == "taylor" else None
+    if sampler is not None:
+        sampler.check(next(objective.batches(chosen[0])))
+    apart = sampler is None or blocks == "tensor"  # whether samples tell tensors apart
 
     def work(group: int) -> Rows:
-        return _row(group_statistics(objective, group, probes, seed, method, gradient_sketch, sampler, products))
+        return group_row(group_statistics(objective, group, probes, seed, method, gradient_sketch, sampler, products))
 
-    units: dict[str, Callable[[], Rows]] = {f"group/{group}": partial(work, group) for group in range(count)}
+    def share(group: int) -> Rows:
+        own = 2 if objective.finite else 1
+        return group_row(group_statistics(objective, group, own, seed, "gauss-newton", GradientSketch(space, seed, 1)))
+
+    units: dict[str, Callable[[], Rows]] = {f"group/{group}": partial(work, group) for group in chosen}
+    if not apart:
+        least = count if objective.finite else max(shares, 3)  # of the whole data set no group can be left out
+        units |= {f"share/{group}": partial(share, group) for group in chosen[: least if shares else 0]}
     if objective.finite:
         units["gradient"] = partial(_whole_gradient, objective, products == "finite-differences")
-    found = (team or Team()).map(units, ledger, progress, partial(_peak_memory, objective.device))
-    rows = found[:count]
-    tokens = np.concatenate([row["tokens"] for row in rows])
-    traces = np.stack([row["traces"] for row in rows])  # (G, m, P)
-    dots = np.stack([row["dots"] for row in rows])  # (G, P)
-    sums = GroupSums(
-        tokens=tokens,
-        loss=np.concatenate([row["loss"] for row in rows]),
-        gradient=np.stack([row["gradient"] for row in rows]),
-        gradient_dot_parameters=dots[:, space.decayed].sum(axis=1),
-        hessian_trace=traces.sum(axis=2),
-        sketched=gradient_sketch.lossy,
+    rows = dict(
+        zip(units, (team or Team()).map(units, ledger, progress, partial(peak_memory, objective.device)), strict=True)
     )
+    of_groups = [rows[f"group/{group}"] for group in chosen]
+    of_shares = of_groups if apart else [rows[key] for key in units if key.startswith("share/")]
+    sums = group_sums(objective, of_groups, sketched=gradient_sketch.lossy)
+    tokens = sums.tokens
     if objective.finite:
-        joint = finite_statistics(sums, float(found[count]["norm_squared"][0]))
+        joint = finite_statistics(sums, float(rows["gradient"]["norm_squared"][0]))
     else:
         joint = sampled_statistics(sums)
     norms = space.norms_squared()
-    apart = method != "taylor" or blocks == "tensor"
-    own = _traces(traces, tokens, objective.finite) if apart else [None] * len(space.parameters)
-    gauss_newton = np.stack([row["gauss_newton"] for row in rows]).sum(axis=2, keepdims=True)  # (G, m or 0, 1)
-    tensors = tuple(
-        TensorStatistics(p.name, tuple(p.tensor.shape), p.decayed, float(norm), estimate)
-        for p, norm, estimate in zip(space.parameters, norms, own, strict=True)
-    )
+    gauss_newton = _samples(of_groups, "gauss_newton")[1].sum(axis=2, keepdims=True)  # (G, m or 0, 1)
+    names = layers_of(space)
+    by_layer = of_groups if blocks == "layer" else of_shares
+    own: list[Estimate | None] = [None] * len(space.parameters)
+    layers: list[Estimate | None] = [None] * len(names)
+    if of_shares:
+        own = [*_traces(*_samples(of_shares, "traces")[::-1], objective.finite)]
+    if by_layer:
+        share_tokens, samples = _samples(by_layer, "traces")
+        summed = np.stack([samples[:, :, list(indices)].sum(axis=2) for indices in names.values()], axis=2)
+        layers = [*_traces(summed, share_tokens, objective.finite)]
     return Measurement(
         joint=joint,
         naive_gradient_norm_squared=_naive(sums),
@@ -222,9 +255,35 @@ def measure(
         decayed_parameters=space.decayed_size,
         weight_decay=objective.weight_decay,
         tokens=int(tokens.sum()),
-        tensors=tensors,
+        tensors=tuple(
+            TensorStatistics(p.name, tuple(p.tensor.shape), p.decayed, float(norm), estimate)
+            for p, norm, estimate in zip(space.parameters, norms, own, strict=True)
+        ),
+        layers=tuple(
+            LayerStatistics(name, sum(space.parameters[i].tensor.numel() for i in indices), estimate)
+            for (name, indices), estimate in zip(names.items(), layers, strict=True)
+        ),
         sketch=sketch if gradient_sketch.lossy else None,
     )
+
+
+def group_sums(objective: Objective, rows: Sequence[Rows], *, sketched: bool) -> GroupSums:
+    """What the rows of groups say for the objective's mask."""
+    tokens, traces = _samples(rows, "traces")
+    dots = np.stack([row["dots"] for row in rows])  # (G, P)
+    return GroupSums(
+        tokens=tokens,
+        loss=np.concatenate([row["loss"] for row in rows]),
+        gradient=np.stack([row["gradient"] for row in rows]),
+        gradient_dot_parameters=dots[:, objective.parameters.decayed].sum(axis=1),
+        hessian_trace=traces.sum(axis=2),
+        sketched=sketched,
+    )
+
+
+def _samples(rows: Sequence[Rows], name: str) -> tuple[Array, Array]:
+    """(G,) tokens and (G, m, P) samples."""
+    return np.concatenate([row["tokens"] for row in rows]), np.stack([row[name] for row in rows])
 
 
 def _check_trace(method: TraceMethod, blocks: Blocks, products: ProductMethod) -> None:
@@ -258,7 +317,8 @@ def check_design(groups: int, probes: int, seed: int, finite: bool) -> None:
         raise InputError(f"seed={seed}: expected a non-negative integer")
 
 
-def _row(found: GroupStatistics) -> Rows:
+def group_row(found: GroupStatistics) -> Rows:
+    """A group's statistics as a unit of work leaves them."""
     return {
         "tokens": np.array([found.tokens]),
         "loss": np.array([found.loss]),
@@ -296,7 +356,7 @@ def _naive(sums: GroupSums) -> Estimate:
     return Estimate(float(norms.mean()), sem, count, "estimated")
 
 
-def _peak_memory(device: torch.device) -> int:
+def peak_memory(device: torch.device) -> int:
     """Largest memory so far: resident on a CPU, allocated on a GPU."""
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))

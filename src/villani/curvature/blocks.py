@@ -17,7 +17,7 @@ import torch
 
 from villani.curvature.head import LABELS, TiedRows, head_terms
 from villani.curvature.probes import rademacher
-from villani.curvature.taylor import Jet, Sweep, Tangents
+from villani.curvature.taylor import Jet, Sweep, Tangents, check_rules
 from villani.errors import InputError
 from villani.landscape.graph import LogitGraph, aten, trace_logits
 from villani.landscape.objective import IGNORED, Batch, Objective
@@ -29,14 +29,19 @@ Blocks = Literal["whole", "layer", "tensor"]
 Key = tuple[int, ...]
 
 
-def blocks_of(space: ParameterSpace, kind: Blocks) -> list[list[int]]:
-    """Indices of the tensors of each block: all of θ, a layer (by the first number in the name), or one tensor."""
-    blocks: dict[str, list[int]] = {}
+def layers_of(space: ParameterSpace) -> dict[str, list[int]]:
+    """Indices of the tensors of each layer, by the first number in their names; without one, a tensor is a layer."""
+    layers: dict[str, list[int]] = {}
     for index, p in enumerate(space.parameters):
-        layer = re.match(r"(?:.*?\.)?(\d+)\.", p.name)
-        key = {"whole": "", "layer": layer[1] if layer else p.name, "tensor": p.name}[kind]
-        blocks.setdefault(key, []).append(index)
-    return list(blocks.values())
+        number = re.match(r"(?:.*?\.)?(\d+)\.", p.name)
+        layers.setdefault(number[1] if number else p.name, []).append(index)
+    return layers
+
+
+def blocks_of(space: ParameterSpace, kind: Blocks) -> list[list[int]]:
+    """Indices of the tensors of each block."""
+    everything = list(range(len(space.parameters)))
+    return {"whole": [everything], "layer": [*layers_of(space).values()], "tensor": [[i] for i in everything]}[kind]
 
 
 @dataclass(frozen=True)
@@ -74,11 +79,20 @@ class BlockTrace:
     def _trace(self, rows: int, length: int, masked: bool) -> LogitGraph:
         ids = torch.zeros((rows, length), dtype=torch.int64, device=self.objective.device)
         graph = trace_logits(self.objective, Batch(ids, ids, torch.ones_like(ids) if masked else None))
+        check_rules(graph)
         for node in graph.nodes:
             tied = [a for a in node.all_input_nodes if graph.parameters.get(a) == graph.head.weight]
             if tied and node is not graph.head.node and node.target is not aten.embedding.default:
                 raise InputError(f"the head's matrix is also used by {node.target}: use trace='gauss-newton'")
         return graph
+
+    def check(self, batch: Batch) -> None:
+        """Refuse a model for which blocks of this batch's shape cannot be sampled, before any work is done.
+
+        Raises:
+            InputError: see the class.
+        """
+        self._graph(*batch.ids.shape, batch.attention is not None)
 
     def sample(self, batch: Batch, seed: int, *keys: Key) -> BlockSample:
         """The mean of one sample from each (seed, key), by one sweep for all of them.

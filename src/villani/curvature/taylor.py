@@ -64,11 +64,7 @@ class Sweep:
         self._joined: dict[int, int] = {}
 
     def features(self, ids: torch.Tensor, attention: torch.Tensor | None) -> Jet:
-        """The input of the head, (B, T, D).
-
-        Raises:
-            InputError: an operation that depends on θ and has no rule; the message names it and its source line.
-        """
+        """The input of the head, (B, T, D), for a graph that `check_rules` lets through."""
         stop = self.graph.head.features
         uses = _uses(self.graph)
         values: dict[torch.fx.Node, Any] = {self.graph.ids: ids, **self.graph.constants}
@@ -98,10 +94,7 @@ class Sweep:
         options: Any = torch.fx.map_arg(node.kwargs, look)
         if not any(isinstance(a, Jet) for a in _leaves(arguments)):
             return node.target(*arguments, **options)  # type: ignore[operator]
-        rule = _RULES.get(node.target)
-        if rule is None:
-            raise InputError(f"no Taylor rule for {node.target} ({place(node)}): use trace='gauss-newton'")
-        return rule(self, node.target, *arguments, **options)
+        return _RULES[node.target](self, node.target, *arguments, **options)
 
     def probe(self, k: int) -> int:
         """What probe k is part of by now."""
@@ -155,6 +148,22 @@ class Sweep:
         for k in a.first.keys() & b.first.keys():
             _add_to(second, self.classes[k], 2 * f(a.first[k], b.first[k]))
         return Jet(f(a.x, b.x), first, second)
+
+
+def check_rules(graph: LogitGraph) -> None:
+    """Refuse a graph with an operation that depends on θ and has no rule.
+
+    Raises:
+        InputError: names the operation and its source line.
+    """
+    moved = set(graph.parameters)
+    for node in graph.nodes:
+        if node.op == "call_function" and not moved.isdisjoint(node.all_input_nodes):
+            if node is not graph.head.node and node.target not in _RULES:
+                raise InputError(f"no Taylor rule for {node.target} ({place(node)}): use trace='gauss-newton'")
+            moved.add(node)
+        if node is graph.head.features:
+            return
 
 
 def _uses(graph: LogitGraph) -> dict[torch.fx.Node, int]:

@@ -76,7 +76,7 @@ def _padded(document: np.ndarray, block: int, fill: int) -> np.ndarray:
 
 
 def choose_groups(
-    blocks: Blocks, groups: int, sequences: int, seed: int, *, disjoint: bool = False
+    blocks: Blocks, groups: int, sequences: int, seed: int, *, disjoint: bool = False, reuse: bool = False
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """G groups of B blocks, a seeded random choice.
 
@@ -90,13 +90,14 @@ def choose_groups(
         ids and labels, each (G, B, T) int64.
 
     Raises:
-        InputError: the text has fewer than G·B blocks, or a count is below 1.
+        InputError: the text has fewer than G·B blocks (fewer than B if independent groups may `reuse` the text), or a
+            count is below 1.
     """
     for name, value, least in (("groups", groups, 1), ("sequences", sequences, 1), ("seed", seed, 0)):
         if value < least:
             raise InputError(f"{name}={value}: expected at least {least}")
     available, length = blocks.ids.shape
-    if available < groups * sequences:
+    if available < (sequences if reuse and not disjoint else groups * sequences):
         raise InputError(
             f"text has {available} blocks of {length} tokens; {groups} groups × {sequences} sequences need "
             f"{groups * sequences}: give more text, or fewer groups or shorter blocks"
@@ -118,6 +119,7 @@ def load_groups(
     sequences: int,
     seed: int,
     finite: bool = False,
+    reuse: bool = False,
     vocabulary: int,
     context: int | None,
     data: Path | None = None,
@@ -131,6 +133,7 @@ def load_groups(
         groups: G.
         sequences: B, blocks in a group.
         seed: of the choice of blocks.
+        reuse: groups may come to more tokens than the text has, being independent draws from it.
         finite: the groups are the whole data set, so they share no block; else they are independent draws.
         vocabulary: token ids that the model knows.
         context: longest sequence that the model accepts, or None.
@@ -153,7 +156,7 @@ def load_groups(
             f"--tokenizer, or config:NAME?vocab={tokenizer.vocabulary} for random weights"
         )
     blocks = cut_blocks(documents, block, boundaries=corpus.boundaries)
-    ids, labels = choose_groups(blocks, groups, sequences, seed, disjoint=finite)
+    ids, labels = choose_groups(blocks, groups, sequences, seed, disjoint=finite, reuse=reuse)
     return ids, labels, text_record(text, tokenizer, corpus, blocks, ids, labels)
 
 

@@ -116,6 +116,27 @@ class DesignRecord(Record):
     micro_tokens: int = Field(description="tokens in one forward pass at the most")
 
 
+class PlanRecord(Record):
+    """How a wanted error was planned for; the pilot's groups count nowhere else."""
+
+    quantity: Literal["hessian_trace", "psi"] = Field(description="psi: at the first λ and s of `psi`")
+    error: float = Field(gt=0, description="wanted standard error")
+    relative: bool = Field(description="whether `error` is a share of the figure's own size")
+    pilot_groups: int
+    planned_groups: int = Field(description="fixed before any of them was measured; `design.groups` may be more")
+    probe_deviation: float = Field(ge=0, description="of one probe on a group, from the pilot")
+    data_deviation: float = Field(ge=0, description="between groups, without probe noise, from the pilot")
+    note: str = Field(description="why a faster way was left out; empty if none was")
+
+
+class LayerRecord(Record):
+    """One layer's share of tr ∇²L."""
+
+    name: str = Field(description="the number in its tensors' names, or the name of a tensor that has none")
+    parameters: int
+    hessian_trace: EstimateRecord | None = Field(description="null where nothing told layers apart")
+
+
 class TensorRecord(Record):
     """One parameter tensor's share of the statistics."""
 
@@ -124,7 +145,9 @@ class TensorRecord(Record):
     parameters: int
     decayed: bool
     norm_squared: float
-    hessian_trace: EstimateRecord | None = Field(description="null where probes did not tell tensors apart")
+    hessian_trace: EstimateRecord | None = Field(
+        description="null where nothing told tensors apart; `n` may be less than the groups of the whole trace"
+    )
 
 
 class Provenance(Record):
@@ -146,6 +169,8 @@ class Cost(Record):
     peak_memory_bytes: int
     tokens: int = Field(description="predicted tokens, over all groups")
     probes: int = Field(description="probes, over all groups")
+    pilot_seconds: float | None = Field(default=None, description="the part of `seconds` that went into the plan")
+    predicted_seconds: float | None = Field(default=None, description="what the plan said the rest would take")
 
 
 class Displacement(Record):
@@ -180,6 +205,8 @@ class MeasurementRecord(Record):
     )
     degrees_of_freedom: float = Field(description="of the t-intervals")
     tensors: list[TensorRecord]
+    layers: list[LayerRecord] = []
+    plan: PlanRecord | None = Field(default=None, description="null where the design was given")
     psi: list[PsiRecord]
     provenance: Provenance
     cost: Cost | None = Field(default=None, description="null inside records.json, where every byte is reproducible")

@@ -130,9 +130,9 @@ class ScopedLedger:
         """See `Ledger.put`."""
         self._ledger.put(self.prefix + key, arrays, seconds=seconds, peak_memory_bytes=peak_memory_bytes)
 
-    def spent(self) -> tuple[float, int, int]:
+    def spent(self, prefix: str = "") -> tuple[float, int, int]:
         """See `Ledger.spent`."""
-        return self._ledger.spent(self.prefix)
+        return self._ledger.spent(self.prefix + prefix)
 
 
 def _claim(directory: Path) -> None:

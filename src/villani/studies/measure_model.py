@@ -18,7 +18,8 @@ from villani.landscape.models import LoadedModel, load_model
 from villani.landscape.objective import Objective, check_weight_decay
 from villani.landscape.text import load_groups
 from villani.landscape.tokenizers import load_tokenizer
-from villani.measurement import Measurement, check_design, check_temperature, measure
+from villani.measurement import SHARES, Measurement, check_design, check_temperature, measure
+from villani.plan import Plan, Quantity, Target, duration, measure_to
 from villani.report.page import write_report
 from villani.runs.distributed import Team
 from villani.runs.records import (
@@ -26,8 +27,10 @@ from villani.runs.records import (
     DesignRecord,
     Displacement,
     EstimateRecord,
+    LayerRecord,
     MeasurementRecord,
     ObjectiveRecord,
+    PlanRecord,
     Provenance,
     PsiParts,
     PsiRecord,
@@ -62,6 +65,10 @@ class MeasureSettings(BaseModel):
     trace: Literal["gauss-newton", "hutchinson", "taylor"] = "gauss-newton"
     blocks: Literal["whole", "layer", "tensor"] = "whole"
     products: Literal["reverse-over-reverse", "forward-over-reverse", "finite-differences"] = "reverse-over-reverse"
+    shares: int = SHARES
+    target_error: str | None = None
+    target: Quantity = "hessian_trace"
+    max_groups: int = 4096
     finite: bool = False
     seed: int = 0
     dtype: Literal["float32", "float64"] = "float32"
@@ -81,10 +88,37 @@ class MeasureSettings(BaseModel):
         for value in self.temperature:
             check_temperature(value)
         check_design(self.groups, self.probes, self.seed, self.finite)
-        for name, least in (("sequences", 1), ("block", 2), ("micro_tokens", 1), ("threads", 1)):
+        if self.wanted is not None:
+            for name in ("trace", "products", "blocks", "probes", "finite"):
+                if getattr(self, name) != type(self).model_fields[name].default:
+                    raise InputError(f"{name}={getattr(self, name)}: with target_error the plan chooses; leave one out")
+        elif self.target != "hessian_trace":
+            raise InputError(f"target={self.target}: goes with target_error")
+        for name, least in (
+            ("sequences", 1), ("block", 2), ("micro_tokens", 1), ("threads", 1), ("shares", 0), ("max_groups", 1),
+        ):  # fmt: skip
             value = getattr(self, name)
             if value is not None and value < least:
                 raise InputError(f"{name}={value}: expected at least {least}")
+
+    @property
+    def wanted(self) -> Target | None:
+        """The wanted error, if there is one.
+
+        Raises:
+            InputError: it is not a number, or out of range.
+        """
+        if self.target_error is None:
+            return None
+        number = self.target_error.removeprefix("abs:")
+        try:
+            error = float(number)
+        except ValueError:
+            raise InputError(
+                f"target_error {self.target_error!r}: expected a share of the figure, such as 0.05, or abs:NUMBER"
+            ) from None
+        relative = number == self.target_error
+        return Target(error, relative, self.target, self.weight_decay[0], self.temperature[0])
 
     def command(self) -> str:
         """The command that measures this again, without where it is kept."""
@@ -142,10 +176,11 @@ def measure_model(
         settings.text,
         load_tokenizer(settings.tokenizer or loaded.tokenizer, data=data),
         block=settings.block,
-        groups=settings.groups,
+        groups=settings.max_groups if settings.wanted else settings.groups,
         sequences=settings.sequences,
         seed=settings.seed,
         finite=settings.finite,
+        reuse=settings.wanted is not None,
         vocabulary=vocabulary(loaded.model),
         context=loaded.record.context,
         data=data,
@@ -187,17 +222,37 @@ def measured(
 ) -> tuple[MeasurementRecord, Cost]:
     """Measure an objective with a ledger (None where another process keeps it), and make its record and cost."""
     team = team or Team()
-    found = measure(
-        objective,
-        probes=settings.probes,
-        seed=settings.seed,
-        trace=settings.trace,
-        blocks=settings.blocks,
-        products=settings.products,
-        ledger=ledger,
-        progress=progress.advance,
-        team=team,
-    )
+    target = settings.wanted
+    plan = None
+    if target is None:
+        found = measure(
+            objective,
+            probes=settings.probes,
+            seed=settings.seed,
+            trace=settings.trace,
+            blocks=settings.blocks,
+            products=settings.products,
+            shares=settings.shares,
+            ledger=ledger,
+            progress=progress.advance,
+            team=team,
+        )
+    else:
+        progress.stage("trying ways on a pilot")
+        found, plan = measure_to(
+            objective,
+            target,
+            seed=settings.seed,
+            least=settings.groups,
+            shares=settings.shares,
+            ledger=ledger,
+            progress=progress.advance,
+            told=lambda plan: progress.stage(f"measuring: {plan}, about {duration(plan.seconds / team.size)}"),
+            team=team,
+        )
+        settings = settings.model_copy(
+            update={"trace": plan.trace, "blocks": plan.blocks, "probes": plan.probes, "groups": found.loss.n}
+        )
     record = MeasurementRecord(
         model=loaded.record,
         objective=_objective_record(objective),
@@ -224,18 +279,44 @@ def measured(
             )
             for t in found.tensors
         ],
+        layers=[
+            LayerRecord(
+                name=layer.name,
+                parameters=layer.parameters,
+                hessian_trace=estimate_record(layer.hessian_trace) if layer.hessian_trace else None,
+            )
+            for layer in found.layers
+        ],
+        plan=plan_record(plan, target) if plan and target else None,
         psi=[psi_record(found, decay, s) for decay in settings.weight_decay for s in settings.temperature],
         provenance=provenance,
     )
     seconds, peak, units = team.broadcast(ledger.spent() if ledger else None)
+    pilot = team.broadcast(ledger.spent("pilot/")[0] if ledger else None)
     cost = Cost(
         seconds=seconds,
         seconds_per_group=seconds / units,
         peak_memory_bytes=peak,
         tokens=found.tokens,
         probes=settings.groups * settings.probes,
+        pilot_seconds=pilot if plan else None,
+        predicted_seconds=plan.seconds if plan else None,
     )
     return record, cost
+
+
+def plan_record(plan: Plan, target: Target) -> PlanRecord:
+    """A plan as it stands in JSON."""
+    return PlanRecord(
+        quantity=target.quantity,
+        error=target.error,
+        relative=target.relative,
+        pilot_groups=plan.first,
+        planned_groups=plan.groups,
+        probe_deviation=plan.probe_deviation,
+        data_deviation=plan.data_deviation,
+        note=plan.note,
+    )
 
 
 def finish(directory: Path, title: str, records: list[Any], costs: dict[int, Cost]) -> None:
@@ -326,7 +407,9 @@ def _device_name(device: torch.device) -> str:
 
 def _determining(settings: MeasureSettings, text: TextRecord, provenance: Provenance) -> Settings:
     """What determines a ledger's rows: neither λ nor s nor the mask is among it."""
-    free = {"weight_decay", "temperature", "decay", "device", "threads", "trust_remote_code"}
+    free = {"decay", "device", "threads", "trust_remote_code"}
+    if settings.target != "psi":
+        free |= {"weight_decay", "temperature"}
     return {
         **settings.model_dump(exclude=free),
         "parameter_checksum": provenance.parameter_checksum,
