@@ -28,7 +28,7 @@ from villani.runs.distributed import Ledger, Rows, Team
 from villani.statistics import Array, Estimate, GroupSums, sampled_statistics
 
 PILOT = 8  # groups that every way is tried on, twice each
-PILOT_SHARE, PILOT_MOST = 0.1, 48  # the chosen way is tried on more: a tenth of the groups planned, at most so many
+PILOT_SHARE, PILOT_LEAST, PILOT_MOST = 0.2, 16, 64  # the chosen way is tried on more: a share of the groups planned
 PROBES = (1, 2, 3, 4, 6, 8, 12, 16)
 _MORE = 2  # further probes by which their cost is told
 MARGIN = 1.05  # more groups are asked for than a standard error that came out too large needs
@@ -99,6 +99,7 @@ class Plan:
         probe_deviation: σ_w, of one probe on a group.
         data_deviation: of the figure between groups, without probe noise.
         seconds_per_group: of one process.
+        uncertainty: relative standard error of `groups` as a prediction of how many it will take.
         note: why a faster way was left out; empty if none was.
     """
 
@@ -110,6 +111,7 @@ class Plan:
     probe_deviation: float
     data_deviation: float
     seconds_per_group: float
+    uncertainty: float
     note: str = ""
 
     @property
@@ -119,7 +121,8 @@ class Plan:
 
     def __str__(self) -> str:
         way = f"{self.trace} by {self.blocks}" if self.trace == "taylor" and self.blocks != "whole" else self.trace
-        return f"{way}, {self.groups} groups of {self.probes} probe{'s' if self.probes > 1 else ''}"
+        probes = f"{self.probes} probe{'s' if self.probes > 1 else ''}"
+        return f"{way}, {self.groups} groups of {probes} (give or take {100 * self.uncertainty:.0f} %)"
 
 
 def measure_to(
@@ -188,16 +191,21 @@ def _planned(
     progress: Callable[[int, int], None] | None,
     team: Team | None,
 ) -> Plan:
-    """The best way on `PILOT` groups; where many groups are to be measured, it is tried on more of them."""
+    """The best way on `PILOT` groups, tried on more of them to know its noise."""
     ways, note = ways_for(objective)
     trials = pilot(objective, ways, PILOT, seed, target, ledger, progress, team)
     plan = make_plan(trials, target, least=least, first=PILOT, note=note)
-    size = min(math.ceil(PILOT_SHARE * plan.groups), PILOT_MOST, len(objective.groups) - least)
+    size = min(pilot_size(plan.groups), len(objective.groups) - least)
     if size > PILOT:
         way: Way = (plan.trace, plan.blocks)
         more = pilot(objective, (way,), size, seed, target, ledger, progress, team)
         plan = make_plan(more, target, least=least, first=size, note=note)
     return plan
+
+
+def pilot_size(groups: int) -> int:
+    """How many groups to try the chosen way on before `groups` are measured."""
+    return min(max(math.ceil(PILOT_SHARE * groups), PILOT_LEAST), PILOT_MOST)
 
 
 def more_groups(count: int, estimate: Estimate, target: Target) -> int:
@@ -293,7 +301,9 @@ def make_plan(trials: Mapping[Way, Trial], target: Target, *, least: int, first:
     choices = [(way, probes) for way in trials for probes in PROBES]
     best = min(choices, key=lambda choice: variance(choice) * seconds(choice))
     (trace, blocks), probes = best
-    allowed = target.allowed(float(np.mean([t.figure for t in trials.values()])))
+    value = float(np.mean([t.figure for t in trials.values()]))
+    allowed = target.allowed(value)
+    error = variance(best) / first / value**2 if target.relative and value else 0.0  # (standard error / figure)²
     return Plan(
         trace=trace,
         blocks=blocks,
@@ -303,6 +313,7 @@ def make_plan(trials: Mapping[Way, Trial], target: Target, *, least: int, first:
         probe_deviation=trials[best[0]].probe_variance ** 0.5,
         data_deviation=max(data, 0.0) ** 0.5,
         seconds_per_group=seconds(best),
+        uncertainty=math.sqrt(2 / (first - 1) + 4 * error),  # of a variance, and of a squared figure
         note=note,
     )
 

@@ -91,6 +91,12 @@ def print_measurement(record: MeasurementRecord, directory: Path) -> None:
             f"{cost.seconds:.1f} s ({cost.seconds_per_group:.2f} s a group), peak memory "
             f"{cost.peak_memory_bytes / 2**30:.2f} GiB, {cost.tokens:,} predicted tokens"
         )
+        if cost.predicted_seconds and cost.pilot_seconds is not None:
+            took = cost.seconds - cost.pilot_seconds
+            console.print(
+                f"The plan said {cost.predicted_seconds:.3g} s; it took {took:.3g} s, and the pilot before it "
+                f"{cost.pilot_seconds:.3g} s."
+            )
     console.print(f"The page: {directory / 'report.html'}", markup=False, soft_wrap=True)
 
 

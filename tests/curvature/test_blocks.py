@@ -79,4 +79,48 @@ def test_measure_with_taylor_agrees_with_the_oracle(model, kind):
     assert abs(found.hessian_trace.value - trace) < 4 * found.hessian_trace.sem
     assert abs(found.gauss_newton_trace.value - part) < 4 * found.gauss_newton_trace.sem
     assert found.gradient_norm_squared.value == pytest.approx(gradient @ gradient, abs=1e-8)
-    assert (found.tensors[0].hessian_trace is None) == (kind == "whole")
+    sizes = [p.numel() for p in model.parameters()]
+    diagonals = np.split(np.diag(sum(o.hessian for o in oracles)) / tokens, np.cumsum(sizes)[:-1])
+    for tensor, own in zip(found.tensors, diagonals, strict=True):
+        assert abs(tensor.hessian_trace.value - own.sum()) < 5 * tensor.hessian_trace.sem + 1e-9
+
+
+@pytest.mark.parametrize("kind", ["whole", "layer", "tensor"])
+def test_layers_and_tensors_come_with_every_measurement(kind):
+    pool = make_pool(8)
+    objective = Objective(make_model("gpt_neo"), pool)
+    found = measure(objective, trace="taylor", blocks=kind, shares=4)
+    groups = {"whole": (4, 4), "layer": (4, 8), "tensor": (8, 8)}[kind]
+    assert {t.hessian_trace.n for t in found.tensors} == {groups[0]}
+    assert {layer.hessian_trace.n for layer in found.layers} == {groups[1]}
+    assert sum(layer.parameters for layer in found.layers) == objective.parameters.size
+    if kind != "whole":
+        assert sum(layer.hessian_trace.value for layer in found.layers) == pytest.approx(found.hessian_trace.value)
+    without = measure(objective, trace="taylor", blocks=kind, shares=0)
+    assert (without.tensors[0].hessian_trace is None) == (kind != "tensor")
+    assert (without.layers[0].hessian_trace is None) == (kind == "whole")
+    assert without.hessian_trace == found.hessian_trace
+
+
+def test_probes_in_one_sweep_are_the_mean_of_their_own_sweeps():
+    objective = Objective(make_model("llama"), make_pool(3))
+    batch = next(objective.batches(0))
+    for kind in ("whole", "layer", "tensor"):
+        sampler = BlockTrace(objective, kind)
+        keys = [(0, k) for k in range(3)]
+        together = sampler.sample(batch, 0, *keys)
+        apart = [sampler.sample(batch, 0, key) for key in keys]
+        residual = np.mean([s.traces - s.gauss_newton for s in apart], axis=0)
+        assert together.traces - together.gauss_newton == pytest.approx(residual, abs=1e-9)
+
+
+def test_leaving_out_products_of_independent_probes_lowers_variance():
+    """Exact variance of a dense probe is 2(‖H‖² − Σ H_ii²); with probes kept apart until the next linear map, less."""
+    model, pool = make_model("gpt_neo"), make_pool(1)
+    objective = Objective(model, pool)
+    hessian = dense(model, pool[0], second=True).hessian
+    off = hessian - np.diag(np.diag(hessian))
+    batch = next(objective.batches(0))
+    sampler = BlockTrace(objective)
+    spread = np.var([sampler.sample(batch, 1, (k,)).traces.sum() for k in range(300)])
+    assert spread < 0.75 * 2 * (off**2).sum()  # 0.58 over many samples

@@ -12,6 +12,7 @@ from villani.runs.records import (
     DesignRecord,
     Displacement,
     EstimateRecord,
+    LayerRecord,
     MeasurementRecord,
     ModelRecord,
     ObjectiveRecord,
@@ -64,6 +65,14 @@ def tensors(share: float, sem: float) -> list[TensorRecord]:
     ]  # fmt: skip
 
 
+def layers(share: float, sem: float) -> list[LayerRecord]:
+    names = ["transformer.wte.weight", "0", "1", "2", "3"]
+    return [
+        LayerRecord(name=name, parameters=147456, hessian_trace=estimate(0.2 * share * (1 + i % 3), 0.3 * sem))
+        for i, name in enumerate(names)
+    ]
+
+
 def build_measurement(**changes: object) -> MeasurementRecord:
     """`changes`: model, undecayed, finite, loss, gradient, naive, dot, trace, norm, sems, grid, ray, df; see `c`."""
     c: dict = {
@@ -102,6 +111,7 @@ def build_measurement(**changes: object) -> MeasurementRecord:
         covariance=c["covariance"].tolist(),
         degrees_of_freedom=c["df"],
         tensors=tensors(c["trace"], sems[3]),
+        layers=layers(c["trace"], sems[3]),
         psi=[psi_record(c, *pair) for pair in c["grid"]],
         provenance=Provenance(
             command="villani measure MODEL --text builtin", seed=0, device="cpu", threads=2,

@@ -11,6 +11,7 @@ import pytest
 from villani.errors import InputError
 from villani.report import figures, render, write_report
 from villani.report.numbers import format_interval, format_number, format_uncertain
+from villani.runs.records import PlanRecord
 
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>{{data}}\u2028&"
 
@@ -172,13 +173,24 @@ def test_main_point_is_the_undisplaced_one(measurement_record, run_records):
     assert json.loads(embedded(page))["point"]["statistics"][0] == 4.247
 
 
-def test_layers_add_their_tensors(measurement_record):
+def test_layers_have_their_own_intervals(measurement_record):
     record = measurement_record()
     trace = figures.layer_traces(record).data[0]
-    second = [tensor.hessian_trace for tensor in record.tensors if ".h.1." in tensor.name]
+    second = next(layer.hessian_trace for layer in record.layers if layer.name == "1")
     assert list(trace.x) == [0, 1, 2, 3]
-    assert trace.y[1] == pytest.approx(sum(e.value for e in second))
-    assert trace.error_y.array[1] == pytest.approx(sum(e.interval[1] - e.value for e in second))
+    assert trace.y[1] == second.value
+    assert trace.error_y.array[1] == pytest.approx(second.interval[1] - second.value)
+
+
+def test_a_plan_is_told(measurement_record, run_records):
+    plan = PlanRecord(
+        quantity="hessian_trace", error=0.01, relative=True, pilot_groups=40, planned_groups=300,
+        probe_deviation=12.0, data_deviation=34.0, note="no Taylor rule for <x>",
+    )  # fmt: skip
+    page = page_of(run_records, measurement_record().model_copy(update={"plan": plan}))
+    assert "300 groups planned from a pilot of 40 groups" in page
+    assert "no Taylor rule for &lt;x&gt;" in page
+    assert "the design was given" in page_of(run_records, measurement_record())
 
 
 def test_signed_log_is_odd_and_increasing():

@@ -2,7 +2,6 @@
 
 import html
 import math
-import re
 from collections.abc import Iterable, Sequence
 
 import plotly.graph_objects as go
@@ -19,7 +18,6 @@ PART_LABELS = {
     "decay_laplacian": "−λ·d_m",
     "hessian_trace": "−tr ∇²L",
 }
-_LAYER = re.compile(r"(?:^|\.)(\d+)(?:\.|$)")
 _BAR = {"thickness": 1.6, "width": 5}
 _BAR_COLOUR = "#7a8494"  # legible on light and dark
 _DECADES = 4  # of a signed logarithmic axis, either side of zero
@@ -96,21 +94,17 @@ def tensor_traces(record: MeasurementRecord, most: int = 14) -> go.Figure | None
 
 
 def layer_traces(record: MeasurementRecord) -> go.Figure | None:
-    """tr ∇²L summed by the first number in the tensors' names; None if fewer than two layers can be told apart.
-
-    Errors are added, which bounds the error of a sum however the tensors are correlated.
-    """
-    layers: dict[int, list[EstimateRecord]] = {}
-    for tensor in record.tensors:
-        if tensor.hessian_trace and (found := _LAYER.search(tensor.name)):
-            layers.setdefault(int(found[1]), []).append(tensor.hessian_trace)
+    """The trace of each numbered layer's diagonal block of ∇²L; None if fewer than two are known."""
+    known = {int(layer.name): layer.hessian_trace for layer in record.layers if layer.name.isdecimal()}
+    layers = {number: estimate for number, estimate in sorted(known.items()) if estimate}
     if len(layers) < 2:
         return None
-    sums = [_sum(layers[layer]) for layer in sorted(layers)]
     trace = go.Scatter(
-        x=sorted(layers),
-        y=[total for total, _ in sums],
-        error_y=_errors([half for _, half in sums], [half for _, half in sums]),
+        x=list(layers),
+        y=[e.value for e in layers.values()],
+        error_y=_errors(
+            [e.interval[1] - e.value for e in layers.values()], [e.value - e.interval[0] for e in layers.values()]
+        ),
         mode="markers+lines",
         line={"width": 1, "color": UNRESOLVED},
         marker={"size": 9, "color": POSITIVE},
@@ -118,7 +112,7 @@ def layer_traces(record: MeasurementRecord) -> go.Figure | None:
     )
     figure = _figure([trace], 320)
     figure.update_xaxes(title="layer", **({"dtick": 1} if len(layers) <= 16 else {}))
-    figure.update_yaxes(title="trace, summed", rangemode="tozero")
+    figure.update_yaxes(title="trace", rangemode="tozero")
     return figure
 
 
@@ -290,11 +284,6 @@ def _shade(psi: PsiRecord, smallest: float) -> float:
 def _two_lines(estimate: EstimateRecord) -> str:
     """For a cell that has to fit on a phone."""
     return format_uncertain(estimate.value, estimate.sem).replace(" ± ", "<br>± ")
-
-
-def _sum(estimates: Sequence[EstimateRecord]) -> tuple[float, float]:
-    total = math.fsum(e.value for e in estimates)
-    return total, math.fsum((e.interval[1] - e.interval[0]) / 2 for e in estimates)
 
 
 def _errors(minus: list[float], plus: list[float], colour: str = _BAR_COLOUR) -> dict[str, object]:

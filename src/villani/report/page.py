@@ -143,8 +143,8 @@ _GRADIENT_CAPTION = (
 )
 _TENSOR_CAPTION = "The tensors with the largest share of tr ∇²L, with intervals; grey: the interval contains 0."
 _LAYER_CAPTION = (
-    "tr ∇²L summed by the layer number in the tensors' names; tensors without one are left out. Bars add the tensors' "
-    "half-widths, which bounds the error of the sum however they are correlated."
+    "The trace of each layer's diagonal block of ∇²L, with intervals over groups; a layer is the tensors that have the "
+    "same number in their names, and tensors without one are left out."
 )
 
 

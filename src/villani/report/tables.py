@@ -125,7 +125,8 @@ def _how(record: MeasurementRecord, cost: Cost | None) -> str:
         "Blocks": text.cut,
         "Tokenizer": text.tokenizer,
         "Design": f"{design.groups} groups × {design.sequences} sequences × {design.block} tokens, trace by "
-        f"{design.trace}, probes per group: {design.probes}, seed {design.seed}",
+        f"{_way(record)}, probes per group: {design.probes}, seed {design.seed}",
+        "Plan": _plan(record, cost),
         "The groups are": groups,
         "Intervals": f"{100 * design.confidence:g} %, Student t with {record.degrees_of_freedom:g} degrees of freedom, "
         "jackknife over groups: probes and data together",
@@ -141,6 +142,29 @@ def _how(record: MeasurementRecord, cost: Cost | None) -> str:
         "Checksum of tokens": _Markup(f"<code>{escape(text.token_checksum)}</code>"),
     }
     return _facts(facts) + _undecayed(record) + _sources(record)
+
+
+def _way(record: MeasurementRecord) -> str:
+    design = record.design
+    if design.trace == "taylor":
+        return f"taylor, a probe for {'the whole' if design.blocks == 'whole' else 'each ' + design.blocks}"
+    return design.trace if design.trace != "hutchinson" else f"hutchinson, {design.products}"
+
+
+def _plan(record: MeasurementRecord, cost: Cost | None) -> str:
+    plan = record.plan
+    if plan is None:
+        return "the design was given"
+    wanted = f"{100 * plan.error:.3g} %" if plan.relative else format_number(plan.error)
+    words = (
+        f"standard error of {plan.quantity} at most {wanted}; {plan.planned_groups} groups planned from a pilot of "
+        f"{plan.pilot_groups} groups, which count nowhere else, and {record.design.groups} measured; deviation between "
+        f"groups {format_number(plan.data_deviation, 3)}, of a probe {format_number(plan.probe_deviation, 3)}"
+    )
+    if cost and cost.predicted_seconds and cost.pilot_seconds is not None:
+        took = cost.seconds - cost.pilot_seconds
+        words += f"; predicted {cost.predicted_seconds:.3g} s, took {took:.3g} s, pilot {cost.pilot_seconds:.3g} s"
+    return f"{words}; {plan.note}" if plan.note else words
 
 
 def _undecayed(record: MeasurementRecord) -> str:

@@ -1,0 +1,78 @@
+"""How often intervals hold the truth when a plan decided how much to measure: python benchmarks/coverage_plan.py
+
+Synthetic traces of groups: a truth of 1, data noise that is normal, heavy-tailed (t with 5 degrees of freedom) or
+skewed (log-normal), and probe noise. The pilot, the plan and the rule that adds groups are those of `villani.plan`.
+Prints a table and writes docs/results/coverage-plan.json. About five minutes on one core.
+
+`reached` is the share of runs whose standard error was small enough without more groups; `cost` the mean and the 5th
+and 95th percentile of groups measured over groups planned.
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from villani.plan import PILOT, Plan, Target, Trial, make_plan, more_groups, pilot_size
+from villani.statistics import GroupSums, sampled_statistics
+
+REPETITIONS = 2000
+WAY = ("taylor", "whole")
+NOISES = {
+    "normal": lambda rng, n: rng.normal(size=n),
+    "t5": lambda rng, n: rng.standard_t(5, size=n) / np.sqrt(5 / 3),
+    "log-normal": lambda rng, n: (rng.lognormal(0, 0.75, n) - np.exp(0.28125)) / 1.1450,
+}
+
+
+def run(rng: np.random.Generator, noise: str, data: float, probe: float, error: float) -> tuple[bool, bool, float]:
+    """One planned measurement: whether the interval holds the truth, whether the plan sufficed, groups over planned."""
+
+    def groups(count: int, probes: int) -> np.ndarray:
+        shared = 1 + data * NOISES[noise](rng, count)
+        return shared[:, None] + probe * rng.normal(size=(count, probes))
+
+    target = Target(error)
+    plan = planned(groups(PILOT, 2), target, PILOT)
+    size = pilot_size(plan.groups)
+    plan = planned(groups(size, 2), target, size)
+    traces = groups(plan.groups, plan.probes)
+    while True:
+        count = len(traces)
+        ones, zeros = np.ones(count), np.zeros(count)
+        joint = sampled_statistics(GroupSums(ones, zeros, zeros[:, None], zeros, traces))
+        estimate = joint.component(3)
+        wanted = more_groups(count, estimate, target)
+        if wanted == count:
+            break
+        traces = np.concatenate([traces, groups(wanted - count, plan.probes)])
+    low, high = estimate.interval(0.95)
+    return low <= 1 <= high, count == plan.groups, count / plan.groups
+
+
+def planned(values: np.ndarray, target: Target, size: int) -> Plan:
+    trial = Trial(values=values.T, figure=float(values.mean()), other=0.0, seconds=1.0, more_seconds=0.5)
+    return make_plan({WAY: trial}, target, least=16, first=size)
+
+
+def main() -> None:
+    rng = np.random.default_rng(0)
+    rows = []
+    print("noise       data  probe  error  covers  reached  groups / planned")
+    for noise in NOISES:
+        for data, probe in ((0.2, 0.1), (0.2, 0.6), (1.0, 0.5)):
+            for error in (0.1, 0.05) if data == 1 else (0.05, 0.02):
+                found = [run(rng, noise, data, probe, error) for _ in range(REPETITIONS)]
+                hits, reached, cost = (np.array(column, dtype=float) for column in zip(*found, strict=True))
+                spread = [float(q) for q in (cost.mean(), *np.quantile(cost, (0.05, 0.95)))]
+                rows.append({"noise": noise, "data": data, "probe": probe, "error": error, "covers": hits.mean(),
+                             "reached": reached.mean(), "cost": spread})  # fmt: skip
+                print(f"{noise:10}  {data:4}  {probe:5}  {error:5}  {hits.mean():6.3f}  {reached.mean():7.2f}  "
+                      f"{spread[0]:.2f} [{spread[1]:.2f}, {spread[2]:.2f}]", flush=True)  # fmt: skip
+    record = {"nominal": 0.95, "repetitions": REPETITIONS, "rows": rows}
+    path = Path(__file__).parents[1] / "docs" / "results" / "coverage-plan.json"
+    path.write_text(json.dumps(record, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
