@@ -1,9 +1,11 @@
-"""How the cost of a Taylor probe grows with tokens, block length, width, depth and probes: python benchmarks/trace_scaling.py
+"""How the cost of a Taylor probe grows with tokens, block length, width, depth and probes.
 
-From a base of 4 layers, width 256, 4 blocks of 128 tokens, a vocabulary of 2,000 and one probe, one thing is varied at a
-time. Seconds are medians of several samples, forward passes of the same batch alternating with them; memory is the peak
-of the process above what it held before the first sample. Fits log seconds against log size. Writes
-docs/results/trace-scaling.json. A few minutes on an idle machine.
+python benchmarks/trace_scaling.py                                                  (a few minutes on an idle machine)
+
+From a base of 4 layers, width 256, 4 blocks of 128 tokens, a vocabulary of 2,000 and one probe, one thing is varied at
+a time. Seconds are medians of several samples, forward passes of the same batch alternating with them; memory is the
+peak of the process above what it held before the first sample. Fits log seconds against log size. Writes
+docs/results/trace-scaling.json.
 """
 
 import json
