@@ -13,8 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from villani.plan import PILOT, Plan, Target, Trial, make_plan, more_groups, pilot_size
-from villani.statistics import GroupSums, sampled_statistics
+from villani.plan import PILOT, Target, Trial, make_plan, more_groups, rehearsal_size, settle
+from villani.statistics import Estimate, GroupSums, sampled_statistics
 
 REPETITIONS = 2000
 WAY = ("taylor", "whole")
@@ -33,15 +33,14 @@ def run(rng: np.random.Generator, noise: str, data: float, probe: float, error: 
         return shared[:, None] + probe * rng.normal(size=(count, probes))
 
     target = Target(error)
-    plan = planned(groups(PILOT, 2), target, PILOT)
-    size = pilot_size(plan.groups)
-    plan = planned(groups(size, 2), target, size)
+    values = groups(PILOT, 2)
+    trial = Trial(values=values.T, figure=float(values.mean()), other=0.0, seconds=1.0, more_seconds=0.5)
+    plan = make_plan({WAY: trial}, target, least=16)
+    plan = settle(plan, target, estimated(groups(rehearsal_size(plan.groups), plan.probes)), 1.0, least=16)
     traces = groups(plan.groups, plan.probes)
     while True:
         count = len(traces)
-        ones, zeros = np.ones(count), np.zeros(count)
-        joint = sampled_statistics(GroupSums(ones, zeros, zeros[:, None], zeros, traces))
-        estimate = joint.component(3)
+        estimate = estimated(traces)
         wanted = more_groups(count, estimate, target)
         if wanted == count:
             break
@@ -50,9 +49,9 @@ def run(rng: np.random.Generator, noise: str, data: float, probe: float, error: 
     return low <= 1 <= high, count == plan.groups, count / plan.groups
 
 
-def planned(values: np.ndarray, target: Target, size: int) -> Plan:
-    trial = Trial(values=values.T, figure=float(values.mean()), other=0.0, seconds=1.0, more_seconds=0.5)
-    return make_plan({WAY: trial}, target, least=16, first=size)
+def estimated(traces: np.ndarray) -> Estimate:
+    ones, zeros = np.ones(len(traces)), np.zeros(len(traces))
+    return sampled_statistics(GroupSums(ones, zeros, zeros[:, None], zeros, traces)).component(3)
 
 
 def main() -> None:

@@ -18,7 +18,8 @@ from villani.plan import (
     make_plan,
     measure_to,
     more_groups,
-    pilot_size,
+    rehearsal_size,
+    settle,
     sketch_for,
     ways_for,
 )
@@ -41,20 +42,20 @@ def test_variances_are_told_apart():
 def test_the_plan_minimises_variance_times_seconds():
     """σ_b² = 1, σ_w² = 16, a = 1, c = 0.1: m* = √(σ_w²(a − c)/(σ_b² c)) = 12, so 1 + 16/12 over ε²."""
     found = {WHOLE: trial(np.random.default_rng(1), probe=4.0, more=0.1)}
-    plan = make_plan(found, Target(0.05), least=3, first=PILOT)
+    plan = make_plan(found, Target(0.05), least=3)
     assert plan.probes == 12
     assert plan.groups == pytest.approx((1 + 16 / 12) / 0.5**2, rel=0.1)
     assert plan.seconds == pytest.approx(plan.groups * 2.1, rel=1e-6)
-    absolute = make_plan(found, Target(0.5, relative=False), least=3, first=PILOT)
+    absolute = make_plan(found, Target(0.5, relative=False), least=3)
     assert absolute.groups == plan.groups
 
 
 def test_a_way_wins_by_its_noise_or_by_its_cost():
     rng = np.random.default_rng(2)
     quiet, noisy = trial(rng, probe=0.1, seconds=2.0), trial(rng, probe=3.0, seconds=1.0)
-    assert (make_plan({WHOLE: noisy, LAYER: quiet}, Target(0.01), least=3, first=8).blocks) == "layer"
+    assert (make_plan({WHOLE: noisy, LAYER: quiet}, Target(0.01), least=3).blocks) == "layer"
     dear = trial(rng, probe=0.1, seconds=200.0)
-    assert (make_plan({WHOLE: noisy, LAYER: dear}, Target(0.01), least=3, first=8).blocks) == "whole"
+    assert (make_plan({WHOLE: noisy, LAYER: dear}, Target(0.01), least=3).blocks) == "whole"
 
 
 def test_groups_are_added_only_where_the_error_is_too_large():
@@ -66,6 +67,11 @@ def test_groups_are_added_only_where_the_error_is_too_large():
         more_groups(20, Estimate(0.0, 1.0, 20, "statistical"), target)
 
 
+def estimated(traces):
+    zeros = np.zeros(len(traces))
+    return sampled_statistics(GroupSums(zeros + 1, zeros, zeros[:, None], zeros, traces)).component(3)
+
+
 def simulate(rng, noise, error=0.05, data=0.3, probe=0.3):
     """A planned measurement of synthetic traces with mean 1; whether its interval holds 1."""
 
@@ -73,16 +79,12 @@ def simulate(rng, noise, error=0.05, data=0.3, probe=0.3):
         return 1 + data * noise(count)[:, None] + probe * rng.normal(size=(count, probes))
 
     target = Target(error)
-    size = PILOT
-    for _ in range(2):
-        values = groups(size, 2).T
-        plan = make_plan({WHOLE: Trial(values, values.mean(), 0.0, 1.0, 0.5)}, target, least=16, first=size)
-        size = pilot_size(plan.groups)
+    values = groups(PILOT, 2).T
+    plan = make_plan({WHOLE: Trial(values, values.mean(), 0.0, 1.0, 0.5)}, target, least=16)
+    plan = settle(plan, target, estimated(groups(rehearsal_size(plan.groups), plan.probes)), 1.0, least=16)
     traces = groups(plan.groups, plan.probes)
     while True:
-        zeros = np.zeros(len(traces))
-        sums = GroupSums(zeros + 1, zeros, zeros[:, None], zeros, traces)
-        estimate = sampled_statistics(sums).component(3)
+        estimate = estimated(traces)
         wanted = more_groups(len(traces), estimate, target)
         if wanted == len(traces):
             low, high = estimate.interval(0.95)

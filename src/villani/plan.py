@@ -12,7 +12,7 @@ are more added; the coverage of the interval under this rule is simulated in `be
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
 
@@ -28,7 +28,7 @@ from villani.runs.distributed import Ledger, Rows, Team
 from villani.statistics import Array, Estimate, GroupSums, sampled_statistics
 
 PILOT = 8  # groups that every way is tried on, twice each
-PILOT_SHARE, PILOT_LEAST, PILOT_MOST = 0.2, 16, 64  # the chosen way is tried on more: a share of the groups planned
+SHARE, LEAST, MOST = 0.2, 16, 64  # the design chosen is rehearsed on a share of the groups that it seems to take
 PROBES = (1, 2, 3, 4, 6, 8, 12, 16)
 _MORE = 2  # further probes by which their cost is told
 MARGIN = 1.05  # more groups are asked for than a standard error that came out too large needs
@@ -70,16 +70,15 @@ class Target:
             return found.psi(self.weight_decay, temperature=self.temperature)
         return found.hessian_trace
 
-    def figure(self, objective: Objective, sums: GroupSums) -> tuple[float, float]:
-        """The figure from some groups, and for one group how much more variance it has than the trace."""
+    def figure(self, objective: Objective, sums: GroupSums) -> Estimate:
+        """The figure from some groups."""
         joint = sampled_statistics(sums)
         if self.quantity == "hessian_trace":
-            return float(joint.values[3]), 0.0
+            return joint.component(3)
         space = objective.parameters
         decay, s = self.weight_decay, self.temperature
         exact = decay**2 * float(space.norms_squared()[space.decayed].sum()) / s - decay * space.decayed_size
-        psi = joint.linear(np.array([0.0, 1 / s, 2 * decay / s, -1.0]), exact)
-        return psi.value, joint.n * (psi.sem**2 - joint.component(3).sem ** 2)
+        return joint.linear(np.array([0.0, 1 / s, 2 * decay / s, -1.0]), exact)
 
     def allowed(self, value: float) -> float:
         """The largest standard error that is good enough."""
@@ -160,7 +159,7 @@ def measure_to(
     if supply < PILOT + max(least, 3):
         raise InputError(f"{supply} groups: a target error needs {PILOT + max(least, 3)} or more to choose from")
     kept = ledger or Kept()
-    plan = _planned(objective, target, seed, least, kept, progress, team)
+    plan = _planned(objective, target, seed, least, shares, kept, progress, team)
     if told:
         told(plan)
     count = plan.groups
@@ -187,25 +186,22 @@ def _planned(
     target: Target,
     seed: int,
     least: int,
+    shares: int,
     ledger: Ledger,
     progress: Callable[[int, int], None] | None,
     team: Team | None,
 ) -> Plan:
-    """The best way on `PILOT` groups, tried on more of them to know its noise."""
+    """The best way on `PILOT` groups, then rehearsed on others to know its noise and its cost."""
     ways, note = ways_for(objective)
-    trials = pilot(objective, ways, PILOT, seed, target, ledger, progress, team)
-    plan = make_plan(trials, target, least=least, first=PILOT, note=note)
-    size = min(pilot_size(plan.groups), len(objective.groups) - least)
-    if size > PILOT:
-        way: Way = (plan.trace, plan.blocks)
-        more = pilot(objective, (way,), size, seed, target, ledger, progress, team)
-        plan = make_plan(more, target, least=least, first=size, note=note)
-    return plan
+    if not shares:  # no double backward passes, then
+        ways = tuple(way for way in ways if way[0] == "taylor") or ways
+    plan = make_plan(pilot(objective, ways, seed, target, ledger, progress, team), target, least=least, note=note)
+    return rehearse(objective, plan, seed, target, least, ledger, progress, team)
 
 
-def pilot_size(groups: int) -> int:
-    """How many groups to try the chosen way on before `groups` are measured."""
-    return min(max(math.ceil(PILOT_SHARE * groups), PILOT_LEAST), PILOT_MOST)
+def rehearsal_size(groups: int) -> int:
+    """How many groups to rehearse on before `groups` are measured."""
+    return min(max(math.ceil(SHARE * groups), LEAST), MOST)
 
 
 def more_groups(count: int, estimate: Estimate, target: Target) -> int:
@@ -285,8 +281,8 @@ def ways_for(objective: Objective) -> tuple[tuple[Way, ...], str]:
     return FORWARD, ""
 
 
-def make_plan(trials: Mapping[Way, Trial], target: Target, *, least: int, first: int, note: str = "") -> Plan:
-    """The way and number of probes with the least variance × seconds, and the groups that the target takes."""
+def make_plan(trials: Mapping[Way, Trial], target: Target, *, least: int, note: str = "") -> Plan:
+    """The way and number of probes with the least variance × seconds, and about how many groups the target takes."""
     data = data_variance(np.concatenate([t.values for t in trials.values()]))
     data += float(np.mean([t.other for t in trials.values()]))
 
@@ -302,20 +298,37 @@ def make_plan(trials: Mapping[Way, Trial], target: Target, *, least: int, first:
     best = min(choices, key=lambda choice: variance(choice) * seconds(choice))
     (trace, blocks), probes = best
     value = float(np.mean([t.figure for t in trials.values()]))
-    allowed = target.allowed(value)
-    error = variance(best) / first / value**2 if target.relative and value else 0.0  # (standard error / figure)²
     return Plan(
         trace=trace,
         blocks=blocks,
         probes=probes,
-        groups=max(least, math.ceil(variance(best) / allowed**2)) if allowed else least,
-        first=first,
+        groups=groups_for(target, value, variance(best), least),
+        first=PILOT,
         probe_deviation=trials[best[0]].probe_variance ** 0.5,
         data_deviation=max(data, 0.0) ** 0.5,
         seconds_per_group=seconds(best),
-        uncertainty=math.sqrt(2 / (first - 1) + 4 * error),  # of a variance, and of a squared figure
+        uncertainty=math.inf,
         note=note,
     )
+
+
+def settle(plan: Plan, target: Target, figure: Estimate, seconds: float, least: int) -> Plan:
+    """The plan with what its rehearsal showed: the `figure` from as many groups, and the `seconds` of each."""
+    variance = figure.n * figure.sem**2
+    error = figure.sem / abs(figure.value) if target.relative and figure.value else 0.0
+    return replace(
+        plan,
+        groups=groups_for(target, figure.value, variance, least),
+        first=plan.first + figure.n,
+        seconds_per_group=seconds,
+        uncertainty=math.sqrt(2 / (figure.n - 1) + 4 * error**2),  # of a variance, and of a squared figure
+    )
+
+
+def groups_for(target: Target, value: float, variance: float, least: int) -> int:
+    """How many groups bring the standard error of a figure of this size down to the target."""
+    allowed = target.allowed(value)
+    return max(least, math.ceil(variance / allowed**2)) if allowed else least
 
 
 def data_variance(values: Array) -> float:
@@ -328,46 +341,84 @@ def data_variance(values: Array) -> float:
 def pilot(
     objective: Objective,
     ways: Sequence[Way],
-    size: int,
     seed: int,
     target: Target,
     ledger: Ledger | None = None,
     progress: Callable[[int, int], None] | None = None,
     team: Team | None = None,
 ) -> dict[Way, Trial]:
-    """Try every way on the first `size` groups, twice each with probes of their own, and time it."""
-    sketch = GradientSketch(objective.parameters, seed, sketch_for(len(objective.groups)))
-    samplers = {way: BlockTrace(objective, way[1]) if way[0] == "taylor" else None for way in ways}
-
-    def unit(way: Way, group: int, copy: int, probes: int) -> Rows:
-        start = time.perf_counter()
-        own = seed + 1 + copy + 2 * FORWARD.index(way) if way in FORWARD else seed + 1 + copy
-        found = group_statistics(objective, group, probes, own, way[0], sketch, samplers[way])
-        return {**group_row(found), "seconds": np.array([time.perf_counter() - start])}
-
+    """Try every way on the first `PILOT` groups, twice each with probes of their own, and time it."""
     units: dict[str, Callable[[], Rows]] = {}
-    for way in ways:
+    for index, way in enumerate(ways):
         name = "-".join(way)
-        units |= {f"pilot/{name}/{copy}/{g}": partial(unit, way, g, copy, 1) for g in range(size) for copy in (0, 1)}
-        units[f"pilot/{name}/more"] = partial(unit, way, 0, 0, 1 + _MORE)
+        unit = _timed(objective, way, seed)
+        units |= {
+            f"pilot/{name}/{copy}/{group}": partial(unit, group, 1, seed + 1 + 2 * index + copy)
+            for group in range(PILOT)
+            for copy in (0, 1)
+        }
+        units[f"pilot/{name}/more"] = partial(unit, 0, 1 + _MORE, seed)
     found = dict(
         zip(units, (team or Team()).map(units, ledger, progress, partial(peak_memory, objective.device)), strict=True)
     )
     trials = {}
     for way in ways:
         name = "-".join(way)
-        copies = [[found[f"pilot/{name}/{copy}/{g}"] for g in range(size)] for copy in (0, 1)]
+        copies = [[found[f"pilot/{name}/{copy}/{group}"] for group in range(PILOT)] for copy in (0, 1)]
         sums = [group_sums(objective, rows, sketched=False) for rows in copies]
         seconds = float(np.median([row["seconds"][0] for rows in copies for row in rows]))
         more = (float(found[f"pilot/{name}/more"]["seconds"][0]) - seconds) / _MORE
         trials[way] = Trial(
             values=np.stack([_weighted(s) for s in sums]),
-            figure=float(np.mean([target.figure(objective, s)[0] for s in sums])),
-            other=float(np.mean([target.figure(objective, s)[1] for s in sums])),
+            figure=float(np.mean([target.figure(objective, s).value for s in sums])),
+            other=float(np.mean([_other_variance(objective, s, target) for s in sums])),
             seconds=seconds,
             more_seconds=max(more, 0.1 * seconds),
         )
     return trials
+
+
+def rehearse(
+    objective: Objective,
+    plan: Plan,
+    seed: int,
+    target: Target,
+    least: int,
+    ledger: Ledger | None = None,
+    progress: Callable[[int, int], None] | None = None,
+    team: Team | None = None,
+) -> Plan:
+    """Carry the design out on groups of its own: its variance and seconds, without the luck of having been chosen."""
+    size = min(rehearsal_size(plan.groups), len(objective.groups) - plan.first - least)
+    if size < 3:
+        return plan
+    unit = _timed(objective, (plan.trace, plan.blocks), seed)
+    units = {
+        f"pilot/rehearsal/{group}": partial(unit, group, plan.probes, seed)
+        for group in range(plan.first, plan.first + size)
+    }
+    rows = (team or Team()).map(units, ledger, progress, partial(peak_memory, objective.device))
+    figure = target.figure(objective, group_sums(objective, rows, sketched=False))
+    return settle(plan, target, figure, float(np.mean([row["seconds"][0] for row in rows])), least)
+
+
+def _timed(objective: Objective, way: Way, seed: int) -> Callable[[int, int, int], Rows]:
+    """Measures a group with so many probes of a seed, and keeps the seconds in its row."""
+    sketch = GradientSketch(objective.parameters, seed, sketch_for(len(objective.groups)))
+    sampler = BlockTrace(objective, way[1]) if way[0] == "taylor" else None
+
+    def unit(group: int, probes: int, own_seed: int) -> Rows:
+        start = time.perf_counter()
+        found = group_statistics(objective, group, probes, own_seed, way[0], sketch, sampler)
+        return {**group_row(found), "seconds": np.array([time.perf_counter() - start])}
+
+    return unit
+
+
+def _other_variance(objective: Objective, sums: GroupSums, target: Target) -> float:
+    if target.quantity == "hessian_trace":
+        return 0.0
+    return len(sums.tokens) * (target.figure(objective, sums).sem ** 2 - sampled_statistics(sums).component(3).sem ** 2)
 
 
 def _weighted(sums: GroupSums) -> Array:
