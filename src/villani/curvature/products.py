@@ -3,7 +3,7 @@
 - `reverse-over-reverse`: differentiate ⟨∇L, v⟩ once more. Exact; attention must have a second derivative.
 - `forward-over-reverse`: push a tangent v through the gradient's own computation. Exact too, with no graph of a graph.
 - `finite-differences`: gradients at θ ± s·v and θ ± 2s·v, with an estimate of the error. First derivatives are all it
-  needs, so it is the way for fused attention, compiled models and sharded ones.
+  needs, so it is the way for fused attention and compiled models.
 """
 
 import math
