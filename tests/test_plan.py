@@ -20,7 +20,6 @@ from villani.plan import (
     more_groups,
     rehearsal_size,
     settle,
-    sketch_for,
     ways_for,
 )
 from villani.statistics import Estimate, GroupSums, sampled_statistics
@@ -169,13 +168,6 @@ def test_a_model_without_rules_falls_back_with_a_note(monkeypatch):
     _, plan = measure_to(objective, Target(2.0), least=3)
     assert plan.trace in ("gauss-newton", "hutchinson")
     assert plan.note == note
-
-
-def test_sketches_fit_into_memory():
-    assert sketch_for(16) == 262_139
-    size = sketch_for(4096)
-    assert size * 8 * 4096 <= 1 << 28
-    assert all(size % k for k in range(2, 100))
 
 
 def test_durations_are_for_people():

@@ -17,7 +17,7 @@ import torch
 
 from villani.curvature.blocks import Blocks, BlockTrace, layers_of
 from villani.curvature.products import ProductMethod
-from villani.curvature.sketch import BUCKETS, GradientSketch
+from villani.curvature.sketch import GradientSketch, buckets_for
 from villani.curvature.trace import GroupStatistics, TraceMethod, group_statistics
 from villani.errors import InputError
 from villani.landscape.objective import Objective, check_weight_decay
@@ -165,7 +165,7 @@ def measure(
     products: ProductMethod = "reverse-over-reverse",
     groups: Sequence[int] | None = None,
     shares: int = SHARES,
-    sketch: int = BUCKETS,
+    sketch: int | None = None,
     ledger: Ledger | None = None,
     progress: Callable[[int, int], None] | None = None,
     team: Team | None = None,
@@ -187,7 +187,7 @@ def measure(
         groups: which of the objective's groups to measure; all by default.
         shares: where the way does not tell tensors apart, how many of the groups are also sampled by `gauss-newton`,
             which does; 0 for none. Takes the memory of a double backward pass.
-        sketch: buckets of the gradient sketch, used when d is larger.
+        sketch: buckets of the gradient sketch, used when d is larger; by default 262,139, and fewer beyond 128 groups.
         ledger: keeps finished groups, and supplies those of an interrupted run.
         progress: called with (finished, total) units.
         team: the processes that share the groups, each with the same objective; this one alone by default.
@@ -204,7 +204,8 @@ def measure(
     _check_trace(method, blocks, products)
     space = objective.parameters
     space.check()
-    gradient_sketch = GradientSketch(space, seed, sketch)
+    buckets = sketch or buckets_for(len(objective.groups))
+    gradient_sketch = GradientSketch(space, seed, buckets)
     sampler = BlockTrace(objective, blocks) if method == "taylor" else None
     if sampler is not None:
         sampler.check(next(objective.batches(chosen[0])))
@@ -263,7 +264,7 @@ def measure(
             LayerStatistics(name, sum(space.parameters[i].tensor.numel() for i in indices), estimate)
             for (name, indices), estimate in zip(names.items(), layers, strict=True)
         ),
-        sketch=sketch if gradient_sketch.lossy else None,
+        sketch=buckets if gradient_sketch.lossy else None,
     )
 
 

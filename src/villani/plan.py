@@ -19,7 +19,7 @@ from typing import Literal
 import numpy as np
 
 from villani.curvature.blocks import Blocks, BlockTrace
-from villani.curvature.sketch import BUCKETS, GradientSketch
+from villani.curvature.sketch import GradientSketch, buckets_for
 from villani.curvature.trace import TraceMethod, group_statistics
 from villani.errors import InputError
 from villani.landscape.objective import Objective, check_weight_decay
@@ -32,7 +32,6 @@ SHARE, LEAST, MOST = 0.2, 16, 64  # the design chosen is rehearsed on a share of
 PROBES = (1, 2, 3, 4, 6, 8, 12, 16)
 _MORE = 2  # further probes by which their cost is told
 MARGIN = 1.05  # more groups are asked for than a standard error that came out too large needs
-MEMORY = 1 << 28  # bytes for the gradient sketches of all groups
 
 Quantity = Literal["hessian_trace", "psi"]
 Way = tuple[TraceMethod, Blocks]
@@ -172,7 +171,7 @@ def measure_to(
                 f"{target.error * math.sqrt(count / there):.2g}"
             )
         found = measure(
-            objective, plan.probes, seed, trace=plan.trace, blocks=plan.blocks, sketch=sketch_for(supply),
+            objective, plan.probes, seed, trace=plan.trace, blocks=plan.blocks,
             groups=range(plan.first, plan.first + count), shares=shares, ledger=kept, progress=progress, team=team,
         )  # fmt: skip
         wanted = more_groups(count, target.estimate(found), target)
@@ -212,14 +211,6 @@ def more_groups(count: int, estimate: Estimate, target: Target) -> int:
     if allowed == 0:
         raise InputError(f"{target.quantity} is 0: a relative error of it cannot be reached; give an absolute one")
     return max(count + 1, math.ceil(MARGIN * count * (estimate.sem / allowed) ** 2))
-
-
-def sketch_for(groups: int) -> int:
-    """Buckets of a gradient sketch such that those of all groups fit into `MEMORY`: a prime, see `GradientSketch`."""
-    size = min(BUCKETS, MEMORY // (8 * groups))
-    while any(size % k == 0 for k in range(2, math.isqrt(size) + 1)):
-        size -= 1
-    return size
 
 
 def duration(seconds: float) -> str:
@@ -404,7 +395,7 @@ def rehearse(
 
 def _timed(objective: Objective, way: Way, seed: int) -> Callable[[int, int, int], Rows]:
     """Measures a group with so many probes of a seed, and keeps the seconds in its row."""
-    sketch = GradientSketch(objective.parameters, seed, sketch_for(len(objective.groups)))
+    sketch = GradientSketch(objective.parameters, seed, buckets_for(len(objective.groups)))
     sampler = BlockTrace(objective, way[1]) if way[0] == "taylor" else None
 
     def unit(group: int, probes: int, own_seed: int) -> Rows:

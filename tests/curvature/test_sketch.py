@@ -4,7 +4,7 @@ import torch
 
 from tests.conftest import make_model
 from villani.curvature.probes import rademacher, rademacher_probe, random_direction
-from villani.curvature.sketch import BUCKETS, GradientSketch
+from villani.curvature.sketch import BUCKETS, GradientSketch, buckets_for
 from villani.landscape.parameters import ParameterSpace
 from villani.streams import Purpose, stream
 
@@ -67,3 +67,10 @@ def test_random_direction_is_a_unit_vector():
     space = ParameterSpace(make_model("gpt2"))
     direction = random_direction(space, 0)
     assert sum(float(u.square().sum()) for u in direction) == pytest.approx(1)
+
+
+def test_sketches_of_many_groups_share_their_memory():
+    assert buckets_for(16) == buckets_for(128) == BUCKETS
+    size = buckets_for(4096)
+    assert size * 8 * 4096 <= 1 << 28
+    assert all(size % k for k in range(2, 100))

@@ -6,13 +6,24 @@ and b: E⟨Sa, Sb⟩ = ⟨a, b⟩, and Var‖Sa‖² ≤ 2 Σ_b A_b² with A_b t
 `statistics.sketch_variance` estimates this error and adds it to the reported one.
 """
 
+import math
+
 import torch
 
 from villani.curvature.probes import rademacher
 from villani.landscape.parameters import ParameterSpace
 from villani.streams import Purpose, stream
 
-BUCKETS = 262_139  # the largest prime below 2¹⁸: 1 MiB a group in float32
+BUCKETS = 262_139  # the largest prime below 2¹⁸: 2 MiB a group
+_MEMORY = 1 << 28  # bytes that the sketches of all groups may take
+
+
+def buckets_for(groups: int) -> int:
+    """Buckets such that memory does not grow with the number of groups: fewer, still a prime, beyond 128 groups."""
+    size = min(BUCKETS, max(_MEMORY // (8 * groups), 3))
+    while any(size % k == 0 for k in range(2, math.isqrt(size) + 1)):
+        size -= 1
+    return size
 
 
 class GradientSketch:

@@ -7,10 +7,10 @@ before that block. Nothing is stored for a backward pass: a value is dropped aft
 Second-order terms may be *collapsed*: probes that share a class share one Σ_k x_kk, since every rule is linear in them.
 
 Probes that are independent may start apart and be *joined* later. While they are apart, their products, which have mean
-zero, are left out: of the second-order term of W x only W x_kk is left, not 2 V x_k, which saves a matrix product and its
-noise. A linear map with weights takes what came before as one probe (V x + W x_k would else need one product for each),
-and keeps its own weight's apart until the next one. A tensor that is used twice is safe: once its probe is joined it is
-the same probe as what it met, and products are taken.
+zero, are left out: of the second-order term of W x only W x_kk is left, not 2 V x_k, which saves a matrix product and
+its noise. A linear map with weights takes what came before as one probe (W x_k would else be one product for each), and
+keeps its own weight's apart until the next one. A tensor that is used twice is safe: once its probe is joined it is the
+same probe as what it met, and products are taken.
 
 The head is not probed. With features h, logits z = W h and p = softmax(z), the loss along v_k has second derivative
 
