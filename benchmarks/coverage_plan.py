@@ -5,7 +5,7 @@ skewed (log-normal), and probe noise. The pilot, the plan and the rule that adds
 Prints a table and writes docs/results/coverage-plan.json. About five minutes on one core.
 
 `reached` is the share of runs whose standard error was small enough without more groups; `cost` the mean and the 5th
-and 95th percentile of groups measured over groups planned.
+and 95th percentile of groups measured over groups planned. Runs that would be refused for want of groups are left out.
 """
 
 import json
@@ -17,6 +17,7 @@ from villani.plan import PILOT, Target, Trial, make_plan, more_groups, rehearsal
 from villani.statistics import Estimate, GroupSums, sampled_statistics
 
 REPETITIONS = 2000
+MAX_GROUPS = 4096
 WAY = ("taylor", "whole")
 NOISES = {
     "normal": lambda rng, n: rng.normal(size=n),
@@ -25,8 +26,13 @@ NOISES = {
 }
 
 
-def run(rng: np.random.Generator, noise: str, data: float, probe: float, error: float) -> tuple[bool, bool, float]:
-    """One planned measurement: whether the interval holds the truth, whether the plan sufficed, groups over planned."""
+def run(
+    rng: np.random.Generator, noise: str, data: float, probe: float, error: float
+) -> tuple[bool, bool, float] | None:
+    """One planned measurement: whether the interval holds the truth, whether the plan sufficed, groups over planned.
+
+    None where it would be refused for want of groups.
+    """
 
     def groups(count: int, probes: int) -> np.ndarray:
         shared = 1 + data * NOISES[noise](rng, count)
@@ -37,6 +43,8 @@ def run(rng: np.random.Generator, noise: str, data: float, probe: float, error: 
     trial = Trial(values=values.T, figure=float(values.mean()), other=0.0, seconds=1.0, more_seconds=0.5)
     plan = make_plan({WAY: trial}, target, least=16)
     plan = settle(plan, target, estimated(groups(rehearsal_size(plan.groups), plan.probes)), 1.0, least=16)
+    if plan.groups > MAX_GROUPS:
+        return None
     traces = groups(plan.groups, plan.probes)
     while True:
         count = len(traces)
@@ -44,6 +52,8 @@ def run(rng: np.random.Generator, noise: str, data: float, probe: float, error: 
         wanted = more_groups(count, estimate, target)
         if wanted == count:
             break
+        if wanted > MAX_GROUPS:
+            return None
         traces = np.concatenate([traces, groups(wanted - count, plan.probes)])
     low, high = estimate.interval(0.95)
     return low <= 1 <= high, count == plan.groups, count / plan.groups
@@ -61,10 +71,12 @@ def main() -> None:
     for noise in NOISES:
         for data, probe in ((0.2, 0.1), (0.2, 0.6), (1.0, 0.5)):
             for error in (0.1, 0.05) if data == 1 else (0.05, 0.02):
-                found = [run(rng, noise, data, probe, error) for _ in range(REPETITIONS)]
+                tried = [run(rng, noise, data, probe, error) for _ in range(REPETITIONS)]
+                found = [result for result in tried if result is not None]
                 hits, reached, cost = (np.array(column, dtype=float) for column in zip(*found, strict=True))
                 spread = [float(q) for q in (cost.mean(), *np.quantile(cost, (0.05, 0.95)))]
                 rows.append({"noise": noise, "data": data, "probe": probe, "error": error, "covers": hits.mean(),
+                             "refused": 1 - len(found) / REPETITIONS,
                              "reached": reached.mean(), "cost": spread})  # fmt: skip
                 print(f"{noise:10}  {data:4}  {probe:5}  {error:5}  {hits.mean():6.3f}  {reached.mean():7.2f}  "
                       f"{spread[0]:.2f} [{spread[1]:.2f}, {spread[2]:.2f}]", flush=True)  # fmt: skip

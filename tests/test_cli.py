@@ -130,17 +130,34 @@ def test_finite_and_hutchinson_and_float64(villani, tmp_path):
     assert record["model"]["dtype"] == "float64"
 
 
-def test_taylor_tells_tensors_apart_only_when_asked(villani, tmp_path):
+def test_taylor_tells_tensors_apart_by_shares(villani, tmp_path):
     words = ["measure", "builtin:tiny?width=8&layers=1", *SMALL, "--trace", "taylor", "--json", "--run"]
     code, out, _ = villani(*words, tmp_path / "whole")
     assert code == 0
     assert json.loads(out)["gauss_newton_trace"]["value"] > 0
+    assert json.loads(out)["tensors"][0]["hessian_trace"]["n"] == 4
+    code, out, _ = villani(*words, tmp_path / "none", "--shares", "0")
     assert json.loads(out)["tensors"][0]["hessian_trace"] is None
     code, out, _ = villani(*words, tmp_path / "tensor", "--blocks", "tensor")
     assert code == 0
     assert json.loads(out)["tensors"][0]["hessian_trace"]["sem"] > 0
     assert json.loads(out)["design"]["blocks"] == "tensor"
     refused(villani("measure", "builtin:tiny", *SMALL, "--blocks", "layer", "--run", tmp_path / "x"), "trace='taylor'")
+
+
+def test_a_wanted_error_is_planned_for(villani, tmp_path):
+    words = ["measure", "builtin:tiny?width=8&layers=1", "--sequences", "1", "--block", "16", "--groups", "4"]
+    code, out, err = villani(*words, "--target-error", "abs:500", "--json", "--run", tmp_path / "run")
+    record = json.loads(out)
+    assert code == 0
+    assert record["hessian_trace"]["sem"] <= 500
+    assert record["plan"]["error"] == 500
+    assert not record["plan"]["relative"]
+    assert record["design"]["groups"] >= record["plan"]["planned_groups"] >= 4
+    assert record["cost"]["predicted_seconds"] > 0
+    assert record["cost"]["seconds"] > record["cost"]["pilot_seconds"] > 0
+    assert "measuring: " in err
+    assert "groups planned from a pilot" in (tmp_path / "run" / "report.html").read_text()
 
 
 def test_doctor(villani):
@@ -168,6 +185,13 @@ def test_version_and_help(villani):
         (["--probes=0"], ["probes=0: expected at least 1"]),
         (["--groups=2"], ["groups=2: expected at least 3"]),
         (["--finite"], ["probes=1: expected at least 2"]),
+        (["--target-error=-1"], ["target_error=-1.0: expected a finite number > 0"]),
+        (["--target-error=much"], ["target_error 'much': expected a share of the figure"]),
+        (["--target=psi"], ["target=psi: goes with target_error"]),
+        (["--target-error=0.1", "--finite"], ["finite=True: with target_error the plan chooses"]),
+        (["--target-error=0.1", "--trace=taylor"], ["trace=taylor: with target_error the plan chooses"]),
+        (["--target-error=0.1", "--max-groups=10"], ["max_groups=10: expected at least 24"]),
+        (["--shares=-1"], ["shares=-1: expected at least 0"]),
         (["--sequences=0"], ["sequences=0: expected at least 1"]),
         (["--block=1"], ["block=1: expected at least 2"]),
         (["--block=257"], ["block=257", "at most 256"]),

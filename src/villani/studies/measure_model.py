@@ -19,7 +19,7 @@ from villani.landscape.objective import Objective, check_weight_decay
 from villani.landscape.text import load_groups
 from villani.landscape.tokenizers import load_tokenizer
 from villani.measurement import SHARES, Measurement, check_design, check_temperature, measure
-from villani.plan import Plan, Quantity, Target, duration, measure_to
+from villani.plan import PILOT, Plan, Quantity, Target, duration, measure_to
 from villani.report.page import write_report
 from villani.runs.distributed import Team
 from villani.runs.records import (
@@ -87,13 +87,18 @@ class MeasureSettings(BaseModel):
             check_weight_decay(value)
         for value in self.temperature:
             check_temperature(value)
-        check_design(self.groups, self.probes, self.seed, self.finite)
         if self.wanted is not None:
             for name in ("trace", "products", "blocks", "probes", "finite"):
                 if getattr(self, name) != type(self).model_fields[name].default:
                     raise InputError(f"{name}={getattr(self, name)}: with target_error the plan chooses; leave one out")
+            if self.max_groups < PILOT + max(self.groups, 3):
+                least = PILOT + max(self.groups, 3)
+                raise InputError(
+                    f"max_groups={self.max_groups}: expected at least {least}, the pilot's and those to measure"
+                )
         elif self.target != "hessian_trace":
             raise InputError(f"target={self.target}: goes with target_error")
+        check_design(self.groups, self.probes, self.seed, self.finite)
         for name, least in (
             ("sequences", 1), ("block", 2), ("micro_tokens", 1), ("threads", 1), ("shares", 0), ("max_groups", 1),
         ):  # fmt: skip
