@@ -94,7 +94,8 @@ def main() -> None:
             if step % EVERY == 0:
                 print(f"round {len(rounds)}: {step} of {of}, {time.perf_counter() - start:.0f} s", flush=True)
 
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        # autocast would keep its bfloat16 copies of the weights until it ends, and train on those of the first step
+        with torch.autocast("cpu", dtype=torch.bfloat16, cache_enabled=False):
             losses = train_adamw(
                 model, train.ids, train.labels, steps=steps, batch=BATCH, learning_rate=LEARNING_RATE,
                 seed=len(rounds), progress=tell,
@@ -110,6 +111,8 @@ def main() -> None:
                 f"batch_loss_every_{EVERY}_steps": [round(point, 4) for point in points],
             }
         )
+        if abs(rounds[-1]["training_loss"] - points[-1]) > 1:
+            raise SystemExit(f"trained at {points[-1]:.2f} nats but measured {rounds[-1]['training_loss']:.2f}")
         save(model)
         PATH.write_text(json.dumps(record, indent=1) + "\n")
         print({key: rounds[-1][key] for key in ("training_loss", "validation_loss", "seconds")}, flush=True)
