@@ -7,6 +7,7 @@ part of this costs nothing: the probes of tensors within a block stay apart unti
 
 import math
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -17,7 +18,7 @@ import torch
 
 from villani.curvature.head import LABELS, TiedRows, head_terms
 from villani.curvature.probes import rademacher
-from villani.curvature.taylor import Jet, Sweep, Tangents, check_rules
+from villani.curvature.taylor import Jet, Probed, Sweep, check_rules, isolated_nodes
 from villani.errors import InputError
 from villani.landscape.graph import LogitGraph, aten, trace_logits
 from villani.landscape.objective import IGNORED, Batch, Objective
@@ -76,7 +77,8 @@ class BlockTrace:
         self._first = [block[0] for block in self.blocks]
         self._graph = lru_cache(maxsize=4)(self._trace)
 
-    def _trace(self, rows: int, length: int, masked: bool) -> LogitGraph:
+    def _trace(self, rows: int, length: int, masked: bool) -> tuple[LogitGraph, frozenset[torch.fx.Node]]:
+        """The graph for blocks of this shape, and the nodes that keep sequences apart."""
         ids = torch.zeros((rows, length), dtype=torch.int64, device=self.objective.device)
         graph = trace_logits(self.objective, Batch(ids, ids, torch.ones_like(ids) if masked else None))
         check_rules(graph)
@@ -84,7 +86,8 @@ class BlockTrace:
             tied = [a for a in node.all_input_nodes if graph.parameters.get(a) == graph.head.weight]
             if tied and node is not graph.head.node and node.target is not aten.embedding.default:
                 raise InputError(f"the head's matrix is also used by {node.target}: use trace='gauss-newton'")
-        return graph
+        with self.objective.evaluating(), torch.no_grad():
+            return graph, isolated_nodes(graph, self.objective.parameters.tensors, ids)
 
     def check(self, batch: Batch) -> None:
         """Refuse a model for which blocks of this batch's shape cannot be sampled, before any work is done.
@@ -99,11 +102,11 @@ class BlockTrace:
 
         Probes, and labels for the Gauss–Newton part of the head, are drawn from the keys alone.
         """
-        graph = self._graph(*batch.ids.shape, batch.attention is not None)
+        graph, isolated = self._graph(*batch.ids.shape, batch.attention is not None)
         space = self.objective.parameters
         head, count = graph.head, len(space.parameters)
-        in_body = {graph.parameters[a] for n in graph.nodes if n is not head.node for a in n.all_input_nodes
-                   if a in graph.parameters}  # fmt: skip
+        uses = Counter(graph.parameters[a] for n in graph.nodes if n is not head.node for a in n.all_input_nodes
+                       if a in graph.parameters)  # fmt: skip
         # Probe i + r·stride is that of tensor i in sample r: probes start apart, and become their block's where the
         # sweep joins them, since products of independent ones have no mean and are better left out.
         stride = count + len(self.blocks)
@@ -115,20 +118,20 @@ class BlockTrace:
         tied = [
             TiedRows(head.weight + r * stride, rows, self._signs(head.weight, (len(rows), -1), seed, key))
             for r, key in enumerate(keys)
-            if head.weight in in_body
+            if head.weight in uses
         ]
 
         def parameter(index: int) -> Jet:
             tensor = space.tensors[index].detach()
-            probes: Tangents = {}
-            for r, key in enumerate(keys):
-                if tied and index == head.weight:
-                    probes[index + r * stride] = torch.zeros_like(tensor).index_copy_(0, rows, tied[r].values)
-                else:
-                    probes[index + r * stride] = self._signs(index, tensor.shape, seed, key)
-            return Jet(tensor, probes)
+            probes = [index + r * stride for r in range(len(keys))]
+            probed = Probed(tensor, probes, lambda k, shape: self._signs(index, shape, seed, keys[k // stride]))
+            if tied and index == head.weight:
+                return Jet(
+                    tensor, {own.probe: torch.zeros_like(tensor).index_copy_(0, rows, own.values) for own in tied}
+                )
+            return probed if uses[index] == 1 else probed.drawn()
 
-        sweep = Sweep(graph, parameter, block_of * len(keys), joins)
+        sweep = Sweep(graph, parameter, block_of * len(keys), joins, isolated)
         with self.objective.evaluating(), torch.no_grad():
             jet = sweep.features(batch.ids, batch.attention)
             wanted = batch.labels[:, 1:] != IGNORED
@@ -152,7 +155,7 @@ class BlockTrace:
         return BlockSample(gauss_newton + residual, gauss_newton)
 
     def _signs(self, index: int, shape: Sequence[int], seed: int, key: Key) -> torch.Tensor:
-        """The probe of one tensor, or of as many of its rows as `shape` has; −1 stands for its columns."""
+        """Random signs for one tensor's probe, of any shape; −1 stands for the tensor's columns."""
         tensor = self.objective.parameters.tensors[index]
         shape = [n if n >= 0 else tensor.shape[1] for n in shape]
         signs = rademacher(math.prod(shape), stream(seed, Purpose.PROBE, *key, index), tensor.dtype)

@@ -12,6 +12,11 @@ its noise. A linear map with weights takes what came before as one probe (W x_k 
 keeps its own weight's apart until the next one. A tensor that is used twice is safe: once its probe is joined it is the
 same probe as what it met, and products are taken.
 
+Sequences do not see each other, and each has probes of its own: the trace of a sum of losses is the sum of the traces.
+A matrix W that is used once need not be probed in all its entries either. Of a sequence's inputs x_1…x_T only the
+matrix X = (x_1 … x_T)ᵀ enters: the tangents V x_t of a probe V have covariance (X Xᵀ) ⊗ I, and so have the rows of C ξ,
+for C Cᵀ = X Xᵀ and random signs ξ. A Cholesky factor C is T × T, where X is T × D.
+
 The head is not probed. With features h, logits z = W h and p = softmax(z), the loss along v_k has second derivative
 
     Σ_t (p − y)ᵀ W h_kk  +  h_kᵀ WᵀS W h_k,   S = diag p − p pᵀ,
@@ -22,7 +27,7 @@ E[((W_ŷ − Wᵀp)·h_k)²], so that no tangent is ever as large as the vocabul
 """
 
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -46,6 +51,35 @@ class Jet:
         self.second = second or {}
 
 
+class Probed(Jet):
+    """A parameter that is used once, with probes that are drawn where they are used.
+
+    Attributes:
+        probes: their numbers.
+        draw: (probe, shape) → independent random signs of this shape.
+    """
+
+    __slots__ = ("draw", "probes")
+
+    def __init__(
+        self, x: torch.Tensor, probes: Sequence[int], draw: Callable[[int, Sequence[int]], torch.Tensor]
+    ) -> None:
+        super().__init__(x)
+        self.probes = probes
+        self.draw = draw
+
+    def drawn(self) -> Jet:
+        """With one probe for all sequences."""
+        return Jet(self.x, {k: self.draw(k, self.x.shape) for k in self.probes})
+
+    def spread(self, sequences: int, shape: torch.Size) -> Jet:
+        """A vector (E,) with a probe for every sequence, for a value of this shape, (B, …, E) or (B·T, E)."""
+        size = shape[-1]
+        rows = shape.numel() // size // sequences
+        draws = {k: self.draw(k, (sequences, 1, size)) for k in self.probes}
+        return Jet(self.x, {k: t.expand(sequences, rows, size).contiguous().view(shape) for k, t in draws.items()})
+
+
 class Sweep:
     """Carries jets through a graph.
 
@@ -54,6 +88,7 @@ class Sweep:
         parameter: index of a tensor in θ → its jet, called at its first use.
         classes: probe → class of its second-order term.
         joins: probe → the probe that it becomes part of at the next linear map with weights, for independent probes.
+        isolated: the nodes at which `Probed` parameters may have a probe for every sequence, see `isolated_nodes`.
     """
 
     def __init__(
@@ -62,16 +97,21 @@ class Sweep:
         parameter: Callable[[int], Jet],
         classes: Sequence[int],
         joins: Mapping[int, int] | None = None,
+        isolated: Collection[torch.fx.Node] = (),
     ) -> None:
         self.graph = graph
         self.parameter = parameter
         self.classes = classes
         self.joins = joins or {}
+        self.isolated = isolated
+        self.sequences = 1
         self._joined: dict[int, int] = {}
+        self._factors: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
 
     def features(self, ids: torch.Tensor, attention: torch.Tensor | None) -> Jet:
         """The input of the head, (B, T, D), for a graph that `check_rules` lets through."""
         stop = self.graph.head.features
+        self.sequences = len(ids)
         uses = _uses(self.graph)
         values: dict[torch.fx.Node, Any] = {self.graph.ids: ids, **self.graph.constants}
         if self.graph.attention is not None:
@@ -92,9 +132,14 @@ class Sweep:
         def look(argument: torch.fx.Node) -> Any:
             if argument not in values and argument in self.graph.parameters:
                 values[argument] = self.parameter(self.graph.parameters[argument])
-            if isinstance(values[argument], Jet):
-                self._gather(values[argument])
-            return values[argument]
+            value = values[argument]
+            if isinstance(value, Probed):
+                if node not in self.isolated or node.target not in _BY_SEQUENCE:
+                    return value.drawn()
+                return value if value.x.dim() > 1 else value.spread(self.sequences, node.meta["val"].shape)
+            if isinstance(value, Jet):
+                self._gather(value)
+            return value
 
         arguments: Any = torch.fx.map_arg(node.args, look)
         options: Any = torch.fx.map_arg(node.kwargs, look)
@@ -108,11 +153,11 @@ class Sweep:
             k = self._joined[k]
         return k
 
-    def join(self, a: Jet, into: int | None = None) -> None:
-        """Let the probes of a, as far as they may, go on as one: `into`, or what `joins` says."""
-        for k in a.first:
+    def join(self, a: Jet, into: Sequence[int] | None = None) -> None:
+        """Let the probes of a, as far as they may, go on as part of what `joins` says, or of `into`, one by one."""
+        for k, other in zip(a.first, into or [self.joins.get(k, k) for k in a.first], strict=True):
             if k in self.joins:
-                self._joined[k] = self.joins[k] if into is None else into
+                self._joined[k] = other
         self._gather(a)
 
     def _gather(self, a: Jet) -> None:
@@ -121,6 +166,24 @@ class Sweep:
             for k, t in a.first.items():
                 _add_to(first, self.probe(k), t)
             a.first = first
+
+    def through(self, x: torch.Tensor, weight: Probed, shape: torch.Size) -> Tangents:
+        """Tangents, of this shape, of a linear map of x by its own matrix's probes, one for every sequence."""
+        factor = self._factor(x)  # (B, N, R)
+        size = (self.sequences, factor.shape[2], shape[-1])
+        return {k: torch.bmm(factor, weight.draw(k, size)).view(shape) for k in weight.probes}
+
+    def _factor(self, x: torch.Tensor) -> torch.Tensor:
+        """C with C Cᵀ = X Xᵀ for the inputs X (N, D) of each sequence; kept while x is the input of further maps."""
+        if id(x) not in self._factors:
+            rows = x.reshape(self.sequences, -1, x.shape[-1])
+            if rows.shape[1] < rows.shape[2]:
+                gram = rows.double() @ rows.double().mT
+                lift = gram.diagonal(dim1=1, dim2=2).amax(dim=1)[:, None] * 1e-10 + torch.finfo(x.dtype).tiny
+                gram.diagonal(dim1=1, dim2=2).add_(lift)  # repeated inputs make it singular
+                rows = torch.linalg.cholesky(gram).to(x.dtype)
+            self._factors = {id(x): (x, rows)}
+        return self._factors[id(x)][1]
 
     # What rules are made of
 
@@ -170,6 +233,45 @@ def check_rules(graph: LogitGraph) -> None:
             moved.add(node)
         if node is graph.head.features:
             return
+
+
+def isolated_nodes(graph: LogitGraph, tensors: Sequence[torch.Tensor], ids: torch.Tensor) -> frozenset[torch.fx.Node]:
+    """Nodes whose output, as (B, N, E), has the rows of each sequence in its own part, apart from all others.
+
+    Found by trial: of the sequences `ids` (B, T), the first is changed. None are isolated where features of the others
+    move. `tensors` are those of θ.
+    """
+    shapes = {node: node.meta["val"].shape for node in graph.nodes if isinstance(node.meta.get("val"), torch.Tensor)}
+    if len(ids) == 1:
+        return frozenset(shapes)
+    changed = ids.clone()
+    changed[0] = (ids[0] + 1) % (int(ids.max()) + 2)
+    isolated = set()
+    values: list[dict[torch.fx.Node, Any]] = []
+    for tokens in (ids, changed):
+        start: dict[torch.fx.Node, Any] = {graph.ids: tokens, **graph.constants}
+        values.append(start | {node: tensors[index].detach() for node, index in graph.parameters.items()})
+        if graph.attention is not None:
+            values[-1][graph.attention] = torch.ones_like(ids)
+    uses = _uses(graph)
+    for node in graph.nodes:
+        if node.op == "call_function":
+            for known in values:
+                look = known.__getitem__
+                known[node] = node.target(*torch.fx.map_arg(node.args, look), **torch.fx.map_arg(node.kwargs, look))  # type: ignore[operator]
+            before, after = (known[node] for known in values)
+            if node in shapes and before.dim() and before.numel() % len(ids) == 0:
+                before, after = (t.reshape(len(ids), -1) for t in (before, after))
+                if torch.equal(before[1:], after[1:]) and not torch.equal(before[0], after[0]):
+                    isolated.add(node)
+        for used in node.all_input_nodes:
+            uses[used] -= 1
+            if uses[used] == 0 and used.op == "call_function":
+                for known in values:
+                    known.pop(used)
+        if node is graph.head.features:
+            break
+    return frozenset(isolated) if graph.head.features in isolated else frozenset()
 
 
 def _uses(graph: LogitGraph) -> dict[torch.fx.Node, int]:
@@ -260,13 +362,18 @@ def _divide(sweep: Sweep, op: Any, a: Any, b: Any) -> Jet:
     return sweep.bilinear(torch.mul, a, sweep.elementwise(b, inverse, -(inverse**2), 2 * inverse**3))
 
 
-def _linear(sweep: Sweep, op: Any, a: Jet, weight: Any, bias: Any = None) -> Jet:
+def _linear(sweep: Sweep, op: Any, a: Any, weight: Any, bias: Any = None) -> Jet:
     """What came before goes on as one, and the weight's own probe stays apart until the next linear map."""
-    if isinstance(a, Jet) and isinstance(weight, Jet):
+    own = weight.probes if isinstance(weight, Probed) else list(weight.first) if isinstance(weight, Jet) else []
+    if isinstance(a, Jet) and own:
         sweep.join(a)
-        if isinstance(bias, Jet) and len(weight.first) == 1:
-            sweep.join(bias, into=next(iter(weight.first)))
-    y = sweep.bilinear(op, a, weight)
+        if isinstance(bias, Jet) and len(bias.first) == len(own):
+            sweep.join(bias, into=own)
+    if isinstance(weight, Probed):
+        y = sweep.bilinear(op, a, weight.x)
+        y.first |= sweep.through(_jet(a).x, weight, y.x.shape)
+    else:
+        y = sweep.bilinear(op, a, weight)
     return y if bias is None else _add(sweep, aten.add.Tensor, y, bias)
 
 
@@ -383,6 +490,8 @@ def _rsqrt(sweep: Sweep, _: Any, a: Jet) -> Jet:
     y = a.x.rsqrt()
     return sweep.elementwise(a, y, -0.5 * y**3, 0.75 * y**5)
 
+
+_BY_SEQUENCE = {aten.linear.default, aten.addmm.default, aten.layer_norm.default, aten.mul.Tensor}
 
 _RULES: dict[Any, Callable[..., Any]] = {
     **dict.fromkeys(
