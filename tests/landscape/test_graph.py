@@ -1,5 +1,7 @@
 """The traced loss: the same function of θ as the objective's own, whoever wrote it."""
 
+import re
+
 import pytest
 import torch
 from torch import nn
@@ -92,6 +94,32 @@ def test_a_custom_loss(case):
     loss_fn, group = CUSTOM[case]
     graph = check_same_function(Objective(Product(), [group], loss_fn=loss_fn))
     assert sorted(graph.parameters.values()) == [0, 1]
+
+
+@pytest.mark.parametrize("spec", ["gpt-neo-125m?window=3", "llama-160m?kv_heads=2"])
+def test_float64_throughout(spec):
+    """Both cast to float32 inside: the graph in float64 differs from float32 by its rounding, and repeats to 1e-14."""
+    objective = language_model(spec)
+    graph = trace_loss(objective, next(objective.batches(0)))
+    wide = [t.detach().double() for t in objective.parameters.tensors]
+    loss = graph.run(wide)
+    assert loss.dtype == torch.float64
+    assert float(loss) == pytest.approx(float(graph.run(objective.parameters.tensors).detach()), rel=1e-5)
+    permuted = [t.clone() for t in wide]
+    for p, t in zip(objective.parameters.parameters, permuted, strict=True):
+        if p.name.endswith(("q_proj.weight", "k_proj.weight")):  # an exact symmetry that rounds differently
+            t.mul_(3.0 if p.name.endswith("q_proj.weight") else 1 / 3.0)
+    assert float(graph.run(permuted)) == pytest.approx(float(loss), rel=1e-13)
+
+
+def helper(model):
+    return model.a.abs()  # the line to find
+
+
+def test_the_line_of_a_helper_function_is_told():
+    graph = trace_loss(Objective(Product(), [0.0], loss_fn=lambda m, _: helper(m) + m.b), 0.0)
+    node = next(n for n in graph.nodes if n.target is torch.ops.aten.abs.default)
+    assert re.fullmatch(r"the model: test_graph\.py:\d+: return model\.a\.abs\(\)  # the line to find", place(node))
 
 
 def test_what_a_model_detaches_is_still_a_function_of_it():

@@ -6,14 +6,18 @@ Taylor mode walks over the logits; the smoothness and coverage audits, and the s
 import io
 import logging
 import math
+import traceback
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import nn
+from torch.fx.proxy import TracerBase
 from torch.fx.subgraph_rewriter import replace_pattern_with_filters
 from torch.utils import _pytree as pytree
 
@@ -85,19 +89,30 @@ class LossGraph:
     def run(self, tensors: Sequence[torch.Tensor]) -> torch.Tensor:
         """The loss sum at θ = `tensors`, differentiable in them; values are dropped after their last use.
 
-        What the model detaches is not detached here: the derivative is that of the function computed.
+        With float64 tensors all of it is computed in float64, where the model would cast to float32 too. What the model
+        detaches is not detached here: the derivative is that of the function computed.
         """
+        wide = tensors[0].dtype == torch.float64
+
+        def look(argument: Any) -> Any:
+            if isinstance(argument, torch.fx.Node):
+                return values[argument]
+            return torch.float64 if wide and argument is torch.float32 else argument
+
+        def widen(tensor: torch.Tensor) -> torch.Tensor:
+            return tensor.double() if wide and tensor.is_floating_point() else tensor
+
         uses: dict[torch.fx.Node, int] = dict.fromkeys(self.nodes, 0)
         for node in self.nodes:
             for used in node.all_input_nodes:
                 uses[used] += 1
-        values: dict[torch.fx.Node, Any] = {**self.constants, **self.inputs}
+        values: dict[torch.fx.Node, Any] = {n: widen(t) for n, t in (*self.constants.items(), *self.inputs.items())}
         values |= {node: tensors[index] for node, index in self.parameters.items()}
         for node in self.nodes:
             if node.op != "call_function":
                 continue
-            arguments: Any = torch.fx.map_arg(node.args, values.__getitem__)
-            options: Any = torch.fx.map_arg(node.kwargs, values.__getitem__)
+            arguments: Any = torch.fx.node.map_aggregate(node.args, look)
+            options: Any = torch.fx.node.map_aggregate(node.kwargs, look)
             target: Any = aten.alias.default if node.target is aten.detach.default else node.target
             values[node] = target(*arguments, **options)
             for used in node.all_input_nodes:
@@ -204,7 +219,12 @@ _Traced = tuple[
 
 def _trace(objective: Objective, module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> _Traced:
     """Nodes, parameters, constants, input placeholders and output of a module that wraps the objective's model."""
-    with objective.evaluating(), torch.no_grad(), _silence():
+    with (
+        objective.evaluating(),
+        torch.no_grad(),
+        _silence(),
+        patch.object(TracerBase, "_filter_traceback_frames", _frames),
+    ):
         try:
             exported = torch.export.export(module, inputs, strict=False).run_decompositions({})
         except InputError:
@@ -288,8 +308,26 @@ def _find_head(logits: torch.fx.Node, parameters: dict[torch.fx.Node, int]) -> H
 
 
 def place(node: torch.fx.Node) -> str:
-    """Where an operation comes from: its module path and the last source line of its stack, for people."""
+    """Where an operation comes from, for people: module path, file and line, source line."""
     stack = node.meta.get("nn_module_stack") or {}
     path = next(reversed(stack.values()))[0] if stack else ""
+    path = path.removeprefix("model").removeprefix(".") or "the model"
     lines = [line.strip() for line in (node.meta.get("stack_trace") or "").splitlines() if line.strip()]
-    return f"{path.removeprefix('model.') or 'the model'}: {lines[-1] if lines else node.target}"
+    frames = [i for i, line in enumerate(lines) if line.startswith("File ")]
+    if not frames:
+        return f"{path}: {lines[-1] if lines else node.target}"
+    file, number = lines[frames[-1]].split(", ")[:2]
+    code = lines[frames[-1] + 1] if frames[-1] + 1 < len(lines) else str(node.target)
+    return f"{path}: {Path(file.removeprefix('File ').strip(chr(34))).name}:{number.removeprefix('line ')}: {code}"
+
+
+def _frames(_: Any, summary: traceback.StackSummary) -> traceback.StackSummary:
+    """What the tracer keeps of a stack: the code below a wrapper's forward, helper functions included, torch left out.
+
+    Its own filter keeps nothing but methods called forward.
+    """
+    own = [i for i, frame in enumerate(summary) if frame.filename == __file__ and frame.name == "forward"]
+    below = summary[own[-1] + 1 :] if own else summary
+    mine, theirs = Path(__file__).parents[1], Path(torch.__file__).parent
+    kept = [f for f in below if not any(Path(f.filename).is_relative_to(folder) for folder in (mine, theirs))]
+    return traceback.StackSummary.from_list(kept)
