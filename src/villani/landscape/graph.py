@@ -8,7 +8,7 @@ import logging
 import math
 import traceback
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,12 +87,21 @@ class LossGraph:
     loss: torch.fx.Node
 
     def run(self, tensors: Sequence[torch.Tensor]) -> torch.Tensor:
-        """The loss sum at θ = `tensors`, differentiable in them; values are dropped after their last use.
+        """The loss sum at θ = `tensors`, differentiable in them.
 
         With float64 tensors all of it is computed in float64, where the model would cast to float32 too. What the model
         detaches is not detached here: the derivative is that of the function computed.
         """
+        loss: torch.Tensor = self.values(tensors, {self.loss})[self.loss]
+        return loss
+
+    def values(self, tensors: Sequence[torch.Tensor], wanted: Collection[torch.fx.Node]) -> dict[torch.fx.Node, Any]:
+        """Values of some nodes at θ = `tensors`, as `run` computes them; others are dropped after their last use."""
         wide = tensors[0].dtype == torch.float64
+        uses: dict[torch.fx.Node, int] = dict.fromkeys(self.nodes, 0)
+        for node in self.nodes:
+            for used in node.all_input_nodes:
+                uses[used] += 1
 
         def look(argument: Any) -> Any:
             if isinstance(argument, torch.fx.Node):
@@ -102,10 +111,6 @@ class LossGraph:
         def widen(tensor: torch.Tensor) -> torch.Tensor:
             return tensor.double() if wide and tensor.is_floating_point() else tensor
 
-        uses: dict[torch.fx.Node, int] = dict.fromkeys(self.nodes, 0)
-        for node in self.nodes:
-            for used in node.all_input_nodes:
-                uses[used] += 1
         values: dict[torch.fx.Node, Any] = {n: widen(t) for n, t in (*self.constants.items(), *self.inputs.items())}
         values |= {node: tensors[index] for node, index in self.parameters.items()}
         for node in self.nodes:
@@ -117,10 +122,9 @@ class LossGraph:
             values[node] = target(*arguments, **options)
             for used in node.all_input_nodes:
                 uses[used] -= 1
-                if uses[used] == 0 and used is not self.loss:
+                if uses[used] == 0 and used not in wanted:
                     values.pop(used, None)
-        loss: torch.Tensor = values[self.loss]
-        return loss
+        return {node: values[node] for node in wanted}
 
 
 class _Logits(nn.Module):
