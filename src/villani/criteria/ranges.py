@@ -47,16 +47,35 @@ Look = Callable[[Any], Range]
 Rule = Callable[[torch.fx.Node, Look], Range]
 
 
-def ranges(graph: LossGraph, box: Mapping[int, Range]) -> dict[torch.fx.Node, Range]:
+def fixed_ranges(graph: LossGraph) -> dict[torch.fx.Node, Range]:
+    """The ranges of what does not depend on θ: masks, counts, rotations."""
+    moved = depends_on(graph)
+    values: dict[torch.fx.Node, Any] = {**graph.constants, **graph.inputs}
+    found: dict[torch.fx.Node, Range] = {}
+    for node in graph.nodes:
+        if node in moved:
+            continue
+        if node.op == "call_function":
+            arguments: Any = torch.fx.map_arg(node.args, values.__getitem__)
+            options: Any = torch.fx.map_arg(node.kwargs, values.__getitem__)
+            target: Any = node.target
+            values[node] = target(*arguments, **options)
+        value = values.get(node)
+        found[node] = of_tensor(value) if isinstance(value, torch.Tensor) else UNKNOWN
+    return found
+
+
+def ranges(
+    graph: LossGraph, box: Mapping[int, Range], fixed: Mapping[torch.fx.Node, Range] | None = None
+) -> dict[torch.fx.Node, Range]:
     """The range of every node for θ in a box.
 
     Args:
         graph: the traced loss.
         box: index of a tensor in θ → the range of its entries; tensors not named may be anything.
+        fixed: `fixed_ranges(graph)`, where it is at hand.
     """
-    moved = depends_on(graph)
-    values: dict[torch.fx.Node, Any] = {**graph.constants, **graph.inputs}
-    found: dict[torch.fx.Node, Range] = {}
+    found = dict(fixed_ranges(graph) if fixed is None else fixed)
 
     def look(argument: Any) -> Range:
         if isinstance(argument, torch.fx.Node):
@@ -66,19 +85,11 @@ def ranges(graph: LossGraph, box: Mapping[int, Range]) -> dict[torch.fx.Node, Ra
     for node in graph.nodes:
         if node in graph.parameters:
             found[node] = box.get(graph.parameters[node], ANYTHING)
-        elif node in moved:
+        elif node not in found:
             rule = _RULES.get(node.target)
             result = rule(node, look) if rule else UNKNOWN
             usable = is_floating(node) and not math.isnan(result.low) and not math.isnan(result.high)
             found[node] = result if usable else UNKNOWN
-        else:
-            if node.op == "call_function":
-                arguments: Any = torch.fx.map_arg(node.args, values.__getitem__)
-                options: Any = torch.fx.map_arg(node.kwargs, values.__getitem__)
-                target: Any = node.target
-                values[node] = target(*arguments, **options)
-            value = values.get(node)
-            found[node] = of_tensor(value) if isinstance(value, torch.Tensor) else UNKNOWN
     return found
 
 

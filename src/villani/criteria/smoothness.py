@@ -12,12 +12,12 @@ from villani.criteria.intervals import Range, of_number
 from villani.criteria.operations import COMPARISONS, CUTS, DISCONTINUOUS, KINKED, ONCE, SINGULAR, SMOOTH, Demand
 from villani.criteria.patterns import argument, depends_on, is_floating, limits, mean_square, original, pieces
 from villani.criteria.ranges import ranges
+from villani.criteria.verdicts import Verdict
 from villani.errors import InputError
 from villani.landscape.graph import LossGraph, place, trace_loss
 from villani.landscape.objective import Objective
 
 aten = torch.ops.aten
-Verdict = Literal["holds", "refuted", "not refuted", "unknown"]
 Kind = Literal["lipschitz", "discontinuous", "singular", "undecided", "unknown", "gradient"]
 
 CONSEQUENCES: dict[Kind, str] = {

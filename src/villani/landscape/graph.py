@@ -8,7 +8,7 @@ import logging
 import math
 import traceback
 import warnings
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
@@ -95,8 +95,16 @@ class LossGraph:
         loss: torch.Tensor = self.values(tensors, {self.loss})[self.loss]
         return loss
 
-    def values(self, tensors: Sequence[torch.Tensor], wanted: Collection[torch.fx.Node]) -> dict[torch.fx.Node, Any]:
-        """Values of some nodes at θ = `tensors`, as `run` computes them; others are dropped after their last use."""
+    def values(
+        self,
+        tensors: Sequence[torch.Tensor],
+        wanted: Collection[torch.fx.Node],
+        observe: Callable[[torch.fx.Node, Any, Any], None] = lambda *_: None,
+    ) -> dict[torch.fx.Node, Any]:
+        """Values of some nodes at θ = `tensors`, as `run` computes them; others are dropped after their last use.
+
+        `observe(node, arguments, options)` is called at every operation, with values in the place of nodes.
+        """
         wide = tensors[0].dtype == torch.float64
         uses: dict[torch.fx.Node, int] = dict.fromkeys(self.nodes, 0)
         for node in self.nodes:
@@ -120,6 +128,7 @@ class LossGraph:
             options: Any = torch.fx.node.map_aggregate(node.kwargs, look)
             target: Any = aten.alias.default if node.target is aten.detach.default else node.target
             values[node] = target(*arguments, **options)
+            observe(node, arguments, options)
             for used in node.all_input_nodes:
                 uses[used] -= 1
                 if uses[used] == 0 and used not in wanted:
