@@ -129,29 +129,31 @@ def _propose(
         grads = torch.autograd.grad(loss, wanted, allow_unused=True)
     for t in wanted:
         t.requires_grad_(False)
-    largest = max([float(g.abs().max()) for g in grads if g is not None], default=0.0)
-    small = rounding(point[0].dtype) * max(largest, 1e-3 * abs(float(loss.detach())))
+    exact = rounding(point[0].dtype)
+    largest = max([float(g.abs().max()) for g in grads if g is not None] + [1e-3 * abs(float(loss.detach()))])
     proposals = []
     for index, gradient in zip(undecayed, grads, strict=True):
         g = torch.zeros_like(point[index]) if gradient is None else gradient
         if _is_table(graph, index):
-            proposals += _shift_of_a_row(index, g, small)
+            proposals += _shift_of_a_row(index, g, exact)
             continue
-        idle = g.abs() <= small
-        busy = int((~idle).sum())
+        own = float(g.abs().max())
+        idle = g.abs() <= (exact * own if own > exact * largest else own)  # all of it where all is rounding
+        busy = g.numel() - int(idle.sum())
         if bool(idle.any()):
             random = stream(seed, Purpose.DIRECTION, len(point) + index).standard_normal(g.shape)
             direction = torch.from_numpy(random).to(g) * idle
             kind = f"any shift of {g.numel() - busy} of {g.numel()} entries"
             proposals.append(Proposal(index, direction / direction.abs().max(), kind))
-        if g.dim() == 1 and busy > 1 and abs(float(g[~idle].sum())) <= small * busy**0.5:
+        if g.dim() == 1 and busy > 1 and abs(float(g[~idle].sum())) <= exact * own * busy:
             proposals.append(Proposal(index, (~idle).to(g), f"a common shift of {busy} of {g.numel()} entries"))
     return proposals
 
 
-def _shift_of_a_row(index: int, gradient: torch.Tensor, small: float) -> list[Proposal]:
+def _shift_of_a_row(index: int, gradient: torch.Tensor, exact: float) -> list[Proposal]:
     """Of a lookup table: rows that this block does not look up prove nothing, those that it does may shift."""
-    shifted = (gradient.abs().amax(-1) > small) & (gradient.sum(-1).abs() <= small * gradient.shape[-1] ** 0.5)
+    own = gradient.abs().amax(-1)
+    shifted = (own > exact * own.max()) & (gradient.sum(-1).abs() <= exact * own * gradient.shape[-1])
     for row in shifted.nonzero()[:1, 0].tolist():
         direction = torch.zeros_like(gradient)
         direction[row] = 1.0

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 
 INFINITY = math.inf
+_MASK = 1e30  # a constant of this size stands for infinity
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,7 @@ class Range:
         low: lower bound, possibly −∞.
         high: upper bound, possibly ∞.
         positive: every entry is > 0 at every finite θ, though its infimum `low` may be 0.
-        finite: every entry is a number at every finite θ; −∞ of a mask, or log 0, is none.
+        finite: every entry is a number at every finite θ; −∞ of a mask, written as −3·10³⁸ or not, or log 0, is none.
     """
 
     low: float
@@ -43,7 +44,7 @@ UNKNOWN = Range(-INFINITY, INFINITY, finite=False)
 
 def of_number(x: float) -> Range:
     """The range of one number."""
-    return Range(float(x), float(x), x > 0, math.isfinite(x))
+    return Range(float(x), float(x), x > 0, abs(x) < _MASK)
 
 
 def of_tensor(tensor: torch.Tensor) -> Range:
@@ -55,7 +56,7 @@ def of_tensor(tensor: torch.Tensor) -> Range:
     low, high = float(tensor.min()), float(tensor.max())
     if math.isnan(low) or math.isnan(high):
         return UNKNOWN
-    return Range(low, high, low > 0, math.isfinite(low) and math.isfinite(high))
+    return Range(low, high, low > 0, max(abs(low), abs(high)) < _MASK)
 
 
 def plus(a: Range, b: Range) -> Range:
