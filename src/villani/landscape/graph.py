@@ -1,16 +1,28 @@
-"""The traced ATen graph of a model's logits: what Taylor mode walks over, with the source line of every operation."""
+"""The traced ATen graph of a model's logits, or of a loss, with the source line of every operation.
 
+Taylor mode walks over the logits; the smoothness and coverage audits, and the search for symmetries, over the loss.
+"""
+
+import io
+import logging
 import math
+import traceback
 import warnings
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import nn
+from torch.fx.proxy import TracerBase
 from torch.fx.subgraph_rewriter import replace_pattern_with_filters
+from torch.utils import _pytree as pytree
 
 from villani.errors import InputError
-from villani.landscape.objective import Batch, Objective
+from villani.landscape.objective import IGNORED, Batch, Objective
 
 aten = torch.ops.aten
 _PASSED_ON = {aten.alias.default, aten.clone.default, aten.contiguous.default, aten._to_copy.default}
@@ -56,6 +68,74 @@ class LogitGraph:
     head: Head
 
 
+@dataclass(frozen=True)
+class LossGraph:
+    """The loss sum of one group's batch as a function of θ; `run` evaluates it.
+
+    Attributes:
+        nodes: in an order that can be executed; placeholders included.
+        parameters: placeholder node → index of its tensor in θ; a tied tensor may have several, some without users.
+        constants: placeholder node → buffer or constant tensor.
+        inputs: placeholder node → the batch's tensor (ids, labels, attention; or the tensors of a custom group).
+        loss: the node of the loss, a scalar: what `Objective.forward(batch).loss` is.
+    """
+
+    nodes: tuple[torch.fx.Node, ...]
+    parameters: dict[torch.fx.Node, int]
+    constants: dict[torch.fx.Node, torch.Tensor]
+    inputs: dict[torch.fx.Node, torch.Tensor]
+    loss: torch.fx.Node
+
+    def run(self, tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+        """The loss sum at θ = `tensors`, differentiable in them.
+
+        With float64 tensors all of it is computed in float64, where the model would cast to float32 too. What the model
+        detaches is not detached here: the derivative is that of the function computed.
+        """
+        loss: torch.Tensor = self.values(tensors, {self.loss})[self.loss]
+        return loss
+
+    def values(
+        self,
+        tensors: Sequence[torch.Tensor],
+        wanted: Collection[torch.fx.Node],
+        observe: Callable[[torch.fx.Node, Any, Any], None] = lambda *_: None,
+    ) -> dict[torch.fx.Node, Any]:
+        """Values of some nodes at θ = `tensors`, as `run` computes them; others are dropped after their last use.
+
+        `observe(node, arguments, options)` is called at every operation, with values in the place of nodes.
+        """
+        wide = tensors[0].dtype == torch.float64
+        uses: dict[torch.fx.Node, int] = dict.fromkeys(self.nodes, 0)
+        for node in self.nodes:
+            for used in node.all_input_nodes:
+                uses[used] += 1
+
+        def look(argument: Any) -> Any:
+            if isinstance(argument, torch.fx.Node):
+                return values[argument]
+            return torch.float64 if wide and argument is torch.float32 else argument
+
+        def widen(tensor: torch.Tensor) -> torch.Tensor:
+            return tensor.double() if wide and tensor.is_floating_point() else tensor
+
+        values: dict[torch.fx.Node, Any] = {n: widen(t) for n, t in (*self.constants.items(), *self.inputs.items())}
+        values |= {node: tensors[index] for node, index in self.parameters.items()}
+        for node in self.nodes:
+            if node.op != "call_function":
+                continue
+            arguments: Any = torch.fx.node.map_aggregate(node.args, look)
+            options: Any = torch.fx.node.map_aggregate(node.kwargs, look)
+            target: Any = aten.alias.default if node.target is aten.detach.default else node.target
+            values[node] = target(*arguments, **options)
+            observe(node, arguments, options)
+            for used in node.all_input_nodes:
+                uses[used] -= 1
+                if uses[used] == 0 and used not in wanted:
+                    values.pop(used, None)
+        return {node: values[node] for node in wanted}
+
+
 class _Logits(nn.Module):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -65,6 +145,42 @@ class _Logits(nn.Module):
         more = {} if attention is None else {"attention_mask": attention}
         logits: torch.Tensor = self.model(input_ids=ids, use_cache=False, **more).logits
         return logits
+
+
+class _Loss(nn.Module):
+    """The loss sum of a batch whose tensors are the inputs; what else a custom group holds is a constant."""
+
+    def __init__(self, objective: Objective, batch: Any) -> None:
+        super().__init__()
+        self.model = objective.model
+        self._objective = objective
+        if isinstance(batch, Batch):
+            labels = batch.labels.clone() if batch.labels is batch.ids else batch.labels  # or export makes them one
+            self._leaves: list[Any] = [t for t in (batch.ids, labels, batch.attention) if t is not None]
+        else:
+            self._leaves, self._tree = pytree.tree_flatten(batch)
+        self.inputs = tuple(leaf for leaf in self._leaves if isinstance(leaf, torch.Tensor))
+
+    def forward(self, *tensors: torch.Tensor) -> torch.Tensor:
+        if self._objective.loss_fn is None:
+            return self._cross_entropy(*tensors)
+        given = iter(tensors)
+        leaves = [next(given) if isinstance(leaf, torch.Tensor) else leaf for leaf in self._leaves]
+        return self._objective.forward(pytree.tree_unflatten(leaves, self._tree)).loss
+
+    def _cross_entropy(
+        self, ids: torch.Tensor, labels: torch.Tensor, attention: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """`Objective.forward` without the selection of predicted positions, whose shape depends on data."""
+        more = {} if attention is None else {"attention_mask": attention}
+        output = self.model(input_ids=ids, use_cache=False, **more)
+        if not hasattr(output, "logits"):
+            raise InputError(f"{type(self.model).__name__} returns no logits: give loss_fn(model, group)")
+        logits = output.logits[:, :-1].flatten(0, 1)  # (B(T−1), V)
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        targets = labels[:, 1:].flatten()
+        loss: torch.Tensor = nn.functional.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="sum")
+        return loss
 
 
 def trace_logits(objective: Objective, batch: Batch) -> LogitGraph:
@@ -77,12 +193,57 @@ def trace_logits(objective: Objective, batch: Batch) -> LogitGraph:
     if objective.loss_fn is not None:
         raise InputError("a custom loss_fn is not traced: use trace='gauss-newton' or 'hutchinson'")
     inputs = (batch.ids,) if batch.attention is None else (batch.ids, batch.attention)
-    with objective.evaluating(), torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    nodes, parameters, constants, users, logits = _trace(objective, _Logits(objective.model), inputs)
+    return LogitGraph(
+        nodes=nodes,
+        parameters=parameters,
+        constants=constants,
+        ids=users[0],
+        attention=users[1] if len(users) > 1 else None,
+        logits=logits,
+        head=_find_head(logits, parameters),
+    )
+
+
+def trace_loss(objective: Objective, batch: Any) -> LossGraph:
+    """Trace the loss of one batch (of `objective.batches(group)`), language model or custom; about a second.
+
+    The graph is that of these shapes, and of this batch as far as Python code looked at values that are no tensors.
+
+    Raises:
+        InputError: the model or the loss function cannot be exported, or gives no scalar tensor.
+    """
+    module = _Loss(objective, batch)
+    nodes, parameters, constants, users, loss = _trace(objective, module, module.inputs)
+    value = loss.meta.get("val") if isinstance(loss, torch.fx.Node) else loss
+    if not isinstance(value, torch.Tensor) or value.numel() != 1 or not isinstance(loss, torch.fx.Node):
+        raise InputError("the loss cannot be traced: it is no tensor of one entry that an operation computed")
+    return LossGraph(nodes, parameters, constants, dict(zip(users, module.inputs, strict=True)), loss)
+
+
+_Traced = tuple[
+    tuple[torch.fx.Node, ...],
+    dict[torch.fx.Node, int],
+    dict[torch.fx.Node, torch.Tensor],
+    list[torch.fx.Node],
+    Any,
+]
+
+
+def _trace(objective: Objective, module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> _Traced:
+    """Nodes, parameters, constants, input placeholders and output of a module that wraps the objective's model."""
+    with (
+        objective.evaluating(),
+        torch.no_grad(),
+        _silence(),
+        patch.object(TracerBase, "_filter_traceback_frames", _frames),
+    ):
         try:
-            exported = torch.export.export(_Logits(objective.model), inputs, strict=False).run_decompositions({})
+            exported = torch.export.export(module, inputs, strict=False).run_decompositions({})
+        except InputError:
+            raise
         except Exception as error:  # torch.export fails in as many ways as there are models
-            reason = str(error).strip().splitlines()[0]
+            reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
             raise InputError(f"{type(objective.model).__name__} cannot be traced: {reason}") from error
     graph = exported.graph_module.graph
     for node in list(graph.nodes):
@@ -104,17 +265,23 @@ def trace_logits(objective: Objective, batch: Batch) -> LogitGraph:
             parameters[node] = index[id(tensor)]
         else:
             constants[node] = tensor.detach()
-    output = next(node for node in graph.nodes if node.op == "output").args[0]
-    logits: Any = output[0]
-    return LogitGraph(
-        nodes=tuple(node for node in graph.nodes if node.op != "output"),
-        parameters=parameters,
-        constants=constants,
-        ids=users[0],
-        attention=users[1] if len(users) > 1 else None,
-        logits=logits,
-        head=_find_head(logits, parameters),
-    )
+    outputs: Any = next(node for node in graph.nodes if node.op == "output").args[0]
+    kinds = [spec.kind.name for spec in exported.graph_signature.output_specs]
+    nodes = tuple(node for node in graph.nodes if node.op != "output")
+    return nodes, parameters, constants, users, outputs[kinds.index("USER_OUTPUT")]  # buffers may be written as well
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """No warnings, log lines or dumped graphs: what the tracer has to say ends up in an InputError."""
+    level = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(level)
 
 
 def _fuse_gelu(module: torch.fx.GraphModule) -> None:
@@ -154,8 +321,26 @@ def _find_head(logits: torch.fx.Node, parameters: dict[torch.fx.Node, int]) -> H
 
 
 def place(node: torch.fx.Node) -> str:
-    """Where an operation comes from: its module path and the last source line of its stack, for people."""
+    """Where an operation comes from, for people: module path, file and line, source line."""
     stack = node.meta.get("nn_module_stack") or {}
     path = next(reversed(stack.values()))[0] if stack else ""
+    path = path.removeprefix("model").removeprefix(".") or "the model"
     lines = [line.strip() for line in (node.meta.get("stack_trace") or "").splitlines() if line.strip()]
-    return f"{path.removeprefix('model.') or 'the model'}: {lines[-1] if lines else node.target}"
+    frames = [i for i, line in enumerate(lines) if line.startswith("File ")]
+    if not frames:
+        return f"{path}: {lines[-1] if lines else node.target}"
+    file, number = lines[frames[-1]].split(", ")[:2]
+    code = lines[frames[-1] + 1] if frames[-1] + 1 < len(lines) else str(node.target)
+    return f"{path}: {Path(file.removeprefix('File ').strip(chr(34))).name}:{number.removeprefix('line ')}: {code}"
+
+
+def _frames(_: Any, summary: traceback.StackSummary) -> traceback.StackSummary:
+    """What the tracer keeps of a stack: the code below a wrapper's forward, helper functions included, torch left out.
+
+    Its own filter keeps nothing but methods called forward.
+    """
+    own = [i for i, frame in enumerate(summary) if frame.filename == __file__ and frame.name == "forward"]
+    below = summary[own[-1] + 1 :] if own else summary
+    mine, theirs = Path(__file__).parents[1], Path(torch.__file__).parent
+    kept = [f for f in below if not any(Path(f.filename).is_relative_to(folder) for folder in (mine, theirs))]
+    return traceback.StackSummary.from_list(kept)

@@ -1,0 +1,85 @@
+"""Intervals hold what is computed, and are tight where criteria lean on them."""
+
+import math
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from tests.criteria.models import closed, make
+from tests.criteria.test_smoothness import SMOOTH
+from villani.criteria.intervals import ANYTHING, Range, of_tensor, power, reciprocal, times
+from villani.criteria.patterns import pieces
+from villani.criteria.ranges import ranges
+from villani.landscape.graph import trace_loss
+
+
+def check_contains(objective, radius, seeds):
+    """Every value of the graph, at random θ within a box, lies in the range promised; constants being float32."""
+    graph = trace_loss(objective, pieces(objective)[0])
+    tensors = [t.detach().double() for t in objective.parameters.tensors]
+    box = {i: Range(float(t.min()) - radius, float(t.max()) + radius) for i, t in enumerate(tensors)}
+    promised = ranges(graph, box)
+    finite = 0
+    for seed in range(seeds):
+        generator = torch.Generator().manual_seed(seed)
+        moved = [t + radius * (2 * torch.rand(t.shape, generator=generator).double() - 1) for t in tensors]
+        with objective.evaluating(), torch.no_grad():
+            values = graph.values(moved, graph.nodes)
+        for node, value in values.items():
+            if not isinstance(value, torch.Tensor) or not value.is_floating_point():
+                continue
+            found, seen = promised[node], of_tensor(value)
+            slack = 1e-6 * (1 + abs(seen.low) + abs(seen.high)) if math.isfinite(seen.low + seen.high) else 0.0
+            assert found.low <= seen.low + slack, node
+            assert found.high >= seen.high - slack, node
+            assert not found.positive or seen.low > 0, node
+            finite += found.bounded
+    return finite
+
+
+@pytest.mark.parametrize("spec", ["gpt2", "llama-160m?kv_heads=2"])
+def test_models_stay_within(spec):
+    assert check_contains(make(spec), 1.0, 3) > 100
+
+
+@pytest.mark.parametrize("case", [c for c in SMOOTH if "−∞" not in c])
+def test_functions_stay_within(case):
+    check_contains(closed(SMOOTH[case]), 3.0, 20)
+
+
+@pytest.mark.parametrize(
+    ("function", "low", "high"),
+    [
+        (lambda w: w.square().sum(), 0.0, math.inf),
+        (lambda w: (w * w).mean() + 2, 2.0, math.inf),
+        (lambda w: w.sigmoid().sum(), 0.0, 3.0),
+        (lambda w: F.softplus(w).sum(), 0.0, math.inf),
+        (lambda w: F.cross_entropy(w[None], torch.tensor([1])), 0.0, math.inf),
+        (lambda w: F.binary_cross_entropy_with_logits(w, torch.tensor([0.0, 1.0, 0.3])), 0.0, math.inf),
+        (lambda w: (w * torch.rsqrt(w.pow(2).mean(0, keepdim=True) + 1e-6)).sum(), -3 * 3**0.5, 3 * 3**0.5),
+        (lambda w: F.layer_norm(w, (3,)).sum(), -3 * 3**0.5, 3 * 3**0.5),
+        (lambda w: w.tanh().exp().sum(), 3 * math.exp(-1), 3 * math.e),
+        (lambda w: (w**3).sum(), -math.inf, math.inf),
+    ],
+)
+def test_over_all_of_space(function, low, high):
+    objective = closed(function)
+    graph = trace_loss(objective, 0.0)
+    found = ranges(graph, {})[graph.loss]
+    assert (found.low, found.high) == pytest.approx((low, high))
+
+
+def test_a_norm_of_something_else_is_no_normalisation():
+    graph = trace_loss(closed(lambda w: (w.exp() * torch.rsqrt(w.pow(2).mean(0, keepdim=True) + 1e-6)).sum()), 0.0)
+    assert ranges(graph, {})[graph.loss].high == math.inf
+
+
+def test_arithmetic():
+    assert times(Range(-2, 3), Range(-1, 5)) == Range(-10, 15)
+    assert times(Range(0, 0), ANYTHING) == Range(0, 0)
+    assert power(Range(-2, 1), 2) == Range(0, 4)
+    assert power(Range(-2, 1), 3) == Range(-8, 1)
+    assert reciprocal(Range(2, 4, True)) == Range(0.25, 0.5, True)
+    assert reciprocal(Range(-4, -2)) == Range(-0.5, -0.25)
+    assert not reciprocal(Range(-1, 1)).finite
