@@ -21,7 +21,7 @@ VOCABULARY, CONTEXT = 13, 8
 
 def _mistral():
     config = MistralConfig(
-        vocab_size=VOCABULARY, hidden_size=16, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+        vocab_size=VOCABULARY, hidden_size=16, num_hidden_layers=1, num_attention_heads=4, num_key_value_heads=2,
         intermediate_size=24, max_position_embeddings=CONTEXT, sliding_window=3, bos_token_id=None, eos_token_id=None,
     )  # fmt: skip
     config._attn_implementation = "eager"
@@ -30,12 +30,17 @@ def _mistral():
         return MistralForCausalLM(config)
 
 
+def layers_of(spec):
+    """GPT-Neo's local attention is in its second layer."""
+    return 2 if spec.startswith("gpt-neo") else 1
+
+
 def make(spec, decay="all", weight_decay=0.1, scale=0.3, **sizes):
-    """An objective of a two-layer model with large random weights, biases included."""
+    """An objective of a small model with large random weights, biases included."""
     if spec == "mistral":
         model = _mistral()
     else:
-        options = {"layers": 2, "width": 16, "vocab": VOCABULARY, "context": CONTEXT, **sizes}
+        options = {"layers": layers_of(spec), "width": 16, "vocab": VOCABULARY, "context": CONTEXT, **sizes}
         spec += ("&" if "?" in spec else "?") + "&".join(f"{k}={v}" for k, v in options.items())
         spec += "" if "heads=" in spec.replace("kv_heads=", "") else "&heads=4"
         model = load_model(f"config:{spec}").model

@@ -8,9 +8,10 @@ from scipy.integrate import quad
 from torch import nn
 from torch.nn import functional as F
 
-from tests.criteria.models import SPECS, closed, make
+from tests.criteria.models import SPECS, closed, layers_of, make
 from villani.criteria.coverage import audit_coverage
 from villani.criteria.flat import FlatDirection
+from villani.errors import InputError
 from villani.landscape.objective import Objective
 
 # per layer: (end of the tensor's name, entries that move) under the mask of the Hugging Face Trainer
@@ -56,7 +57,7 @@ def test_masks_of_the_trainer(spec):
     assert (found.growth.verdict, found.tails.verdict) == ("refuted", "refuted")
     assert found.log_integral_bound(1e-3) == math.inf
     assert found.decayed_parameters < found.parameters
-    expected = [e for _ in range(2) for e in FLAT[spec]]
+    expected = FLAT[spec] * layers_of(spec)
     assert [f.coordinates for f in found.flat] == [n for _, n in expected]
     for flat, (name, _) in zip(found.flat, expected, strict=True):
         assert flat.tensor.endswith(name)
@@ -201,6 +202,13 @@ def test_an_orbit_may_run_the_other_way_and_be_given_by_entries():
 def test_orbits_that_refute_nothing(orbit):
     found = audit_coverage(gain(), {"no": orbit})
     assert (found.growth.verdict, found.orbits) == ("not refuted", ())
+
+
+def test_bad_input():
+    with pytest.raises(InputError, match="loss_bound=-inf"):
+        audit_coverage(gain(), loss_bound=-math.inf)
+    with pytest.raises(InputError, match="orbit no: tensors"):
+        audit_coverage(gain(), {"no": {2: 1.0}})
 
 
 def test_rows_that_are_never_looked_up_count_only_for_a_finite_data_set():

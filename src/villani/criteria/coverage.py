@@ -139,8 +139,18 @@ def audit_coverage(
         loss_bound: a lower bound of L that is known to the caller. Cross-entropy of a language model, and what interval
             arithmetic can tell of a custom loss, need none. The certificate is as good as this bound.
         seed: of random directions.
+
+    Raises:
+        InputError: `loss_bound` is not finite, or an orbit names a tensor that θ does not have.
     """
+    if loss_bound is not None and not math.isfinite(loss_bound):
+        raise InputError(f"loss_bound={loss_bound}: expected a finite number, below which L never falls")
     space = objective.parameters
+    for name, orbit in (orbits or {}).items():
+        if not all(0 <= i < len(space.parameters) for i in orbit):
+            raise InputError(
+                f"orbit {name}: tensors {sorted(orbit)} of {len(space.parameters)}: expected their indices"
+            )
     undecayed = [i for i, p in enumerate(space.parameters) if objective.weight_decay == 0 or not p.decayed]
     traced: Traced = []
     untraced = ""

@@ -15,6 +15,12 @@ _COPIES = {
 }  # fmt: skip
 
 
+SHAPED = {  # new tensors that take over a shape, and no values
+    aten.zeros_like.default, aten.ones_like.default, aten.full_like.default, aten.new_zeros.default,
+    aten.new_ones.default, aten.new_full.default,
+}  # fmt: skip
+
+
 def entries(node: Any) -> int:
     """Entries of a node's tensor; 1 of a number."""
     value = node.meta.get("val") if isinstance(node, torch.fx.Node) else None
@@ -97,10 +103,10 @@ def limits(node: torch.fx.Node) -> tuple[Any, Any]:
 
 
 def depends_on(graph: LossGraph, tensors: Collection[int] | None = None) -> set[torch.fx.Node]:
-    """Nodes that depend on θ, or on some of its tensors only."""
+    """Nodes whose values depend on θ, or on some of its tensors only; a shape is no value."""
     moved = {n for n, i in graph.parameters.items() if tensors is None or i in tensors}
     for node in graph.nodes:
-        if node.op == "call_function" and not moved.isdisjoint(node.all_input_nodes):
+        if node.op == "call_function" and node.target not in SHAPED and not moved.isdisjoint(node.all_input_nodes):
             moved.add(node)
     return moved
 

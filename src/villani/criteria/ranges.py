@@ -52,12 +52,18 @@ def fixed_ranges(graph: LossGraph) -> dict[torch.fx.Node, Range]:
     moved = depends_on(graph)
     values: dict[torch.fx.Node, Any] = {**graph.constants, **graph.inputs}
     found: dict[torch.fx.Node, Range] = {}
+
+    def look(node: torch.fx.Node) -> Any:
+        if node in moved:  # only its shape is wanted
+            return torch.zeros(node.meta["val"].shape, dtype=node.meta["val"].dtype)
+        return values[node]
+
     for node in graph.nodes:
         if node in moved:
             continue
         if node.op == "call_function":
-            arguments: Any = torch.fx.map_arg(node.args, values.__getitem__)
-            options: Any = torch.fx.map_arg(node.kwargs, values.__getitem__)
+            arguments: Any = torch.fx.map_arg(node.args, look)
+            options: Any = torch.fx.map_arg(node.kwargs, look)
             target: Any = node.target
             values[node] = target(*arguments, **options)
         value = values.get(node)

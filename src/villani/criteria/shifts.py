@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from villani.criteria.patterns import SHAPED
 from villani.landscape.graph import LossGraph, place
 
 aten = torch.ops.aten
@@ -47,7 +48,7 @@ class Shifts:
 
     def observe(self, node: torch.fx.Node, arguments: Any, options: Any) -> None:
         """Carry all shifts through one operation."""
-        for k, carried in enumerate(self.carried):
+        for k, carried in enumerate(self.carried if node.target not in SHAPED else []):
             if not self.failed[k] and not carried.keys().isdisjoint(node.all_input_nodes):
                 self._carry(k, node, arguments, options)
             for used in node.all_input_nodes:

@@ -25,6 +25,7 @@ from villani.errors import InputError
 from villani.landscape.objective import IGNORED, Batch, Objective
 
 aten = torch.ops.aten
+_INTERNAL = tuple(f"{folder}/" for folder in (Path(__file__).parents[1], Path(torch.__file__).parent))
 _PASSED_ON = {aten.alias.default, aten.clone.default, aten.contiguous.default, aten._to_copy.default}
 
 
@@ -341,6 +342,4 @@ def _frames(_: Any, summary: traceback.StackSummary) -> traceback.StackSummary:
     """
     own = [i for i, frame in enumerate(summary) if frame.filename == __file__ and frame.name == "forward"]
     below = summary[own[-1] + 1 :] if own else summary
-    mine, theirs = Path(__file__).parents[1], Path(torch.__file__).parent
-    kept = [f for f in below if not any(Path(f.filename).is_relative_to(folder) for folder in (mine, theirs))]
-    return traceback.StackSummary.from_list(kept)
+    return traceback.StackSummary.from_list([frame for frame in below if not frame.filename.startswith(_INTERNAL)])
