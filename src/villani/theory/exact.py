@@ -98,8 +98,8 @@ def solve(case: Potential, digits: int | None = None, sobolev: bool = True) -> T
     name = max(failed, key=lambda key: failed[key])
     if not failed[name] < _IDENTITY:
         raise InputError(
-            f"expression {shortened(case.loss.text)}: {name} fails by {failed[name]:.1e}, so ΔF misses a singular part or the "
-            "law is not resolved: is the potential smooth?"
+            f"expression {shortened(case.loss.text)}: {name} fails by {failed[name]:.1e}, so ΔF misses a singular "
+            "part or the law is not resolved: is the potential smooth?"
         )
     return truth
 
@@ -178,15 +178,17 @@ def _plane(case: Potential, tolerance: float) -> Truth:
         return case.energy(points), case.beta / 2 * local.psi(case.beta)
 
     corners = box(case.energy, 50.0)
-    plane: Plane | None = None
     for degree in (10, 14):
         edges = grade(case.energy, corners, degree)
         coarse, plane = solve_plane(energy, edges, degree - 2, 40.0), solve_plane(energy, edges, degree, 50.0)
-        error = max(_difference(plane.gaps[0], coarse.gaps[0]), abs(plane.ground / plane.gaps[0]))
-        if error <= tolerance:
+        if _difference(plane.gaps[0], coarse.gaps[0]) <= tolerance or _lost(plane, tolerance):
             break
-    assert plane is not None
-    _settled(float(plane.gaps[0]), float(plane.gaps[0]) * (1 + error), tolerance)
+    if _lost(plane, tolerance):
+        raise InputError(
+            f"the gap is {plane.gaps[0]:.0e} and rounding {abs(plane.ground):.0e}: too few digits on the plane for "
+            "so high a barrier; lower β, or reduce the potential to one coordinate"
+        )
+    error = _settled(plane.gaps[0], coarse.gaps[0], tolerance)
     mean = np.array([plane.expect(x) for x in plane.points])
     centred = plane.points - mean[:, None]
     top = float(np.linalg.eigvalsh((centred * plane.masses) @ centred.T)[-1])
@@ -200,6 +202,11 @@ def _plane(case: Potential, tolerance: float) -> Truth:
     return Truth(
         gaps, 1 / gaps[0], error, exact, "certified" if exact else None, note, float(normaliser), moments
     )  # fmt: skip
+
+
+def _lost(plane: Plane, tolerance: float) -> bool:
+    """Whether the gap drowns in the rounding of H."""
+    return bool(abs(plane.ground) > tolerance * plane.gaps[0])
 
 
 def _gaussian(case: Potential) -> float | None:

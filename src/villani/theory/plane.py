@@ -20,11 +20,12 @@ from villani.errors import InputError
 from villani.theory.expressions import Array
 
 Energy = Callable[[Array], tuple[Array, Array]]
+Rule = tuple[Array, Array, Array]  # nodes, weights, derivative matrix on [−1, 1]
 _UNKNOWNS = 120_000  # at most; memory of the sparse factorisation is the limit
 _BENDS = 1e-6  # size of the last Legendre coefficients of exp(−U/2) that counts as resolved
 
 
-def lobatto(degree: int) -> tuple[Array, Array, Array]:
+def lobatto(degree: int) -> Rule:
     """Gauss–Lobatto on [−1, 1]: nodes (p + 1,), weights (p + 1,), derivative matrix (p + 1, p + 1)."""
     unit = np.eye(degree + 1)[degree]
     nodes = np.concatenate([[-1.0], np.sort(legendre.legroots(legendre.legder(unit)).real), [1.0]])
@@ -46,7 +47,7 @@ class Plane:
         masses: (n,) probabilities.
         log_normaliser: ln ∫ exp(−U).
         gaps: the lowest eigenvalues of −(Δ − ∇U·∇) above 0, increasing.
-        ground: the eigenvalue that should be 0: a first measure of the error of all.
+        ground: the eigenvalue of H that should be 0: the rounding of all of them.
     """
 
     points: Array
