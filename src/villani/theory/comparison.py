@@ -124,10 +124,10 @@ def model_constants(
     apart = certified.log10 - claimed.log10
     words = (
         f"At λ = {weight_decay:g}, s = {temperature:g} and d = {dimension:,} the preprint claims "
-        f"C_LS ≤ {powers(claimed)} ({claimed.status}). Certified is C_LS ≤ {powers(certified)}, for predictions smoothed "
-        f"with α = {alpha:g} at a cost of at most {smoothing.cost:.3g} nats a token: {abs(apart):.1f} orders of magnitude "
-        f"{'above' if apart > 0 else 'below'} the claim. The decay alone, without a loss, has 1/(βλ) = "
-        f"{1 / (beta * weight_decay):.3g}."
+        f"C_LS ≤ {powers(claimed)} ({claimed.status}). Certified is C_LS ≤ {powers(certified)}, for predictions "
+        f"smoothed with α = {alpha:g} at a cost of at most {smoothing.cost:.3g} nats a token: {abs(apart):.1f} orders "
+        f"of magnitude {'above' if apart > 0 else 'below'} the claim. The decay alone, without a loss, has "
+        f"1/(βλ) = {1 / (beta * weight_decay):.3g}."
     )
     if visible is not None:
         words += (

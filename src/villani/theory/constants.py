@@ -1,8 +1,8 @@
 """Log-Sobolev and Poincaré constants of the Gibbs law exp(−βF), F = L + (λ/2)‖θ‖²: C1–C9 of THEORY.md §3.
 
-Each function takes numbers that were proved or measured and returns a `Constant`: what it bounds, from which side, under
-which hypotheses, and how it may be used; `comparison.py` ranks them. Values are kept as logarithms, since e^{βω} leaves
-the range of floats long before it leaves the range of honest statements.
+Each function takes numbers that were proved or measured and returns a `Constant`: what it bounds, from which side,
+under which hypotheses, and how it may be used; `comparison.py` ranks them. Values are kept as logarithms, since e^{βω}
+leaves the range of floats long before it leaves the range of honest statements.
 
 Normalisation (§1): Ent(f²) ≤ 2 C_LS E|∇f|², Var f ≤ C_P E|∇f|², C_P ≤ C_LS; the pure quadratic has 1/(βλ).
 """
@@ -27,8 +27,8 @@ class Constant:
         name: in words.
         log_value: natural logarithm of the bound.
         direction: upper | lower.
-        kind: which constant it bounds. An upper bound on log-Sobolev is one on Poincaré too; a lower bound on Poincaré is
-            one on log-Sobolev.
+        kind: which constant it bounds. An upper bound on log-Sobolev is one on Poincaré too; a lower bound on Poincaré
+            is one on log-Sobolev.
         hypotheses: what has to hold globally.
         status: certified | statistical | estimated | as-claimed | refuted.
         source: where the formula comes from.
@@ -112,7 +112,7 @@ def bakry_emery(weight_decay: float, beta: float, curvature: float, proved: bool
     if not curvature < weight_decay:
         raise InputError(f"curvature={curvature:g}: C2 needs κ < λ = {weight_decay:g}; use C3 or C7")
     value = -math.log(beta * (weight_decay - curvature))
-    return _upper("C2", "Bakry–Émery", value, f"∇²L ⪰ −{curvature:.4g}·I everywhere", proved, "Bakry–Émery 1985")
+    return _upper("C2", "Bakry–Émery", value, f"∇²L ⪰ {0.0 - curvature:.4g}·I everywhere", proved, "Bakry–Émery 1985")
 
 
 def holley_stroock(weight_decay: float, beta: float, oscillation: float, proved: bool) -> Constant:
@@ -184,7 +184,7 @@ def lyapunov_log_sobolev(
 ) -> Constant:
     """C6: from Ψ_s ≥ κ‖θ‖² − b₀, ∇²F ⪰ −k and an upper bound on C_P.
 
-    With c = κ/s, b = b₀/s, K = 2k/s: C_LS ≤ 1/τ + (τ + K)/(2c) + [1 + (τ + K) b/c] C_P for every τ > 0; the best is used.
+    With c = κ/s, b = b₀/s, K = 2k/s: C_LS ≤ 1/τ + (τ + K)/(2c) + [1 + (τ + K) b/c] C_P for all τ > 0; we use the best.
 
     Args:
         beta: β = 2/s.
@@ -208,7 +208,7 @@ def lyapunov_log_sobolev(
         math.log(k * b / c) + log_rest if k * b > 0 else -math.inf,
     )
     value = _log_sum(math.log(2) + log_slope / 2, log_fixed)
-    hypotheses = f"Ψ_s ≥ {growth:.4g}‖θ‖² − {offset:.4g}, ∇²F ⪰ −{curvature:.4g}·I, and the C_P of {poincare.id}"
+    hypotheses = f"Ψ_s ≥ {growth:.4g}‖θ‖² − {offset:.4g}, ∇²F ⪰ {0.0 - curvature:.4g}·I, and the C_P of {poincare.id}"
     usable = proved and poincare.status == "certified"
     return _upper("C6", "Lyapunov, log-Sobolev", value, hypotheses, usable, "THEORY.md §3, C6")
 

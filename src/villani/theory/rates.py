@@ -56,8 +56,8 @@ class Chain:
     def __post_init__(self) -> None:
         if self.rescaling_pair is not None:
             raise InputError(
-                f"no certified steps: the rescaling pair {self.rescaling_pair} makes the Lipschitz constant of ∇F infinite "
-                "(THEORY.md §4); only continuous-time rates and the chain certificate of §5 apply"
+                f"no certified steps: the rescaling pair {self.rescaling_pair} makes the Lipschitz constant of ∇F "
+                "infinite (THEORY.md §4); only continuous-time rates and the chain certificate of §5 apply"
             )
         if self.smoothness == math.inf:
             raise InputError("smoothness=inf: no certified steps without a finite Lipschitz constant of ∇F")
