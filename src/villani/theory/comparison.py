@@ -23,8 +23,8 @@ class Comparison:
 
     Attributes:
         constants: upper bounds in increasing order, then lower bounds in decreasing order; refuted ones say so.
-        log_looseness: ln of (best upper bound that may be used) / (largest lower bound), if both are known. "May be
-            used" is certified, and failing that estimated; as-claimed and refuted ones never are.
+        log_looseness: ln of (best upper bound that may be used) / (largest lower bound on the same constant), if both
+            are known. "May be used" is certified, and failing that estimated; as-claimed and refuted ones never are.
     """
 
     constants: tuple[Constant, ...]
@@ -63,7 +63,8 @@ def compare(constants: Iterable[Constant]) -> Comparison:
         refuted = worst > constant.log_value + _ROUNDING
         upper.append(replace(constant, status="refuted") if refuted else constant)
     best = _best(upper)
-    looseness = best.log_value - lower[0].log_value if best and lower else None
+    below = [c for c in lower if best and (c.kind == best.kind or c.kind == "Poincaré")]
+    looseness = best.log_value - below[0].log_value if best and below else None
     return Comparison((*upper, *lower), looseness)
 
 

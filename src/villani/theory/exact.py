@@ -153,14 +153,15 @@ def _radial(case: Potential, tolerance: float) -> Truth:
         value: Array = energy(r) - (d - 1) * np.log(r)
         return value
 
-    boxes = [support(effective, depth, half_line=True) for depth in (45.0, 55.0)]
+    boxes = [support(effective, depth, half_line=True) for depth in (36.0, 42.0)]
     found = [
         radial_gaps(energy, ends[1], d, order, depth)
-        for ends, order, depth in zip(boxes, (10, 13), (45.0, 55.0), strict=True)
+        for ends, order, depth in zip(boxes, (12, 15), (36.0, 42.0), strict=True)
     ]
     error = _settled(min(found[1]), min(found[0]), tolerance)
-    # r^{d−1} is a polynomial that the nodes integrate, or far from 0 part of the energy
-    mesh = panels(energy, (0.0, boxes[1][1]), 20) if d <= 16 else panels(effective, boxes[1], 20)
+    # near 0, where d is small, r^{d−1} is a polynomial that the nodes integrate; far from 0 it is part of the energy
+    low, high = support(effective, 60.0, half_line=True)
+    mesh = panels(effective, (low, high), 20) if low > 0.02 * high else panels(energy, (0.0, high), 20)
     line = law(effective, mesh)
     r = line.mesh.points
     moments = _moments(case, case.local(r[None]), line.expect, line.expect(r**2) / d)
@@ -183,6 +184,11 @@ def _plane(case: Potential, tolerance: float) -> Truth:
         coarse, plane = solve_plane(energy, edges, degree - 2, 40.0), solve_plane(energy, edges, degree, 50.0)
         if _difference(plane.gaps[0], coarse.gaps[0]) <= tolerance or _lost(plane, tolerance):
             break
+    if abs(plane.ground) > 1e-3 * abs(plane.gaps[0]) and abs(plane.ground) > 1e-6 * case.beta:
+        raise InputError(
+            f"expression {shortened(case.loss.text)}: exp(−βF) is no stationary law of what its derivatives say "
+            f"(eigenvalue {plane.ground:.1e} in place of 0): is the potential smooth?"
+        )
     if _lost(plane, tolerance):
         raise InputError(
             f"the gap is {plane.gaps[0]:.0e} and rounding {abs(plane.ground):.0e}: too few digits on the plane for "

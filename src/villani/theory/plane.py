@@ -134,6 +134,9 @@ def solve_plane(energy: Energy, edges: list[Array], degree: int, depth: float, c
     points = np.array(np.meshgrid(x, y, indexing="ij")).reshape(2, -1)
     area = np.multiply.outer(wx, wy).ravel()
     values, schroedinger = energy(points)
+    if np.isnan(schroedinger).any():
+        x0, y0 = points[:, np.isnan(schroedinger)][:, 0]
+        raise InputError(f"the potential has no derivatives at ({x0:.3g}, {y0:.3g}): give a smooth one")
     least = np.nanmin(values)
     near = (values < least + depth).reshape(len(x), len(y))
     keep = np.flatnonzero(_elements(near, degree).ravel())

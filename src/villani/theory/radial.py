@@ -56,7 +56,7 @@ def _edges(
         r = (a + b) / 2 + (b - a) / 2 * nodes
         if np.nanmin(effective(r)) > highest:
             continue
-        smooth = bool(np.ptp(effective(r)) <= 6) if a > 0 else bool(np.ptp(energy(r)) <= 6) and dimension <= 24
+        smooth = bool(np.ptp(effective(r)) <= 6) if a > 0 else bool(np.ptp(energy(r)) <= 6) and dimension <= 12
         if smooth:
             done.append((a, b))
         else:

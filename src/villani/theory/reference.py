@@ -54,15 +54,17 @@ def psi(loss: Expression, point: list[float], weight_decay: float, temperature: 
 def critical_temperature(loss: Expression, weight_decay: float, reach: float = 40.0) -> float:
     """s* = inf (λ² + ℓ′²)/ℓ″ over ℓ″ > 0 (Lemma A), by a search over |t| ≤ `reach` and a refinement."""
 
-    def quotient(t: float) -> float:
-        jet = loss.jet(np.array([[t]]))
-        bend = float(jet.hessian[0, 0, 0])
-        return (weight_decay**2 + float(jet.gradient[0, 0]) ** 2) / bend if bend > 0 else math.inf
+    def quotient(t: Array) -> Array:
+        jet = loss.jet(np.atleast_1d(t)[None])
+        bend = jet.hessian[0, 0]
+        with np.errstate(divide="ignore"):
+            value: Array = np.where(bend > 0, (weight_decay**2 + jet.gradient[0] ** 2) / bend, np.inf)
+        return value
 
-    grid = np.linspace(-reach, reach, 4001)
-    best = float(grid[np.argmin([quotient(float(t)) for t in grid])])
-    step = 2 * reach / 4000
-    return float(minimize_scalar(quotient, bounds=(best - step, best + step), options={"xatol": 1e-12}).fun)
+    grid, step = np.linspace(-reach, reach, 4001, retstep=True)
+    best = float(grid[np.argmin(quotient(grid))])
+    bounds = (best - step, best + step)
+    return float(minimize_scalar(lambda t: float(quotient(t)[0]), bounds=bounds, options={"xatol": 1e-12}).fun)
 
 
 def _points() -> Iterator[Check]:
