@@ -126,7 +126,7 @@ class _Search:
 
     def __init__(self, case: Potential) -> None:
         self.case = case
-        outward = np.concatenate([[1e-9], np.linspace(0, 30, 6001)[1:], np.geomspace(30, _FAR, 1501)[1:]])
+        outward = np.concatenate([[1e-9], np.linspace(0, 30, 3001)[1:], np.geomspace(30, _FAR, 1501)[1:]])
         scale = 1 / np.sqrt(case.beta * case.weight_decay)
         outward = np.unique(np.concatenate([outward * scale, outward]))
         if case.core == 2:
@@ -152,7 +152,7 @@ class _Search:
         self.oscillation = self._bounded(self.loss) + self._bounded(-self.loss)
         self.gradient = self._bounded(slope)
         self.curvature = self._bounded(-bends)
-        local = case.local(self.points)
+        local = case.local(self.points, jet)
         self.psi = local.psi(case.beta)
         self.force = local.radial_force
 

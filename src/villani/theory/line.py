@@ -14,6 +14,7 @@ from itertools import pairwise
 
 import numpy as np
 from numpy.polynomial import legendre
+from numpy.typing import NDArray
 from scipy.linalg import eigh, svd
 from scipy.sparse.linalg import LinearOperator, eigsh
 
@@ -125,31 +126,34 @@ def panels(
     """
     reference = Reference.make(order)
     starts = sorted({*np.linspace(*box, 9), *[b for b in (0.0, *breaks) if box[0] < b < box[1]]})
-    stack = list(pairwise(starts))
-    done: list[tuple[float, float]] = []
-    while stack:
-        if len(stack) + len(done) > _PANELS:
+    pending = np.array(list(pairwise(starts)))
+    done: list[Array] = []
+    while len(pending):
+        if len(pending) + sum(map(len, done)) > _PANELS:
             raise InputError(
                 f"the potential needs more than {_PANELS} panels: it varies too fast, or is not smooth; "
                 "a milder potential can be solved"
             )
-        a, b = stack.pop()
-        points = (a + b) / 2 + (b - a) / 2 * reference.nodes
-        values = energy(points)
-        fine = np.isfinite(values).all() and np.ptp(values) <= _OSCILLATION and _resolved(values, reference)
-        if fine and (also is None or _resolved(also(points), reference)):
-            done.append((a, b))
-        else:
-            stack += [((a + b) / 2, b), (a, (a + b) / 2)]
-    edges = sorted({edge for panel in done for edge in panel})
-    return Mesh(np.array(edges), reference)
+        middle, half = pending.mean(axis=1), np.diff(pending)[:, 0] / 2
+        points = middle[:, None] + half[:, None] * reference.nodes
+        values = energy(points.ravel()).reshape(points.shape)
+        with np.errstate(invalid="ignore"):
+            fine = _resolved(values, reference) & (np.ptp(values, axis=1) <= _OSCILLATION)
+        if also is not None:
+            fine &= _resolved(also(points.ravel()).reshape(points.shape), reference)
+        done.append(pending[fine])
+        left, right = pending[~fine].T
+        middle = middle[~fine]
+        pending = np.concatenate([np.stack([left, middle], axis=1), np.stack([middle, right], axis=1)])
+    return Mesh(np.unique(np.concatenate(done)), reference)
 
 
-def _resolved(values: Array, reference: Reference) -> bool:
-    if not np.isfinite(values).all():
-        return False
-    tail = np.abs(reference.transform[-2:] @ values).max()
-    return bool(tail <= 1e-12 + 1e-14 * np.abs(values).max())
+def _resolved(values: Array, reference: Reference) -> NDArray[np.bool_]:
+    """Which rows are polynomials of less than full degree, to rounding; (m, p) → (m,)."""
+    with np.errstate(invalid="ignore"):
+        tail = np.abs(values @ reference.transform[-2:].T).max(axis=1)
+        small: NDArray[np.bool_] = tail <= 1e-12 + 1e-14 * np.abs(values).max(axis=1)
+    return small & np.isfinite(values).all(axis=1)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 
 from villani.errors import InputError
-from villani.theory.expressions import Array, Expression, parse, shortened
+from villani.theory.expressions import Array, Expression, Jet, parse, shortened
 
 Shape = Literal["ridge", "copies", "radial"]
 SHAPES: tuple[Shape, ...] = ("ridge", "copies", "radial")
@@ -87,9 +87,9 @@ class Potential:
             value: Array = self.beta * (self.loss(points) + self.weight_decay / 2 * square)
         return value
 
-    def local(self, points: Array) -> "Local":
-        """What the identities and Ψ need at points (k, n) of the core."""
-        jet = self.loss.jet(points)
+    def local(self, points: Array, jet: Jet | None = None) -> "Local":
+        """What the identities and Ψ need at points (k, n) of the core; `jet` is that of L there, if it is known."""
+        jet = jet or self.loss.jet(points)
         gradient = jet.gradient + self.weight_decay * points
         laplacian = jet.laplacian + self.weight_decay * self.core
         loss_laplacian = jet.laplacian
@@ -139,6 +139,8 @@ def potential(
         shape: how L extends to d dimensions.
         breaks: kinks.
     """
+    if dimension is not None and dimension < 1:
+        raise InputError(f"dimension={dimension}: expected at least 1")
     named = dict(parameters or {})
     if dimension is not None:
         named.setdefault("d", float(dimension))
