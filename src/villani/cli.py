@@ -229,6 +229,33 @@ def exact(
 
 
 @app.command()
+def constants(
+    model: Model,
+    weight_decay: Annotated[str, typer.Option(help="λ > 0; several with commas")] = "0.1",
+    temperature: Annotated[str, typer.Option(help="s > 0; several with commas; s = 2 is β = 1")] = "2",
+    alpha: Annotated[float, typer.Option(help="prediction smoothing of the certified constant")] = 0.1,
+    decay: Annotated[str, typer.Option(help="what decays; constants need all of it")] = "all",
+    time: Annotated[float | None, typer.Option(help="length of a training run: the sum of its learning rates")] = None,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="let a checkpoint run its code")
+    ] = False,
+    json: Json = False,
+) -> None:
+    """The claimed and the certified log-Sobolev constant of a model, and how far apart they are."""
+    from villani.studies.constants import run_constants
+    from villani.terminal import print_constants
+
+    record = run_constants(
+        model, _numbers("weight-decay", weight_decay), _numbers("temperature", temperature), alpha=alpha, decay=decay,
+        time=time, trust_remote_code=trust_remote_code,
+    )  # fmt: skip
+    if json:
+        sys.stdout.write(record.model_dump_json() + "\n")
+    else:
+        print_constants(record)
+
+
+@app.command()
 def report(run: Annotated[Path, typer.Argument(help="run directory")]) -> None:
     """Write RUN/report.html, one self-contained page, from the run's records."""
     from villani.report import write_report

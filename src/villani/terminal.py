@@ -23,7 +23,7 @@ from villani.report.constants import value as constant_value
 from villani.report.numbers import format_interval, format_number, format_uncertain
 from villani.report.tables import named_statistics
 from villani.report.verdict import findings, headline
-from villani.runs.exact import ExactRecord, ReferenceRecord
+from villani.runs.exact import ConstantRecord, ExactRecord, ModelConstantsRecord, ReferenceRecord
 from villani.runs.records import EstimateRecord, MeasurementRecord
 from villani.theory.catalogue import CATALOGUE
 
@@ -114,14 +114,7 @@ def print_exact(record: ExactRecord, page: Path | None) -> None:
             f"{point.verdict}.",
             style="bold", markup=False, soft_wrap=True,
         )  # fmt: skip
-        table = Table("", "bound", "value", "on", "status", "if")
-        for constant in point.constants:
-            sign = "≤" if constant.direction == "upper" else "≥"
-            table.add_row(
-                constant.id, escape(constant.name), f"{sign} {constant_value(constant)}", constant.kind,
-                constant.status, escape(constant.hypotheses),
-            )  # fmt: skip
-        console.print(table)
+        console.print(_constants(point.constants))
         gaps = ", ".join(f"{gap:.9g}" for gap in point.gaps)
         console.print(
             f"Gaps of Δ − ∇U·∇: {gaps}; gap of the diffusion: {point.diffusion_gap:.9g}. Two grids and boxes differ by "
@@ -132,6 +125,28 @@ def print_exact(record: ExactRecord, page: Path | None) -> None:
             console.print(f"{gone.id} does not apply: {gone.reason}", markup=False, soft_wrap=True)
     if page:
         console.print(f"The page: {page}", markup=False, soft_wrap=True)
+
+
+def print_constants(record: ModelConstantsRecord) -> None:
+    """For every λ and s: the sentence, and the constants in order."""
+    console = Console(highlight=False)
+    console.print(
+        f"{record.model.description}: {record.parameters:,} parameters, V = {record.vocabulary:,}", markup=False
+    )
+    for point in record.points:
+        console.print(point.sentence, style="bold", markup=False, soft_wrap=True)
+        console.print(_constants(point.constants))
+
+
+def _constants(constants: Sequence[ConstantRecord]) -> Table:
+    table = Table("", "bound", "value", "on", "status", "if")
+    for constant in constants:
+        sign = "≤" if constant.direction == "upper" else "≥"
+        table.add_row(
+            constant.id, escape(constant.name), f"{sign} {constant_value(constant)}", constant.kind, constant.status,
+            escape(constant.hypotheses),
+        )  # fmt: skip
+    return table
 
 
 def print_reference(record: ReferenceRecord) -> None:

@@ -1,6 +1,8 @@
 """Truths: the identities on every case of the catalogue, extensions to d dimensions, digits, refusals."""
 
 import math
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -136,3 +138,9 @@ def test_digits_are_what_was_asked_for(monkeypatch):
         solve(case, digits=9, sobolev=False)
     with pytest.raises(InputError, match="digits=13"):
         solve(case, digits=13)
+
+
+def test_theory_needs_no_torch():
+    modules = ("applicable", "catalogue", "comparison", "constants", "exact", "rates", "reference")
+    code = f"import sys, {', '.join('villani.theory.' + name for name in modules)}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,4 +1,4 @@
-"""Typed records of `villani exact`: the truth about a potential beside every bound on it. No run directory is needed.
+"""Typed records of `villani exact` and `villani constants`: truths and bounds. No run directory is needed.
 
 Constants travel as powers of ten, since e^{βω} leaves the range of floats; `value` is null where it does.
 """
@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from villani.runs.records import Record, Status
+from villani.runs.records import ModelRecord, Record, Status
 
 
 class ConstantRecord(Record):
@@ -98,3 +98,25 @@ class ReferenceRecord(Record):
     passed: int
     failed: int
     checks: list[CheckRecord]
+
+
+class ModelPointRecord(Record):
+    """The constants of a model at one λ and s."""
+
+    weight_decay: float = Field(gt=0)
+    temperature: float = Field(gt=0)
+    visible: float | None = Field(description="largest constant that a run of the given length can have seen")
+    sentence: str
+    constants: list[ConstantRecord]
+
+
+class ModelConstantsRecord(Record):
+    """What `villani constants MODEL` found; no text is read, only shapes."""
+
+    record: Literal["constants"] = "constants"
+    model: ModelRecord
+    parameters: int
+    vocabulary: int = Field(description="rows of the output embedding")
+    alpha: float = Field(description="prediction smoothing of the certified constant")
+    smoothing_cost: float = Field(description="most that smoothing adds to a token's loss, nats")
+    points: list[ModelPointRecord]

@@ -94,6 +94,8 @@ def model_constants(
 ) -> ModelConstants:  # fmt: skip
     """As-claimed, certified and estimated constants for a model with cross-entropy loss and decay on every parameter.
 
+    All are about one law, that of the *smoothed* loss: curvature, gradients and samples have to be taken of it too.
+
     Args:
         dimension: d.
         weight_decay: λ > 0.
@@ -110,6 +112,8 @@ def model_constants(
         raise InputError(f"temperature={temperature:g}: expected a finite number > 0")
     if dimension < 1:
         raise InputError(f"dimension={dimension}: expected at least 1")
+    if time is not None and not 0 < time < math.inf:
+        raise InputError(f"time={time:g}: expected a finite number > 0, the sum of learning rates")
     beta = 2 / temperature
     smoothing = Smoothing(vocabulary, alpha)
     claimed = preprint(weight_decay, beta, dimension)
