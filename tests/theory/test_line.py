@@ -98,6 +98,18 @@ def test_box_and_grid_do_not_matter(name, options):
     assert values == pytest.approx([values[0]] * 3, rel=1e-9)
 
 
+def test_a_spike_between_the_nodes_and_a_narrow_well_far_away_are_found():
+    def spike(x):
+        return x**2 / 2 - 5 * np.exp(-((200 * (x - 3.1)) ** 2))
+
+    of = law(spike, panels(spike, support(spike, 60.0), 14))
+    x = np.linspace(-12, 12, 2_400_001)
+    expected = np.log(np.exp(-spike(x)).sum() * (x[1] - x[0]))
+    assert expected - 0.5 * np.log(2 * np.pi) > 1e-3
+    assert of.log_normaliser == pytest.approx(expected, abs=1e-10)
+    assert gap(lambda x: 1e3 * (x - 50) ** 2) == pytest.approx(2e3, rel=1e-10)
+
+
 def test_dilation():
     """U(cx) has c² times the gaps (THEORY.md §2.3, 2)."""
 

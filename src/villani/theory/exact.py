@@ -150,7 +150,8 @@ def _radial(case: Potential, tolerance: float) -> Truth:
         return case.energy(r[None])
 
     def effective(r: Array) -> Array:
-        value: Array = energy(r) - (d - 1) * np.log(r)
+        with np.errstate(divide="ignore"):
+            value: Array = energy(r) - (d - 1) * np.log(r)
         return value
 
     boxes = [support(effective, depth, half_line=True) for depth in (36.0, 42.0)]

@@ -23,6 +23,7 @@ from villani.theory.expressions import Array
 
 Function = Callable[[Array], Array]
 _OSCILLATION = 8.0  # nats of U across a panel at most
+_BETWEEN = np.linspace(-1, 1, 200)  # where a panel is looked at once more
 _PANELS = 150  # at most: the spectrum costs (panels × order)³
 _FAR = 1e9  # how far out a law may reach
 
@@ -106,7 +107,18 @@ def support(energy: Function, depth: float, half_line: bool = False) -> tuple[fl
             "raise --weight-decay or add a confining term"
         )
     left = 0.0 if half_line and low[0] == 0 else float(grid[low[0] - 1])
-    return left, float(grid[low[-1] + 1])
+    right = float(grid[low[-1] + 1])
+    least = values.min()
+    for _ in range(8):  # the scan is coarse far from 0: look again, closer
+        grid = np.linspace(left, right, 2001)
+        values = energy(grid)
+        least = min(least, np.nanmin(values))
+        low = np.flatnonzero(values <= least + depth)
+        if low.size == 0 or grid[low[-1]] - grid[low[0]] > 0.9 * (right - left):
+            break
+        left = left if low[0] == 0 else float(grid[low[0] - 1])
+        right = right if low[-1] == len(grid) - 1 else float(grid[low[-1] + 1])
+    return left, right
 
 
 def panels(
@@ -141,6 +153,11 @@ def panels(
             fine = _resolved(values, reference) & (np.ptp(values, axis=1) <= _OSCILLATION)
         if also is not None:
             fine &= _resolved(also(points.ravel()).reshape(points.shape), reference)
+        # a spike may hide between the nodes
+        looked = middle[fine, None] + half[fine, None] * _BETWEEN
+        seen = energy(looked.ravel()).reshape(looked.shape)
+        predicted = values[fine] @ reference.transform.T @ legendre.legvander(_BETWEEN, order - 1).T
+        fine[fine] = np.abs(seen - predicted).max(axis=1) <= 1e-9 * (1 + np.abs(values[fine]).max(axis=1))
         done.append(pending[fine])
         left, right = pending[~fine].T
         middle = middle[~fine]
