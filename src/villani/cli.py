@@ -4,10 +4,11 @@ Progress goes to stderr. Exit codes: 0 done, 2 bad input (one line), 1 anything 
 """
 
 import sys
+from collections.abc import Callable
 from contextlib import nullcontext
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import typer
 from typer.exceptions import TyperException
@@ -15,6 +16,7 @@ from typer.exceptions import TyperException
 from villani import __version__
 from villani.errors import InputError, LostProcess
 
+T = TypeVar("T")
 app = typer.Typer(
     help="What weight decay does to a Transformer's loss landscape, and which guarantees really follow.",
     no_args_is_help=True,
@@ -60,6 +62,14 @@ class DtypeChoice(StrEnum):
 
     float32 = "float32"
     float64 = "float64"
+
+
+class ShapeChoice(StrEnum):
+    """Ways in which a potential of one or two coordinates extends to d."""
+
+    ridge = "ridge"
+    copies = "copies"
+    radial = "radial"
 
 
 Model = Annotated[str, typer.Argument(help="folder, hub id, config:NAME[?layers=2&width=64] or builtin:tiny")]
@@ -163,6 +173,89 @@ def demo(
 
 
 @app.command()
+def exact(
+    potential: Annotated[
+        str | None, typer.Argument(help="name, or L as an expression such as 'log(1+exp(-3*w))'; none: list the names")
+    ] = None,
+    weight_decay: Annotated[str | None, typer.Option(help="λ ≥ 0; several with commas")] = None,
+    temperature: Annotated[str | None, typer.Option(help="s > 0; several with commas")] = None,
+    beta: Annotated[str | None, typer.Option(help="β = 2/s, instead of --temperature")] = None,
+    dimension: Annotated[str | None, typer.Option(help="d; several with commas; `d` in an expression")] = None,
+    shape: Annotated[
+        ShapeChoice | None, typer.Option(help="how L extends to d dimensions; default ridge: Gaussian elsewhere")
+    ] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="NAME=VALUE, a parameter of the potential")] = None,
+    digits: Annotated[int | None, typer.Option(help="wanted of C_P; default 8, on planes 6")] = None,
+    all_: Annotated[bool, typer.Option("--all", help="recompute the reference values of the theory")] = False,
+    output: Annotated[Path | None, typer.Option(help="write a page with the picture of all constants")] = None,
+    json: Json = False,
+) -> None:
+    """The exact truth about a low-dimensional potential, beside every bound that theory offers for it."""
+    from villani.studies.exact import ExactSettings, run_exact, run_reference
+    from villani.terminal import print_catalogue, print_exact, print_reference, progress
+
+    asked = [weight_decay, temperature, beta, dimension, shape, set_, digits, output]
+    if potential is None and any(value is not None for value in asked):
+        raise InputError("exact: options need a potential; give a name or an expression, or none to list the names")
+    if all_ and potential is not None:
+        raise InputError(f"--all: recomputes every reference value; leave out {potential!r}")
+    if output is not None and not output.parent.is_dir():
+        raise InputError(f"--output {output}: no such folder; make it, or choose another")
+    if potential is None and not all_:
+        return print_catalogue()
+    with progress() as bar:
+        if potential is None:
+            reference = run_reference(bar)
+        else:
+            settings = ExactSettings(
+                potential=potential, weight_decay=_optional(_numbers, "weight-decay", weight_decay),
+                temperature=_optional(_numbers, "temperature", temperature), beta=_optional(_numbers, "beta", beta),
+                dimension=_optional(_whole_numbers, "dimension", dimension), parameters=_assignments(set_ or []),
+                shape=shape.value if shape else None, digits=digits,
+            )  # fmt: skip
+            record = run_exact(settings, bar)
+    if potential is None:
+        sys.stdout.write(reference.model_dump_json() + "\n") if json else print_reference(reference)
+        raise typer.Exit(1 if reference.failed else 0)
+    if output is not None:
+        from villani.report.constants import write_page
+
+        write_page(record, output)
+    if json:
+        sys.stdout.write(record.model_dump_json() + "\n")
+    else:
+        print_exact(record, output)
+    return None
+
+
+@app.command()
+def constants(
+    model: Model,
+    weight_decay: Annotated[str, typer.Option(help="λ > 0; several with commas")] = "0.1",
+    temperature: Annotated[str, typer.Option(help="s > 0; several with commas; s = 2 is β = 1")] = "2",
+    alpha: Annotated[float, typer.Option(help="prediction smoothing of the certified constant")] = 0.1,
+    decay: Annotated[str, typer.Option(help="what decays; constants need all of it")] = "all",
+    time: Annotated[float | None, typer.Option(help="length of a training run: the sum of its learning rates")] = None,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="let a checkpoint run its code")
+    ] = False,
+    json: Json = False,
+) -> None:
+    """The claimed and the certified log-Sobolev constant of a model, and how far apart they are."""
+    from villani.studies.constants import run_constants
+    from villani.terminal import print_constants
+
+    record = run_constants(
+        model, _numbers("weight-decay", weight_decay), _numbers("temperature", temperature), alpha=alpha, decay=decay,
+        time=time, trust_remote_code=trust_remote_code,
+    )  # fmt: skip
+    if json:
+        sys.stdout.write(record.model_dump_json() + "\n")
+    else:
+        print_constants(record)
+
+
+@app.command()
 def report(run: Annotated[Path, typer.Argument(help="run directory")]) -> None:
     """Write RUN/report.html, one self-contained page, from the run's records."""
     from villani.report import write_report
@@ -194,6 +287,25 @@ def _numbers(name: str, text: str) -> list[float]:
         return [float(part) for part in text.split(",")]
     except ValueError:
         raise InputError(f"--{name} {text!r}: expected numbers, several with commas") from None
+
+
+def _optional(read: Callable[[str, str], list[T]], name: str, text: str | None) -> list[T]:
+    return [] if text is None else read(name, text)
+
+
+def _whole_numbers(name: str, text: str) -> list[int]:
+    values = _numbers(name, text)
+    if not all(value.is_integer() for value in values):
+        raise InputError(f"--{name} {text!r}: expected whole numbers, several with commas")
+    return [int(value) for value in values]
+
+
+def _assignments(texts: list[str]) -> dict[str, float]:
+    pairs = [text.partition("=") for text in texts]
+    for (name, sign, value), text in zip(pairs, texts, strict=True):
+        if not (name.strip().isidentifier() and sign and value.strip()):
+            raise InputError(f"--set {text!r}: expected NAME=VALUE")
+    return {name.strip(): _numbers(f"set {name.strip()}", value)[0] for name, _, value in pairs}
 
 
 _INTERRUPTED = 130  # what typer returns after Ctrl-C

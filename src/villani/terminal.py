@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -15,13 +16,16 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.progress import Progress as RichProgress
-from rich.table import Table
+from rich.table import Column, Table
 
 from villani.doctor import Finding
+from villani.report.constants import value as constant_value
 from villani.report.numbers import format_interval, format_number, format_uncertain
 from villani.report.tables import named_statistics
 from villani.report.verdict import findings, headline
+from villani.runs.exact import ConstantRecord, ExactRecord, ModelConstantsRecord, ReferenceRecord
 from villani.runs.records import EstimateRecord, MeasurementRecord
+from villani.theory.catalogue import CATALOGUE
 
 
 class Bar:
@@ -98,6 +102,75 @@ def print_measurement(record: MeasurementRecord, directory: Path) -> None:
                 f"{cost.pilot_seconds:.3g} s."
             )
     console.print(f"The page: {directory / 'report.html'}", markup=False, soft_wrap=True)
+
+
+def print_exact(record: ExactRecord, page: Path | None) -> None:
+    """For every point: the truth in a sentence, every bound in order, and what does not apply."""
+    console = Console(highlight=False)
+    console.print(f"{record.potential}: L = {record.expression} ({record.about})", markup=False, soft_wrap=True)
+    for point in record.points:
+        console.print(
+            f"λ = {point.weight_decay:g}, s = {point.temperature:g} (β = {point.beta:g}), d = {point.dimension}: "
+            f"{point.verdict}.",
+            style="bold", markup=False, soft_wrap=True,
+        )  # fmt: skip
+        console.print(_constants(point.constants))
+        gaps = ", ".join(f"{gap:.9g}" for gap in point.gaps)
+        console.print(
+            f"Gaps of Δ − ∇U·∇: {gaps}; gap of the diffusion: {point.diffusion_gap:.9g}. Two grids and boxes differ by "
+            f"{point.error:.0e}, the identities fail by at most {max(point.identities.values()):.0e}.",
+            soft_wrap=True,
+        )  # fmt: skip
+        for gone in point.missing:
+            console.print(f"{gone.id} does not apply: {gone.reason}", markup=False, soft_wrap=True)
+    if page:
+        console.print(f"The page: {page}", markup=False, soft_wrap=True)
+
+
+def print_constants(record: ModelConstantsRecord) -> None:
+    """For every λ and s: the sentence, and the constants in order."""
+    console = Console(highlight=False)
+    console.print(
+        f"{record.model.description}: {record.parameters:,} parameters, V = {record.vocabulary:,}", markup=False
+    )
+    for point in record.points:
+        console.print(point.sentence, style="bold", markup=False, soft_wrap=True)
+        console.print(_constants(point.constants))
+
+
+def _constants(constants: Sequence[ConstantRecord]) -> Table:
+    table = Table("", "bound", "value", "on", "status", "if")
+    for constant in constants:
+        sign = "≤" if constant.direction == "upper" else "≥"
+        table.add_row(
+            constant.id, escape(constant.name), f"{sign} {constant_value(constant)}", constant.kind, constant.status,
+            escape(constant.hypotheses),
+        )  # fmt: skip
+    return table
+
+
+def print_reference(record: ReferenceRecord) -> None:
+    """Every reference value beside the computed one."""
+    console = Console(highlight=False)
+    table = Table("row", "quantity", "printed", "computed", "")
+    for check in record.checks:
+        table.add_row(
+            check.row, escape(check.quantity), check.printed, f"{check.computed:.12g}", "ok" if check.passes else "FAIL"
+        )
+    console.print(table)
+    console.print(f"{record.passed} of {record.passed + record.failed} reproduced to the printed digits.")
+
+
+def print_catalogue() -> None:
+    """The named potentials."""
+    table = Table("name", Column("L", overflow="fold"), "parameters", "λ", "β", "d", "what")
+    for name, entry in CATALOGUE.items():
+        parameters = ", ".join(f"{key}={value:g}" for key, value in entry.parameters.items())
+        size = str(entry.dimension or ("2" if "*x*y" in entry.text else "1"))
+        table.add_row(
+            name, escape(entry.text), parameters, f"{entry.weight_decay:g}", f"{entry.beta:g}", size, entry.about
+        )
+    Console(highlight=False).print(table)
 
 
 def print_doctor(results: Sequence[Finding]) -> None:

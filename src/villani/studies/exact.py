@@ -1,0 +1,183 @@
+"""What `villani exact` does: the truth about potentials beside every bound on them, and the reference values of §9."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict
+from itertools import product
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from villani.errors import InputError
+from villani.runs.exact import (
+    CheckRecord,
+    ConstantRecord,
+    ExactRecord,
+    LogSobolevRecord,
+    MissingRecord,
+    PointRecord,
+    ReferenceRecord,
+    RelativeEntropyRecord,
+)
+from villani.studies.progress import Progress, Silent
+from villani.theory.applicable import lower_bounds, upper_bounds
+from villani.theory.catalogue import CATALOGUE, Case, case
+from villani.theory.comparison import Comparison, compare, powers
+from villani.theory.constants import Constant
+from villani.theory.exact import Truth, relative_entropy, solve
+from villani.theory.potential import Shape
+from villani.theory.reference import checks
+
+
+class ExactSettings(BaseModel):
+    """What `villani exact` was asked; None and [] mean the defaults of the catalogue. β = 2/s."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    potential: str
+    weight_decay: list[float] = []
+    temperature: list[float] = []
+    beta: list[float] = []
+    dimension: list[int] = []
+    parameters: dict[str, float] = {}
+    shape: Shape | None = None
+    digits: int | None = None
+
+    @property
+    def betas(self) -> list[float]:
+        """β, from whichever of the two was given.
+
+        Raises:
+            InputError: both were, or s is not positive.
+        """
+        if self.temperature and self.beta:
+            raise InputError("temperature and beta say the same (β = 2/s): give one")
+        for s in self.temperature:
+            if not 0 < s < math.inf:
+                raise InputError(f"temperature={s:g}: expected a finite number > 0")
+        return self.beta or [2 / s for s in self.temperature]
+
+    @property
+    def varied(self) -> Literal["weight_decay", "temperature", "dimension"] | None:
+        """Which of λ, s and d has several values.
+
+        Raises:
+            InputError: more than one of them.
+        """
+        lists: list[tuple[Literal["weight_decay", "temperature", "dimension"], Sequence[float]]] = [
+            ("weight_decay", self.weight_decay), ("temperature", self.betas), ("dimension", self.dimension),
+        ]  # fmt: skip
+        several = [name for name, values in lists if len(values) > 1]
+        if len(several) > 1:
+            raise InputError(f"{' and '.join(several)} have several values: vary one of them at a time")
+        return several[0] if several else None
+
+
+def run_exact(settings: ExactSettings, progress: Progress | None = None) -> ExactRecord:
+    """Solve the potential at every asked λ, s and d.
+
+    Raises:
+        InputError: anything about the potential or the settings that cannot be solved, before or while solving.
+    """
+    progress = progress or Silent()
+    varied = settings.varied
+    decays: list[float | None] = [*settings.weight_decay] or [None]
+    betas: list[float | None] = [*settings.betas] or [None]
+    dimensions: list[int | None] = [*settings.dimension] or [None]
+    cases = [
+        case(
+            settings.potential, weight_decay=decay, beta=beta, parameters=settings.parameters, dimension=dimension,
+            shape=settings.shape,
+        )
+        for decay, beta, dimension in product(decays, betas, dimensions)
+    ]  # fmt: skip
+    progress.stage("solving")
+    points = []
+    for done, one in enumerate(cases):
+        progress.advance(done, len(cases))
+        points.append(_point(one, settings.digits))
+    progress.advance(len(cases), len(cases))
+    first = cases[0]
+    entry = CATALOGUE.get(settings.potential)
+    return ExactRecord(
+        potential=settings.potential,
+        expression=first.potential.loss.text,
+        about=entry.about if entry else "a potential of one's own",
+        proved=first.proved.why if first.proved else "",
+        shape=first.potential.shape,
+        varied=varied,
+        points=points,
+    )
+
+
+def run_reference(progress: Progress | None = None) -> ReferenceRecord:
+    """Recompute every reference value of THEORY.md that is about exact truths."""
+    progress = progress or Silent()
+    found = []
+    for check in checks():
+        progress.stage(f"{check.row}: {check.quantity}")
+        found.append(
+            CheckRecord(
+                row=check.row, quantity=check.quantity, printed=check.printed, computed=check.computed,
+                passes=check.passes,
+            )
+        )  # fmt: skip
+    passed = sum(check.passes for check in found)
+    return ReferenceRecord(passed=passed, failed=len(found) - passed, checks=found)
+
+
+def _point(one: Case, digits: int | None) -> PointRecord:
+    law = one.potential
+    truth = solve(law, digits)
+    upper, missing = upper_bounds(law, one.proved)
+    comparison = compare([*upper, *lower_bounds(truth)])
+    entropy = None
+    if law.weight_decay > 0 and law.core == 1 and law.shape != "radial":
+        entropy = RelativeEntropyRecord(**asdict(relative_entropy(law, truth)))
+    sobolev = None
+    if truth.log_sobolev is not None and truth.log_sobolev_status is not None:
+        sobolev = LogSobolevRecord(
+            value=truth.log_sobolev, status=truth.log_sobolev_status, note=truth.log_sobolev_note
+        )  # fmt: skip
+    return PointRecord(
+        weight_decay=law.weight_decay,
+        temperature=2 / law.beta,
+        beta=law.beta,
+        dimension=law.dimension,
+        gaps=list(truth.gaps),
+        poincare=truth.poincare,
+        error=truth.error,
+        diffusion_gap=1 / (law.beta * truth.poincare),
+        log_sobolev=sobolev,
+        moments=asdict(truth.moments),
+        identities=truth.moments.identity_errors(law.beta, law.dimension),
+        relative_entropy=entropy,
+        constants=[constant_record(constant) for constant in comparison.constants],
+        missing=[MissingRecord(id=gone.id, reason=gone.reason) for gone in missing],
+        verdict=_verdict(truth, comparison),
+    )
+
+
+def constant_record(constant: Constant) -> ConstantRecord:
+    """A bound as a record."""
+    return ConstantRecord(
+        id=constant.id, name=constant.name, value=constant.value if constant.log10 < 300 else None,
+        log10=constant.log10, direction=constant.direction, kind=constant.kind, hypotheses=constant.hypotheses,
+        status=constant.status, source=constant.source,
+    )  # fmt: skip
+
+
+def _verdict(truth: Truth, comparison: Comparison) -> str:
+    """One sentence: the truth, what it refutes, and how loose the best bound is."""
+    words = [f"C_P = {truth.poincare:.9g}"]
+    words += [f"{c.id}'s {powers(c)} is refuted" for c in comparison.refuted]
+    if comparison.best and comparison.log_looseness is not None:
+        best = comparison.best
+        orders = comparison.log_looseness / math.log(10)
+        loose = f"loose by {orders:.1f} orders of magnitude" if orders > 0.005 else "tight"
+        words.append(
+            f"the best bound that may be used, {best.id}, {best.kind} ≤ {powers(best)} ({best.status}), is {loose}"
+        )
+    elif not comparison.best:
+        words.append("no upper bound of §3 applies")
+    return "; ".join(words)

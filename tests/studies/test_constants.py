@@ -1,0 +1,68 @@
+"""`villani constants MODEL`: shapes in, a sentence and a record out."""
+
+import json
+import sys
+
+import pytest
+
+from villani.cli import main
+
+SMALL = "builtin:tiny?layers=1&width=8&context=32"
+
+
+@pytest.fixture
+def villani(monkeypatch, capsys):
+    """Run a command in this process; gives (exit code, stdout, stderr)."""
+
+    def run(*words):
+        monkeypatch.setattr(sys, "argv", ["villani", "constants", *map(str, words)])
+        with pytest.raises(SystemExit) as stopped:
+            main()
+        out = capsys.readouterr()
+        return stopped.value.code, out.out, out.err
+
+    return run
+
+
+def test_a_record_for_every_weight_decay_and_temperature(villani):
+    code, out, err = villani(SMALL, "--weight-decay", "0.1,1", "--temperature", "2,0.5", "--time", "50", "--json")
+    assert code == 0, err
+    record = json.loads(out)
+    assert [(p["weight_decay"], p["temperature"]) for p in record["points"]] == [(0.1, 2), (0.1, 0.5), (1, 2), (1, 0.5)]
+    vocabulary, parameters = record["vocabulary"], record["parameters"]
+    first = {constant["id"]: constant for constant in record["points"][0]["constants"]}
+    assert first["C8"]["value"] == pytest.approx(10 + parameters * 100)
+    assert first["C8"]["status"] == "as-claimed"
+    assert first["C3"]["value"] == pytest.approx(10 * (1 + 9 * vocabulary))
+    assert first["C3"]["status"] == "certified"
+    assert record["points"][0]["visible"] == 50
+    assert record["points"][1]["visible"] == 12.5
+    assert record["smoothing_cost"] == pytest.approx(0.105, abs=1e-3)
+
+
+def test_people_get_the_sentence(villani):
+    code, out, _ = villani(SMALL, "--weight-decay", "0.1")
+    assert code == 0
+    assert "orders of magnitude" in " ".join(out.split())
+    assert "smoothed cross-entropy" in " ".join(out.split()) or "smoothed" in out
+
+
+@pytest.mark.parametrize(
+    ("words", "fragment"),
+    [
+        (["--decay", "hf"], "do not decay"),
+        (["--weight-decay", "0"], "weight_decay=0"),
+        (["--weight-decay", "-1"], "weight_decay=-1"),
+        (["--temperature", "0"], "temperature=0"),
+        (["--alpha", "1"], "alpha=1"),
+        (["--time", "0"], "time=0"),
+        (["--weight-decay", "x"], "expected numbers"),
+    ],
+)
+def test_bad_input_is_one_line(villani, words, fragment):
+    code, out, err = villani(SMALL, *words)
+    assert code == 2
+    assert out == ""
+    lines = [line for line in err.splitlines() if line.startswith("villani: ")]
+    assert len(lines) == 1
+    assert fragment in lines[0]

@@ -1,0 +1,138 @@
+"""`villani exact` as a user types it: records, the page, and every kind of bad input."""
+
+import json
+import sys
+
+import pytest
+
+from villani.cli import main
+from villani.errors import InputError
+from villani.report.constants import constants_figure
+from villani.runs.exact import ExactRecord
+from villani.studies.exact import ExactSettings, run_exact
+
+
+@pytest.fixture
+def villani(monkeypatch, capsys):
+    """Run a command in this process; gives (exit code, stdout, stderr)."""
+
+    def run(*words):
+        monkeypatch.setattr(sys, "argv", ["villani", "exact", *map(str, words)])
+        with pytest.raises(SystemExit) as stopped:
+            main()
+        out = capsys.readouterr()
+        return stopped.value.code, out.out, out.err
+
+    return run
+
+
+def test_a_sweep_gives_one_record_and_a_page(villani, tmp_path):
+    page = tmp_path / "page.html"
+    code, out, err = villani("ce1", "--dimension", "5,15", "--set", "a=20", "--json", "--output", page)
+    assert code == 0, err
+    assert out.count("\n") == 1
+    record = ExactRecord.model_validate_json(out)
+    assert record.varied == "dimension"
+    assert [point.dimension for point in record.points] == [5, 15]
+    assert record.points[1].poincare > 10 * record.points[0].poincare
+    status = {constant.id: constant.status for constant in record.points[1].constants if constant.id != "truth"}
+    assert status["C8"] == "refuted"
+    assert status["C3"] == "certified"
+    assert "C8's 1.51e+03 is refuted" in record.points[1].verdict
+    html = page.read_text(encoding="utf-8")
+    assert html.count("<h2>") == 2
+    assert "http://" not in html.split("<body>")[1]
+    assert record.points[1].verdict.split(";")[0] in html
+
+
+def test_people_get_a_verdict_and_a_table(villani):
+    code, out, _ = villani("log(1+exp(-a*w))", "--set", "a=3", "--weight-decay", "0.5", "--temperature", "0.4")
+    assert code == 0
+    assert "s = 0.4 (β = 5)" in out
+    assert "Bakry" in out
+    assert "C3 does not apply: L is unbounded" in out
+
+
+def test_without_a_potential_it_lists_the_names(villani):
+    code, out, _ = villani()
+    assert code == 0
+    assert "ce1" in out
+    assert "two-factors" in out
+
+
+def test_temperature_and_beta_are_the_same_question():
+    by_beta = run_exact(ExactSettings(potential="0*w", weight_decay=[0.1], beta=[4.0]))
+    by_temperature = run_exact(ExactSettings(potential="0*w", weight_decay=[0.1], temperature=[0.5]))
+    assert by_beta.points == by_temperature.points
+    assert by_beta.points[0].poincare == pytest.approx(2.5)
+    assert by_beta.points[0].verdict.endswith("is tight")
+
+
+def test_the_picture_shows_every_constant_and_writes_what_is_too_far_at_its_edge():
+    record = run_exact(ExactSettings(potential="binary-ce", weight_decay=[0.05, 0.1]))
+    figure = constants_figure(record)
+    names = {trace.name for trace in figure.data}
+    assert names == {c.name if c.id == "truth" else f"{c.id} {c.name}" for p in record.points for c in p.constants}
+    far = next(trace for trace in figure.data if trace.name.startswith("C4"))
+    assert set(far.marker.symbol) == {"triangle-up"}
+    assert "10^" in far.text[0] or "10" in far.text[0]
+    assert figure.layout.xaxis.title.text == "weight decay λ"
+
+
+def test_the_reference_values_as_json(villani, monkeypatch):
+    from villani.theory import reference
+
+    monkeypatch.setattr(reference, "_planes", lambda: iter(()))
+    monkeypatch.setattr(reference, "_growth", lambda: iter(()))
+    monkeypatch.setattr(reference, "_lines", lambda: iter([reference.Check("T0", "made wrong", "1.5", 2.5)]))
+    code, out, _ = villani("--all", "--json")
+    found = json.loads(out)
+    assert code == 1
+    assert found["failed"] == 1
+    assert found["passed"] > 40
+    assert [check["row"] for check in found["checks"] if not check["passes"]] == ["T0"]
+
+
+@pytest.mark.parametrize(
+    ("words", "fragments"),
+    [
+        (["nosuch"], ["'nosuch'", "ce1"]),
+        (["foo(w)"], ["unknown function foo"]),
+        (["__import__('os').getcwd()"], ["not arithmetic"]),
+        (["log(1+exp(w)"], ["not readable"]),
+        (["w**3", "--weight-decay", "1"], ["does not confine"]),
+        (["sqrt(w)"], ["not a real number"]),
+        (["w+1j"], ["not a real number"]),
+        (["x*y*z"], ["3 coordinates"]),
+        (["ce1", "--weight-decay", "-1"], ["weight_decay=-1"]),
+        (["ce1", "--weight-decay", "nan"], ["weight_decay=nan"]),
+        (["ce1", "--temperature", "0"], ["temperature=0"]),
+        (["ce1", "--beta", "x"], ["--beta", "expected numbers"]),
+        (["ce1", "--beta", "1", "--temperature", "2"], ["give one"]),
+        (["ce1", "--beta", "1,2", "--dimension", "2,3"], ["one of them at a time"]),
+        (["ce1", "--dimension", "2.5"], ["whole numbers"]),
+        (["ce1", "--dimension", "-3"], ["dimension=-3"]),
+        (["ce1", "--dimension", "0"], ["dimension=0"]),
+        (["ce1", "--set", "b=3"], ["no such parameter", "it has a"]),
+        (["ce1", "--set", "a"], ["NAME=VALUE"]),
+        (["tied", "--digits", "40"], ["digits=40"]),
+        (["tied", "--output", "no/such/folder/page.html"], ["no such folder"]),
+        (["tied", "--all"], ["--all"]),
+        (["--beta", "3"], ["need a potential"]),
+        (["tied", "--shape", "cube"], ["cube"]),
+    ],
+)
+def test_bad_input_is_one_line(villani, words, fragments):
+    code, out, err = villani(*words)
+    lines = [line for line in err.splitlines() if line.startswith("villani: ")]
+    assert code == 2, (code, err)
+    assert out == ""
+    assert len(lines) == 1
+    assert "Traceback" not in err
+    for fragment in fragments:
+        assert fragment in lines[0], lines[0]
+
+
+def test_settings_refuse_two_axes_before_anything_is_solved():
+    with pytest.raises(InputError, match="weight_decay and dimension"):
+        run_exact(ExactSettings(potential="ce1", weight_decay=[1, 2], dimension=[3, 4]))

@@ -1,0 +1,85 @@
+"""Ranking, refutation, looseness, and the sentence about a model."""
+
+import math
+
+import pytest
+
+from villani.errors import InputError
+from villani.theory.comparison import compare, model_constants
+from villani.theory.constants import (
+    Constant,
+    bakry_emery,
+    dissipative,
+    holley_stroock,
+    lipschitz,
+    preprint,
+    variance_quotient,
+)
+
+
+def statuses(constants):
+    return {constant.id: constant.status for constant in compare(constants).constants}
+
+
+def test_ranks_and_measures_looseness():
+    upper = [holley_stroock(1, 1, 2, True), preprint(1, 1, 3), bakry_emery(1, 1, 0.5, True)]
+    comparison = compare([*upper, variance_quotient(0.5, 1, "certified", "x")])
+    assert [c.id for c in comparison.constants] == ["C2", "C8", "C3", "C9"]
+    assert comparison.best.id == "C2"
+    assert comparison.floor.id == "C9"
+    assert comparison.log_looseness == pytest.approx(math.log(4))
+    assert comparison.refuted == ()
+
+
+def test_certified_comes_before_estimated_and_claims_are_never_used():
+    assert compare([bakry_emery(1, 1, 0, False), holley_stroock(1, 1, 9, True)]).best.id == "C3"
+    assert compare([bakry_emery(1, 1, 0, False), preprint(1, 1, 1)]).best.id == "C2"
+    assert compare([preprint(1, 1, 1)]).best is None
+
+
+def test_only_solid_and_matching_lower_bounds_refute():
+    claim = preprint(10, 1, 2)  # 0.12, on log-Sobolev
+    assert statuses([claim, variance_quotient(0.1617, 1, "certified", "x")])["C8"] == "refuted"
+    assert statuses([claim, variance_quotient(0.1617, 1, "statistical", "x")])["C8"] == "refuted"
+    assert statuses([claim, variance_quotient(0.1617, 1, "estimated", "x")])["C8"] == "as-claimed"
+    assert statuses([claim, variance_quotient(0.1199, 1, "certified", "x")])["C8"] == "as-claimed"
+    sobolev = Constant("truth", "C_LS", math.log(50), "lower", "log-Sobolev", "none", "certified", "")
+    seventh = dissipative(10, 1, 2, 10, 0, 0, True)  # on Poincaré: a log-Sobolev constant above it is no contradiction
+    assert statuses([claim, seventh, sobolev]) == {"C8": "refuted", "C7": "certified", "truth": "certified"}
+
+
+def test_a_refuted_certificate_is_said():
+    assert statuses([lipschitz(1, 1, 0, True), variance_quotient(2, 1, "certified", "x")])["C4"] == "refuted"
+
+
+def test_gpt_neo_125m():
+    """λ = 0.1 at β = 1: claimed 1.25e10, certified 4.5e6, 3.4 orders of magnitude apart (THEORY.md §3)."""
+    found = model_constants(125_198_592, 0.1, 2.0, 50257, time=100.0, gradient_norms=[0.5, 2.0], curvature=0.05)
+    constants = {c.id: c for c in found.comparison.constants}
+    assert constants["C8"].value == pytest.approx(1.25e10, rel=2e-3)
+    assert constants["C3"].value == pytest.approx(4.52e6, rel=1e-3)
+    assert constants["C2"].status == constants["C4"].status == "estimated"
+    assert found.comparison.best.id == "C3"
+    assert found.visible == 100
+    for fragment in ("1.25e+10", "4.52e+06", "3.4 orders of magnitude below", "8.1 orders", "4.7 orders", "0.105 nats"):
+        assert fragment in found.sentence
+
+
+def test_curvature_beyond_the_decay_says_nothing_and_samples_may_refute():
+    lower = [variance_quotient(2e10, 1, "statistical", "samples")]
+    found = model_constants(125_198_592, 0.1, 2.0, 50257, curvature=3.0, lower=lower)
+    assert {c.id: c.status for c in found.comparison.constants} == {
+        "C3": "refuted",
+        "C8": "refuted",
+        "C9": "statistical",
+    }
+    assert "(refuted)" in found.sentence
+
+
+@pytest.mark.parametrize(
+    "options", [{"temperature": 0.0}, {"dimension": 0}, {"alpha": 1.0}, {"vocabulary": 1}, {"weight_decay": 0.0}]
+)
+def test_bad_input(options):
+    asked = {"dimension": 10, "weight_decay": 0.1, "temperature": 1.0, "vocabulary": 100, "alpha": 0.1, **options}
+    with pytest.raises(InputError):
+        model_constants(**asked)
