@@ -1,4 +1,4 @@
-"""Rescaling symmetries of a loss, found on its traced graph: which exponents leave every value of L as it is.
+"""Degrees of homogeneity of all values of a traced loss, and what makes the loss invariant under a rescaling of θ.
 
 Scale the entries of θ as θ_i·R^{e_i}. A value of the graph that then scales as R^D, for every R > 0, has degree D. Each
 operation says how degrees pass it and what it demands: a sum wants equal degrees; a softmax, a GELU, a normalisation
@@ -7,8 +7,7 @@ missed, never invented); products add degrees. Degrees are linear forms in unkno
 map, all demands are linear equations, and what remains free is the group of symmetries.
 
 A matrix W that maps x to y has entries of degree D(y_i) − D(x_j) whatever these are, so that matrices need no unknowns
-of their own. Unknowns that touch the same tensors in the same way are moved together: one generator for all channels
-that a value matrix has, say, rather than one each.
+of their own.
 """
 
 import operator
@@ -92,19 +91,6 @@ class _Weights:
     transposed: bool = False
 
 
-@dataclass(frozen=True, eq=False)
-class Exponents:
-    """How one tensor scales.
-
-    Attributes:
-        index: of the tensor in θ.
-        values: integers that broadcast to its shape.
-    """
-
-    index: int
-    values: torch.Tensor
-
-
 class Degrees:
     """Degrees of all values of one graph, as numbers of forms in tensors of the values' shapes.
 
@@ -120,13 +106,13 @@ class Degrees:
         for node in graph.nodes:
             if node in graph.parameters:
                 index = graph.parameters[node]
-                values[node] = _Weights(index, node.meta["val"].shape)
+                values[node] = _Weights(index, _shape_of(node))
             elif node.op == "call_function":
                 moved = [values[a] for a in node.all_input_nodes if values.get(a) is not None]
                 values[node] = self._run(node, values) if moved else None  # None: does not depend on θ
             else:
                 values[node] = None
-        self._demand_zero(self._plain(values[graph.loss]))
+        self.demand_zero(self.plain(values[graph.loss]))
 
     # Operations
 
@@ -139,8 +125,8 @@ class Degrees:
             return self._reshape(node, arguments)
         for leaf in _leaves(arguments) + _leaves(torch.fx.map_arg(node.kwargs, values.__getitem__)):
             if isinstance(leaf, torch.Tensor | _Weights):
-                self._demand_zero(self._plain(leaf))
-        value = node.meta.get("val")
+                self.demand_zero(self.plain(leaf))
+        value: Any = node.meta.get("val")
         if isinstance(value, torch.Tensor):
             return _zeros(value.shape)
         return tuple(_zeros(part.shape) if isinstance(part, torch.Tensor) else None for part in value)
@@ -157,18 +143,18 @@ class Degrees:
             )
             if len(first.shape) == 2 and whole:
                 return _Weights(first.index, first.shape, not first.transposed)
-            first = self._plain(first)
+            first = self.plain(first)
         options: Any = {k: v for k, v in node.kwargs.items() if k not in ("dtype", "memory_format", "device")}
         if node.target in _SAME:
             return first
         if isinstance(first, list | tuple):  # cat, stack
             shapes = [n.meta["val"].shape for n in node.args[0]]  # type: ignore[union-attr]
-            first = [_zeros(s) if f is None else self._plain(f) for f, s in zip(first, shapes, strict=True)]
+            first = [_zeros(s) if f is None else self.plain(f) for f, s in zip(first, shapes, strict=True)]
         if isinstance(first, torch.Tensor):
             first = first.contiguous()  # a view of an expanded tensor may not exist
         return node.target(first, *rest, **options)  # type: ignore[operator]
 
-    def _plain(self, value: Any) -> torch.Tensor:
+    def plain(self, value: Any) -> torch.Tensor:
         """Degrees of a value; those of a parameter that is used other than as a map are its exponents."""
         if not isinstance(value, _Weights):
             found: torch.Tensor = value
@@ -182,7 +168,7 @@ class Degrees:
             exponents = self.tensors[value.index]
         else:
             each = shape if len(shape) < 2 or shape.numel() <= _SMALL else (1,) * (len(shape) - 1) + (shape[-1],)
-            exponents = self.tensors[value.index] = self._unknowns(torch.Size(each))
+            exponents = self.tensors[value.index] = self.unknowns(torch.Size(each))
         exponents = exponents.expand(shape)
         return exponents.mT if value.transposed else exponents
 
@@ -191,10 +177,10 @@ class Degrees:
         in_order = outputs_first != weights.transposed  # whether θ holds W as (E, D)
         outputs, inputs = weights.shape if in_order else weights.shape[::-1]
         x = x.expand(*leading, inputs).reshape(-1, inputs)
-        self._demand_equal_along(x, 0)
+        self.demand_equal_along(x, 0)
         row = x[0]
         if weights.index not in self.tensors and weights.index not in self.maps:
-            y = self._unknowns(torch.Size([outputs]))
+            y = self.unknowns(torch.Size([outputs]))
             if in_order:
                 self.maps[weights.index] = (y, row)
             else:
@@ -209,51 +195,56 @@ class Degrees:
             if not in_order:
                 r, c = (torch.tensor([self.equations.times(v, Fraction(-1)) for v in part.tolist()]) for part in (c, r))
             # entries are r_i − c_j, so that x_j − c_j must not depend on j
-            rest = self._pairs(row, c, Fraction(-1))
-            self._demand_equal_along(rest, 0)
-            return self._pairs(r, rest[:1].expand(outputs)).expand(*leading, outputs)
-        matrix = self._plain(_Weights(weights.index, weights.shape))  # (E, D) or (D, E)
+            rest = self.pairs(row, c, Fraction(-1))
+            self.demand_equal_along(rest, 0)
+            return self.pairs(r, rest[:1].expand(outputs)).expand(*leading, outputs)
+        matrix = self.plain(_Weights(weights.index, weights.shape))  # (E, D) or (D, E)
         matrix = matrix if in_order else matrix.mT
         if matrix.stride(0) == 0:  # as an embedding's: the same for all rows
-            rest = self._pairs(row, matrix[0])
-            self._demand_equal_along(rest, 0)
+            rest = self.pairs(row, matrix[0])
+            self.demand_equal_along(rest, 0)
             return rest[:1].expand(*leading, outputs)
-        total = self._pairs(matrix, row.expand(outputs, inputs))
-        self._demand_equal_along(total, 1)
+        total = self.pairs(matrix, row.expand(outputs, inputs))
+        self.demand_equal_along(total, 1)
         return total[:, 0].expand(*leading, outputs)
 
     # On tensors of forms
 
-    def _unknowns(self, shape: torch.Size) -> torch.Tensor:
+    def unknowns(self, shape: torch.Size) -> torch.Tensor:
+        """Forms of new unknowns."""
         return torch.tensor([self.equations.unknown() for _ in range(shape.numel())], dtype=torch.int64).view(shape)
 
-    def _demand_zero(self, x: torch.Tensor) -> None:
+    def demand_zero(self, x: torch.Tensor) -> None:
+        """All these forms are zero."""
         for form in x.unique().tolist():
             self.equations.demand_equal(form, 0)
 
-    def _demand_equal_along(self, x: torch.Tensor, dim: int) -> None:
+    def demand_equal_along(self, x: torch.Tensor, dim: int) -> None:
+        """Forms do not depend on the place along this dimension."""
         if x.shape[dim] > 1 and x.stride(dim):
-            self._merge(x.narrow(dim, 0, 1).expand_as(x), x)
+            self.merge(x.narrow(dim, 0, 1).expand_as(x), x)
 
-    def _merge(self, a: torch.Tensor, b: torch.Tensor) -> None:
+    def merge(self, a: torch.Tensor, b: torch.Tensor) -> None:
+        """a = b, entry by entry."""
         apart = a != b
         for i, j in _unique_pairs(a[apart], b[apart])[0]:
             self.equations.demand_equal(i, j)
 
-    def _pairs(self, a: torch.Tensor, b: torch.Tensor, scale: Fraction = Fraction(1)) -> torch.Tensor:
+    def pairs(self, a: torch.Tensor, b: torch.Tensor, scale: Fraction = Fraction(1)) -> torch.Tensor:
         """a + scale·b, entry by entry."""
         a, b = torch.broadcast_tensors(a, b)
         pairs, back = _unique_pairs(a, b)
         sums = torch.tensor([self.equations.combine(i, j, scale) for i, j in pairs], dtype=torch.int64)
         return sums[back].view(a.shape)
 
-    def _scaled(self, a: torch.Tensor, scale: Fraction) -> torch.Tensor:
-        return self._pairs(torch.zeros_like(a), a, scale)
+    def scaled(self, a: torch.Tensor, scale: Fraction) -> torch.Tensor:
+        """scale·a."""
+        return self.pairs(torch.zeros_like(a), a, scale)
 
-    def _operand(self, value: Any, node: Any) -> torch.Tensor:
+    def operand(self, value: Any) -> torch.Tensor:
         """Degrees of an argument of an elementwise operation; of a constant 0."""
         return (
-            torch.zeros((), dtype=torch.int64) if not isinstance(value, torch.Tensor | _Weights) else self._plain(value)
+            torch.zeros((), dtype=torch.int64) if not isinstance(value, torch.Tensor | _Weights) else self.plain(value)
         )
 
 
@@ -280,11 +271,11 @@ def _leaves(arguments: Any) -> list[Any]:
 
 
 def _sum_of(d: Degrees, node: torch.fx.Node, a: Any, b: Any, *_: Any) -> torch.Tensor:
-    shape = node.meta["val"].shape
-    a, b = (d._operand(v, node).expand(shape) for v in (a, b))
+    shape = _shape_of(node)
+    left, right = (d.operand(v).expand(shape) for v in (a, b))
     if not (_is_zero(node.args[0]) or _is_zero(node.args[1])):
-        d._merge(a, b)
-    return b if _is_zero(node.args[0]) else a
+        d.merge(left, right)
+    return right if _is_zero(node.args[0]) else left
 
 
 def _is_zero(argument: Any) -> bool:
@@ -292,21 +283,21 @@ def _is_zero(argument: Any) -> bool:
 
 
 def _product(d: Degrees, node: torch.fx.Node, a: Any, b: Any) -> torch.Tensor:
-    return d._pairs(d._operand(a, node), d._operand(b, node)).expand(node.meta["val"].shape)
+    return d.pairs(d.operand(a), d.operand(b)).expand(_shape_of(node))
 
 
 def _quotient(d: Degrees, node: torch.fx.Node, a: Any, b: Any) -> torch.Tensor:
-    return d._pairs(d._operand(a, node), d._operand(b, node), Fraction(-1)).expand(node.meta["val"].shape)
+    return d.pairs(d.operand(a), d.operand(b), Fraction(-1)).expand(_shape_of(node))
 
 
-def _power(d: Degrees, node: torch.fx.Node, a: Any, n: Any) -> torch.Tensor:
+def _power(d: Degrees, _: torch.fx.Node, a: Any, n: Any) -> torch.Tensor:
     if not isinstance(n, int | float):
         raise TypeError("an exponent that depends on θ")
-    return d._scaled(d._plain(a), Fraction(n).limit_denominator(1000))
+    return d.scaled(d.plain(a), Fraction(n).limit_denominator(1000))
 
 
 def _of_power(n: Fraction) -> Callable[..., torch.Tensor]:
-    return lambda d, node, a, *_: d._scaled(d._plain(a), n)
+    return lambda d, _, a, *__: d.scaled(d.plain(a), n)
 
 
 def _where(d: Degrees, node: torch.fx.Node, _: Any, a: Any, b: Any) -> torch.Tensor:
@@ -315,10 +306,10 @@ def _where(d: Degrees, node: torch.fx.Node, _: Any, a: Any, b: Any) -> torch.Ten
 
 
 def _sum_of_two(d: Degrees, node: torch.fx.Node, a: Any, b: Any) -> torch.Tensor:
-    shape = node.meta["val"].shape
-    a, b = (d._operand(v, node).expand(shape) for v in (a, b))
-    d._merge(a, b)
-    return a
+    shape = _shape_of(node)
+    left, right = (d.operand(v).expand(shape) for v in (a, b))
+    d.merge(left, right)
+    return left
 
 
 def _masked_fill(d: Degrees, node: torch.fx.Node, a: Any, *_: Any) -> torch.Tensor:
@@ -326,17 +317,17 @@ def _masked_fill(d: Degrees, node: torch.fx.Node, a: Any, *_: Any) -> torch.Tens
 
 
 def _matmul(d: Degrees, node: torch.fx.Node, a: Any, b: Any) -> torch.Tensor:
-    shape = node.meta["val"].shape
+    shape = _shape_of(node)
     if isinstance(b, _Weights) and len(b.shape) == 2:
         inner = _shape_of(node.args[0])
-        x = _zeros(inner) if a is None else d._plain(a)
+        x = _zeros(inner) if a is None else d.plain(a)
         return d.map(x, b, outputs_first=False, leading=inner[:-1])
-    left = _zeros(_shape_of(node.args[0])) if a is None else d._plain(a)
-    right = _zeros(_shape_of(node.args[1])) if b is None else d._plain(b)
+    left = _zeros(_shape_of(node.args[0])) if a is None else d.plain(a)
+    right = _zeros(_shape_of(node.args[1])) if b is None else d.plain(b)
     left = left[None, :] if left.dim() == 1 else left
     right = right[:, None] if right.dim() == 1 else right
-    total = d._pairs(left[..., :, :, None], right[..., None, :, :])  # (…, N, K, M)
-    d._demand_equal_along(total, -2)
+    total = d.pairs(left[..., :, :, None], right[..., None, :, :])  # (…, N, K, M)
+    d.demand_equal_along(total, -2)
     return total[..., 0, :].reshape(shape)
 
 
@@ -346,46 +337,46 @@ def _shape_of(node: Any) -> torch.Size:
 
 
 def _linear(d: Degrees, node: torch.fx.Node, x: Any, weight: Any, bias: Any = None) -> torch.Tensor:
-    shape = node.meta["val"].shape
+    shape = _shape_of(node)
     inner = _shape_of(node.args[0])
-    x = _zeros(inner) if x is None else d._plain(x)
+    x = _zeros(inner) if x is None else d.plain(x)
     if isinstance(weight, _Weights):
         y = d.map(x, weight, outputs_first=True, leading=shape[:-1])
     elif weight is None:
-        d._demand_equal_along(x, -1)
+        d.demand_equal_along(x, -1)
         y = x[..., :1].expand(shape)
     else:
-        total = d._pairs(x[..., None, :], weight)
-        d._demand_equal_along(total, -1)
+        total = d.pairs(x[..., None, :], weight)
+        d.demand_equal_along(total, -1)
         y = total[..., 0]
     if len(node.args) > 2 and node.args[2] is not None:
-        d._merge(y, d._operand(bias, node).expand(shape))
+        d.merge(y, d.operand(bias).expand(shape))
     return y
 
 
 def _addmm(d: Degrees, node: torch.fx.Node, bias: Any, x: Any, weight: Any) -> torch.Tensor:
-    shape = node.meta["val"].shape
+    shape = _shape_of(node)
     inner = _shape_of(node.args[1])
-    x = _zeros(inner) if x is None else d._plain(x)
+    x = _zeros(inner) if x is None else d.plain(x)
     if isinstance(weight, _Weights):
         y = d.map(x, weight, outputs_first=False, leading=shape[:-1])
     else:
         right = _zeros(_shape_of(node.args[2])) if weight is None else weight
-        total = d._pairs(x[:, :, None], right[None])
-        d._demand_equal_along(total, 1)
+        total = d.pairs(x[:, :, None], right[None])
+        d.demand_equal_along(total, 1)
         y = total[:, 0]
-    d._merge(y, d._operand(bias, node).expand(shape))
+    d.merge(y, d.operand(bias).expand(shape))
     return y
 
 
 def _reduce(d: Degrees, node: torch.fx.Node, a: Any, dims: Any = None, *_: Any) -> torch.Tensor:
-    a = d._plain(a)
-    axes = range(a.dim()) if dims is None or dims == [] else [dims] if isinstance(dims, int) else dims
+    forms = d.plain(a)
+    axes = range(forms.dim()) if dims is None or dims == [] else [dims] if isinstance(dims, int) else dims
     for dim in axes:
-        d._demand_equal_along(a, dim)
+        d.demand_equal_along(forms, dim)
     for dim in axes:
-        a = a.narrow(dim, 0, 1)
-    return a.reshape(node.meta["val"].shape)
+        forms = forms.narrow(dim, 0, 1)
+    return forms.reshape(_shape_of(node))
 
 
 def _layer_norm(
@@ -398,17 +389,17 @@ def _layer_norm(
     eps: float = 1e-5,
     *_: Any,
 ) -> torch.Tensor:
-    result = node.meta["val"].shape
+    result = _shape_of(node)
     if a is not None:
-        a = d._plain(a)
+        a = d.plain(a)
         if eps == 0:
             for dim in range(-len(shape), 0):
-                d._demand_equal_along(a, dim)
+                d.demand_equal_along(a, dim)
         else:
-            d._demand_zero(a)
-    y = _zeros(result) if weight is None else d._plain(weight).expand(result)
+            d.demand_zero(a)
+    y = _zeros(result) if weight is None else d.plain(weight).expand(result)
     if bias is not None:
-        d._merge(y, d._plain(bias).expand(result))
+        d.merge(y, d.plain(bias).expand(result))
     return y
 
 
@@ -416,13 +407,13 @@ def _rms_norm(d: Degrees, node: torch.fx.Node, a: Any, shape: Any, weight: Any =
     return _layer_norm(d, node, a, shape, weight, None, 1.0 if eps is None else eps)
 
 
-def _embedding(d: Degrees, node: torch.fx.Node, weight: Any, ids: Any, *_: Any) -> torch.Tensor:
+def _embedding(d: Degrees, node: torch.fx.Node, weight: Any, *_: Any) -> torch.Tensor:
     """All rows alike: which of them a text takes is not up to the graph."""
     if isinstance(weight, _Weights) and weight.index not in d.tensors and weight.index not in d.maps:
-        d.tensors[weight.index] = d._unknowns(torch.Size([1, weight.shape[1]]))
-    matrix = d._plain(weight)
-    d._demand_equal_along(matrix, 0)
-    return matrix[0].expand(node.meta["val"].shape)
+        d.tensors[weight.index] = d.unknowns(torch.Size([1, weight.shape[1]]))
+    matrix = d.plain(weight)
+    d.demand_equal_along(matrix, 0)
+    return matrix[0].expand(_shape_of(node))
 
 
 def _getitem(_: Degrees, __: torch.fx.Node, parts: Any, index: int) -> Any:
@@ -471,85 +462,3 @@ _RULES: dict[Any, Callable[..., Any]] = {
     aten.rms_norm.default: _rms_norm,
     aten.embedding.default: _embedding,
 }
-
-
-@dataclass(frozen=True, eq=False)
-class Generator:
-    """One one-parameter group of rescalings that leaves L as it is: θ_i → θ_i·R^{e_i}.
-
-    Attributes:
-        exponents: index of a tensor in θ → integers e that broadcast to its shape; tensors left out have e = 0.
-    """
-
-    exponents: dict[int, torch.Tensor]
-
-
-def generators(graph: LossGraph) -> list[Generator]:
-    """A basis of the symmetries, in the order of the tensors in θ; unknowns of the same kind are moved together."""
-    found = Degrees(graph)
-    parts: dict[int, list[torch.Tensor]] = {index: [forms] for index, forms in found.tensors.items()}
-    for index, (outputs, inputs) in found.maps.items():
-        parts[index] = [outputs[:, None], inputs[None, :]]
-    resolved: dict[int, Form] = {}
-    touched: dict[int, dict[tuple[int, int], set[Fraction]]] = {}  # unknown → (tensor, part) → its coefficients
-    for index, pieces in sorted(parts.items()):
-        for place, forms in enumerate(pieces):
-            for form in forms.unique().tolist():
-                if form not in resolved:
-                    resolved[form] = found.equations.resolve(form)
-                for unknown, coefficient in resolved[form].items():
-                    touched.setdefault(unknown, {}).setdefault((index, place), set()).add(coefficient)
-    families: dict[Any, set[int]] = {}
-    for unknown, places in touched.items():
-        signature = frozenset((place, frozenset(coefficients)) for place, coefficients in places.items())
-        families.setdefault(signature, set()).add(unknown)
-    basis = []
-    for family in families.values():
-        exponents: dict[int, torch.Tensor] = {}
-        for index, pieces in sorted(parts.items()):
-            values = [_values(forms, resolved, family) for forms in pieces]
-            total = values[0] if len(values) == 1 else _outer(*values)
-            if total is not None:
-                exponents[index] = total
-        if exponents:
-            basis.append(Generator(_whole_numbers(exponents)))
-    return sorted(basis, key=lambda g: min(g.exponents))
-
-
-def _values(forms: torch.Tensor, resolved: dict[int, Form], family: set[int]) -> torch.Tensor | None:
-    """Σ of the coefficients of a family's unknowns, or None where all are zero; as small as it broadcasts."""
-    known, back = forms.unique(return_inverse=True)
-    sums = [float(sum((c for u, c in resolved[form].items() if u in family), Fraction(0))) for form in known.tolist()]
-    if not any(sums):
-        return None
-    values = torch.tensor(sums, dtype=torch.float64)[back]
-    for dim in range(values.dim()):
-        if (values == values.narrow(dim, 0, 1)).all():
-            values = values.narrow(dim, 0, 1)
-    return values
-
-
-def _outer(outputs: torch.Tensor | None, inputs: torch.Tensor | None) -> torch.Tensor | None:
-    """Entries of a matrix map: degree of the output minus degree of the input."""
-    if outputs is None:
-        return None if inputs is None else -inputs
-    total = outputs if inputs is None else outputs - inputs
-    return total if total.any() else None
-
-
-def _whole_numbers(exponents: dict[int, torch.Tensor]) -> dict[int, torch.Tensor]:
-    """Scaled to integers without a common factor."""
-    values = [Fraction(v).limit_denominator(1000) for e in exponents.values() for v in e.unique().tolist() if v]
-    least = 1
-    for v in values:
-        least = least * v.denominator // _gcd(least, v.denominator)
-    common = 0
-    for v in values:
-        common = _gcd(common, int(abs(v) * least))
-    return {index: e * least / common + 0.0 for index, e in exponents.items()}  # without −0
-
-
-def _gcd(a: int, b: int) -> int:
-    while b:
-        a, b = b, a % b
-    return a

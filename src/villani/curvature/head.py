@@ -7,10 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from torch.nn import functional as F
 
 from villani.curvature.taylor import Jet
 
 _POSITIONS = 128  # logits of so many positions at a time: 26 MB at V = 50,257
+_RUN = 128  # labels
 LABELS = 64  # labels sampled at every position: their noise is then well below that of the probes
 
 
@@ -73,8 +75,8 @@ def head_terms(
     for start in range(0, len(labels), _POSITIONS):
         part = slice(start, start + _POSITIONS)
         h, y = features.x[part], labels[part]
-        p = torch.softmax(torch.nn.functional.linear(h, weight, bias), dim=-1)
-        spread = 1 - p.square().sum(dim=-1)
+        p = torch.softmax(F.linear(h, weight, bias), dim=-1)
+        spread = 1 - torch.linalg.vector_norm(p, dim=-1).square()
         total_weight += _sum(h.square().sum(dim=-1) * spread)
         total_bias += _sum(spread)
         drawn = draw_labels(p, uniform[part])  # (b, LABELS)
@@ -105,10 +107,19 @@ def _along(scores: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
 
 
 def draw_labels(p: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
-    """(b, L) labels from (b, V) probabilities and (b, L) uniform numbers: the distribution inverted in float64."""
-    cumulative = p.double().cumsum(dim=-1)
-    drawn = torch.searchsorted(cumulative, uniform.to(p.device) * cumulative[:, -1:], right=True)
-    return drawn.clamp_(max=p.shape[1] - 1)
+    """(b, L) labels from (b, V) probabilities and (b, L) uniform numbers: the distribution inverted.
+
+    First the run of `_RUN` labels is found, then the label in it, so that only runs that are hit are summed one by one.
+    """
+    size = p.shape[1]
+    runs = F.pad(p, (0, -size % _RUN)).view(len(p), -1, _RUN)  # (b, R, _RUN)
+    ends = runs.sum(dim=-1).double().cumsum(dim=-1)
+    wanted = uniform.to(p.device) * ends[:, -1:]
+    hit = torch.searchsorted(ends, wanted, right=True).clamp_(max=ends.shape[1] - 1)  # (b, L)
+    starts = F.pad(ends, (1, 0)).gather(1, hit)
+    inside = runs[torch.arange(len(p), device=p.device)[:, None], hit].double().cumsum(dim=-1)  # (b, L, _RUN)
+    place = torch.searchsorted(inside, (wanted - starts)[..., None], right=True)[..., 0].clamp_(max=_RUN - 1)
+    return (hit * _RUN + place).clamp_(max=size - 1)
 
 
 def _sum(x: torch.Tensor) -> float:

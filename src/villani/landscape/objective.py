@@ -120,17 +120,21 @@ class Objective:
         modes = {module: module.training for module in self.model.modules()}
         deterministic = torch.are_deterministic_algorithms_enabled()
         warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+        filling: Any = torch.utils.deterministic
+        fill = filling.fill_uninitialized_memory
         with ExitStack() as stack:
             if not fused:
                 stack.enter_context(sdpa_kernel(SDPBackend.MATH))
             stack.enter_context(torch.random.fork_rng(devices=[] if self.device.type == "cpu" else [self.device]))
             stack.enter_context(torch.enable_grad())
             torch.use_deterministic_algorithms(True, warn_only=True)
+            filling.fill_uninitialized_memory = False  # every `empty` would be written twice
             self.model.eval()
             try:
                 yield
             finally:
                 torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
+                filling.fill_uninitialized_memory = fill
                 for module, mode in modes.items():
                     module.training = mode
 

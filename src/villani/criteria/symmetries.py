@@ -1,0 +1,87 @@
+"""The rescaling symmetries of a loss: θ_i → θ_i·R^{e_i} that leave L as it is at every θ, for every R > 0.
+
+`degrees` finds all of them that the graph shows. Unknowns that touch the same tensors in the same way are moved
+together: one generator for all channels that a value matrix has, say, rather than one each.
+"""
+
+import math
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+import torch
+
+from villani.criteria.degrees import Degrees, Form
+from villani.landscape.graph import LossGraph
+
+
+@dataclass(frozen=True, eq=False)
+class Generator:
+    """One one-parameter group of rescalings that leaves L as it is: θ_i → θ_i·R^{e_i}.
+
+    Attributes:
+        exponents: index of a tensor in θ → integers e that broadcast to its shape; tensors left out have e = 0.
+    """
+
+    exponents: dict[int, torch.Tensor]
+
+
+def generators(graph: LossGraph) -> list[Generator]:
+    """A basis of the symmetries, in the order of the tensors in θ; unknowns of the same kind are moved together."""
+    found = Degrees(graph)
+    parts: dict[int, list[torch.Tensor]] = {index: [forms] for index, forms in found.tensors.items()}
+    for index, (outputs, inputs) in found.maps.items():
+        parts[index] = [outputs[:, None], inputs[None, :]]
+    resolved: dict[int, Form] = {}
+    touched: dict[int, dict[tuple[int, int], set[Fraction]]] = {}  # unknown → (tensor, part) → its coefficients
+    for index, pieces in sorted(parts.items()):
+        for place, forms in enumerate(pieces):
+            for form in forms.unique().tolist():
+                if form not in resolved:
+                    resolved[form] = found.equations.resolve(form)
+                for unknown, coefficient in resolved[form].items():
+                    touched.setdefault(unknown, {}).setdefault((index, place), set()).add(coefficient)
+    families: dict[Any, set[int]] = {}
+    for unknown, places in touched.items():
+        signature = frozenset((place, frozenset(coefficients)) for place, coefficients in places.items())
+        families.setdefault(signature, set()).add(unknown)
+    basis = []
+    for family in families.values():
+        exponents: dict[int, torch.Tensor] = {}
+        for index, pieces in sorted(parts.items()):
+            values = [_values(forms, resolved, family) for forms in pieces]
+            total = values[0] if len(values) == 1 else _outer(*values)
+            if total is not None:
+                exponents[index] = total
+        if exponents:
+            basis.append(Generator(_whole_numbers(exponents)))
+    return sorted(basis, key=lambda g: min(g.exponents))
+
+
+def _values(forms: torch.Tensor, resolved: dict[int, Form], family: set[int]) -> torch.Tensor | None:
+    """Σ of the coefficients of a family's unknowns, or None where all are zero; as small as it broadcasts."""
+    known, back = forms.unique(return_inverse=True)
+    sums = [float(sum((c for u, c in resolved[form].items() if u in family), Fraction(0))) for form in known.tolist()]
+    if not any(sums):
+        return None
+    values = torch.tensor(sums, dtype=torch.float64)[back]
+    for dim in range(values.dim()):
+        if (values == values.narrow(dim, 0, 1)).all():
+            values = values.narrow(dim, 0, 1)
+    return values
+
+
+def _outer(outputs: torch.Tensor | None, inputs: torch.Tensor | None) -> torch.Tensor | None:
+    """Entries of a matrix map: degree of the output minus degree of the input."""
+    if outputs is None:
+        return None if inputs is None else -inputs
+    total = outputs if inputs is None else outputs - inputs
+    return total if total.any() else None
+
+
+def _whole_numbers(exponents: dict[int, torch.Tensor]) -> dict[int, torch.Tensor]:
+    """Scaled to integers without a common factor."""
+    values = [Fraction(v).limit_denominator(1000) for e in exponents.values() for v in e.unique().tolist() if v]
+    least = math.lcm(*(v.denominator for v in values))
+    common = math.gcd(*(int(v * least) for v in values))
+    return {index: e * least / common + 0.0 for index, e in exponents.items()}  # without −0
