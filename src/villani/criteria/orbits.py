@@ -1,0 +1,240 @@
+"""Criterion (iv) along orbits: curves θ_R = (θ_i·R^{e_i}) of constant L, where Ψ_s can fall to −∞; THEORY.md §2.2.
+
+On an orbit, part by part, ∇_e L scales as R^{−e} and Δ_e L as R^{−2e}, so that exactly
+
+    Ψ_s(θ_R) = Σ_e [ R^{2e}·λ²‖mθ_e‖²/s + R^{−2e}·(‖∇_e L‖²/s − Δ_e L) ] + 2λ⟨∇L, mθ⟩/s − λ·d_m,
+
+the sum over exponents e, the right side at θ. The leading power of R decides: with A the entries of the largest
+exponent and B those of the smallest, it is negative for every s above
+
+    s* = ([λ²‖mA‖²] + ‖∇_B L‖²)/Δ_B L        if Δ_B L > 0,
+
+where λ²‖mA‖² counts only if A's exponent is as large as B's is small (Theorem C; in Theorem D it is smaller, and no λ
+helps). At one θ with s* < s, Ψ_s → −∞ along the orbit: (iv) fails at s.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy.stats import t as student_t
+
+from villani.criteria.parts import Exponents, Parts, PartStatistics
+from villani.criteria.symmetries import Generator
+from villani.landscape.objective import Objective
+from villani.landscape.parameters import ParameterSpace
+from villani.statistics import Array, Estimate
+
+LEVEL = 0.95
+
+
+@dataclass(frozen=True, eq=False)
+class Orbit:
+    """One rescaling symmetry.
+
+    Attributes:
+        name: the tensors that grow fastest, and those that shrink fastest.
+        exponents: index of a tensor in θ → integers e that broadcast to its shape.
+        up: the largest exponent, that of A; at least 1.
+        down: minus the smallest, that of B; at least `up`, so that B decides how Ψ_s ends.
+    """
+
+    name: str
+    exponents: Exponents
+    up: int
+    down: int
+
+    @property
+    def theorem(self) -> str:
+        """C, where λ²‖A‖² counts, or D, where it does not."""
+        return "C" if self.up == self.down else "D"
+
+
+def orbits_of(basis: Sequence[Generator], space: ParameterSpace) -> list[Orbit]:
+    """Orbits along a basis of symmetries, both ways, and those combinations of two in which B shrinks as R^−2."""
+    found = [_orbit([(sign, g)], space, (1, 2)) for g in basis for sign in (1, -1)]
+    for a in basis:
+        for b in basis:
+            if a is not b and a.exponents.keys() & b.exponents.keys():
+                found += [_orbit([(i, a), (j, b)], space, (2,)) for i in (1, -1) for j in (1, -1, 2, -2)]
+    unique: dict[str, Orbit] = {}
+    for orbit in found:
+        if orbit is not None:
+            unique.setdefault(orbit.name, orbit)
+    return list(unique.values())
+
+
+def _orbit(terms: Sequence[tuple[int, Generator]], space: ParameterSpace, down: Sequence[int]) -> Orbit | None:
+    exponents: dict[int, torch.Tensor] = {}
+    for factor, generator in terms:
+        for index, e in generator.exponents.items():
+            exponents[index] = exponents.get(index, torch.zeros(())) + factor * e
+    exponents = {index: e for index, e in sorted(exponents.items()) if e.any()}
+    if not exponents:
+        return None
+    up = max(int(e.max()) for e in exponents.values())
+    low = -min(int(e.min()) for e in exponents.values())
+    if up != 1 or low not in down:
+        return None
+    return Orbit(f"{_names(exponents, space, up)} ↑ {_names(exponents, space, -low)} ↓", exponents, up, low)
+
+
+def _names(exponents: Exponents, space: ParameterSpace, value: int) -> str:
+    """The tensors, or parts of tensors, of one exponent."""
+    names = []
+    for index, e in exponents.items():
+        share = float((e == value).double().mean())
+        if share:
+            names.append(space.parameters[index].name + ("" if share == 1 else f"[{_span(e, value)}]"))
+    return ", ".join(names)
+
+
+def _span(e: torch.Tensor, value: int) -> str:
+    """Which entries along the first dimension that e varies in have this value: a:b, or the number of them."""
+    dim = next(d for d in range(e.dim()) if e.shape[d] > 1)
+    flat = e.movedim(dim, 0).reshape(e.shape[dim], -1)[:, 0]
+    places = (flat == value).nonzero()[:, 0]
+    first, last = int(places[0]), int(places[-1]) + 1
+    comma = ":, " * dim
+    return f"{comma}{first}:{last}" if last - first == len(places) else f"{comma}{len(places)} of {len(flat)}"
+
+
+@contextmanager
+def rescaled(objective: Objective, exponents: Mapping[int, torch.Tensor], scale: float) -> Iterator[None]:
+    """θ_R for a while; θ comes back bit for bit. With R a power of two every product is exact."""
+    tensors = objective.parameters.tensors
+    saved = {index: tensors[index].detach().clone() for index in exponents}
+    try:
+        with torch.no_grad():
+            for index, e in exponents.items():
+                tensors[index].mul_((scale ** e.double()).to(tensors[index]))
+        yield
+    finally:
+        with torch.no_grad():
+            for index, original in saved.items():
+                tensors[index].copy_(original)
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """The temperature above which Ψ_s → −∞ along one orbit through one θ.
+
+    Attributes:
+        value: s*; ∞ where Δ_B L ≤ 0 and nothing is seen at this θ.
+        upper: Ψ_s → −∞ for every s above, with one-sided confidence `level`; ∞ where the data do not show Δ_B L > 0.
+        level: 1 where nothing was sampled.
+        norm_squared: λ²‖mA‖² if it counts, else 0.
+        gradient_norm_squared: ‖∇_B L‖².
+        laplacian: Δ_B L.
+    """
+
+    value: float
+    upper: float
+    level: float
+    norm_squared: float
+    gradient_norm_squared: Estimate
+    laplacian: Estimate
+
+
+def threshold(
+    orbit_exponents: Array, statistics: PartStatistics, weight_decay: float, *, comparisons: int = 1
+) -> Threshold:
+    """s* of an orbit whose exponents of every part are given (A,).
+
+    With several `comparisons` the level of each is raised, so that all hold together (Bonferroni).
+    """
+    up, low = orbit_exponents.max(), orbit_exponents.min()
+    b = orbit_exponents == low
+    norm = weight_decay**2 * float(statistics.norms[orbit_exponents == up].sum()) if up == -low else 0.0
+    count = len(statistics.tokens)
+    gradient, gradient_error, gradient_replicates = _jackknife(
+        lambda j: float(statistics.gradient_norms(j)[b].sum()), count, statistics.finite
+    )
+    trace, trace_error, trace_replicates = _jackknife(
+        lambda j: float(statistics.mean_traces(j)[b].sum()), count, statistics.finite
+    )
+    if statistics.finite and not statistics.exact:  # only probes are noise
+        share = statistics.traces[:, :, b].sum(axis=2) / statistics.tokens.sum()
+        trace_error = float(np.sqrt((share.var(axis=1, ddof=1) / share.shape[1]).sum()))
+    status = "certified" if statistics.finite and statistics.exact else "statistical"
+    estimates = (
+        Estimate(gradient, gradient_error, count, "certified" if statistics.finite else "statistical"),
+        Estimate(trace, trace_error, count, "certified" if status == "certified" else "statistical"),
+    )
+    value = (norm + max(gradient, 0.0)) / trace if trace > 0 else math.inf
+    if status == "certified":
+        return Threshold(value, value, 1.0, norm, *estimates)
+    freedom = count * (statistics.traces.shape[1] - 1) if statistics.finite else count - 1
+    quantile = float(student_t.ppf(1 - (1 - LEVEL) / (2 * comparisons), freedom))  # as of a two-sided interval
+
+    def ends_below(s: float) -> bool:
+        """Whether the leading coefficient at s is negative beyond its error."""
+        coefficient = (norm + gradient) / s - trace
+        if statistics.finite:
+            error = trace_error
+        else:
+            replicates = gradient_replicates / s - trace_replicates
+            error = math.sqrt((count - 1) / count * float(((replicates - replicates.mean()) ** 2).sum()))
+        return coefficient + quantile * error < 0
+
+    return Threshold(value, _smallest(ends_below), LEVEL, norm, *estimates)
+
+
+def _jackknife(statistic: Callable[[int | None], float], count: int, finite: bool) -> tuple[float, float, Array]:
+    """A statistic, its standard error and its delete-one replicates; no error where the groups are all there is."""
+    full = statistic(None)
+    if finite:
+        return full, 0.0, np.full(count, full)
+    replicates = np.array([statistic(j) for j in range(count)])
+    error = math.sqrt((count - 1) / count * float(((replicates - replicates.mean()) ** 2).sum()))
+    return full, error, replicates
+
+
+def _smallest(check: Callable[[float], bool]) -> float:
+    """The smallest s, to one in a thousand, from which on a condition holds; ∞ if it does not at 10⁹."""
+    low, high = -40.0, 9 * math.log(10)
+    if not check(math.exp(high)):
+        return math.inf
+    while high - low > 1e-3:
+        middle = (low + high) / 2
+        low, high = (low, middle) if check(math.exp(middle)) else (middle, high)
+    return math.exp(high)
+
+
+def predicted_psi(
+    orbit_exponents: Array,
+    statistics: PartStatistics,
+    parameters: ParameterSpace,
+    weight_decay: float,
+    temperature: float,
+    scale: float,
+) -> Estimate:
+    """Ψ_s(θ_R) from what was measured at θ (the formula above)."""
+    grow = scale ** (2 * orbit_exponents)
+    exact = weight_decay**2 / temperature * float((grow * statistics.norms).sum())
+    exact -= weight_decay * parameters.decayed_size
+
+    def total(left_out: int | None) -> float:
+        sampled = statistics.gradient_norms(left_out) / temperature - statistics.mean_traces(left_out)
+        cross = 2 * weight_decay / temperature * float(statistics.mean_dots(left_out).sum())
+        return float((sampled / grow).sum()) + cross
+
+    value, error, _ = _jackknife(total, len(statistics.tokens), statistics.finite)
+    if statistics.finite and not statistics.exact:
+        share = (statistics.traces / grow).sum(axis=2) / statistics.tokens.sum()
+        error = float(np.sqrt((share.var(axis=1, ddof=1) / share.shape[1]).sum()))
+    certified = statistics.finite and statistics.exact
+    return Estimate(exact + value, error, len(statistics.tokens), "certified" if certified else "statistical")
+
+
+def exponents_of(orbit: Orbit, parts: Parts) -> Array:
+    """(A,) the orbit's exponent of every part; parts must not mix exponents."""
+    found = np.zeros(parts.count)
+    for index, e in orbit.exponents.items():
+        labels = parts.labels[index]
+        shape = torch.broadcast_shapes(labels.shape, e.shape)
+        found[labels.expand(shape).reshape(-1).numpy()] = e.expand(shape).reshape(-1).numpy()
+    return found

@@ -1,0 +1,265 @@
+"""‖∇L‖², tr ∇²L and norms part by part, where a part is a set of entries of θ that every orbit scales alike.
+
+Gradients are neither kept nor sketched: one pass adds them up, a second takes their products with the sum, and all that
+the U-statistic of ‖∇_B L‖² needs is there (THEORY.md §6). Where all of θ is small, traces are exact, one product for
+each entry; else they are sampled, by a probe on all of θ or by one on each of a few parts.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from villani.curvature.probes import rademacher_probe
+from villani.curvature.products import differentiable_gradient, product
+from villani.landscape.objective import Objective
+from villani.landscape.parameters import ParameterSpace
+from villani.statistics import Array
+
+EXACT = 512  # entries of θ up to which traces are exact
+
+Exponents = Mapping[int, torch.Tensor]
+"""Index of a tensor in θ → integers that broadcast to its shape; zero for tensors left out."""
+
+
+@dataclass(frozen=True, eq=False)
+class Parts:
+    """A partition of θ.
+
+    Attributes:
+        labels: of every tensor, integers 0 … count − 1 that broadcast to its shape.
+        exponents: (orbits, count) of every part under every given rescaling.
+        count: how many parts there are.
+    """
+
+    labels: tuple[torch.Tensor, ...]
+    exponents: Array
+    count: int
+
+    def sums(self, tensors: Sequence[torch.Tensor]) -> Array:
+        """(count,) sums over the parts of tensors of θ's shapes, in float64."""
+        totals = np.zeros(self.count)
+        for labels, tensor in zip(self.labels, tensors, strict=True):
+            if labels.numel() == 1:
+                totals[int(labels)] += float(tensor.sum(dtype=torch.float64))
+                continue
+            flat = labels.to(tensor.device).expand(tensor.shape).reshape(-1)
+            sums = torch.zeros(self.count, dtype=torch.float64, device=tensor.device)
+            totals += sums.index_add_(0, flat, tensor.detach().reshape(-1).double()).cpu().numpy()
+        return totals
+
+    def confine(self, tensors: Sequence[torch.Tensor], chosen: Sequence[int]) -> list[torch.Tensor]:
+        """Tensors of θ's shapes with zeros outside the chosen parts."""
+        wanted = torch.zeros(self.count, dtype=torch.bool)
+        wanted[list(chosen)] = True
+        return [t * wanted[labels].to(t) for labels, t in zip(self.labels, tensors, strict=True)]
+
+
+def parts_of(space: ParameterSpace, rescalings: Sequence[Exponents]) -> Parts:
+    """The coarsest partition whose parts lie in one tensor each and are scaled alike by every rescaling."""
+    labels: list[torch.Tensor] = []
+    columns: list[Array] = []
+    for index, p in enumerate(space.parameters):
+        values = [e.get(index, torch.zeros(())).to(torch.float64) for e in rescalings]
+        values = [v.reshape((1,) * (p.tensor.dim() - v.dim()) + tuple(v.shape)) for v in values]
+        stacked = torch.stack(torch.broadcast_tensors(*values)) if values else torch.zeros(0, *(1,) * p.tensor.dim())
+        if stacked.shape[0] == 0:
+            labels.append(torch.full(stacked.shape[1:], len(columns)))
+            columns.append(np.zeros(0))
+            continue
+        kinds, back = stacked.reshape(len(values), -1).unique(dim=1, return_inverse=True)
+        labels.append(back.reshape(stacked.shape[1:]) + len(columns))
+        columns += [*kinds.T.numpy()]
+    return Parts(tuple(labels), np.stack(columns, axis=1), len(columns))
+
+
+@dataclass(frozen=True, eq=False)
+class PartStatistics:
+    """What G groups say of each of A parts; gradients and traces are those of the loss sums of groups.
+
+    Attributes:
+        tokens: (G,).
+        losses: (G,) loss sums.
+        norms: (A,) ‖θ_a‖², of decayed entries alone.
+        dots: (G, A) ⟨∇_a, θ_a⟩, of decayed entries alone.
+        squares: (G, A) ‖h_g,a‖² of the groups' gradients h_g.
+        products: (G, A) ⟨h_g,a, Σ h_a⟩.
+        totals: (A,) ‖Σ h_a‖².
+        traces: (G, m, A) samples of the trace; NaN in parts that were not probed. m = 1 where they are exact.
+        finite: the groups are all there is.
+        exact: the traces are exact.
+    """
+
+    tokens: Array
+    losses: Array
+    norms: Array
+    dots: Array
+    squares: Array
+    products: Array
+    totals: Array
+    traces: Array
+    finite: bool
+    exact: bool
+
+    def gradient_norms(self, left_out: int | None = None) -> Array:
+        """(A,) ‖∇_a L‖²: unbiased over groups, or exact where they are all there is."""
+        n = self.tokens
+        if self.finite:
+            whole: Array = self.totals / n.sum() ** 2
+            return whole
+        keep = np.ones(len(n), dtype=bool)
+        totals = self.totals
+        if left_out is not None:
+            keep[left_out] = False
+            totals = totals - 2 * self.products[left_out] + self.squares[left_out]
+        pairs = n[keep].sum() ** 2 - (n[keep] ** 2).sum()
+        norms: Array = (totals - self.squares[keep].sum(axis=0)) / pairs
+        return norms
+
+    def mean_traces(self, left_out: int | None = None) -> Array:
+        """(A,) tr ∇²_aa L."""
+        return self._mean(self.traces.mean(axis=1), left_out)
+
+    def mean_dots(self, left_out: int | None = None) -> Array:
+        """(A,) ⟨∇_a L, θ_a⟩ of decayed entries."""
+        return self._mean(self.dots, left_out)
+
+    def _mean(self, sums: Array, left_out: int | None) -> Array:
+        keep = np.ones(len(self.tokens), dtype=bool)
+        if left_out is not None and not self.finite:
+            keep[left_out] = False
+        mean: Array = sums[keep].sum(axis=0) / self.tokens[keep].sum()
+        return mean
+
+
+def part_statistics(
+    objective: Objective,
+    parts: Parts,
+    groups: Sequence[int],
+    *,
+    seed: int = 0,
+    probes: int = 1,
+    blocks: Sequence[Sequence[int]] = (),
+    progress: Callable[[int, int], None] | None = None,
+) -> PartStatistics:
+    """Measure at the current θ, which is left as it was.
+
+    Args:
+        objective: model, groups and mask.
+        parts: what to tell apart.
+        groups: which groups to use; at least 3 unless `objective.finite`.
+        seed: of the probes.
+        probes: in each group.
+        blocks: parts that get probes of their own, one block after the other; by default one probe for all of θ.
+        progress: called with (done, all) steps.
+    """
+    tensors = objective.parameters.tensors
+    small = objective.parameters.size <= EXACT
+    steps, done = 3 * len(groups), 0
+
+    def tell() -> None:
+        nonlocal done
+        done += 1
+        if progress is not None:
+            progress(done, steps)
+
+    decays = objective.parameters.decayed
+    total = [torch.zeros(t.shape, dtype=torch.float64, device=t.device) for t in tensors]
+    rows: dict[str, list[Array | float]] = {name: [] for name in ("tokens", "losses", "dots", "squares", "products")}
+    for group in groups:
+        gradient, tokens, loss = group_gradient(objective, group)
+        for t, g in zip(total, gradient, strict=True):
+            t.add_(g)
+        decayed = [g * p.detach() if d else torch.zeros((), dtype=g.dtype).expand_as(g)
+                   for g, p, d in zip(gradient, tensors, decays, strict=True)]  # fmt: skip
+        rows["tokens"].append(tokens)
+        rows["losses"].append(loss)
+        rows["dots"].append(parts.sums(decayed))
+        rows["squares"].append(parts.sums([g.square() for g in gradient]))
+        tell()
+    for group in groups:
+        if objective.finite:
+            rows["products"].append(np.zeros(parts.count))
+        else:
+            gradient, _, _ = group_gradient(objective, group)
+            rows["products"].append(parts.sums([g * t for g, t in zip(gradient, total, strict=True)]))
+        tell()
+    traces = []
+    for group in groups:
+        found = _exact_traces(objective, parts, group) if small else None
+        traces.append(_sampled_traces(objective, parts, group, seed, probes, blocks) if found is None else found)
+        tell()
+    return PartStatistics(
+        **{name: np.array(row) for name, row in rows.items()},
+        norms=parts.sums([p.detach().double().square() * float(d) for p, d in zip(tensors, decays, strict=True)]),
+        totals=parts.sums([t.square() for t in total]),
+        traces=np.array(traces),
+        finite=objective.finite,
+        exact=small,
+    )
+
+
+def group_gradient(objective: Objective, group: int) -> tuple[list[torch.Tensor], float, float]:
+    """(∇ of the loss sum in float64, tokens, loss sum) of one group."""
+    tensors = objective.parameters.tensors
+    sums = [torch.zeros(t.shape, dtype=torch.float64, device=t.device) for t in tensors]
+    tokens = loss = 0.0
+    with objective.evaluating():
+        for batch in objective.batches(group):
+            forward = objective.forward(batch)
+            tokens += forward.tokens
+            loss += float(forward.loss.detach().double())
+            pieces = torch.autograd.grad(forward.loss, tensors, allow_unused=True)
+            for total, piece in zip(sums, pieces, strict=True):
+                if piece is not None:
+                    total.add_(piece)
+    return sums, tokens, loss
+
+
+def _products(
+    objective: Objective, group: int, vectors: Callable[[], Iterator[list[torch.Tensor]]]
+) -> Iterator[tuple[int, list[torch.Tensor], list[torch.Tensor]]]:
+    """(number, v, Hv) for each v and each batch of a group, H that of the batch's loss sum."""
+    tensors = objective.parameters.tensors
+    with objective.evaluating():
+        for batch in objective.batches(group):
+            gradient = differentiable_gradient(objective.forward(batch).loss, tensors)
+            for number, vector in enumerate(vectors()):
+                yield number, vector, product(gradient, vector, tensors, keep_graph=True)
+
+
+def _exact_traces(objective: Objective, parts: Parts, group: int) -> Array:
+    tensors = objective.parameters.tensors
+
+    def units() -> Iterator[list[torch.Tensor]]:
+        for index, tensor in enumerate(tensors):
+            for entry in range(tensor.numel()):
+                unit = [torch.zeros_like(t) for t in tensors]
+                unit[index].view(-1)[entry] = 1
+                yield unit
+
+    found = np.zeros(parts.count)
+    for _, vector, curved in _products(objective, group, units):
+        found += parts.sums([v * h for v, h in zip(vector, curved, strict=True)])
+    return found[None]
+
+
+def _sampled_traces(
+    objective: Objective, parts: Parts, group: int, seed: int, probes: int, blocks: Sequence[Sequence[int]]
+) -> Array:
+    space = objective.parameters
+    supports: list[Sequence[int]] = list(blocks) or [range(parts.count)]
+
+    def confined() -> Iterator[list[torch.Tensor]]:
+        for probe in range(probes):
+            whole = rademacher_probe(space, seed, group, probe)
+            for support in supports:
+                yield parts.confine(whole, support) if blocks else whole
+
+    found = np.full((probes, parts.count), np.nan)
+    for number, vector, curved in _products(objective, group, confined):
+        probe, support = number // len(supports), list(supports[number % len(supports)])
+        sums = parts.sums([v * h for v, h in zip(vector, curved, strict=True)])
+        found[probe, support] = np.nan_to_num(found[probe, support]) + sums[support]
+    return found
