@@ -4,6 +4,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from villani.criteria.audit import Audit as Audit
+    from villani.criteria.audit import audit as audit
+    from villani.errors import InputError as InputError
     from villani.landscape.objective import Objective as Objective
     from villani.measurement import Measurement as Measurement
     from villani.measurement import measure as measure
@@ -11,9 +14,12 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-__all__ = ["Estimate", "Measurement", "Objective", "__version__", "measure"]
+__all__ = ["Audit", "Estimate", "InputError", "Measurement", "Objective", "__version__", "audit", "measure"]
 
 _HOME = {
+    "Audit": "villani.criteria.audit",
+    "audit": "villani.criteria.audit",
+    "InputError": "villani.errors",
     "Estimate": "villani.statistics",
     "Measurement": "villani.measurement",
     "Objective": "villani.landscape.objective",

@@ -1,0 +1,111 @@
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from tests.criteria.models import make
+from tests.criteria.test_orbits import binary, factors, finite, softmax_regression
+from villani import InputError, Objective, audit
+
+
+def test_two_factors_are_refuted_above_their_threshold_and_the_walk_falls():
+    """Lemma A at t = 0: s* = 4λ² for balanced labels."""
+    found = audit(factors(binary(0.5), 0.0, 3.0, weight_decay=0.1), temperature=0.05, loss_bound=0.0)
+    iv = found.differential
+    assert iv.outcome.verdict == "refuted"
+    assert iv.refuted_above == pytest.approx(0.04, rel=1e-9)
+    worst = iv.findings[0]
+    assert worst.guard == pytest.approx(math.sqrt(0.05 / 4), rel=1e-9)  # λ at which s* is the temperature
+    for step in worst.walk:
+        assert step.loss_change == 0
+        assert step.measured.value == pytest.approx(step.predicted.value, rel=1e-9)
+        # T9 at R = 3·scale: R²(λ²/s − 1/4) − 2λ
+        assert step.measured.value == pytest.approx((3 * step.scale) ** 2 * (0.2 - 0.25) - 0.2, rel=1e-9)
+    assert [o.verdict for o in found.outcomes.values()] == ["holds", "holds", "holds", "refuted"]
+    assert found.villani is False
+    below = audit(factors(binary(0.5), 0.0, 3.0, weight_decay=0.1), temperature=0.03)
+    assert "does not include" in below.differential.outcome.reason
+
+
+def test_three_factors_are_refuted_whatever_the_decay():
+    """Lemma E: at ∇_B L = 0 the threshold is 0 for every λ."""
+    for decay in (0.1, 10.0):
+        iv = audit(factors(binary(0.5), 3.0, 3.0, 0.0, weight_decay=decay), temperature=1e-6).differential
+        assert iv.outcome.verdict == "refuted"
+        assert iv.refuted_above == 0
+        assert iv.findings[0].orbit.theorem == "D"
+        assert iv.findings[0].guard == math.inf
+
+
+class Frozen(nn.Module):
+    """Softmax regression on features that do not move."""
+
+    def __init__(self):
+        super().__init__()
+        self.matrix = nn.Parameter(torch.randn(3, 2, generator=torch.Generator().manual_seed(0)).double())
+
+
+@pytest.mark.parametrize("temperature", [1e-6, 1e-3, 1.0, 1e3, 1e6])
+def test_positive_cases_are_not_refuted(temperature):
+    """THEORY.md §2.2, R1."""
+    x, y = torch.tensor([[1.0, 0], [0, 1], [1, 1]]).double(), torch.tensor([0, 1, 2])
+    regression = Objective(Frozen(), [(x, y)], 0.1, finite=True,
+                           loss_fn=lambda m, g: F.cross_entropy(g[0] @ m.matrix.T, g[1]))  # fmt: skip
+    for objective in (regression, finite(lambda w: (w**2).sum(), 1.0, -2.0)):
+        found = audit(objective, temperature)
+        assert [o.verdict for o in found.outcomes.values()] == ["holds", "holds", "holds", "not refuted"]
+        assert found.villani is None
+        assert "no rescaling symmetry" in found.differential.outcome.reason
+
+
+def test_softmax_regression_with_gain_is_refuted():
+    """Lemma B at the data of T6."""
+    iv = audit(softmax_regression(10.0, [[0.0, 0]] * 3), temperature=0.7).differential
+    assert iv.refuted_above == pytest.approx(0.211666667, abs=5e-10)
+
+
+def test_a_language_model_is_audited():
+    small = make("gpt-neo-125m?window=3", weight_decay=0.01)
+    ids = torch.randint(0, 13, (28, 4, 7), generator=torch.Generator().manual_seed(2))
+    objective = Objective(small.model, ids, 0.01)
+    before = objective.parameters.checksum()
+    told = set()
+    found = audit(objective, 1e3, probes=3, scales=(2.0, 16.0), progress=lambda what, done, total: told.add(what))
+    assert objective.parameters.checksum() == before
+    assert told == {"screening orbits", "confirming orbits", "walking the orbit"}
+    iv = found.differential
+    assert iv.outcome.verdict == "refuted"
+    assert 0 < iv.refuted_above < 1e3
+    worst = iv.findings[0]
+    assert worst.confirmed
+    for step in worst.walk:
+        assert step.loss_change == 0
+        error = math.hypot(step.measured.sem, step.predicted.sem)
+        assert abs(step.measured.value - step.predicted.value) < 6 * error
+    assert worst.walk[-1].measured.value < worst.walk[0].measured.value
+    assert [o.verdict for o in found.outcomes.values()] == ["holds", "holds", "holds", "refuted"]
+
+
+def test_bad_input():
+    objective = make("gpt2")
+    with pytest.raises(InputError, match="groups=2: expected at least 6"):
+        audit(objective)
+    with pytest.raises(InputError, match="temperature=-1"):
+        audit(objective, temperature=-1.0)
+    whole = Objective(objective.model, [g.ids for g in objective.groups], 0.1, finite=True)
+    with pytest.raises(InputError, match="probes=1: expected at least 2"):
+        audit(whole)
+
+
+def test_what_cannot_be_traced_is_unknown():
+    def branches(m, _):
+        return (m.w**2).sum() if float(m.w.sum()) > 0 else m.w.abs().sum()
+
+    found = audit(finite(lambda w: (w**2).sum(), 1.0), 1.0)
+    assert found.differential.outcome.verdict == "not refuted"
+    model = finite(lambda w: w.sum(), 1.0).model
+    unknown = audit(Objective(model, [0.0], 0.1, finite=True, loss_fn=branches), 1.0)
+    assert unknown.differential.outcome.verdict == "unknown"
+    assert unknown.smoothness.verdict == "unknown"
