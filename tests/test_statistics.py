@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -8,7 +10,7 @@ from villani.statistics import (
     GroupSums,
     exact,
     finite_statistics,
-    jackknife_covariance,
+    jackknife_deviations,
     ratio_estimates,
     sampled_statistics,
     sketch_variance,
@@ -44,7 +46,8 @@ def test_u_statistic_is_the_mean_over_pairs_of_different_groups(seed):
 def test_jackknife_of_a_mean_is_its_classical_standard_error(seed):
     x = np.random.default_rng(seed).normal(size=(9, 2))
     replicates = (x.sum(axis=0) - x) / 8
-    assert np.allclose(jackknife_covariance(replicates), np.cov(x.T) / 9)
+    deviations = jackknife_deviations(replicates)
+    assert np.allclose(deviations @ deviations.T, np.cov(x.T) / 9)
 
 
 @given(seeds)
@@ -188,3 +191,13 @@ def test_too_few_groups_or_probes():
         sampled_statistics(sums)
     with pytest.raises(ValueError, match="probes=1: expected at least 2"):
         finite_statistics(random_sums(9, probes=1), 0.0)
+
+
+@pytest.mark.parametrize("sketched", [False, True])
+def test_deviations_give_the_covariance_less_the_sketch(sketched):
+    sums = replace(random_sums(0), sketched=sketched)
+    for found, sketch in ((sampled_statistics(sums), sketched), (finite_statistics(sums, 1.0), False)):
+        rest = found.covariance - found.deviations @ found.deviations.T
+        expected = np.zeros((4, 4))
+        expected[1, 1] = sketch_variance(sums.gradient, sums.tokens) * sketch
+        assert np.allclose(rest, expected, rtol=1e-9, atol=1e-15)

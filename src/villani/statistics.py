@@ -85,12 +85,15 @@ class JointEstimate:
         covariance: (4, 4), of `values`; covers data, probes and sketch together.
         n: groups.
         degrees_of_freedom: of t-intervals.
+        deviations: (4, K) D, what each of K draws of groups or probes adds: D Dᵀ is `covariance`, less the sketch's
+            part. Of measurements that share groups and probes, D₁D₂ᵀ is the covariance between them.
     """
 
     values: Array
     covariance: Array
     n: int
     degrees_of_freedom: float
+    deviations: Array
 
     def component(self, index: int) -> Estimate:
         """One of the four, with its own standard error."""
@@ -122,12 +125,11 @@ class JointEstimate:
         )
 
 
-def jackknife_covariance(replicates: Array) -> Array:
-    """Covariance (k, k) from delete-one-group replicates (G, k): (G−1)/G · Σ(x₋g − x̄)(x₋g − x̄)ᵀ."""
+def jackknife_deviations(replicates: Array) -> Array:
+    """D (k, G) = √((G−1)/G) · (x₋g − x̄) from delete-one-group replicates (G, k); D Dᵀ is the jackknife covariance."""
     count = len(replicates)
-    centred = replicates - replicates.mean(axis=0)
-    covariance: Array = (count - 1) / count * (centred.T @ centred)
-    return covariance
+    deviations: Array = ((count - 1) / count) ** 0.5 * (replicates - replicates.mean(axis=0)).T
+    return deviations
 
 
 def bias_corrected(full: Array, replicates: Array) -> Array:
@@ -209,10 +211,11 @@ def sampled_statistics(sums: GroupSums) -> JointEstimate:
     order = [0, 3, 1, 2]  # the norm goes second
     full = np.concatenate([mean_full, norm_full])[order]
     replicates = np.concatenate([mean_replicates, norm_replicates], axis=1)[:, order]
-    covariance = jackknife_covariance(replicates)
+    deviations = jackknife_deviations(replicates)
+    covariance = deviations @ deviations.T
     if sums.sketched:
         covariance[1, 1] += sketch_variance(sums.gradient, sums.tokens)
-    return JointEstimate(bias_corrected(full, replicates), covariance, count, count - 1)
+    return JointEstimate(bias_corrected(full, replicates), covariance, count, count - 1, deviations)
 
 
 def finite_statistics(sums: GroupSums, gradient_norm_squared: float) -> JointEstimate:
@@ -229,7 +232,8 @@ def finite_statistics(sums: GroupSums, gradient_norm_squared: float) -> JointEst
     if probes < 2:
         raise ValueError(f"probes={probes}: expected at least 2 with finite=True, where only probes tell the error")
     total = sums.tokens.sum()
-    variances = (sums.hessian_trace / total).var(axis=1, ddof=1) / probes
+    share = sums.hessian_trace / total
+    variances = share.var(axis=1, ddof=1) / probes
     variance = variances.sum()
     values = np.array(
         [
@@ -241,4 +245,6 @@ def finite_statistics(sums: GroupSums, gradient_norm_squared: float) -> JointEst
     )
     # Welch–Satterthwaite: the groups' probe variances differ
     freedom = variance**2 / ((variances**2).sum() / (probes - 1)) if variance > 0 else float(count * (probes - 1))
-    return JointEstimate(values, np.diag([0.0, 0.0, 0.0, variance]), count, float(freedom))
+    deviations = np.zeros((4, count * probes))
+    deviations[3] = ((share - share.mean(axis=1, keepdims=True)) / (probes * (probes - 1)) ** 0.5).ravel()
+    return JointEstimate(values, np.diag([0.0, 0.0, 0.0, variance]), count, float(freedom), deviations)
