@@ -68,11 +68,11 @@ def test_softmax_regression_with_gain_is_refuted():
 
 def test_a_language_model_is_audited():
     small = make("gpt-neo-125m?window=3", weight_decay=0.01)
-    ids = torch.randint(0, 13, (28, 4, 7), generator=torch.Generator().manual_seed(2))
+    ids = torch.randint(0, 13, (32, 4, 7), generator=torch.Generator().manual_seed(2))
     objective = Objective(small.model, ids, 0.01)
     before = objective.parameters.checksum()
     told = set()
-    found = audit(objective, 1e3, probes=3, scales=(2.0, 16.0), progress=lambda what, done, total: told.add(what))
+    found = audit(objective, 1e3, probes=4, scales=(2.0, 16.0), progress=lambda what, done, total: told.add(what))
     assert objective.parameters.checksum() == before
     assert told == {"screening orbits", "confirming orbits", "walking the orbit"}
     iv = found.differential

@@ -3,11 +3,11 @@ import torch
 from torch import nn
 
 from villani.curvature.products import differentiable_gradient, product
-from villani.curvature.taylor import _RULES, Jet, Sweep, check_rules
+from villani.curvature.taylor import _RULES, Jet, Probed, Sweep, check_rules, isolated_nodes
 from villani.errors import InputError
 from villani.landscape.graph import place, trace_logits
 from villani.landscape.models import load_model
-from villani.landscape.objective import Objective
+from villani.landscape.objective import Batch, Objective
 
 SPECS = [
     "gpt-neo-125m?window=3",
@@ -191,3 +191,50 @@ def test_what_cannot_be_traced_is_told():
     model.lm_head = nn.Sequential(nn.Linear(16, 13).double(), nn.Tanh())
     with pytest.raises(InputError, match="not from a linear map"):
         trace_logits(objective, next(objective.batches(0)))
+
+
+@pytest.mark.parametrize("length", [3, 9])
+def test_tangents_through_a_matrix_have_the_covariance_of_its_inputs(length):
+    """Of a sequence's T inputs of width D only X Xᵀ enters, by a factor of T columns or of D, whichever are fewer."""
+    _, objective = small("gpt2")
+    batch = next(objective.batches(0))
+    sweep = Sweep(trace_logits(objective, batch), lambda i: Jet(objective.parameters.tensors[i]), [0])
+    sweep.sequences = 2
+    x = torch.randn(2 * length, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    x[1] = x[0]  # a repeated input makes X Xᵀ singular
+    columns = min(length, 5)
+
+    def unit(place):
+        def draw(_, shape):
+            assert shape == (2, columns, 4)
+            signs = torch.zeros(shape, dtype=torch.float64)
+            signs[:, place] = 1
+            return signs
+
+        return draw
+
+    tangents = [
+        sweep.through(x, Probed(torch.zeros(4, 5), [0], unit(place)), torch.Size([2 * length, 4]))[0]
+        for place in range(columns)
+    ]
+    covariance = sum(t[:, None, 0] * t[None, :, 0] for t in tangents)
+    apart = torch.block_diag(torch.ones(length, length), torch.ones(length, length))
+    assert torch.allclose(covariance * apart, (x @ x.T) * apart, atol=1e-8)
+
+
+def test_sequences_that_see_each_other_share_their_probes():
+    _, objective = small("gpt2")
+    ids = torch.zeros((2, 5), dtype=torch.int64)
+    graph = trace_logits(objective, Batch(ids, ids))
+    with objective.evaluating(), torch.no_grad():
+        assert graph.head.features in isolated_nodes(graph, objective.parameters.tensors, ids)
+    norm = objective.model.transformer.ln_f
+
+    class Mixing(torch.nn.Module):
+        def forward(self, x):
+            return norm(x - x.mean(dim=0, keepdim=True) / 2)
+
+    objective.model.transformer.ln_f = Mixing()
+    mixed = trace_logits(objective, Batch(ids, ids))
+    with objective.evaluating(), torch.no_grad():
+        assert not isolated_nodes(mixed, objective.parameters.tensors, ids)
