@@ -16,7 +16,7 @@ import numpy as np
 from villani.plan import PILOT, Target, Trial, make_plan, more_groups, rehearsal_size, settle
 from villani.statistics import Estimate, GroupSums, sampled_statistics
 
-REPETITIONS = 2000
+REPETITIONS = 1000
 MAX_GROUPS = 4096
 WAY = ("taylor", "whole")
 NOISES = {
