@@ -3,6 +3,7 @@
 Progress goes to stderr. Exit codes: 0 done, 2 bad input (one line), 1 anything else.
 """
 
+import shutil
 import sys
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -187,25 +188,29 @@ def exact(
     set_: Annotated[list[str] | None, typer.Option("--set", help="NAME=VALUE, a parameter of the potential")] = None,
     digits: Annotated[int | None, typer.Option(help="wanted of C_P; default 8, on planes 6")] = None,
     all_: Annotated[bool, typer.Option("--all", help="recompute the reference values of the theory")] = False,
-    output: Annotated[Path | None, typer.Option(help="write a page with the picture of all constants")] = None,
+    run: Run = None,
+    output: Annotated[Path | None, typer.Option(help="write the page to this file too")] = None,
     json: Json = False,
 ) -> None:
     """The exact truth about a low-dimensional potential, beside every bound that theory offers for it."""
+    from villani.runs.records import ExactRecord, ReferenceRecord
     from villani.studies.exact import ExactSettings, run_exact, run_reference
     from villani.terminal import print_catalogue, print_exact, print_reference, progress
 
-    asked = [weight_decay, temperature, beta, dimension, shape, set_, digits, output]
-    if potential is None and any(value is not None for value in asked):
+    asked = [weight_decay, temperature, beta, dimension, shape, set_, digits]
+    if potential is None and any(value is not None for value in (asked if all_ else [*asked, run, output])):
         raise InputError("exact: options need a potential; give a name or an expression, or none to list the names")
     if all_ and potential is not None:
         raise InputError(f"--all: recomputes every reference value; leave out {potential!r}")
     if output is not None and not output.parent.is_dir():
         raise InputError(f"--output {output}: no such folder; make it, or choose another")
     if potential is None and not all_:
-        return print_catalogue()
+        print_catalogue()
+        return
+    found: ExactRecord | ReferenceRecord
     with progress() as bar:
         if potential is None:
-            reference = run_reference(bar)
+            directory, found = run_reference(run, bar)
         else:
             settings = ExactSettings(
                 potential=potential, weight_decay=_optional(_numbers, "weight-decay", weight_decay),
@@ -213,19 +218,17 @@ def exact(
                 dimension=_optional(_whole_numbers, "dimension", dimension), parameters=_assignments(set_ or []),
                 shape=shape.value if shape else None, digits=digits,
             )  # fmt: skip
-            record = run_exact(settings, bar)
-    if potential is None:
-        sys.stdout.write(reference.model_dump_json() + "\n") if json else print_reference(reference)
-        raise typer.Exit(1 if reference.failed else 0)
+            directory, found = run_exact(settings, run, bar)
     if output is not None:
-        from villani.report.constants import write_page
-
-        write_page(record, output)
+        shutil.copyfile(directory / "report.html", output)
     if json:
-        sys.stdout.write(record.model_dump_json() + "\n")
+        sys.stdout.write(found.model_dump_json() + "\n")
+    elif isinstance(found, ReferenceRecord):
+        print_reference(found, directory)
     else:
-        print_exact(record, output)
-    return None
+        print_exact(found, directory)
+    if isinstance(found, ReferenceRecord) and found.failed:
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -235,24 +238,41 @@ def constants(
     temperature: Annotated[str, typer.Option(help="s > 0; several with commas; s = 2 is β = 1")] = "2",
     alpha: Annotated[float, typer.Option(help="prediction smoothing of the certified constant")] = 0.1,
     decay: Annotated[str, typer.Option(help="what decays; constants need all of it")] = "all",
-    time: Annotated[float | None, typer.Option(help="length of a training run: the sum of its learning rates")] = None,
+    time: Annotated[
+        float,
+        typer.Option(help="length of a training run, the sum of its learning rates; 100 is 100,000 steps of 0.001"),
+    ] = 100.0,
+    curvature: Annotated[
+        float | None, typer.Option(help="κ with ∇²L ⪰ −κ where it was looked at, L smoothed: C2, estimated")
+    ] = None,
+    gradient_norms: Annotated[
+        str | None, typer.Option(help="‖∇L‖ where it was looked at, L smoothed; several with commas: C4, estimated")
+    ] = None,
+    variance: Annotated[
+        float | None,
+        typer.Option(help="lower confidence limit of a variance u·θ at equilibrium: C9, may refute, statistical"),
+    ] = None,
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="let a checkpoint run its code")
     ] = False,
+    run: Run = None,
     json: Json = False,
 ) -> None:
     """The claimed and the certified log-Sobolev constant of a model, and how far apart they are."""
-    from villani.studies.constants import run_constants
+    from villani.studies.constants import ConstantsSettings, run_constants
     from villani.terminal import print_constants
 
-    record = run_constants(
-        model, _numbers("weight-decay", weight_decay), _numbers("temperature", temperature), alpha=alpha, decay=decay,
-        time=time, trust_remote_code=trust_remote_code,
+    settings = ConstantsSettings(
+        model=model, weight_decay=_numbers("weight-decay", weight_decay),
+        temperature=_numbers("temperature", temperature), alpha=alpha, decay=decay, time=time, curvature=curvature,
+        gradient_norms=_optional(_numbers, "gradient-norms", gradient_norms), variance=variance,
+        trust_remote_code=trust_remote_code,
     )  # fmt: skip
+    directory, record = run_constants(settings, run)
     if json:
         sys.stdout.write(record.model_dump_json() + "\n")
     else:
-        print_constants(record)
+        print_constants(record, directory)
 
 
 @app.command()

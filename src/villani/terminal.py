@@ -19,12 +19,19 @@ from rich.progress import Progress as RichProgress
 from rich.table import Column, Table
 
 from villani.doctor import Finding
+from villani.report.constants import sign as constant_sign
 from villani.report.constants import value as constant_value
 from villani.report.numbers import format_interval, format_number, format_uncertain
 from villani.report.tables import named_statistics
 from villani.report.verdict import findings, headline
-from villani.runs.exact import ConstantRecord, ExactRecord, ModelConstantsRecord, ReferenceRecord
-from villani.runs.records import EstimateRecord, MeasurementRecord
+from villani.runs.records import (
+    ConstantRecord,
+    EstimateRecord,
+    ExactRecord,
+    MeasurementRecord,
+    ModelConstantsRecord,
+    ReferenceRecord,
+)
 from villani.theory.catalogue import CATALOGUE
 
 
@@ -101,10 +108,10 @@ def print_measurement(record: MeasurementRecord, directory: Path) -> None:
                 f"The plan said {cost.predicted_seconds:.3g} s; it took {took:.3g} s, and the pilot before it "
                 f"{cost.pilot_seconds:.3g} s."
             )
-    console.print(f"The page: {directory / 'report.html'}", markup=False, soft_wrap=True)
+    _print_page(console, directory)
 
 
-def print_exact(record: ExactRecord, page: Path | None) -> None:
+def print_exact(record: ExactRecord, directory: Path) -> None:
     """For every point: the truth in a sentence, every bound in order, and what does not apply."""
     console = Console(highlight=False)
     console.print(f"{record.potential}: L = {record.expression} ({record.about})", markup=False, soft_wrap=True)
@@ -123,11 +130,10 @@ def print_exact(record: ExactRecord, page: Path | None) -> None:
         )  # fmt: skip
         for gone in point.missing:
             console.print(f"{gone.id} does not apply: {gone.reason}", markup=False, soft_wrap=True)
-    if page:
-        console.print(f"The page: {page}", markup=False, soft_wrap=True)
+    _print_page(console, directory)
 
 
-def print_constants(record: ModelConstantsRecord) -> None:
+def print_constants(record: ModelConstantsRecord, directory: Path) -> None:
     """For every λ and s: the sentence, and the constants in order."""
     console = Console(highlight=False)
     console.print(
@@ -136,20 +142,21 @@ def print_constants(record: ModelConstantsRecord) -> None:
     for point in record.points:
         console.print(point.sentence, style="bold", markup=False, soft_wrap=True)
         console.print(_constants(point.constants))
+    _print_page(console, directory)
 
 
 def _constants(constants: Sequence[ConstantRecord]) -> Table:
     table = Table("", "bound", "value", "on", "status", "if")
     for constant in constants:
-        sign = "≤" if constant.direction == "upper" else "≥"
+        shown = f"{constant_sign(constant)} {constant_value(constant)}"
         table.add_row(
-            constant.id, escape(constant.name), f"{sign} {constant_value(constant)}", constant.kind, constant.status,
+            constant.id, escape(constant.name), shown, constant.kind, constant.status,
             escape(constant.hypotheses),
         )  # fmt: skip
     return table
 
 
-def print_reference(record: ReferenceRecord) -> None:
+def print_reference(record: ReferenceRecord, directory: Path) -> None:
     """Every reference value beside the computed one."""
     console = Console(highlight=False)
     table = Table("row", "quantity", "printed", "computed", "")
@@ -159,6 +166,7 @@ def print_reference(record: ReferenceRecord) -> None:
         )
     console.print(table)
     console.print(f"{record.passed} of {record.passed + record.failed} reproduced to the printed digits.")
+    _print_page(console, directory)
 
 
 def print_catalogue() -> None:
@@ -171,6 +179,10 @@ def print_catalogue() -> None:
             name, escape(entry.text), parameters, f"{entry.weight_decay:g}", f"{entry.beta:g}", size, entry.about
         )
     Console(highlight=False).print(table)
+
+
+def _print_page(console: Console, directory: Path) -> None:
+    console.print(f"The page: {directory / 'report.html'}", markup=False, soft_wrap=True)
 
 
 def print_doctor(results: Sequence[Finding]) -> None:

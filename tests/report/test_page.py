@@ -11,7 +11,7 @@ import pytest
 from villani.errors import InputError
 from villani.report import figures, render, write_report
 from villani.report.numbers import format_interval, format_number, format_uncertain
-from villani.runs.records import PlanRecord
+from villani.runs.records import ConstantRecord, ModelConstants, ModelPointRecord, PlanRecord
 
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>{{data}}\u2028&"
 
@@ -191,6 +191,32 @@ def test_a_plan_is_told(measurement_record, run_records):
     assert "300 groups planned from a pilot of 40 groups" in page
     assert "no Taylor rule for &lt;x&gt;" in page
     assert "the design was given" in page_of(run_records, measurement_record())
+
+
+def test_constants_are_shown_or_their_absence_explained(measurement_record, run_records):
+    record = measurement_record(grid=[(0.1, 1e-3), (0.1, 2.0)])
+    bounds = [
+        ConstantRecord(
+            id=id, name=name, value=None if log10 > 300 else 10**log10, log10=log10, direction="upper",
+            kind="log-Sobolev", hypotheses="", status=status, source="",
+        )
+        for id, name, log10, status in (
+            ("C8", "preprint", 3.5, "as-claimed"), ("C3", "smoothed cross-entropy", 11308.6, "certified"),
+        )
+    ]  # fmt: skip
+    points = [
+        ModelPointRecord(weight_decay=0.1, temperature=s, visible=s * 50, sentence=f"At s = {s}.", constants=bounds)
+        for s in (1e-3, 2.0)
+    ]
+    constants = ModelConstants(
+        parameters=2_195_328, vocabulary=50257, alpha=0.1, smoothing_cost=0.105, time=100, points=points
+    )
+    page = page_of(run_records, record.model_copy(update={"constants": constants}))
+    assert "At s = 0.001. Nothing measured here enters." in page
+    assert "<td>11,305.1 more</td>" in page
+    drawn = json.loads(embedded(page))["figures"]["constants"]
+    assert sorted(drawn["data"][0]["x"]) == pytest.approx([math.log10(0.005), math.log10(0.05), 3.5, 11308.6])
+    assert "No log-Sobolev constant is offered" in page_of(run_records, measurement_record(undecayed=2))
 
 
 def test_signed_log_is_odd_and_increasing():

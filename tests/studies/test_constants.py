@@ -1,6 +1,7 @@
 """`villani constants MODEL`: shapes in, a sentence and a record out."""
 
 import json
+import re
 import sys
 
 import pytest
@@ -11,8 +12,9 @@ SMALL = "builtin:tiny?layers=1&width=8&context=32"
 
 
 @pytest.fixture
-def villani(monkeypatch, capsys):
-    """Run a command in this process; gives (exit code, stdout, stderr)."""
+def villani(monkeypatch, capsys, tmp_path):
+    """Run a command in this process, in an empty folder; gives (exit code, stdout, stderr)."""
+    monkeypatch.chdir(tmp_path)
 
     def run(*words):
         monkeypatch.setattr(sys, "argv", ["villani", "constants", *map(str, words)])
@@ -40,11 +42,28 @@ def test_a_record_for_every_weight_decay_and_temperature(villani):
     assert record["smoothing_cost"] == pytest.approx(0.105, abs=1e-3)
 
 
-def test_people_get_the_sentence(villani):
-    code, out, _ = villani(SMALL, "--weight-decay", "0.1")
+def test_people_get_the_sentence_and_a_page(villani, tmp_path):
+    code, out, _ = villani(SMALL, "--weight-decay", "0.1", "--run", "r")
     assert code == 0
-    assert "orders of magnitude" in " ".join(out.split())
-    assert "smoothed cross-entropy" in " ".join(out.split()) or "smoothed" in out
+    assert "orders of magnitude" in out
+    page = re.search(r"<main>.*</main>", (tmp_path / "r" / "report.html").read_text(encoding="utf-8"), re.S)[0]
+    for words in (
+        "the preprint claims a log-Sobolev constant of", "orders of magnitude below it.", "can see constants up to 100"
+    ):  # fmt: skip
+        assert words in page
+
+
+def test_figures_that_are_given_are_estimated_and_may_refute(villani):
+    options = ("--curvature", "0.05", "--gradient-norms", "0.5,2", "--variance", "1e30", "--json")
+    point = json.loads(villani(SMALL, *options)[1])["points"][0]
+    found = {constant["id"]: constant for constant in point["constants"]}
+    assert found["C2"]["value"] == pytest.approx(20)
+    assert "2 everywhere" in found["C4"]["hypotheses"]
+    assert found["C9"]["status"] == "statistical"
+    assert {found[id]["status"] for id in ("C2", "C3", "C8")} == {"refuted"}
+    assert "contradict the certified constant" in point["sentence"]
+    quiet = json.loads(villani(SMALL, "--curvature", "0.05", "--json")[1])["points"][0]
+    assert {c["id"]: c["status"] for c in quiet["constants"]}["C2"] == "estimated"
 
 
 @pytest.mark.parametrize(
@@ -56,6 +75,8 @@ def test_people_get_the_sentence(villani):
         (["--temperature", "0"], "temperature=0"),
         (["--alpha", "1"], "alpha=1"),
         (["--time", "0"], "time=0"),
+        (["--variance", "-1"], "variance=-1"),
+        (["--gradient-norms", "-1"], "gradient_bound=-1"),
         (["--weight-decay", "x"], "expected numbers"),
     ],
 )

@@ -70,6 +70,23 @@ def test_settings_make_the_command():
     )
 
 
+def test_constants_stand_beside_a_measurement_where_there_are_any(tmp_path):
+    """At every λ > 0 and s, from shapes alone; none where some parameter does not decay."""
+    settings = MeasureSettings(
+        model="builtin:tiny?layers=1&width=8&context=32", groups=3, sequences=1, block=16, weight_decay=[0.0, 0.5],
+        temperature=[2.0, 1e-3],
+    )  # fmt: skip
+    _, record = measure_model(settings, tmp_path / "run")
+    points = record.constants.points
+    assert [(point.weight_decay, point.temperature) for point in points] == [(0.5, 2.0), (0.5, 1e-3)]
+    known = {constant.id: constant for constant in points[0].constants}
+    assert known["C8"].value == pytest.approx(2 + 4 * record.objective.parameters)
+    assert known["C3"].value == pytest.approx(2 * (1 + 9 * record.constants.vocabulary))
+    assert (known["C3"].status, known["C8"].status) == ("certified", "as-claimed")
+    _, partly = measure_model(settings.model_copy(update={"decay": "hf"}), tmp_path / "run")
+    assert partly.constants is None
+
+
 @pytest.mark.parametrize("text", [pytest.param(name, marks=needs_data) for name in ("ptb", "wikitext-103:valid")])
 def test_real_text(text, tmp_path):
     """A shrunken GPT-Neo on PTB and WikiText with the GPT-2 BPE, with blocks longer than its local window."""

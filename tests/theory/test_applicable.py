@@ -11,7 +11,7 @@ from villani.theory.applicable import _Search, lower_bounds, upper_bounds
 from villani.theory.catalogue import CATALOGUE, named
 from villani.theory.comparison import compare
 from villani.theory.expressions import parse
-from villani.theory.line import first_gap, law, panels, support
+from villani.theory.line import first_gap, gaps, law, log_sobolev, panels, spectrum, support
 from villani.theory.potential import Potential, potential
 
 amount = st.floats(-1.5, 1.5).map(lambda x: round(x, 3)).filter(lambda x: abs(x) > 0.05)
@@ -33,7 +33,7 @@ def test_variance_truth_and_upper_bounds_are_in_order(text, decay, beta):
     def energy(x):
         return case.energy(x[None])
 
-    of = law(energy, panels(energy, support(energy, 40.0), 12))
+    of = law(energy, panels(energy, support(energy, 40.0), 16))
     truth = 1 / first_gap(of)
     mean = of.expect(of.mesh.points)
     assert of.expect((of.mesh.points - mean) ** 2) <= truth * (1 + 1e-8)
@@ -41,9 +41,15 @@ def test_variance_truth_and_upper_bounds_are_in_order(text, decay, beta):
     f = np.tanh(of.mesh.points - mean)
     quotient = (of.expect(f**2) - of.expect(f) ** 2) / of.expect((1 - f**2) ** 2)
     assert quotient <= truth * (1 + 1e-8)
+    # Ent f² / (2 E f′²) for exponentials, which attain C_LS of a Gaussian
+    tilts = np.exp(np.outer([-1.5, -0.5, 0.5, 1.5], of.mesh.points - mean))
+    squares = tilts**2 / (tilts**2 @ of.masses)[:, None]
+    entropic = max((squares * np.log(squares)) @ of.masses / (2 * np.array([1.5, 0.5, 0.5, 1.5]) ** 2))
     upper, missing = upper_bounds(case)
     assert {c.id for c in upper} | {gone.id for gone in missing} == {f"C{i}" for i in range(1, 9)}
     for constant in upper:
+        if constant.kind == "log-Sobolev" and constant.id != "C8":
+            assert math.log(entropic) <= constant.log_value + 1e-3, constant
         FOUND[constant.id] += 1
         if constant.id != "C8":
             assert math.log(truth) <= constant.log_value + 1e-3, constant
@@ -93,6 +99,40 @@ def test_what_is_proved_agrees_with_a_search(name, change):
     if case.proved.ball is not None:
         for radius in (0.3, 2.0):
             assert search.oscillation_within(radius) <= case.proved.ball(radius) * (1 + 1e-9) + 1e-12
+
+
+@pytest.mark.parametrize("dimension", [1, 3])
+def test_convexity_of_the_core_is_no_convexity_of_the_whole(dimension):
+    """∇²L = 1 on a line and 0 across it: C2 may use κ = −1 only where there is nothing across."""
+    case = named("linear-gaussian", dimension=dimension)
+    for proved in (case.proved, None):
+        upper, _ = upper_bounds(case.potential, proved)
+        second = next(c for c in upper if c.id == "C2")
+        assert second.value == pytest.approx(1 / (100 * 1.1) if dimension == 1 else 1 / (100 * 0.1))
+
+
+@settings(max_examples=8, deadline=None, derandomize=True)
+@given(TERMS, st.sampled_from([0.2, 1.0, 3.0]), st.sampled_from([0.5, 1.0, 2.0]))
+def test_log_sobolev_quotients_stay_below_bounds_on_log_sobolev(text, decay, beta):
+    """The variational quotient is a lower bound on C_LS, and at least C_P."""
+    case = potential(text, weight_decay=decay, beta=beta)
+
+    def energy(x):
+        return case.energy(x[None])
+
+    of = law(energy, panels(energy, support(energy, 40.0), 16))
+    known = spectrum(of)
+    quotient = log_sobolev(of, known, count=20, rounds=20)
+    assert quotient >= (1 - 1e-9) / known.gaps[0]
+    assert gaps(of)[:3] == pytest.approx(known.gaps[:3], rel=1e-12)
+    for constant in upper_bounds(case)[0]:
+        if constant.kind == "log-Sobolev" and constant.id != "C8":
+            assert math.log(quotient) <= constant.log_value + 1e-3, constant
+
+
+def test_a_loss_beyond_floats_leaves_no_warning():
+    upper, missing = upper_bounds(potential("exp(exp(exp(w)))", weight_decay=1.0, beta=1.0))
+    assert {c.id for c in upper} | {gone.id for gone in missing} == {f"C{i}" for i in range(1, 9)}
 
 
 def test_a_hypothesis_that_fails_is_said():

@@ -5,7 +5,7 @@ import math
 import pytest
 
 from villani.errors import InputError
-from villani.theory.comparison import compare, model_constants
+from villani.theory.comparison import compare, model_constants, powers
 from villani.theory.constants import (
     Constant,
     bakry_emery,
@@ -61,7 +61,14 @@ def test_gpt_neo_125m():
     assert constants["C2"].status == constants["C4"].status == "estimated"
     assert found.comparison.best.id == "C3"
     assert found.visible == 100
-    for fragment in ("1.25e+10", "4.52e+06", "3.4 orders of magnitude below", "8.1 orders", "4.7 orders", "0.105 nats"):
+    for fragment in (
+        "1.25·10¹⁰",
+        "4.52·10⁶",
+        "3.4 orders of magnitude below",
+        "8.1 orders",
+        "4.7 orders",
+        "0.105 nats",
+    ):
         assert fragment in found.sentence
 
 
@@ -74,6 +81,17 @@ def test_curvature_beyond_the_decay_says_nothing_and_samples_may_refute():
         "C9": "statistical",
     }
     assert "(refuted)" in found.sentence
+    assert "at least 2.00·10¹⁰. They contradict the certified constant" in found.sentence
+
+
+@pytest.mark.parametrize(
+    ("log10", "shown"),
+    [(math.log10(0.12), "0.12"), (math.log10(3010), "3010"), (6.65536, "4.52·10⁶"), (-7.0, "1.00·10⁻⁷"),
+     (11309.04, "10^11,309.0")],
+)  # fmt: skip
+def test_values_for_people(log10, shown):
+    constant = Constant("C3", "", log10 * math.log(10), "upper", "log-Sobolev", "", "certified", "")
+    assert powers(constant) == shown
 
 
 @pytest.mark.parametrize(

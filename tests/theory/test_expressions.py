@@ -57,6 +57,12 @@ def test_logarithms_of_exponentials_do_not_overflow():
     assert parse("-log(cosh(x))")(np.array([[1e4]])) == pytest.approx(-1e4 + math.log(2))
 
 
+def test_equal_expressions_are_equal():
+    assert parse("a*w", {"a": 2}) == parse("a*w", {"a": 2.0})
+    assert parse("a*w", {"a": 2}) != parse("a*w", {"a": 3})
+    assert len({parse("a*w", {"a": 2}), parse("a*w", {"a": 2})}) == 1
+
+
 def test_parameters_are_not_coordinates():
     assert parse("a*w**2 + pi", {"a": 2}).variables == ("w",)
     assert parse("3").variables == ("w",)
@@ -73,6 +79,8 @@ def test_parameters_are_not_coordinates():
         ("(lambda: w)()", "not arithmetic"),
         ("w if w else 1", "IfExp"),
         ("w**w", "exponent"),
+        ("w**9**9**9**9", "no finite number"),
+        ("1" + "0" * 400 + "*w", "not readable"),
         ("w^2", "write **"),
         ("1j*w", "not a real number"),
         ("True*w", "not a real number"),

@@ -38,7 +38,7 @@ def psi_parts(psi: PsiRecord) -> go.Figure:
         cliponaxis=False,
         hoverinfo="text",
     )
-    figure = _figure([trace], 400)
+    figure = themed([trace], 400)
     figure.update_layout(margin_r=56)
     figure.update_xaxes(type="log", title="size (logarithmic)", exponentformat="power")
     figure.update_yaxes(autorange="reversed", categoryorder="array", categoryarray=list(rows))
@@ -69,7 +69,7 @@ def psi_grid(psis: Sequence[PsiRecord]) -> go.Figure:
         xgap=3,
         ygap=3,
     )
-    figure = _figure([trace], 150 + 62 * len(rows))
+    figure = themed([trace], 150 + 62 * len(rows))
     figure.update_xaxes(type="category", title="weight decay λ")
     figure.update_yaxes(type="category", title="temperature s")
     return figure
@@ -110,7 +110,7 @@ def layer_traces(record: MeasurementRecord) -> go.Figure | None:
         marker={"size": 9, "color": POSITIVE},
         hovertemplate="layer %{x}: %{y:.4g}<extra></extra>",
     )
-    figure = _figure([trace], 320)
+    figure = themed([trace], 320)
     figure.update_xaxes(title="layer", **({"dtick": 1} if len(layers) <= 16 else {}))
     figure.update_yaxes(title="trace", rangemode="tozero")
     return figure
@@ -133,7 +133,7 @@ def training_loss(training: TrainingRecord) -> go.Figure:
         name="training batch",
         hovertemplate="step %{x}: %{y:.4f}<extra></extra>",
     )
-    figure = _figure([trace], 320)
+    figure = themed([trace], 320)
     if training.held_out_loss is not None:
         label = f"held out: {format_number(training.held_out_loss, 4)}"
         figure.add_hline(y=training.held_out_loss, line={"color": NEGATIVE, "dash": "dash"}, annotation_text=label)
@@ -159,7 +159,7 @@ def ray(points: Sequence[tuple[float, PsiRecord]]) -> go.Figure:
         ],
     ]
     up = SignedLog(max((abs(e.value) for *_, curve in curves for e in curve), default=1.0))
-    figure = _figure([_curve(radii, across, up, *curve) for curve in curves], 520)
+    figure = themed([_curve(radii, across, up, *curve) for curve in curves], 520)
     figure.update_layout(showlegend=True, legend={"orientation": "h", "y": -0.2, "x": 0, "entrywidth": 140})
     figure.update_xaxes(title="radius r", **(across.ticks(radii) if across else {}))
     figure.update_yaxes(
@@ -251,7 +251,7 @@ def _intervals(labels: list[str], estimates: Sequence[EstimateRecord], title: st
         text=[format_uncertain(e.value, e.sem) for e in estimates],
         hovertemplate="%{text}<extra></extra>",
     )
-    figure = _figure([trace], 110 + row * len(labels))
+    figure = themed([trace], 110 + row * len(labels))
     figure.update_xaxes(
         title=title, zeroline=True, zerolinewidth=2, rangemode="tozero", exponentformat="power", nticks=6
     )
@@ -290,7 +290,8 @@ def _errors(minus: list[float], plus: list[float], colour: str = _BAR_COLOUR) ->
     return {"type": "data", "symmetric": False, "array": plus, "arrayminus": minus, "color": colour, **_BAR}
 
 
-def _figure(traces: list[go.Scatter] | list[go.Heatmap], height: int) -> go.Figure:
+def themed(traces: list[go.Scatter] | list[go.Heatmap], height: int) -> go.Figure:
+    """A figure of the given traces and height in pixels, without colours of its own for axes and text."""
     figure = go.Figure(traces)
     figure.update_layout(
         template="none",

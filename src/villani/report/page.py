@@ -6,7 +6,7 @@ recomputed in the page for any λ and s, since the five statistics and their cov
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from importlib import resources
 from pathlib import Path
@@ -17,10 +17,20 @@ from pydantic import TypeAdapter, ValidationError
 from scipy.stats import t as student
 
 from villani.errors import InputError
+from villani.report import constants as theory
 from villani.report import figures
-from villani.report.tables import note, psi_table, tables
+from villani.report.elements import note
+from villani.report.tables import psi_table, tables
 from villani.report.verdict import findings, headline
-from villani.runs.records import Cost, MeasurementRecord, PsiRecord, RunRecords, TrainingRecord
+from villani.runs.records import (
+    Cost,
+    ExactRecord,
+    MeasurementRecord,
+    PsiRecord,
+    ReferenceRecord,
+    RunRecords,
+    TrainingRecord,
+)
 from villani.runs.store import write_atomically
 
 _SCHEMA_VERSION = RunRecords.model_fields["schema_version"].default
@@ -32,16 +42,20 @@ def render(records: RunRecords, costs: Mapping[int, Cost]) -> str:
     trained = [(i, r) for i, r in enumerate(records.records) if isinstance(r, TrainingRecord)]
     shown = [(i, r) for i, r in measured if r.psi]
     main = min(shown, key=lambda pair: pair[1].displacement is not None, default=None)
+    law = next((r for r in records.records if isinstance(r, theory.TheoryRecord)), None)
     pictures = _pictures([r for _, r in measured], [r for _, r in trained], main[1] if main else None)
+    if law:
+        pictures |= theory.pictures(law)
     specs = {name: json.loads(figure.to_json()) for name, (_, figure, _) in pictures.items()}
     filled = {
         "title": escape(records.title),
         "subtitle": escape(_subtitle(records)),
-        "verdict": _verdict(main[1]) if main else note("This run holds no measurement of Ψ yet."),
+        "verdict": _verdict(main[1] if main else law),
         "slider_section": "" if main else "hidden",
         "live": psi_table(main[1].psi[0]) if main else "",
         "pictures": "".join(_picture(name, title, text) for name, (title, _, text) in pictures.items()),
-        "tables": tables(measured, trained, costs, main),
+        "tables": tables(measured, trained, costs, main) + (theory.tables(law) if law else ""),
+        "limits": _items(theory.limits(law) if law and not main else _LIMITS),
         "data": _json({"figures": specs, "point": _point(main[1]) if main else None}),
         "plotly": get_plotlyjs(),
     }
@@ -123,6 +137,8 @@ def _pictures(
     for i, (direction, points) in enumerate(_rays(measured, main).items()):
         found[f"ray{i}"] = (f"Along the ray “{direction}”", figures.ray(points), _RAY_CAPTION)
     if main:
+        if main.constants:
+            found["constants"] = theory.model_picture(main.constants)
         found["gradient"] = ("How large is the gradient?", figures.gradient_norms(main), _GRADIENT_CAPTION)
     if main and main.tensors:
         found["layers"] = ("Curvature by layer", figures.layer_traces(main), _LAYER_CAPTION)
@@ -130,6 +146,16 @@ def _pictures(
     return {name: (title, figure, text) for name, (title, figure, text) in found.items() if figure is not None}
 
 
+_LIMITS = (
+    "Nothing at infinity. Ψ at a point, or along finitely many rays, neither supports nor contradicts condition (iv).",
+    "No mixing rate or generalisation bound follows from these numbers. Where log-Sobolev constants are shown, they "
+    "come from the model's shapes and from λ and s, not from what was measured.",
+    "That the loss is smooth, condition (i), was not examined here.",
+    "Intervals hold one at a time, not all together, and lean on the groups being independent draws; with few groups "
+    "they are approximate.",
+    "λ is the coefficient of (λ/2)‖mθ‖² in the objective. AdamW is not gradient descent on that objective, so its "
+    "weight decay is not this λ (THEORY.md §8), and no temperature s is implied by a learning rate.",
+)
 _RAY_CAPTION = (
     "Ψ at θ₀ + r·u, at the first λ and s asked for; bars are intervals. Quadratic growth along a ray is mostly the "
     "exact term λ²‖mθ‖²/s, which would be there with any data; the data-dependent part is Ψ − λ²‖mθ‖²/s + λ·d_m. Rays "
@@ -168,22 +194,34 @@ def _picture(name: str, title: str, caption: str) -> str:
     if name == "parts":
         return ""
     plot = f'<div class="plot" id="figure-{name}"></div>'
-    wide = ' class="wide"' if name == "grid" else ""
+    wide = ' class="wide"' if name in ("grid", "truth") else ""
     return f"<figure{wide}><h3>{escape(title)}</h3>{plot}<figcaption>{escape(caption)}</figcaption></figure>"
 
 
 # HTML and JSON
 
 
-def _verdict(record: MeasurementRecord) -> str:
-    items = "".join(
-        f"<div><h3>{escape(title)}</h3><p>{escape(text)}</p></div>" for title, text in findings(record).items()
-    )
-    return f'<p class="headline">{escape(headline(record))}</p><div class="findings">{items}</div>'
+def _verdict(record: MeasurementRecord | theory.TheoryRecord | None) -> str:
+    if record is None:
+        return note("This run holds no measurement of Ψ yet.")
+    if isinstance(record, MeasurementRecord):
+        first, rest = headline(record), findings(record)
+    else:
+        first, rest = theory.headline(record), theory.findings(record)
+    items = "".join(f"<div><h3>{escape(title)}</h3><p>{escape(text)}</p></div>" for title, text in rest.items())
+    return f'<p class="headline">{escape(first)}</p><div class="findings">{items}</div>'
+
+
+def _items(sentences: Iterable[str]) -> str:
+    return "".join(f"<li>{escape(sentence)}</li>" for sentence in sentences)
 
 
 def _subtitle(records: RunRecords) -> str:
-    models = dict.fromkeys(f"{record.model.spec} ({record.model.architecture})" for record in records.records)
+    models = dict.fromkeys(
+        f"{record.model.spec} ({record.model.architecture})"
+        for record in records.records
+        if not isinstance(record, ExactRecord | ReferenceRecord)
+    )
     return " · ".join([*models, f"villani {records.villani}"])
 
 

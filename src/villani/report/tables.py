@@ -1,9 +1,11 @@
-"""The tables of the report, and the pieces of HTML that they are made of."""
+"""The tables of the report."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 
 from villani.report import figures
+from villani.report.constants import model_table
+from villani.report.elements import Markup, badge, details, facts, note, section, table
 from villani.report.numbers import format_interval, format_number, format_uncertain
 from villani.runs.records import Cost, EstimateRecord, MeasurementRecord, PsiRecord, TrainingRecord
 
@@ -14,10 +16,6 @@ _STATUSES = {
     "as-claimed": "the preprint's formula, taken at its word",
     "refuted": "contradicted by a lower bound",
 }
-
-
-class _Markup(str):
-    """Text that is already HTML; every other string is escaped on its way into the page."""
 
 
 def tables(
@@ -31,13 +29,15 @@ def tables(
     if main:
         index, record = main
         sections += [
-            _section("The five statistics", _statistics(record) + note(_STATUS_NOTE)),
-            _section("Ψ for each λ and s asked for", _psi_rows(record)),
+            section("The five statistics", _statistics(record) + note(_STATUS_NOTE)),
+            section("Ψ for each λ and s asked for", _psi_rows(record)),
         ]
+        if record.constants:
+            sections.append(section("What theory offers for each λ and s", model_table(record.constants)))
         if len(measured) > 1:
-            sections.append(_section("Every point measured", _points(measured, costs)))
-        sections.append(_section("How it was measured", _how(record, costs.get(index, record.cost))))
-    sections += [_section("Training", _training(record, costs.get(index))) for index, record in trained]
+            sections.append(section("Every point measured", _points(measured, costs)))
+        sections.append(section("How it was measured", _how(record, costs.get(index, record.cost))))
+    sections += [section("Training", _training(record, costs.get(index))) for index, record in trained]
     return "".join(sections)
 
 
@@ -60,16 +60,16 @@ def named_statistics(record: MeasurementRecord) -> dict[str, EstimateRecord]:
 
 def _statistics(record: MeasurementRecord) -> str:
     rows: list[list[str]] = [
-        [name, format_uncertain(e.value, e.sem), format_interval(*e.interval), f"{e.n:,}", _badge(e.status)]
+        [name, format_uncertain(e.value, e.sem), format_interval(*e.interval), f"{e.n:,}", badge(e.status)]
         for name, e in named_statistics(record).items()
     ]
-    exact = _badge("certified")
+    exact = badge("certified")
     rows.append(["‖mθ‖²", format_number(record.decayed_norm_squared), "no sampling error", "", exact])
     rows.append(
         ["d_m, decayed coordinates", f"{record.objective.decayed_parameters:,}", "no sampling error", "", exact]
     )
     percent = f"{100 * record.design.confidence:g} % interval"
-    return _table(["statistic", "value ± standard error", percent, "groups", "status"], rows)
+    return table(["statistic", "value ± standard error", percent, "groups", "status"], rows)
 
 
 def psi_table(psi: PsiRecord) -> str:
@@ -78,7 +78,7 @@ def psi_table(psi: PsiRecord) -> str:
         [name, format_uncertain(e.value, e.sem), format_interval(*e.interval)]
         for name, e in {"Ψ": psi, **figures.named_parts(psi.parts)}.items()
     ]
-    return _table(["", "value ± error", "interval"], rows)
+    return table(["", "value ± error", "interval"], rows)
 
 
 def _psi_rows(record: MeasurementRecord) -> str:
@@ -90,11 +90,11 @@ def _psi_rows(record: MeasurementRecord) -> str:
             format_uncertain(psi.value, psi.sem),
             format_interval(*psi.interval),
             *[format_uncertain(part.value, part.sem) for part in figures.named_parts(psi.parts).values()],
-            _badge(psi.status),
+            badge(psi.status),
         ]
         for psi in record.psi
     ]
-    return _table(header, rows)
+    return table(header, rows)
 
 
 def _points(measured: Sequence[tuple[int, MeasurementRecord]], costs: Mapping[int, Cost]) -> str:
@@ -112,13 +112,13 @@ def _points(measured: Sequence[tuple[int, MeasurementRecord]], costs: Mapping[in
                 format_number(cost.seconds, 3) if cost else "",
             ]
         )
-    return _table(["direction", "radius", "loss", "Ψ at the first λ, s", "seconds"], rows)
+    return table(["direction", "radius", "loss", "Ψ at the first λ, s", "seconds"], rows)
 
 
 def _how(record: MeasurementRecord, cost: Cost | None) -> str:
     model, text, design, objective = record.model, record.text, record.design, record.objective
     groups = "the whole data set: only probes are noise" if objective.finite else "a sample of the text"
-    facts = {
+    rows = {
         "Model": f"{model.spec} ({model.architecture}, {model.dtype}); {model.description}",
         "Parameters": f"{objective.parameters:,}, of which {objective.decayed_parameters:,} decay",
         "Text": f"{text.spec}: {text.documents:,} documents, {text.tokens:,} tokens, {text.blocks:,} blocks",
@@ -135,13 +135,13 @@ def _how(record: MeasurementRecord, cost: Cost | None) -> str:
         "Context": "unbounded" if model.context is None else f"{model.context:,} tokens",
         "Forward pass": f"at most {design.micro_tokens:,} tokens",
         "Cost": _cost(cost),
-        "Command": _Markup(f"<code>{escape(record.provenance.command)}</code>"),
+        "Command": Markup(f"<code>{escape(record.provenance.command)}</code>"),
         "Machine": f"{record.provenance.device}, {record.provenance.threads} threads",
         "Versions": ", ".join(f"{name} {version}" for name, version in record.provenance.versions.items()),
-        "Checksum of θ": _Markup(f"<code>{escape(record.provenance.parameter_checksum)}</code>"),
-        "Checksum of tokens": _Markup(f"<code>{escape(text.token_checksum)}</code>"),
+        "Checksum of θ": Markup(f"<code>{escape(record.provenance.parameter_checksum)}</code>"),
+        "Checksum of tokens": Markup(f"<code>{escape(text.token_checksum)}</code>"),
     }
-    return _facts(facts) + _undecayed(record) + _sources(record)
+    return facts(rows) + _undecayed(record) + _sources(record)
 
 
 def _way(record: MeasurementRecord) -> str:
@@ -172,20 +172,20 @@ def _undecayed(record: MeasurementRecord) -> str:
     if not tensors:
         return note("Every tensor decays.")
     rows = [[tensor.name, f"{tensor.parameters:,}"] for tensor in tensors]
-    return _details(f"{len(tensors)} tensors that do not decay", _table(["tensor", "parameters"], rows))
+    return details(f"{len(tensors)} tensors that do not decay", table(["tensor", "parameters"], rows))
 
 
 def _sources(record: MeasurementRecord) -> str:
     files = [*record.text.sources, *record.text.tokenizer_sources]
-    rows = [[file.name, f"{file.bytes:,}", _Markup(f"<code>{escape(file.md5)}</code>")] for file in files]
-    return _details("Files that the text and the tokenizer were read from", _table(["file", "bytes", "md5"], rows))
+    rows = [[file.name, f"{file.bytes:,}", Markup(f"<code>{escape(file.md5)}</code>")] for file in files]
+    return details("Files that the text and the tokenizer were read from", table(["file", "bytes", "md5"], rows))
 
 
 def _training(record: TrainingRecord, cost: Cost | None) -> str:
     held_out = (
         "not measured" if record.held_out_loss is None else f"{format_number(record.held_out_loss)} nats per token"
     )
-    return _facts(
+    return facts(
         {
             "Model": f"{record.model.spec} ({record.model.architecture}); {record.model.description}",
             "Text": f"{record.text.spec}: {record.text.tokens:,} tokens",
@@ -206,36 +206,3 @@ def _cost(cost: Cost | None) -> str:
         f"{format_number(cost.peak_memory_bytes / 2**20, 3)} MiB at the peak, "
         f"{cost.tokens:,} tokens, {cost.probes:,} probes"
     )
-
-
-def _table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
-    head = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in header)
-    body = "".join("<tr>" + "".join(f"<td>{_html(cell)}</td>" for cell in row) + "</tr>" for row in rows)
-    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
-
-
-def _facts(facts: Mapping[str, str]) -> str:
-    return (
-        "<dl>" + "".join(f"<dt>{escape(name)}</dt><dd>{_html(value)}</dd>" for name, value in facts.items()) + "</dl>"
-    )
-
-
-def _section(title: str, body: str) -> str:
-    return f"<section><h2>{escape(title)}</h2>{body}</section>"
-
-
-def _details(summary: str, body: str) -> str:
-    return f"<details><summary>{escape(summary)}</summary>{body}</details>"
-
-
-def note(text: str) -> str:
-    """A paragraph in small print; `text` is escaped."""
-    return f'<p class="note">{escape(text)}</p>'
-
-
-def _badge(status: str) -> _Markup:
-    return _Markup(f'<span class="badge {escape(status)}">{escape(status)}</span>')
-
-
-def _html(text: str) -> str:
-    return text if isinstance(text, _Markup) else escape(text)

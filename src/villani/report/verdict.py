@@ -3,6 +3,7 @@
 import re
 
 from villani.report import figures
+from villani.report.constants import model_finding
 from villani.report.numbers import format_interval, format_number, format_uncertain
 from villani.runs.records import EstimateRecord, MeasurementRecord, PsiRecord
 
@@ -23,6 +24,7 @@ def findings(record: MeasurementRecord) -> dict[str, str]:
         "What decays": _coverage(record),
         "The gradient": _gradient(record),
         "The curvature": _curvature(record),
+        "What theory offers": _constants(record),
     }
 
 
@@ -132,6 +134,14 @@ def _coverage(record: MeasurementRecord) -> str:
         more = f" and {len(flat) - 1} more" if len(flat) > 1 else ""
         text += f" By its name, {flat[0]}{more} may be such a bias."
     return text
+
+
+def _constants(record: MeasurementRecord) -> str:
+    if record.constants:
+        return model_finding(record.constants)
+    return (
+        "No log-Sobolev constant is offered: every one of them needs λ > 0 and decay on every parameter (THEORY.md §3)."
+    )
 
 
 def _gradient(record: MeasurementRecord) -> str:

@@ -180,6 +180,41 @@ class Displacement(Record):
     radius: float
 
 
+class ConstantRecord(Record):
+    """One bound (see `villani.theory.constants.Constant`); e^{βω} leaves the range of floats, its logarithm stays."""
+
+    id: str
+    name: str
+    value: float | None = Field(description="null where no float can hold it")
+    log10: float
+    direction: Literal["upper", "lower"]
+    kind: Literal["log-Sobolev", "Poincaré"]
+    hypotheses: str
+    status: Status
+    source: str
+
+
+class ModelPointRecord(Record):
+    """The constants of a model's Gibbs law at one λ and s."""
+
+    weight_decay: float = Field(gt=0)
+    temperature: float = Field(gt=0)
+    visible: float | None = Field(description="largest constant that a run of the given length can have seen")
+    sentence: str
+    constants: list[ConstantRecord]
+
+
+class ModelConstants(Record):
+    """What theory offers for a model, from its shapes alone: no text is read and nothing is measured."""
+
+    parameters: int = Field(description="d; all of them decay")
+    vocabulary: int = Field(description="rows of the output embedding")
+    alpha: float = Field(description="prediction smoothing of the certified constant")
+    smoothing_cost: float = Field(description="most that smoothing adds to a token's loss, nats")
+    time: float | None = Field(description="length of a run, the sum of its learning rates, for `visible`")
+    points: list[ModelPointRecord]
+
+
 class MeasurementRecord(Record):
     """The five statistics at θ and the Ψ_s that they give, DESIGN.md "Contracts"."""
 
@@ -208,6 +243,9 @@ class MeasurementRecord(Record):
     layers: list[LayerRecord] = []
     plan: PlanRecord | None = Field(default=None, description="null where the design was given")
     psi: list[PsiRecord]
+    constants: ModelConstants | None = Field(
+        default=None, description="at every λ > 0 and s of `psi`; null where some parameter does not decay"
+    )
     provenance: Provenance
     cost: Cost | None = Field(default=None, description="null inside records.json, where every byte is reproducible")
 
@@ -228,7 +266,93 @@ class TrainingRecord(Record):
     held_out_loss: float | None
 
 
-AnyRecord = Annotated[MeasurementRecord | TrainingRecord, Field(discriminator="kind")]
+class MissingRecord(Record):
+    """A bound that does not apply, and why."""
+
+    id: str
+    reason: str
+
+
+class LogSobolevRecord(Record):
+    """C_LS where a way to it is known."""
+
+    value: float
+    status: Status
+    note: str
+
+
+class RelativeEntropyRecord(Record):
+    """KL(Gibbs law ‖ prior) and its upper bounds, THEORY.md §5(c)."""
+
+    value: float
+    log_sobolev: float
+    stam: float
+    jeffreys: float
+
+
+class PointRecord(Record):
+    """The truth and the bounds at one λ, β and d."""
+
+    weight_decay: float = Field(ge=0)
+    temperature: float = Field(gt=0)
+    beta: float = Field(gt=0)
+    dimension: int = Field(ge=1)
+    gaps: list[float] = Field(description="lowest eigenvalues of −(Δ − ∇U·∇) above 0")
+    poincare: float = Field(description="C_P = 1/gaps[0]")
+    error: float = Field(ge=0, description="relative, of C_P: the difference between two grids and boxes")
+    diffusion_gap: float = Field(description="1/(βC_P), the slowest rate of the Langevin diffusion")
+    log_sobolev: LogSobolevRecord | None
+    moments: dict[str, float] = Field(description="expectations under the Gibbs law")
+    identities: dict[str, float] = Field(description="relative failure of the identities of THEORY.md §1")
+    relative_entropy: RelativeEntropyRecord | None
+    constants: list[ConstantRecord] = Field(description="upper bounds from the least, then lower bounds")
+    missing: list[MissingRecord]
+    verdict: str
+
+
+class ExactRecord(Record):
+    """What `villani exact POTENTIAL` found."""
+
+    kind: Literal["exact"] = "exact"
+    potential: str = Field(description="name or expression of L")
+    expression: str
+    about: str
+    proved: str = Field(description="one line of proof of the inputs that are called certified")
+    shape: Literal["ridge", "copies", "radial"]
+    varied: Literal["weight_decay", "temperature", "dimension"] | None
+    points: list[PointRecord]
+
+
+class CheckRecord(Record):
+    """A printed figure of THEORY.md beside the computed one."""
+
+    row: str
+    quantity: str
+    printed: str
+    computed: float
+    passes: bool
+
+
+class ReferenceRecord(Record):
+    """What `villani exact --all` found."""
+
+    kind: Literal["reference"] = "reference"
+    passed: int
+    failed: int
+    checks: list[CheckRecord]
+
+
+class ModelConstantsRecord(ModelConstants):
+    """What `villani constants MODEL` found."""
+
+    kind: Literal["constants"] = "constants"
+    model: ModelRecord
+
+
+AnyRecord = Annotated[
+    MeasurementRecord | TrainingRecord | ExactRecord | ReferenceRecord | ModelConstantsRecord,
+    Field(discriminator="kind"),
+]
 
 
 class RunRecords(Record):

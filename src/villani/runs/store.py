@@ -17,6 +17,7 @@ from types import TracebackType
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from villani.errors import InputError
 from villani.runs.records import Cost, RunRecords
@@ -92,7 +93,7 @@ class Ledger:
         with np.load(io.BytesIO(found[0]), allow_pickle=False) as archive:
             return {name: archive[name] for name in archive.files}
 
-    def put(self, key: str, arrays: Mapping[str, Array], *, seconds: float, peak_memory_bytes: int) -> None:
+    def put(self, key: str, arrays: Mapping[str, NDArray[Any]], *, seconds: float, peak_memory_bytes: int) -> None:
         """Keep a finished unit in one transaction; on return it survives a kill."""
         buffer = io.BytesIO()
         np.savez(buffer, allow_pickle=False, **arrays)
@@ -126,7 +127,7 @@ class ScopedLedger:
         """See `Ledger.get`."""
         return self._ledger.get(self.prefix + key)
 
-    def put(self, key: str, arrays: Mapping[str, Array], *, seconds: float, peak_memory_bytes: int) -> None:
+    def put(self, key: str, arrays: Mapping[str, NDArray[Any]], *, seconds: float, peak_memory_bytes: int) -> None:
         """See `Ledger.put`."""
         self._ledger.put(self.prefix + key, arrays, seconds=seconds, peak_memory_bytes=peak_memory_bytes)
 

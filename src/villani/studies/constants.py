@@ -1,53 +1,126 @@
 """What `villani constants` does: the constants of a real model, as claimed and as certified, and how far apart."""
 
+from collections.abc import Sequence
 from itertools import product
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+from torch import nn
 
 from villani.errors import InputError
 from villani.landscape.models import load_model
 from villani.landscape.parameters import ParameterSpace
-from villani.runs.exact import ModelConstantsRecord, ModelPointRecord
-from villani.studies.exact import constant_record
+from villani.runs.records import ModelConstants, ModelConstantsRecord, ModelPointRecord
+from villani.runs.store import Ledger, write_settings
+from villani.studies.exact import constant_record, versions
+from villani.studies.finish import default_name, finish
 from villani.theory.comparison import model_constants
+from villani.theory.constants import Smoothing, variance_quotient
+
+ALPHA = 0.1  # prediction smoothing of the certified constant
+TIME = 100.0  # length of a run to compare with, Σ learning rates: 100,000 steps of 10⁻³
 
 
-def run_constants(
-    model: str, weight_decay: list[float], temperature: list[float], *, alpha: float = 0.1, decay: str = "all",
-    time: float | None = None, trust_remote_code: bool = False,
-) -> ModelConstantsRecord:  # fmt: skip
-    """Constants from what needs no measurement: d, V, λ, s, α.
+class ConstantsSettings(BaseModel):
+    """What `villani constants` was asked.
 
-    Args:
+    Attributes:
         model: see `load_model`; only its shapes matter.
         weight_decay: every λ > 0 asked about.
         temperature: every s > 0 asked about.
         alpha: prediction smoothing of the certified constant.
         decay: which parameters decay.
         time: length of a training run, Σ learning rates.
+        curvature: κ with ∇²L ⪰ −κI wherever it was looked at.
+        gradient_norms: ‖∇L‖ wherever it was looked at.
+        variance: lower confidence limit of the variance of some u·θ, |u| = 1, under the Gibbs law.
         trust_remote_code: whether a checkpoint may run its code.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model: str
+    weight_decay: list[float] = [0.1]
+    temperature: list[float] = [2.0]
+    alpha: float = ALPHA
+    decay: str = "all"
+    time: float = TIME
+    curvature: float | None = None
+    gradient_norms: list[float] = []
+    variance: float | None = None
+    trust_remote_code: bool = False
+
+
+def run_constants(settings: ConstantsSettings, run: Path | None = None) -> tuple[Path, ModelConstantsRecord]:
+    """Constants from what needs no measurement, d, V, λ, s and α, and from figures of the smoothed loss that are given.
+
+    Args:
+        settings: what was asked.
+        run: directory; made from the settings when None.
+
+    Returns:
+        the run directory and its record.
 
     Raises:
         InputError: some parameter does not decay, so that there is no Gibbs law to speak of (THEORY.md §2.1).
     """
-    loaded = load_model(model, trust_remote_code=trust_remote_code)
-    space = ParameterSpace(loaded.model, decay)
-    dimension = int(space.sizes.sum())
-    if free := dimension - space.decayed_size:
+    loaded = load_model(settings.model, trust_remote_code=settings.trust_remote_code)
+    space = ParameterSpace(loaded.model, settings.decay)
+    found = constants_of(loaded.model, space, settings)
+    if found is None:
+        free = space.size - space.decayed_size
         raise InputError(
-            f"decay={decay}: {free:,} parameters do not decay, so exp(−βF) need not be integrable and no constant is "
-            "certain to exist (THEORY.md §2.1); use --decay all"
+            f"decay={settings.decay}: {free:,} parameters do not decay, so exp(−βF) need not be integrable and no "
+            "constant is certain to exist (THEORY.md §2.1); use --decay all"
         )
-    head = loaded.model.get_output_embeddings()  # type: ignore[operator]
-    vocabulary = int(head.weight.shape[0])
+    record = ModelConstantsRecord(**dict(found), model=loaded.record)
+    asked = settings.model_dump()
+    keyed = {**asked, **versions(), "parameters": space.size}
+    directory = run or Path("runs") / default_name("constants", settings.model, keyed)
+    with Ledger(directory, keyed):
+        write_settings(directory, asked)
+        finish(directory, f"villani constants {settings.model}", [record], {})
+    return directory, record
+
+
+def constants_of(model: nn.Module, space: ParameterSpace, settings: ConstantsSettings) -> ModelConstants | None:
+    """The comparison at every λ and s; None if some parameter does not decay."""
+    if space.decayed_size < space.size:
+        return None
+    smoothing = Smoothing(_outputs(model), settings.alpha)
+    lower = []
+    if settings.variance is not None:
+        lower.append(variance_quotient(settings.variance, 1.0, "statistical", "a direction, from samples"))
     points = []
-    for one_decay, s in product(weight_decay, temperature):
-        found = model_constants(dimension, one_decay, s, vocabulary, alpha, time=time)
+    for decay, s in product(settings.weight_decay, settings.temperature):
+        found = model_constants(
+            space.size, decay, s, smoothing.vocabulary, smoothing.alpha, curvature=settings.curvature,
+            gradient_norms=settings.gradient_norms, lower=lower, time=settings.time,
+        )  # fmt: skip
         points.append(
             ModelPointRecord(
-                weight_decay=one_decay, temperature=s, visible=found.visible, sentence=found.sentence,
+                weight_decay=decay, temperature=s, visible=found.visible, sentence=found.sentence,
                 constants=[constant_record(constant) for constant in found.comparison.constants],
             )
         )  # fmt: skip
-    return ModelConstantsRecord(
-        model=loaded.record, parameters=dimension, vocabulary=vocabulary, alpha=alpha,
-        smoothing_cost=found.smoothing.cost, points=points,
+    return ModelConstants(
+        parameters=space.size, vocabulary=smoothing.vocabulary, alpha=smoothing.alpha, smoothing_cost=smoothing.cost,
+        time=settings.time, points=points,
     )  # fmt: skip
+
+
+def constants_beside(
+    model: nn.Module, space: ParameterSpace, weight_decay: Sequence[float], temperature: Sequence[float]
+) -> ModelConstants | None:
+    """What a measurement is shown beside; None if no λ is positive or some parameter does not decay."""
+    positive = [decay for decay in weight_decay if decay > 0]
+    asked = ConstantsSettings(model="", weight_decay=positive, temperature=list(temperature))
+    return constants_of(model, space, asked) if positive else None
+
+
+def _outputs(model: nn.Module) -> int:
+    """V: the rows of the output embedding, which may be more than a tokenizer's tokens."""
+    causal: Any = model
+    head = causal.get_output_embeddings()
+    return int(causal.config.vocab_size if head is None else head.weight.shape[0])

@@ -20,13 +20,8 @@ from villani.runs.distributed import alone
 from villani.runs.records import Displacement, MeasurementRecord, ModelRecord, TextRecord, TrainingRecord
 from villani.runs.store import Ledger, write_settings, writing
 from villani.streams import Purpose, stream
-from villani.studies.measure_model import (
-    MeasureSettings,
-    as_groups,
-    finish,
-    measured,
-    provenance_of,
-)
+from villani.studies.finish import finish
+from villani.studies.measure_model import MeasureSettings, as_groups, measured, provenance_of
 from villani.studies.progress import Progress, Silent
 
 MODEL = "builtin:tiny"

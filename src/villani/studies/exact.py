@@ -3,13 +3,17 @@
 import math
 from collections.abc import Sequence
 from dataclasses import asdict
+from importlib.metadata import version
 from itertools import product
+from pathlib import Path
+from time import perf_counter
 from typing import Literal
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from villani.errors import InputError
-from villani.runs.exact import (
+from villani.runs.records import (
     CheckRecord,
     ConstantRecord,
     ExactRecord,
@@ -19,6 +23,8 @@ from villani.runs.exact import (
     ReferenceRecord,
     RelativeEntropyRecord,
 )
+from villani.runs.store import Ledger, write_settings
+from villani.studies.finish import default_name, finish
 from villani.studies.progress import Progress, Silent
 from villani.theory.applicable import lower_bounds, upper_bounds
 from villani.theory.catalogue import CATALOGUE, Case, case
@@ -73,31 +79,106 @@ class ExactSettings(BaseModel):
         return several[0] if several else None
 
 
-def run_exact(settings: ExactSettings, progress: Progress | None = None) -> ExactRecord:
-    """Solve the potential at every asked λ, s and d.
+def run_exact(
+    settings: ExactSettings, run: Path | None = None, progress: Progress | None = None
+) -> tuple[Path, ExactRecord]:
+    """Solve the potential at every asked λ, s and d; λ, s and d are questions, the rest is what a run is about.
+
+    Args:
+        settings: what to solve.
+        run: directory; made from the settings when None. Points that it holds are not solved again.
+        progress: told where the work is.
+
+    Returns:
+        the run directory and its record.
 
     Raises:
-        InputError: anything about the potential or the settings that cannot be solved, before or while solving.
+        InputError: anything about the potential or the settings that cannot be solved. What fails at the first point
+            leaves no directory.
     """
     progress = progress or Silent()
-    varied = settings.varied
+    cases = _cases(settings)
+    progress.stage("solving")
+    progress.advance(0, len(cases))
+    points = [_point(cases[0], settings.digits)]
+    asked = {
+        **settings.model_dump(),
+        "parameters": [f"{name}={value:g}" for name, value in settings.parameters.items()],
+    }
+    keyed = {name: asked[name] for name in ("potential", "parameters", "shape", "digits")} | versions()
+    directory = run or Path("runs") / default_name("exact", settings.potential, {**asked, **keyed})
+    with Ledger(directory, keyed) as ledger:
+        write_settings(directory, asked)
+        for done, one in enumerate(cases[1:], 1):
+            progress.advance(done, len(cases))
+            points.append(_kept(ledger, one, settings.digits))
+        progress.advance(len(cases), len(cases))
+        record = _record(settings, cases[0], points)
+        finish(directory, f"villani exact {settings.potential}", [record], {})
+    return directory, record
+
+
+def run_reference(run: Path | None = None, progress: Progress | None = None) -> tuple[Path, ReferenceRecord]:
+    """Recompute every reference value of THEORY.md that is about exact truths.
+
+    Args:
+        run: directory; made from the versions of the software when None.
+        progress: told where the work is.
+
+    Returns:
+        the run directory and its record.
+    """
+    progress = progress or Silent()
+    progress.stage("recomputing the reference values")
+    found = [
+        CheckRecord(
+            row=check.row, quantity=check.quantity, printed=check.printed, computed=check.computed, passes=check.passes
+        )
+        for check in checks()
+    ]  # fmt: skip
+    passed = sum(check.passes for check in found)
+    record = ReferenceRecord(passed=passed, failed=len(found) - passed, checks=found)
+    keyed = {"all": True, **versions()}
+    directory = run or Path("runs") / default_name("exact", "all", keyed)
+    with Ledger(directory, keyed):
+        write_settings(directory, {"all": True})
+        finish(directory, "villani exact --all", [record], {})
+    return directory, record
+
+
+def versions() -> dict[str, str]:
+    """Of what moves the last bits of a truth."""
+    return {name: version(name) for name in ("villani", "numpy", "scipy")}
+
+
+def _cases(settings: ExactSettings) -> list[Case]:
     decays: list[float | None] = [*settings.weight_decay] or [None]
     betas: list[float | None] = [*settings.betas] or [None]
     dimensions: list[int | None] = [*settings.dimension] or [None]
-    cases = [
+    _ = settings.varied  # refuses two axes before anything is solved
+    return [
         case(
             settings.potential, weight_decay=decay, beta=beta, parameters=settings.parameters, dimension=dimension,
             shape=settings.shape,
         )
         for decay, beta, dimension in product(decays, betas, dimensions)
     ]  # fmt: skip
-    progress.stage("solving")
-    points = []
-    for done, one in enumerate(cases):
-        progress.advance(done, len(cases))
-        points.append(_point(one, settings.digits))
-    progress.advance(len(cases), len(cases))
-    first = cases[0]
+
+
+def _kept(ledger: Ledger, one: Case, digits: int | None) -> PointRecord:
+    """A point from the ledger, solved and put there if it is not."""
+    law = one.potential
+    key = f"{law.weight_decay!r}/{law.beta!r}/{law.dimension}"
+    if (row := ledger.get(key)) is not None:
+        return PointRecord.model_validate_json(row["record"].tobytes())
+    start = perf_counter()
+    point = _point(one, digits)
+    content = np.frombuffer(point.model_dump_json().encode(), dtype=np.uint8)
+    ledger.put(key, {"record": content}, seconds=perf_counter() - start, peak_memory_bytes=0)
+    return point
+
+
+def _record(settings: ExactSettings, first: Case, points: list[PointRecord]) -> ExactRecord:
     entry = CATALOGUE.get(settings.potential)
     return ExactRecord(
         potential=settings.potential,
@@ -105,25 +186,9 @@ def run_exact(settings: ExactSettings, progress: Progress | None = None) -> Exac
         about=entry.about if entry else "a potential of one's own",
         proved=first.proved.why if first.proved else "",
         shape=first.potential.shape,
-        varied=varied,
+        varied=settings.varied,
         points=points,
     )
-
-
-def run_reference(progress: Progress | None = None) -> ReferenceRecord:
-    """Recompute every reference value of THEORY.md that is about exact truths."""
-    progress = progress or Silent()
-    found = []
-    for check in checks():
-        progress.stage(f"{check.row}: {check.quantity}")
-        found.append(
-            CheckRecord(
-                row=check.row, quantity=check.quantity, printed=check.printed, computed=check.computed,
-                passes=check.passes,
-            )
-        )  # fmt: skip
-    passed = sum(check.passes for check in found)
-    return ReferenceRecord(passed=passed, failed=len(found) - passed, checks=found)
 
 
 def _point(one: Case, digits: int | None) -> PointRecord:

@@ -1,9 +1,6 @@
 """From a model and a text to a record and a run directory: what `villani measure` does."""
 
-import hashlib
-import json
 import platform
-import re
 import shlex
 from contextlib import nullcontext
 from importlib.metadata import version
@@ -20,7 +17,6 @@ from villani.landscape.text import load_groups
 from villani.landscape.tokenizers import load_tokenizer
 from villani.measurement import SHARES, Measurement, check_design, check_temperature, measure
 from villani.plan import PILOT, Plan, Quantity, Target, duration, measure_to
-from villani.report.page import write_report
 from villani.runs.distributed import Team
 from villani.runs.records import (
     Cost,
@@ -34,13 +30,14 @@ from villani.runs.records import (
     Provenance,
     PsiParts,
     PsiRecord,
-    RunRecords,
     TensorGroup,
     TensorRecord,
     TextRecord,
 )
-from villani.runs.store import Ledger, ScopedLedger, Settings, write_records, write_settings
+from villani.runs.store import Ledger, ScopedLedger, Settings, write_settings
 from villani.statistics import Estimate
+from villani.studies.constants import constants_beside
+from villani.studies.finish import default_name, finish
 from villani.studies.progress import Progress, Silent
 
 CONFIDENCE = 0.95
@@ -294,6 +291,9 @@ def measured(
         ],
         plan=plan_record(plan, target) if plan and target else None,
         psi=[psi_record(found, decay, s) for decay in settings.weight_decay for s in settings.temperature],
+        constants=None
+        if displacement
+        else constants_beside(loaded.model, objective.parameters, settings.weight_decay, settings.temperature),
         provenance=provenance,
     )
     seconds, peak, units = team.broadcast(ledger.spent() if ledger else None)
@@ -322,12 +322,6 @@ def plan_record(plan: Plan, target: Target) -> PlanRecord:
         data_deviation=plan.data_deviation,
         note=plan.note,
     )
-
-
-def finish(directory: Path, title: str, records: list[Any], costs: dict[int, Cost]) -> None:
-    """Write the records, what they cost, and the report."""
-    write_records(directory, RunRecords(villani=version("villani"), title=title, records=records), costs)
-    write_report(directory)
 
 
 def as_groups(ids: torch.Tensor, labels: torch.Tensor) -> list[dict[str, torch.Tensor]]:
@@ -423,10 +417,3 @@ def _determining(settings: MeasureSettings, text: TextRecord, provenance: Proven
         "threads": provenance.threads,
         **provenance.versions,
     }
-
-
-def default_name(command: str, model: str, settings: Settings) -> str:
-    """A directory name from what was asked: readable, and the same for the same settings."""
-    slug = re.sub(r"[^A-Za-z0-9.]+", "-", model).strip("-.")[-40:]
-    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
-    return f"{command}-{slug}-{digest}"

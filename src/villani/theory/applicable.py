@@ -74,6 +74,9 @@ def upper_bounds(case: Potential, proved: Proved | None = None) -> tuple[list[Co
         return [*found, exact_quadratic(decay, beta)], []
     missing.append(Missing("C1", "L is not constant"))
     curvature, sure = _choose(proved.curvature, search.curvature)
+    _, gaussian = case.parts
+    if gaussian:  # L is flat in the coordinates beside the core, however convex it is there
+        curvature = max(curvature, 0.0)
     if case.breaks:
         missing.append(Missing("C2", "L has a kink with a falling slope"))
     elif curvature < decay:
@@ -144,10 +147,11 @@ class _Search:
         self.radius = np.sqrt((self.points**2).sum(axis=0))
         jet = case.loss.jet(self.points)
         self.loss = jet.value
-        slope = np.sqrt((jet.gradient**2).sum(axis=0))
-        bends = np.linalg.eigvalsh(np.moveaxis(jet.hessian, 2, 0))[:, 0]
-        if case.shape == "radial":
-            bends = np.minimum(bends, jet.gradient[0] / self.radius)
+        with np.errstate(all="ignore"):
+            slope = np.sqrt((jet.gradient**2).sum(axis=0))
+            bends = jet.hessian[0, 0] if case.core == 1 else np.linalg.eigvalsh(np.moveaxis(jet.hessian, 2, 0))[:, 0]
+            if case.shape == "radial":
+                bends = np.minimum(bends, jet.gradient[0] / self.radius)
         self.bends = bends
         self.oscillation = self._bounded(self.loss) + self._bounded(-self.loss)
         self.gradient = self._bounded(slope)
@@ -226,7 +230,8 @@ def _dissipative(case: Potential, search: _Search, proved: Proved) -> tuple[list
     for growth, offset, sure in options:
         radius = dissipative_radius(beta, dimension, growth, offset)
         swing = proved.ball(radius) if proved.ball else search.oscillation_within(radius)
-        found.append(dissipative(decay, beta, dimension, growth, offset, swing, sure and proved.ball is not None))
+        if np.isfinite(swing):
+            found.append(dissipative(decay, beta, dimension, growth, offset, swing, sure and proved.ball is not None))
     if not found:
         return [], [Missing("C7", "no b with ⟨θ, ∇F⟩ ≥ m‖θ‖² − b was found")]
     return [min(found, key=lambda c: c.log_value)], []

@@ -14,6 +14,7 @@ from villani.theory.constants import (
     smoothed_cross_entropy,
 )
 
+_SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 _ROUNDING = 1e-9  # relative: closer constants do not contradict each other
 
 
@@ -130,28 +131,37 @@ def model_constants(
     words = (
         f"At λ = {weight_decay:g}, s = {temperature:g} and d = {dimension:,} the preprint claims "
         f"C_LS ≤ {powers(claimed)} ({claimed.status}). Certified is C_LS ≤ {powers(certified)}, for predictions "
-        f"smoothed with α = {alpha:g} at a cost of at most {smoothing.cost:.3g} nats a token: {abs(apart):.1f} orders "
+        f"smoothed with α = {alpha:g} at a cost of at most {smoothing.cost:.3g} nats a token: {abs(apart):,.1f} orders "
         f"of magnitude {'above' if apart > 0 else 'below'} the claim. The decay alone, without a loss, has "
         f"1/(βλ) = {1 / (beta * weight_decay):.3g}."
     )
     if visible is not None:
         words += (
-            f" A run of length {time:g} can see constants up to {visible:.3g}: {_beyond(claimed, visible)} "
+            f" A run whose learning rates add up to {time:g} can see constants up to {visible:.3g}: "
+            f"{_beyond(claimed, visible)} "
             f"the claimed one and {_beyond(certified, visible)} the certified one."
         )
-    if comparison.floor and comparison.best and comparison.log_looseness is not None:
-        words += (
-            f" Samples show at least {powers(comparison.floor)}, so that {comparison.best.id} is loose by at most "
-            f"{comparison.log_looseness / math.log(10):.1f} orders of magnitude."
-        )
+    if comparison.floor:
+        words += f" Samples show at least {powers(comparison.floor)}"
+        if comparison.best and comparison.log_looseness is not None:
+            orders = comparison.log_looseness / math.log(10)
+            words += f", so that {comparison.best.id} is loose by at most {orders:.1f} orders of magnitude"
+        words += "."
+    if any(constant.id == "C3" for constant in comparison.refuted):
+        words += " They contradict the certified constant, so that they are wrong, or of another law."
     return ModelConstants(comparison, smoothing, visible, words)
 
 
 def powers(constant: Constant) -> str:
-    """The value for people: 4.52e+05, or 10^1234.5 beyond floats."""
-    return f"{constant.value:.3g}" if constant.log10 < 300 else f"10^{constant.log10:.1f}"
+    """The value for people: 0.12, 3010, 4.52·10⁶, or 10^1,234.5 beyond floats."""
+    if abs(constant.log10) >= 300:
+        return f"10^{constant.log10:,.1f}"
+    mantissa, exponent = f"{constant.value:.2e}".split("e")
+    if -4 <= int(exponent) < 6:
+        return f"{float(f'{constant.value:.3g}'):.6g}"
+    return f"{mantissa}·10{str(int(exponent)).translate(_SUPERSCRIPTS)}"
 
 
 def _beyond(constant: Constant, visible: float) -> str:
     orders = constant.log10 - math.log10(visible)
-    return f"{abs(orders):.1f} orders of magnitude {'short of' if orders > 0 else 'beyond'}"
+    return f"{abs(orders):,.1f} orders of magnitude {'short of' if orders > 0 else 'beyond'}"

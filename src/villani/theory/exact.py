@@ -15,7 +15,7 @@ from scipy.special import gammaln
 from villani.errors import InputError
 from villani.statistics import Status
 from villani.theory.expressions import Array, shortened
-from villani.theory.line import Law, Spectrum, first_gap, law, log_sobolev, panels, spectrum, support
+from villani.theory.line import Law, first_gap, gaps, law, log_sobolev, panels, spectrum, support
 from villani.theory.plane import Plane, box, grade, solve_plane
 from villani.theory.potential import Local, Potential, potential
 from villani.theory.radial import radial_gaps
@@ -112,8 +112,8 @@ def _line(case: Potential, tolerance: float, sobolev: bool) -> Truth:
         law(energy, panels(energy, support(energy, depth), order, case.breaks))
         for depth, order in zip(_DEPTHS, _ORDERS, strict=True)
     )
-    known = spectrum(line)
-    error = _settled(float(known.gaps[0]), first_gap(coarse), tolerance)
+    known = gaps(line)
+    error = _settled(float(known[0]), first_gap(coarse), tolerance)
     mean = line.expect(line.mesh.points)
     moments = _moments(
         case, case.local(line.mesh.points[None]), line.expect, line.expect((line.mesh.points - mean) ** 2),
@@ -121,26 +121,40 @@ def _line(case: Potential, tolerance: float, sobolev: bool) -> Truth:
     )  # fmt: skip
     copies, rest = case.parts
     gaussian = case.beta * case.weight_decay
-    constant, status, note = _line_log_sobolev(case, line, known) if sobolev else (None, None, "not asked for")
+    constant, status, note = _line_log_sobolev(case, line) if sobolev else (None, None, "not asked for")
     if rest and constant is not None:
         constant = max(constant, 1 / gaussian)
-    gaps = sorted([*(float(g) for g in known.gaps[:3]), *([gaussian] if rest else [])])[:3]
+    lowest = sorted([*(float(g) for g in known[:3]), *([gaussian] if rest else [])])[:3]
     normaliser = copies * line.log_normaliser + (rest / 2 * np.log(2 * np.pi / gaussian) if rest else 0.0)
-    return Truth(tuple(gaps), 1 / gaps[0], error, constant, status, note, float(normaliser), moments)
+    return Truth(tuple(lowest), 1 / lowest[0], error, constant, status, note, float(normaliser), moments)
 
 
-def _line_log_sobolev(case: Potential, line: Law, known: Spectrum) -> tuple[float, Status, str]:
-    """C_LS of a line: the supremum over local shapes, or its limit at infinity; certified where C2 meets that limit."""
-    far = max(1e3, 1e3 * float(np.abs(line.mesh.points).max()))
-    bends = case.loss.jet(np.array([[-far, far]])).hessian[0, 0] + case.weight_decay
-    limit = 1 / (case.beta * float(bends.min())) if bends.min() > 0 else np.inf
+def _line_log_sobolev(case: Potential, line: Law) -> tuple[float | None, Status | None, str]:
+    """C_LS of a line: the supremum over local shapes, or its limit at infinity where U″ settles (or grows) there."""
+    limit = _limit_at_infinity(case, max(1e3, 1e3 * float(np.abs(line.mesh.points).max())))
+    if limit == np.inf:
+        return None, None, "U″ tends to no positive number at infinity, where tests can be carried: it may be infinite"
     least = float(case.loss.jet(line.mesh.points[None]).hessian[0, 0].min()) + case.weight_decay
-    if least >= bends.min() * (1 - 1e-12) and not case.breaks:
+    if limit is not None and case.beta * least * limit >= 1 - 1e-12 and not case.breaks:
         return limit, "estimated", "1/inf U″: an upper bound (C2), reached by tests carried to infinity"
-    local = log_sobolev(line, known)
+    local = log_sobolev(line, spectrum(line))
+    if limit is None:
+        return local, "estimated", "variational, converged from below; U″ oscillates at infinity, where none was tried"
     if limit > local:
         return limit, "estimated", "the limit of tests carried to infinity, 1/inf U″(±∞), above all local ones"
     return local, "estimated", "variational, converged from below"
+
+
+def _limit_at_infinity(case: Potential, far: float) -> float | None:
+    """1/inf U″(±∞); inf where that is not positive, None where U″ neither settles nor grows steadily."""
+    away = far * np.array([1.0, 1.13, 1.37, 1.71, 2.0, 4.0])
+    bends = [case.loss.jet(side * away[None]).hessian[0, 0] + case.weight_decay for side in (-1, 1)]
+    settled = all(np.all(np.diff(b) >= -1e-6 * np.abs(b[1:])) and np.isfinite(b).all() for b in bends)
+    fading = all(np.all(np.diff(np.abs(b)) <= 0) for b in bends)
+    least = min(float(b.min()) for b in bends)
+    if not (settled or fading):
+        return None
+    return 1 / (case.beta * least) if settled and least > 0 else np.inf
 
 
 def _radial(case: Potential, tolerance: float) -> Truth:
@@ -167,11 +181,11 @@ def _radial(case: Potential, tolerance: float) -> Truth:
     r = line.mesh.points
     moments = _moments(case, case.local(r[None]), line.expect, line.expect(r**2) / d)
     sphere = np.log(2) + d / 2 * np.log(np.pi) - gammaln(d / 2)
-    gaps = tuple(sorted(found[1]))
+    lowest = tuple(sorted(found[1]))
     exact = _gaussian(case)
     note = "L = 0: Gaussian" if exact else "no reduction is known for radial laws"
     status: Status | None = "certified" if exact else None
-    return Truth(gaps, 1 / gaps[0], error, exact, status, note, line.log_normaliser + float(sphere), moments)
+    return Truth(lowest, 1 / lowest[0], error, exact, status, note, line.log_normaliser + float(sphere), moments)
 
 
 def _plane(case: Potential, tolerance: float) -> Truth:
@@ -202,12 +216,12 @@ def _plane(case: Potential, tolerance: float) -> Truth:
     moments = _moments(case, case.local(plane.points), plane.expect, top)
     copies, rest = case.parts
     gaussian = case.beta * case.weight_decay
-    gaps = tuple(sorted([*(float(g) for g in plane.gaps), *([gaussian] if rest else [])])[:3])
+    lowest = tuple(sorted([*(float(g) for g in plane.gaps), *([gaussian] if rest else [])])[:3])
     normaliser = copies * plane.log_normaliser + (rest / 2 * np.log(2 * np.pi / gaussian) if rest else 0.0)
     exact = _gaussian(case)
     note = "L = 0: Gaussian" if exact else "no reduction is known on the plane"
     return Truth(
-        gaps, 1 / gaps[0], error, exact, "certified" if exact else None, note, float(normaliser), moments
+        lowest, 1 / lowest[0], error, exact, "certified" if exact else None, note, float(normaliser), moments
     )  # fmt: skip
 
 

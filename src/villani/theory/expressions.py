@@ -8,7 +8,7 @@ Logarithms of sums of exponentials are recognised and computed without overflow.
 import ast
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -64,6 +64,7 @@ class Expression:
         text: as written.
         variables: names of the coordinates, in alphabetical order.
         kinked: whether it uses `abs`, which has no derivative at 0.
+        constants: the named constants that it was read with.
 
     Call it with points (k, n) for the values (n,); `jet` also gives the derivatives.
     """
@@ -71,7 +72,8 @@ class Expression:
     text: str
     variables: tuple[str, ...]
     kinked: bool
-    _node: Node
+    constants: tuple[tuple[str, float], ...]
+    _node: Node = field(compare=False)
 
     def __call__(self, points: Array) -> Array:
         """Values at points (k, n)."""
@@ -100,14 +102,14 @@ def parse(text: str, parameters: Mapping[str, float] | None = None) -> Expressio
         reader = _Reader(text, {"pi": math.pi, **(parameters or {})})
         variables = tuple(sorted(reader.names(tree)))
         node = reader.build(tree, variables)
-    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+    except (SyntaxError, ValueError, OverflowError, RecursionError, MemoryError) as error:
         if isinstance(error, InputError):
             raise
         raise InputError(
             f"expression {shortened(text)}: not readable as arithmetic; write it as in 'log(1+exp(-w))'"
         ) from None
     kinked = any(isinstance(part, ast.Name) and part.id == "abs" for part in ast.walk(tree))
-    return Expression(text, variables or ("w",), kinked, node)
+    return Expression(text, variables or ("w",), kinked, tuple(sorted((parameters or {}).items())), node)
 
 
 def shortened(text: str, most: int = 80) -> str:
@@ -190,7 +192,11 @@ class _Reader:
     def _number(self, tree: ast.expr) -> float:
         if self.names(tree):
             raise self.refuse("an exponent has to be a number: write exp(p*log(x)) for a power that varies")
-        return float(self.build(tree, ())(np.zeros((0, 1))).value[0])
+        with np.errstate(all="ignore"):
+            value = float(self.build(tree, ())(np.zeros((0, 1))).value[0])
+        if not math.isfinite(value):
+            raise self.refuse("an exponent is no finite number")
+        return value
 
 
 def _constant(value: float) -> Node:

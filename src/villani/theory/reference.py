@@ -1,7 +1,4 @@
-"""The reference values of THEORY.md (§9, and figures of §2.3, §4 and §5), recomputed from their definitions alone.
-
-T24 is not here: PAC-Bayes bounds are not the business of exact truths.
-"""
+"""The reference values of THEORY.md (§9, and figures of §2.3, §4 and §5), recomputed from their definitions alone."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -9,7 +6,8 @@ from dataclasses import dataclass
 from decimal import Decimal
 
 import numpy as np
-from scipy.optimize import minimize_scalar
+from scipy.optimize import brentq, minimize_scalar
+from scipy.special import rel_entr
 
 from villani.theory import rates
 from villani.theory.catalogue import Case, named
@@ -38,7 +36,10 @@ class Check:
 
 def checks() -> Iterator[Check]:
     """All rows, one after the other; the planes of T18, T19 and CE2 take seconds each."""
-    for rows in (_points, _softmax, _factors, _lines, _wells, _planes, _kinks, _entropies, _chains, _formulas, _growth):
+    for rows in (
+        _points, _softmax, _factors, _lines, _wells, _planes, _kinks, _entropies, _chains, _pac_bayes, _formulas,
+        _growth,
+    ):  # fmt: skip
         yield from rows()
 
 
@@ -218,6 +219,22 @@ def _chains() -> Iterator[Check]:
         limit = rates.gaussian_ula_limit(1.0, 1.0, product)
         excess = limit.kl(rates.gibbs_quadratic(1.0, 1.0))
         yield Check("§4", f"1000·KL/d of ULA, ηλ = {product:g}", printed, 1000 * excess)
+
+
+def _pac_bayes() -> Iterator[Check]:
+    """T24: the bounds of §5(a), from their one-line definitions."""
+    n, kl, delta, risk = 1000, 50.0, 0.05, 0.1
+    joint = (kl + math.log(2 * math.sqrt(n) / delta)) / n
+    single = kl + math.log(1 / delta)
+
+    def binary(r: float) -> float:
+        return float(rel_entr(risk, r) + rel_entr(1 - risk, 1 - r))
+
+    yield Check("T24", "Maurer", ".230040655", float(brentq(lambda r: binary(r) - joint, risk, 1 - 1e-9, xtol=1e-15)))
+    yield Check("T24", "McAllester", ".269030703", risk + math.sqrt(joint / 2))
+    catoni = (1 - math.exp(-risk - single / n)) / (1 - math.exp(-1))
+    yield Check("T24", "Catoni, C = 1", ".224429682", catoni)
+    yield Check("T24", "linear, β = 300, Δ = 1", ".314152441", risk + single / 300 + 300 / (8 * n))
 
 
 def _formulas() -> Iterator[Check]:
