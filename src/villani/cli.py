@@ -3,7 +3,6 @@
 Progress goes to stderr. Exit codes: 0 done, 2 bad input (one line), 1 anything else.
 """
 
-import shutil
 import sys
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -194,6 +193,7 @@ def exact(
 ) -> None:
     """The exact truth about a low-dimensional potential, beside every bound that theory offers for it."""
     from villani.runs.records import ExactRecord, ReferenceRecord
+    from villani.runs.store import write_atomically
     from villani.studies.exact import ExactSettings, run_exact, run_reference
     from villani.terminal import print_catalogue, print_exact, print_reference, progress
 
@@ -202,8 +202,9 @@ def exact(
         raise InputError("exact: options need a potential; give a name or an expression, or none to list the names")
     if all_ and potential is not None:
         raise InputError(f"--all: recomputes every reference value; leave out {potential!r}")
-    if output is not None and not output.parent.is_dir():
-        raise InputError(f"--output {output}: no such folder; make it, or choose another")
+    if output is not None and (output.is_dir() or not output.parent.is_dir()):
+        wrong = "is a folder; give a file in it" if output.is_dir() else "no such folder; make it, or choose another"
+        raise InputError(f"--output {output}: {wrong}")
     if potential is None and not all_:
         print_catalogue()
         return
@@ -220,7 +221,7 @@ def exact(
             )  # fmt: skip
             directory, found = run_exact(settings, run, bar)
     if output is not None:
-        shutil.copyfile(directory / "report.html", output)
+        write_atomically(output, (directory / "report.html").read_text(encoding="utf-8"))
     if json:
         sys.stdout.write(found.model_dump_json() + "\n")
     elif isinstance(found, ReferenceRecord):

@@ -75,6 +75,7 @@ def test_figures_that_are_given_are_estimated_and_may_refute(villani):
         (["--temperature", "0"], "temperature=0"),
         (["--alpha", "1"], "alpha=1"),
         (["--time", "0"], "time=0"),
+        (["--curvature", "nan"], "curvature=nan"),
         (["--variance", "-1"], "variance=-1"),
         (["--gradient-norms", "-1"], "gradient_bound=-1"),
         (["--weight-decay", "x"], "expected numbers"),

@@ -171,6 +171,8 @@ def test_the_reference_values_as_json(villani, monkeypatch, tmp_path):
         (["ce1", "--set", "a"], ["NAME=VALUE"]),
         (["tied", "--digits", "40"], ["digits=40"]),
         (["tied", "--output", "no/such/folder/page.html"], ["no such folder"]),
+        (["tied", "--output", "."], ["is a folder"]),
+        (["tied", "--run", "/proc/x"], ["cannot write to /proc/x"]),
         (["tied", "--all"], ["--all"]),
         (["--beta", "3"], ["need a potential"]),
         (["--run", "r"], ["need a potential"]),

@@ -81,6 +81,7 @@ def test_curvature_beyond_the_decay_says_nothing_and_samples_may_refute():
         "C9": "statistical",
     }
     assert "(refuted)" in found.sentence
+    assert "κ = 3 ≥ λ, rules C2 out" in found.sentence
     assert "at least 2.00·10¹⁰. They contradict the certified constant" in found.sentence
 
 

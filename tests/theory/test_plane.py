@@ -47,7 +47,7 @@ def test_box_and_grid_do_not_matter():
     values = []
     for reach, degree, depth in ((8.5, 8, 35.0), (9.7, 9, 45.0)):
         corners = np.array([-reach, -1.1 * reach]), np.array([1.05 * reach, reach])
-        values.append(solve_plane(energy, grade(case.energy, corners, degree), degree, depth).gaps[0])
+        values.append(solve_plane(energy, grade(case.energy, corners, degree), degree, depth, 1).gaps[0])
     assert values[0] == pytest.approx(values[1], rel=1e-6)
 
 

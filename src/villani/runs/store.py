@@ -190,6 +190,7 @@ _UNWRITABLE = {
     errno.EROFS: "the file system is read-only: choose another --run",
     errno.EACCES: "permission denied: choose another --run",
     errno.EPERM: "permission denied: choose another --run",
+    errno.ENOENT: "no such folder can be made there: choose another --run",
     errno.ENOTDIR: "a part of the path is a file: choose another --run",
     errno.EEXIST: "a file of that name is in the way: choose another --run",
 }

@@ -115,6 +115,8 @@ def model_constants(
         raise InputError(f"dimension={dimension}: expected at least 1")
     if time is not None and not 0 < time < math.inf:
         raise InputError(f"time={time:g}: expected a finite number > 0, the sum of learning rates")
+    if curvature is not None and not math.isfinite(curvature):
+        raise InputError(f"curvature={curvature:g}: expected a finite number κ with ∇²L ⪰ −κI")
     beta = 2 / temperature
     smoothing = Smoothing(vocabulary, alpha)
     claimed = preprint(weight_decay, beta, dimension)
@@ -141,6 +143,8 @@ def model_constants(
             f"{_beyond(claimed, visible)} "
             f"the claimed one and {_beyond(certified, visible)} the certified one."
         )
+    if curvature is not None and curvature >= weight_decay:
+        words += f" The curvature that was seen, κ = {curvature:g} ≥ λ, rules C2 out."
     if comparison.floor:
         words += f" Samples show at least {powers(comparison.floor)}"
         if comparison.best and comparison.log_looseness is not None:

@@ -196,7 +196,7 @@ def _plane(case: Potential, tolerance: float) -> Truth:
     corners = box(case.energy, 50.0)
     for degree in (10, 14):
         edges = grade(case.energy, corners, degree)
-        coarse, plane = solve_plane(energy, edges, degree - 2, 40.0), solve_plane(energy, edges, degree, 50.0)
+        coarse, plane = solve_plane(energy, edges, degree - 2, 40.0, 1), solve_plane(energy, edges, degree, 50.0)
         if _difference(plane.gaps[0], coarse.gaps[0]) <= tolerance or _lost(plane, tolerance):
             break
     if abs(plane.ground) > 1e-3 * abs(plane.gaps[0]) and abs(plane.ground) > 1e-6 * case.beta:
