@@ -168,7 +168,7 @@ def part_statistics(
     total = [torch.zeros(t.shape, dtype=torch.float64, device=t.device) for t in tensors]
     rows: dict[str, list[Array | float]] = {name: [] for name in ("tokens", "losses", "dots", "squares", "products")}
     for group in groups:
-        gradient, tokens, loss = group_gradient(objective, group)
+        gradient, tokens, loss = objective.gradient_sum([group])
         for t, g in zip(total, gradient, strict=True):
             t.add_(g)
         decayed = [g * p.detach() if d else torch.zeros((), dtype=g.dtype).expand_as(g)
@@ -182,7 +182,7 @@ def part_statistics(
         if objective.finite:
             rows["products"].append(np.zeros(parts.count))
         else:
-            gradient, _, _ = group_gradient(objective, group)
+            gradient, _, _ = objective.gradient_sum([group])
             rows["products"].append(parts.sums([g * t for g, t in zip(gradient, total, strict=True)]))
         tell()
     traces = []
@@ -198,23 +198,6 @@ def part_statistics(
         finite=objective.finite,
         exact=small,
     )
-
-
-def group_gradient(objective: Objective, group: int) -> tuple[list[torch.Tensor], float, float]:
-    """(∇ of the loss sum in float64, tokens, loss sum) of one group."""
-    tensors = objective.parameters.tensors
-    sums = [torch.zeros(t.shape, dtype=torch.float64, device=t.device) for t in tensors]
-    tokens = loss = 0.0
-    with objective.evaluating():
-        for batch in objective.batches(group):
-            forward = objective.forward(batch)
-            tokens += forward.tokens
-            loss += float(forward.loss.detach().double())
-            pieces = torch.autograd.grad(forward.loss, tensors, allow_unused=True)
-            for total, piece in zip(sums, pieces, strict=True):
-                if piece is not None:
-                    total.add_(piece)
-    return sums, tokens, loss
 
 
 def _products(

@@ -1,6 +1,6 @@
 """The objective F = L + (λ/2)‖m⊙θ‖² over groups of token blocks: what everything that measures is handed."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -190,18 +190,24 @@ class Objective:
 
         `fused` is that of `evaluating`.
         """
+        sums, tokens, _ = self.gradient_sum(range(len(self.groups)) if group is None else [group], fused=fused)
+        return [total / tokens for total in sums]
+
+    def gradient_sum(self, groups: Iterable[int], *, fused: bool = False) -> tuple[list[torch.Tensor], float, float]:
+        """(∇ of the loss sum of some groups as `gradient` gives it, tokens, loss sum)."""
         sums = [torch.zeros(t.shape, dtype=torch.float64, device=self.device) for t in self.parameters.tensors]
-        tokens = 0.0
+        tokens = loss = 0.0
         with self.evaluating(fused=fused):
-            for g in range(len(self.groups)) if group is None else [group]:
+            for g in groups:
                 for batch in self.batches(g):
                     forward = self.forward(batch)
                     tokens += forward.tokens
+                    loss += float(forward.loss.detach().double())
                     pieces = torch.autograd.grad(forward.loss, self.parameters.tensors, allow_unused=True)
                     for total, piece in zip(sums, pieces, strict=True):
                         if piece is not None:
                             total.add_(piece)
-        return [total / tokens for total in sums]
+        return sums, tokens, loss
 
     @contextmanager
     def displaced(self, direction: list[torch.Tensor], radius: float) -> Iterator[None]:
