@@ -11,7 +11,7 @@ test: lint
 	.venv/bin/pytest -n 2
 
 lint: .venv/tested
-	.venv/bin/ruff check .
+	.venv/bin/ruff check --no-cache .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
 
