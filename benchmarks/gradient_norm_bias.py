@@ -22,7 +22,7 @@ from villani.landscape.text import choose_groups, cut_blocks
 from villani.landscape.tokenizers import load_tokenizer
 from villani.measurement import measure
 from villani.studies.demo import split
-from villani.studies.measure_model import as_groups
+from villani.studies.subject import as_groups
 
 GROUPS, SIZES = 16, (1, 2, 4, 8, 16, 32)
 RESULTS = Path(__file__).parents[1] / "docs" / "results"

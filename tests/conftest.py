@@ -1,5 +1,6 @@
 """Small float64 models, a pool of awkward groups, and dense oracles for them."""
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partialmethod
@@ -13,6 +14,9 @@ from transformers import GPT2Config, GPT2LMHeadModel, GPTNeoConfig, GPTNeoForCau
 from transformers.models.gpt_neo.modeling_gpt_neo import GPTNeoSelfAttention
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
+
+from villani.cli import main
+from villani.landscape.models import load_model
 
 torch.set_num_threads(1)  # small matrices: threads cost more than they bring, and two test workers share two cores
 VOCABULARY, BLOCK = 11, 6
@@ -166,3 +170,25 @@ def dense(model: nn.Module, group: dict[str, torch.Tensor], *, second: bool = Fa
 
 def flat_parameters(model: nn.Module) -> np.ndarray:
     return torch.cat([p.detach().reshape(-1) for p in model.parameters()]).numpy()
+
+
+@pytest.fixture
+def villani(monkeypatch, capsys):
+    """Run a command in this process; gives (exit code, stdout, stderr)."""
+
+    def run(*words):
+        monkeypatch.setattr(sys, "argv", ["villani", *map(str, words)])
+        with pytest.raises(SystemExit) as stopped:
+            main()
+        out = capsys.readouterr()
+        return stopped.value.code, out.out, out.err
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory):
+    """A small model as a local folder."""
+    folder = tmp_path_factory.mktemp("models") / "small"
+    load_model("builtin:tiny?layers=1&width=8&context=32").model.save_pretrained(folder)
+    return folder

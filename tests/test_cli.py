@@ -9,32 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from villani.cli import main
-from villani.landscape.models import load_model
-
 SMALL = ["--groups", "4", "--sequences", "1", "--block", "16"]
-
-
-@pytest.fixture
-def villani(monkeypatch, capsys):
-    """Run a command in this process; gives (exit code, stdout, stderr)."""
-
-    def run(*words):
-        monkeypatch.setattr(sys, "argv", ["villani", *map(str, words)])
-        with pytest.raises(SystemExit) as stopped:
-            main()
-        out = capsys.readouterr()
-        return stopped.value.code, out.out, out.err
-
-    return run
-
-
-@pytest.fixture(scope="session")
-def checkpoint(tmp_path_factory):
-    """A small model as a local folder."""
-    folder = tmp_path_factory.mktemp("models") / "small"
-    load_model("builtin:tiny?layers=1&width=8&context=32").model.save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture

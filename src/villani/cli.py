@@ -73,6 +73,18 @@ class ShapeChoice(StrEnum):
 
 
 Model = Annotated[str, typer.Argument(help="folder, hub id, config:NAME[?layers=2&width=64] or builtin:tiny")]
+Text = Annotated[str, typer.Option(help="builtin, ptb, wikitext-103, hub:NAME, or UTF-8 files")]
+Tokenizer = Annotated[str | None, typer.Option(help="builtin, gpt2, folder or hub id; default: the model's own")]
+Decay = Annotated[str, typer.Option(help="what decays: all, hf, nanogpt, olmo or match:REGEX")]
+Sequences = Annotated[int, typer.Option(help="blocks in a group")]
+Block = Annotated[int, typer.Option(help="tokens in a block")]
+Probes = Annotated[int, typer.Option(help="independent probes in each group")]
+Finite = Annotated[bool, typer.Option("--finite", help="the groups are the whole data set, not a sample of it")]
+Dtype = Annotated[DtypeChoice, typer.Option(help="precision to measure in")]
+Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, …")]
+Threads = Annotated[int | None, typer.Option(help="CPU threads; rounding depends on it; default: torch's choice")]
+MicroTokens = Annotated[int, typer.Option(help="tokens in one forward pass at most: sets the memory needed")]
+TrustRemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="let a checkpoint run its code")]
 Run = Annotated[Path | None, typer.Option(help="run directory; made from the settings when not given")]
 Data = Annotated[Path | None, typer.Option(help="folder of PTB, WikiText and GPT-2 BPE files; default VILLANI_DATA")]
 Json = Annotated[bool, typer.Option("--json", help="print one record on stdout, and nothing else")]
@@ -81,17 +93,15 @@ Json = Annotated[bool, typer.Option("--json", help="print one record on stdout, 
 @app.command()
 def measure(
     model: Model,
-    text: Annotated[str, typer.Option(help="builtin, ptb, wikitext-103, hub:NAME, or UTF-8 files")] = "builtin",
-    tokenizer: Annotated[
-        str | None, typer.Option(help="builtin, gpt2, folder or hub id; default: the model's own")
-    ] = None,
+    text: Text = "builtin",
+    tokenizer: Tokenizer = None,
     weight_decay: Annotated[str, typer.Option(help="λ ≥ 0; several with commas")] = "0.1",
     temperature: Annotated[str, typer.Option(help="s > 0; several with commas")] = "1e-3",
-    decay: Annotated[str, typer.Option(help="what decays: all, hf, nanogpt, olmo or match:REGEX")] = "all",
+    decay: Decay = "all",
     groups: Annotated[int, typer.Option(help="independent groups of blocks, the unit of data noise")] = 16,
-    sequences: Annotated[int, typer.Option(help="blocks in a group")] = 4,
-    block: Annotated[int, typer.Option(help="tokens in a block")] = 128,
-    probes: Annotated[int, typer.Option(help="independent probes in each group")] = 1,
+    sequences: Sequences = 4,
+    block: Block = 128,
+    probes: Probes = 1,
     trace: Annotated[TraceChoice, typer.Option(help="way to the Hessian trace")] = TraceChoice.gauss_newton,
     blocks: Annotated[
         BlocksChoice, typer.Option(help="with --trace taylor, what has its own probe")
@@ -110,19 +120,13 @@ def measure(
     shares: Annotated[
         int, typer.Option(help="groups sampled tensor by tensor too, where --trace taylor tells no tensors apart")
     ] = 6,
-    finite: Annotated[
-        bool, typer.Option("--finite", help="the groups are the whole data set, not a sample of it")
-    ] = False,
+    finite: Finite = False,
     seed: Annotated[int, typer.Option(help="of everything random")] = 0,
-    dtype: Annotated[DtypeChoice, typer.Option(help="precision to measure in")] = DtypeChoice.float32,
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, …")] = "cpu",
-    threads: Annotated[
-        int | None, typer.Option(help="CPU threads; rounding depends on it; default: torch's choice")
-    ] = None,
-    micro_tokens: Annotated[int, typer.Option(help="tokens in one forward pass at most: sets the memory needed")] = 512,
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="let a checkpoint run its code")
-    ] = False,
+    dtype: Dtype = DtypeChoice.float32,
+    device: Device = "cpu",
+    threads: Threads = None,
+    micro_tokens: MicroTokens = 512,
+    trust_remote_code: TrustRemoteCode = False,
     data: Data = None,
     run: Run = None,
     json: Json = False,
@@ -151,6 +155,75 @@ def measure(
         sys.stdout.write(record.model_dump_json() + "\n")
     else:
         print_measurement(record, directory)
+
+
+@app.command()
+def audit(
+    model: Annotated[
+        str | None, typer.Argument(help="as for measure; with --replay, where the model is now if it has moved")
+    ] = None,
+    text: Text = "builtin",
+    tokenizer: Tokenizer = None,
+    weight_decay: Annotated[str, typer.Option(help="λ ≥ 0")] = "0.1",
+    temperature: Annotated[str, typer.Option(help="s > 0, at which criterion (iv) is judged")] = "1e-3",
+    decay: Decay = "all",
+    groups: Annotated[int, typer.Option(help="a third each chooses orbits, leads the search, and confirms")] = 18,
+    sequences: Sequences = 4,
+    block: Block = 128,
+    probes: Probes = 1,
+    confirmed: Annotated[int, typer.Option(help="orbits that are measured again on fresh groups")] = 4,
+    search: Annotated[int, typer.Option(help="rounds of descent towards a θ where more is refuted; 0 for none")] = 3,
+    rays: Annotated[
+        str, typer.Option(help="random, gradient, parameters, layer; several with commas; none for none")
+    ] = "random,gradient,parameters",
+    ray_groups: Annotated[int, typer.Option(help="groups that rays are measured on")] = 4,
+    finite: Finite = False,
+    seed: Annotated[int | None, typer.Option(help="of everything random; default 0, or the witness's")] = None,
+    dtype: Dtype = DtypeChoice.float32,
+    device: Device = "cpu",
+    threads: Threads = None,
+    micro_tokens: MicroTokens = 512,
+    trust_remote_code: TrustRemoteCode = False,
+    replay: Annotated[Path | None, typer.Option(help="a witness.safetensors to evaluate again")] = None,
+    data: Data = None,
+    run: Run = None,
+    json: Json = False,
+) -> None:
+    """Is F a Villani function? Four criteria, each with evidence, and a witness of what is refuted.
+
+    Exit code 1 if a --replay does not refute again what its witness claims.
+    """
+    from villani.runs.distributed import alone
+    from villani.studies.audit_model import AuditSettings, audit_model
+    from villani.studies.replay import replay as evaluate_again
+    from villani.terminal import print_audit, print_replay, progress
+
+    alone("villani audit")
+    if replay is not None:
+        with progress() as bar:
+            directory, again = evaluate_again(replay, run, data, bar, model=model, seed=seed)
+        if json:
+            sys.stdout.write(again.model_dump_json() + "\n")
+        else:
+            print_replay(again, directory)
+        if not again.reproduced:
+            raise typer.Exit(1)
+        return
+    if model is None:
+        raise InputError("audit: give a model, or --replay with a witness")
+    settings = AuditSettings(
+        model=model, text=text, tokenizer=tokenizer, weight_decay=_number("weight-decay", weight_decay),
+        temperature=_number("temperature", temperature), decay=decay, groups=groups, sequences=sequences, block=block,
+        probes=probes, confirmed=confirmed, search=search, rays=[] if rays == "none" else rays.split(","),
+        ray_groups=ray_groups, finite=finite, seed=seed or 0, dtype=dtype.value, device=device, threads=threads,
+        micro_tokens=micro_tokens, trust_remote_code=trust_remote_code,
+    )  # fmt: skip
+    with progress() as bar:
+        directory, record = audit_model(settings, run, data, bar)
+    if json:
+        sys.stdout.write(record.model_dump_json() + "\n")
+    else:
+        print_audit(record, directory)
 
 
 @app.command()
@@ -253,9 +326,7 @@ def constants(
         float | None,
         typer.Option(help="lower confidence limit of a variance u·θ at equilibrium: C9, may refute, statistical"),
     ] = None,
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="let a checkpoint run its code")
-    ] = False,
+    trust_remote_code: TrustRemoteCode = False,
     run: Run = None,
     json: Json = False,
 ) -> None:
@@ -308,6 +379,13 @@ def _numbers(name: str, text: str) -> list[float]:
         return [float(part) for part in text.split(",")]
     except ValueError:
         raise InputError(f"--{name} {text!r}: expected numbers, several with commas") from None
+
+
+def _number(name: str, text: str) -> float:
+    values = _numbers(name, text)
+    if len(values) > 1:
+        raise InputError(f"--{name} {text!r}: expected one number")
+    return values[0]
 
 
 def _optional(read: Callable[[str, str], list[T]], name: str, text: str | None) -> list[T]:

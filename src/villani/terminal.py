@@ -19,11 +19,13 @@ from rich.progress import Progress as RichProgress
 from rich.table import Column, Table
 
 from villani.doctor import Finding
+from villani.report import audit as auditing
 from villani.report.constants import sign as constant_sign
 from villani.report.constants import value as constant_value
 from villani.report.numbers import format_interval, format_number, format_uncertain
 from villani.report.tables import named_statistics
 from villani.report.verdict import findings, headline
+from villani.runs.audits import AuditRecord, ReplayRecord, StepRecord
 from villani.runs.records import (
     ConstantRecord,
     EstimateRecord,
@@ -109,6 +111,40 @@ def print_measurement(record: MeasurementRecord, directory: Path) -> None:
                 f"{cost.pilot_seconds:.3g} s."
             )
     _print_page(console, directory)
+
+
+def print_audit(record: AuditRecord, directory: Path) -> None:
+    """The four verdicts with their reasons, the orbits with the smallest s*, and where page and witness are."""
+    console = Console(highlight=False)
+    console.print(auditing.headline(record), style="bold", markup=False, soft_wrap=True)
+    for title, paragraph in auditing.findings(record).items():
+        console.print(f"{title}. {paragraph}", markup=False, soft_wrap=True)
+    if walk := next((orbit.walk for orbit in record.differential_evidence.orbits if orbit.walk), None):
+        _print_walk(console, walk)
+    if record.cost:
+        console.print(f"{record.cost.seconds:.0f} s, peak memory {record.cost.peak_memory_bytes / 2**30:.2f} GiB")
+    if record.witness:
+        console.print(f"The witness: villani audit --replay {directory / record.witness}", markup=False, soft_wrap=True)
+    _print_page(console, directory)
+
+
+def print_replay(record: ReplayRecord, directory: Path) -> None:
+    """What a witness claims, and what came out."""
+    console = Console(highlight=False)
+    console.print(auditing.headline(record), style="bold", markup=False, soft_wrap=True)
+    for sentence in record.sentences:
+        console.print(sentence, markup=False, soft_wrap=True)
+    if record.walk:
+        _print_walk(console, record.walk)
+    _print_page(console, directory)
+
+
+def _print_walk(console: Console, walk: Sequence[StepRecord]) -> None:
+    table = Table("R", "change of the loss", "Ψ predicted", "Ψ measured")
+    for step in walk:
+        change = "the same bits" if step.loss_change == 0 else f"{step.loss_change:.1g}"
+        table.add_row(f"{step.scale:g}", change, _cells(step.predicted)[0], _cells(step.measured)[0])
+    console.print(table)
 
 
 def print_exact(record: ExactRecord, directory: Path) -> None:

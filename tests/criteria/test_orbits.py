@@ -108,8 +108,7 @@ def test_theorem_d_of_gpt_neo_is_found():
     orbits = orbits_of(found(objective), objective.parameters)
     names = {orbit.name: orbit for orbit in orbits}
     layer = "transformer.h.0."
-    wanted = f"{layer}ln_1.weight, {layer}ln_1.bias, {layer}attn.attention.v_proj.weight ↑ "
-    wanted += f"{layer}attn.attention.out_proj.weight ↓"
+    wanted = "transformer.h.0: ln_1.weight, ln_1.bias, attn.attention.v_proj.weight ↑ attn.attention.out_proj.weight ↓"
     assert names[wanted].theorem == "D"
     exponents = {
         objective.parameters.parameters[i].name: e.unique().tolist() for i, e in names[wanted].exponents.items()

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from scipy.stats import t as student
 
+from villani.runs.content import RunRecords
 from villani.runs.records import (
     Cost,
     DesignRecord,
@@ -19,13 +20,12 @@ from villani.runs.records import (
     Provenance,
     PsiParts,
     PsiRecord,
-    RunRecords,
     SourceFile,
     TensorGroup,
     TensorRecord,
     TextRecord,
     TrainingRecord,
-)  # fmt: skip
+    )  # fmt: skip
 
 GROUPS = 16
 NAMES = ["attn.attention.q_proj.weight", "attn.attention.out_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.bias"]
@@ -33,7 +33,10 @@ NAMES = ["attn.attention.q_proj.weight", "attn.attention.out_proj.weight", "mlp.
 
 def estimate(value: float, sem: float, status: str = "statistical") -> EstimateRecord:
     half = student.ppf(0.975, GROUPS - 1) * sem
-    interval = (value - half, value + half)
+    interval = (
+        value - half,
+        value + half,
+    )
     return EstimateRecord(value=value, sem=sem, n=GROUPS, interval=interval, status=status)
 
 

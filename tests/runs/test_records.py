@@ -6,7 +6,8 @@ from jsonschema import Draft202012Validator
 from pydantic import ValidationError
 
 from tests.report.conftest import build_measurement
-from villani.runs.records import EstimateRecord, MeasurementRecord, RunRecords
+from villani.runs.content import RunRecords
+from villani.runs.records import EstimateRecord, MeasurementRecord
 
 SCHEMAS = Path(__file__).parents[2] / "docs" / "schema"
 

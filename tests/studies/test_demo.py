@@ -3,7 +3,8 @@ import json
 import pytest
 
 from villani.errors import InputError
-from villani.runs.records import MeasurementRecord, RunRecords, TrainingRecord
+from villani.runs.content import RunRecords
+from villani.runs.records import MeasurementRecord, TrainingRecord
 from villani.studies import demo
 
 

@@ -1,12 +1,22 @@
 """Is F a Villani function? The four criteria together, each with its verdict and its evidence; THEORY.md §0, §2."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from villani.criteria.coverage import Coverage, audit_coverage
-from villani.criteria.differential import CONFIRMED, SCALES, Differential, Progress, audit_differential
+from villani.criteria.differential import CONFIRMED, SCALES, SEARCH, Differential, Progress, audit_differential
+from villani.criteria.rays import Ray, directions, kinds, walk
 from villani.criteria.smoothness import Smoothness, audit_smoothness
 from villani.criteria.verdicts import Outcome
+from villani.errors import InputError
 from villani.landscape.objective import Objective
+from villani.runs.distributed import Ledger, Scoped
+
+RAYS = ("random", "gradient", "parameters")
+RADII = (0.0, 0.5, 1.0, 2.0, 4.0)  # in units of ‖θ‖
+RAY_GROUPS = 4
+_RANDOM = 2  # random directions
 
 
 @dataclass(frozen=True, eq=False)
@@ -17,11 +27,15 @@ class Audit:
         smoothness: (i), with every operation that is not smooth.
         coverage: (ii) and (iii), with the flat directions that refute them.
         differential: (iv), with the orbits that refute it.
+        rays: Ψ along straight rays, by direction: what looks quadratic, and decides nothing about (iv).
+        notes: why a ray was left out, by direction.
     """
 
     smoothness: Smoothness
     coverage: Coverage
     differential: Differential
+    rays: Mapping[str, Ray]
+    notes: Mapping[str, str]
 
     @property
     def outcomes(self) -> dict[str, Outcome]:
@@ -47,8 +61,12 @@ def audit(
     seed: int = 0,
     probes: int = 1,
     confirmed: int = CONFIRMED,
-    scales: tuple[float, ...] = SCALES,
+    scales: Sequence[float] = SCALES,
+    search: int = SEARCH,
+    rays: Sequence[str] = RAYS,
+    ray_groups: int = RAY_GROUPS,
     loss_bound: float | None = None,
+    ledger: Ledger | None = None,
     progress: Progress | None = None,
 ) -> Audit:
     """Examine the four criteria at the objective's θ, which is left as it was.
@@ -56,22 +74,44 @@ def audit(
     Args:
         objective: with its λ and mask.
         temperature: s > 0, at which (iv) is judged.
-        seed: of probes and of trial moves.
+        seed: of probes, random directions and trial moves.
         probes: in each group; see `audit_differential`.
         confirmed: orbits that are measured again on fresh groups.
         scales: R of the walk along the worst orbit, powers of two.
+        search: rounds of descent towards a θ of smaller s*; 0 for none.
+        rays: directions, or kinds of them, to walk along (`villani.criteria.rays.directions`); () for none.
+        ray_groups: groups to measure them on; at least 3 unless `objective.finite`, where all are taken.
         loss_bound: a lower bound of a custom loss, if one is known.
+        ledger: keeps finished units of work.
         progress: called with (what, done, all).
 
     Raises:
-        InputError: s not positive, too few groups, or probes.
+        InputError: s not positive, too few groups, or probes; an unknown ray.
     """
+    wanted = kinds(directions(objective, seed, random=_RANDOM, layers=any(n.startswith("layer") for n in rays)), rays)
+    smoothness = audit_smoothness(objective)
     differential = audit_differential(
-        objective, temperature, seed=seed, probes=probes, confirmed=confirmed, scales=scales, progress=progress
-    )
+        objective, temperature, seed=seed, probes=probes, confirmed=confirmed, scales=scales, search=search,
+        ledger=ledger, progress=progress,
+    )  # fmt: skip
     orbits = {finding.orbit.name: finding.orbit.exponents for finding in differential.findings}
-    return Audit(
-        smoothness=audit_smoothness(objective),
-        coverage=audit_coverage(objective, orbits, loss_bound=loss_bound, seed=seed),
-        differential=differential,
-    )
+    coverage = audit_coverage(objective, orbits, loss_bound=loss_bound, seed=seed)
+    walked: dict[str, Ray] = {}
+    notes: dict[str, str] = {}
+    unit = float(objective.parameters.norms_squared().sum()) ** 0.5 or 1.0
+    chosen = None if objective.finite else range(min(ray_groups, len(objective.groups)))
+
+    def told(index: int, done: int, total: int) -> None:
+        if progress is not None:
+            progress("walking along rays", index * total + done, len(wanted) * total)
+
+    for index, (name, direction) in enumerate(wanted.items()):
+        try:
+            walked[name] = walk(
+                objective, direction(), [unit * r for r in RADII], groups=chosen,
+                probes=max(probes, 2) if objective.finite else probes, seed=seed,
+                ledger=Scoped(ledger, "rays/") if ledger else None, progress=partial(told, index),
+            )  # fmt: skip
+        except InputError as error:
+            notes[name] = str(error)
+    return Audit(smoothness, coverage, differential, walked, notes)

@@ -1,66 +1,69 @@
-"""Criterion (iv), Ψ_s → ∞ for every s > 0: what orbits say of it at one θ; THEORY.md §2.2.
+"""Criterion (iv), Ψ_s → ∞ for every s > 0: what orbits say of it; THEORY.md §2.2.
 
 Every rescaling symmetry that the traced loss shows is turned into orbits. Their s* is first looked at on some of the
-groups; the few that come out smallest are measured again on groups that had no part in that choice, with probes of
-their own, and along the worst of them Ψ_s is measured and held against its exact expansion. A finite s* refutes (iv)
-for all s above it. Finding none proves nothing.
+groups; a second share of the groups leads a descent to a θ where s* is smaller; and the few orbits that came out
+smallest are measured again on groups that had no part in any choice, with probes of their own. Along the worst of them
+Ψ_s is measured and held against its exact expansion. A finite s* refutes (iv) for all s above it. Finding none proves
+nothing.
 """
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import pairwise
 
 import numpy as np
+import torch
 
-from villani.criteria.orbits import Orbit, Threshold, exponents_of, orbits_of, predicted_psi, rescaled, threshold
-from villani.criteria.parts import EXACT, PartStatistics, part_statistics, parts_of
+from villani.criteria.orbits import (
+    Orbit,
+    Threshold,
+    exponents_of,
+    orbits_of,
+    replaced,
+    threshold,
+)
+from villani.criteria.parts import EXACT, Parts, PartStatistics, part_statistics, parts_of
+from villani.criteria.search import candidate, descent, pool, promise
 from villani.criteria.symmetries import generators
 from villani.criteria.verdicts import Outcome
+from villani.criteria.walks import Step, walk_orbit
 from villani.errors import InputError
 from villani.landscape.graph import trace_loss
 from villani.landscape.objective import Batch, Objective
-from villani.measurement import check_temperature
-from villani.statistics import Estimate
+from villani.measurement import check_temperature, peak_memory
+from villani.runs.distributed import Ledger, Rows, Scoped, Team
+from villani.statistics import Array
 
 CONFIRMED = 4  # orbits that are measured again
 SCALES = (2.0, 4.0, 8.0, 16.0)
+_FURTHEST = 4096.0  # R up to which a walk goes on until Ψ has fallen
+SEARCH = 3  # rounds of descent
+_STEPS = 3  # of L-BFGS in a round
 _TOKENS = 4  # of a block that symmetries are looked for on: they do not depend on its length
+_SCREENING, _FRESH = 0, 1  # probes
 Progress = Callable[[str, int, int], None]
-
-
-@dataclass(frozen=True)
-class Step:
-    """One point θ_R of a walk.
-
-    Attributes:
-        scale: R.
-        loss_change: L(θ_R) − L(θ), the largest over groups; 0 where all are the same bits.
-        predicted: Ψ_s(θ_R) from what was measured at θ.
-        measured: Ψ_s(θ_R).
-    """
-
-    scale: float
-    loss_change: float
-    predicted: Estimate
-    measured: Estimate
 
 
 @dataclass(frozen=True, eq=False)
 class Finding:
-    """One orbit and its s*.
+    """One orbit and its s* at one θ.
 
     Attributes:
         orbit: the rescaling.
         threshold: of the groups that confirm, or of those that screen where it was not confirmed.
         confirmed: whether the groups had no part in choosing this orbit.
         guard: the smallest λ for which s* is above the temperature of the audit; ∞ where no λ helps, 0 where any does.
-        walk: along the orbit, in order of R.
+        moved: values of tensors, by index, where θ is not the objective's own but what the search led to.
+        walk: along the orbit, in order of R, R = 1 first.
     """
 
     orbit: Orbit
     threshold: Threshold
     confirmed: bool
     guard: float
+    moved: Mapping[int, torch.Tensor]
     walk: tuple[Step, ...] = ()
 
 
@@ -90,7 +93,9 @@ def audit_differential(
     seed: int = 0,
     probes: int = 1,
     confirmed: int = CONFIRMED,
-    scales: tuple[float, ...] = SCALES,
+    scales: Sequence[float] = SCALES,
+    search: int = SEARCH,
+    ledger: Ledger | None = None,
     progress: Progress | None = None,
 ) -> Differential:
     """Look for orbits, and for their s*, at the objective's θ, which is left as it was.
@@ -100,80 +105,183 @@ def audit_differential(
         temperature: s > 0.
         seed: of probes.
         probes: in each group; 2 at least where `objective.finite` and θ is too large for exact traces.
-        confirmed: how many orbits are measured again.
+        confirmed: how many orbits are measured again; at least 1.
         scales: R of the walk, powers of two.
+        search: rounds of descent towards a θ of smaller s*; 0 for none, and then s* is that of the given θ.
+        ledger: keeps finished units of work.
         progress: called with (what, done, all).
 
     Raises:
         InputError: s not positive, too few groups, or probes.
     """
     check_temperature(temperature)
-    small = objective.parameters.size <= EXACT
-    groups = list(range(len(objective.groups)))
-    if not objective.finite and len(groups) < 6:
-        raise InputError(f"groups={len(groups)}: expected at least 6, half to choose orbits and half to confirm them")
-    if objective.finite and not small and probes < 2:
+    least = 9 if search else 6
+    if not objective.finite and len(objective.groups) < least:
+        raise InputError(
+            f"groups={len(objective.groups)}: expected at least {least}, so that those that search, choose and confirm "
+            "are not the same"
+        )
+    if objective.finite and objective.parameters.size > EXACT and probes < 2:
         raise InputError(f"probes={probes}: expected at least 2 with finite=True, where only probes tell the error")
+    if confirmed < 1 or search < 0:
+        raise InputError(f"confirmed={confirmed}, search={search}: expected at least 1 and 0")
     try:
         basis = generators(trace_loss(objective, _short(objective)))
     except InputError as error:
         outcome = Outcome("unknown", f"the loss could not be traced: {error}")
         return Differential(outcome, temperature, math.inf, 0, ())
-    space, decay = objective.parameters, objective.weight_decay
-    orbits = orbits_of(basis, space)
+    orbits = orbits_of(basis, objective.parameters)
     if not orbits:
         reason = "no rescaling symmetry was found: sums, products, maps and norms of the traced loss were searched"
         return Differential(Outcome("not refuted", reason), temperature, math.inf, len(basis), ())
-    parts = parts_of(space, [g.exponents for g in basis])
-    exponents = {orbit.name: exponents_of(orbit, parts) for orbit in orbits}
-
-    def statistics(what: str, chosen: list[int], kind: int, blocks: list[list[int]]) -> PartStatistics:
-        def tell(done: int, total: int) -> None:
-            if progress is not None:
-                progress(what, done, total)
-
-        return part_statistics(
-            objective, parts, chosen, seed=2 * seed + kind, probes=probes, blocks=blocks, progress=tell
-        )
-
-    half = len(groups) // 2
-    screening, fresh = (groups, groups) if objective.finite else (groups[:half], groups[half:])
-    first = statistics("screening orbits", screening, 0, [])
-    screened = {orbit.name: threshold(exponents[orbit.name], first, decay) for orbit in orbits}
-    ranked = sorted(orbits, key=lambda orbit: _promise(screened[orbit.name]))
-    chosen = [orbit for orbit in ranked if math.isfinite(screened[orbit.name].value)][:confirmed]
-    if objective.finite and small:
-        second, chosen = first, [orbit for orbit in ranked if math.isfinite(screened[orbit.name].value)]
-    else:
-        wanted = sorted({int(i) for o in chosen for i in np.flatnonzero(exponents[o.name] == -o.down)})
-        second = statistics("confirming orbits", fresh, 1, [[i] for i in wanted])
-    findings = []
-    for orbit in chosen:
-        found = threshold(exponents[orbit.name], second, decay, comparisons=len(chosen))
-        findings.append(Finding(orbit, found, True, _guard(orbit, exponents[orbit.name], found, second, temperature)))
-    findings.sort(key=lambda finding: (finding.threshold.upper, finding.threshold.value))
+    parts = parts_of(objective.parameters, [g.exponents for g in basis])
+    work = _Work(objective, parts, probes, seed, bool(search), ledger, progress)
+    findings, rest, searched = _examine(work, orbits, temperature, confirmed, search)
     if findings:
-        worst = findings[0]
-        walk = []
-        base = second if second.exact else statistics("walking the orbit", fresh, 1, [])
-        for scale in scales:
-            with rescaled(objective, worst.orbit.exponents, scale):
-                there = statistics("walking the orbit", fresh, 1, [])
-            zeros = np.zeros(parts.count)
-            along = exponents[worst.orbit.name]
-            walk.append(
-                Step(
-                    scale,
-                    float(np.max(np.abs(there.losses - base.losses) / base.tokens)),
-                    predicted_psi(along, base, space, decay, temperature, scale),
-                    predicted_psi(zeros, there, space, decay, temperature, 1.0),
-                )
-            )
-        findings[0] = Finding(worst.orbit, worst.threshold, True, worst.guard, tuple(walk))
-    rest = [Finding(o, screened[o.name], False, math.nan) for o in ranked if o not in chosen]
+        findings[0] = replace(findings[0], walk=_walk(work, findings[0], temperature, scales))
     above = min((f.threshold.upper for f in findings), default=math.inf)
-    outcome = _outcome(above, findings, len(basis), temperature)
+    outcome = _outcome(above, findings, f"{len(basis)} rescaling symmetries{searched}", temperature)
     return Differential(outcome, temperature, above, len(basis), (*findings, *rest))
+
+
+class _Work:
+    """Measurements for one audit: which groups are for what, and what tells and keeps how far it is."""
+
+    def __init__(
+        self, objective: Objective, parts: Parts, probes: int, seed: int, search: bool, ledger: Ledger | None,
+        progress: Progress | None,
+    ) -> None:  # fmt: skip
+        self.objective, self.parts, self.probes, self.seed = objective, parts, probes, seed
+        self._ledger, self._progress = ledger, progress
+        every = range(len(objective.groups))
+        shares = 3 if search else 2
+        cuts = [len(every) * k // shares for k in range(shares + 1)]
+        chunks = [every[a:b] for a, b in pairwise(cuts)]
+        self.screening, self.fresh = (every, every) if objective.finite else (chunks[0], chunks[-1])
+        self.descending = every if objective.finite else chunks[1]
+
+    def exponents(self, orbit: Orbit) -> Array:
+        return exponents_of(orbit, self.parts)
+
+    def shrinking(self, orbit: Orbit) -> list[int]:
+        """The parts of B."""
+        return [int(i) for i in np.flatnonzero(self.exponents(orbit) == -orbit.down)]
+
+    def threshold(self, orbit: Orbit, statistics: PartStatistics, comparisons: int = 1) -> Threshold:
+        return threshold(self.exponents(orbit), statistics, self.objective.weight_decay, comparisons=comparisons)
+
+    def statistics(self, what: str, scope: str, groups: range, kind: int, blocks: list[list[int]]) -> PartStatistics:
+        """Of the parts, at the θ of the moment."""
+        return part_statistics(
+            self.objective, self.parts, groups, seed=2 * self.seed + kind, probes=self.probes, blocks=blocks,
+            ledger=self._kept(scope), progress=self._told(what),
+        )  # fmt: skip
+
+    def descent(self, scope: str, chosen: list[int]) -> dict[int, torch.Tensor]:
+        """Tensors after a round of it."""
+
+        def unit() -> Rows:
+            found = descent(self.objective, self.parts, chosen, self.descending, _STEPS)
+            return {str(i): value.cpu().numpy() for i, value in found.items()}
+
+        memory = partial(peak_memory, self.objective.device)
+        [row] = Team().map({"descent": unit}, self._kept(scope), self._told("descending"), memory)
+        return {int(name): torch.from_numpy(value) for name, value in row.items()}
+
+    def _kept(self, scope: str) -> Scoped | None:
+        return Scoped(self._ledger, f"{scope}/") if self._ledger else None
+
+    def _told(self, what: str) -> Callable[[int, int], None] | None:
+        return None if self._progress is None else partial(self._progress, what)
+
+
+def _examine(
+    work: _Work, orbits: list[Orbit], temperature: float, confirmed: int, search: int
+) -> tuple[list[Finding], list[Finding], str]:
+    """Orbits measured on fresh groups, the smallest s* first; those that were only screened; and what was searched."""
+    objective = work.objective
+    first = work.statistics("screening orbits", "screening", work.screening, _SCREENING, [])
+    screened = {orbit.name: work.threshold(orbit, first) for orbit in orbits}
+    ranked = sorted(orbits, key=lambda orbit: promise(screened[orbit.name]))
+    visible = [orbit for orbit in ranked if math.isfinite(screened[orbit.name].value)]
+    chosen = visible[:confirmed]
+    exact = objective.finite and first.exact
+    if exact:
+        chosen = visible
+    elif chosen and (together := pool(chosen[:1] + ranked, work.exponents, first, objective)):
+        chosen = [together, *chosen]
+    further = candidate(visible, screened) if search else None
+    moved = _descended(work, further, screened, search) if further else {}
+    searched = ""
+    if further:
+        helped = "led to a smaller s* on the groups that screen" if moved else "led to none that is smaller"
+        searched = f", and a descent of L over the shrinking part of {further.name} {helped}"
+    count = len(chosen) + bool(moved)
+
+    def finding(orbit: Orbit, statistics: PartStatistics, place: Mapping[int, torch.Tensor]) -> Finding:
+        found = work.threshold(orbit, statistics, count)
+        return Finding(
+            orbit, found, True, _guard(orbit, work.exponents(orbit), found, statistics, temperature), place
+        )  # fmt: skip
+
+    findings = []
+    if chosen:
+        second = first if exact else work.statistics(
+            "confirming orbits", "confirming", work.fresh, _FRESH, _disjoint([work.shrinking(o) for o in chosen])
+        )  # fmt: skip
+        findings += [finding(orbit, second, {}) for orbit in chosen]
+    if further and moved:
+        with replaced(objective, moved):
+            there = work.statistics(
+                "confirming the descent", "descended", work.fresh, _FRESH, [work.shrinking(further)]
+            )  # fmt: skip
+        findings.append(finding(further, there, moved))
+    findings.sort(key=lambda finding: (finding.threshold.upper, finding.threshold.value))
+    rest = [Finding(o, screened[o.name], False, math.nan, {}) for o in ranked if o not in chosen]
+    return findings, rest, searched
+
+
+def _descended(work: _Work, orbit: Orbit, screened: Mapping[str, Threshold], rounds: int) -> dict[int, torch.Tensor]:
+    """Where s* of the orbit is smallest on the groups that screen, of what rounds of descent lead to; empty if here."""
+    block = work.shrinking(orbit)
+    best = promise(screened[orbit.name])
+    found: dict[int, torch.Tensor] = {}
+    place: dict[int, torch.Tensor] = {}
+    for index in range(rounds):
+        with replaced(work.objective, place):
+            place = work.descent(f"descent/{index}", block)
+        with replaced(work.objective, place):
+            there = work.statistics(
+                "screening the descent", f"descent/{index}", work.screening, _SCREENING, [block]
+            )  # fmt: skip
+        now = promise(work.threshold(orbit, there))
+        if now >= best:
+            break
+        best, found = now, place
+    return found
+
+
+def _walk(work: _Work, worst: Finding, temperature: float, scales: Sequence[float]) -> tuple[Step, ...]:
+    """On the groups that confirmed the orbit, and with their probes."""
+
+    def measured(scale: float) -> PartStatistics:
+        return work.statistics("walking the orbit", f"walk/{scale:g}", work.fresh, _FRESH, [])
+
+    with replaced(work.objective, worst.moved):
+        return walk_orbit(
+            work.objective, worst.orbit, work.exponents(worst.orbit), measured, temperature, scales,
+            until=_FURTHEST if temperature > worst.threshold.upper else 0.0,
+        )  # fmt: skip
+
+
+def _disjoint(blocks: list[list[int]]) -> list[list[int]]:
+    """Blocks without what earlier ones have; those that are left empty go."""
+    seen: set[int] = set()
+    found = []
+    for block in blocks:
+        found.append([part for part in block if part not in seen])
+        seen.update(block)
+    return [block for block in found if block]
 
 
 def _short(objective: Objective) -> object:
@@ -183,11 +291,6 @@ def _short(objective: Objective) -> object:
         return batch
     attention = None if batch.attention is None else batch.attention[:1, :_TOKENS]
     return Batch(batch.ids[:1, :_TOKENS], batch.labels[:1, :_TOKENS], attention)
-
-
-def _promise(found: Threshold) -> tuple[float, float]:
-    """Small where an orbit is worth confirming: by the bound of s*, or by how clearly Δ_B L > 0 where there is none."""
-    return found.upper, -found.laplacian.value / found.laplacian.sem if found.laplacian.sem else found.value
 
 
 def _guard(
@@ -201,15 +304,16 @@ def _guard(
     return math.sqrt(excess / norm) if orbit.theorem == "C" and norm else math.inf
 
 
-def _outcome(above: float, findings: list[Finding], symmetries: int, temperature: float) -> Outcome:
-    tried = f"{symmetries} rescaling symmetries"
+def _outcome(above: float, findings: list[Finding], tried: str, temperature: float) -> Outcome:
     if math.isfinite(above):
         worst = findings[0]
         here = "which includes" if temperature > above else "which does not include"
         how = "exactly" if worst.threshold.level == 1 else f"at confidence {worst.threshold.level:.0%}"
+        where = "at a θ that the search led to" if worst.moved else "at the given θ"
         return Outcome(
             "refuted",
             f"for every s > {above:.3g} ({how}; {here} the s = {temperature:.3g} of this audit) Ψ_s falls to −∞ along "
-            f"{worst.orbit.name}, on which the loss is constant. The smallest s* found among {tried}, at one θ.",
+            f"{worst.orbit.name}, on which the loss is constant. This is the smallest s* found, {where}; "
+            f"tried were {tried}.",
         )
-    return Outcome("not refuted", f"{tried} were examined at one θ, and none showed Δ_B L > 0 beyond its error")
+    return Outcome("not refuted", f"none of {tried} showed Δ_B L > 0 beyond its error")

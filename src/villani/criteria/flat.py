@@ -81,14 +81,14 @@ def flat_directions(
                 proved[k] &= shifts.gone(k)
                 deletions[k] += [d for d in shifts.deletions[k] if d not in deletions[k]]
         found = [
-            _verify(objective, graphs, tensors, proposal, tuple(deletions[k]))
+            verified(objective, graphs, proposal, tuple(deletions[k]))
             for k, proposal in enumerate(proposals)
             if proved[k]
         ]
         if objective.finite:
             unread = _unread_rows(objective, graphs[0][0], undecayed, seed)
             proposals += unread
-            found += [_verify(objective, graphs, tensors, proposal, ()) for proposal in unread]
+            found += [verified(objective, graphs, proposal, ()) for proposal in unread]
     return [f for f in found if all(c <= t for c, t in zip(f.changes, f.tolerance, strict=True))], len(proposals)
 
 
@@ -161,13 +161,15 @@ def _shift_of_a_row(index: int, gradient: torch.Tensor, exact: float) -> list[Pr
     return []
 
 
-def _verify(
+def verified(
     objective: Objective,
     graphs: Sequence[tuple[LossGraph, float]],
-    tensors: list[torch.Tensor],
     proposal: Proposal,
     deletions: tuple[str, ...],
 ) -> FlatDirection:
+    """What moving along a proposed direction does to the loss."""
+    tensors = widened(objective)
+
     def losses(step: float) -> list[float]:
         moved = list(tensors)
         moved[proposal.index] = tensors[proposal.index] + step * proposal.direction

@@ -16,7 +16,7 @@ helps). At one θ with s* < s, Ψ_s → −∞ along the orbit: (iv) fails at s.
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -29,6 +29,7 @@ from villani.landscape.parameters import ParameterSpace
 from villani.statistics import Array, Estimate
 
 LEVEL = 0.95
+_LAYERED = 3  # parts of a name, as in model.layers.0, that are worth naming once
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,7 +68,17 @@ def orbits_of(basis: Sequence[Generator], space: ParameterSpace) -> list[Orbit]:
     return list(unique.values())
 
 
-def _orbit(terms: Sequence[tuple[int, Generator]], space: ParameterSpace, down: Sequence[int]) -> Orbit | None:
+def pooled(orbits: Sequence[Orbit], space: ParameterSpace) -> Orbit | None:
+    """Several orbits walked together; None where together they are no longer orbits of the same kind."""
+    together = _orbit([(1, orbit) for orbit in orbits], space, (orbits[0].down,))
+    if together is None or together.up != orbits[0].up:
+        return None
+    return replace(together, name=f"{orbits[0].name} and {len(orbits) - 1} more at once")
+
+
+def _orbit(
+    terms: Sequence[tuple[int, "Generator | Orbit"]], space: ParameterSpace, down: Sequence[int]
+) -> Orbit | None:
     exponents: dict[int, torch.Tensor] = {}
     for factor, generator in terms:
         for index, e in generator.exponents.items():
@@ -79,17 +90,31 @@ def _orbit(terms: Sequence[tuple[int, Generator]], space: ParameterSpace, down: 
     low = -min(int(e.min()) for e in exponents.values())
     if up != 1 or low not in down:
         return None
-    return Orbit(f"{_names(exponents, space, up)} ↑ {_names(exponents, space, -low)} ↓", exponents, up, low)
+    return Orbit(_name(exponents, space, up, low), exponents, up, low)
 
 
-def _names(exponents: Exponents, space: ParameterSpace, value: int) -> str:
+def _name(exponents: Exponents, space: ParameterSpace, up: int, down: int) -> str:
+    """What grows fastest and what shrinks fastest, with what their names begin with in front."""
+    rising, falling = _names(exponents, space, up), _names(exponents, space, -down)
+    words = [name.split(".") for name in (*rising, *falling)]
+    common = 0
+    while all(len(w) > common + 1 for w in words) and len({w[common] for w in words}) == 1:
+        common += 1
+    if common < _LAYERED:
+        return f"{', '.join(rising)} ↑ {', '.join(falling)} ↓"
+    front = ".".join(words[0][:common])
+    up_names, down_names = (", ".join(name[len(front) + 1 :] for name in names) for names in (rising, falling))
+    return f"{front}: {up_names} ↑ {down_names} ↓"
+
+
+def _names(exponents: Exponents, space: ParameterSpace, value: int) -> list[str]:
     """The tensors, or parts of tensors, of one exponent."""
     names = []
     for index, e in exponents.items():
         share = float((e == value).double().mean())
         if share:
             names.append(space.parameters[index].name + ("" if share == 1 else f"[{_span(e, value)}]"))
-    return ", ".join(names)
+    return names
 
 
 def _span(e: torch.Tensor, value: int) -> str:
@@ -106,11 +131,20 @@ def _span(e: torch.Tensor, value: int) -> str:
 def rescaled(objective: Objective, exponents: Mapping[int, torch.Tensor], scale: float) -> Iterator[None]:
     """θ_R for a while; θ comes back bit for bit. With R a power of two every product is exact."""
     tensors = objective.parameters.tensors
-    saved = {index: tensors[index].detach().clone() for index in exponents}
+    there = {i: tensors[i].detach() * (scale ** e.double()).to(tensors[i]) for i, e in exponents.items()}
+    with replaced(objective, there):
+        yield
+
+
+@contextmanager
+def replaced(objective: Objective, values: Mapping[int, torch.Tensor]) -> Iterator[None]:
+    """θ with other values of some tensors, by index, for a while; θ comes back bit for bit."""
+    tensors = objective.parameters.tensors
+    saved = {index: tensors[index].detach().clone() for index in values}
     try:
         with torch.no_grad():
-            for index, e in exponents.items():
-                tensors[index].mul_((scale ** e.double()).to(tensors[index]))
+            for index, value in values.items():
+                tensors[index].copy_(value)
         yield
     finally:
         with torch.no_grad():

@@ -7,6 +7,7 @@ each entry; else they are sampled, by a probe on all of θ or by one on each of 
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -15,6 +16,8 @@ from villani.curvature.probes import rademacher_probe
 from villani.curvature.products import differentiable_gradient, product
 from villani.landscape.objective import Objective
 from villani.landscape.parameters import ParameterSpace
+from villani.measurement import peak_memory
+from villani.runs.distributed import Ledger, Rows, Team
 from villani.statistics import Array
 
 EXACT = 512  # entries of θ up to which traces are exact
@@ -141,6 +144,7 @@ def part_statistics(
     seed: int = 0,
     probes: int = 1,
     blocks: Sequence[Sequence[int]] = (),
+    ledger: Ledger | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> PartStatistics:
     """Measure at the current θ, which is left as it was.
@@ -151,53 +155,52 @@ def part_statistics(
         groups: which groups to use; at least 3 unless `objective.finite`.
         seed: of the probes.
         probes: in each group.
-        blocks: parts that get probes of their own, one block after the other; by default one probe for all of θ.
-        progress: called with (done, all) steps.
+        blocks: disjoint sets of parts that get probes of their own; by default one probe for all of θ.
+        ledger: keeps what is finished, for this θ, these groups, parts and probes alone.
+        progress: called with (done, all) units.
     """
-    tensors = objective.parameters.tensors
-    small = objective.parameters.size <= EXACT
-    steps, done = 3 * len(groups), 0
+    space = objective.parameters
+    small = space.size <= EXACT
 
-    def tell() -> None:
-        nonlocal done
-        done += 1
-        if progress is not None:
-            progress(done, steps)
+    def traces(group: int) -> Rows:
+        found = _exact_traces(objective, parts, group) if small else None
+        return {"traces": _sampled_traces(objective, parts, group, seed, probes, blocks) if found is None else found}
 
-    decays = objective.parameters.decayed
-    total = [torch.zeros(t.shape, dtype=torch.float64, device=t.device) for t in tensors]
+    units: dict[str, Callable[[], Rows]] = {"gradients": partial(_gradients, objective, parts, groups)}
+    units |= {f"trace/{group}": partial(traces, group) for group in groups}
+    first, *rest = Team().map(units, ledger, progress, partial(peak_memory, objective.device))
+    norms = [p.tensor.detach().double().square() * float(p.decayed) for p in space.parameters]
+    return PartStatistics(
+        **first, norms=parts.sums(norms), traces=np.array([row["traces"] for row in rest]),
+        finite=objective.finite, exact=small,
+    )  # fmt: skip
+
+
+def _gradients(objective: Objective, parts: Parts, groups: Sequence[int]) -> Rows:
+    """What needs first derivatives alone, over two passes."""
+    space = objective.parameters
+    total = [torch.zeros(t.shape, dtype=torch.float64, device=t.device) for t in space.tensors]
     rows: dict[str, list[Array | float]] = {name: [] for name in ("tokens", "losses", "dots", "squares", "products")}
     for group in groups:
         gradient, tokens, loss = objective.gradient_sum([group])
         for t, g in zip(total, gradient, strict=True):
             t.add_(g)
-        decayed = [g * p.detach() if d else torch.zeros((), dtype=g.dtype).expand_as(g)
-                   for g, p, d in zip(gradient, tensors, decays, strict=True)]  # fmt: skip
+        decayed = [
+            g * p.tensor.detach() if p.decayed else g.new_zeros(()).expand_as(g)
+            for g, p in zip(gradient, space.parameters, strict=True)
+        ]
         rows["tokens"].append(tokens)
         rows["losses"].append(loss)
         rows["dots"].append(parts.sums(decayed))
         rows["squares"].append(parts.sums([g.square() for g in gradient]))
-        tell()
     for group in groups:
         if objective.finite:
             rows["products"].append(np.zeros(parts.count))
         else:
             gradient, _, _ = objective.gradient_sum([group])
             rows["products"].append(parts.sums([g * t for g, t in zip(gradient, total, strict=True)]))
-        tell()
-    traces = []
-    for group in groups:
-        found = _exact_traces(objective, parts, group) if small else None
-        traces.append(_sampled_traces(objective, parts, group, seed, probes, blocks) if found is None else found)
-        tell()
-    return PartStatistics(
-        **{name: np.array(row) for name, row in rows.items()},
-        norms=parts.sums([p.detach().double().square() * float(d) for p, d in zip(tensors, decays, strict=True)]),
-        totals=parts.sums([t.square() for t in total]),
-        traces=np.array(traces),
-        finite=objective.finite,
-        exact=small,
-    )
+    found = {name: np.array(row) for name, row in rows.items()}
+    return found | {"totals": parts.sums([t.square() for t in total])}
 
 
 def _products(

@@ -21,7 +21,7 @@ from villani.errors import InputError
 from villani.landscape.objective import Objective
 from villani.landscape.parameters import ParameterSpace
 from villani.measurement import Measurement, measure
-from villani.runs.distributed import Ledger, Rows, Team
+from villani.runs.distributed import Ledger, Scoped, Team
 from villani.statistics import Estimate
 from villani.streams import Purpose, stream
 
@@ -123,6 +123,18 @@ def directions(
     return made
 
 
+def kinds(offered: Mapping[str, Callable[[], Direction]], names: Sequence[str]) -> dict[str, Callable[[], Direction]]:
+    """Those of the `directions` that are named, or of a kind that is (`random`, `layer`).
+
+    Raises:
+        InputError: a name of none.
+    """
+    for name in names:
+        if not any(_is_kind(key, name) for key in offered):
+            raise InputError(f"direction {name!r} is unknown: expected layer, {', '.join(offered)}")
+    return {key: made for key, made in offered.items() if any(_is_kind(key, name) for name in names)}
+
+
 def rays(
     objective: Objective,
     radii: Sequence[float],
@@ -142,15 +154,12 @@ def rays(
     Raises:
         InputError: a name of none, or as `walk`.
     """
-    offered = directions(objective, seed, random=random, layers=any(name.startswith("layer") for name in names))
-    for name in names:
-        if not any(_is_kind(key, name) for key in offered):
-            raise InputError(f"direction {name!r} is unknown: expected layer, {', '.join(offered)}")
-    wanted = [key for key in offered if any(_is_kind(key, name) for name in names)]
+    layers = any(name.startswith("layer") for name in names)
+    wanted = kinds(directions(objective, seed, random=random, layers=layers), names)
     found: dict[str, Ray] = {}
-    for index, key in enumerate(wanted):
+    for index, (key, direction) in enumerate(wanted.items()):
         found[key] = walk(
-            objective, offered[key](), radii, groups=groups, probes=probes, seed=seed, trace=trace, ledger=ledger,
+            objective, direction(), radii, groups=groups, probes=probes, seed=seed, trace=trace, ledger=ledger,
             progress=_shifted(progress, index, len(wanted)), team=team,
         )  # fmt: skip
     return found
@@ -193,7 +202,7 @@ def walk(
     measurements = []
     for index, radius in enumerate(where):
         with objective.displaced(direction, radius):
-            kept = _Scoped(ledger, f"at/{space.checksum()}/") if ledger else None
+            kept = Scoped(ledger, f"at/{space.checksum()}/") if ledger else None
             try:
                 found = measure(
                     objective, probes, seed, trace=trace, groups=groups, shares=0, ledger=kept,
@@ -203,20 +212,6 @@ def walk(
                 raise InputError(f"radius {radius:g}: {error}") from None
         measurements.append(found)
     return Ray(where, tuple(measurements), float(squares[space.decayed].sum()), rounding(space.dtype))
-
-
-@dataclass(frozen=True)
-class _Scoped:
-    """A ledger's keys under a prefix."""
-
-    ledger: Ledger
-    prefix: str
-
-    def get(self, key: str) -> Rows | None:
-        return self.ledger.get(self.prefix + key)
-
-    def put(self, key: str, arrays: Rows, *, seconds: float, peak_memory_bytes: int) -> None:
-        self.ledger.put(self.prefix + key, arrays, seconds=seconds, peak_memory_bytes=peak_memory_bytes)
 
 
 def _shifted(progress: Callable[[int, int], None] | None, index: int, count: int) -> Callable[[int, int], None] | None:

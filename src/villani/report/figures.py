@@ -158,12 +158,12 @@ def ray(points: Sequence[tuple[float, PsiRecord]]) -> go.Figure:
             for name, colour in (("cross", "#ec4899"), ("gradient_norm", POSITIVE), ("hessian_trace", NEGATIVE))
         ],
     ]
-    up = SignedLog(max((abs(e.value) for *_, curve in curves for e in curve), default=1.0))
-    figure = themed([_curve(radii, across, up, *curve) for curve in curves], 520)
+    up = SignedLog(max((abs(e.value) for *_, series in curves for e in series), default=1.0))
+    figure = themed([curve(radii, across, up, *each) for each in curves], 520)
     figure.update_layout(showlegend=True, legend={"orientation": "h", "y": -0.2, "x": 0, "entrywidth": 140})
     figure.update_xaxes(title="radius r", **(across.ticks(radii) if across else {}))
     figure.update_yaxes(
-        title="signed logarithmic scale", zeroline=True, **up.ticks([e.value for *_, curve in curves for e in curve])
+        title="signed logarithmic scale", zeroline=True, **up.ticks([e.value for *_, series in curves for e in series])
     )
     return figure
 
@@ -217,10 +217,11 @@ def _radius_axis(radii: Sequence[float]) -> SignedLog | None:
     return SignedLog(max(positive), threshold=min(positive))
 
 
-def _curve(
+def curve(
     radii: Sequence[float], across: SignedLog | None, up: SignedLog, name: str, colour: str, dash: str,
     estimates: Sequence[EstimateRecord],
 ) -> go.Scatter:  # fmt: skip
+    """Estimates with their intervals over radii; `across` and `up` map values to places on the axes."""
     heights = [up(e.value) for e in estimates]
     return go.Scatter(
         x=[across(radius) for radius in radii] if across else list(radii),

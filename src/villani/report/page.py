@@ -10,6 +10,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from importlib import resources
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
@@ -17,22 +19,29 @@ from pydantic import TypeAdapter, ValidationError
 from scipy.stats import t as student
 
 from villani.errors import InputError
+from villani.report import audit as auditing
 from villani.report import constants as theory
 from villani.report import figures
 from villani.report.elements import note
 from villani.report.tables import psi_table, tables
 from villani.report.verdict import findings, headline
+from villani.runs.audits import AuditRecord, ReplayRecord
+from villani.runs.content import RunRecords
 from villani.runs.records import (
     Cost,
     ExactRecord,
     MeasurementRecord,
+    ModelConstantsRecord,
     PsiRecord,
     ReferenceRecord,
-    RunRecords,
     TrainingRecord,
 )
 from villani.runs.store import write_atomically
 
+_PAGES: Mapping[type, ModuleType] = {  # what tells of a record that is not a measurement
+    ExactRecord: theory, ReferenceRecord: theory, ModelConstantsRecord: theory,
+    AuditRecord: auditing, ReplayRecord: auditing,
+}  # fmt: skip
 _SCHEMA_VERSION = RunRecords.model_fields["schema_version"].default
 
 
@@ -42,20 +51,22 @@ def render(records: RunRecords, costs: Mapping[int, Cost]) -> str:
     trained = [(i, r) for i, r in enumerate(records.records) if isinstance(r, TrainingRecord)]
     shown = [(i, r) for i, r in measured if r.psi]
     main = min(shown, key=lambda pair: pair[1].displacement is not None, default=None)
-    law = next((r for r in records.records if isinstance(r, theory.TheoryRecord)), None)
+    other = next((i for i, r in enumerate(records.records) if type(r) in _PAGES), None)
+    told = None if other is None else _costed(records.records[other], costs.get(other))
+    page = None if told is None else _PAGES[type(told)]
     pictures = _pictures([r for _, r in measured], [r for _, r in trained], main[1] if main else None)
-    if law:
-        pictures |= theory.pictures(law)
+    if page:
+        pictures |= page.pictures(told)
     specs = {name: json.loads(figure.to_json()) for name, (_, figure, _) in pictures.items()}
     filled = {
         "title": escape(records.title),
         "subtitle": escape(_subtitle(records)),
-        "verdict": _verdict(main[1] if main else law),
+        "verdict": _verdict(main[1] if main else told),
         "slider_section": "" if main else "hidden",
         "live": psi_table(main[1].psi[0]) if main else "",
-        "pictures": "".join(_picture(name, title, text) for name, (title, _, text) in pictures.items()),
-        "tables": tables(measured, trained, costs, main) + (theory.tables(law) if law else ""),
-        "limits": _items(theory.limits(law) if law and not main else _LIMITS),
+        "pictures": _gallery(pictures),
+        "tables": tables(measured, trained, costs, main) + (page.tables(told) if page else ""),
+        "limits": _items(page.limits(told) if page and not main else _LIMITS),
         "data": _json({"figures": specs, "point": _point(main[1]) if main else None}),
         "plotly": get_plotlyjs(),
     }
@@ -190,6 +201,14 @@ def _rays(
     return rays
 
 
+def _gallery(pictures: Mapping[str, tuple[str, go.Figure, str]]) -> str:
+    """Figures in columns; those whose names begin with `side` stand beside each other above."""
+    made = {name: _picture(name, title, text) for name, (title, _, text) in pictures.items()}
+    beside = "".join(text for name, text in made.items() if name.startswith("side"))
+    rest = "".join(text for name, text in made.items() if not name.startswith("side"))
+    return (f'<div class="beside">{beside}</div>' if beside else "") + rest
+
+
 def _picture(name: str, title: str, caption: str) -> str:
     if name == "parts":
         return ""
@@ -201,13 +220,18 @@ def _picture(name: str, title: str, caption: str) -> str:
 # HTML and JSON
 
 
-def _verdict(record: MeasurementRecord | theory.TheoryRecord | None) -> str:
+def _costed(record: Any, cost: Cost | None) -> Any:
+    return record.model_copy(update={"cost": cost}) if isinstance(record, AuditRecord) else record
+
+
+def _verdict(record: Any) -> str:
     if record is None:
         return note("This run holds no measurement of Ψ yet.")
     if isinstance(record, MeasurementRecord):
         first, rest = headline(record), findings(record)
     else:
-        first, rest = theory.headline(record), theory.findings(record)
+        page = _PAGES[type(record)]
+        first, rest = page.headline(record), page.findings(record)
     items = "".join(f"<div><h3>{escape(title)}</h3><p>{escape(text)}</p></div>" for title, text in rest.items())
     return f'<p class="headline">{escape(first)}</p><div class="findings">{items}</div>'
 

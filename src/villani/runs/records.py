@@ -5,7 +5,7 @@ bytes as one that was left alone. What the work cost is kept apart, in `Cost`, a
 The JSON schema is published in `docs/schema/`; `tests/runs/test_records.py` holds the two together.
 """
 
-from typing import Annotated, Literal
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -347,18 +347,3 @@ class ModelConstantsRecord(ModelConstants):
 
     kind: Literal["constants"] = "constants"
     model: ModelRecord
-
-
-AnyRecord = Annotated[
-    MeasurementRecord | TrainingRecord | ExactRecord | ReferenceRecord | ModelConstantsRecord,
-    Field(discriminator="kind"),
-]
-
-
-class RunRecords(Record):
-    """The content of `records.json`."""
-
-    schema_version: Literal[1] = 1
-    villani: str = Field(description="version of villani that wrote the file")
-    title: str
-    records: list[AnyRecord]

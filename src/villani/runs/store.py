@@ -20,7 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from villani.errors import InputError
-from villani.runs.records import Cost, RunRecords
+from villani.runs.content import RunRecords
+from villani.runs.distributed import Scoped
+from villani.runs.records import Cost
 from villani.statistics import Array
 
 Settings = Mapping[str, Any]
@@ -116,24 +118,16 @@ class Ledger:
         return float(seconds), int(peak), int(count)
 
 
-class ScopedLedger:
+class ScopedLedger(Scoped):
     """A view of a ledger whose keys carry a prefix, for runs of several measurements."""
 
     def __init__(self, ledger: Ledger, prefix: str) -> None:
-        self._ledger = ledger
-        self.prefix = f"{prefix}/"
-
-    def get(self, key: str) -> dict[str, Array] | None:
-        """See `Ledger.get`."""
-        return self._ledger.get(self.prefix + key)
-
-    def put(self, key: str, arrays: Mapping[str, NDArray[Any]], *, seconds: float, peak_memory_bytes: int) -> None:
-        """See `Ledger.put`."""
-        self._ledger.put(self.prefix + key, arrays, seconds=seconds, peak_memory_bytes=peak_memory_bytes)
+        super().__init__(ledger, f"{prefix}/")
+        self._store, self._within = ledger, f"{prefix}/"
 
     def spent(self, prefix: str = "") -> tuple[float, int, int]:
         """See `Ledger.spent`."""
-        return self._ledger.spent(self.prefix + prefix)
+        return self._store.spent(self._within + prefix)
 
 
 def _claim(directory: Path) -> None:
@@ -169,12 +163,17 @@ def write_records(directory: Path, records: RunRecords, costs: Mapping[int, Cost
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Write a file so that readers see the old one or the new one, never half of it."""
+    """Write a text file so that readers see the old one or the new one, never half of it."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """As `write_atomically`, bytes."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{time.monotonic_ns()}")
     with writing(path.parent):
         try:
-            with temporary.open("w", encoding="utf-8") as file:
-                file.write(text)
+            with temporary.open("wb") as file:
+                file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
             temporary.replace(path)

@@ -21,8 +21,9 @@ from villani.runs.records import Displacement, MeasurementRecord, ModelRecord, T
 from villani.runs.store import Ledger, write_settings, writing
 from villani.streams import Purpose, stream
 from villani.studies.finish import finish
-from villani.studies.measure_model import MeasureSettings, as_groups, measured, provenance_of
+from villani.studies.measure_model import MeasureSettings, measured
 from villani.studies.progress import Progress, Silent
+from villani.studies.subject import Subject, as_groups, provenance_of
 
 MODEL = "builtin:tiny"
 BATCH, LEARNING_RATE = 16, 3e-3
@@ -67,9 +68,9 @@ def run_demo(run: Path, *, steps: int = 1000, seed: int = 0, progress: Progress 
         loaded = replace(loaded, record=_described(loaded.record, steps))
         objective = Objective(loaded.model, as_groups(ids, labels), weight_decay=settings.weight_decay[0])
         training = _training_record(loaded, text, losses, seed, held_out)
-        provenance = provenance_of(objective, command, seed)
+        subject = Subject(loaded, text, objective, provenance_of(objective, command, seed))
         show.stage("measuring at the trained point")
-        record, cost = measured(objective, settings, loaded, text, provenance, ledger.scoped("trained"), show)
+        record, cost = measured(subject, settings, ledger.scoped("trained"), show)
         records, costs = [training, record], {1: cost}
         direction = random_direction(objective.parameters, seed)
         norm = float(objective.parameters.norms_squared().sum()) ** 0.5
@@ -78,10 +79,9 @@ def run_demo(run: Path, *, steps: int = 1000, seed: int = 0, progress: Progress 
             show.stage(f"measuring along a ray, {index + 1} of {len(RADII)}")
             place = Displacement(direction="one random direction", radius=radius)
             with objective.displaced(direction, radius):
-                there = provenance.model_copy(update={"parameter_checksum": objective.parameters.checksum()})
-                found, spent = measured(
-                    objective, settings, loaded, text, there, ledger.scoped(f"ray/{index}"), show, place
-                )
+                checksum = {"parameter_checksum": objective.parameters.checksum()}
+                there = replace(subject, provenance=subject.provenance.model_copy(update=checksum))
+                found, spent = measured(there, settings, ledger.scoped(f"ray/{index}"), show, place)
             records.append(found)
             costs[len(records) - 1] = spent
         finish(run, "villani demo", records, costs)

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from villani.report.page import write_report
-from villani.runs.records import Cost, RunRecords
+from villani.runs.content import RunRecords
+from villani.runs.records import Cost
 from villani.runs.store import Settings, write_records
 
 

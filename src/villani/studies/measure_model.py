@@ -1,20 +1,14 @@
 """From a model and a text to a record and a run directory: what `villani measure` does."""
 
-import platform
-import shlex
 from contextlib import nullcontext
-from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import ClassVar, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict
+from pydantic import Field
 
 from villani.errors import InputError
-from villani.landscape.models import LoadedModel, load_model
-from villani.landscape.objective import Objective, check_weight_decay
-from villani.landscape.text import load_groups
-from villani.landscape.tokenizers import load_tokenizer
+from villani.landscape.objective import check_weight_decay
 from villani.measurement import SHARES, Measurement, check_design, check_temperature, measure
 from villani.plan import PILOT, Plan, Quantity, Target, duration, measure_to
 from villani.runs.distributed import Team
@@ -25,40 +19,28 @@ from villani.runs.records import (
     EstimateRecord,
     LayerRecord,
     MeasurementRecord,
-    ObjectiveRecord,
     PlanRecord,
-    Provenance,
     PsiParts,
     PsiRecord,
-    TensorGroup,
     TensorRecord,
-    TextRecord,
 )
-from villani.runs.store import Ledger, ScopedLedger, Settings, write_settings
+from villani.runs.store import Ledger, ScopedLedger, write_settings
 from villani.statistics import Estimate
 from villani.studies.constants import constants_beside
 from villani.studies.finish import default_name, finish
 from villani.studies.progress import Progress, Silent
+from villani.studies.subject import Subject, SubjectSettings, load_subject, objective_record
 
 CONFIDENCE = 0.95
-_DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
-class MeasureSettings(BaseModel):
+class MeasureSettings(SubjectSettings):
     """What `villani measure` was asked; see its help for each field."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    name: ClassVar[str] = "measure"
 
-    model: str
-    text: str = "builtin"
-    tokenizer: str | None = None
-    weight_decay: list[float] = [0.1]
-    temperature: list[float] = [1e-3]
-    decay: str = "all"
-    groups: int = 16
-    sequences: int = 4
-    block: int = 128
-    probes: int = 1
+    weight_decay: list[float] = Field(default_factory=lambda: [0.1])
+    temperature: list[float] = Field(default_factory=lambda: [1e-3])
     trace: Literal["gauss-newton", "hutchinson", "taylor"] = "gauss-newton"
     blocks: Literal["whole", "layer", "tensor"] = "whole"
     products: Literal["reverse-over-reverse", "forward-over-reverse", "finite-differences"] = "reverse-over-reverse"
@@ -66,13 +48,6 @@ class MeasureSettings(BaseModel):
     target_error: str | None = None
     target: Quantity = "hessian_trace"
     max_groups: int = 4096
-    finite: bool = False
-    seed: int = 0
-    dtype: Literal["float32", "float64"] = "float32"
-    device: str = "cpu"
-    threads: int | None = None
-    micro_tokens: int = 512
-    trust_remote_code: bool = False
 
     def check(self) -> None:
         """Refuse what cannot be measured before anything is loaded.
@@ -96,12 +71,7 @@ class MeasureSettings(BaseModel):
         elif self.target != "hessian_trace":
             raise InputError(f"target={self.target}: goes with target_error")
         check_design(self.groups, self.probes, self.seed, self.finite)
-        for name, least in (
-            ("sequences", 1), ("block", 2), ("micro_tokens", 1), ("threads", 1), ("shares", 0), ("max_groups", 1),
-        ):  # fmt: skip
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise InputError(f"{name}={value}: expected at least {least}")
+        self.check_least(shares=0, max_groups=1)
 
     @property
     def wanted(self) -> Target | None:
@@ -121,21 +91,6 @@ class MeasureSettings(BaseModel):
             ) from None
         relative = number == self.target_error
         return Target(error, relative, self.target, self.weight_decay[0], self.temperature[0])
-
-    def command(self) -> str:
-        """The command that measures this again, without where it is kept."""
-        words = ["villani", "measure", self.model]
-        for name, value in self.model_dump(exclude={"model"}).items():
-            if value == type(self).model_fields[name].default and name not in ("text", "weight_decay", "temperature"):
-                continue
-            flag = "--" + name.replace("_", "-")
-            if isinstance(value, bool):
-                words += [flag]
-            elif isinstance(value, list):
-                words += [flag, ",".join(f"{x:g}" for x in value)]
-            else:
-                words += [flag, str(value)]
-        return shlex.join(words)
 
 
 def measure_model(
@@ -164,59 +119,30 @@ def measure_model(
     team = team or Team()
     settings.check()
     show = progress or Silent()
-    if settings.threads is not None:
-        torch.set_num_threads(settings.threads)
-    show.stage(f"loading {settings.model}")
-    loaded = load_model(
-        settings.model,
-        dtype=_DTYPES[settings.dtype],
-        device=settings.device,
-        trust_remote_code=settings.trust_remote_code,
+    wanted = settings.wanted is not None
+    subject = load_subject(
+        settings, settings.weight_decay[0], show, data, groups=settings.max_groups if wanted else None, reuse=wanted
     )
-    show.stage(f"reading {settings.text}")
-    ids, labels, text = load_groups(
-        settings.text,
-        load_tokenizer(settings.tokenizer or loaded.tokenizer, data=data),
-        block=settings.block,
-        groups=settings.max_groups if settings.wanted else settings.groups,
-        sequences=settings.sequences,
-        seed=settings.seed,
-        finite=settings.finite,
-        reuse=settings.wanted is not None,
-        vocabulary=vocabulary(loaded.model),
-        context=loaded.record.context,
-        data=data,
-    )
-    objective = Objective(
-        loaded.model,
-        as_groups(ids, labels),
-        weight_decay=settings.weight_decay[0],
-        decay=settings.decay,
-        finite=settings.finite,
-        micro_tokens=settings.micro_tokens,
-    )
-    show.stage("checking parameters")
-    provenance = provenance_of(objective, settings.command(), settings.seed)
-    keyed = _determining(settings, text, provenance)
+    free = set() if settings.target == "psi" else {"weight_decay", "temperature"}  # neither enters a measurement
+    keyed = settings.determining(subject.text, subject.provenance, free)
     team.agree(keyed)
     directory = run or Path("runs") / default_name("measure", settings.model, keyed)
     with Ledger(directory, keyed) if team.main else nullcontext() as ledger:
         if ledger:
-            write_settings(directory, settings.model_dump() | {"parameter_checksum": provenance.parameter_checksum})
+            write_settings(
+                directory, settings.model_dump() | {"parameter_checksum": subject.provenance.parameter_checksum}
+            )
         show.stage("measuring")
         scope = ledger.scoped("measure") if ledger else None
-        record, cost = measured(objective, settings, loaded, text, provenance, scope, show, team=team)
+        record, cost = measured(subject, settings, scope, show, team=team)
         if ledger:
             finish(directory, f"villani measure {settings.model}", [record], {0: cost})
     return directory, record.model_copy(update={"cost": cost})
 
 
 def measured(
-    objective: Objective,
+    subject: Subject,
     settings: MeasureSettings,
-    loaded: LoadedModel,
-    text: TextRecord,
-    provenance: Provenance,
     ledger: ScopedLedger | None,
     progress: Progress,
     displacement: Displacement | None = None,
@@ -224,6 +150,7 @@ def measured(
 ) -> tuple[MeasurementRecord, Cost]:
     """Measure an objective with a ledger (None where another process keeps it), and make its record and cost."""
     team = team or Team()
+    objective = subject.objective
     target = settings.wanted
     plan = None
     if target is None:
@@ -256,9 +183,9 @@ def measured(
             update={"trace": plan.trace, "blocks": plan.blocks, "probes": plan.probes, "groups": found.loss.n}
         )
     record = MeasurementRecord(
-        model=loaded.record,
-        objective=_objective_record(objective),
-        text=text,
+        model=subject.loaded.record,
+        objective=objective_record(objective),
+        text=subject.text,
         design=_design_record(settings, found),
         displacement=displacement,
         loss=estimate_record(found.loss),
@@ -293,8 +220,8 @@ def measured(
         psi=[psi_record(found, decay, s) for decay in settings.weight_decay for s in settings.temperature],
         constants=None
         if displacement
-        else constants_beside(loaded.model, objective.parameters, settings.weight_decay, settings.temperature),
-        provenance=provenance,
+        else constants_beside(subject.loaded.model, objective.parameters, settings.weight_decay, settings.temperature),
+        provenance=subject.provenance,
     )
     seconds, peak, units = team.broadcast(ledger.spent() if ledger else None)
     pilot = team.broadcast(ledger.spent("pilot/")[0] if ledger else None)
@@ -324,17 +251,6 @@ def plan_record(plan: Plan, target: Target) -> PlanRecord:
     )
 
 
-def as_groups(ids: torch.Tensor, labels: torch.Tensor) -> list[dict[str, torch.Tensor]]:
-    """(G, B, T) ids and labels as the groups that `Objective` takes."""
-    return [{"input_ids": i, "labels": y} for i, y in zip(ids, labels, strict=True)]
-
-
-def vocabulary(model: torch.nn.Module) -> int:
-    """How many token ids a model knows."""
-    find: Any = model.get_input_embeddings
-    return int(find().num_embeddings)
-
-
 def estimate_record(estimate: Estimate) -> EstimateRecord:
     """An estimate as it stands in JSON."""
     return EstimateRecord(
@@ -355,18 +271,6 @@ def psi_record(found: Measurement, weight_decay: float, temperature: float) -> P
     )
 
 
-def _objective_record(objective: Objective) -> ObjectiveRecord:
-    space = objective.parameters
-    return ObjectiveRecord(
-        weight_decay=objective.weight_decay,
-        decay=space.decay,
-        parameters=space.size,
-        decayed_parameters=space.decayed_size,
-        finite=objective.finite,
-        undecayed=[TensorGroup(name=p.name, parameters=p.tensor.numel()) for p in space.parameters if not p.decayed],
-    )
-
-
 def _design_record(settings: MeasureSettings, found: Measurement) -> DesignRecord:
     return DesignRecord(
         groups=settings.groups,
@@ -381,39 +285,3 @@ def _design_record(settings: MeasureSettings, found: Measurement) -> DesignRecor
         sketch=found.sketch,
         micro_tokens=settings.micro_tokens,
     )
-
-
-def provenance_of(objective: Objective, command: str, seed: int) -> Provenance:
-    """What determines the bits of a measurement, beside its settings."""
-    return Provenance(
-        command=command,
-        seed=seed,
-        device=_device_name(objective.device),
-        threads=torch.get_num_threads(),
-        versions={
-            "python": platform.python_version(),
-            **{name: version(name) for name in ("villani", "torch", "transformers", "tokenizers", "numpy")},
-        },
-        parameter_checksum=objective.parameters.checksum(),
-    )
-
-
-def _device_name(device: torch.device) -> str:
-    if device.type == "cuda":
-        return f"cuda {torch.cuda.get_device_name(device)}"
-    return f"{device.type} {torch.backends.cpu.get_cpu_capability()}"
-
-
-def _determining(settings: MeasureSettings, text: TextRecord, provenance: Provenance) -> Settings:
-    """What determines a ledger's rows: neither λ nor s nor the mask is among it."""
-    free = {"decay", "device", "threads", "trust_remote_code"}
-    if settings.target != "psi":
-        free |= {"weight_decay", "temperature"}
-    return {
-        **settings.model_dump(exclude=free),
-        "parameter_checksum": provenance.parameter_checksum,
-        "token_checksum": text.token_checksum,
-        "device": provenance.device,
-        "threads": provenance.threads,
-        **provenance.versions,
-    }
