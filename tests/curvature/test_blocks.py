@@ -16,8 +16,7 @@ def test_blocks_are_partitions():
         assert sorted(i for block in blocks for i in block) == list(range(len(space.parameters)))
 
 
-@pytest.mark.parametrize("kind", ["whole", "layer", "tensor"])
-@pytest.mark.parametrize("group", [0, 1, 2])
+@pytest.mark.parametrize(("kind", "group"), [("whole", 0), ("whole", 2), ("layer", 1), ("tensor", 1)])
 def test_samples_are_unbiased_block_by_block(model, kind, group):
     """Tied and untied heads, padded and −100 groups: each block's trace and Gauss–Newton part, against dense ones."""
     pool = make_pool(3)

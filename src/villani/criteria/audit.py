@@ -9,12 +9,14 @@ from villani.criteria.differential import CONFIRMED, SCALES, SEARCH, Differentia
 from villani.criteria.rays import Ray, directions, kinds, walk
 from villani.criteria.smoothness import Smoothness, audit_smoothness
 from villani.criteria.verdicts import Outcome
+from villani.curvature.blocks import BlockTrace
+from villani.curvature.trace import TraceMethod
 from villani.errors import InputError
 from villani.landscape.objective import Objective
 from villani.runs.distributed import Ledger, Scoped
 
 RAYS = ("random", "gradient", "parameters")
-RADII = (0.0, 0.5, 1.0, 2.0, 4.0)  # in units of ‖θ‖
+RADII = (0.0, 1.0, 2.0, 4.0)  # in units of ‖θ‖
 RAY_GROUPS = 4
 _RANDOM = 2  # random directions
 
@@ -105,13 +107,25 @@ def audit(
         if progress is not None:
             progress("walking along rays", index * total + done, len(wanted) * total)
 
+    method = _fastest(objective) if wanted else None
     for index, (name, direction) in enumerate(wanted.items()):
         try:
             walked[name] = walk(
                 objective, direction(), [unit * r for r in RADII], groups=chosen,
-                probes=max(probes, 2) if objective.finite else probes, seed=seed,
+                probes=max(probes, 2) if objective.finite else probes, seed=seed, trace=method,
                 ledger=Scoped(ledger, "rays/") if ledger else None, progress=partial(told, index),
             )  # fmt: skip
         except InputError as error:
             notes[name] = str(error)
     return Audit(smoothness, coverage, differential, walked, notes)
+
+
+def _fastest(objective: Objective) -> TraceMethod | None:
+    """Taylor sweeps where every operation has a rule; else what `measure` does by itself."""
+    if objective.loss_fn is not None:
+        return None
+    try:
+        BlockTrace(objective).check(next(objective.batches(0)))
+    except InputError:
+        return None
+    return "taylor"

@@ -1,8 +1,9 @@
 """‖∇L‖², tr ∇²L and norms part by part, where a part is a set of entries of θ that every orbit scales alike.
 
-Gradients are neither kept nor sketched: one pass adds them up, a second takes their products with the sum, and all that
-the U-statistic of ‖∇_B L‖² needs is there (THEORY.md §6). Where all of θ is small, traces are exact, one product for
-each entry; else they are sampled, by a probe on all of θ or by one on each of a few parts.
+Gradients are not sketched: one pass adds them up, then their products with the sum are taken, and all that the
+U-statistic of ‖∇_B L‖² needs is there (THEORY.md §6). They are kept in between where memory allows, and else computed
+again. Where all of θ is small, traces are exact, one product for each entry; else they are sampled, by a probe on all of
+θ or by one on each of a few parts.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,6 +22,7 @@ from villani.runs.distributed import Ledger, Rows, Team
 from villani.statistics import Array
 
 EXACT = 512  # entries of θ up to which traces are exact
+_KEPT = 4 << 30  # bytes of gradients that are kept at most
 
 Exponents = Mapping[int, torch.Tensor]
 """Index of a tensor in θ → integers that broadcast to its shape; zero for tensors left out."""
@@ -177,8 +179,10 @@ def part_statistics(
 
 
 def _gradients(objective: Objective, parts: Parts, groups: Sequence[int]) -> Rows:
-    """What needs first derivatives alone, over two passes."""
+    """What needs first derivatives alone."""
     space = objective.parameters
+    keep = len(groups) * space.size * space.dtype.itemsize <= _KEPT and not objective.finite
+    kept: list[list[torch.Tensor]] = []
     total = [torch.zeros(t.shape, dtype=torch.float64, device=t.device) for t in space.tensors]
     rows: dict[str, list[Array | float]] = {name: [] for name in ("tokens", "losses", "dots", "squares", "products")}
     for group in groups:
@@ -193,11 +197,13 @@ def _gradients(objective: Objective, parts: Parts, groups: Sequence[int]) -> Row
         rows["losses"].append(loss)
         rows["dots"].append(parts.sums(decayed))
         rows["squares"].append(parts.sums([g.square() for g in gradient]))
-    for group in groups:
+        if keep:
+            kept.append([g.to(space.dtype) for g in gradient])
+    for number, group in enumerate(groups):
         if objective.finite:
             rows["products"].append(np.zeros(parts.count))
         else:
-            gradient, _, _ = objective.gradient_sum([group])
+            gradient = kept[number] if keep else objective.gradient_sum([group])[0]
             rows["products"].append(parts.sums([g * t for g, t in zip(gradient, total, strict=True)]))
     found = {name: np.array(row) for name, row in rows.items()}
     return found | {"totals": parts.sums([t.square() for t in total])}
