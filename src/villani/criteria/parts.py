@@ -2,8 +2,8 @@
 
 Gradients are not sketched: one pass adds them up, then their products with the sum are taken, and all that the
 U-statistic of ‖∇_B L‖² needs is there (THEORY.md §6). They are kept in between where memory allows, and else computed
-again. Where all of θ is small, traces are exact, one product for each entry; else they are sampled, by a probe on all of
-θ or by one on each of a few parts.
+again. Where all of θ is small, traces are exact, one product for each entry; else they are sampled, by a probe on all
+of θ or by one on each of a few parts.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
