@@ -49,13 +49,12 @@ class Rows(dict):
         self[key] = arrays
 
 
-@pytest.mark.parametrize("trace", ["gauss-newton", "hutchinson"])
-def test_estimates_are_unbiased_and_intervals_cover(population, trace):
+@pytest.mark.parametrize(("trace", "seeds", "repetitions"), [("gauss-newton", 60, 400), ("hutchinson", 40, 300)])
+def test_estimates_are_unbiased_and_intervals_cover(population, trace, seeds, repetitions):
     """Groups and probes drawn from a pool of both: data and probe noise together, 93–97 % at a nominal 95 %.
 
-    A row is a pure function of its group and its seed, so 30 groups with 60 seeds each are measured once, then drawn.
+    A row is a pure function of its group and its seed, so every group is measured once with each seed, then drawn.
     """
-    repetitions, seeds = 400, 60
     model, pool, truth, naive = population
     known = [Rows() for _ in range(seeds)]
     for seed, rows in enumerate(known):
@@ -189,9 +188,9 @@ def test_gauss_newton_part_is_reported_apart(few):
     model, pool = few
     oracles = [dense(model, group, second=True) for group in pool]
     truth = sum(np.trace(o.gauss_newton) for o in oracles) / sum(o.tokens for o in oracles)
-    found = measure(Objective(model, pool, finite=True), probes=200).gauss_newton_trace
+    found = measure(Objective(model, pool, finite=True), probes=60).gauss_newton_trace
     assert abs(found.value - truth) < 4 * found.sem
-    assert found.sem < 0.05 * truth
+    assert found.sem < 0.1 * truth
     assert measure(Objective(model, pool), trace="hutchinson").gauss_newton_trace is None
 
 
@@ -199,9 +198,9 @@ def test_sketched_norm_stays_within_its_stated_error(few):
     """41 buckets for 700 coordinates: over seeds the sketched estimate is unbiased, and its stated error larger."""
     model, pool = few
     whole = measure(Objective(model, pool), seed=0, trace="hutchinson")
-    values = [measure(Objective(model, pool), seed=s, sketch=41).gradient_norm_squared for s in range(60)]
+    values = [measure(Objective(model, pool), seed=s, sketch=41).gradient_norm_squared for s in range(30)]
     spread = np.std([v.value for v in values])
-    assert abs(np.mean([v.value for v in values]) - whole.gradient_norm_squared.value) < 4 * spread / np.sqrt(60)
+    assert abs(np.mean([v.value for v in values]) - whole.gradient_norm_squared.value) < 4 * spread / np.sqrt(30)
     added = np.mean([v.sem**2 for v in values]) - whole.gradient_norm_squared.sem**2
     assert spread**2 < 2 * added
     assert measure(Objective(model, pool), sketch=41).sketch == 41

@@ -100,7 +100,7 @@ def test_a_language_model_is_audited():
 
 def test_bad_input():
     objective = make("gpt2")
-    with pytest.raises(InputError, match="groups=2: expected at least 9"):
+    with pytest.raises(InputError, match="groups=2: expected at least 12"):
         audit(objective)
     with pytest.raises(InputError, match="temperature=-1"):
         audit(objective, temperature=-1.0)

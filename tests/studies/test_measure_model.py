@@ -65,8 +65,8 @@ def test_settings_make_the_command():
         model="config:gpt2?layers=1", weight_decay=[0.1, 1e-5], finite=True, probes=3, decay="hf"
     )
     assert settings.command() == (
-        "villani measure 'config:gpt2?layers=1' --text builtin --weight-decay 0.1,1e-05 --temperature 0.001 --decay hf "
-        "--probes 3 --finite"
+        "villani measure 'config:gpt2?layers=1' --text builtin --decay hf --probes 3 --finite --weight-decay "
+        "0.1,1e-05 --temperature 0.001"
     )
 
 

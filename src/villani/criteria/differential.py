@@ -40,6 +40,7 @@ CONFIRMED = 4  # orbits that are measured again
 SCALES = (2.0, 4.0, 8.0, 16.0)
 _FURTHEST = 4096.0  # R up to which a walk goes on until Ψ has fallen
 SEARCH = 3  # rounds of descent
+_LEAST = 4  # groups for each purpose
 _STEPS = 3  # of L-BFGS in a round
 _TOKENS = 4  # of a block that symmetries are looked for on: they do not depend on its length
 _SCREENING, _FRESH = 0, 1  # probes
@@ -115,7 +116,7 @@ def audit_differential(
         InputError: s not positive, too few groups, or probes.
     """
     check_temperature(temperature)
-    least = 9 if search else 6
+    least = _LEAST * (3 if search else 2)
     if not objective.finite and len(objective.groups) < least:
         raise InputError(
             f"groups={len(objective.groups)}: expected at least {least}, so that those that search, choose and confirm "

@@ -28,7 +28,7 @@ from villani.studies.progress import Progress, Silent
 from villani.studies.subject import Subject, SubjectSettings, load_subject, objective_record
 from villani.studies.witness import NAME, Claim, Witness
 
-_LEAST = 9  # groups: a third each to choose orbits, to descend, and to confirm
+_LEAST = 12  # groups: a third each to choose orbits, to descend, and to confirm
 
 
 class AuditSettings(SubjectSettings):
