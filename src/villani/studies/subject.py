@@ -66,7 +66,7 @@ class SubjectSettings(BaseModel):
             if isinstance(value, bool):
                 words += [flag]
             elif isinstance(value, list | tuple):
-                words += [flag, ",".join(f"{x:g}" if isinstance(x, float) else str(x) for x in value)]
+                words += [flag, ",".join(f"{x:g}" if isinstance(x, float) else str(x) for x in value) or "none"]
             else:
                 words += [flag, str(value)]
         return shlex.join(words)
