@@ -106,10 +106,10 @@ def audit_model(
         if witness:
             witness.write(directory / NAME)
         record = _record(found, settings, subject, NAME if witness else None)
-        seconds, peak, units = ledger.spent()
+        seconds, peak, _ = ledger.spent()
         cost = Cost(
             seconds=seconds, seconds_per_group=seconds / settings.groups, peak_memory_bytes=peak,
-            tokens=sum(batch.tokens for batch in subject.objective.groups), probes=units,
+            tokens=sum(batch.tokens for batch in subject.objective.groups), probes=settings.groups * settings.probes,
         )  # fmt: skip
         finish(directory, f"villani audit {settings.model}", [record], {0: cost})
     return directory, record.model_copy(update={"cost": cost})
