@@ -32,6 +32,7 @@ SHARE, LEAST, MOST = 0.2, 16, 64  # the design chosen is rehearsed on a share of
 PROBES = (1, 2, 3, 4, 6, 8, 12, 16)
 _MORE = 2  # further probes by which their cost is told
 MARGIN = 1.05  # more groups are asked for than a standard error that came out too large needs
+GROWTH = 2  # at most, from one look to the next: few groups can be far wrong about how many a share of the figure needs
 
 Quantity = Literal["hessian_trace", "psi"]
 Way = tuple[TraceMethod, Blocks]
@@ -166,7 +167,7 @@ def measure_to(
         if plan.first + count > supply:
             there = supply - plan.first
             raise InputError(
-                f"target_error={target.error:g} needs about {count} groups, {duration(count * plan.seconds_per_group)} "
+                f"target_error={target.error:g} needs {count} groups or more, {duration(count * plan.seconds_per_group)} "
                 f"of work, and {there} are there: raise max_groups, or ask for about "
                 f"{target.error * math.sqrt(count / there):.2g}"
             )
@@ -210,7 +211,8 @@ def more_groups(count: int, estimate: Estimate, target: Target) -> int:
         return count
     if allowed == 0:
         raise InputError(f"{target.quantity} is 0: a relative error of it cannot be reached; give an absolute one")
-    return max(count + 1, math.ceil(MARGIN * count * (estimate.sem / allowed) ** 2))
+    needed = MARGIN * count * (estimate.sem / allowed) ** 2
+    return max(count + 1, math.ceil(min(needed, GROWTH * count)))
 
 
 def duration(seconds: float) -> str:
