@@ -167,8 +167,8 @@ def measure_to(
         if plan.first + count > supply:
             there = supply - plan.first
             raise InputError(
-                f"target_error={target.error:g} needs {count} groups or more, {duration(count * plan.seconds_per_group)} "
-                f"of work, and {there} are there: raise max_groups, or ask for about "
+                f"target_error={target.error:g} needs {count} groups or more, "
+                f"{duration(count * plan.seconds_per_group)} of work, and {there} are there: raise max_groups, or ask for about "
                 f"{target.error * math.sqrt(count / there):.2g}"
             )
         found = measure(
