@@ -168,8 +168,8 @@ def measure_to(
             there = supply - plan.first
             raise InputError(
                 f"target_error={target.error:g} needs {count} groups or more, "
-                f"{duration(count * plan.seconds_per_group)} of work, and {there} are there: raise max_groups, or ask for about "
-                f"{target.error * math.sqrt(count / there):.2g}"
+                f"{duration(count * plan.seconds_per_group)} of work, and {there} are there: "
+                f"raise max_groups, or ask for about {target.error * math.sqrt(count / there):.2g}"
             )
         found = measure(
             objective, plan.probes, seed, trace=plan.trace, blocks=plan.blocks,
