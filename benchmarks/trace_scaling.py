@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from villani.curvature.blocks import BlockTrace
+from villani.curvature.trace import SWEPT
 from villani.landscape.models import load_model
 from villani.landscape.objective import Objective
 
@@ -51,7 +52,8 @@ def one(layers: int, width: int, sequences: int, block: int, probes: int) -> dic
         with torch.no_grad(), objective.evaluating():
             objective.forward(batch)
         middle = time.perf_counter()
-        sampler.sample(batch, 0, *[(repeat, k) for k in range(probes)])
+        for first in range(0, probes, SWEPT):
+            sampler.sample(batch, 0, *[(repeat, k) for k in range(first, min(first + SWEPT, probes))])
         forward.append(middle - start)
         sample.append(time.perf_counter() - middle)
     after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

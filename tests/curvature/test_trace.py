@@ -5,6 +5,7 @@ from curvlinops import HessianLinearOperator
 from torch import nn
 
 from tests.conftest import dense, make_model, make_pool
+from villani.curvature.blocks import BlockTrace
 from villani.curvature.probes import rademacher_probe
 from villani.curvature.products import hessian_vector_product
 from villani.curvature.sketch import GradientSketch
@@ -144,3 +145,15 @@ def test_linear_loss_has_no_curvature():
     model = nn.Linear(3, 1).double()
     objective = Objective(model, [torch.randn(4, 3).double()] * 3, loss_fn=lambda m, x: m(x).mean())
     assert np.all(statistics(objective, 0, "hutchinson").traces == 0)
+
+
+def test_many_probes_take_several_sweeps():
+    """Six probes are the mean of six, though no sweep carries more than four of them."""
+    objective = Objective(make_model("gpt2"), make_pool())
+    sampler = BlockTrace(objective)
+    found = group_statistics(objective, 0, 6, 5, "taylor", GradientSketch(objective.parameters, 5), sampler)
+    [batch] = objective.batches(0)
+    keys = [(0, probe, 0) for probe in range(6)]
+    sweeps = [sampler.sample(batch, 5, *keys[:4]), sampler.sample(batch, 5, *keys[4:])]
+    assert np.allclose(found.traces[0], (4 * sweeps[0].traces + 2 * sweeps[1].traces) / 6, rtol=1e-12)
+    assert np.allclose(found.gauss_newton[0], (4 * sweeps[0].gauss_newton + 2 * sweeps[1].gauss_newton) / 6, rtol=1e-12)

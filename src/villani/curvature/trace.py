@@ -34,6 +34,7 @@ from villani.statistics import Array
 from villani.streams import Purpose, stream
 
 TraceMethod = Literal["gauss-newton", "hutchinson", "taylor"]
+SWEPT = 4  # probes in one Taylor sweep at most: memory grows with them, and most of what sharing a sweep saves is saved
 _ROWS = 64  # positions whose cumulative distribution is held in float64 at a time: 26 MB at V = 50,257
 
 
@@ -101,10 +102,13 @@ def group_statistics(
                 del slopes
                 keys = [(group, probe, index) for probe in range(probes)]
                 if sampler is not None:
-                    for row, some in enumerate([[key] for key in keys] if objective.finite else [keys]):
+                    at_once = 1 if objective.finite else SWEPT
+                    for first in range(0, probes, at_once):
+                        some = keys[first : first + at_once]
                         sample = sampler.sample(batch, seed, *some)
-                        traces[row] += sample.traces - sample.gauss_newton
-                        gauss_newton[row] += sample.gauss_newton
+                        row, share = (first, 1.0) if objective.finite else (0, len(some) / probes)
+                        traces[row] += share * (sample.traces - sample.gauss_newton)
+                        gauss_newton[row] += share * sample.gauss_newton
                 elif products == "forward-over-reverse":
                     for probe in range(probes):
                         vector = rademacher_probe(space, seed, group, probe)
