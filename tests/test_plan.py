@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from tests.conftest import dense, make_model, make_pool
-from villani.curvature.taylor import _RULES
+from villani.curvature.rules import RULES
 from villani.errors import InputError
 from villani.landscape.graph import aten
 from villani.landscape.objective import Objective
@@ -162,7 +162,7 @@ def test_what_cannot_be_planned_is_refused():
 def test_a_model_without_rules_falls_back_with_a_note(monkeypatch):
     objective, _ = objective_of(make_model("gpt2"))
     assert ways_for(objective) == (FORWARD, "")
-    monkeypatch.delitem(_RULES, aten.gelu.default)
+    monkeypatch.delitem(RULES, aten.gelu.default)
     ways, note = ways_for(objective)
     assert ways == REVERSE
     assert "no Taylor rule for aten.gelu.default" in note

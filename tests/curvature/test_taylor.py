@@ -2,8 +2,10 @@ import pytest
 import torch
 from torch import nn
 
+from villani.curvature.jets import Jet, Probed
 from villani.curvature.products import differentiable_gradient, product
-from villani.curvature.taylor import _RULES, Jet, Probed, Sweep, check_rules, isolated_nodes
+from villani.curvature.rules import RULES
+from villani.curvature.taylor import Sweep, check_rules, isolated_nodes
 from villani.errors import InputError
 from villani.landscape.graph import place, trace_logits
 from villani.landscape.models import load_model
@@ -137,7 +139,7 @@ def test_elementwise_rules_match_derivatives(operation, function, positive):
     arguments = [float(extra)] if extra and packet == "pow" else []
     options = {"approximate": extra} if packet == "gelu" and extra else {}
     sweep = Sweep(None, None, [0])
-    found = _RULES[target](
+    found = RULES[target](
         sweep, target, Jet(x, {0: torch.full_like(x, 2.0)}, {0: torch.ones_like(x)}), *arguments, **options
     )
     for i, point in enumerate(x):
@@ -155,7 +157,7 @@ def test_division_and_where_and_masked_fill():
     sweep = Sweep(None, None, [0])
     a = Jet(SCALARS, {0: SCALARS * 2}, {0: SCALARS * 3})
     b = Jet(SCALARS + 3, {0: torch.ones(5).double()})
-    quotient = _RULES[aten.div.Tensor](sweep, aten.div.Tensor, a, b)
+    quotient = RULES[aten.div.Tensor](sweep, aten.div.Tensor, a, b)
     e = torch.tensor(0.0, dtype=torch.float64, requires_grad=True)
     y = (SCALARS + 2 * SCALARS * e + 1.5 * SCALARS * e**2) / (SCALARS + 3 + e)
     for i in range(5):
@@ -164,8 +166,8 @@ def test_division_and_where_and_masked_fill():
         assert quotient.first[0][i] == pytest.approx(slope.item(), abs=1e-12)
         assert quotient.second[0][i] == pytest.approx(bend.item(), abs=1e-12)
     mask = SCALARS > 0
-    kept = _RULES[aten.where.ScalarOther](sweep, aten.where.ScalarOther, mask, a, -5.0)
-    filled = _RULES[aten.masked_fill.Scalar](sweep, aten.masked_fill.Scalar, a, ~mask, -5.0)
+    kept = RULES[aten.where.ScalarOther](sweep, aten.where.ScalarOther, mask, a, -5.0)
+    filled = RULES[aten.masked_fill.Scalar](sweep, aten.masked_fill.Scalar, a, ~mask, -5.0)
     for jet in (kept, filled):
         assert torch.equal(jet.x, torch.where(mask, SCALARS, -5.0))
         assert torch.equal(jet.first[0], torch.where(mask, SCALARS * 2, 0.0))
@@ -175,7 +177,7 @@ def test_an_operation_without_a_rule_is_named_with_its_line(monkeypatch):
     _, objective = small("gpt2")
     batch = next(objective.batches(0))
     graph = trace_logits(objective, batch)
-    monkeypatch.delitem(_RULES, torch.ops.aten.gelu.default)
+    monkeypatch.delitem(RULES, torch.ops.aten.gelu.default)
     with pytest.raises(InputError, match=r"no Taylor rule for aten.gelu.default.*h.0.mlp.act"):
         check_rules(graph)
     node = next(n for n in graph.nodes if n.target is torch.ops.aten.gelu.default)

@@ -17,8 +17,9 @@ import numpy as np
 import torch
 
 from villani.curvature.head import LABELS, TiedRows, head_terms
+from villani.curvature.jets import Jet, Probed
 from villani.curvature.probes import rademacher
-from villani.curvature.taylor import Jet, Probed, Sweep, check_rules, isolated_nodes
+from villani.curvature.taylor import Sweep, check_rules, isolated_nodes
 from villani.errors import InputError
 from villani.landscape.graph import LogitGraph, aten, trace_logits
 from villani.landscape.objective import IGNORED, Batch, Objective

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional as F
 
-from villani.curvature.taylor import Jet
+from villani.curvature.jets import Jet
 
 _POSITIONS = 128  # logits of so many positions at a time: 26 MB at V = 50,257
 _RUN = 128  # labels
