@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 
-from villani.criteria.degrees import Degrees, Form
+from villani.criteria.degrees import Degrees
+from villani.criteria.equations import Form
 from villani.landscape.graph import LossGraph
 
 
