@@ -28,8 +28,8 @@ class Basis:
         size: d.
         dtype: of the columns: float32 or float64.
         device: of the columns that are held in memory.
-        directory: where the columns are kept, so that they survive a kill; without one, a temporary file takes what does
-            not fit.
+        directory: where the columns are kept, so that they survive a kill; without one, a temporary file takes what
+            does not fit.
         budget: what may be held in memory.
 
     Raises:

@@ -1,14 +1,14 @@
 """The density of a spectrum by stochastic Lanczos quadrature, with errors over probes and over data.
 
-For a probe v of independent signs, ‖v‖² = d and E vᵀf(H)v = tr f(H). Lanczos from v gives nodes t_j and weights w_j with
+For a probe v of independent signs, ‖v‖² = d and E vᵀf(H)v = tr f(H). Lanczos from v gives nodes t_j, weights w_j with
 Σ_j w_j f(t_j) = vᵀf(H)v/d, exactly for polynomials f of degree up to 2k − 1 after k steps (Golub & Meurant 1994; Ubaru,
 Chen & Saad, SIAM J. Matrix Anal. Appl. 38, 2017). Nothing is reorthogonalised: what rounding does to Lanczos moves
 weight between copies of a node, and leaves the quadrature accurate (Greenbaum 1989). Two vectors are all it holds.
 
 Where the matrix is that of all data, only probes are noise. With several shares, each an independent part of the data
-with probes of its own, the errors cover data too; the density is then that of the matrix of *one share*, averaged. It is
-wider than that of the population's matrix, since a spectrum is not linear in its matrix. The trace is linear, and has no
-such bias.
+with probes of its own, the errors cover data too; the density is then that of the matrix of *one share*, averaged. It
+is wider than that of the population's matrix, since a spectrum is not linear in its matrix. The trace is linear, and
+has no such bias.
 """
 
 from collections.abc import Callable

@@ -159,7 +159,7 @@ class _Work:
         pairs = self._pairs()
         held = self._held_out(len(pairs["value"]))
         density = self._density() if settings.density_probes else None
-        blocks = [self._block(i, name) for i, name in enumerate(self.names)] if settings.layers else []
+        blocks = self._blocks() if settings.layers else []
         ranks = [*range(1, int(pairs["top"][0]) + 1)]
         ranks += [-i for i in range(1, len(pairs["value"]) - len(ranks) + 1)]
         quadratic = [None if np.isnan(x) else float(x) for x in pairs["quadratic"]]
@@ -201,7 +201,7 @@ class _Work:
         folder = self.directory / "basis"
         kept = self.ledger.get("pairs")
         if kept is None:
-            self.show.stage("eigenvalues: products")
+            self.show.stage("eigenvalues: products, at most")
             kept = self._solve(folder)
             self.ledger.put("pairs", kept, seconds=0.0, peak_memory_bytes=self.budget.peak())
         shutil.rmtree(folder, ignore_errors=True)
@@ -225,7 +225,7 @@ class _Work:
         with Basis(operator.size, operator.dtype, self.objective.device, folder, self.budget) as basis:
             ritz: Ritz = krylov(
                 product, basis, self.settings.ends, self.settings.seed, None, self.ledger,
-                lambda done, _: self.show.stage(f"eigenvalues: {done} products"),
+                self.show.advance,
             )  # fmt: skip
             self.show.stage("eigenvalues: residuals")
             found = examine(
@@ -281,7 +281,8 @@ class _Work:
             samples.append([])
             for probe in range(settings.density_probes):
                 row = self._unit(
-                    f"density/{s}/{probe}", partial(_sample, operator, settings.seed, (0, s, probe), settings.density_steps)
+                    f"density/{s}/{probe}",
+                    partial(_sample, operator, settings.seed, (0, s, probe), settings.density_steps),
                 )
                 samples[-1].append(Quadrature(row["nodes"], row["weights"], row["residuals"]))
                 self.show.advance(s * settings.density_probes + probe + 1, total)
@@ -299,10 +300,17 @@ class _Work:
             negative_share=estimate_record(density.negative_share()),
         )  # fmt: skip
 
+    def _blocks(self) -> list[BlockRecord]:
+        self.show.stage("blocks of layers")
+        found = []
+        for index, name in enumerate(self.names):
+            found.append(self._block(index, name))
+            self.show.advance(index + 1, len(self.names))
+        return found
+
     def _block(self, index: int, name: str) -> BlockRecord:
         """The ends and the trace of a layer's diagonal block, from two probes on it alone."""
         settings = self.settings
-        self.show.stage(f"block of layer {name}")
         operator = self._operator(tensors=list(self.names[name]))
         rows = [
             self._unit(
