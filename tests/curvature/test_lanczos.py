@@ -205,22 +205,22 @@ from villani.curvature.basis import Basis
 from villani.curvature.lanczos import Ends, krylov
 from villani.curvature.operators import Budget
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-size = 4_000_000
+size = 9_000_000  # so large that malloc gives every vector back when it is freed
 diagonal = torch.linspace(-1, 1, size) ** 3
 diagonal * diagonal  # what a product takes
 before = peak()
 limit = before + int(sys.argv[1]) * 2**20
 with Basis(size, torch.float32, budget=Budget(limit, peak)) as basis:
-    krylov(lambda v: diagonal * v, basis, Ends(1, 1, 1e-6, most=30, length=40))
+    krylov(lambda v: diagonal * v, basis, Ends(1, 1, 1e-6, most=14, length=40))
 print(sum(c is not None for c in basis._held), peak() - limit)
 """
 
 
 def test_memory_stays_within_its_budget(tmp_path):
-    """30 columns of 16 MB in a budget of 250 MB: about ten are held, the rest are read where they are needed."""
-    found = subprocess.run([sys.executable, "-c", MEMORY, "250"], capture_output=True, text=True, check=True)
+    """15 columns of 36 MB in a budget of 350 MB: a few are held, the rest are read where they are needed."""
+    found = subprocess.run([sys.executable, "-c", MEMORY, "350"], capture_output=True, text=True, check=True)
     held, above = map(int, found.stdout.split())
-    assert 3 <= held <= 20
+    assert 3 <= held <= 10
     assert above <= 0
 
 

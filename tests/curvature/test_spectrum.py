@@ -107,12 +107,12 @@ def test_moments_of_a_language_model():
     objective = Objective(model, pool)
     oracle = dense(model, pool[0], second=True)
     hessian = oracle.hessian / oracle.tokens
-    for tensors in (None, [0], [4, 5]):
+    for tensors in (None, [4, 5]):
         operator = Curvature(objective, tensors=tensors, budget=Budget())
         chosen = range(len(objective.parameters.sizes)) if tensors is None else tensors
         inside = np.repeat(np.isin(np.arange(len(objective.parameters.sizes)), chosen), objective.parameters.sizes)
         block = hessian[np.ix_(inside, inside)]
-        probes = [sign_probe(operator.parameters, 3, 0, i) for i in range(12)]
+        probes = [sign_probe(operator.parameters, 3, 0, i) for i in range(50)]
         found = Density(operator.size, [[quadrature(operator, v, 2) for v in probes]])
         for estimate, truth in ((found.trace, np.trace(block)), (found.frobenius_squared, (block**2).sum())):
             assert abs(estimate.value - truth) < 4 * estimate.sem + 1e-9 * abs(truth)

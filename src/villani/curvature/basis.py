@@ -1,7 +1,9 @@
 """Orthonormal vectors of θ's size: as many in memory as a budget allows, all of them in a file if they must survive.
 
-Whatever lies where, the arithmetic is done in float64 on the same chunks in the same order, so that no bit depends on
-the budget. Files are read with `pread`, never mapped, so that what is read does not count as memory of the process.
+Whatever lies where, the arithmetic is done on the same chunks in the same order, so that no bit depends on the budget.
+Inner products are float64; what is taken off a vector is rounded to its dtype at every column, which leaves it as
+orthogonal as it can be stored. Files are read with `pread`, never mapped, so that what is read does not count as memory
+of the process.
 """
 
 import os
@@ -13,12 +15,13 @@ from types import TracebackType
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from villani.curvature.operators import Budget
 from villani.runs.store import writing
 from villani.statistics import Array
 
-_CHUNK = 1 << 17  # entries of a vector that are worked on at a time: 1 MiB in float64 for each column
+_CHUNK = 1 << 16  # entries of a vector that are worked on at a time: what stays in a processor's cache
 
 
 class Basis:
@@ -79,29 +82,30 @@ class Basis:
     def column(self, index: int) -> torch.Tensor:
         """A copy of one column, (d,)."""
         held = self._held[index]
-        return held.clone() if held is not None else self._read(index, 0, self.size)
+        return held.clone() if held is not None else self._whole(index)
 
     def dots(self, vector: torch.Tensor, first: int = 0) -> Array:
         """(k − first,) inner products with the columns from `first` on, in float64."""
         total = torch.zeros(len(self) - first, dtype=torch.float64, device=self.device)
         for start, stop, block in self._blocks(first):
-            total += block @ vector[start:stop].double()
+            part = vector[start:stop].double()
+            total += torch.stack([torch.dot(column.double(), part) for column in block])
         result: Array = total.cpu().numpy()
         return result
 
     def subtract(self, vector: torch.Tensor, weights: Array, first: int = 0) -> None:
         """Take Σ_i weights_i·column_{first + i} off a vector, in place."""
-        w = torch.from_numpy(np.ascontiguousarray(weights)).to(self.device)
         for start, stop, block in self._blocks(first):
             part = vector[start:stop]
-            part.copy_(part.double() - w @ block)
+            for weight, column in zip(weights, block, strict=True):
+                part.sub_(column, alpha=float(weight))
 
     def combination(self, weights: Array) -> torch.Tensor:
         """Σ_i weights_i·column_i over the first columns, scaled to length 1, in the columns' dtype."""
         w = torch.from_numpy(np.ascontiguousarray(weights)).to(self.device)
         result = torch.empty(self.size, dtype=self.dtype, device=self.device)
         for start, stop, block in self._blocks(0, len(weights)):
-            result[start:stop] = w @ block
+            result[start:stop] = w @ torch.stack(block).double()
         return result.div_(norm(result))
 
     def turn(self, weights: Array) -> None:
@@ -116,7 +120,7 @@ class Basis:
         new = self._create(self.generation) if on_disk else None
         held = [column is not None for column in self._held[:keep]]
         for start, stop, block in self._blocks(0):
-            made = (w @ block).to(self.dtype)
+            made = (w @ torch.stack(block).double()).to(self.dtype)
             for i in range(keep):
                 if new is not None:
                     self._write(new, i, start, made[i])
@@ -151,20 +155,26 @@ class Basis:
             raise FileNotFoundError(str(self._path(generation)))
         self._held = []
         for index in range(count):
-            self._held.append(self._read(index, 0, self.size) if self.budget.fits(3 * self._bytes) else None)
+            self._held.append(self._whole(index) if self.budget.fits(3 * self._bytes) else None)
         self.settle()
 
-    def _blocks(self, first: int, last: int | None = None) -> Iterator[tuple[int, int, torch.Tensor]]:
-        """(start, stop, (k, stop − start) float64) over all entries of the columns `first` to `last`."""
+    def _blocks(self, first: int, last: int | None = None) -> Iterator[tuple[int, int, list[torch.Tensor]]]:
+        """(start, stop, the entries `start` to `stop` of the columns `first` to `last`), over all entries."""
         indices = range(first, len(self) if last is None else last)
-        buffer = torch.empty((len(indices), min(_CHUNK, self.size)), dtype=torch.float64, device=self.device)
+        if not indices:
+            return
+        away = sum(self._held[index] is None for index in indices)
+        buffers = np.empty((away, min(_CHUNK, self.size)), dtype=self._numpy)
         for start in range(0, self.size, _CHUNK):
             stop = min(start + _CHUNK, self.size)
-            block = buffer[:, : stop - start]
-            for row, index in enumerate(indices):
+            block, free = [], iter(buffers)
+            for index in indices:
                 held = self._held[index]
-                block[row] = held[start:stop] if held is not None else self._read(index, start, stop)
+                block.append(self._read(index, start, next(free)[: stop - start]) if held is None else held[start:stop])
             yield start, stop, block
+
+    def _whole(self, index: int) -> torch.Tensor:
+        return self._read(index, 0, np.empty(self.size, dtype=self._numpy))
 
     def _path(self, generation: int) -> Path:
         assert self.directory is not None
@@ -185,16 +195,16 @@ class Basis:
             return os.open(self._path(generation), os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644)
 
     def _write(self, file: int, index: int, start: int, values: torch.Tensor) -> None:
-        content = memoryview(values.detach().cpu().contiguous().numpy()).cast("B")
+        content = memoryview(values.detach().cpu().contiguous().numpy().data).cast("B")
         offset = index * self._bytes + start * self._bytes // self.size
         with writing(self.directory or Path(tempfile.gettempdir())):
             while content:
                 done = os.pwrite(file, content, offset)
                 content, offset = content[done:], offset + done
 
-    def _read(self, index: int, start: int, stop: int) -> torch.Tensor:
-        values = np.empty(stop - start, dtype=self._numpy)
-        content = memoryview(values).cast("B")
+    def _read(self, index: int, start: int, values: NDArray[np.floating]) -> torch.Tensor:
+        """Fill `values` with a column's entries from `start` on; a tensor that may share their memory."""
+        content = memoryview(values.data).cast("B")
         offset = index * self._bytes + start * self._bytes // self.size
         while content:
             done = os.preadv(self._open(), [content], offset)

@@ -44,7 +44,7 @@ class Deflation:
             raise InputError(f"deflate: vectors are not orthonormal: inner products are off by {off:.2g}")
         rows = torch.linalg.solve_triangular(torch.linalg.cholesky(gram), rows, upper=False)
         device = space.tensors[0].device
-        self.rows = rows.to(device, space.dtype)  # (k, d)
+        self.rows = rows.to(device, space.dtype).contiguous()  # (k, d)
         self.checksum = hashlib.sha256(self.rows.cpu().numpy().data).hexdigest()
         self._sizes = [int(size) for size in space.sizes]
         self._shapes = [t.shape for t in space.tensors]

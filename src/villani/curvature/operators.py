@@ -18,7 +18,7 @@ from villani.landscape.objective import Batch, Forward, Objective, check_weight_
 
 OperatorKind = Literal["hessian", "gauss-newton"]
 Product = Callable[[torch.Tensor], torch.Tensor]  # (d,) → (d,), symmetric and linear
-Applied = Callable[[Tensors], Sequence[torch.Tensor | None]]
+Applied = Callable[[Tensors, bool], Sequence[torch.Tensor | None]]  # (v, whether another product follows)
 
 
 @dataclass
@@ -83,6 +83,7 @@ class Curvature:
         self.weight_decay = weight_decay
         self._budget = budget
         self._kept: dict[tuple[int, int], tuple[Applied, float]] = {}
+        self._graph = 0  # bytes of the largest graph so far
 
     def views(self, vector: torch.Tensor) -> list[torch.Tensor]:
         """A flat vector as tensors of θ's shapes that share its memory."""
@@ -114,17 +115,19 @@ class Curvature:
         tokens = 0.0
         with self.objective.evaluating():
             for key, batch in pieces:
-                found = self._kept.get(key) if keep else None
-                before = resident()
-                apply, count = found or self._linearised(batch)
-                size = resident() - before
-                for s, piece in zip(sums, apply(views), strict=True):
+                kept = self._kept.get(key) if keep else None
+                if kept is None:
+                    before = resident()
+                    kept = self._linearised(batch)
+                    self._graph = max(self._graph, resident() - before)
+                    if keep and self._budget is not None and self._budget.fits(2 * self._graph):  # it, and a product
+                        self._kept[key] = kept
+                apply, count = kept
+                for s, piece in zip(sums, apply(views, key in self._kept), strict=True):
                     if piece is not None:
                         s.add_(piece)
                 tokens += count
-                if keep and found is None and self._budget is not None and self._budget.fits(2 * max(size, 0)):
-                    self._kept[key] = (apply, count)
-                del apply
+                del kept, apply
         total /= tokens
         if self.weight_decay:
             for s, v, p in zip(sums, views, self.parameters, strict=True):
@@ -147,7 +150,7 @@ class Curvature:
         if self.kind == "gauss-newton":
             return self._gauss_newton(forward), forward.tokens
         gradient = differentiable_gradient(forward.loss, self.tensors)
-        return lambda v: product(gradient, v, self.tensors, keep_graph=True), forward.tokens
+        return lambda v, again: product(gradient, v, self.tensors, keep_graph=again), forward.tokens
 
     def _gauss_newton(self, forward: Forward) -> Applied:
         """JᵀSJ v for logits z = z(θ): Jv is the derivative of the linear map u ↦ Jᵀu, S = diag p − ppᵀ."""
@@ -159,13 +162,13 @@ class Curvature:
             logits, self.tensors, u, create_graph=True, allow_unused=True, materialize_grads=True
         )
 
-        def apply(vector: Tensors) -> Sequence[torch.Tensor | None]:
+        def apply(vector: Tensors, again: bool) -> Sequence[torch.Tensor | None]:
             live = [(g, v) for g, v in zip(pulled, vector, strict=True) if g.requires_grad]
             (pushed,) = torch.autograd.grad(
                 [g for g, _ in live], u, [v for _, v in live], retain_graph=True, materialize_grads=True
             )
             curved = p * (pushed - (p * pushed).sum(dim=-1, keepdim=True))
-            return torch.autograd.grad(logits, self.tensors, curved, retain_graph=True, allow_unused=True)
+            return torch.autograd.grad(logits, self.tensors, curved, retain_graph=again, allow_unused=True)
 
         return apply
 

@@ -61,7 +61,7 @@ def findings(record: SpectrumRecord) -> dict[str, str]:
         d = record.density
         found["How many directions count"] = (
             f"The effective rank (Σ|λ|)²/Σλ² is {format_uncertain(d.effective_rank.value, d.effective_rank.sem)} of "
-            f"{record.objective.parameters:,}; ‖H‖_F = {format_number(math.sqrt(max(d.frobenius_squared.value, 0)), 4)}, "
+            f"{record.objective.parameters:,}; ‖H‖_F = {format_number(math.sqrt(d.frobenius_squared.value), 4)}, "
             f"tr H = {format_uncertain(d.trace.value, d.trace.sem)}."
         )
     if not record.objective.finite:
@@ -81,16 +81,17 @@ def findings(record: SpectrumRecord) -> dict[str, str]:
 
 def _decay(record: SpectrumRecord) -> str:
     decay, space = record.objective.weight_decay, record.objective
+    whole = "∇²F" if record.design.operator == "hessian" else "this matrix plus λM"
     if record.design.matrix == "objective":
         return f"λ = {format_number(decay)} is in these figures, on {space.decayed_parameters:,} decayed coordinates."
     if space.decayed_parameters == space.parameters:
         return (
-            f"Every parameter decays: the eigenvalues of ∇²F are these plus λ = {format_number(decay)}, exactly. That "
-            "shift holds for any loss at a fixed θ, and is no evidence of anything."
+            f"Every parameter decays: the eigenvalues of {whole} are these plus λ = {format_number(decay)}, exactly. "
+            "That shift holds for any loss at a fixed θ, and is no evidence of anything."
         )
     return (
-        f"Of {space.parameters:,} parameters {space.decayed_parameters:,} decay: each eigenvalue of ∇²F is this one "
-        f"plus between 0 and λ = {format_number(decay)} (Weyl). For the exact ones give --matrix objective."
+        f"Of {space.parameters:,} parameters {space.decayed_parameters:,} decay: each eigenvalue of {whole} is "
+        f"this one plus between 0 and λ = {format_number(decay)} (Weyl). For the exact ones give --matrix objective."
     )
 
 

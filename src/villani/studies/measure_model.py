@@ -133,7 +133,7 @@ def measure_model(
     deflation = deflation_from(Path(settings.deflate), subject.objective.parameters) if settings.deflate else None
     keyed = settings.determining(subject.text, subject.provenance, free | {"deflate"})
     if deflation:
-        keyed |= {"deflation_checksum": deflation.checksum}
+        keyed = {**keyed, "deflation_checksum": deflation.checksum}
     team.agree(keyed)
     directory = run or Path("runs") / default_name("measure", settings.model, keyed)
     with Ledger(directory, keyed) if team.main else nullcontext() as ledger:

@@ -2,7 +2,7 @@
 
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -19,7 +19,7 @@ from villani.errors import InputError
 from villani.landscape.objective import check_weight_decay
 from villani.measurement import peak_memory
 from villani.runs.distributed import Rows, alone
-from villani.runs.records import Cost
+from villani.runs.records import Cost, EstimateRecord
 from villani.runs.spectra import (
     BlockRecord,
     DensityRecord,
@@ -30,7 +30,7 @@ from villani.runs.spectra import (
     SpectrumRecord,
 )
 from villani.runs.store import Ledger, write_settings
-from villani.statistics import Array, Estimate, ratio_estimates
+from villani.statistics import Estimate, ratio_estimates
 from villani.studies.finish import default_name, finish
 from villani.studies.measure_model import CONFIDENCE, estimate_record
 from villani.studies.progress import Progress, Silent
@@ -90,6 +90,8 @@ class SpectrumSettings(SubjectSettings):
             raise InputError("held_out: with finite, there are no other data")
         if self.learning_rate is not None and not 0 < self.learning_rate < float("inf"):
             raise InputError(f"learning_rate={self.learning_rate}: expected a finite number > 0")
+        if self.learning_rate is not None and self.operator != "hessian":
+            raise InputError("learning_rate: 2/η is a threshold for the Hessian; use operator hessian")
         if not 0 < self.memory < float("inf"):
             raise InputError(f"memory={self.memory}: expected a number of GiB > 0")
         if self.probes != 1:
@@ -120,7 +122,8 @@ def spectrum_model(
     free = {"memory", "learning_rate", "density_probes", "layers"}  # bits of rows do not depend on them
     free |= {"weight_decay"} if settings.matrix == "loss" else set()
     keyed = settings.determining(subject.text, subject.provenance, free)
-    keyed |= {"decay": settings.decay} if settings.matrix == "objective" else {}
+    if settings.matrix == "objective":
+        keyed = {**keyed, "decay": settings.decay}
     directory = run or Path("runs") / default_name("spectrum", settings.model, keyed)
     with Ledger(directory, keyed) as ledger:
         write_settings(directory, settings.model_dump())
@@ -199,7 +202,7 @@ class _Work:
     def _pairs(self) -> Rows:
         """Values, bounds and shares of the wanted pairs; their vectors are in the run directory by then."""
         folder = self.directory / "basis"
-        kept = self.ledger.get("pairs")
+        kept: Rows | None = self.ledger.get("pairs")
         if kept is None:
             self.show.stage("eigenvalues: products, at most")
             kept = self._solve(folder)
@@ -244,7 +247,7 @@ class _Work:
             "top": np.array([float(ritz.top)]),
         }
 
-    def _held_out(self, pairs: int) -> list[None] | list[object]:
+    def _held_out(self, pairs: int) -> Sequence[EstimateRecord | None]:
         """Rayleigh quotients of all vectors on groups that they never met."""
         settings = self.settings
         if not settings.held_out:
@@ -343,11 +346,11 @@ class _Work:
         unstable = True if low > 2 / rate else False if high < 2 / rate else None
         return SharpnessRecord(learning_rate=rate, threshold=2 / rate, low=low, high=high, unstable=unstable)
 
-    def _unit(self, key: str, work: Callable[[], Rows]) -> Mapping[str, Array]:
-        found = self.ledger.get(key)
+    def _unit(self, key: str, work: Callable[[], Rows]) -> Rows:
+        found: Rows | None = self.ledger.get(key)
         if found is None:
             began = time.perf_counter()
-            found = dict(work())
+            found = work()
             seconds = time.perf_counter() - began
             self.ledger.put(key, found, seconds=seconds, peak_memory_bytes=self.budget.peak())
         return found
