@@ -166,9 +166,9 @@ def test_deflation_is_unbiased_tensor_by_tensor_and_removes_variance():
     space = objective.parameters
     oracle = dense(model, pool[1], second=True)
     other = Curvature(objective, groups=[0], budget=Budget())
-    pairs, _ = eigenpairs(other, other.size, other.dtype, Ends(6, 4, 1e-2))
+    pairs, _ = eigenpairs(other, other.size, other.dtype, Ends(6, 4, 3e-2))
     deflation = Deflation(space, [pair.vector for pair in pairs])
-    draws = deflated(objective, deflation, 150)
+    draws = deflated(objective, deflation, 60)
     q = deflation.rows.numpy()
     projector = np.eye(space.size) - q.T @ q
     left = projector @ oracle.hessian @ projector
@@ -177,11 +177,11 @@ def test_deflation_is_unbiased_tensor_by_tensor_and_removes_variance():
         exact = np.trace(q @ oracle.hessian @ q.T) + v @ left @ v
         assert draws[seed].sum() == pytest.approx(exact, rel=1e-9)
     errors = draws.mean(axis=0) - [b.sum() for b in np.split(np.diag(oracle.hessian), np.cumsum(space.sizes)[:-1])]
-    assert np.abs(errors / (draws.std(axis=0) / 150**0.5 + 1e-12)).max() < 4.5
+    assert np.abs(errors / (draws.std(axis=0) / 60**0.5 + 1e-12)).max() < 4.5
     plain = 2 * ((oracle.hessian**2).sum() - (np.diag(oracle.hessian) ** 2).sum())
     variance = 2 * ((left**2).sum() - (np.diag(left) ** 2).sum())
-    assert variance < 0.6 * plain
-    assert draws.sum(axis=1).var(ddof=1) == pytest.approx(variance, rel=4 * (2 / 149) ** 0.5)
+    assert variance < 0.7 * plain
+    assert draws.sum(axis=1).var(ddof=1) == pytest.approx(variance, rel=4 * (2 / 59) ** 0.5)
 
 
 def test_deflation_refuses_what_is_not_orthonormal():

@@ -4,6 +4,7 @@ Between products on the same data nothing but the vector changes. The graph of t
 fits the budget: a product is then a double backward pass alone, two thirds of the work. What is kept moves no bits.
 """
 
+import math
 import mmap
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ from typing import Any, Literal
 
 import torch
 
+from villani.curvature.headed import HeadedCurvature, linear_head
 from villani.curvature.products import Tensors, differentiable_gradient, product
 from villani.errors import InputError
 from villani.landscape.objective import Batch, Forward, Objective, check_weight_decay
@@ -83,6 +85,7 @@ class Curvature:
         self.weight_decay = weight_decay
         self._budget = budget
         self._kept: dict[tuple[int, int], tuple[Applied, float]] = {}
+        self._head = linear_head(objective)
         self._graph = 0  # bytes of the largest graph so far
 
     def views(self, vector: torch.Tensor) -> list[torch.Tensor]:
@@ -142,11 +145,14 @@ class Curvature:
 
     def _linearised(self, batch: Any) -> tuple[Applied, float]:
         """A forward pass, its gradient with a graph, and how to multiply with the curvature of its loss sum."""
-        forward = self.objective.forward(batch)
-        if not bool(torch.isfinite(forward.loss)):
-            raise InputError(
-                f"the loss is {float(forward.loss.detach())}: check the checkpoint, or load it in a wider dtype"
+        if self._head is not None:
+            found = HeadedCurvature(
+                self.objective, batch, self.tensors, self._head, gauss_newton=self.kind == "gauss-newton"
             )
+            _check_finite(found.loss)
+            return found, found.tokens
+        forward = self.objective.forward(batch)
+        _check_finite(float(forward.loss.detach()))
         if self.kind == "gauss-newton":
             return self._gauss_newton(forward), forward.tokens
         gradient = differentiable_gradient(forward.loss, self.tensors)
@@ -171,6 +177,11 @@ class Curvature:
             return torch.autograd.grad(logits, self.tensors, curved, retain_graph=again, allow_unused=True)
 
         return apply
+
+
+def _check_finite(loss: float) -> None:
+    if not math.isfinite(loss):
+        raise InputError(f"the loss is {loss}: check the checkpoint, or load it in a wider dtype")
 
 
 def resident() -> int:
