@@ -4,9 +4,9 @@ python benchmarks/inflation_study.py                                      (runs/
 python benchmarks/inflation_study.py --model "builtin:tiny?layers=2&width=32" --text builtin --steps 300
 
 At a fixed θ the spectrum of ∇²F = ∇²L + λI is that of ∇²L moved by λ, for any loss: "spectral inflation" in that sense
-is a tautology. Here the same start is trained at several λ with the same batches and budget, by torch's SGD with momentum
-0.9 and L2 (`weight_decay=λ` there is exactly this λ; every parameter decays; no dropout), and the spectra of ∇²L and of
-∇²F at the ends are worked out by `villani spectrum` on the same groups of text. For the largest eigenvalue
+is a tautology. Here the same start is trained at several λ with the same batches and budget, by torch's SGD with
+momentum 0.9 and L2 (`weight_decay=λ` there is exactly this λ; every parameter decays; no dropout), and the spectra of
+∇²L and of ∇²F at the ends are worked out by `villani spectrum` on the same groups of text. For the largest eigenvalue
 
     λ₁(∇²F at θ_λ) − λ₁(∇²L at θ_0) = λ  +  (λ₁(∇²L at θ_λ) − λ₁(∇²L at θ_0)),
 

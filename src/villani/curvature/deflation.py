@@ -15,6 +15,7 @@ import torch
 from villani.errors import InputError
 from villani.landscape.parameters import ParameterSpace
 
+_CHUNK = 1 << 20  # coordinates that are held in float64 at a time
 _TOLERANCE = 1e-4  # |⟨q_i, q_j⟩ − δ_ij| of what is taken as orthonormal
 
 
@@ -37,14 +38,18 @@ class Deflation:
                 raise InputError(
                     f"deflate: a vector of shape {tuple(vector.shape)}, but θ has {space.size} coordinates"
                 )
-        rows = torch.stack([vector.double() for vector in vectors])  # (k, d)
-        gram = rows @ rows.T
+        rows = torch.stack([vector.to(space.dtype) for vector in vectors])  # (k, d)
+        chunks = rows.split(_CHUNK, dim=1)
+        gram = torch.zeros(len(rows), len(rows), dtype=torch.float64)
+        for chunk in chunks:
+            gram += chunk.double() @ chunk.double().T
         off = float((gram - torch.eye(len(rows), dtype=torch.float64)).abs().max())
         if not off <= _TOLERANCE:
             raise InputError(f"deflate: vectors are not orthonormal: inner products are off by {off:.2g}")
-        rows = torch.linalg.solve_triangular(torch.linalg.cholesky(gram), rows, upper=False)
-        device = space.tensors[0].device
-        self.rows = rows.to(device, space.dtype).contiguous()  # (k, d)
+        turn = torch.linalg.inv(torch.linalg.cholesky(gram))  # nearly the identity
+        for chunk in chunks:
+            chunk.copy_(turn @ chunk.double())
+        self.rows = rows.to(space.tensors[0].device)  # (k, d)
         self.checksum = hashlib.sha256(self.rows.cpu().numpy().data).hexdigest()
         self._sizes = [int(size) for size in space.sizes]
         self._shapes = [t.shape for t in space.tensors]

@@ -176,7 +176,9 @@ def _ends(record: SpectrumRecord) -> go.Figure:
         )  # fmt: skip
     figure = themed(traces, 380)
     figure.update_xaxes(
-        title="rank: from the largest, from the smallest", tickvals=places, ticktext=[str(e.rank) for e in values]
+        title="rank: from the largest, from the smallest",
+        tickvals=places,
+        ticktext=[format_number(e.rank) for e in values],
     )
     figure.update_yaxes(zeroline=True, **up.ticks([e.value for e in values]))
     return figure
@@ -209,10 +211,10 @@ def _layers(record: SpectrumRecord) -> go.Figure:
     values = record.eigenvalues
     trace = go.Heatmap(
         x=[_layer(name) for name in record.layer_names],
-        y=[f"{e.rank}: {format_number(e.value, 3)}" for e in values],
+        y=[f"{format_number(e.rank)}: {format_number(e.value, 3)}" for e in values],
         z=[e.shares for e in values],
         zmin=0,
-        zmax=1,
+        zmax=max(share for e in values for share in e.shares),
         colorscale=[[0, "rgba(139,147,161,0.08)"], [1, POSITIVE]],
         hovertemplate="%{x}, %{y}: %{z:.3f}<extra></extra>",
         xgap=2,
@@ -254,7 +256,7 @@ def tables(record: SpectrumRecord) -> str:
     header = ["rank", "value", "residual", "bound", "residual²/gap", "status", "fresh groups", "95 % interval"]
     rows = [
         [
-            str(e.rank), format_number(e.value, 8), format_number(e.residual, 2), format_number(e.bound, 2),
+            format_number(e.rank), format_number(e.value, 8), format_number(e.residual, 2), format_number(e.bound, 2),
             "" if e.quadratic is None else format_number(e.quadratic, 2), badge(e.status),
             "" if e.held_out is None else format_uncertain(e.held_out.value, e.held_out.sem),
             "" if e.held_out is None else format_interval(*e.held_out.interval),
