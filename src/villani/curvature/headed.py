@@ -7,7 +7,7 @@ gives the trunk's own curvature (the slope in θ) and ḣ = Jv (the slope in u).
 vocabulary only p is kept, where autograd keeps more than ten such arrays and passes over each of them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -73,10 +73,9 @@ class HeadedCurvature:
         self._u = slope.requires_grad_()
         self._pulled = torch.autograd.grad(self._live, tensors, self._u, create_graph=True, allow_unused=True)
 
-    def __call__(self, vector: Tensors, again: bool) -> Sequence[torch.Tensor | None]:
-        """The product, tensor by tensor, None for 0; `again` keeps what another product needs."""
+    def __call__(self, vector: Tensors, again: bool) -> Iterator[Sequence[torch.Tensor | None]]:
+        """Addends of the product, each tensor by tensor, None for 0; `again` keeps what another product needs."""
         live = [(g, v) for g, v in zip(self._pulled, vector, strict=True) if g is not None and g.requires_grad]
-        own: list[torch.Tensor | None] = [None] * len(self._tensors)
         moved: torch.Tensor | None = None  # ḣ
         if live:
             inputs = [self._u] if self._gauss_newton else [self._u, *self._tensors]
@@ -84,19 +83,17 @@ class HeadedCurvature:
                 [g for g, _ in live], inputs, [v for _, v in live], retain_graph=True, allow_unused=True
             )
             moved = found[0]
-            own = own if self._gauss_newton else list(found[1:])
+            if not self._gauss_newton:
+                yield found[1:]
+            del found  # of θ's size
         if moved is None:
             moved = torch.zeros_like(self._features)
         turned = None if self._place is None else vector[self._place]  # Ẇ
         slope, of_weight = self._through_head(moved, turned)
-        first: Sequence[torch.Tensor | None] = torch.autograd.grad(
-            self._live, self._tensors, slope, retain_graph=again, allow_unused=True
-        )
-        total = [a if b is None else b if a is None else b + a for a, b in zip(own, first, strict=True)]
         if self._place is not None:
-            before = total[self._place]
-            total[self._place] = of_weight if before is None or of_weight is None else of_weight.add_(before)
-        return total
+            yield [of_weight if i == self._place else None for i in range(len(self._tensors))]
+        del of_weight
+        yield torch.autograd.grad(self._live, self._tensors, slope, retain_graph=again, allow_unused=True)
 
     def _through_head(
         self, moved: torch.Tensor, turned: torch.Tensor | None

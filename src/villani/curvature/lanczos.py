@@ -110,7 +110,7 @@ def krylov(
 ) -> Ritz:
     """Grow and restart `basis` until the wanted pairs have converged, or `ends.most` products are spent.
 
-    α, β and all inner products are float64; columns are of θ's dtype. Every product is a unit of work: with a ledger,
+    α, β and norms are float64; columns are of θ's dtype. Every product is a unit of work: with a ledger,
     and a basis that has a directory, a killed run goes on where it was, to the same bits.
 
     Args:

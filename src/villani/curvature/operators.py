@@ -6,7 +6,7 @@ fits the budget: a product is then a double backward pass alone, two thirds of t
 
 import math
 import mmap
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -20,7 +20,7 @@ from villani.landscape.objective import Batch, Forward, Objective, check_weight_
 
 OperatorKind = Literal["hessian", "gauss-newton"]
 Product = Callable[[torch.Tensor], torch.Tensor]  # (d,) → (d,), symmetric and linear
-Applied = Callable[[Tensors, bool], Sequence[torch.Tensor | None]]  # (v, whether another product follows)
+Applied = Callable[[Tensors, bool], Iterable[Sequence[torch.Tensor | None]]]  # (v, another follows) → addends
 
 
 @dataclass
@@ -126,9 +126,11 @@ class Curvature:
                     if keep and self._budget is not None and self._budget.fits(2 * self._graph):  # it, and a product
                         self._kept[key] = kept
                 apply, count = kept
-                for s, piece in zip(sums, apply(views, key in self._kept), strict=True):
-                    if piece is not None:
-                        s.add_(piece)
+                for addend in apply(views, key in self._kept):
+                    for s, piece in zip(sums, addend, strict=True):
+                        if piece is not None:
+                            s.add_(piece)
+                    del addend, piece  # of θ's size: before the next one is made
                 tokens += count
                 del kept, apply
         total /= tokens
@@ -156,7 +158,7 @@ class Curvature:
         if self.kind == "gauss-newton":
             return self._gauss_newton(forward), forward.tokens
         gradient = differentiable_gradient(forward.loss, self.tensors)
-        return lambda v, again: product(gradient, v, self.tensors, keep_graph=again), forward.tokens
+        return lambda v, again: [product(gradient, v, self.tensors, keep_graph=again)], forward.tokens
 
     def _gauss_newton(self, forward: Forward) -> Applied:
         """JᵀSJ v for logits z = z(θ): Jv is the derivative of the linear map u ↦ Jᵀu, S = diag p − ppᵀ."""
@@ -168,13 +170,13 @@ class Curvature:
             logits, self.tensors, u, create_graph=True, allow_unused=True, materialize_grads=True
         )
 
-        def apply(vector: Tensors, again: bool) -> Sequence[torch.Tensor | None]:
+        def apply(vector: Tensors, again: bool) -> Iterable[Sequence[torch.Tensor | None]]:
             live = [(g, v) for g, v in zip(pulled, vector, strict=True) if g.requires_grad]
             (pushed,) = torch.autograd.grad(
                 [g for g, _ in live], u, [v for _, v in live], retain_graph=True, materialize_grads=True
             )
             curved = p * (pushed - (p * pushed).sum(dim=-1, keepdim=True))
-            return torch.autograd.grad(logits, self.tensors, curved, retain_graph=again, allow_unused=True)
+            return [torch.autograd.grad(logits, self.tensors, curved, retain_graph=again, allow_unused=True)]
 
         return apply
 
