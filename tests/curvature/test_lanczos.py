@@ -36,7 +36,7 @@ def solve(h, ends, dtype=torch.float64, **rest):
 
 def test_products_equal_the_dense_matrices(model):
     """Hessian, Gauss–Newton, ∇²F under a mask, and a block, over groups of unequal size, tied weights and all."""
-    pool = make_pool(3)
+    pool = make_pool(2)
     objective = Objective(model, pool, decay="hf")
     hessian, gauss_newton = mean_matrices(model, pool)
     space = objective.parameters
@@ -115,6 +115,15 @@ def test_a_start_orthogonal_to_the_first_eigenvector_finds_it():
     start[0] = 0.0
     pairs, _ = solve(h, Ends(1, 0, 1e-6), start=start)
     assert pairs[0].value == pytest.approx(9.0)
+
+
+def test_a_null_space_is_not_taken_for_an_end():
+    """The start is nearly a null vector here, with a Ritz value of 0 and a small residual after two products."""
+    values = torch.zeros(4000, dtype=torch.float64)
+    values[:8] = torch.tensor([9.0, -10, -9.5, -9, -8.5, -8, -7.5, -7])
+    pairs, ritz = eigenpairs(lambda v: values * v, 4000, torch.float64, Ends(1, 0, 0.1))
+    assert ritz.converged
+    assert pairs[0].value == pytest.approx(9, abs=0.1)
 
 
 def test_bounds_hold_before_convergence():
@@ -211,16 +220,16 @@ diagonal * diagonal  # what a product takes
 before = peak()
 limit = before + int(sys.argv[1]) * 2**20
 with Basis(size, torch.float32, budget=Budget(limit, peak)) as basis:
-    krylov(lambda v: diagonal * v, basis, Ends(1, 1, 1e-6, most=9, length=40))
+    krylov(lambda v: diagonal * v, basis, Ends(1, 1, 1e-6, most=7, length=40))
 print(sum(c is not None for c in basis._held), peak() - limit)
 """
 
 
 def test_memory_stays_within_its_budget(tmp_path):
-    """10 columns of 36 MB in a budget of 150 MB: a few are held, the rest are read where they are needed."""
-    found = subprocess.run([sys.executable, "-c", MEMORY, "150"], capture_output=True, text=True, check=True)
+    """8 columns of 36 MB in a budget of 100 MB: a few are held, the rest are read where they are needed."""
+    found = subprocess.run([sys.executable, "-c", MEMORY, "100"], capture_output=True, text=True, check=True)
     held, above = map(int, found.stdout.split())
-    assert 2 <= held <= 8
+    assert 2 <= held <= 7
     assert above <= 0
 
 

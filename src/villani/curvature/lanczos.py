@@ -30,6 +30,7 @@ from villani.statistics import Array
 from villani.streams import Purpose, stream
 
 _BREAKDOWN = 32  # times the rounding unit and the largest entry of T: a residual that is nothing but rounding
+_LEAST = 8  # products beyond one a pair, before convergence is believed
 _KEPT = 0.4  # share of the room beside the wanted Ritz vectors that survives a restart
 
 
@@ -211,7 +212,10 @@ def _ritz(state: _State, basis: Basis, top: int, bottom: int, tolerance: float) 
     weights = vectors[:, order]
     coupling = state.projected[m, :m] if len(basis) > m else np.zeros(m)
     residuals = np.abs(coupling @ weights)
-    converged = bool((residuals <= tolerance * np.abs(values).max()).all())
+    # A random start is nearly a null vector, since most eigenvalues are tiny: a Ritz value about 0 of small residual
+    # comes with the first steps, and must not be taken for an end of the spectrum that the basis has not met yet.
+    believed = len(basis) == m or state.products >= top + bottom + _LEAST
+    converged = believed and bool((residuals <= tolerance * np.abs(values).max()).all())
     return Ritz(values[order], weights, residuals, top, state.products, converged)
 
 
