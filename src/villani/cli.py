@@ -50,6 +50,20 @@ class ProductsChoice(StrEnum):
     finite_differences = "finite-differences"
 
 
+class OperatorChoice(StrEnum):
+    """Matrices whose spectrum is wanted."""
+
+    hessian = "hessian"
+    gauss_newton = "gauss-newton"
+
+
+class MatrixChoice(StrEnum):
+    """With or without the λ of weight decay on its coordinates."""
+
+    loss = "loss"
+    objective = "objective"
+
+
 class TargetChoice(StrEnum):
     """Figures that an error may be wanted for."""
 
@@ -120,6 +134,10 @@ def measure(
     shares: Annotated[
         int, typer.Option(help="groups sampled tensor by tensor too, where --trace taylor tells no tensors apart")
     ] = 6,
+    deflate: Annotated[
+        Path | None,
+        typer.Option(help="with --trace hutchinson, a run of villani spectrum whose eigenvectors are taken exactly"),
+    ] = None,
     finite: Finite = False,
     seed: Annotated[int, typer.Option(help="of everything random")] = 0,
     dtype: Dtype = DtypeChoice.float32,
@@ -143,7 +161,8 @@ def measure(
         model=model, text=text, tokenizer=tokenizer, weight_decay=_numbers("weight-decay", weight_decay),
         temperature=_numbers("temperature", temperature), decay=decay, groups=groups, sequences=sequences, block=block,
         probes=probes, trace=trace.value, blocks=blocks.value, products=products.value, target_error=target_error,
-        target=target.value, max_groups=max_groups, shares=shares, finite=finite, seed=seed,
+        target=target.value, max_groups=max_groups, shares=shares, deflate=str(deflate) if deflate else None,
+        finite=finite, seed=seed,
         dtype=dtype.value, device=device, threads=threads, micro_tokens=micro_tokens,
         trust_remote_code=trust_remote_code,
     )  # fmt: skip
@@ -224,6 +243,69 @@ def audit(
         sys.stdout.write(record.model_dump_json() + "\n")
     else:
         print_audit(record, directory)
+
+
+@app.command()
+def spectrum(
+    model: Model,
+    text: Text = "builtin",
+    tokenizer: Tokenizer = None,
+    operator: Annotated[OperatorChoice, typer.Option(help="the whole Hessian, or its Gauss–Newton part")] = (
+        OperatorChoice.hessian
+    ),
+    matrix: Annotated[
+        MatrixChoice, typer.Option(help="loss: of ∇²L; objective: of ∇²F, with λ on the decayed coordinates")
+    ] = MatrixChoice.loss,
+    weight_decay: Annotated[str, typer.Option(help="λ ≥ 0")] = "0.1",
+    decay: Decay = "all",
+    top: Annotated[int, typer.Option(help="how many of the largest eigenvalues")] = 10,
+    bottom: Annotated[int, typer.Option(help="how many of the smallest")] = 4,
+    tolerance: Annotated[float, typer.Option(help="residual wanted, over the largest |eigenvalue|")] = 1e-3,
+    most: Annotated[int, typer.Option(help="products at most")] = 1000,
+    basis: Annotated[int | None, typer.Option(help="vectors before a restart; default 2(top + bottom) + 20")] = None,
+    density_probes: Annotated[int, typer.Option(help="probes for the density; 0 for none")] = 4,
+    density_steps: Annotated[int, typer.Option(help="products for each")] = 40,
+    density_shares: Annotated[
+        int, typer.Option(help="parts of the data, each with its own probes: errors then cover data too")
+    ] = 1,
+    layers: Annotated[bool, typer.Option("--layers", help="the diagonal block of every layer too")] = False,
+    layer_steps: Annotated[int, typer.Option(help="products for each of two probes on a block")] = 12,
+    held_out: Annotated[int, typer.Option(help="more groups, for uᵀHu of the eigenvectors on fresh data")] = 0,
+    learning_rate: Annotated[float | None, typer.Option(help="η, to compare λ₁(∇²F) with 2/η")] = None,
+    memory: Annotated[float, typer.Option(help="GiB that the process may take; the rest goes to disk")] = 8.0,
+    groups: Annotated[int, typer.Option(help="groups that make up the matrix")] = 4,
+    sequences: Sequences = 4,
+    block: Block = 128,
+    finite: Finite = False,
+    seed: Annotated[int, typer.Option(help="of everything random")] = 0,
+    dtype: Dtype = DtypeChoice.float32,
+    device: Device = "cpu",
+    threads: Threads = None,
+    micro_tokens: MicroTokens = 512,
+    trust_remote_code: TrustRemoteCode = False,
+    data: Data = None,
+    run: Run = None,
+    json: Json = False,
+) -> None:
+    """Eigenvalues of the Hessian at both ends with bounds, the density between them, and where eigenvectors live."""
+    from villani.studies.spectrum_model import SpectrumSettings, spectrum_model
+    from villani.terminal import print_spectrum, progress
+
+    settings = SpectrumSettings(
+        model=model, text=text, tokenizer=tokenizer, operator=operator.value, matrix=matrix.value,
+        weight_decay=_number("weight-decay", weight_decay), decay=decay, top=top, bottom=bottom, tolerance=tolerance,
+        most=most, basis=basis, density_probes=density_probes, density_steps=density_steps,
+        density_shares=density_shares, layers=layers, layer_steps=layer_steps, held_out=held_out,
+        learning_rate=learning_rate, memory=memory, groups=groups, sequences=sequences, block=block, finite=finite,
+        seed=seed, dtype=dtype.value, device=device, threads=threads, micro_tokens=micro_tokens,
+        trust_remote_code=trust_remote_code,
+    )  # fmt: skip
+    with progress() as bar:
+        directory, record = spectrum_model(settings, run, data, bar)
+    if json:
+        sys.stdout.write(record.model_dump_json() + "\n")
+    else:
+        print_spectrum(record, directory)
 
 
 @app.command()

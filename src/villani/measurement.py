@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from villani.curvature.blocks import Blocks, BlockTrace, layers_of
+from villani.curvature.deflation import Deflation
 from villani.curvature.products import ProductMethod
 from villani.curvature.sketch import GradientSketch, buckets_for
 from villani.curvature.trace import GroupStatistics, TraceMethod, group_statistics
@@ -166,6 +167,7 @@ def measure(
     groups: Sequence[int] | None = None,
     shares: int = SHARES,
     sketch: int | None = None,
+    deflate: Deflation | None = None,
     ledger: Ledger | None = None,
     progress: Callable[[int, int], None] | None = None,
     team: Team | None = None,
@@ -188,6 +190,7 @@ def measure(
         shares: where the way does not tell tensors apart, how many of the groups are also sampled by `gauss-newton`,
             which does; 0 for none. Takes the memory of a double backward pass.
         sketch: buckets of the gradient sketch, used when d is larger; by default 262,139, and fewer beyond 128 groups.
+        deflate: with `hutchinson`, directions whose share of the trace is taken exactly; made without these groups.
         ledger: keeps finished groups, and supplies those of an interrupted run.
         progress: called with (finished, total) units.
         team: the processes that share the groups, each with the same objective; this one alone by default.
@@ -202,6 +205,10 @@ def measure(
     check_design(count, probes, seed, objective.finite)
     method: TraceMethod = trace or ("hutchinson" if objective.loss_fn else "gauss-newton")
     _check_trace(method, blocks, products)
+    if deflate is not None and (method, products) != ("hutchinson", "reverse-over-reverse"):
+        raise InputError(
+            f"deflate goes with trace='hutchinson' and products='reverse-over-reverse', not with {method!r}"
+        )
     space = objective.parameters
     space.check()
     buckets = sketch or buckets_for(len(objective.groups))
@@ -212,7 +219,9 @@ def measure(
     apart = sampler is None or blocks == "tensor"  # whether samples tell tensors apart
 
     def work(group: int) -> Rows:
-        return group_row(group_statistics(objective, group, probes, seed, method, gradient_sketch, sampler, products))
+        return group_row(
+            group_statistics(objective, group, probes, seed, method, gradient_sketch, sampler, products, deflate)
+        )
 
     def share(group: int) -> Rows:
         own = 2 if objective.finite else 1

@@ -18,6 +18,8 @@ class Purpose(IntEnum):
     SKETCH = 3
     DIRECTION = 4
     BATCHES = 5
+    KRYLOV = 10
+    SPECTRUM = 11
 
 
 def stream(seed: int, purpose: Purpose, *indices: int) -> np.random.Generator:

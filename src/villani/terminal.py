@@ -20,6 +20,7 @@ from rich.table import Column, Table
 
 from villani.doctor import Finding
 from villani.report import audit as auditing
+from villani.report import spectrum as spectra
 from villani.report.constants import sign as constant_sign
 from villani.report.constants import value as constant_value
 from villani.report.numbers import format_interval, format_number, format_uncertain
@@ -34,6 +35,7 @@ from villani.runs.records import (
     ModelConstantsRecord,
     ReferenceRecord,
 )
+from villani.runs.spectra import SpectrumRecord
 from villani.theory.catalogue import CATALOGUE
 
 
@@ -125,6 +127,27 @@ def print_audit(record: AuditRecord, directory: Path) -> None:
         console.print(f"{record.cost.seconds:.0f} s, peak memory {record.cost.peak_memory_bytes / 2**30:.2f} GiB")
     if record.witness:
         console.print(f"The witness: villani audit --replay {directory / record.witness}", markup=False, soft_wrap=True)
+    _print_page(console, directory)
+
+
+def print_spectrum(record: SpectrumRecord, directory: Path) -> None:
+    """The eigenvalues with their bounds, what the whole spectrum comes to, and where the page is."""
+    console = Console(highlight=False)
+    console.print(spectra.headline(record), style="bold", markup=False, soft_wrap=True)
+    for title, paragraph in spectra.findings(record).items():
+        console.print(f"{title}. {paragraph}", markup=False, soft_wrap=True)
+    table = Table("rank", "eigenvalue", "residual", "bound", "on fresh groups")
+    for e in record.eigenvalues:
+        held = "" if e.held_out is None else _cells(e.held_out)[0]
+        table.add_row(
+            str(e.rank), format_number(e.value, 7), format_number(e.residual, 2), format_number(e.bound, 2), held
+        )
+    console.print(table)
+    if record.cost:
+        console.print(
+            f"{record.products} products; {record.cost.seconds:.1f} s in all, peak memory "
+            f"{record.cost.peak_memory_bytes / 2**30:.2f} GiB"
+        )
     _print_page(console, directory)
 
 

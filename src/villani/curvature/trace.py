@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from villani.curvature.blocks import BlockTrace
+from villani.curvature.deflation import Deflation
 from villani.curvature.head import draw_labels
 from villani.curvature.probes import rademacher_probe
 from villani.curvature.products import (
@@ -69,10 +70,12 @@ def group_statistics(
     sketch: GradientSketch,
     sampler: BlockTrace | None = None,
     products: ProductMethod = "reverse-over-reverse",
+    deflate: Deflation | None = None,
 ) -> GroupStatistics:
     """Measure one group; a pure function of θ, the group and (seed, group, probe).
 
-    `sampler` is what `taylor` samples with, and belongs to this objective; `products` is for `hutchinson` only.
+    `sampler` is what `taylor` samples with, and belongs to this objective; `products` is for `hutchinson` only, and so
+    is `deflate`, with products of the first kind.
 
     Raises:
         InputError: the loss or a derivative is not finite, sampled labels are asked of a custom loss function, or
@@ -123,8 +126,12 @@ def group_statistics(
             slopes = differentiable_gradient(root, space.tensors)
             gradient += sketch(slopes)
             dots += _inner_products(slopes, space.tensors)
+            for direction in deflate.vectors if deflate else []:  # exact, so every probe's sample has it
+                traces += _inner_products(product(slopes, direction, space.tensors, keep_graph=True), direction)
             for probe in range(probes):
                 vector = rademacher_probe(space, seed, group, probe)
+                if deflate:
+                    vector = deflate.project(vector)
                 curved = product(slopes, vector, space.tensors, keep_graph=probe + 1 < probes)
                 traces[probe] += _inner_products(curved, vector)
     if products == "finite-differences":  # of the whole group at once, so that θ moves four times a probe

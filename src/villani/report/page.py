@@ -22,6 +22,7 @@ from villani.errors import InputError
 from villani.report import audit as auditing
 from villani.report import constants as theory
 from villani.report import figures
+from villani.report import spectrum as spectra
 from villani.report.elements import note
 from villani.report.tables import psi_table, tables
 from villani.report.verdict import findings, headline
@@ -36,11 +37,12 @@ from villani.runs.records import (
     ReferenceRecord,
     TrainingRecord,
 )
+from villani.runs.spectra import SpectrumRecord
 from villani.runs.store import write_atomically
 
 _PAGES: Mapping[type, ModuleType] = {  # what tells of a record that is not a measurement
     ExactRecord: theory, ReferenceRecord: theory, ModelConstantsRecord: theory,
-    AuditRecord: auditing, ReplayRecord: auditing,
+    AuditRecord: auditing, ReplayRecord: auditing, SpectrumRecord: spectra,
 }  # fmt: skip
 _SCHEMA_VERSION = RunRecords.model_fields["schema_version"].default
 
@@ -221,7 +223,7 @@ def _picture(name: str, title: str, caption: str) -> str:
 
 
 def _costed(record: Any, cost: Cost | None) -> Any:
-    return record.model_copy(update={"cost": cost}) if isinstance(record, AuditRecord) else record
+    return record.model_copy(update={"cost": cost}) if isinstance(record, AuditRecord | SpectrumRecord) else record
 
 
 def _verdict(record: Any) -> str:

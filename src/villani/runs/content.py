@@ -13,6 +13,7 @@ from villani.runs.records import (
     ReferenceRecord,
     TrainingRecord,
 )
+from villani.runs.spectra import SpectrumRecord
 
 AnyRecord = Annotated[
     MeasurementRecord
@@ -21,7 +22,8 @@ AnyRecord = Annotated[
     | ReferenceRecord
     | ModelConstantsRecord
     | AuditRecord
-    | ReplayRecord,
+    | ReplayRecord
+    | SpectrumRecord,
     Field(discriminator="kind"),
 ]
 

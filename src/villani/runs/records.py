@@ -110,6 +110,9 @@ class DesignRecord(Record):
     products: Literal["reverse-over-reverse", "forward-over-reverse", "finite-differences"] = Field(
         default="reverse-over-reverse", description="how products of the Hessian with probes were had, with hutchinson"
     )
+    deflated: str | None = Field(
+        default=None, description="sha256 of the directions whose share of the trace was taken exactly, with hutchinson"
+    )
     seed: int
     confidence: float
     sketch: int | None = Field(description="buckets of the gradient sketch; null: gradients were kept whole")

@@ -7,6 +7,7 @@ from typing import ClassVar, Literal
 import torch
 from pydantic import Field
 
+from villani.curvature.deflation import Deflation, deflation_from
 from villani.errors import InputError
 from villani.landscape.objective import check_weight_decay
 from villani.measurement import SHARES, Measurement, check_design, check_temperature, measure
@@ -45,6 +46,7 @@ class MeasureSettings(SubjectSettings):
     blocks: Literal["whole", "layer", "tensor"] = "whole"
     products: Literal["reverse-over-reverse", "forward-over-reverse", "finite-differences"] = "reverse-over-reverse"
     shares: int = SHARES
+    deflate: str | None = None
     target_error: str | None = None
     target: Quantity = "hessian_trace"
     max_groups: int = 4096
@@ -70,6 +72,10 @@ class MeasureSettings(SubjectSettings):
                 )
         elif self.target != "hessian_trace":
             raise InputError(f"target={self.target}: goes with target_error")
+        if self.deflate is not None and (self.trace, self.products) != ("hutchinson", "reverse-over-reverse"):
+            raise InputError(f"deflate={self.deflate}: goes with trace=hutchinson and products=reverse-over-reverse")
+        if self.deflate is not None and self.wanted is not None:
+            raise InputError(f"deflate={self.deflate}: does not go with target_error")
         check_design(self.groups, self.probes, self.seed, self.finite)
         self.check_least(shares=0, max_groups=1)
 
@@ -124,7 +130,10 @@ def measure_model(
         settings, settings.weight_decay[0], show, data, groups=settings.max_groups if wanted else None, reuse=wanted
     )
     free = set() if settings.target == "psi" else {"weight_decay", "temperature"}  # neither enters a measurement
-    keyed = settings.determining(subject.text, subject.provenance, free)
+    deflation = deflation_from(Path(settings.deflate), subject.objective.parameters) if settings.deflate else None
+    keyed = settings.determining(subject.text, subject.provenance, free | {"deflate"})
+    if deflation:
+        keyed = {**keyed, "deflation_checksum": deflation.checksum}
     team.agree(keyed)
     directory = run or Path("runs") / default_name("measure", settings.model, keyed)
     with Ledger(directory, keyed) if team.main else nullcontext() as ledger:
@@ -134,7 +143,7 @@ def measure_model(
             )
         show.stage("measuring")
         scope = ledger.scoped("measure") if ledger else None
-        record, cost = measured(subject, settings, scope, show, team=team)
+        record, cost = measured(subject, settings, scope, show, team=team, deflation=deflation)
         if ledger:
             finish(directory, f"villani measure {settings.model}", [record], {0: cost})
     return directory, record.model_copy(update={"cost": cost})
@@ -147,6 +156,7 @@ def measured(
     progress: Progress,
     displacement: Displacement | None = None,
     team: Team | None = None,
+    deflation: Deflation | None = None,
 ) -> tuple[MeasurementRecord, Cost]:
     """Measure an objective with a ledger (None where another process keeps it), and make its record and cost."""
     team = team or Team()
@@ -162,6 +172,7 @@ def measured(
             blocks=settings.blocks,
             products=settings.products,
             shares=settings.shares,
+            deflate=deflation,
             ledger=ledger,
             progress=progress.advance,
             team=team,
@@ -186,7 +197,7 @@ def measured(
         model=subject.loaded.record,
         objective=objective_record(objective),
         text=subject.text,
-        design=_design_record(settings, found),
+        design=_design_record(settings, found, deflation),
         displacement=displacement,
         loss=estimate_record(found.loss),
         gradient_norm_squared=estimate_record(found.gradient_norm_squared),
@@ -271,8 +282,9 @@ def psi_record(found: Measurement, weight_decay: float, temperature: float) -> P
     )
 
 
-def _design_record(settings: MeasureSettings, found: Measurement) -> DesignRecord:
+def _design_record(settings: MeasureSettings, found: Measurement, deflation: Deflation | None) -> DesignRecord:
     return DesignRecord(
+        deflated=None if deflation is None else deflation.checksum,
         groups=settings.groups,
         sequences=settings.sequences,
         block=settings.block,

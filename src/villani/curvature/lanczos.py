@@ -1,0 +1,424 @@
+"""Eigenpairs at both ends of a spectrum by thick-restart Lanczos (Wu & Simon, SIAM J. Matrix Anal. Appl. 22, 2000).
+
+Only products are asked of the matrix. The basis is kept orthonormal in full, and when it is as long as it may be it
+shrinks to the Ritz vectors at both ends and goes on from there. What is proved of a Ritz pair (u, ρ) with ‖u‖ = 1 and
+r = ‖Hu − ρu‖, products being exact and H symmetric:
+
+- some eigenvalue lies within r of ρ;
+- the i-th largest eigenvalue is at least the i-th largest Ritz value of one basis, the i-th smallest at most the i-th
+  smallest (Cauchy interlacing).
+
+That none lies beyond is not proved: a vector that the basis never met stays unseen. The start has a random part, which
+makes that improbable; of an eigenvalue of multiplicity two, one copy may be missed until rounding brings it in.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from villani.curvature.basis import Basis, dot, norm
+from villani.curvature.operators import Budget, Product
+from villani.errors import InputError
+from villani.runs.distributed import Ledger
+from villani.runs.store import writing
+from villani.statistics import Array
+from villani.streams import Purpose, stream
+
+_BREAKDOWN = 32  # times the rounding unit and the largest entry of T: a residual that is nothing but rounding
+_LEAST = 8  # products beyond one a pair, before convergence is believed
+_KEPT = 0.4  # share of the room beside the wanted Ritz vectors that survives a restart
+
+
+@dataclass(frozen=True)
+class Ends:
+    """Which eigenpairs are wanted, and how well.
+
+    Attributes:
+        top: the so many largest.
+        bottom: the so many smallest (most negative).
+        tolerance: residual norm over the largest |Ritz value|, at most.
+        most: products at most.
+        length: columns of the basis before it restarts; by default twice the wanted pairs and 20.
+    """
+
+    top: int = 5
+    bottom: int = 2
+    tolerance: float = 1e-2
+    most: int = 1000
+    length: int | None = None
+
+    def check(self) -> None:
+        """Refuse what cannot be worked out.
+
+        Raises:
+            InputError: a number out of range.
+        """
+        for name, low in (("top", 0), ("bottom", 0), ("most", 1)):
+            if getattr(self, name) < low:
+                raise InputError(f"{name}={getattr(self, name)}: expected at least {low}")
+        if self.top + self.bottom < 1:
+            raise InputError("top=0, bottom=0: expected at least one eigenpair")
+        if not 0 < self.tolerance < 1:
+            raise InputError(f"tolerance={self.tolerance}: expected a number between 0 and 1")
+        if self.length is not None and self.length < self.top + self.bottom + 3:
+            least = self.top + self.bottom + 3
+            raise InputError(f"basis={self.length}: expected at least {least}, three more than the eigenpairs wanted")
+
+
+@dataclass(frozen=True, eq=False)
+class Ritz:
+    """The wanted Ritz pairs of a basis: first the top ones from the largest, then the bottom ones from the smallest.
+
+    Attributes:
+        values: (k,).
+        weights: (m, k) their vectors in the basis.
+        residuals: (k,) as the recurrence has them; `examine` measures them.
+        top: how many of them are top ones.
+        products: spent so far.
+        converged: whether every residual is as small as was asked.
+    """
+
+    values: Array
+    weights: Array
+    residuals: Array
+    top: int
+    products: int
+    converged: bool
+
+
+@dataclass
+class _State:
+    """T = QᵀHQ on `done` multiplied columns, with the couplings of the next one as its row `done`."""
+
+    projected: Array
+    done: int = 0
+    products: int = 0
+
+
+def krylov(
+    product: Product,
+    basis: Basis,
+    ends: Ends,
+    seed: int = 0,
+    start: torch.Tensor | None = None,
+    ledger: Ledger | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Ritz:
+    """Grow and restart `basis` until the wanted pairs have converged, or `ends.most` products are spent.
+
+    α, β and norms are float64; columns are of θ's dtype. Every product is a unit of work: with a ledger,
+    and a basis that has a directory, a killed run goes on where it was, to the same bits.
+
+    Args:
+        product: v ↦ Hv, symmetric.
+        basis: empty, or with a directory in which an interrupted run left its columns.
+        ends: what is wanted.
+        seed: of the random vectors.
+        start: a vector to begin with, to which a random one of the same length is added; random alone by default.
+        ledger: keeps T after every product.
+        progress: called with (products, `ends.most`).
+
+    Raises:
+        InputError: `ends` out of range, or a product that is not finite.
+    """
+    ends.check()
+    top = min(ends.top, basis.size)
+    bottom = min(ends.bottom, basis.size - top)
+    length = min(ends.length or 2 * (top + bottom) + 20, basis.size)
+    state = _resumed(basis, ledger, length) or _begin(basis, length, seed, start)
+    while True:
+        found = _ritz(state, basis, top, bottom, ends.tolerance)
+        if found is not None and (found.converged or state.products >= ends.most):
+            return found
+        if state.products >= ends.most:
+            raise InputError(f"most={ends.most}: expected at least as many products as eigenpairs ({top + bottom})")
+        with _unit(ledger, f"{state.products}", state, basis):
+            _step(product, basis, state, seed)
+            after = _ritz(state, basis, top, bottom, ends.tolerance)
+            if state.done == length and len(basis) > length and not (after is not None and after.converged):
+                _restart(state, basis, top, bottom)
+        basis.settle()
+        if progress:
+            progress(state.products, ends.most)
+
+
+def _begin(basis: Basis, length: int, seed: int, start: torch.Tensor | None) -> _State:
+    first = _random(basis, seed, 0)
+    if start is not None and norm(start) > 0:
+        first = first.add_(start.to(first), alpha=1 / norm(start))
+    basis.append(first.div_(norm(first)))
+    return _State(np.zeros((length + 1, length + 1)))
+
+
+def _random(basis: Basis, seed: int, index: int) -> torch.Tensor:
+    """A random vector of length 1."""
+    draws = torch.from_numpy(stream(seed, Purpose.KRYLOV, index).standard_normal(basis.size, dtype=np.float32))
+    draws = draws.to(basis.device, basis.dtype)
+    return draws.div_(norm(draws))
+
+
+def _step(product: Product, basis: Basis, state: _State, seed: int) -> None:
+    """Multiply the last column, and make the next one of what is new in the product."""
+    m, projected = state.done, state.projected
+    q = basis.column(m)
+    w = product(q)
+    if not np.isfinite(norm(w)):
+        raise InputError("a product with the curvature is not finite: try float64")
+    known = projected[m, :m]  # couplings to earlier columns, from when this one was made
+    first = int(np.flatnonzero(known)[0]) if known.any() else m
+    alpha = dot(q, w)
+    w.sub_(q, alpha=alpha)
+    del q
+    basis.subtract(w, np.append(known[first:], 0.0), first)
+    late = _orthogonalise(basis, w)
+    projected[m, m] = alpha + late[m]
+    beta = norm(w)
+    state.done, state.products = m + 1, state.products + 1
+    if state.done == basis.size:
+        return
+    small = _BREAKDOWN * torch.finfo(basis.dtype).eps * float(np.abs(projected[: m + 1, : m + 1]).max())
+    if beta <= small:  # an invariant subspace: nothing couples to what comes next
+        beta, w = 0.0, _random(basis, seed, state.products)
+        _orthogonalise(basis, w)
+    w.div_(norm(w))
+    basis.append(w)
+    projected[m + 1, m] = projected[m, m + 1] = beta
+
+
+def _orthogonalise(basis: Basis, w: torch.Tensor) -> Array:
+    """Take off w what it has of the columns, again where little is left of it; the coefficients, added up."""
+    total = np.zeros(len(basis))
+    for _ in range(4):  # twice is enough; of a w that is nothing but rounding, nothing is
+        found = basis.dots(w)
+        basis.subtract(w, found)
+        total += found
+        if float(np.linalg.norm(found)) <= 0.1 * norm(w):  # the rounding that remains is that of w itself
+            break
+    return total
+
+
+def _ritz(state: _State, basis: Basis, top: int, bottom: int, tolerance: float) -> Ritz | None:
+    """The wanted pairs, or None while there are fewer columns than pairs."""
+    m = state.done
+    if m < top + bottom:
+        return None
+    values, vectors = np.linalg.eigh(state.projected[:m, :m])
+    order = [*range(m - 1, m - 1 - top, -1), *range(bottom)]
+    weights = vectors[:, order]
+    coupling = state.projected[m, :m] if len(basis) > m else np.zeros(m)
+    residuals = np.abs(coupling @ weights)
+    # A random start is nearly a null vector, since most eigenvalues are tiny: a Ritz value about 0 of small residual
+    # comes with the first steps, and must not be taken for an end of the spectrum that the basis has not met yet.
+    believed = len(basis) == m or state.products >= top + bottom + _LEAST
+    converged = believed and bool((residuals <= tolerance * np.abs(values).max()).all())
+    return Ritz(values[order], weights, residuals, top, state.products, converged)
+
+
+def _restart(state: _State, basis: Basis, top: int, bottom: int) -> None:
+    """Go on from the Ritz vectors at both ends and the next column, to which all of them couple."""
+    m = state.done
+    values, vectors = np.linalg.eigh(state.projected[:m, :m])
+    room = int(_KEPT * (m - top - bottom))
+    more = room * top // (top + bottom)
+    high, low = top + more, bottom + (room - more if bottom else 0)
+    kept = [*range(low), *range(m - high, m)]
+    weights = np.zeros((m + 1, len(kept) + 1))
+    weights[:m, :-1] = vectors[:, kept]
+    weights[m, -1] = 1.0
+    couplings = state.projected[m, :m] @ vectors[:, kept]
+    state.projected[:] = 0.0
+    j = len(kept)
+    state.projected[:j, :j] = np.diag(values[kept])
+    state.projected[j, :j] = state.projected[:j, j] = couplings
+    state.done = j
+    basis.turn(weights)
+
+
+@contextmanager
+def _unit(ledger: Ledger | None, key: str, state: _State, basis: Basis) -> Iterator[None]:
+    """One product; on leaving, the state that it led to is kept."""
+    began = time.perf_counter()
+    yield
+    if ledger is not None:
+        arrays = {
+            "projected": state.projected,
+            "counts": np.array([state.done, state.products, basis.generation, len(basis)], dtype=np.float64),
+        }
+        seconds = time.perf_counter() - began
+        ledger.put(f"product/{key}", arrays, seconds=seconds, peak_memory_bytes=basis.budget.peak())
+
+
+def _resumed(basis: Basis, ledger: Ledger | None, length: int) -> _State | None:
+    """The last state that a ledger has, with its columns."""
+    if ledger is None or basis.directory is None or len(basis):
+        return None
+    found = None
+    for key in range(1 << 62):
+        row = ledger.get(f"product/{key}")
+        if row is None:
+            break
+        found = row
+    if found is None:
+        return None
+    done, products, generation, count = (int(x) for x in found["counts"])
+    if found["projected"].shape != (length + 1, length + 1):
+        raise InputError(
+            f"basis of {len(found['projected']) - 1} columns was begun, now {length}: choose another --run"
+        )
+    try:
+        basis.restore(generation, count)
+    except OSError:
+        raise InputError(
+            f"{basis.directory} has lost the vectors of an unfinished run: delete the run directory, or choose another"
+        ) from None
+    return _State(found["projected"], done, products)
+
+
+@dataclass(frozen=True, eq=False)
+class Eigenpair:
+    """A Ritz pair, examined by a product of its own.
+
+    Attributes:
+        value: the Rayleigh quotient ρ = uᵀHu.
+        residual: ‖Hu − ρu‖: an eigenvalue lies within it of ρ, up to the rounding of products.
+        bound: `residual` and that rounding, as far as it is known.
+        quadratic: r²/gap with the gap to the nearest other of the wanted values, where that is larger than r: closer
+            than `bound` if no eigenvalue was missed in between; else None.
+        shares: (P,) ‖u_t‖² of each tensor of the matrix.
+        vector: u, or the file that holds it.
+    """
+
+    value: float
+    residual: float
+    bound: float
+    quadratic: float | None
+    shares: Array
+    vector: torch.Tensor | Path
+
+
+def examine(
+    product: Product,
+    basis: Basis,
+    ritz: Ritz,
+    sizes: list[int],
+    rounding: Callable[[torch.Tensor, torch.Tensor], float] | None = None,
+    ledger: Ledger | None = None,
+    directory: Path | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[Eigenpair]:
+    """Multiply every wanted Ritz vector once more: its Rayleigh quotient and its true residual.
+
+    Args:
+        product: v ↦ Hv.
+        basis: that `ritz` came from; its columns stay.
+        ritz: the wanted pairs.
+        sizes: entries of each tensor, for `shares`.
+        rounding: given u and Hu, the size of the error of a product; asked for the first pair. None: not known, 0.
+        ledger: keeps what is found.
+        directory: where vectors are written, as .npy files; without one they are kept in memory.
+        progress: called with (pairs, all pairs).
+    """
+    rows, vectors = [], []  # type: list[dict[str, Array]], list[torch.Tensor | Path]
+    noise = 0.0
+    count = len(ritz.values)
+    for i in range(count):
+        row = None if ledger is None else ledger.get(f"pair/{i}")
+        path = None if directory is None else directory / f"vector-{i:02d}.npy"
+        u = None
+        if row is None or path is None or not path.exists():
+            u = basis.combination(ritz.weights[:, i])
+            if path is not None:
+                save_vector(path, u)
+        if row is None:
+            assert u is not None
+            began = time.perf_counter()
+            row = _examined(product, u, sizes, rounding if i == 0 else None)
+            if ledger is not None:
+                seconds = time.perf_counter() - began
+                ledger.put(f"pair/{i}", row, seconds=seconds, peak_memory_bytes=basis.budget.peak())
+        noise = float(row["noise"][0]) if i == 0 else noise
+        rows.append(dict(row))
+        vectors.append(u if path is None and u is not None else path or Path())
+        if progress:
+            progress(i + 1, count)
+    values = np.array([float(row["value"][0]) for row in rows])
+    residuals = np.array([float(row["residual"][0]) for row in rows])
+    return [
+        Eigenpair(
+            values[i],
+            residuals[i],
+            residuals[i] + noise,
+            _quadratic(values, residuals, i),
+            rows[i]["shares"],
+            vectors[i],
+        )
+        for i in range(count)
+    ]
+
+
+def _examined(
+    product: Product,
+    u: torch.Tensor,
+    sizes: list[int],
+    rounding: Callable[[torch.Tensor, torch.Tensor], float] | None,
+) -> dict[str, Array]:
+    w = product(u)
+    noise = rounding(u, w) if rounding else 0.0
+    value = dot(u, w)
+    w.sub_(u, alpha=value)
+    return {
+        "value": np.array([value]),
+        "residual": np.array([norm(w)]),
+        "noise": np.array([noise]),
+        "shares": np.array([norm(part) ** 2 for part in u.split(sizes)]),
+    }
+
+
+def _quadratic(values: Array, residuals: Array, i: int) -> float | None:
+    others = np.delete(values, i)
+    gap = float(np.abs(others - values[i]).min()) if len(others) else 0.0
+    return float(residuals[i] ** 2 / gap) if gap > residuals[i] else None
+
+
+def save_vector(path: Path, vector: torch.Tensor) -> None:
+    """Write a vector as .npy, whole or not at all."""
+    temporary = path.with_suffix(".part")
+    with writing(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as file:
+            np.save(file, vector.cpu().numpy())
+        temporary.replace(path)
+
+
+def eigenpairs(
+    product: Product,
+    size: int,
+    dtype: torch.dtype,
+    ends: Ends | None = None,
+    seed: int = 0,
+    start: torch.Tensor | None = None,
+    budget: Budget | None = None,
+) -> tuple[list[Eigenpair], Ritz]:
+    """The eigenpairs at both ends of a symmetric matrix that is given by its products.
+
+    Args:
+        product: v ↦ Hv for v (size,) of `dtype`.
+        size: d.
+        dtype: float32 or float64.
+        ends: what is wanted; see there.
+        seed: of the random start.
+        start: as `krylov`.
+        budget: what the basis may take; the rest goes to a temporary file.
+
+    Raises:
+        InputError: as `krylov`.
+    """
+    ends = ends or Ends()
+    with Basis(size, dtype, None if start is None else start.device, budget=budget) as q:
+        ritz = krylov(product, q, ends, seed, start)
+        return examine(product, q, ritz, [size]), ritz

@@ -1,0 +1,315 @@
+"""Eigenpairs against dense float64 matrices, awkward spectra, memory, and kills."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from tests.conftest import dense, make_model, make_pool
+from villani.curvature.basis import Basis
+from villani.curvature.lanczos import Ends, eigenpairs, examine, krylov
+from villani.curvature.operators import Budget, Curvature
+from villani.errors import InputError
+from villani.landscape.objective import Objective
+from villani.runs.store import Ledger
+
+
+def mean_matrices(model, pool):
+    oracles = [dense(model, group, second=True) for group in pool]
+    tokens = sum(o.tokens for o in oracles)
+    return sum(o.hessian for o in oracles) / tokens, sum(o.gauss_newton for o in oracles) / tokens
+
+
+def matrix(values, seed=0) -> np.ndarray:
+    q, _ = np.linalg.qr(np.random.default_rng(seed).normal(size=(len(values), len(values))))
+    return (q * np.asarray(values)) @ q.T
+
+
+def solve(h, ends, dtype=torch.float64, **rest):
+    tensor = torch.from_numpy(h).to(dtype)
+    return eigenpairs(lambda v: tensor @ v, len(h), dtype, ends, **rest)
+
+
+def test_products_equal_the_dense_matrices(model):
+    """Hessian, Gauss–Newton, ∇²F under a mask, and a block, over groups of unequal size, tied weights and all."""
+    pool = make_pool(2)
+    objective = Objective(model, pool, decay="hf")
+    hessian, gauss_newton = mean_matrices(model, pool)
+    space = objective.parameters
+    mask = np.repeat(space.decayed, space.sizes)
+    inside = np.repeat(np.isin(np.arange(len(space.sizes)), [0, 3]), space.sizes)
+    cases = [
+        (Curvature(objective), hessian),
+        (Curvature(objective, groups=[1]), dense(model, pool[1], second=True)),
+        (Curvature(objective, "gauss-newton"), gauss_newton),
+        (Curvature(objective, weight_decay=0.3), hessian + 0.3 * np.diag(mask)),
+        (Curvature(objective, tensors=[0, 3]), hessian[np.ix_(inside, inside)]),
+    ]
+    for operator, oracle in cases:
+        if not isinstance(oracle, np.ndarray):
+            oracle = oracle.hessian / oracle.tokens
+        v = np.random.default_rng(0).normal(size=operator.size)
+        assert 0 < mask.sum() < space.size
+        assert np.allclose(operator(torch.from_numpy(v)).numpy(), oracle @ v, atol=1e-8)
+
+
+def test_ten_at_each_end_equal_the_dense_eigenvalues(model):
+    pool = make_pool(2)
+    operator = Curvature(Objective(model, pool), budget=Budget())
+    oracle, _ = mean_matrices(model, pool)
+    truth = np.linalg.eigvalsh(oracle)
+    pairs, ritz = eigenpairs(operator, operator.size, operator.dtype, Ends(10, 10, 1e-5, length=90))
+    wanted = np.concatenate([truth[::-1][:10], truth[:10]])
+    found = np.array([pair.value for pair in pairs])
+    assert ritz.converged
+    assert (np.abs(found - wanted) <= 1e-6 * np.abs(wanted)).all()
+    assert (np.abs(found - wanted) <= [pair.residual + 1e-12 for pair in pairs]).all()
+    for pair in pairs[::7]:
+        u = pair.vector.numpy()
+        assert np.linalg.norm(oracle @ u - pair.value * u) == pytest.approx(pair.residual, abs=1e-9)
+
+
+def test_kept_graphs_change_no_bit_and_other_roundings_do():
+    objective = Objective(make_model("gpt2").float(), make_pool(3))
+    plain, kept = Curvature(objective), Curvature(objective, budget=Budget())
+    v = torch.randn(plain.size, generator=torch.Generator().manual_seed(0))
+    first = plain(v)
+    assert torch.equal(first, kept(v))
+    assert len(kept._kept) == 3
+    assert torch.equal(first, kept(v))
+    error = torch.linalg.vector_norm(plain.otherwise(v) - first) / torch.linalg.vector_norm(first)
+    assert 1e-9 < error < 1e-5
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        np.linspace(-1, 1, 120),
+        [5, 5 - 1e-4, 5 - 2e-4, *np.linspace(-1, 1, 117)],  # a cluster
+        [3, 2, 1, -1, *np.zeros(116)],  # of low rank
+        -np.linspace(1, 2, 120),  # no positive one
+        np.zeros(120),
+    ],
+    ids=["dense", "cluster", "rank 4", "negative", "zero"],
+)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_awkward_spectra(values, dtype):
+    truth = np.sort(values)
+    pairs, ritz = solve(matrix(values), Ends(4, 3, 1e-8 if dtype == torch.float64 else 2e-5, length=24), dtype)
+    found = np.array([pair.value for pair in pairs])
+    assert ritz.converged
+    wide = dtype == torch.float64
+    assert np.allclose(found, np.concatenate([truth[::-1][:4], truth[:3]]), atol=1e-9 if wide else 1e-5)
+    vectors = torch.stack([pair.vector for pair in pairs]).double()
+    assert torch.allclose(vectors @ vectors.T, torch.eye(7, dtype=torch.float64), atol=1e-12 if wide else 1e-5)
+
+
+def test_a_start_orthogonal_to_the_first_eigenvector_finds_it():
+    values = np.array([9.0, *np.linspace(-1, 1, 79)])
+    h = np.diag(values)
+    start = torch.ones(80, dtype=torch.float64)
+    start[0] = 0.0
+    pairs, _ = solve(h, Ends(1, 0, 1e-6), start=start)
+    assert pairs[0].value == pytest.approx(9.0)
+
+
+def test_a_null_space_is_not_taken_for_an_end():
+    """The start is nearly a null vector here, with a Ritz value of 0 and a small residual after two products."""
+    values = torch.zeros(4000, dtype=torch.float64)
+    values[:8] = torch.tensor([9.0, -10, -9.5, -9, -8.5, -8, -7.5, -7])
+    pairs, ritz = eigenpairs(lambda v: values * v, 4000, torch.float64, Ends(1, 0, 0.1))
+    assert ritz.converged
+    assert pairs[0].value == pytest.approx(9, abs=0.1)
+
+
+def test_bounds_hold_before_convergence():
+    """However early it stops, an eigenvalue lies within each residual, and ends are bounded from the inside."""
+    truth = np.sort(np.random.default_rng(3).normal(size=150))
+    h = matrix(truth)
+    for most in (6, 12, 30):
+        pairs, ritz = solve(h, Ends(3, 2, 1e-9, most=most))
+        assert not ritz.converged
+        assert ritz.products == most
+        for pair in pairs:
+            assert np.abs(truth - pair.value).min() <= pair.residual + 1e-12
+        assert all(pair.value <= truth[-1 - i] + 1e-12 for i, pair in enumerate(pairs[:3]))
+        assert all(pair.value >= truth[i] - 1e-12 for i, pair in enumerate(pairs[3:]))
+
+
+def test_quadratic_bounds_hold_where_they_are_given():
+    truth = np.sort([4, 3, 2.5, *np.linspace(-1, 1, 100)])
+    pairs, _ = solve(matrix(truth), Ends(3, 0, 1e-2))
+    assert all(pair.quadratic is not None for pair in pairs)
+    for pair in pairs:
+        assert np.abs(truth - pair.value).min() <= pair.quadratic + 1e-12
+
+
+def test_where_columns_lie_moves_no_bit(tmp_path):
+    h = torch.from_numpy(matrix(np.linspace(-1, 1, 150))).float()
+    found = []
+    for budget, directory in ((Budget(), None), (Budget(0), None), (Budget(0), tmp_path)):
+        with Basis(150, torch.float32, directory=directory, budget=budget) as basis:
+            ritz = krylov(lambda v: h @ v, basis, Ends(3, 2, 1e-4, length=16))
+            assert ritz.products > 40  # several restarts
+            found.append(basis.combination(ritz.weights[:, 0]))
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[0], found[2])
+    assert [path.name for path in tmp_path.iterdir()] == [f"basis-{basis.generation}"]
+
+
+def test_any_number_of_interruptions_gives_the_same_bits(tmp_path):
+    h = torch.from_numpy(matrix(np.linspace(-1, 1, 150))).float()
+    ends = Ends(3, 2, 1e-4, length=16)
+
+    class Stop(Exception):
+        pass
+
+    def run(folder, every):
+        left = every
+
+        def product(v):
+            nonlocal left
+            left -= 1
+            if left < 0:
+                raise Stop
+            return h @ v
+
+        with Ledger(folder, {"seed": 0}) as ledger, Basis(150, torch.float32, directory=folder / "basis") as basis:
+            ritz = krylov(product, basis, ends, ledger=ledger)
+            return [pair.value for pair in examine(product, basis, ritz, [150], ledger=ledger, directory=folder)]
+
+    whole = run(tmp_path / "whole", 10**6)
+    for _ in range(100):
+        try:
+            pieces = run(tmp_path / "pieces", 7)
+            break
+        except Stop:
+            continue
+    assert pieces == whole
+    for i in range(5):
+        assert np.array_equal(*(np.load(tmp_path / name / f"vector-{i:02d}.npy") for name in ("whole", "pieces")))
+
+
+def test_lost_columns_are_told(tmp_path):
+    h = torch.from_numpy(matrix(np.linspace(-1, 1, 60))).float()
+    with Ledger(tmp_path, {"seed": 0}) as ledger:
+        with Basis(60, torch.float32, directory=tmp_path / "basis") as basis:
+            krylov(lambda v: h @ v, basis, Ends(2, 2, 1e-3), ledger=ledger)
+        for path in (tmp_path / "basis").iterdir():
+            path.unlink()
+        with (
+            Basis(60, torch.float32, directory=tmp_path / "basis") as basis,
+            pytest.raises(InputError, match="has lost the vectors"),
+        ):
+            krylov(lambda v: h @ v, basis, Ends(2, 2, 1e-3), ledger=ledger)
+
+
+MEMORY = """
+import resource, sys, torch
+from villani.curvature.basis import Basis
+from villani.curvature.lanczos import Ends, krylov
+from villani.curvature.operators import Budget
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+size = 9_000_000  # so large that malloc gives every vector back when it is freed
+diagonal = torch.linspace(-1, 1, size) ** 3
+diagonal * diagonal  # what a product takes
+before = peak()
+limit = before + int(sys.argv[1]) * 2**20
+with Basis(size, torch.float32, budget=Budget(limit, peak)) as basis:
+    krylov(lambda v: diagonal * v, basis, Ends(1, 1, 1e-6, most=7, length=40))
+print(sum(c is not None for c in basis._held), peak() - limit)
+"""
+
+
+def test_memory_stays_within_its_budget(tmp_path):
+    """8 columns of 36 MB in a budget of 100 MB: a few are held, the rest are read where they are needed."""
+    found = subprocess.run([sys.executable, "-c", MEMORY, "100"], capture_output=True, text=True, check=True)
+    held, above = map(int, found.stdout.split())
+    assert 2 <= held <= 7
+    assert above <= 0
+
+
+@pytest.mark.parametrize(
+    ("ends", "message"),
+    [
+        (Ends(-1, 2), "top=-1"),
+        (Ends(0, 0), "at least one"),
+        (Ends(tolerance=0.0), "tolerance=0.0"),
+        (Ends(5, 2, length=8), "basis=8"),
+        (Ends(5, 2, most=3), "most=3"),
+    ],
+)
+def test_bad_wishes_are_refused(ends, message):
+    with pytest.raises(InputError, match=message):
+        solve(np.eye(30), ends)
+
+
+def test_bad_operators_are_refused():
+    objective = Objective(torch.nn.Linear(3, 1), [torch.randn(4, 3)] * 3, loss_fn=lambda m, x: m(x).square().mean())
+    with pytest.raises(InputError, match="no Gauss–Newton"):
+        Curvature(objective, "gauss-newton")
+    with pytest.raises(InputError, match="weight_decay=-1"):
+        Curvature(objective, weight_decay=-1.0)
+    with pytest.raises(InputError, match="not finite"):
+        eigenpairs(lambda v: v * float("nan"), 30, torch.float32)
+
+
+def test_agrees_with_curvlinops_and_scipy():
+    """A 2-million-parameter matrix would take minutes here; benchmarks/eigen_against_peers.py has it."""
+    from curvlinops import GGNLinearOperator
+    from scipy.sparse.linalg import eigsh
+    from torch import nn
+
+    model = make_model("gpt2").eval()
+    pool = make_pool(1)
+    objective = Objective(model, pool)
+    ids = pool[0]["input_ids"]
+
+    class Logits(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = model
+
+        def forward(self, ids):
+            return self.inner(ids, use_cache=False).logits[:, :-1].reshape(-1, 11)
+
+    theirs = GGNLinearOperator(
+        Logits().eval(), nn.CrossEntropyLoss(), objective.parameters.tensors,
+        [(ids, ids[:, 1:].reshape(-1))], check_deterministic=False,
+    )  # fmt: skip
+    ours, _ = eigenpairs(Curvature(objective, "gauss-newton"), theirs.shape[1], torch.float64, Ends(5, 0, 1e-7))
+    wanted = eigsh(theirs.to_scipy(), k=5, which="LA", return_eigenvectors=False)[::-1]
+    assert np.allclose([pair.value for pair in ours], wanted, rtol=1e-6)
+
+
+def test_survives_sigkill(tmp_path):
+    """A real kill in the middle of a product, from outside."""
+    h = torch.from_numpy(matrix(np.linspace(-1, 1, 100))).float()
+
+    def run(folder, die_at=10**9):
+        count = 0
+
+        def product(v):
+            nonlocal count
+            count += 1
+            if count == die_at:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return h @ v
+
+        with Ledger(folder, {"seed": 0}) as ledger, Basis(100, torch.float32, directory=folder / "basis") as basis:
+            return krylov(product, basis, Ends(3, 2, 1e-4, length=14), ledger=ledger)
+
+    whole = run(tmp_path / "whole")
+    for die_at in (9, 13, 2):
+        child = os.fork()
+        if child == 0:
+            run(tmp_path / "killed", die_at)
+            os._exit(0)
+        assert os.WIFSIGNALED(os.waitpid(child, 0)[1])
+    again = run(tmp_path / "killed")
+    assert np.array_equal(whole.values, again.values)
+    assert np.array_equal(whole.weights, again.weights)
