@@ -2,7 +2,7 @@
 
 python benchmarks/train_ptb.py                            (VILLANI_DATA; a quarter of an hour a round, one idle core)
 
-Rounds of `train_adamw`, each as long as one pass over the text with its own warm-up and cosine to zero, so that every
+Rounds of `train`, each as long as one pass over the text with its own warm-up and cosine to zero, so that every
 round ends annealed and rounds can be compared. Training is over when a whole round more has moved neither the training
 loss nor the validation loss by 0.1 nats, or has made the validation loss worse. Dropout is 0, there is no weight decay,
 and matrix products are taken in bfloat16 (the weights and the losses below are float32).
@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from villani.dynamics.training import train_adamw
+from villani.dynamics.training import train
 from villani.landscape.corpora import load_corpus
 from villani.landscape.models import load_model
 from villani.landscape.objective import Objective
@@ -96,10 +96,10 @@ def main() -> None:
 
         # autocast would keep its bfloat16 copies of the weights until it ends, and train on those of the first step
         with torch.autocast("cpu", dtype=torch.bfloat16, cache_enabled=False):
-            losses = train_adamw(
+            losses = train(
                 model, train.ids, train.labels, steps=steps, batch=BATCH, learning_rate=LEARNING_RATE,
                 seed=len(rounds), progress=tell,
-            )  # fmt: skip
+            ).losses  # fmt: skip
         seconds = time.perf_counter() - start
         points = [float(np.mean(losses[i : i + EVERY])) for i in range(0, len(losses), EVERY)]
         rounds.append(

@@ -1,5 +1,7 @@
 """After a chain has diverged: the step that it could have taken."""
 
+import math
+
 import numpy as np
 import torch
 
@@ -16,7 +18,7 @@ def largest_curvature(target: Target, rule: Rule, chain: int) -> float | None:
     """
     target.reset(chain)
     with torch.no_grad():
-        scale = max(float(sum(t.double().square().sum() for t in target.tensors)) ** 0.5, 1e-6)
+        scale = max(_norm(target.tensors), 1e-6)
     base = [g.clone() for g in target.evaluate(chain, 0).gradient]
     direction = [g.clone() for g in base]
     size = 0.0
@@ -43,4 +45,4 @@ def smaller_step(rule: Rule, curvature: float | None) -> float:
 
 
 def _norm(tensors: list[torch.Tensor]) -> float:
-    return float(sum(t.double().square().sum() for t in tensors)) ** 0.5
+    return math.sqrt(sum(float(t.double().square().sum()) for t in tensors))

@@ -2,9 +2,9 @@
 
 dθ = −∇F dt + √s dW with F = L + (λ/2)‖mθ‖² and Gibbs law exp(−2F/s) (THEORY.md §1). One step of size η:
 
-    noisy-sgd   θ⁺ = θ − η∇F + √(ηs) ξ                                  the law's bias is O(η): (s/2λ)/(1 − ηλ/2) if L = 0
-    matched     θ⁺ = θ − η∇F + √(ηs(1 − ηλ/2)) ξ on decayed coordinates  none from the decay, whatever the schedule
-    mala        noisy-sgd as a proposal, accepted by Metropolis           none at all; needs full gradients
+    noisy-sgd   θ⁺ = θ − η∇F + √(ηs) ξ               biased by O(η): variance (s/2λ)/(1 − ηλ/2) if L = 0
+    matched     θ⁺ = θ − η∇F + √(ηs(1 − ηλ/2)) ξ     on decayed coordinates: exact if L = 0, whatever the schedule
+    mala        noisy-sgd accepted by Metropolis     exact, whatever the schedule; needs full gradients
 
 and, with momentum μ, v⁺ = μv − η∇F + √((1 − μ)ηs) ξ, θ⁺ = θ + v⁺ (Chen, Fox & Guestrin 2014, in our units). A step
 covers a time η/(1 − μ) of the diffusion. Undecayed coordinates are moved and shaken like all others, but have no Gibbs
@@ -14,10 +14,12 @@ law (§2.1). Everything random is of (seed, chain, step), so that a chain may be
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from time import perf_counter
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from villani.dynamics.noise import add_gaussian, gaussian
 from villani.errors import InputError
@@ -86,10 +88,11 @@ class Rule:
         falling = (1 + math.cos(math.pi * step / self.steps)) / 2
         return self.learning_rate * (FLOOR + (1 - FLOOR) * falling)
 
-    def times(self, steps: Sequence[int]) -> Array:
+    def times(self, steps: Sequence[int] | NDArray[Any]) -> Array:
         """Time of the diffusion at which each step begins: the sum of η/(1 − μ) before it."""
         sizes = np.array([self.step_size(step) for step in range(self.steps)])
-        return np.concatenate([[0.0], np.cumsum(sizes)])[np.asarray(steps, dtype=int)] / (1 - self.momentum)
+        times: Array = np.concatenate([[0.0], np.cumsum(sizes)])[np.asarray(steps, dtype=int)] / (1 - self.momentum)
+        return times
 
     def noise(self, step: int, decayed: bool) -> float:
         """Standard deviation of the noise of a step."""
@@ -165,11 +168,13 @@ class Piece:
         accepted: walkers' steps that were accepted; all of them without MALA.
         diverged: the step at which a walker left, or None.
         ceiling: F above which a walker counts as gone.
+        observing: seconds that observables took.
     """
 
     start: int
     stop: int
     ceiling: float
+    observing: float = 0.0
     steps: list[int] = field(default_factory=list)
     rows: list[Array] = field(default_factory=list)
     inspected: list[int] = field(default_factory=list)
@@ -210,7 +215,9 @@ def advance(
         now = known or target.evaluate(source, step)
         logged = step % log_every == 0 or step == 0
         if logged or not np.isfinite(now.loss).all() or float(now.loss.max()) > piece.ceiling:
+            began = perf_counter()
             row, energy = _observe(target, rule, now)
+            piece.observing += perf_counter() - began
             if step == 0:
                 piece.ceiling = _ceiling(energy, target, rule)
             if not (np.isfinite(energy).all() and float(energy.max()) <= piece.ceiling):

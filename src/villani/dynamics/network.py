@@ -115,7 +115,7 @@ class NetworkTarget:
             if piece.tokens == 0:
                 continue
             mean = self.objective.forward(piece.to(self.objective.device)).loss / tokens
-            mean.backward()  # type: ignore[no-untyped-call]
+            mean.backward()
             loss += float(mean.detach())
         for tensor in self.tensors:
             if tensor.grad is None:  # it does not enter the loss
@@ -139,7 +139,9 @@ class NetworkTarget:
     def sample(self, groups: int, chain: int, step: int) -> list[Batch]:
         """Independent groups of blocks of the data set, for an unbiased Ψ at a step."""
         size = self.batch or min(4, self.blocks)
-        draws = (stream(self.seed, Purpose.GROUPS, chain, step, g).integers(self.blocks, size=size) for g in range(groups))
+        draws = (
+            stream(self.seed, Purpose.GROUPS, chain, step, g).integers(self.blocks, size=size) for g in range(groups)
+        )
         return [Batch(self._data.ids[rows], self._data.labels[rows]) for rows in map(torch.from_numpy, draws)]
 
     def _choose(self, number: int) -> list[tuple[int, torch.Tensor]]:

@@ -20,7 +20,7 @@ class PotentialTarget:
     Args:
         potential: F; its β is not used here, the temperature is the rule's.
         walkers: of one replicate.
-        replicates: R; W is the product of the two. They are independent, and what is done with chains is done with them.
+        replicates: R; W is the product of the two. They take the place of chains.
         spread: replicates of odd number begin at the mirror image of the start.
         start: (d,); by default where U is 4 nats above its least along the diagonal of the core, on the outer side of
             its outermost minimum, and as much in each Gaussian coordinate: far from every symmetry, so that odd modes
@@ -32,8 +32,6 @@ class PotentialTarget:
         InputError: no walkers, or a start of the wrong length.
     """
 
-    decayed = [True]
-
     def __init__(
         self, potential: Potential, walkers: int = 1, replicates: int = 1, *, spread: bool = False,
         start: Array | None = None,
@@ -43,13 +41,14 @@ class PotentialTarget:
         self.potential = potential
         self.walkers, self.replicates, self.dimension = walkers * replicates, replicates, potential.dimension
         self.spread = spread
+        self.decayed = [True]
         self.start = far_start(potential) if start is None else np.asarray(start, dtype=float)
         if self.start.shape != (self.dimension,):
             raise InputError(f"start of {self.start.size} numbers: expected {self.dimension}, one for each coordinate")
         self.tensors = [torch.zeros(self.walkers, self.dimension, dtype=torch.float64)]
         norm = float(np.linalg.norm(self.start))
         self._direction = self.start / norm if norm else np.eye(self.dimension)[0]
-        self.extras = ("linear_0",) if potential.breaks else ("linear_0", "laplacian", "psi")
+        self.extras: tuple[str, ...] = ("linear_0",) if potential.breaks else ("linear_0", "laplacian", "psi")
 
     def reset(self, chain: int) -> None:
         """All walkers to the start, or to its mirror image where they are told to."""
@@ -128,7 +127,7 @@ def far_start(case: Potential) -> Array:
 
 
 def largest_curvature(case: Potential) -> float:
-    """The largest |∂²F| of the core where U is within 20 nats of its least, on a mesh: steps have to stay below 2/that."""
+    """The largest |∂²F| of the core where U is within 20 nats of its least, on a mesh; steps stay below 2/that."""
     start = far_start(case)
     reach = 3 * float(np.linalg.norm(start) if case.shape == "radial" else np.linalg.norm(start[: case.core]))
     line = np.linspace(reach / 400, reach, 400) if case.shape == "radial" else np.linspace(-reach, reach, 401)

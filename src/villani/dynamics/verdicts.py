@@ -56,7 +56,9 @@ class Setting:
 
 def claims(constant: Constant, beta: float, *, prefix: str = "", obstacle: str = "") -> Claim:
     """The rate 1/(βC) that an upper bound on C_P or C_LS promises."""
-    return Claim(f"{prefix}{constant.id} {constant.name}", -constant.log_value - math.log(beta), constant.status, obstacle)
+    return Claim(
+        f"{prefix}{constant.id} {constant.name}", -constant.log_value - math.log(beta), constant.status, obstacle
+    )
 
 
 def judge(claim: Claim, run: Setting) -> tuple[Verdict, str]:
@@ -66,8 +68,14 @@ def judge(claim: Claim, run: Setting) -> tuple[Verdict, str]:
         return "not identifiable", f"{claim.obstacle}."
     if run.truth is not None:
         if claim.log_rate > math.log(run.truth) + 1e-6:
-            return "refuted", f"The exact gap, {run.truth:.4g}, is {promised / run.truth:.3g} times smaller (certified)."
-        return "consistent", f"The exact gap, {run.truth:.4g}, is {_times(claim.log_rate, run.truth)} the promised rate."
+            return (
+                "refuted",
+                f"The exact gap, {run.truth:.4g}, is {promised / run.truth:.3g} times smaller (certified).",
+            )
+        return (
+            "consistent",
+            f"The exact gap, {run.truth:.4g}, is {_times(claim.log_rate, run.truth)} the promised rate.",
+        )
     usable = () if run.obstacle else run.ceilings
     if usable:
         least = min(usable, key=lambda ceiling: ceiling.limit)
@@ -83,7 +91,10 @@ def judge(claim: Claim, run: Setting) -> tuple[Verdict, str]:
     if claim.log_rate < -math.log(run.time):
         words += f" Relaxation at the promised rate takes {_power(-claim.log_rate - math.log(run.time))} times the run."
     if run.fitted is not None:
-        words += f" The slowest fitted rate is {_times(claim.log_rate, run.fitted)} it, which neither supports nor refutes it."
+        words += (
+            f" The slowest fitted rate is {_times(claim.log_rate, run.fitted)} the promised one, which neither "
+            "supports nor refutes it."
+        )
     return "not identifiable", words
 
 

@@ -21,12 +21,14 @@ from scipy.stats import t as student
 from villani.errors import InputError
 from villani.report import audit as auditing
 from villani.report import constants as theory
+from villani.report import convergence as converging
 from villani.report import figures
 from villani.report.elements import note
 from villani.report.tables import psi_table, tables
 from villani.report.verdict import findings, headline
 from villani.runs.audits import AuditRecord, ReplayRecord
 from villani.runs.content import RunRecords
+from villani.runs.convergences import ConvergenceRecord
 from villani.runs.records import (
     Cost,
     ExactRecord,
@@ -40,7 +42,7 @@ from villani.runs.store import write_atomically
 
 _PAGES: Mapping[type, ModuleType] = {  # what tells of a record that is not a measurement
     ExactRecord: theory, ReferenceRecord: theory, ModelConstantsRecord: theory,
-    AuditRecord: auditing, ReplayRecord: auditing,
+    AuditRecord: auditing, ReplayRecord: auditing, ConvergenceRecord: converging,
 }  # fmt: skip
 _SCHEMA_VERSION = RunRecords.model_fields["schema_version"].default
 
@@ -221,7 +223,7 @@ def _picture(name: str, title: str, caption: str) -> str:
 
 
 def _costed(record: Any, cost: Cost | None) -> Any:
-    return record.model_copy(update={"cost": cost}) if isinstance(record, AuditRecord) else record
+    return record.model_copy(update={"cost": cost}) if isinstance(record, AuditRecord | ConvergenceRecord) else record
 
 
 def _verdict(record: Any) -> str:
@@ -244,7 +246,7 @@ def _subtitle(records: RunRecords) -> str:
     models = dict.fromkeys(
         f"{record.model.spec} ({record.model.architecture})"
         for record in records.records
-        if not isinstance(record, ExactRecord | ReferenceRecord)
+        if not isinstance(record, ExactRecord | ReferenceRecord) and record.model
     )
     return " · ".join([*models, f"villani {records.villani}"])
 

@@ -98,11 +98,13 @@ class RateRecord(Record):
     """A rate in the picture: a promise about the gap, a bound on it, or what was fitted."""
 
     name: str
-    side: Literal["at least", "at most", "equal", "fitted"] = Field(description="what it says about the gap")
+    side: Literal["at least", "at most", "equal", "fitted", "reference"] = Field(
+        description="what it says about the gap"
+    )
     log10: float = Field(description="of the rate, per unit of diffusion time")
     limit_log10: float | None = Field(default=None, description="upper confidence limit, of bounds from the run")
     status: Status
-    verdict: Verdict | None = Field(description="null where there is no promise to judge")
+    verdict: Verdict | None = Field(default=None, description="null where there is no promise to judge")
     sentence: str
 
 
