@@ -71,9 +71,9 @@ def save(model: Any) -> None:
 
 def main() -> None:
     torch.set_num_threads(1)
-    train, valid = blocks_of("train"), blocks_of("valid")
-    shown = train.ids[stream(0, Purpose.GROUPS).choice(len(train.ids), size=SHOWN, replace=False)]
-    steps = len(train.ids) // BATCH
+    text, valid = blocks_of("train"), blocks_of("valid")
+    shown = text.ids[stream(0, Purpose.GROUPS).choice(len(text.ids), size=SHOWN, replace=False)]
+    steps = len(text.ids) // BATCH
     record: dict[str, Any] = json.loads(PATH.read_text()) if PATH.exists() and FOLDER.is_dir() else {"rounds": []}
     rounds = record["rounds"]
     model = load_model(str(FOLDER) if rounds else SPEC).model
@@ -81,7 +81,7 @@ def main() -> None:
         "model": SPEC,
         "parameters": sum(p.numel() for p in model.parameters()),
         "text": "ptb:train and ptb:valid, GPT-2 BPE, blocks of 128",
-        "training_blocks": len(train.ids),
+        "training_blocks": len(text.ids),
         "validation_blocks": len(valid.ids),
         "batch": BATCH,
         "learning_rate": LEARNING_RATE,
@@ -97,7 +97,7 @@ def main() -> None:
         # autocast would keep its bfloat16 copies of the weights until it ends, and train on those of the first step
         with torch.autocast("cpu", dtype=torch.bfloat16, cache_enabled=False):
             losses = train(
-                model, train.ids, train.labels, steps=steps, batch=BATCH, learning_rate=LEARNING_RATE,
+                model, text.ids, text.labels, steps=steps, batch=BATCH, learning_rate=LEARNING_RATE,
                 seed=len(rounds), progress=tell,
             ).losses  # fmt: skip
         seconds = time.perf_counter() - start

@@ -1,4 +1,4 @@
-"""The small training loop that studies need: one loop, three optimisers, and which λ of F each one's decay stands for."""
+"""The small training loop that studies need: one loop, three optimisers, and which λ of F each decay stands for."""
 
 import math
 from collections.abc import Callable

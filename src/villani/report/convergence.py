@@ -64,8 +64,8 @@ def findings(record: ConvergenceRecord) -> dict[str, str]:
     if noise := first.gradient_noise:
         found["Mini-batches"] = (
             f"Steps take gradients of {record.design.batch} of {record.design.blocks} blocks. Beside the injected "
-            f"noise, theirs is at most {format_number(noise.isotropic, 2)} of s spread over all directions, and at most "
-            f"{format_number(noise.worst_direction, 2)} of s in one (heuristic: the chain's law is not exactly the "
+            f"noise, theirs is at most {format_number(noise.isotropic, 2)} of s spread over all directions, and at "
+            f"most {format_number(noise.worst_direction, 2)} of s in one (heuristic: the chain's law is not exactly the "
             "Gibbs law, and ‖∇F‖² of a batch is biased upwards)."
         )
     if record.undecayed:
@@ -225,8 +225,8 @@ def tables(record: ConvergenceRecord) -> str:
     batch = "full gradients" if design.batch is None else f"{design.batch} of {design.blocks} blocks a step"
     words = (
         f"{design.chains} chains of {design.steps:,} steps by {design.method}, "
-        f"η = {format_number(design.learning_rate)} ({design.schedule}), momentum {format_number(design.momentum)}, {batch}, seed {design.seed}; start: "
-        f"{design.start}; logged every {design.log_every} steps, each a mean over {design.walkers} walkers. Noise, "
+        f"η = {format_number(design.learning_rate)} ({design.schedule}), momentum "
+        f"{format_number(design.momentum)}, {batch}, seed {design.seed}; start: {design.start}; logged every {design.log_every} steps, each a mean over {design.walkers} walkers. Noise, "
         "batches and acceptance are functions of (seed, chain, step)."
     )
     if record.cost:
