@@ -1,7 +1,7 @@
 """What noise and observables cost: a noisy step against a plain SGD step, and with observables, alternated in one run.
 
-python benchmarks/langevin_step.py 'config:gpt-neo-125m?layers=4&width=128&heads=4&context=128'          (under a minute)
-python benchmarks/langevin_step.py config:gpt-neo-125m --repeats 7                               (minutes, about 3 GB)
+python benchmarks/langevin_step.py 'config:gpt-neo-125m?layers=4&width=128&heads=4&context=128'     (a minute)
+python benchmarks/langevin_step.py config:gpt-neo-125m --repeats 7                                  (minutes)
 
 The plain step is torch.optim.SGD with weight decay after the same forward and backward passes of 4 blocks of random
 tokens. Seconds are medians; each round does all four steps in turn, and a ratio is the median of the rounds' ratios.

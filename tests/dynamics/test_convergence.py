@@ -83,9 +83,9 @@ def test_two_chains_are_too_few():
 
 CASES = {
     "quadratic": {}, "linear-gaussian": {}, "binary-ce": {}, "tied": {}, "double-well": {"beta": 4.0}, "mixture": {},
-    "radial-ce": {}, "kink": {}, "ce2": {}, "shell": {},
+    "radial-ce": {}, "kink": {}, "shell": {},
 }  # fmt: skip
-SLOW = ("double-well", "shell", "ce2")
+SLOW = ("double-well", "shell")
 
 
 def simulated(name, changes, walkers=400, gaps=4.0, most=1200, seed=0):
@@ -121,12 +121,12 @@ def test_slow_cases_too(name):
 
 def test_the_loss_does_not_see_the_slow_mode_of_the_tied_double_well():
     """T14: F settles at 0.2316, the gap is 1.1593e-3."""
-    gap, times, curves = simulated("tied", {"weight_decay": 0.1, "beta": 10.0}, walkers=100, most=3000)
+    gap, times, curves = simulated("tied", {"weight_decay": 0.1, "beta": 10.0}, walkers=100, most=2500)
     assert gap == pytest.approx(1.1593e-3, rel=1e-4)
     fit = fit_exponential(times, curves["objective"])
     assert fit.rate.value / gap > 100
     assert fit.interval[0] < 0.231565 < fit.interval[1]
-    assert curves["linear_0"][:, -1].mean() > 0.5 * curves["linear_0"][:, 0].mean()  # still in its well
+    assert curves["linear_0"][:, -1].mean() > 0.9  # the walkers are still in the well that they began in
 
 
 def test_autocorrelation_at_equilibrium_bounds_the_gap_from_above():

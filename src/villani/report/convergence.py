@@ -65,8 +65,8 @@ def findings(record: ConvergenceRecord) -> dict[str, str]:
         found["Mini-batches"] = (
             f"Steps take gradients of {record.design.batch} of {record.design.blocks} blocks. Beside the injected "
             f"noise, theirs is at most {format_number(noise.isotropic, 2)} of s spread over all directions, and at "
-            f"most {format_number(noise.worst_direction, 2)} of s in one (heuristic: the chain's law is not exactly the "
-            "Gibbs law, and ‖∇F‖² of a batch is biased upwards)."
+            f"most {format_number(noise.worst_direction, 2)} of s in one (heuristic: the chain's law is not exactly "
+            "the Gibbs law, and ‖∇F‖² of a batch is biased upwards)."
         )
     if record.undecayed:
         found["Without decay"] = (
@@ -226,7 +226,8 @@ def tables(record: ConvergenceRecord) -> str:
     words = (
         f"{design.chains} chains of {design.steps:,} steps by {design.method}, "
         f"η = {format_number(design.learning_rate)} ({design.schedule}), momentum "
-        f"{format_number(design.momentum)}, {batch}, seed {design.seed}; start: {design.start}; logged every {design.log_every} steps, each a mean over {design.walkers} walkers. Noise, "
+        f"{format_number(design.momentum)}, {batch}, seed {design.seed}; start: {design.start}; logged every "
+        f"{design.log_every} steps, each a mean over {design.walkers} walkers. Noise, "
         "batches and acceptance are functions of (seed, chain, step)."
     )
     if record.cost:
