@@ -301,9 +301,10 @@ def ratio_of_means(left: Array, right: Array) -> Estimate | None:
     short series only the latter is had. None with one chain, or where the denominator vanishes.
     """
     left, right = second_half(left), second_half(right)
-    chains, below = len(left), float(right.mean())
-    if chains < 2 or below == 0:
+    chains = len(left)
+    if chains < 2 or not right.any():
         return None
+    below = float(right.mean())
     value = float(left.mean()) / below
     linear = (left - value * right) / below
     error = float(linear.mean(axis=1).std(ddof=1)) / math.sqrt(chains)

@@ -18,6 +18,7 @@ _NAMES = {
 }  # fmt: skip
 _SHOWN = ("loss", "objective", "norm_squared", "linear_0")
 _COLOURS = (POSITIVE, TOTAL, REMAINDER, "#a78bfa", "#ec4899", "#14b8a6", "#eab308", "#8b93a1")
+_REACH = 12  # orders of magnitude below all that was seen that the picture shows; promises below stand at its edge
 _SIDES = {
     "at least": "≥ (promised)",
     "at most": "≤ (seen)",
@@ -42,7 +43,7 @@ def findings(record: ConvergenceRecord) -> dict[str, str]:
     """Title → paragraph."""
     first = record.points[0]
     found = {}
-    if first.trap:
+    if first.trap and first.trap not in headline(record):
         found["What the loss does not see"] = first.trap
     found["Has it reached equilibrium?"] = _equilibrium(first)
     found["What the loss curve proves"] = (
@@ -104,7 +105,8 @@ def pictures(record: ConvergenceRecord) -> dict[str, tuple[str, go.Figure, str]]
         "truth": (
             f"Rates at {_where(record.points[0])}",
             rates(record.points[0].rates),
-            "Triangles to the right are promises (the gap is at least that), to the left bounds that the run found (at "
+            "Triangles to the right are promises (the gap is at least that; the faintest stand at the edge), "
+            "to the left bounds that the run found (at "
             "most), diamonds exact, open circles fits to a transient, which bound nothing for sure; bars: references. "
             "Green is certified, blue statistical, amber estimated, grey as claimed, red refuted.",
         )
@@ -134,10 +136,12 @@ def pictures(record: ConvergenceRecord) -> dict[str, tuple[str, go.Figure, str]]
 def rates(rows: Sequence[RateRecord]) -> go.Figure:
     """One rate a row on a logarithmic axis of any length."""
     ordered = sorted(rows, key=lambda row: row.log10)
+    edge = min((row.log10 for row in rows if row.side != "at least"), default=-math.inf) - _REACH
+    logs = [max(row.log10, edge) for row in ordered]
     symbols = {"at least": "triangle-right", "at most": "triangle-left", "equal": "diamond", "fitted": "circle-open"}
     symbols["reference"] = "line-ns-open"
     trace = go.Scatter(
-        x=[row.log10 for row in ordered],
+        x=logs,
         y=list(range(len(ordered))),
         mode="markers",
         marker={
@@ -156,7 +160,6 @@ def rates(rows: Sequence[RateRecord]) -> go.Figure:
         figure.add_annotation(
             text=words, x=0, xref="x domain", xanchor="left", y=index, yshift=17, showarrow=False, font={"size": 12}
         )
-    logs = [row.log10 for row in ordered]
     pad = max(0.06 * (max(logs) - min(logs)), 0.3)
     low, high = min(logs) - pad, max(logs) + pad
     step = max(1, math.ceil((high - low) / 8))

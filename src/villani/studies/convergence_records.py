@@ -165,11 +165,16 @@ def _acceptance(seen: Seen) -> float | None:
 
 
 def _gradient_noise(seen: Seen, curves: dict[str, Array]) -> GradientNoiseRecord | None:
-    """Upper bounds from E‖g‖² ≥ tr Σ/B, the injected noise having variance ηs in every direction."""
+    """Upper bounds from E‖g‖² ≥ tr Σ/B of the batch's ∇L, the injected noise having variance ηs in every direction."""
     settings = seen.settings
     if settings.potential is not None or settings.full or settings.method == "mala" or not seen.whole:
         return None
-    worst = seen.rule.learning_rate * float(second_half(curves["gradient_squared"]).mean()) / seen.rule.temperature
+    decay = seen.rule.weight_decay
+    squared = curves["gradient_squared"]
+    if decay and not seen.undecayed:  # less 2λ⟨θ, g⟩ + λ²‖θ‖²; where something does not decay, ‖∇F‖² has to do
+        norm = curves["norm_squared"]
+        squared = squared - 2 * decay * curves["radial_force"] + decay**2 * norm
+    worst = seen.rule.learning_rate * float(second_half(squared).mean()) / seen.rule.temperature
     return GradientNoiseRecord(isotropic=worst / seen.dimension, worst_direction=worst)
 
 
