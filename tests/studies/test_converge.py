@@ -25,7 +25,7 @@ FEW = {"groups": 6, "sequences": 2, "block": 16, "threads": 1}
 
 def test_the_trap_is_seen_and_said(villani, tmp_path):
     """THEORY.md §4: the loss of the tied double well settles 200 times faster than the gap."""
-    words = ["exact:tied", "--weight-decay", "0.1", "--temperature", "0.2", "--steps", "2000", "--walkers", "50"]
+    words = ["exact:tied", "--weight-decay", "0.1", "--temperature", "0.2", "--steps", "1500", "--walkers", "50"]
     code, out, err = villani("converge", *words, "--log-every", "10", "--run", tmp_path / "r", "--json")
     assert code == 0, err
     record = ConvergenceRecord.model_validate_json(out)
@@ -109,7 +109,7 @@ torch.set_num_threads(1)
 from villani.studies import chains
 from villani.studies.converge import ConvergeSettings, converge
 chains.PATIENCE = 0.15
-converge(ConvergeSettings(model={model!r}, steps=250, chains=2, momentum=0.5, **{few!r}), Path(sys.argv[1]))
+converge(ConvergeSettings(model={model!r}, steps=100, chains=2, momentum=0.5, **{few!r}), Path(sys.argv[1]))
 """
 
 
@@ -126,7 +126,7 @@ def test_sigkill_and_resume_give_the_same_bytes(tmp_path):
     os.kill(process.pid, signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL  # it was still at work
     assert not (tmp_path / "killed" / "records.json").exists()
-    settings = ConvergeSettings(model=MODEL, steps=250, chains=2, momentum=0.5, **FEW)
+    settings = ConvergeSettings(model=MODEL, steps=100, chains=2, momentum=0.5, **FEW)
     converge(settings, tmp_path / "killed")
     converge(settings, tmp_path / "whole")
     assert (tmp_path / "killed" / "records.json").read_bytes() == (tmp_path / "whole" / "records.json").read_bytes()

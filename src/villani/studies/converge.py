@@ -195,7 +195,7 @@ def _on_potential(settings: ConvergeSettings, run: Path | None, show: Progress) 
             observing += chain.observing
             seen = Seen(
                 settings=settings, rule=rule, names=(*STANDARD, *target.extras), chains=(chain,), pair=pair,
-                diverged=left, dimension=law.dimension, undecayed=law.dimension if law.weight_decay == 0 else 0,
+                diverged=left, dimension=law.dimension, undecayed=0,
             )  # fmt: skip
             points.append(chains_record(seen, Known(truth=truth, unsolved=unsolved, case=one)))
         record = ConvergenceRecord(
