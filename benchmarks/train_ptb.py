@@ -2,7 +2,7 @@
 
 python benchmarks/train_ptb.py                            (VILLANI_DATA; a quarter of an hour a round, one idle core)
 
-Rounds of `train_adamw`, each as long as one pass over the text with its own warm-up and cosine to zero, so that every
+Rounds of `train`, each as long as one pass over the text with its own warm-up and cosine to zero, so that every
 round ends annealed and rounds can be compared. Training is over when a whole round more has moved neither the training
 loss nor the validation loss by 0.1 nats, or has made the validation loss worse. Dropout is 0, there is no weight decay,
 and matrix products are taken in bfloat16 (the weights and the losses below are float32).
@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from villani.dynamics.training import train_adamw
+from villani.dynamics.training import train
 from villani.landscape.corpora import load_corpus
 from villani.landscape.models import load_model
 from villani.landscape.objective import Objective
@@ -71,9 +71,9 @@ def save(model: Any) -> None:
 
 def main() -> None:
     torch.set_num_threads(1)
-    train, valid = blocks_of("train"), blocks_of("valid")
-    shown = train.ids[stream(0, Purpose.GROUPS).choice(len(train.ids), size=SHOWN, replace=False)]
-    steps = len(train.ids) // BATCH
+    text, valid = blocks_of("train"), blocks_of("valid")
+    shown = text.ids[stream(0, Purpose.GROUPS).choice(len(text.ids), size=SHOWN, replace=False)]
+    steps = len(text.ids) // BATCH
     record: dict[str, Any] = json.loads(PATH.read_text()) if PATH.exists() and FOLDER.is_dir() else {"rounds": []}
     rounds = record["rounds"]
     model = load_model(str(FOLDER) if rounds else SPEC).model
@@ -81,7 +81,7 @@ def main() -> None:
         "model": SPEC,
         "parameters": sum(p.numel() for p in model.parameters()),
         "text": "ptb:train and ptb:valid, GPT-2 BPE, blocks of 128",
-        "training_blocks": len(train.ids),
+        "training_blocks": len(text.ids),
         "validation_blocks": len(valid.ids),
         "batch": BATCH,
         "learning_rate": LEARNING_RATE,
@@ -96,10 +96,10 @@ def main() -> None:
 
         # autocast would keep its bfloat16 copies of the weights until it ends, and train on those of the first step
         with torch.autocast("cpu", dtype=torch.bfloat16, cache_enabled=False):
-            losses = train_adamw(
-                model, train.ids, train.labels, steps=steps, batch=BATCH, learning_rate=LEARNING_RATE,
+            losses = train(
+                model, text.ids, text.labels, steps=steps, batch=BATCH, learning_rate=LEARNING_RATE,
                 seed=len(rounds), progress=tell,
-            )  # fmt: skip
+            ).losses  # fmt: skip
         seconds = time.perf_counter() - start
         points = [float(np.mean(losses[i : i + EVERY])) for i in range(0, len(losses), EVERY)]
         rounds.append(

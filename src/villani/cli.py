@@ -86,6 +86,28 @@ class ShapeChoice(StrEnum):
     radial = "radial"
 
 
+class MethodChoice(StrEnum):
+    """Kernels of Langevin dynamics."""
+
+    noisy_sgd = "noisy-sgd"
+    matched = "matched"
+    mala = "mala"
+
+
+class ScheduleChoice(StrEnum):
+    """Step sizes along a chain."""
+
+    constant = "constant"
+    cosine = "cosine"
+
+
+class StartChoice(StrEnum):
+    """Where chains begin."""
+
+    same = "same"
+    spread = "spread"
+
+
 Model = Annotated[str, typer.Argument(help="folder, hub id, config:NAME[?layers=2&width=64] or builtin:tiny")]
 Text = Annotated[str, typer.Option(help="builtin, ptb, wikitext-103, hub:NAME, or UTF-8 files")]
 Tokenizer = Annotated[str | None, typer.Option(help="builtin, gpt2, folder or hub id; default: the model's own")]
@@ -427,6 +449,75 @@ def constants(
         sys.stdout.write(record.model_dump_json() + "\n")
     else:
         print_constants(record, directory)
+
+
+@app.command()
+def converge(
+    model: Annotated[
+        str, typer.Argument(help="a model as for measure, or exact:POTENTIAL, a name or expression as for exact")
+    ],
+    text: Text = "builtin",
+    tokenizer: Tokenizer = None,
+    weight_decay: Annotated[str | None, typer.Option(help="λ ≥ 0; several with commas; default 0.1")] = None,
+    temperature: Annotated[str | None, typer.Option(help="s > 0; several with commas; default 1e-3")] = None,
+    learning_rate: Annotated[
+        float | None, typer.Option(help="step size η; default 1e-3, of a potential a tenth of 1/curvature")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="of each chain; default 400, of a potential 4000")] = None,
+    chains: Annotated[int | None, typer.Option(help="independent chains; default 4, of a potential 8")] = None,
+    walkers: Annotated[int | None, typer.Option(help="of a potential: walkers in each chain; default 64")] = None,
+    method: Annotated[MethodChoice, typer.Option(help="how a chain moves")] = MethodChoice.noisy_sgd,
+    momentum: Annotated[float, typer.Option(help="with noisy-sgd, 0 ≤ μ < 1")] = 0.0,
+    schedule: Annotated[ScheduleChoice, typer.Option(help="of step sizes; s stays")] = ScheduleChoice.constant,
+    full: Annotated[bool, typer.Option("--full", help="gradients of the whole data set, not of mini-batches")] = False,
+    start: Annotated[
+        StartChoice, typer.Option(help="spread: odd chains begin at a draw of the prior, or at the mirror image")
+    ] = StartChoice.same,
+    coupled: Annotated[
+        bool, typer.Option("--coupled", help="also two chains with common noise; holds a second model")
+    ] = False,
+    log_every: Annotated[int | None, typer.Option(help="steps between logged observables; default 5")] = None,
+    psi_every: Annotated[int, typer.Option(help="steps between measurements of Ψ; 0 for none")] = 0,
+    psi_groups: Annotated[int, typer.Option(help="groups of such a measurement")] = 6,
+    decay: Decay = "all",
+    groups: Annotated[int, typer.Option(help="groups of blocks that make up the data set")] = 64,
+    sequences: Annotated[int, typer.Option(help="blocks in a group, and in a mini-batch")] = 4,
+    block: Block = 128,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="NAME=VALUE, a parameter of the potential")] = None,
+    dimension: Annotated[int | None, typer.Option(help="d of the potential")] = None,
+    seed: Annotated[int, typer.Option(help="of everything random")] = 0,
+    dtype: Dtype = DtypeChoice.float32,
+    device: Device = "cpu",
+    threads: Threads = None,
+    micro_tokens: MicroTokens = 512,
+    trust_remote_code: TrustRemoteCode = False,
+    data: Data = None,
+    run: Run = None,
+    json: Json = False,
+) -> None:
+    """Run noisy SGD at several λ and s: at which rates its observables settle, and what that proves.
+
+    A chain that diverges is reported and ends; the others go on.
+    """
+    from villani.studies.converge import ConvergeSettings
+    from villani.studies.converge import converge as run_converge
+    from villani.terminal import print_convergence, progress
+
+    settings = ConvergeSettings(
+        model=model, text=text, tokenizer=tokenizer, weight_decay=_optional(_numbers, "weight-decay", weight_decay),
+        temperature=_optional(_numbers, "temperature", temperature), learning_rate=learning_rate, steps=steps,
+        chains=chains, walkers=walkers, method=method.value, momentum=momentum, schedule=schedule.value, full=full,
+        start=start.value, coupled=coupled, log_every=log_every, psi_every=psi_every, psi_groups=psi_groups,
+        decay=decay, groups=groups, sequences=sequences, block=block, parameters=_assignments(set_ or []),
+        dimension=dimension, seed=seed, dtype=dtype.value, device=device, threads=threads, micro_tokens=micro_tokens,
+        trust_remote_code=trust_remote_code,
+    )  # fmt: skip
+    with progress() as bar:
+        directory, record = run_converge(settings, run, data, bar)
+    if json:
+        sys.stdout.write(record.model_dump_json() + "\n")
+    else:
+        print_convergence(record, directory)
 
 
 @app.command()

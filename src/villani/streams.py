@@ -18,6 +18,9 @@ class Purpose(IntEnum):
     SKETCH = 3
     DIRECTION = 4
     BATCHES = 5
+    NOISE = 6
+    START = 7
+    ACCEPT = 8
     KRYLOV = 10
     SPECTRUM = 11
 
@@ -26,3 +29,9 @@ def stream(seed: int, purpose: Purpose, *indices: int) -> np.random.Generator:
     """The random stream of (seed, purpose, indices); all non-negative integers."""
     sequence = np.random.SeedSequence(seed, spawn_key=(int(purpose), *indices))
     return np.random.Generator(np.random.Philox(sequence))
+
+
+def word(seed: int, purpose: Purpose, *indices: int) -> int:
+    """64 bits of (seed, purpose, indices), to seed a generator of another library with."""
+    sequence = np.random.SeedSequence(seed, spawn_key=(int(purpose), *indices))
+    return int(sequence.generate_state(1, np.uint64)[0] >> np.uint64(1))

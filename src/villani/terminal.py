@@ -20,6 +20,7 @@ from rich.table import Column, Table
 
 from villani.doctor import Finding
 from villani.report import audit as auditing
+from villani.report import convergence as converging
 from villani.report import spectrum as spectra
 from villani.report.constants import sign as constant_sign
 from villani.report.constants import value as constant_value
@@ -27,6 +28,7 @@ from villani.report.numbers import format_interval, format_number, format_uncert
 from villani.report.tables import named_statistics
 from villani.report.verdict import findings, headline
 from villani.runs.audits import AuditRecord, ReplayRecord, StepRecord
+from villani.runs.convergences import ConvergenceRecord
 from villani.runs.records import (
     ConstantRecord,
     EstimateRecord,
@@ -168,6 +170,23 @@ def _print_walk(console: Console, walk: Sequence[StepRecord]) -> None:
         change = "the same bits" if step.loss_change == 0 else f"{step.loss_change:.1g}"
         table.add_row(f"{step.scale:g}", change, _cells(step.predicted)[0], _cells(step.measured)[0])
     console.print(table)
+
+
+def print_convergence(record: ConvergenceRecord, directory: Path) -> None:
+    """What was found in words, and every rate at every λ and s with its verdict."""
+    console = Console(highlight=False)
+    console.print(converging.headline(record), style="bold", markup=False, soft_wrap=True)
+    for title, paragraph in converging.findings(record).items():
+        console.print(f"{title} {paragraph}" if title.endswith("?") else f"{title}. {paragraph}", markup=False)
+    for point in record.points:
+        where = f"λ = {format_number(point.weight_decay)}, s = {format_number(point.temperature)}"
+        table = Table("rate", "the gap is", "value", "status", "verdict", title=where, title_justify="left")
+        for row in sorted(point.rates, key=lambda row: row.log10):
+            table.add_row(escape(row.name), row.side, converging.power(row.log10), row.status, row.verdict or "")
+        console.print(table)
+    if record.cost:
+        console.print(f"{record.cost.seconds:.1f} s, {record.cost.seconds_per_group:.3g} s a step")
+    _print_page(console, directory)
 
 
 def print_exact(record: ExactRecord, directory: Path) -> None:

@@ -1,9 +1,12 @@
 import pytest
 import torch
 
-from villani.dynamics.training import train_adamw
+from villani.dynamics.noise import gaussian
+from villani.dynamics.training import train
 from villani.errors import InputError
 from villani.landscape.models import load_model
+from villani.landscape.objective import Objective
+from villani.streams import Purpose
 
 
 def tokens(seed=0):
@@ -11,16 +14,16 @@ def tokens(seed=0):
     return ids, ids.clone()
 
 
-def trained(seed, **changes):
+def trained(seed=0, **changes):
     model = load_model("builtin:tiny?width=8&layers=1").model
     arguments = {"steps": 30, "batch": 8, "learning_rate": 1e-2, "seed": seed} | changes
-    return model, train_adamw(model, *tokens(), **arguments)
+    return model, train(model, *tokens(), **arguments)
 
 
 def test_loss_falls_and_the_model_is_left_in_eval_mode():
     calls = []
-    model, losses = trained(0, progress=lambda *call: calls.append(call))
-    assert losses[-1] < losses[0] - 0.5
+    model, found = trained(0, progress=lambda *call: calls.append(call))
+    assert found.losses[-1] < found.losses[0] - 0.5
     assert calls[-1] == (30, 30)
     assert not model.training
     assert all(p.grad is None for p in model.parameters())
@@ -28,7 +31,7 @@ def test_loss_falls_and_the_model_is_left_in_eval_mode():
 
 def test_same_seed_same_bits():
     (a, first), (b, again), (_, other) = trained(0), trained(0), trained(1)
-    assert first == again != other
+    assert first.losses == again.losses != other.losses
     assert all(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters(), strict=True))
 
 
@@ -39,12 +42,65 @@ def test_batches_leave_out_what_is_not_predicted():
     arguments = {"steps": 3, "batch": 4, "learning_rate": 1e-3, "seed": 0}
     short = []
     for x, y in ((ids, labels), (ids[:, :8], labels[:, :8])):
-        short.append(train_adamw(load_model("builtin:tiny?width=8&layers=1").model, x, y, **arguments))
+        short.append(train(load_model("builtin:tiny?width=8&layers=1").model, x, y, **arguments).losses)
     assert short[0] == pytest.approx(short[1], rel=1e-5)
 
 
-def test_divergence_and_bad_steps_are_told():
-    with pytest.raises(InputError, match="steps=0"):
-        trained(0, steps=0)
-    with pytest.raises(InputError, match=r"diverged at step \d+ .*lower the learning rate"):
-        trained(0, learning_rate=1e30)
+def one_step(**changes):
+    """θ before and after one step on the whole data, and ∇L."""
+    model = load_model("builtin:tiny?width=8&layers=1").model
+    ids, labels = (x[:1] for x in tokens())
+    before = [p.detach().clone() for p in model.parameters()]
+    gradient = Objective(model, [{"input_ids": ids, "labels": labels}]).gradient()
+    arguments = {"steps": 1, "batch": 1, "learning_rate": 0.1, "seed": 0, "schedule": "constant", "clip": None}
+    found = train(model, ids, labels, **arguments | changes)
+    return before, list(model.parameters()), gradient, found
+
+
+def test_the_decay_of_sgd_is_the_lambda_of_f():
+    before, after, gradient, found = one_step(optimizer="sgd", weight_decay=0.3, decay="nanogpt")
+    for old, new, g in zip(before, after, gradient, strict=True):
+        decay = 0.3 if old.dim() >= 2 else 0.0
+        torch.testing.assert_close(new.detach(), (old - 0.1 * (g + decay * old)).float(), rtol=1e-4, atol=1e-6)
+    assert found.objective_weight_decay == 0.3
+
+
+def test_noisy_sgd_adds_the_noise_of_its_temperature():
+    _, quiet, _, _ = one_step(optimizer="sgd", weight_decay=0.3)
+    _, noisy, _, found = one_step(optimizer="noisy-sgd", weight_decay=0.3, temperature=0.01)
+    for i, (a, b) in enumerate(zip(quiet, noisy, strict=True)):
+        noise = gaussian(a, 0, Purpose.NOISE, 0, 0, i)
+        torch.testing.assert_close(b - a, (0.1 * 0.01) ** 0.5 * noise, rtol=1e-3, atol=1e-6)
+    assert found.objective_weight_decay == 0.3
+
+
+def test_adamw_has_no_lambda_and_says_why():
+    found = trained(optimizer="adamw", weight_decay=0.1)[1]
+    assert found.objective_weight_decay is None
+    assert "frozen P" in found.why
+    assert trained(optimizer="adamw")[1].objective_weight_decay == 0.0
+
+
+def test_held_out_loss_is_that_of_the_blocks():
+    ids, labels = tokens(1)
+    model, found = trained(held_out=(ids, labels), evaluate_every=15)
+    assert [step for step, _ in found.held_out] == [15, 30]
+    assert found.held_out[-1][1] == Objective(model, [{"input_ids": ids, "labels": labels}]).loss()
+    assert found.losses == trained()[1].losses  # looking changes nothing
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"steps": 0}, "steps=0"),
+        ({"learning_rate": 1e30}, r"diverged at step \d+ .*lower the learning rate"),
+        ({"weight_decay": -1.0}, "weight_decay=-1"),
+        ({"momentum": 0.9}, "with sgd only"),
+        ({"optimizer": "noisy-sgd"}, "temperature=None"),
+        ({"temperature": 1.0}, "temperature=1.0"),
+        ({"decay": "nothing"}, "'nothing' is unknown"),
+    ],
+)
+def test_divergence_and_bad_settings_are_told(changes, words):
+    with pytest.raises(InputError, match=words):
+        trained(**changes)

@@ -1,16 +1,47 @@
-"""The small training loop that demonstrations and studies need."""
+"""The small training loop that studies need: one loop, three optimisers, and which λ of F each decay stands for."""
 
+import math
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import nn
 
+from villani.dynamics.noise import add_gaussian
 from villani.errors import InputError
-from villani.landscape.objective import IGNORED
+from villani.landscape.objective import IGNORED, Objective, check_weight_decay
+from villani.landscape.parameters import ParameterSpace
 from villani.streams import Purpose, stream
 
+Optimizer = Literal["adamw", "sgd", "noisy-sgd"]
+Schedule = Literal["warm-up-cosine", "constant"]
+_ADAM = (0.9, 0.95)
+_WORDS = {
+    "adamw": "AdamW (β = 0.9, 0.95)", "sgd": "SGD with L2", "noisy-sgd": "SGD with L2 and noise √(ηs) ξ",
+}  # fmt: skip
 
-def train_adamw(
+
+@dataclass(frozen=True)
+class Trained:
+    """What a training run leaves behind, beside the model.
+
+    Attributes:
+        losses: of every step's batch, mean nats per predicted token.
+        optimizer: in words.
+        objective_weight_decay: the λ of F that the decay stands for (THEORY.md §8); None where there is none.
+        why: in a sentence, why.
+        held_out: (step, mean nats per predicted token of the held-out blocks).
+    """
+
+    losses: list[float]
+    optimizer: str
+    objective_weight_decay: float | None
+    why: str
+    held_out: list[tuple[int, float]]
+
+
+def train(
     model: nn.Module,
     ids: torch.Tensor,
     labels: torch.Tensor,
@@ -19,11 +50,18 @@ def train_adamw(
     batch: int,
     learning_rate: float,
     seed: int,
+    optimizer: Optimizer = "adamw",
+    weight_decay: float = 0.0,
+    decay: str = "all",
+    momentum: float = 0.0,
+    temperature: float | None = None,
+    schedule: Schedule = "warm-up-cosine",
+    clip: float | None = 1.0,
+    held_out: tuple[torch.Tensor, torch.Tensor] | None = None,
+    evaluate_every: int = 0,
     progress: Callable[[int, int], None] | None = None,
-) -> list[float]:
-    """Train in place by AdamW without weight decay, warm-up over a tenth of the steps, then cosine to zero.
-
-    AdamW's decay is not the λ of F (THEORY.md §8), so it is left out here and λ enters afterwards, when Ψ is asked for.
+) -> Trained:
+    """Train in place.
 
     Args:
         model: a causal language model.
@@ -33,19 +71,82 @@ def train_adamw(
         batch: blocks in a step, drawn afresh from (seed, step).
         learning_rate: at its peak.
         seed: of the draws.
+        optimizer: adamw, sgd with L2, or noisy-sgd, which adds √(ηs) ξ to each step of sgd.
+        weight_decay: as torch's optimiser takes it, on the tensors that `decay` names.
+        decay: which tensors decay, see `ParameterSpace`.
+        momentum: of sgd, without damping.
+        temperature: s > 0 of noisy-sgd.
+        schedule: warm-up over a tenth of the steps and then cosine to zero, or constant.
+        clip: largest norm of a step's gradient; None for none. With clipping no drift is ∇F.
+        held_out: ids and labels to evaluate on at the end and at every `evaluate_every`-th step.
+        evaluate_every: 0 for the end only.
         progress: called with (step, steps).
 
-    Returns:
-        the loss of every step's batch, mean nats per predicted token.
-
     Raises:
-        InputError: fewer than one step, or a loss that is not finite.
+        InputError: a number out of range, an unknown mask, or a loss that is not finite.
     """
     if steps < 1:
         raise InputError(f"steps={steps}: expected at least 1")
-    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.0, betas=(0.9, 0.95))
+    check_weight_decay(weight_decay)
+    if not 0 <= momentum < 1 or (momentum and optimizer != "sgd"):
+        raise InputError(f"momentum={momentum:g}: expected a number in [0, 1), with sgd only")
+    if (temperature is None) == (optimizer == "noisy-sgd") or not 0 < (temperature or 1.0) < math.inf:
+        raise InputError(f"temperature={temperature}: a finite number > 0 goes with noisy-sgd, and with nothing else")
+    space = ParameterSpace(model, decay)
+    stepper = _optimizer(space, optimizer, learning_rate, weight_decay, momentum)
+    pace = _schedule(stepper, schedule, steps)
+    judge = None if held_out is None else Objective(model, [{"input_ids": held_out[0], "labels": held_out[1]}])
+    model.train()
+    losses, judged = [], []
+    for step in range(steps):
+        rows = torch.from_numpy(stream(seed, Purpose.BATCHES, step).integers(len(ids), size=batch))
+        logits = model(input_ids=ids[rows], use_cache=False).logits[:, :-1]
+        loss = nn.functional.cross_entropy(logits.flatten(0, 1), labels[rows][:, 1:].flatten(), ignore_index=IGNORED)
+        if not bool(torch.isfinite(loss)):
+            raise InputError(f"training diverged at step {step} (loss {float(loss.detach())}): lower the learning rate")
+        stepper.zero_grad(set_to_none=True)
+        loss.backward()
+        if clip is not None:
+            nn.utils.clip_grad_norm_(model.parameters(), clip)
+        size = stepper.param_groups[0]["lr"]
+        stepper.step()
+        if temperature is not None:
+            with torch.no_grad():
+                tensors = [t.detach() for t in space.tensors]
+                add_gaussian(tensors, [math.sqrt(size * temperature)] * len(tensors), seed, 0, step)
+        if pace:
+            pace.step()
+        losses.append(float(loss.detach()))
+        if judge and (step + 1 == steps or (evaluate_every and (step + 1) % evaluate_every == 0)):
+            judged.append((step + 1, judge.loss()))
+        if progress:
+            progress(step + 1, steps)
+    stepper.zero_grad(set_to_none=True)
+    model.eval()
+    found, why = _meaning(optimizer, weight_decay, schedule, clip)
+    return Trained(losses, _WORDS[optimizer] + (f", momentum {momentum:g}" if momentum else ""), found, why, judged)
+
+
+def _optimizer(
+    space: ParameterSpace, name: Optimizer, learning_rate: float, weight_decay: float, momentum: float
+) -> torch.optim.Optimizer:  # fmt: skip
+    groups = [
+        {"params": [p.tensor for p in space.parameters if p.decayed is decayed], "weight_decay": value}
+        for decayed, value in ((True, weight_decay), (False, 0.0))
+    ]  # fmt: skip
+    groups = [group for group in groups if group["params"]]
+    if name == "adamw":
+        return torch.optim.AdamW(groups, lr=learning_rate, betas=_ADAM)
+    return torch.optim.SGD(groups, lr=learning_rate, momentum=momentum)
+
+
+def _schedule(
+    optimizer: torch.optim.Optimizer, name: Schedule, steps: int
+) -> torch.optim.lr_scheduler.LRScheduler | None:  # fmt: skip
+    if name == "constant":
+        return None
     warm_up = max(1, steps // 10)
-    schedule = torch.optim.lr_scheduler.SequentialLR(
+    return torch.optim.lr_scheduler.SequentialLR(
         optimizer,
         [
             torch.optim.lr_scheduler.LinearLR(optimizer, 1 / warm_up, total_iters=warm_up),
@@ -53,22 +154,21 @@ def train_adamw(
         ],
         milestones=[warm_up],
     )
-    model.train()
-    losses = []
-    for step in range(steps):
-        rows = torch.from_numpy(stream(seed, Purpose.BATCHES, step).integers(len(ids), size=batch))
-        logits = model(input_ids=ids[rows], use_cache=False).logits[:, :-1]
-        loss = nn.functional.cross_entropy(logits.flatten(0, 1), labels[rows][:, 1:].flatten(), ignore_index=IGNORED)
-        if not bool(torch.isfinite(loss)):
-            raise InputError(f"training diverged at step {step} (loss {float(loss.detach())}): lower the learning rate")
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        losses.append(float(loss.detach()))
-        if progress:
-            progress(step + 1, steps)
-    optimizer.zero_grad(set_to_none=True)
-    model.eval()
-    return losses
+
+
+def _meaning(name: Optimizer, weight_decay: float, schedule: Schedule, clip: float | None) -> tuple[float | None, str]:
+    """Which λ of F a decay is, and why (THEORY.md §8)."""
+    if weight_decay == 0:
+        return 0.0, "No decay: F is the loss."
+    if name == "adamw":
+        return None, (
+            "AdamW is no gradient descent on F: its fixed points solve wd·θ + P⁻¹∇L = 0, coordinate by coordinate a "
+            "λ_i = wd(√v̂_i + ε) that holds at frozen P only. No λ of F belongs to this decay."
+        )
+    words = "SGD's L2 term is the gradient of (λ/2)‖mθ‖² with λ = weight_decay exactly, for any fixed momentum."
+    if clip is not None:
+        # torch adds L2 after clipping: the decay is exact, the data's part of the drift is not ∇L where it was clipped
+        words += " Clipping acts on ∇L alone: where it does, the drift is not ∇F."
+    if schedule != "constant":
+        words += " The schedule scales the drift of both terms alike."
+    return weight_decay, words

@@ -21,6 +21,7 @@ from scipy.stats import t as student
 from villani.errors import InputError
 from villani.report import audit as auditing
 from villani.report import constants as theory
+from villani.report import convergence as converging
 from villani.report import figures
 from villani.report import spectrum as spectra
 from villani.report.elements import note
@@ -28,6 +29,7 @@ from villani.report.tables import psi_table, tables
 from villani.report.verdict import findings, headline
 from villani.runs.audits import AuditRecord, ReplayRecord
 from villani.runs.content import RunRecords
+from villani.runs.convergences import ConvergenceRecord
 from villani.runs.records import (
     Cost,
     ExactRecord,
@@ -42,7 +44,7 @@ from villani.runs.store import write_atomically
 
 _PAGES: Mapping[type, ModuleType] = {  # what tells of a record that is not a measurement
     ExactRecord: theory, ReferenceRecord: theory, ModelConstantsRecord: theory,
-    AuditRecord: auditing, ReplayRecord: auditing, SpectrumRecord: spectra,
+    AuditRecord: auditing, ReplayRecord: auditing, SpectrumRecord: spectra, ConvergenceRecord: converging,
 }  # fmt: skip
 _SCHEMA_VERSION = RunRecords.model_fields["schema_version"].default
 
@@ -223,7 +225,7 @@ def _picture(name: str, title: str, caption: str) -> str:
 
 
 def _costed(record: Any, cost: Cost | None) -> Any:
-    return record.model_copy(update={"cost": cost}) if isinstance(record, AuditRecord | SpectrumRecord) else record
+    return record.model_copy(update={"cost": cost}) if "cost" in type(record).model_fields else record
 
 
 def _verdict(record: Any) -> str:
@@ -246,7 +248,7 @@ def _subtitle(records: RunRecords) -> str:
     models = dict.fromkeys(
         f"{record.model.spec} ({record.model.architecture})"
         for record in records.records
-        if not isinstance(record, ExactRecord | ReferenceRecord)
+        if not isinstance(record, ExactRecord | ReferenceRecord) and record.model
     )
     return " · ".join([*models, f"villani {records.villani}"])
 

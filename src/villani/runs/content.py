@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from villani.runs.audits import AuditRecord, ReplayRecord
+from villani.runs.convergences import ConvergenceRecord
 from villani.runs.records import (
     ExactRecord,
     MeasurementRecord,
@@ -23,7 +24,8 @@ AnyRecord = Annotated[
     | ModelConstantsRecord
     | AuditRecord
     | ReplayRecord
-    | SpectrumRecord,
+    | SpectrumRecord
+    | ConvergenceRecord,
     Field(discriminator="kind"),
 ]
 

@@ -174,6 +174,7 @@ class Cost(Record):
     probes: int = Field(description="probes, over all groups")
     pilot_seconds: float | None = Field(default=None, description="the part of `seconds` that went into the plan")
     predicted_seconds: float | None = Field(default=None, description="what the plan said the rest would take")
+    observing_seconds: float | None = Field(default=None, description="the part of `seconds` that observables took")
 
 
 class Displacement(Record):

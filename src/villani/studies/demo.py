@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from villani.curvature.probes import random_direction
-from villani.dynamics.training import train_adamw
+from villani.dynamics.training import train
 from villani.errors import InputError
 from villani.landscape.corpora import load_corpus
 from villani.landscape.models import LoadedModel, load_model
@@ -108,10 +108,10 @@ def _trained(run: Path, ledger: Ledger, blocks: Blocks, steps: int, seed: int, s
     start = time.perf_counter()
     model = load_model(f"{MODEL}?seed={seed}").model
     show.stage("training")
-    losses = train_adamw(
+    losses = train(
         model, blocks.ids, blocks.labels, steps=steps, batch=BATCH, learning_rate=LEARNING_RATE, seed=seed,
         progress=show.advance,
-    )  # fmt: skip
+    ).losses  # fmt: skip
     with writing(run):
         shutil.rmtree(run / "model.partial", ignore_errors=True)
         model.save_pretrained(run / "model.partial")  # type: ignore[operator]

@@ -1,0 +1,109 @@
+"""Every theoretical rate beside what a run saw, and whether the run can say anything about it. Never "confirmed".
+
+A log-Sobolev or Poincaré constant C of the Gibbs law promises a gap of at least 1/(βC) (THEORY.md §1): every observable
+of the diffusion ends up decaying no slower. A run can refute that by an upper bound on the gap that holds at
+equilibrium. It cannot confirm it: what it did not see may be slower. A rate fitted to a transient bounds nothing for
+sure, for a signed mixture of exponentials may look slower than the gap for a while.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from villani.dynamics.convergence import Ceiling
+from villani.statistics import Status
+from villani.theory.constants import Constant
+
+Verdict = Literal["refuted", "consistent", "not identifiable"]
+MARGIN = 1.25  # a claim is refuted when it is this far above an upper limit: room for the O(η) bias of chains
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A promise that the gap is at least e^`log_rate`.
+
+    Attributes:
+        name: whose.
+        log_rate: natural logarithm; constants leave the range of floats.
+        status: of the constant that it comes from.
+        obstacle: why this run cannot speak about it, or "".
+    """
+
+    name: str
+    log_rate: float
+    status: Status
+    obstacle: str = ""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What judging needs to know of a run.
+
+    Attributes:
+        ceilings: upper bounds on the gap found at equilibrium.
+        truth: the exact gap, where it is known.
+        obstacle: why the ceilings cannot be used, or "".
+        fitted: the slowest rate that was fitted to a transient, if any.
+        time: length of the run in time of the diffusion.
+    """
+
+    ceilings: tuple[Ceiling, ...]
+    truth: float | None
+    obstacle: str
+    fitted: float | None
+    time: float
+
+
+def claims(constant: Constant, beta: float, *, prefix: str = "", obstacle: str = "") -> Claim:
+    """The rate 1/(βC) that an upper bound on C_P or C_LS promises."""
+    return Claim(
+        f"{prefix}{constant.id} {constant.name}", -constant.log_value - math.log(beta), constant.status, obstacle
+    )
+
+
+def judge(claim: Claim, run: Setting) -> tuple[Verdict, str]:
+    """The verdict on one promise, and the sentence that says why."""
+    promised = math.exp(claim.log_rate) if claim.log_rate > -700 else 0.0
+    if claim.obstacle:
+        return "not identifiable", f"{claim.obstacle}."
+    if run.truth is not None:
+        if claim.log_rate > math.log(run.truth) + 1e-6:
+            return (
+                "refuted",
+                f"The exact gap, {run.truth:.4g}, is {promised / run.truth:.3g} times smaller (certified).",
+            )
+        return (
+            "consistent",
+            f"The exact gap, {run.truth:.4g}, is {_times(claim.log_rate, run.truth)} the promised rate.",
+        )
+    usable = () if run.obstacle else run.ceilings
+    if usable:
+        least = min(usable, key=lambda ceiling: ceiling.limit)
+        if claim.log_rate > math.log(MARGIN * least.limit):
+            return "refuted", f"The {least.name} bounds the gap by {least.limit:.3g} (95 %), below what is promised."
+        return (
+            "consistent",
+            f"The least bound on the gap, {least.limit:.3g} from the {least.name}, is above what is promised. "
+            "Slower modes may have gone unseen.",
+        )  # fmt: skip
+    why = run.obstacle or "nothing bounds the gap"
+    words = f"{why[0].upper()}{why[1:]}."
+    if claim.log_rate < -math.log(run.time):
+        words += f" Relaxation at the promised rate takes {_power(-claim.log_rate - math.log(run.time))} times the run."
+    if run.fitted is not None:
+        words += (
+            f" The slowest fitted rate is {_times(claim.log_rate, run.fitted)} the promised one, which neither "
+            "supports nor refutes it."
+        )
+    return "not identifiable", words
+
+
+def _times(log_rate: float, rate: float) -> str:
+    return f"{_power(math.log(rate) - log_rate)} times"
+
+
+def _power(log: float) -> str:
+    exponent = log / math.log(10)
+    if -3 <= exponent < 5:
+        return f"{10**exponent:.3g}"
+    return f"10^{exponent:.1f}"
