@@ -18,6 +18,8 @@ class Purpose(IntEnum):
     SKETCH = 3
     DIRECTION = 4
     BATCHES = 5
+    CHAIN_START = 20
+    CHAIN_NOISE = 21
 
 
 def stream(seed: int, purpose: Purpose, *indices: int) -> np.random.Generator:

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from villani.runs.audits import AuditRecord, ReplayRecord
+from villani.runs.certificates import CertificateRecord
 from villani.runs.records import (
     ExactRecord,
     MeasurementRecord,
@@ -21,7 +22,8 @@ AnyRecord = Annotated[
     | ReferenceRecord
     | ModelConstantsRecord
     | AuditRecord
-    | ReplayRecord,
+    | ReplayRecord
+    | CertificateRecord,
     Field(discriminator="kind"),
 ]
 
