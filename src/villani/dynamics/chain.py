@@ -53,7 +53,8 @@ class Moving:
         squares = [float(p.detach().double().square().mean()) for p in self.tensors]
         overall = float(np.average(squares, weights=self.sizes)) ** 0.5 or 1.0
         units = [s**0.5 or overall for s in squares] if scale == "relative" else [1.0] * len(squares)
-        self.scale = torch.cat([torch.full_like(p.detach().reshape(-1), u) for p, u in zip(self.tensors, units)])  # noqa: B905
+        pairs = zip(self.tensors, units, strict=True)
+        self.scale = torch.cat([torch.full_like(p.detach().reshape(-1), unit) for p, unit in pairs])  # (k,)
 
     @property
     def size(self) -> int:
@@ -124,7 +125,7 @@ def run_chain(
         if not bool(torch.isfinite(loss)):
             raise InputError(f"training diverged at step {k}: lower the learning rate, or clip")
         g = turn(moving.gradient(loss), k)
-        squared = float(g.double().square().sum())
+        squared = float(torch.linalg.vector_norm(g, dtype=torch.float64)) ** 2
         if plan.clip is not None and squared > plan.clip**2:
             g *= plan.clip / squared**0.5
             squared = plan.clip**2

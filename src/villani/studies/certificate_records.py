@@ -140,7 +140,9 @@ def sentence(record: CertificateRecord) -> str:
         )
         if bound.value < value
     ]  # fmt: skip
-    beats = f"It is below {' and below '.join(beaten)}" if beaten else "It beats nothing, not even guessing (ln V)"
+    beats = f"It is below {' and below '.join(beaten)}" if beaten else "It beats nothing"
+    if "guessing (ln V)" not in beaten:
+        beats += ": it is vacuous, since guessing does better"
     return (
         f"With probability {1 - record.delta:g} the risk of {bound.predictor} is at most {bound.value:.3f} nats per "
         f"token ({bound.bits:.3f} bits; λ = {point.weight_decay:g}, {bound.status}): empirical {bound.empirical:.3f}, "
