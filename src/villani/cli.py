@@ -408,6 +408,9 @@ def certify(
     clip: Annotated[str, typer.Option(help="largest norm of a direction; c4 needs one; none for none")] = "1",
     chains: Annotated[int, typer.Option(help="J, independent runs at every λ; c4 needs many")] = 1,
     delta: Annotated[float, typer.Option(help="δ: everything holds at once with probability 1 − δ")] = 0.05,
+    candidates: Annotated[
+        int, typer.Option(help="size of the grid of settings that these were chosen from; δ is divided by it")
+    ] = 1,
     alpha: Annotated[str, typer.Option(help="prediction smoothing; several with commas")] = "0.01,0.1",
     seed: Annotated[int, typer.Option(help="of everything random")] = 0,
     threads: Threads = None,
@@ -418,7 +421,7 @@ def certify(
 ) -> None:
     """Train with noise and certify the risk: PAC-Bayes bounds in nats per token, beside what they compete with.
 
-    Choose all settings before the certified text is looked at: a search over them is not paid for.
+    Choose all settings before the certified text is looked at, or say with --candidates how many there were.
     """
     from villani.studies.certify import CertifySettings
     from villani.studies.certify import certify as run_certify
@@ -429,7 +432,7 @@ def certify(
         prior_share=prior_share, prior_steps=prior_steps, train=train, scale=scale.value, direction=direction.value,
         start=start.value, weight_decay=_numbers("weight-decay", weight_decay),
         temperature=_number("temperature", temperature), learning_rate=learning_rate, steps=steps, batch=batch,
-        clip=None if clip == "none" else _number("clip", clip), chains=chains, delta=delta,
+        clip=None if clip == "none" else _number("clip", clip), chains=chains, delta=delta, candidates=candidates,
         alpha=_numbers("alpha", alpha), seed=seed, threads=threads, micro_tokens=micro_tokens,
     )  # fmt: skip
     with progress() as bar:

@@ -96,6 +96,14 @@ def test_a_killed_run_resumes_to_the_same_bytes(villani, text, monkeypatch, tmp_
     assert "was begun with" in err
 
 
+def test_a_search_is_paid_for(villani, text):
+    plain = certified(villani)["points"][0]["path"]
+    paid = certified(villani, "--candidates", "1000000")["points"][0]["path"]
+    assert paid["delta"] == pytest.approx(plain["delta"] / 1e6)
+    assert paid["complexity"] == plain["complexity"]
+    assert paid["excess"] >= plain["excess"]
+
+
 def test_delta_is_never_overspent():
     for chains in (1, 2, 50):
         spent = Spending.of(0.05, 3, 2, chains)

@@ -15,8 +15,8 @@ _LIMITS = (
     "certified text. It is not a statement about new documents, nor about the law that the text came from.",
     "A path certificate is about the weights that one run ended at, with probability over the text, the batches and "
     "the noise together. A c4 certificate is about weights drawn afresh, by a run with new noise, not a run seen.",
-    "Every setting has to have been fixed before the certified tokens were looked at. Settings that were tuned on "
-    "them, by hand or by a search, are not paid for here.",
+    "Every setting has to have been fixed before the certified tokens were looked at, or chosen from a grid that was, "
+    "whose size δ is divided by (--candidates). Any other search is not paid for.",
     "Losses are of smoothed predictions (1 − α)p + α/V, which is what makes them bounded.",
     "Held-out bounds use text that training never saw. They hold at the same δ, and they are usually better.",
     "Sums are taken in floating point; their rounding is not part of the certificate.",
@@ -91,10 +91,13 @@ def tables(record: CertificateRecord) -> str:
         "prior's centre, loss": f"{record.prior_loss:.4f} on the certified tokens",
         "command": record.provenance.command,
     }
+    words = (
+        f"for a choice among {record.candidates:,} settings" if record.candidates > 1 else "for these settings alone"
+    )
     return (
         section("Certificates", table(header, rows))
         + section("The runs behind them", table(columns, runs))
-        + section("How δ is spent", note(f"δ = {record.delta:g} in all; at one λ and one α:") + facts(spent))
+        + section("How δ is spent", note(f"δ = {record.delta:g} in all, {words}; at one λ and one α:") + facts(spent))
         + section("What went in", facts(about))
     )
 

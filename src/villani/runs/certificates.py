@@ -66,6 +66,7 @@ class CertificateRecord(Record):
     prior_held_out_loss: EstimateRecord
     delta: float
     spending: dict[str, float] = Field(description="what each part of δ is for, at one λ and one α")
+    candidates: int = Field(description="size of the grid of settings that these were chosen from; δ is divided by it")
     alphas: list[float]
     points: list[CertificatePoint]
     sentence: str

@@ -96,7 +96,8 @@ def assemble(
 ) -> CertificateRecord:  # fmt: skip
     """The record: every λ, what it competes with, and a sentence."""
     size = int(centre.row["vocabulary"])
-    spending = Spending.of(settings.delta, len(settings.weight_decay), len(settings.alpha), settings.chains)
+    share = settings.delta / settings.candidates
+    spending = Spending.of(share, len(settings.weight_decay), len(settings.alpha), settings.chains)
     points = [_point(settings, decay, found, spending, text.documents) for decay, found in runs.items()]
     prior = min(
         (token_bound(f, centre.tokens, 0.0, settings.delta / len(settings.alpha)) for f in centre.certified),
@@ -114,7 +115,7 @@ def assemble(
             "Monte Carlo of its empirical risk": spending.monte_carlo,
             "Monte Carlo of its complexity": spending.measured_complexity,
         },
-        alphas=settings.alpha, points=points, sentence="", provenance=provenance,
+        candidates=settings.candidates, alphas=settings.alpha, points=points, sentence="", provenance=provenance,
     )  # fmt: skip
     return record.model_copy(update={"sentence": sentence(record)})
 

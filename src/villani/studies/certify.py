@@ -61,6 +61,7 @@ class CertifySettings(BaseModel):
     clip: float | None = 1.0
     chains: int = 1
     delta: float = 0.05
+    candidates: int = 1
     alpha: list[float] = [0.01, 0.1]
     seed: int = 0
     threads: int | None = None
@@ -79,7 +80,7 @@ class CertifySettings(BaseModel):
         """
         for field, least in (
             ("block", 2), ("steps", 1), ("batch", 1), ("chains", 1), ("seed", 0), ("micro_tokens", 1), ("threads", 1),
-            ("blocks", 1), ("prior_steps", 1),
+            ("blocks", 1), ("prior_steps", 1), ("candidates", 1),
         ):  # fmt: skip
             value = getattr(self, field)
             if value is not None and value < least:
