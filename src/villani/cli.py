@@ -413,6 +413,7 @@ def certify(
     ] = 1,
     alpha: Annotated[str, typer.Option(help="prediction smoothing; several with commas")] = "0.01,0.1",
     seed: Annotated[int, typer.Option(help="of everything random")] = 0,
+    device: Device = "cpu",
     threads: Threads = None,
     micro_tokens: MicroTokens = 4096,
     data: Data = None,
@@ -433,7 +434,8 @@ def certify(
         start=start.value, weight_decay=_numbers("weight-decay", weight_decay),
         temperature=_number("temperature", temperature), learning_rate=learning_rate, steps=steps, batch=batch,
         clip=None if clip == "none" else _number("clip", clip), chains=chains, delta=delta, candidates=candidates,
-        alpha=_numbers("alpha", alpha), seed=seed, threads=threads, micro_tokens=micro_tokens,
+        alpha=_numbers("alpha", alpha), seed=seed, device=device, threads=threads,
+        micro_tokens=micro_tokens,
     )  # fmt: skip
     with progress() as bar:
         directory, record = run_certify(settings, run, data, bar)

@@ -121,7 +121,7 @@ def run_chain(
     for k, (rate, kept, noise) in enumerate(zip(plan.rates, plan.contractions, plan.noises, strict=True)):
         moving.write(w)
         rows = torch.from_numpy(stream(seed, Purpose.BATCHES, index, k).integers(len(ids), size=batch))
-        loss = batch_loss(moving.model, ids[rows], labels[rows])
+        loss = batch_loss(moving.model, ids[rows].to(w.device), labels[rows].to(w.device))
         if not bool(torch.isfinite(loss)):
             raise InputError(f"training diverged at step {k}: lower the learning rate, or clip")
         g = turn(moving.gradient(loss), k)
@@ -155,13 +155,14 @@ def label_probabilities(
     model.eval()
     found, counts = [], (labels[:, 1:] != IGNORED).sum(dim=1).numpy().astype(np.float64)
     step = max(1, micro_tokens // ids.shape[1])
+    device = next(model.parameters()).device
     with torch.no_grad():
         for start in range(0, len(ids), step):
-            targets = labels[start : start + step, 1:]
-            logits = model(input_ids=ids[start : start + step], use_cache=False).logits[:, :-1]
+            targets = labels[start : start + step, 1:].to(device)
+            logits = model(input_ids=ids[start : start + step].to(device), use_cache=False).logits[:, :-1]
             wanted = targets != IGNORED
             logs = nn.functional.cross_entropy(logits[wanted].float(), targets[wanted], reduction="none")
-            found.append(-logs.double().numpy())
+            found.append(-logs.double().cpu().numpy())
             if progress:
                 progress(min(start + step, len(ids)), len(ids))
     return np.concatenate(found), counts

@@ -64,6 +64,7 @@ class CertifySettings(BaseModel):
     candidates: int = 1
     alpha: list[float] = [0.01, 0.1]
     seed: int = 0
+    device: str = "cpu"
     threads: int | None = None
     micro_tokens: int = 4096
 
@@ -143,7 +144,7 @@ def certify(
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     show.stage(f"loading {settings.model}")
-    loaded = load_model(settings.model)
+    loaded = load_model(settings.model, device=settings.device)
     show.stage(f"reading {settings.text}")
     text = _read(settings, loaded, data)
     provenance = provenance_of(Objective(loaded.model, text.certified.ids[:1][None]), settings.command(), settings.seed)
@@ -256,11 +257,12 @@ def _centre(ledger: Ledger, loaded: LoadedModel, settings: CertifySettings, text
         start = time.perf_counter()
         show.stage("training the prior's centre on its own part of the text")
         train_adamw(
-            loaded.model, text.prior.ids, text.prior.labels, steps=settings.prior_steps, batch=PRIOR_BATCH,
-            learning_rate=PRIOR_RATE, seed=settings.seed, progress=show.advance,
+            loaded.model, text.prior.ids.to(tensors[0].device), text.prior.labels.to(tensors[0].device),
+            steps=settings.prior_steps, batch=PRIOR_BATCH, learning_rate=PRIOR_RATE, seed=settings.seed,
+            progress=show.advance,
         )  # fmt: skip
         loaded.model.eval()
-        weights = torch.cat([p.detach().reshape(-1) for p in tensors]).numpy()
+        weights = torch.cat([p.detach().reshape(-1) for p in tensors]).cpu().numpy()
         ledger.put("prior", {"weights": weights}, seconds=time.perf_counter() - start, peak_memory_bytes=0)
         return
     parts = torch.from_numpy(row["weights"]).split([p.numel() for p in tensors])
@@ -328,5 +330,5 @@ class _Chain:
             "moved": np.array(float(outcome.w.double().norm())),
         }
         if self.index == 0:
-            row["w"] = outcome.w.numpy()
+            row["w"] = outcome.w.cpu().numpy()
         return row
