@@ -37,12 +37,17 @@ BUILTIN = {"model": SMALL, "tokenizer": "builtin"} | COMMON
 BPE = {"model": LARGE, "tokenizer": "gpt2"} | COMMON
 PRIOR = {"prior": "text", "prior_share": 0.5, "prior_steps": 5000}
 ATTEMPTS: dict[str, dict[str, Any]] = {
-    # minutes: a part of the text
-    "pilot-init": BUILTIN | {"blocks": 1500, "learning_rate": 0.3, "temperature": 1e-3, "steps": 80, "batch": 8},
+    # minutes: the validation text alone
+    "pilot-init": BUILTIN
+    | {
+        "text": "ptb:valid", "held_out": None, "learning_rate": 0.3, "temperature": 1e-3, "steps": 80, "batch": 8,
+        "micro_tokens": 1024, "threads": 1,
+    },
     "pilot-half": BUILTIN
     | PRIOR
     | {
-        "blocks": 1500, "prior_steps": 200, "learning_rate": 0.1, "temperature": 1e-5, "steps": 60, "batch": 8,
+        "text": "ptb:valid", "held_out": None, "prior_steps": 150, "learning_rate": 0.1, "temperature": 1e-4,
+        "steps": 30, "batch": 8, "micro_tokens": 1024, "threads": 1,
     },
     # from random weights, 2,048 tokens: the sum of η·s·K sets the noise that the weights end with
     "init-a": BUILTIN | {"learning_rate": 0.3, "temperature": 2e-4, "steps": 600, "batch": 16},
