@@ -207,9 +207,8 @@ def _chain_bound(plan: Plan, runs: Sequence[Evaluation], spending: Spending, doc
         second = monte_carlo(np.array([m.second for m in of]), level, span=top, lowest=least**2)
         # V̂ = E ℓ² − 2cE ℓ + c² with 0 ≤ c ≤ highest: at most what these moments give for every such c
         moments = Moments(smoothing, limit, second + 2 * smoothing.highest * (limit - lower))
-        bound = weaken(
-            token_bound(moments, runs[0].tokens, complexity.value, spending.chain), "statistical", spending.monte_carlo
-        )
+        more = spending.monte_carlo + spending.measured_complexity
+        bound = weaken(token_bound(moments, runs[0].tokens, complexity.value, spending.chain), "statistical", more)
         found.append(
             _bound(bound, moments, complexity, _LAW, runs[0].tokens, documents, limit - float(first.mean()))
         )  # fmt: skip

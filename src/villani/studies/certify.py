@@ -1,5 +1,6 @@
 """What `villani certify` does: noisy runs at every λ, their certificates, and what those compete with."""
 
+import hashlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from villani.runs.records import Cost
 from villani.runs.store import Ledger, Settings, write_settings
 from villani.statistics import Array
 from villani.studies.certificate_records import Evaluation, assemble
+from villani.studies.constants import outputs
 from villani.studies.finish import default_name, finish
 from villani.studies.progress import Progress, Silent
 from villani.studies.subject import command_words, provenance_of, vocabulary
@@ -156,7 +158,12 @@ def certify(
             (settings.held_out or settings.text, text.held_corpus, text.held_out),
         )
     ]
-    keyed = _determining(settings, [record.token_checksum for record in records], provenance.model_dump())
+    checksums = [record.token_checksum for record in records]
+    if text.prior is not None:
+        checksums.append(
+            hashlib.sha256(text.prior.ids.numpy().tobytes() + text.prior.labels.numpy().tobytes()).hexdigest()
+        )
+    keyed = _determining(settings, checksums, provenance.model_dump())
     directory = run or Path("runs") / default_name("certify", settings.model, keyed)
     with Ledger(directory, keyed) as ledger:
         write_settings(directory, settings.model_dump())
@@ -189,8 +196,7 @@ def _determining(settings: CertifySettings, checksums: list[str], provenance: di
     return {
         **settings.model_dump(mode="json", exclude={"threads"}),
         "parameter_checksum": provenance["parameter_checksum"],
-        "token_checksum": checksums[0],
-        "held_out_checksum": checksums[1],
+        "checksums": checksums,  # of the certified tokens, the held-out ones, and the prior's
         "device": provenance["device"],
         "threads": provenance["threads"],
         **versions,
@@ -284,7 +290,7 @@ def _kept(ledger: Ledger, key: str, make: Callable[[], dict[str, Array]]) -> dic
 def _evaluate(loaded: LoadedModel, settings: CertifySettings, text: _Text, show: Progress) -> dict[str, Array]:
     """Moments of the losses at the model's present weights, certified and held out."""
     row: dict[str, Array] = {}
-    size = vocabulary(loaded.model)
+    size = outputs(loaded.model)
     for name, blocks in (("certified", text.certified), ("held_out", text.held_out)):
         logs, counts = label_probabilities(
             loaded.model, blocks.ids, blocks.labels, micro_tokens=settings.micro_tokens, progress=show.advance
