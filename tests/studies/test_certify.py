@@ -56,7 +56,9 @@ def test_a_record_with_all_that_it_competes_with(villani, text):
 
 
 def test_one_chain_has_the_path_certificate_alone(villani, text):
-    point = certified(villani, "--weight-decay", "0", "--start", "centre", "--clip", "none")["points"][0]
+    record = certified(villani, "--weight-decay", "0", "--start", "centre", "--clip", "none")
+    assert "--clip none" in record["provenance"]["command"]
+    point = record["points"][0]
     assert point["chain"] is None
     assert point["clip_complexity"] is None
     assert "one chain tells nothing" in point["refusals"][0]

@@ -85,7 +85,7 @@ def command_words(settings: BaseModel, name: str) -> str:
         elif isinstance(value, list | tuple):
             words += [flag, ",".join(f"{x:g}" if isinstance(x, float) else str(x) for x in value) or "none"]
         else:
-            words += [flag, str(value)]
+            words += [flag, "none" if value is None else str(value)]
     return shlex.join(words)
 
 
