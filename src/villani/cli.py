@@ -78,6 +78,36 @@ class DtypeChoice(StrEnum):
     float64 = "float64"
 
 
+class PriorChoice(StrEnum):
+    """Where the centre of a certificate's prior comes from."""
+
+    init = "init"
+    text = "text"
+    given = "given"
+
+
+class ScaleChoice(StrEnum):
+    """Units that the noise of a certified run is isotropic in."""
+
+    unit = "unit"
+    relative = "relative"
+
+
+class DirectionChoice(StrEnum):
+    """Directions of a certified run."""
+
+    sgd = "sgd"
+    momentum = "momentum"
+    adam = "adam"
+
+
+class ChainStartChoice(StrEnum):
+    """Where a certified run starts."""
+
+    prior = "prior"
+    centre = "centre"
+
+
 class ShapeChoice(StrEnum):
     """Ways in which a potential of one or two coordinates extends to d."""
 
@@ -518,6 +548,74 @@ def converge(
         sys.stdout.write(record.model_dump_json() + "\n")
     else:
         print_convergence(record, directory)
+
+
+@app.command()
+def certify(
+    model: Model,
+    text: Text = "builtin",
+    held_out: Annotated[str | None, typer.Option(help="other text to hold against; default: the last tenth")] = None,
+    tokenizer: Tokenizer = None,
+    block: Block = 128,
+    blocks: Annotated[int | None, typer.Option(help="certified blocks at most; default: all there are")] = None,
+    prior: Annotated[
+        PriorChoice,
+        typer.Option(
+            help="centre of the prior: init, random weights; text, trained on the first part of the text; given, the "
+            "model's weights, which by your word never saw the rest"
+        ),
+    ] = PriorChoice.init,
+    prior_share: Annotated[float, typer.Option(help="with --prior text, the share that trains the centre")] = 0.5,
+    prior_steps: Annotated[int, typer.Option(help="with --prior text, AdamW steps")] = 500,
+    train: Annotated[str, typer.Option(help="what moves: all, or a regular expression on names of tensors")] = "all",
+    scale: Annotated[
+        ScaleChoice, typer.Option(help="noise in units of 1, or of each tensor's size")
+    ] = ScaleChoice.unit,
+    direction: Annotated[DirectionChoice, typer.Option(help="of the steps")] = DirectionChoice.sgd,
+    start: Annotated[ChainStartChoice, typer.Option(help="c4 needs a start in the prior")] = ChainStartChoice.prior,
+    weight_decay: Annotated[str, typer.Option(help="λ ≥ 0 towards the centre; several with commas")] = "1",
+    temperature: Annotated[str, typer.Option(help="s > 0: noise √(ηs) a step, prior variance s/(2λ)")] = "1e-4",
+    learning_rate: Annotated[float, typer.Option(help="η")] = 0.1,
+    steps: Annotated[int, typer.Option(help="K, steps of a run")] = 200,
+    batch: Annotated[int, typer.Option(help="blocks in a step")] = 8,
+    clip: Annotated[str, typer.Option(help="largest norm of a direction; c4 needs one; none for none")] = "1",
+    chains: Annotated[int, typer.Option(help="J, independent runs at every λ; c4 needs many")] = 1,
+    delta: Annotated[float, typer.Option(help="δ: everything holds at once with probability 1 − δ")] = 0.05,
+    candidates: Annotated[
+        int, typer.Option(help="size of the grid of settings that these were chosen from; δ is divided by it")
+    ] = 1,
+    alpha: Annotated[str, typer.Option(help="prediction smoothing; several with commas")] = "0.01,0.1",
+    seed: Annotated[int, typer.Option(help="of everything random")] = 0,
+    device: Device = "cpu",
+    threads: Threads = None,
+    micro_tokens: MicroTokens = 4096,
+    data: Data = None,
+    run: Run = None,
+    json: Json = False,
+) -> None:
+    """Train with noise and certify the risk: PAC-Bayes bounds in nats per token, beside what they compete with.
+
+    Choose all settings before the certified text is looked at, or say with --candidates how many there were.
+    """
+    from villani.studies.certify import CertifySettings
+    from villani.studies.certify import certify as run_certify
+    from villani.terminal import print_certificate, progress
+
+    settings = CertifySettings(
+        model=model, text=text, held_out=held_out, tokenizer=tokenizer, block=block, blocks=blocks, prior=prior.value,
+        prior_share=prior_share, prior_steps=prior_steps, train=train, scale=scale.value, direction=direction.value,
+        start=start.value, weight_decay=_numbers("weight-decay", weight_decay),
+        temperature=_number("temperature", temperature), learning_rate=learning_rate, steps=steps, batch=batch,
+        clip=None if clip == "none" else _number("clip", clip), chains=chains, delta=delta, candidates=candidates,
+        alpha=_numbers("alpha", alpha), seed=seed, device=device, threads=threads,
+        micro_tokens=micro_tokens,
+    )  # fmt: skip
+    with progress() as bar:
+        directory, record = run_certify(settings, run, data, bar)
+    if json:
+        sys.stdout.write(record.model_dump_json() + "\n")
+    else:
+        print_certificate(record, directory)
 
 
 @app.command()

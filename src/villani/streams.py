@@ -23,6 +23,8 @@ class Purpose(IntEnum):
     ACCEPT = 8
     KRYLOV = 10
     SPECTRUM = 11
+    CHAIN_START = 20
+    CHAIN_NOISE = 21
 
 
 def stream(seed: int, purpose: Purpose, *indices: int) -> np.random.Generator:

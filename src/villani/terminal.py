@@ -28,6 +28,7 @@ from villani.report.numbers import format_interval, format_number, format_uncert
 from villani.report.tables import named_statistics
 from villani.report.verdict import findings, headline
 from villani.runs.audits import AuditRecord, ReplayRecord, StepRecord
+from villani.runs.certificates import CertificateRecord
 from villani.runs.convergences import ConvergenceRecord
 from villani.runs.records import (
     ConstantRecord,
@@ -220,6 +221,29 @@ def print_constants(record: ModelConstantsRecord, directory: Path) -> None:
     for point in record.points:
         console.print(point.sentence, style="bold", markup=False, soft_wrap=True)
         console.print(_constants(point.constants))
+    _print_page(console, directory)
+
+
+def print_certificate(record: CertificateRecord, directory: Path) -> None:
+    """The sentence, every certificate with its terms, and what was refused."""
+    console = Console(highlight=False)
+    console.print(record.sentence, style="bold", markup=False, soft_wrap=True)
+    table = Table(
+        "λ", "certificate", "nats", "empirical", "excess", "complexity", "held-out loss", "held-out bound", "status"
+    )
+    for point in record.points:
+        held = format_uncertain(point.held_out_loss.value, point.held_out_loss.sem)
+        for name, bound in (("path", point.path), ("c4", point.chain)):
+            if bound is not None:
+                table.add_row(
+                    f"{point.weight_decay:g}", name, f"{bound.value:.4f}", f"{bound.empirical:.4f}",
+                    f"{bound.excess:.4f}", f"{bound.complexity:,.1f}", held, f"{point.held_out_bound:.4f}",
+                    bound.status,
+                )  # fmt: skip
+    console.print(table)
+    for point in record.points:
+        for reason in point.refusals:
+            console.print(f"λ = {point.weight_decay:g}, not given: {reason}", markup=False, soft_wrap=True)
     _print_page(console, directory)
 
 

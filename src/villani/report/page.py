@@ -20,6 +20,7 @@ from scipy.stats import t as student
 
 from villani.errors import InputError
 from villani.report import audit as auditing
+from villani.report import certificates as certifying
 from villani.report import constants as theory
 from villani.report import convergence as converging
 from villani.report import figures
@@ -28,6 +29,7 @@ from villani.report.elements import note
 from villani.report.tables import psi_table, tables
 from villani.report.verdict import findings, headline
 from villani.runs.audits import AuditRecord, ReplayRecord
+from villani.runs.certificates import CertificateRecord
 from villani.runs.content import RunRecords
 from villani.runs.convergences import ConvergenceRecord
 from villani.runs.records import (
@@ -45,6 +47,7 @@ from villani.runs.store import write_atomically
 _PAGES: Mapping[type, ModuleType] = {  # what tells of a record that is not a measurement
     ExactRecord: theory, ReferenceRecord: theory, ModelConstantsRecord: theory,
     AuditRecord: auditing, ReplayRecord: auditing, SpectrumRecord: spectra, ConvergenceRecord: converging,
+    CertificateRecord: certifying,
 }  # fmt: skip
 _SCHEMA_VERSION = RunRecords.model_fields["schema_version"].default
 

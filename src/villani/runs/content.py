@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from villani.runs.audits import AuditRecord, ReplayRecord
+from villani.runs.certificates import CertificateRecord
 from villani.runs.convergences import ConvergenceRecord
 from villani.runs.records import (
     ExactRecord,
@@ -25,7 +26,8 @@ AnyRecord = Annotated[
     | AuditRecord
     | ReplayRecord
     | SpectrumRecord
-    | ConvergenceRecord,
+    | ConvergenceRecord
+    | CertificateRecord,
     Field(discriminator="kind"),
 ]
 

@@ -88,7 +88,7 @@ def constants_of(model: nn.Module, space: ParameterSpace, settings: ConstantsSet
     """The comparison at every λ and s; None if some parameter does not decay."""
     if space.decayed_size < space.size:
         return None
-    smoothing = Smoothing(_outputs(model), settings.alpha)
+    smoothing = Smoothing(outputs(model), settings.alpha)
     lower = []
     if settings.variance is not None:
         lower.append(variance_quotient(settings.variance, 1.0, "statistical", "a direction, from samples"))
@@ -119,7 +119,7 @@ def constants_beside(
     return constants_of(model, space, asked) if positive else None
 
 
-def _outputs(model: nn.Module) -> int:
+def outputs(model: nn.Module) -> int:
     """V: the rows of the output embedding, which may be more than a tokenizer's tokens."""
     causal: Any = model
     head = causal.get_output_embeddings()

@@ -58,18 +58,7 @@ class SubjectSettings(BaseModel):
 
     def command(self) -> str:
         """The command that does this again, without where it is kept."""
-        words = ["villani", self.name, self.model]
-        for name, value in self.model_dump(exclude={"model"}).items():
-            if value == type(self).model_fields[name].default and name not in ("text", "weight_decay", "temperature"):
-                continue
-            flag = "--" + name.replace("_", "-")
-            if isinstance(value, bool):
-                words += [flag]
-            elif isinstance(value, list | tuple):
-                words += [flag, ",".join(f"{x:g}" if isinstance(x, float) else str(x) for x in value) or "none"]
-            else:
-                words += [flag, str(value)]
-        return shlex.join(words)
+        return command_words(self, self.name)
 
     def determining(self, text: TextRecord, provenance: Provenance, free: set[str]) -> Settings:
         """What determines a ledger's rows: of the settings, all but those that are `free`."""
@@ -81,6 +70,23 @@ class SubjectSettings(BaseModel):
             "threads": provenance.threads,
             **provenance.versions,
         }
+
+
+def command_words(settings: BaseModel, name: str) -> str:
+    """The command with these settings: those that are not the defaults, and the text, λ and s in any case."""
+    asked = settings.model_dump()
+    words = ["villani", name, str(asked.pop("model"))]
+    for field, value in asked.items():
+        if value == type(settings).model_fields[field].default and field not in ("text", "weight_decay", "temperature"):
+            continue
+        flag = "--" + field.replace("_", "-")
+        if isinstance(value, bool):
+            words += [flag]
+        elif isinstance(value, list | tuple):
+            words += [flag, ",".join(f"{x:g}" if isinstance(x, float) else str(x) for x in value) or "none"]
+        else:
+            words += [flag, "none" if value is None else str(value)]
+    return shlex.join(words)
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,6 +14,7 @@ from scipy.special import gammaln
 
 from villani.errors import InputError
 from villani.statistics import Status
+from villani.theory import complexity
 from villani.theory.expressions import Array, shortened
 from villani.theory.line import Law, first_gap, gaps, law, log_sobolev, panels, spectrum, support
 from villani.theory.plane import Plane, box, grade, solve_plane
@@ -318,7 +319,9 @@ def relative_entropy(case: Potential, truth: Truth) -> RelativeEntropy:
     log_prior = d / 2 * np.log(2 * np.pi / (beta * decay))
     return RelativeEntropy(
         value=float(-beta * at.loss - truth.log_normaliser + log_prior),
-        log_sobolev=beta / (2 * decay) * at.loss_gradient_squared,
-        stam=float(beta * decay / 2 * at.norm_squared - d / 2 + d / 2 * np.log1p(at.loss_laplacian / (decay * d))),
-        jeffreys=beta * (prior_loss - at.loss),
+        log_sobolev=complexity.log_sobolev(decay, beta, at.loss_gradient_squared, "certified").value,
+        stam=complexity.stam(
+            decay, beta, at.norm_squared, dimension=d, laplacian=at.loss_laplacian, status="certified"
+        ).value,
+        jeffreys=complexity.jeffreys(beta, prior_loss, at.loss, "certified").value,
     )

@@ -1,0 +1,139 @@
+"""The search for a non-vacuous certificate of a Transformer on Penn Treebank: every attempt, with its terms.
+
+python benchmarks/certificates.py --list
+python benchmarks/certificates.py NAME [NAME …]           (VILLANI_DATA; each resumes, under runs/certificates)
+python benchmarks/certificates.py --overhead              (what the account costs, in per cent of a training step)
+
+Rows go to docs/results/certificates.json. Attempts may be chosen by the results of others, since δ = 0.05 is divided by
+CANDIDATES, more than the settings that there are to choose from: η and s of {1, 2, 3, 5}·10^j with ten j, 32 numbers
+of steps, 10 batches (powers of 2), λ = 0 or 30 others, 10 clips, 10 models with their tokens, 11 priors, 3 directions,
+2 starts, 5 choices of tensors, 10 seeds: 5·10¹². It costs 30 nats of complexity.
+"""
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from villani.dynamics.chain import Moving, batch_loss, run_chain
+from villani.landscape.models import load_model
+from villani.studies.certify import CertifySettings, certify
+from villani.terminal import progress
+
+ROOT = Path(__file__).parents[1]
+PATH = ROOT / "docs" / "results" / "certificates.json"
+CANDIDATES = 10**13
+SMALL = "config:gpt-neo-125m?layers=2&width=64&heads=4&context=128&vocab=2048"
+LARGE = "config:gpt-neo-125m?layers=4&width=128&heads=4&context=128"
+COMMON: dict[str, Any] = {
+    "text": "ptb:train", "held_out": "ptb:test", "direction": "momentum", "start": "centre", "weight_decay": [0.0],
+    "clip": None, "candidates": CANDIDATES, "alpha": [0.001, 0.01, 0.1], "threads": 2,
+}  # fmt: skip
+BUILTIN = {"model": SMALL, "tokenizer": "builtin"} | COMMON
+BPE = {"model": LARGE, "tokenizer": "gpt2"} | COMMON
+PRIOR = {"prior": "text", "prior_share": 0.5, "prior_steps": 5000}
+ATTEMPTS: dict[str, dict[str, Any]] = {
+    # minutes: the validation text alone
+    "pilot-init": BUILTIN
+    | {
+        "text": "ptb:valid", "held_out": None, "learning_rate": 0.3, "temperature": 1e-3, "steps": 80, "batch": 8,
+        "micro_tokens": 1024, "threads": 1,
+    },
+    "pilot-half": BUILTIN
+    | PRIOR
+    | {
+        "text": "ptb:valid", "held_out": None, "prior_steps": 150, "learning_rate": 0.1, "temperature": 1e-4,
+        "steps": 30, "batch": 8, "micro_tokens": 1024, "threads": 1,
+    },
+    # from random weights, 2,048 tokens: the sum of η·s·K sets the noise that the weights end with
+    "init-a": BUILTIN | {"learning_rate": 0.3, "temperature": 2e-4, "steps": 600, "batch": 16},
+    "init-b": BUILTIN | {"learning_rate": 0.3, "temperature": 1e-4, "steps": 1500, "batch": 16},
+    "init-c": BUILTIN | {"learning_rate": 0.3, "temperature": 5e-5, "steps": 3000, "batch": 32},
+    "init-d": BUILTIN | {"learning_rate": 0.1, "temperature": 2e-4, "steps": 1500, "batch": 32},
+    "init-lambda": BUILTIN
+    | {
+        "learning_rate": 0.3, "temperature": 2e-4, "steps": 600, "batch": 16,
+        "weight_decay": [0.0, 0.001, 0.003, 0.007, 0.02, 0.05],
+    },
+    # from random weights, GPT-2 tokens
+    "init-bpe-a": BPE | {"learning_rate": 0.3, "temperature": 2e-4, "steps": 300, "batch": 16},
+    "init-bpe-b": BPE | {"learning_rate": 0.3, "temperature": 1e-4, "steps": 800, "batch": 16},
+    # from weights trained on the first half, certified on the second
+    "half-a": BUILTIN | PRIOR | {"learning_rate": 0.1, "temperature": 1e-6, "steps": 300, "batch": 32},
+    "half-b": BUILTIN | PRIOR | {"learning_rate": 0.1, "temperature": 1e-5, "steps": 300, "batch": 32},
+    "half-c": BUILTIN | PRIOR | {"learning_rate": 0.1, "temperature": 1e-4, "steps": 300, "batch": 32},
+    "half-bpe-a": BPE | PRIOR | {"learning_rate": 0.1, "temperature": 1e-5, "steps": 300, "batch": 16},
+    # c4 with many short chains of a tiny model; decay and clip
+    "c4-a": BUILTIN
+    | {
+        "model": "config:gpt-neo-125m?layers=1&width=16&heads=2&context=32&vocab=2048", "block": 32, "start": "prior",
+        "weight_decay": [0.01, 0.03], "clip": 1.0, "learning_rate": 0.5, "temperature": 1e-3, "steps": 100, "batch": 64,
+        "chains": 200,
+    },
+}  # fmt: skip
+
+
+def row(name: str, settings: CertifySettings, record: Any) -> dict[str, Any]:
+    """An attempt and its terms."""
+    points = [
+        point.model_dump(exclude={"held_out_loss"}) | {"held_out_loss": point.held_out_loss.model_dump()}
+        for point in record.points
+    ]  # fmt: skip
+    return {
+        "attempt": name, "command": settings.command(), "log_vocabulary": record.log_vocabulary,
+        "unigram_entropy": record.unigram_entropy, "tokens": record.tokens, "moving": record.moving,
+        "prior": record.prior, "prior_loss": record.prior_loss, "prior_bound": record.prior_bound,
+        "sentence": record.sentence, "points": points, "seconds": round(record.cost.seconds),
+    }  # fmt: skip
+
+
+def overhead(model: str, steps: int = 30) -> None:
+    """Seconds of a step of noisy training, and of what the account adds: ⟨g, ξ⟩ and its own arithmetic."""
+    loaded = load_model(model).model
+    moving = Moving(loaded)
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(0, loaded.config.vocab_size, (16, 128), generator=generator)  # type: ignore[union-attr]
+    plan = CertifySettings(model=model, steps=steps, start="centre").plan(1.0)
+    run_chain(moving, ids, ids, plan, batch=4, seed=0)  # warm
+    start = time.perf_counter()
+    out = run_chain(moving, ids, ids, plan, batch=4, seed=0)
+    whole = (time.perf_counter() - start) / steps
+    g = moving.gradient(batch_loss(loaded, ids[:4], ids[:4]))
+    account, times = type(out.account)(plan), []
+    for k in range(steps):
+        start = time.perf_counter()
+        inner = float(torch.dot(g, out.w))
+        account.step(0.5, inner, rate=plan.rates[k], noise=plan.noises[k], kept=plan.contractions[k])
+        times.append(time.perf_counter() - start)
+    added = float(np.median(times))
+    print(
+        f"{moving.size:,} parameters: {added * 1e3:.3f} ms of {whole * 1e3:.1f} ms a step, {100 * added / whole:.2f} %"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("names", nargs="*")
+    parser.add_argument("--list", action="store_true")
+    parser.add_argument("--overhead", action="store_true")
+    asked = parser.parse_args()
+    if asked.list:
+        print("\n".join(f"{name}: {CertifySettings(**settings).command()}" for name, settings in ATTEMPTS.items()))
+    if asked.overhead:
+        for model in ("builtin:tiny", SMALL, LARGE):
+            overhead(model)
+    for name in asked.names:
+        settings = CertifySettings(**ATTEMPTS[name])
+        with progress() as bar:
+            _, record = certify(settings, ROOT / "runs" / "certificates" / name, None, bar)
+        kept = json.loads(PATH.read_text()) if PATH.exists() else {}
+        PATH.write_text(json.dumps(kept | {name: row(name, settings, record)}, indent=1, ensure_ascii=False) + "\n")
+        print(record.sentence)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,195 @@
+"""Noisy training that a certificate can be written for: θ = θ₀ + S·w, w ← a·w − η·g + τ·ξ, everything else frozen.
+
+θ₀ is the centre of the prior and S a diagonal scale, both fixed before the certified data. Noise is isotropic in w.
+"""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import nn
+
+from villani.dynamics.certificate import Account, Plan
+from villani.errors import InputError
+from villani.landscape.objective import IGNORED
+from villani.statistics import Array
+from villani.streams import Purpose, stream
+
+Scale = Literal["unit", "relative"]
+Direction = Literal["sgd", "momentum", "adam"]
+_MOMENTUM, _SECOND, _EPSILON = 0.9, 0.95, 1e-8
+
+
+class Moving:
+    """The coordinates w ∈ R^k that training moves: the tensors of a model whose names match, about where they are now.
+
+    Args:
+        model: its present weights are the centre θ₀.
+        pattern: `all`, or a regular expression that names of tensors contain a match of.
+        scale: `unit`: θ = θ₀ + w; `relative`: each tensor's w in units of the root mean square of its θ₀ (of all moving
+            coordinates' where that is 0), so that noise perturbs all tensors alike.
+
+    Raises:
+        InputError: the pattern is invalid or matches nothing.
+    """
+
+    def __init__(self, model: nn.Module, pattern: str = "all", scale: Scale = "unit") -> None:
+        try:
+            wanted = re.compile("" if pattern == "all" else pattern)
+        except re.error as error:
+            raise InputError(f"train {pattern!r} is not a regular expression: {error}") from None
+        named = [(name, p) for name, p in model.named_parameters() if wanted.search(name)]
+        if not named:
+            first = next((name for name, _ in model.named_parameters()), "none")
+            raise InputError(f"train {pattern!r} matches no parameter: names look like {first!r}")
+        self.model = model
+        self.names = [name for name, _ in named]
+        self.tensors = [p for _, p in named]
+        self.sizes = [p.numel() for p in self.tensors]
+        self.centre = torch.cat([p.detach().reshape(-1).clone() for p in self.tensors])  # (k,)
+        squares = [float(p.detach().double().square().mean()) for p in self.tensors]
+        overall = float(np.average(squares, weights=self.sizes)) ** 0.5 or 1.0
+        units = [s**0.5 or overall for s in squares] if scale == "relative" else [1.0] * len(squares)
+        pairs = zip(self.tensors, units, strict=True)
+        self.scale = torch.cat([torch.full_like(p.detach().reshape(-1), unit) for p, unit in pairs])  # (k,)
+
+    @property
+    def size(self) -> int:
+        """k."""
+        return int(self.centre.numel())
+
+    def write(self, w: torch.Tensor) -> None:
+        """Put θ₀ + S·w into the model."""
+        with torch.no_grad():
+            for tensor, part in zip(self.tensors, (self.centre + self.scale * w).split(self.sizes), strict=True):
+                tensor.copy_(part.view_as(tensor))
+
+    def gradient(self, loss: torch.Tensor) -> torch.Tensor:
+        """∇_w of a loss, (k,)."""
+        parts = torch.autograd.grad(loss, self.tensors)
+        return torch.cat([part.reshape(-1) for part in parts]) * self.scale
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """Where a run ended, and its account.
+
+    Attributes:
+        w: (k,) the last iterate.
+        losses: (K,) loss of each step's batch, mean nats per predicted token.
+        clipped: share of steps whose direction was scaled down.
+        account: what the certificate needs.
+    """
+
+    w: torch.Tensor
+    losses: Array
+    clipped: float
+    account: Account
+
+
+def run_chain(
+    moving: Moving, ids: torch.Tensor, labels: torch.Tensor, plan: Plan, *, batch: int, seed: int, index: int = 0,
+    direction: Direction = "sgd", progress: Callable[[int, int], None] | None = None,
+) -> Outcome:  # fmt: skip
+    """One run of the plan; the model is left at its last iterate.
+
+    Args:
+        moving: what moves.
+        ids: (M, T) int64 token blocks.
+        labels: (M, T) int64, −100 where not predicted.
+        plan: fixed before the data.
+        batch: blocks in a step, drawn from (seed, index, step), independently of the noise.
+        seed: of everything random.
+        index: which of J independent chains.
+        direction: the gradient of the batch, an average of them (momentum 0.9), or Adam's; clipped afterwards.
+        progress: called with (step, steps).
+
+    Raises:
+        InputError: a loss that is not finite.
+    """
+    moving.model.eval()  # dropout off
+    w = torch.zeros_like(moving.centre)
+    if plan.start == "prior":
+        w += plan.variance**0.5 * _normal(stream(seed, Purpose.CHAIN_START, index), w)
+    normals = stream(seed, Purpose.CHAIN_NOISE, index)
+    account, losses, clipped = Account(plan), [], 0
+    turn = _turning(direction)
+    steps = len(plan.rates)
+    for k, (rate, kept, noise) in enumerate(zip(plan.rates, plan.contractions, plan.noises, strict=True)):
+        moving.write(w)
+        rows = torch.from_numpy(stream(seed, Purpose.BATCHES, index, k).integers(len(ids), size=batch))
+        loss = batch_loss(moving.model, ids[rows].to(w.device), labels[rows].to(w.device))
+        if not bool(torch.isfinite(loss)):
+            raise InputError(f"training diverged at step {k}: lower the learning rate, or clip")
+        g = turn(moving.gradient(loss), k)
+        squared = float(torch.linalg.vector_norm(g, dtype=torch.float64)) ** 2
+        if plan.clip is not None and squared > plan.clip**2:
+            g *= plan.clip / squared**0.5
+            squared = plan.clip**2
+            clipped += 1
+        xi = _normal(normals, w)
+        inner = float(torch.dot(g, xi))
+        w.mul_(kept).sub_(g, alpha=rate).add_(xi, alpha=noise)
+        account.step(squared, inner, rate=rate, noise=noise, kept=kept)
+        losses.append(float(loss.detach()))
+        if progress:
+            progress(k + 1, steps)
+    moving.write(w)
+    return Outcome(w, np.array(losses), clipped / steps, account)
+
+
+def batch_loss(model: nn.Module, ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Mean nats per predicted token of a few blocks, with a graph."""
+    logits = model(input_ids=ids, use_cache=False).logits[:, :-1]
+    return nn.functional.cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten(), ignore_index=IGNORED)
+
+
+def label_probabilities(
+    model: nn.Module, ids: torch.Tensor, labels: torch.Tensor, *, micro_tokens: int = 4096,
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[Array, Array]:  # fmt: skip
+    """ln p of every predicted token (m,), and the number of predicted tokens of every block (M,)."""
+    model.eval()
+    found, counts = [], (labels[:, 1:] != IGNORED).sum(dim=1).numpy().astype(np.float64)
+    step = max(1, micro_tokens // ids.shape[1])
+    device = next(model.parameters()).device
+    with torch.no_grad():
+        for start in range(0, len(ids), step):
+            targets = labels[start : start + step, 1:].to(device)
+            logits = model(input_ids=ids[start : start + step].to(device), use_cache=False).logits[:, :-1]
+            wanted = targets != IGNORED
+            logs = nn.functional.cross_entropy(logits[wanted].float(), targets[wanted], reduction="none")
+            found.append(-logs.double().cpu().numpy())
+            if progress:
+                progress(min(start + step, len(ids)), len(ids))
+    return np.concatenate(found), counts
+
+
+def _turning(direction: Direction) -> Callable[[torch.Tensor, int], torch.Tensor]:
+    """From the gradients so far to the direction; none of it sees the noise of the step to come."""
+    if direction == "sgd":
+        return lambda g, _: g
+    first: list[torch.Tensor] = []
+    second: list[torch.Tensor] = []
+
+    def turn(g: torch.Tensor, k: int) -> torch.Tensor:
+        if not first:
+            first.append(torch.zeros_like(g))
+            second.append(torch.zeros_like(g))
+        first[0].mul_(_MOMENTUM).add_(g, alpha=1 - _MOMENTUM)
+        average = first[0] / (1 - _MOMENTUM ** (k + 1))
+        if direction == "momentum":
+            return average
+        second[0].mul_(_SECOND).addcmul_(g, g, value=1 - _SECOND)
+        return average / ((second[0] / (1 - _SECOND ** (k + 1))).sqrt() + _EPSILON)
+
+    return turn
+
+
+def _normal(generator: np.random.Generator, like: torch.Tensor) -> torch.Tensor:
+    """Standard normals of the shape and dtype of a vector, drawn on the CPU."""
+    kind = np.float64 if like.dtype == torch.float64 else np.float32
+    return torch.from_numpy(generator.standard_normal(like.numel(), dtype=kind)).to(like.device)
