@@ -4,19 +4,54 @@ Progress goes to stderr. Exit codes: 0 done, 2 bad input (one line), 1 anything 
 """
 
 import sys
-from collections.abc import Callable
 from contextlib import nullcontext
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated
 
 import typer
 from typer.exceptions import TyperException
 
 from villani import __version__
 from villani.errors import InputError, LostProcess
+from villani.options import (
+    Block,
+    BlocksChoice,
+    ChainStartChoice,
+    Data,
+    Decay,
+    Device,
+    DirectionChoice,
+    Dtype,
+    DtypeChoice,
+    Finite,
+    Json,
+    MatrixChoice,
+    MethodChoice,
+    MicroTokens,
+    Model,
+    OperatorChoice,
+    PriorChoice,
+    Probes,
+    ProductsChoice,
+    Run,
+    ScaleChoice,
+    ScheduleChoice,
+    Sequences,
+    ShapeChoice,
+    StartChoice,
+    TargetChoice,
+    Text,
+    Threads,
+    Tokenizer,
+    TraceChoice,
+    TrustRemoteCode,
+    assignments,
+    number,
+    numbers,
+    optional,
+    whole_numbers,
+)
 
-T = TypeVar("T")
 app = typer.Typer(
     help="What weight decay does to a Transformer's loss landscape, and which guarantees really follow.",
     no_args_is_help=True,
@@ -24,136 +59,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-
-
-class TraceChoice(StrEnum):
-    """Ways to tr ∇²L."""
-
-    gauss_newton = "gauss-newton"
-    hutchinson = "hutchinson"
-    taylor = "taylor"
-
-
-class BlocksChoice(StrEnum):
-    """What gets a probe of its own."""
-
-    whole = "whole"
-    layer = "layer"
-    tensor = "tensor"
-
-
-class ProductsChoice(StrEnum):
-    """Ways to the product of the Hessian with a vector."""
-
-    reverse_over_reverse = "reverse-over-reverse"
-    forward_over_reverse = "forward-over-reverse"
-    finite_differences = "finite-differences"
-
-
-class OperatorChoice(StrEnum):
-    """Matrices whose spectrum is wanted."""
-
-    hessian = "hessian"
-    gauss_newton = "gauss-newton"
-
-
-class MatrixChoice(StrEnum):
-    """With or without the λ of weight decay on its coordinates."""
-
-    loss = "loss"
-    objective = "objective"
-
-
-class TargetChoice(StrEnum):
-    """Figures that an error may be wanted for."""
-
-    hessian_trace = "hessian_trace"
-    psi = "psi"
-
-
-class DtypeChoice(StrEnum):
-    """Precisions that second derivatives survive in."""
-
-    float32 = "float32"
-    float64 = "float64"
-
-
-class PriorChoice(StrEnum):
-    """Where the centre of a certificate's prior comes from."""
-
-    init = "init"
-    text = "text"
-    given = "given"
-
-
-class ScaleChoice(StrEnum):
-    """Units that the noise of a certified run is isotropic in."""
-
-    unit = "unit"
-    relative = "relative"
-
-
-class DirectionChoice(StrEnum):
-    """Directions of a certified run."""
-
-    sgd = "sgd"
-    momentum = "momentum"
-    adam = "adam"
-
-
-class ChainStartChoice(StrEnum):
-    """Where a certified run starts."""
-
-    prior = "prior"
-    centre = "centre"
-
-
-class ShapeChoice(StrEnum):
-    """Ways in which a potential of one or two coordinates extends to d."""
-
-    ridge = "ridge"
-    copies = "copies"
-    radial = "radial"
-
-
-class MethodChoice(StrEnum):
-    """Kernels of Langevin dynamics."""
-
-    noisy_sgd = "noisy-sgd"
-    matched = "matched"
-    mala = "mala"
-
-
-class ScheduleChoice(StrEnum):
-    """Step sizes along a chain."""
-
-    constant = "constant"
-    cosine = "cosine"
-
-
-class StartChoice(StrEnum):
-    """Where chains begin."""
-
-    same = "same"
-    spread = "spread"
-
-
-Model = Annotated[str, typer.Argument(help="folder, hub id, config:NAME[?layers=2&width=64] or builtin:tiny")]
-Text = Annotated[str, typer.Option(help="builtin, ptb, wikitext-103, hub:NAME, or UTF-8 files")]
-Tokenizer = Annotated[str | None, typer.Option(help="builtin, gpt2, folder or hub id; default: the model's own")]
-Decay = Annotated[str, typer.Option(help="what decays: all, hf, nanogpt, olmo or match:REGEX")]
-Sequences = Annotated[int, typer.Option(help="blocks in a group")]
-Block = Annotated[int, typer.Option(help="tokens in a block")]
-Probes = Annotated[int, typer.Option(help="independent probes in each group")]
-Finite = Annotated[bool, typer.Option("--finite", help="the groups are the whole data set, not a sample of it")]
-Dtype = Annotated[DtypeChoice, typer.Option(help="precision to measure in")]
-Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, …")]
-Threads = Annotated[int | None, typer.Option(help="CPU threads; rounding depends on it; default: torch's choice")]
-MicroTokens = Annotated[int, typer.Option(help="tokens in one forward pass at most: sets the memory needed")]
-TrustRemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="let a checkpoint run its code")]
-Run = Annotated[Path | None, typer.Option(help="run directory; made from the settings when not given")]
-Data = Annotated[Path | None, typer.Option(help="folder of PTB, WikiText and GPT-2 BPE files; default VILLANI_DATA")]
-Json = Annotated[bool, typer.Option("--json", help="print one record on stdout, and nothing else")]
 
 
 @app.command()
@@ -210,8 +115,8 @@ def measure(
     from villani.terminal import print_measurement, progress
 
     settings = MeasureSettings(
-        model=model, text=text, tokenizer=tokenizer, weight_decay=_numbers("weight-decay", weight_decay),
-        temperature=_numbers("temperature", temperature), decay=decay, groups=groups, sequences=sequences, block=block,
+        model=model, text=text, tokenizer=tokenizer, weight_decay=numbers("weight-decay", weight_decay),
+        temperature=numbers("temperature", temperature), decay=decay, groups=groups, sequences=sequences, block=block,
         probes=probes, trace=trace.value, blocks=blocks.value, products=products.value, target_error=target_error,
         target=target.value, max_groups=max_groups, shares=shares, deflate=str(deflate) if deflate else None,
         finite=finite, seed=seed,
@@ -283,8 +188,8 @@ def audit(
     if model is None:
         raise InputError("audit: give a model, or --replay with a witness")
     settings = AuditSettings(
-        model=model, text=text, tokenizer=tokenizer, weight_decay=_number("weight-decay", weight_decay),
-        temperature=_number("temperature", temperature), decay=decay, groups=groups, sequences=sequences, block=block,
+        model=model, text=text, tokenizer=tokenizer, weight_decay=number("weight-decay", weight_decay),
+        temperature=number("temperature", temperature), decay=decay, groups=groups, sequences=sequences, block=block,
         probes=probes, confirmed=confirmed, search=search, rays=[] if rays == "none" else rays.split(","),
         ray_groups=ray_groups, finite=finite, seed=seed or 0, dtype=dtype.value, device=device, threads=threads,
         micro_tokens=micro_tokens, trust_remote_code=trust_remote_code,
@@ -345,7 +250,7 @@ def spectrum(
 
     settings = SpectrumSettings(
         model=model, text=text, tokenizer=tokenizer, operator=operator.value, matrix=matrix.value,
-        weight_decay=_number("weight-decay", weight_decay), decay=decay, top=top, bottom=bottom, tolerance=tolerance,
+        weight_decay=number("weight-decay", weight_decay), decay=decay, top=top, bottom=bottom, tolerance=tolerance,
         most=most, basis=basis, density_probes=density_probes, density_steps=density_steps,
         density_shares=density_shares, layers=layers, layer_steps=layer_steps, held_out=held_out,
         learning_rate=learning_rate, memory=memory, groups=groups, sequences=sequences, block=block, finite=finite,
@@ -421,9 +326,9 @@ def exact(
             directory, found = run_reference(run, bar)
         else:
             settings = ExactSettings(
-                potential=potential, weight_decay=_optional(_numbers, "weight-decay", weight_decay),
-                temperature=_optional(_numbers, "temperature", temperature), beta=_optional(_numbers, "beta", beta),
-                dimension=_optional(_whole_numbers, "dimension", dimension), parameters=_assignments(set_ or []),
+                potential=potential, weight_decay=optional(numbers, "weight-decay", weight_decay),
+                temperature=optional(numbers, "temperature", temperature), beta=optional(numbers, "beta", beta),
+                dimension=optional(whole_numbers, "dimension", dimension), parameters=assignments(set_ or []),
                 shape=shape.value if shape else None, digits=digits,
             )  # fmt: skip
             directory, found = run_exact(settings, run, bar)
@@ -469,9 +374,9 @@ def constants(
     from villani.terminal import print_constants
 
     settings = ConstantsSettings(
-        model=model, weight_decay=_numbers("weight-decay", weight_decay),
-        temperature=_numbers("temperature", temperature), alpha=alpha, decay=decay, time=time, curvature=curvature,
-        gradient_norms=_optional(_numbers, "gradient-norms", gradient_norms), variance=variance,
+        model=model, weight_decay=numbers("weight-decay", weight_decay),
+        temperature=numbers("temperature", temperature), alpha=alpha, decay=decay, time=time, curvature=curvature,
+        gradient_norms=optional(numbers, "gradient-norms", gradient_norms), variance=variance,
         trust_remote_code=trust_remote_code,
     )  # fmt: skip
     directory, record = run_constants(settings, run)
@@ -534,11 +439,11 @@ def converge(
     from villani.terminal import print_convergence, progress
 
     settings = ConvergeSettings(
-        model=model, text=text, tokenizer=tokenizer, weight_decay=_optional(_numbers, "weight-decay", weight_decay),
-        temperature=_optional(_numbers, "temperature", temperature), learning_rate=learning_rate, steps=steps,
+        model=model, text=text, tokenizer=tokenizer, weight_decay=optional(numbers, "weight-decay", weight_decay),
+        temperature=optional(numbers, "temperature", temperature), learning_rate=learning_rate, steps=steps,
         chains=chains, walkers=walkers, method=method.value, momentum=momentum, schedule=schedule.value, full=full,
         start=start.value, coupled=coupled, log_every=log_every, psi_every=psi_every, psi_groups=psi_groups,
-        decay=decay, groups=groups, sequences=sequences, block=block, parameters=_assignments(set_ or []),
+        decay=decay, groups=groups, sequences=sequences, block=block, parameters=assignments(set_ or []),
         dimension=dimension, seed=seed, dtype=dtype.value, device=device, threads=threads, micro_tokens=micro_tokens,
         trust_remote_code=trust_remote_code,
     )  # fmt: skip
@@ -604,10 +509,10 @@ def certify(
     settings = CertifySettings(
         model=model, text=text, held_out=held_out, tokenizer=tokenizer, block=block, blocks=blocks, prior=prior.value,
         prior_share=prior_share, prior_steps=prior_steps, train=train, scale=scale.value, direction=direction.value,
-        start=start.value, weight_decay=_numbers("weight-decay", weight_decay),
-        temperature=_number("temperature", temperature), learning_rate=learning_rate, steps=steps, batch=batch,
-        clip=None if clip == "none" else _number("clip", clip), chains=chains, delta=delta, candidates=candidates,
-        alpha=_numbers("alpha", alpha), seed=seed, device=device, threads=threads,
+        start=start.value, weight_decay=numbers("weight-decay", weight_decay),
+        temperature=number("temperature", temperature), learning_rate=learning_rate, steps=steps, batch=batch,
+        clip=None if clip == "none" else number("clip", clip), chains=chains, delta=delta, candidates=candidates,
+        alpha=numbers("alpha", alpha), seed=seed, device=device, threads=threads,
         micro_tokens=micro_tokens,
     )  # fmt: skip
     with progress() as bar:
@@ -643,39 +548,6 @@ def _root(version: Annotated[bool, typer.Option("--version", help="print the ver
     if version:
         typer.echo(f"villani {__version__}")
         raise typer.Exit
-
-
-def _numbers(name: str, text: str) -> list[float]:
-    try:
-        return [float(part) for part in text.split(",")]
-    except ValueError:
-        raise InputError(f"--{name} {text!r}: expected numbers, several with commas") from None
-
-
-def _number(name: str, text: str) -> float:
-    values = _numbers(name, text)
-    if len(values) > 1:
-        raise InputError(f"--{name} {text!r}: expected one number")
-    return values[0]
-
-
-def _optional(read: Callable[[str, str], list[T]], name: str, text: str | None) -> list[T]:
-    return [] if text is None else read(name, text)
-
-
-def _whole_numbers(name: str, text: str) -> list[int]:
-    values = _numbers(name, text)
-    if not all(value.is_integer() for value in values):
-        raise InputError(f"--{name} {text!r}: expected whole numbers, several with commas")
-    return [int(value) for value in values]
-
-
-def _assignments(texts: list[str]) -> dict[str, float]:
-    pairs = [text.partition("=") for text in texts]
-    for (name, sign, value), text in zip(pairs, texts, strict=True):
-        if not (name.strip().isidentifier() and sign and value.strip()):
-            raise InputError(f"--set {text!r}: expected NAME=VALUE")
-    return {name.strip(): _numbers(f"set {name.strip()}", value)[0] for name, _, value in pairs}
 
 
 _INTERRUPTED = 130  # what typer returns after Ctrl-C

@@ -1,0 +1,184 @@
+"""What the options of several commands have in common: their names, choices, help, and how their text is read."""
+
+from collections.abc import Callable
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, TypeVar
+
+import typer
+
+from villani.errors import InputError
+
+T = TypeVar("T")
+
+
+class TraceChoice(StrEnum):
+    """Ways to tr ∇²L."""
+
+    gauss_newton = "gauss-newton"
+    hutchinson = "hutchinson"
+    taylor = "taylor"
+
+
+class BlocksChoice(StrEnum):
+    """What gets a probe of its own."""
+
+    whole = "whole"
+    layer = "layer"
+    tensor = "tensor"
+
+
+class ProductsChoice(StrEnum):
+    """Ways to the product of the Hessian with a vector."""
+
+    reverse_over_reverse = "reverse-over-reverse"
+    forward_over_reverse = "forward-over-reverse"
+    finite_differences = "finite-differences"
+
+
+class OperatorChoice(StrEnum):
+    """Matrices whose spectrum is wanted."""
+
+    hessian = "hessian"
+    gauss_newton = "gauss-newton"
+
+
+class MatrixChoice(StrEnum):
+    """With or without the λ of weight decay on its coordinates."""
+
+    loss = "loss"
+    objective = "objective"
+
+
+class TargetChoice(StrEnum):
+    """Figures that an error may be wanted for."""
+
+    hessian_trace = "hessian_trace"
+    psi = "psi"
+
+
+class DtypeChoice(StrEnum):
+    """Precisions that second derivatives survive in."""
+
+    float32 = "float32"
+    float64 = "float64"
+
+
+class PriorChoice(StrEnum):
+    """Where the centre of a certificate's prior comes from."""
+
+    init = "init"
+    text = "text"
+    given = "given"
+
+
+class ScaleChoice(StrEnum):
+    """Units that the noise of a certified run is isotropic in."""
+
+    unit = "unit"
+    relative = "relative"
+
+
+class DirectionChoice(StrEnum):
+    """Directions of a certified run."""
+
+    sgd = "sgd"
+    momentum = "momentum"
+    adam = "adam"
+
+
+class ChainStartChoice(StrEnum):
+    """Where a certified run starts."""
+
+    prior = "prior"
+    centre = "centre"
+
+
+class ShapeChoice(StrEnum):
+    """Ways in which a potential of one or two coordinates extends to d."""
+
+    ridge = "ridge"
+    copies = "copies"
+    radial = "radial"
+
+
+class MethodChoice(StrEnum):
+    """Kernels of Langevin dynamics."""
+
+    noisy_sgd = "noisy-sgd"
+    matched = "matched"
+    mala = "mala"
+
+
+class ScheduleChoice(StrEnum):
+    """Step sizes along a chain."""
+
+    constant = "constant"
+    cosine = "cosine"
+
+
+class StartChoice(StrEnum):
+    """Where chains begin."""
+
+    same = "same"
+    spread = "spread"
+
+
+Model = Annotated[str, typer.Argument(help="folder, hub id, config:NAME[?layers=2&width=64] or builtin:tiny")]
+Text = Annotated[str, typer.Option(help="builtin, ptb, wikitext-103, hub:NAME, or UTF-8 files")]
+Tokenizer = Annotated[str | None, typer.Option(help="builtin, gpt2, folder or hub id; default: the model's own")]
+Decay = Annotated[str, typer.Option(help="what decays: all, hf, nanogpt, olmo or match:REGEX")]
+Sequences = Annotated[int, typer.Option(help="blocks in a group")]
+Block = Annotated[int, typer.Option(help="tokens in a block")]
+Probes = Annotated[int, typer.Option(help="independent probes in each group")]
+Finite = Annotated[bool, typer.Option("--finite", help="the groups are the whole data set, not a sample of it")]
+Dtype = Annotated[DtypeChoice, typer.Option(help="precision to measure in")]
+Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, …")]
+Threads = Annotated[int | None, typer.Option(help="CPU threads; rounding depends on it; default: torch's choice")]
+MicroTokens = Annotated[int, typer.Option(help="tokens in one forward pass at most: sets the memory needed")]
+TrustRemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="let a checkpoint run its code")]
+Run = Annotated[Path | None, typer.Option(help="run directory; made from the settings when not given")]
+Data = Annotated[Path | None, typer.Option(help="folder of PTB, WikiText and GPT-2 BPE files; default VILLANI_DATA")]
+Json = Annotated[bool, typer.Option("--json", help="print one record on stdout, and nothing else")]
+
+
+def numbers(name: str, text: str) -> list[float]:
+    """Numbers with commas between them.
+
+    Raises:
+        InputError: not numbers.
+    """
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise InputError(f"--{name} {text!r}: expected numbers, several with commas") from None
+
+
+def number(name: str, text: str) -> float:
+    """One number, or an InputError."""
+    values = numbers(name, text)
+    if len(values) > 1:
+        raise InputError(f"--{name} {text!r}: expected one number")
+    return values[0]
+
+
+def optional(read: Callable[[str, str], list[T]], name: str, text: str | None) -> list[T]:
+    """What `read` makes of an option; nothing where it is not given."""
+    return [] if text is None else read(name, text)
+
+
+def whole_numbers(name: str, text: str) -> list[int]:
+    """As `numbers`, whole ones."""
+    values = numbers(name, text)
+    if not all(value.is_integer() for value in values):
+        raise InputError(f"--{name} {text!r}: expected whole numbers, several with commas")
+    return [int(value) for value in values]
+
+
+def assignments(texts: list[str]) -> dict[str, float]:
+    """NAME=VALUE, each as an option of its own."""
+    pairs = [text.partition("=") for text in texts]
+    for (name, sign, value), text in zip(pairs, texts, strict=True):
+        if not (name.strip().isidentifier() and sign and value.strip()):
+            raise InputError(f"--set {text!r}: expected NAME=VALUE")
+    return {name.strip(): numbers(f"set {name.strip()}", value)[0] for name, _, value in pairs}
