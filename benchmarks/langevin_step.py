@@ -5,12 +5,15 @@ python benchmarks/langevin_step.py config:gpt-neo-125m --repeats 7              
 
 The plain step is torch.optim.SGD with weight decay after the same forward and backward passes of 4 blocks of random
 tokens. Seconds are medians; each round does all four steps in turn, and a ratio is the median of the rounds' ratios.
-Memory is what parameters, gradients and buffers take, in copies of θ. Prints one line of JSON, and with --output
+Memory is the peak of a process of its own for each way, three steps long. Prints one line of JSON, and with --output
 writes it.
 """
 
 import argparse
 import json
+import resource
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -35,6 +38,7 @@ def main() -> None:
     parser.add_argument("--block", type=int, default=128)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--output", type=Path)
+    parser.add_argument("--peak", help="only this way, for its peak memory")
     asked = parser.parse_args()
     torch.set_num_threads(asked.threads)
     model = load_model(asked.model).model
@@ -45,7 +49,7 @@ def main() -> None:
     target = NetworkTarget(objective, batch=asked.sequences, seed=0)
     optimizer = torch.optim.SGD(target.tensors, lr=RULE["learning_rate"], weight_decay=RULE["weight_decay"])
     rule, heavy = Rule(**RULE, steps=1000), Rule(**RULE, steps=1000, momentum=0.9)
-    velocity = [torch.zeros_like(t) for t in target.tensors]
+    velocity = [torch.zeros_like(t) for t in target.tensors] if asked.peak in (None, "noisy_momentum") else []
 
     def plain(step: int) -> None:
         target.evaluate(0, step)
@@ -64,6 +68,12 @@ def main() -> None:
         "noisy_momentum": lambda step: walk(step, heavy, velocity, never),
         "observed": lambda step: walk(step, rule, None, 1),
     }
+    if asked.peak:
+        with target.running():
+            for step in range(1, 4):
+                ways[asked.peak](step)
+        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+        return
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     with target.running():
         for repeat in range(1, asked.repeats + 2):  # step 0 is always logged
@@ -77,6 +87,10 @@ def main() -> None:
         for name, values in seconds.items()
     }
     observing = np.median((np.array(seconds["observed"]) - np.array(seconds["noisy"]))[1:]) / medians["noisy"]
+    peaks = {}
+    for name in ways:
+        child = [sys.executable, __file__, *sys.argv[1:], "--peak", name]
+        peaks[name] = int(subprocess.run(child, check=True, capture_output=True, text=True).stdout)
     every = ConvergeSettings(model=asked.model).filled().log_every
     size = sum(t.numel() for t in target.tensors)
     print(
@@ -86,7 +100,7 @@ def main() -> None:
                 "threads": asked.threads, "repeats": asked.repeats, "seconds": medians, "ratio_to_plain_sgd": ratios,
                 "observables_every_step": float(observing), "default_interval": every,
                 "observables_at_default_interval": float(observing) / every,
-                "copies_of_theta": 2, "copies_of_theta_with_momentum": 3,
+                "bytes_of_theta": sum(t.numel() * t.element_size() for t in target.tensors), "peak_bytes": peaks,
             }
         )
     )  # fmt: skip
