@@ -114,7 +114,7 @@ def test_measuring_to_an_error_reaches_it_and_holds_the_truth(quantity):
     oracles = [dense(model, group, second=True) for group in pool]
     tokens = sum(o.tokens for o in oracles)
     trace = sum(np.trace(o.hessian) for o in oracles) / tokens
-    error = 15.0  # absolute: which way and how many probes a plan takes depends on timings, and so does a figure
+    error = 25.0  # absolute: which way and how many probes a plan takes depends on timings, and so does a figure
     target = Target(error, relative=False, quantity=quantity, weight_decay=0.1, temperature=10.0)
     plans = []
     found, plan = measure_to(objective, target, seed=1, least=8, told=plans.append)
@@ -138,9 +138,9 @@ def test_a_resumed_run_keeps_to_its_plan_and_measures_nothing_twice():
             super().put(key, arrays, **cost)
 
     ledger = Counted()
-    first, plan = measure_to(objective, Target(1.2), least=8, ledger=ledger)
+    first, plan = measure_to(objective, Target(40.0, relative=False), least=8, ledger=ledger)
     puts = ledger.puts
-    again, same = measure_to(objective, Target(1.2), least=8, ledger=ledger)
+    again, same = measure_to(objective, Target(40.0, relative=False), least=8, ledger=ledger)
     assert (plan, puts) == (same, ledger.puts)
     assert np.array_equal(first.joint.covariance, again.joint.covariance)
 
