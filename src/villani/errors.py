@@ -1,5 +1,7 @@
 """What stops the work without being a bug: bad input, and the loss of another process."""
 
+import math
+
 
 class InputError(ValueError):
     """Bad input, told in one line: what was wrong, the value seen, what to do.
@@ -18,3 +20,17 @@ class LostProcess(BaseException):
         super().__init__(
             "another process of this run was lost; what was finished is kept, and the same command resumes"
         )
+
+
+def check_positive(**named: float) -> None:
+    """Refuse numbers that are not finite and > 0, by name."""
+    for name, value in named.items():
+        if not 0 < value < math.inf:
+            raise InputError(f"{name}={value:g}: expected a finite number > 0")
+
+
+def check_nonnegative(**named: float) -> None:
+    """Refuse numbers that are not finite and ≥ 0, by name."""
+    for name, value in named.items():
+        if not 0 <= value < math.inf:
+            raise InputError(f"{name}={value:g}: expected a finite number ≥ 0")

@@ -11,7 +11,7 @@ from typing import Literal
 
 import numpy as np
 
-from villani.errors import InputError
+from villani.errors import InputError, check_nonnegative, check_positive
 from villani.statistics import Array
 from villani.theory.complexity import Complexity, NoisyDescent, path
 from villani.theory.constants import Smoothing
@@ -48,10 +48,9 @@ class Plan:
     def __post_init__(self) -> None:
         if not 0 < self.temperature < math.inf:
             raise InputError(f"temperature={self.temperature:g}: a certificate needs noise, so a finite number > 0")
-        if not 0 <= self.weight_decay < math.inf:
-            raise InputError(f"weight_decay={self.weight_decay:g}: expected a finite number ≥ 0")
-        if self.clip is not None and not 0 < self.clip < math.inf:
-            raise InputError(f"clip={self.clip:g}: expected a finite number > 0")
+        check_nonnegative(weight_decay=self.weight_decay)
+        if self.clip is not None:
+            check_positive(clip=self.clip)
         rates = np.asarray(self.rates, dtype=float)
         if rates.ndim != 1 or not rates.size or not (np.isfinite(rates).all() and (rates > 0).all()):
             raise InputError("learning rates: expected finite numbers > 0")

@@ -22,7 +22,7 @@ import torch
 from numpy.typing import NDArray
 
 from villani.dynamics.noise import add_gaussian, gaussian
-from villani.errors import InputError
+from villani.errors import InputError, check_positive
 from villani.landscape.objective import check_weight_decay
 from villani.measurement import check_temperature
 from villani.statistics import Array
@@ -62,8 +62,7 @@ class Rule:
     def __post_init__(self) -> None:
         check_weight_decay(self.weight_decay)
         check_temperature(self.temperature)
-        if not 0 < self.learning_rate < math.inf:
-            raise InputError(f"learning_rate={self.learning_rate:g}: expected a finite number > 0")
+        check_positive(learning_rate=self.learning_rate)
         if self.steps < 1:
             raise InputError(f"steps={self.steps}: expected at least 1")
         if not 0 <= self.momentum < 1:

@@ -19,6 +19,7 @@ from villani.report.figures import (
     themed,
 )
 from villani.report.numbers import format_interval, format_number, format_uncertain
+from villani.report.tables import origin_rows
 from villani.runs.audits import (
     AuditRecord,
     FlatRecord,
@@ -357,7 +358,7 @@ def _compared(record: ReplayRecord) -> str:
 
 
 def _how(record: AuditRecord) -> str:
-    design, origin = record.design, record.provenance
+    design = record.design
     rows = {
         "model": f"{record.model.spec}: {record.model.description}",
         "decay": f"{record.objective.decay}, {record.objective.decayed_parameters:,} of "
@@ -366,14 +367,8 @@ def _how(record: AuditRecord) -> str:
         "groups": f"{design.groups} of {design.sequences} × {design.block} tokens: a third each to choose orbits, to "
         f"lead the search ({design.search} rounds), and to confirm; rays on {design.ray_groups}",
         "probes": f"{design.probes} a group",
-        "parameters": origin.parameter_checksum,
-        "command": origin.command,
-        "versions": ", ".join(f"{name} {version}" for name, version in origin.versions.items()),
-        "device": f"{origin.device}, {origin.threads} threads",
     }
-    if record.cost:
-        rows["cost"] = f"{record.cost.seconds:.0f} s, {record.cost.peak_memory_bytes / 2**30:.2f} GiB at most"
-    return facts(rows)
+    return facts(rows | origin_rows(record.provenance, record.cost))
 
 
 def limits(record: AuditRecord | ReplayRecord) -> list[str]:

@@ -9,6 +9,7 @@ from villani.report.constants import Pictures
 from villani.report.elements import badge, facts, html, note, section, table
 from villani.report.figures import NEGATIVE, POSITIVE, REMAINDER, SignedLog, themed
 from villani.report.numbers import format_interval, format_number, format_uncertain
+from villani.report.tables import origin_rows
 from villani.runs.spectra import DensityRecord, EigenvalueRecord, SpectrumRecord
 
 _FLOOR = 1e-6  # of the largest density: what is drawn below it would be noise of a few nodes
@@ -294,7 +295,7 @@ def tables(record: SpectrumRecord) -> str:
 
 
 def _how(record: SpectrumRecord) -> str:
-    design, origin = record.design, record.provenance
+    design = record.design
     rows = {
         "model": f"{record.model.spec}: {record.model.description}",
         "matrix": f"{matrix(record)}, {design.operator}",
@@ -304,14 +305,8 @@ def _how(record: SpectrumRecord) -> str:
         "groups": f"{design.groups} of {design.sequences} × {design.block} tokens, and {design.held_out} held out",
         "products": f"{record.products} for residuals of {design.tolerance:g} of the largest |eigenvalue|: "
         + ("reached" if record.converged else "not reached"),
-        "parameters": origin.parameter_checksum,
-        "command": origin.command,
-        "versions": ", ".join(f"{name} {version}" for name, version in origin.versions.items()),
-        "device": f"{origin.device}, {origin.threads} threads",
     }
-    if record.cost:
-        rows["cost"] = f"{record.cost.seconds:.0f} s, {record.cost.peak_memory_bytes / 2**30:.2f} GiB at most"
-    return facts(rows)
+    return facts(rows | origin_rows(record.provenance, record.cost))
 
 
 def limits(record: SpectrumRecord) -> Sequence[str]:

@@ -7,7 +7,7 @@ from villani.report import figures
 from villani.report.constants import model_table
 from villani.report.elements import Markup, badge, details, facts, note, section, table
 from villani.report.numbers import format_interval, format_number, format_uncertain
-from villani.runs.records import Cost, EstimateRecord, MeasurementRecord, PsiRecord, TrainingRecord
+from villani.runs.records import Cost, EstimateRecord, MeasurementRecord, Provenance, PsiRecord, TrainingRecord
 
 _STATUSES = {
     "certified": "a theorem with proved inputs",
@@ -206,3 +206,16 @@ def _cost(cost: Cost | None) -> str:
         f"{format_number(cost.peak_memory_bytes / 2**20, 3)} MiB at the peak, "
         f"{cost.tokens:,} tokens, {cost.probes:,} probes"
     )
+
+
+def origin_rows(origin: Provenance, cost: Cost | None) -> dict[str, str]:
+    """What determines the bits of a record, and what it cost, for a list of facts."""
+    rows = {
+        "parameters": origin.parameter_checksum,
+        "command": origin.command,
+        "versions": ", ".join(f"{name} {version}" for name, version in origin.versions.items()),
+        "device": f"{origin.device}, {origin.threads} threads",
+    }
+    if cost:
+        rows["cost"] = f"{cost.seconds:.0f} s, {cost.peak_memory_bytes / 2**30:.2f} GiB at most"
+    return rows

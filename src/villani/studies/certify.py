@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict
 from villani.dynamics.certificate import Plan
 from villani.dynamics.chain import Moving, label_probabilities, run_chain
 from villani.dynamics.training import train
-from villani.errors import InputError
+from villani.errors import InputError, check_positive
 from villani.landscape.corpora import Corpus, load_corpus
 from villani.landscape.models import LoadedModel, load_model
 from villani.landscape.objective import Objective
@@ -91,8 +91,7 @@ class CertifySettings(BaseModel):
         for field in ("delta", "prior_share"):
             if not 0 < getattr(self, field) < 1:
                 raise InputError(f"{field}={getattr(self, field):g}: expected a number between 0 and 1")
-        if not 0 < self.learning_rate < float("inf"):
-            raise InputError(f"learning_rate={self.learning_rate:g}: expected a finite number > 0")
+        check_positive(learning_rate=self.learning_rate)
         for name, values in (("alpha", self.alpha), ("weight_decay", self.weight_decay)):
             if not values or len(set(values)) < len(values):
                 raise InputError(f"{name}={values}: expected different numbers, at least one")

@@ -15,7 +15,7 @@ from villani.dynamics.langevin import STANDARD, Method, Rule, Schedule, Target
 from villani.dynamics.network import NetworkTarget
 from villani.dynamics.potential import PotentialTarget
 from villani.dynamics.potential import largest_curvature as curvature_of
-from villani.errors import InputError
+from villani.errors import InputError, check_positive
 from villani.landscape.models import load_model
 from villani.landscape.objective import Objective
 from villani.measurement import measure, peak_memory
@@ -84,8 +84,7 @@ class ConvergeSettings(SubjectSettings):
             InputError: anything out of range, before anything is loaded.
         """
         for s in self.temperature:
-            if not 0 < s < float("inf"):
-                raise InputError(f"temperature={s:g}: expected a finite number > 0")
+            check_positive(temperature=s)
         if self.potential is not None:
             cases = self.cases()
             rate = self.learning_rate or 0.1 / max(curvature_of(one.potential) for one in cases)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
-from villani.errors import InputError
+from villani.errors import InputError, check_nonnegative, check_positive
 from villani.statistics import Array, Status
 
 
@@ -39,8 +39,8 @@ class Complexity:
 
 def gaussian(dimension: int, deviation: float, prior_variance: float, distance_squared: float) -> Complexity:
     """KL(N(θ, σ²I)‖N(θ₀, wI)) = ½[(‖θ − θ₀‖² + dσ²)/w − d − d ln(σ²/w)], exactly: §5(b)."""
-    _positive(dimension=dimension, deviation=deviation, prior_variance=prior_variance)
-    _nonnegative(distance_squared=distance_squared)
+    check_positive(dimension=dimension, deviation=deviation, prior_variance=prior_variance)
+    check_nonnegative(distance_squared=distance_squared)
     ratio = deviation**2 / prior_variance
     value = 0.5 * (distance_squared / prior_variance + dimension * (ratio - 1 - math.log(ratio)))
     return Complexity("b", "Gaussian", value, "ρ and π are these Gaussians", "certified", "THEORY.md §5(b)")
@@ -48,8 +48,8 @@ def gaussian(dimension: int, deviation: float, prior_variance: float, distance_s
 
 def log_sobolev(weight_decay: float, beta: float, gradient_squared: float, status: Status) -> Complexity:
     """c1: KL ≤ (β/2λ) E_ρ‖∇L‖² for ρ ∝ e^{−βL}π; L locally Lipschitz."""
-    _positive(weight_decay=weight_decay, beta=beta)
-    _nonnegative(gradient_squared=gradient_squared)
+    check_positive(weight_decay=weight_decay, beta=beta)
+    check_nonnegative(gradient_squared=gradient_squared)
     value = beta / (2 * weight_decay) * gradient_squared
     return Complexity("c1", "log-Sobolev", value, "ρ is the Gibbs law, L locally Lipschitz", status, "THEORY.md §5(c)")
 
@@ -68,8 +68,8 @@ def stam(
     Raises:
         InputError: an eigenvalue of I + E_ρ∇²L/λ that is not positive, which no Gibbs law has: inputs are wrong.
     """
-    _positive(weight_decay=weight_decay, beta=beta)
-    _nonnegative(norm_squared=norm_squared)
+    check_positive(weight_decay=weight_decay, beta=beta)
+    check_nonnegative(norm_squared=norm_squared)
     if hessian_eigenvalues is not None:
         factors = 1 + np.asarray(hessian_eigenvalues, dtype=float) / weight_decay
         d = factors.size
@@ -90,7 +90,7 @@ def jeffreys(beta: float, prior_loss: float, posterior_loss: float, status: Stat
     Raises:
         InputError: E_ρ L > E_π L, which cannot be.
     """
-    _positive(beta=beta)
+    check_positive(beta=beta)
     if posterior_loss > prior_loss + 1e-9 * (1 + abs(prior_loss)):
         raise InputError(f"posterior_loss={posterior_loss:g}: above prior_loss={prior_loss:g}, which cannot be")
     value = beta * max(prior_loss - posterior_loss, 0.0)
@@ -142,7 +142,7 @@ class NoisyDescent:
     rates: Array
 
     def __post_init__(self) -> None:
-        _positive(weight_decay=self.weight_decay, variance=self.variance)
+        check_positive(weight_decay=self.weight_decay, variance=self.variance)
         rates = np.asarray(self.rates, dtype=float)
         if rates.ndim != 1 or not rates.size or not (np.isfinite(rates).all() and (rates > 0).all()):
             raise InputError("rates: expected a sequence of finite learning rates > 0")
@@ -153,7 +153,7 @@ class NoisyDescent:
     @classmethod
     def constant(cls, weight_decay: float, beta: float, rate: float, steps: int) -> "NoisyDescent":
         """The chain of §5(c4): noise √(2η/β), so that v = (2η/β)/(1 − a²)."""
-        _positive(weight_decay=weight_decay, beta=beta, rate=rate, steps=steps)
+        check_positive(weight_decay=weight_decay, beta=beta, rate=rate, steps=steps)
         if rate * weight_decay >= 2:
             raise InputError(f"rate {rate:g}: c4 needs η < 2/λ = {2 / weight_decay:g}")
         variance = 2 * rate / beta / (1 - (1 - rate * weight_decay) ** 2)
@@ -220,7 +220,7 @@ class NoisyDescent:
 
     def clipped(self, clip: float) -> Complexity:
         """c4 from ‖g_k‖ ≤ clip alone: certified, and the same for all data. Tends to clip²/(2λ²v) ≈ β clip²/(2λ)."""
-        _positive(clip=clip)
+        check_positive(clip=clip)
         value = float(self.bounds(clip**2)[-1])
         hypotheses = f"started from its prior, decay and noise as given, ‖g‖ ≤ {clip:g} at all {self.steps} steps"
         return Complexity("c4", "chain, clipped", value, hypotheses, "certified", "THEORY.md §5(c4)")
@@ -250,15 +250,3 @@ def _best_share(kept: float, shift: float, kl: float) -> float:
         return 1.0
     # at a² = 0 nothing of the old law is left, and any share is as good; 1e-6 keeps p positive where g = 0
     return min(1.0, max(math.sqrt(kept * shift / (2 * (1 - kept) * kl)), 1e-6))
-
-
-def _positive(**named: float) -> None:
-    for name, value in named.items():
-        if not 0 < value < math.inf:
-            raise InputError(f"{name}={value:g}: expected a finite number > 0")
-
-
-def _nonnegative(**named: float) -> None:
-    for name, value in named.items():
-        if not 0 <= value < math.inf:
-            raise InputError(f"{name}={value:g}: expected a finite number ≥ 0")

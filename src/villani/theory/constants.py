@@ -11,7 +11,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from villani.errors import InputError
+from villani.errors import InputError, check_nonnegative
 from villani.statistics import Status
 
 Direction = Literal["upper", "lower"]
@@ -117,7 +117,7 @@ def bakry_emery(weight_decay: float, beta: float, curvature: float, proved: bool
 
 def holley_stroock(weight_decay: float, beta: float, oscillation: float, proved: bool) -> Constant:
     """C3: sup L − inf L ≤ ω, no smoothness needed; C_LS ≤ e^{βω}/(βλ)."""
-    _nonnegative("oscillation", oscillation)
+    check_nonnegative(oscillation=oscillation)
     value = beta * oscillation - _log_gaussian(weight_decay, beta)
     return _upper("C3", "Holley–Stroock", value, f"sup L − inf L ≤ {oscillation:.6g}", proved, "Holley–Stroock 1987")
 
@@ -144,7 +144,7 @@ def lipschitz_growth(ell: float) -> float:
 
 def lipschitz(weight_decay: float, beta: float, gradient_bound: float, proved: bool) -> Constant:
     """C4: ‖∇L‖ ≤ G everywhere; C_LS ≤ e^{2Λ(G√(β/λ))}/(βλ). A maximum over samples is no proof."""
-    _nonnegative("gradient_bound", gradient_bound)
+    check_nonnegative(gradient_bound=gradient_bound)
     prior = _log_gaussian(weight_decay, beta)
     value = 2 * lipschitz_growth(gradient_bound * math.sqrt(beta / weight_decay)) - prior
     return _upper("C4", "Lipschitz loss", value, f"‖∇L‖ ≤ {gradient_bound:.4g} everywhere", proved, "THEORY.md §3, C4")
@@ -152,7 +152,7 @@ def lipschitz(weight_decay: float, beta: float, gradient_bound: float, proved: b
 
 def local_poincare(weight_decay: float, beta: float, oscillation: float) -> float:
     """ln κ_R ≤ β osc_{B_R} L − ln(βλ): Bakry–Émery on a ball, then Holley–Stroock (natural logarithm)."""
-    _nonnegative("oscillation", oscillation)
+    check_nonnegative(oscillation=oscillation)
     return beta * oscillation - _log_gaussian(weight_decay, beta)
 
 
@@ -171,7 +171,7 @@ def lyapunov_poincare(
     """
     if not outside > 0:
         raise InputError(f"outside={outside:g}: C5 needs Ψ_s ≥ ψ₀ > 0 outside a ball")
-    _nonnegative("inside", inside)
+    check_nonnegative(inside=inside)
     s = 2 / beta
     local = local_poincare(weight_decay, beta, oscillation)
     value = math.log(s / outside) + _log_sum(0.0, math.log((outside + inside) / s) + local)
@@ -196,8 +196,8 @@ def lyapunov_log_sobolev(
     """
     if not growth > 0:
         raise InputError(f"growth={growth:g}: C6 needs Ψ_s ≥ κ‖θ‖² − b₀ with κ > 0")
-    _nonnegative("offset", offset)
-    _nonnegative("curvature", curvature)
+    check_nonnegative(offset=offset)
+    check_nonnegative(curvature=curvature)
     s = 2 / beta
     c, b, k = growth / s, offset / s, 2 * curvature / s
     # 1/τ + τ·A + B is least at τ = A^{−1/2}
@@ -225,7 +225,7 @@ def dissipative(
     """
     if not growth > 0:
         raise InputError(f"growth={growth:g}: C7 needs ⟨θ, ∇F⟩ ≥ m‖θ‖² − b with m > 0")
-    _nonnegative("offset", offset)
+    check_nonnegative(offset=offset)
     local = local_poincare(weight_decay, beta, oscillation)
     value = _log_sum(math.log(2 / (beta * growth * (dimension + beta * offset))), math.log(2) + local)
     radius = dissipative_radius(beta, dimension, growth, offset)
@@ -278,11 +278,6 @@ def _log_gaussian(weight_decay: float, beta: float) -> float:
         if not 0 < value < math.inf:
             raise InputError(f"{name}={value:g}: the constants of §3 need a finite number > 0")
     return math.log(beta) + math.log(weight_decay)
-
-
-def _nonnegative(name: str, value: float) -> None:
-    if not 0 <= value < math.inf:
-        raise InputError(f"{name}={value:g}: expected a finite number ≥ 0")
 
 
 def _log_sum(left: float, right: float) -> float:

@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike
 from scipy.optimize import brentq
 from scipy.special import rel_entr
 
-from villani.errors import InputError
+from villani.errors import InputError, check_nonnegative, check_positive
 from villani.statistics import Status
 from villani.theory.complexity import (
     Complexity,
@@ -118,7 +118,7 @@ def maurer(risk: float, n: int, kl: float, delta: float, *, span: float = 1.0, l
         InputError: n < 8, KL < 0, or δ not in (0, 1); a risk outside its range.
     """
     _check(n, delta, span, least=8)
-    _nonnegative("kl", kl)
+    check_nonnegative(kl=kl)
     budget = (kl + math.log(2 * math.sqrt(n) / delta)) / n
     value = lowest + span * kl_inverse(_unit(risk, span, lowest), budget)
     return RiskBound("Maurer", value, risk, _IID, f"independent documents, n = {n}", delta)
@@ -127,7 +127,7 @@ def maurer(risk: float, n: int, kl: float, delta: float, *, span: float = 1.0, l
 def mcallester(risk: float, n: int, kl: float, delta: float, *, span: float = 1.0, lowest: float = 0.0) -> RiskBound:
     """R ≤ R̂ + Δ√((KL + ln(2√n/δ))/2n): Maurer's bound by Pinsker, never better than it. Raises as `maurer`."""
     _check(n, delta, span, least=8)
-    _nonnegative("kl", kl)
+    check_nonnegative(kl=kl)
     _unit(risk, span, lowest)
     value = risk + span * math.sqrt((kl + math.log(2 * math.sqrt(n) / delta)) / (2 * n))
     return _capped(RiskBound("McAllester", value, risk, _IID, f"independent documents, n = {n}", delta), lowest + span)
@@ -142,8 +142,8 @@ def catoni(
         InputError: C ≤ 0, or as `maurer` (with n ≥ 1).
     """
     _check(n, delta, span)
-    _nonnegative("kl", kl)
-    _positive("rate", rate)
+    check_nonnegative(kl=kl)
+    check_positive(rate=rate)
     inner = rate * _unit(risk, span, lowest) + (kl - math.log(delta)) / n
     value = lowest + span * -math.expm1(-inner) / -math.expm1(-rate)
     bound = RiskBound("Catoni", value, risk, _IID, f"independent documents, n = {n}; C fixed before", delta, rate)
@@ -170,7 +170,7 @@ def linear(
         InputError: β ≤ 0, or as `maurer` (with n ≥ 1).
     """
     _check(n, delta, span)
-    _positive("beta", beta)
+    check_positive(beta=beta)
     _finite("kl", kl)
     _unit(risk, span, lowest)
     value = risk + (kl - math.log(delta)) / beta + beta * span**2 / (8 * n)
@@ -202,7 +202,7 @@ def bernstein(
     """
     _check(m, delta, reach)
     _finite("kl", kl)
-    _nonnegative("second_moment", second_moment)
+    check_nonnegative(second_moment=second_moment)
     x = rate * reach
     if not 0 < x < 1:
         raise InputError(f"rate={rate:g}: the bound needs 0 < tB < 1, B = {reach:g}")
@@ -214,7 +214,7 @@ def bernstein(
 
 def bernstein_rates(reach: float, count: int = 32) -> list[float]:
     """Rates t for `bernstein`: tB = 0.9·2^{−j/2}, j < `count`. It depends on nothing but the range of the loss."""
-    _positive("reach", reach)
+    check_positive(reach=reach)
     return [0.9 * 2 ** (-j / 2) / reach for j in range(count)]
 
 
@@ -297,17 +297,7 @@ def _check(n: int, delta: float, span: float, least: int = 1) -> None:
         raise InputError(f"n={n}: expected at least {least}")
     if not 0 < delta < 1:
         raise InputError(f"delta={delta:g}: expected a number between 0 and 1")
-    _positive("span", span)
-
-
-def _positive(name: str, value: float) -> None:
-    if not 0 < value < math.inf:
-        raise InputError(f"{name}={value:g}: expected a finite number > 0")
-
-
-def _nonnegative(name: str, value: float) -> None:
-    if not 0 <= value < math.inf:
-        raise InputError(f"{name}={value:g}: expected a finite number ≥ 0")
+    check_positive(span=span)
 
 
 def _finite(name: str, value: float) -> None:

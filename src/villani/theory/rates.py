@@ -7,26 +7,26 @@ what they are worth is what that constant is worth. Step counts need M = Lip(∇
 import math
 from dataclasses import dataclass
 
-from villani.errors import InputError
+from villani.errors import InputError, check_nonnegative, check_positive
 
 
 def kl_at(time: float, log_sobolev: float, beta: float, start: float) -> float:
     """KL(law at `time` ‖ Gibbs law) ≤ e^{−2t/(βC_LS)} KL₀."""
-    _positive(log_sobolev=log_sobolev, beta=beta)
-    _nonnegative(time=time, start=start)
+    check_positive(log_sobolev=log_sobolev, beta=beta)
+    check_nonnegative(time=time, start=start)
     return start * math.exp(-2 * time / (beta * log_sobolev))
 
 
 def chi_squared_at(time: float, poincare: float, beta: float, start: float) -> float:
     """χ²(law at `time` ‖ Gibbs law) ≤ e^{−2t/(βC_P)} χ²₀."""
-    _positive(poincare=poincare, beta=beta)
-    _nonnegative(time=time, start=start)
+    check_positive(poincare=poincare, beta=beta)
+    check_nonnegative(time=time, start=start)
     return start * math.exp(-2 * time / (beta * poincare))
 
 
 def diffusion_gap(poincare: float, beta: float) -> float:
     """Spectral gap of −𝓛, 1/(βC_P): the slowest rate of any observable. λ for the pure quadratic."""
-    _positive(poincare=poincare, beta=beta)
+    check_positive(poincare=poincare, beta=beta)
     return 1 / (beta * poincare)
 
 
@@ -61,10 +61,10 @@ class Chain:
             )
         if self.smoothness == math.inf:
             raise InputError("smoothness=inf: no certified steps without a finite Lipschitz constant of ∇F")
-        _positive(
+        check_positive(
             dimension=self.dimension, beta=self.beta, log_sobolev=self.log_sobolev, smoothness=self.smoothness
         )  # fmt: skip
-        _nonnegative(noise=self.noise)
+        check_nonnegative(noise=self.noise)
 
     @property
     def largest_step(self) -> float:
@@ -81,7 +81,7 @@ class Chain:
         """
         if not 0 < step <= self.largest_step * (1 + 1e-12):
             raise InputError(f"step={step:g}: the bound needs 0 < η ≤ {self.largest_step:.6g}")
-        _nonnegative(steps=steps, start=start)
+        check_nonnegative(steps=steps, start=start)
         decay = math.exp(-step * steps / (self.beta * self.log_sobolev))
         return decay * start + self._per_step() * step + self.noise_floor
 
@@ -96,7 +96,7 @@ class Chain:
         Raises:
             InputError: the noise floor alone exceeds the accuracy.
         """
-        _positive(accuracy=accuracy, start=start)
+        check_positive(accuracy=accuracy, start=start)
         room = accuracy - self.noise_floor
         if room <= 0:
             raise InputError(
@@ -139,7 +139,7 @@ class GaussianLaw:
 
 def gibbs_quadratic(weight_decay: float, beta: float, dimension: int = 1) -> GaussianLaw:
     """The Gibbs law of (λ/2)‖θ‖²."""
-    _positive(weight_decay=weight_decay, beta=beta)
+    check_positive(weight_decay=weight_decay, beta=beta)
     return GaussianLaw(0.0, 1 / (beta * weight_decay), dimension)
 
 
@@ -163,7 +163,7 @@ def gaussian_ula_limit(weight_decay: float, beta: float, step: float, dimension:
     Raises:
         InputError: ηλ ≥ 2, where the chain diverges.
     """
-    _positive(weight_decay=weight_decay, beta=beta, step=step)
+    check_positive(weight_decay=weight_decay, beta=beta, step=step)
     if step * weight_decay >= 2:
         raise InputError(f"step={step:g}: the chain diverges for ηλ ≥ 2; use η < {2 / weight_decay:g}")
     return GaussianLaw(0.0, 1 / (beta * weight_decay) / (1 - step * weight_decay / 2), dimension)
@@ -186,17 +186,5 @@ def eyring_kramers(beta: float, barrier: float, top_curvature: float, well_curva
         top_curvature: F″(0) < 0 at the top, or its size.
         well_curvature: F″(m) > 0.
     """
-    _positive(beta=beta, barrier=barrier, well_curvature=well_curvature, top_curvature=abs(top_curvature))
+    check_positive(beta=beta, barrier=barrier, well_curvature=well_curvature, top_curvature=abs(top_curvature))
     return Asymptotic(beta / math.pi * math.sqrt(abs(top_curvature) * well_curvature) * math.exp(-beta * barrier))
-
-
-def _positive(**named: float) -> None:
-    for name, value in named.items():
-        if not 0 < value < math.inf:
-            raise InputError(f"{name}={value:g}: expected a finite number > 0")
-
-
-def _nonnegative(**named: float) -> None:
-    for name, value in named.items():
-        if not 0 <= value < math.inf:
-            raise InputError(f"{name}={value:g}: expected a finite number ≥ 0")
