@@ -203,8 +203,8 @@ def _chain_bound(plan: Plan, runs: Sequence[Evaluation], spending: Spending, doc
         lower = (
             least + smoothing.highest - monte_carlo(least + smoothing.highest - first, level, span=span, lowest=least)
         )
-        top = smoothing.highest**2 - least**2
-        second = monte_carlo(np.array([m.second for m in of]), level, span=top, lowest=least**2)
+        squares = np.array([m.second for m in of])  # of losses on both sides of 0, of which the positive reach further
+        second = monte_carlo(squares, level, span=smoothing.highest**2, lowest=0.0)
         # V̂ = E ℓ² − 2cE ℓ + c² with 0 ≤ c ≤ highest: at most what these moments give for every such c
         moments = Moments(smoothing, limit, second + 2 * smoothing.highest * (limit - lower))
         more = spending.monte_carlo + spending.measured_complexity
