@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 from villani.errors import InputError
-from villani.landscape.graph import place, trace_loss
+from villani.landscape.graph import place, trace_logits, trace_loss
 from villani.landscape.models import load_model
-from villani.landscape.objective import Objective
+from villani.landscape.objective import Batch, Objective
 
 SPECS = [
     "gpt-neo-125m?window=3",
@@ -143,3 +143,20 @@ def test_what_cannot_be_traced_is_told_in_one_line(loss_fn, message, capfd):
         trace_loss(Objective(Product(), [0.0], loss_fn=loss_fn), 0.0)
     assert "\n" not in str(caught.value)
     assert capfd.readouterr() == ("", "")
+
+
+def test_a_shape_is_traced_once_and_given_its_own_batch():
+    objective = language_model("gpt2")
+    batch = next(objective.batches(0))
+    graph, logits = trace_loss(objective, batch), trace_logits(objective, batch)
+    other = Batch(batch.ids.flip(1), batch.ids.flip(1))
+    again = trace_loss(objective, other)
+    assert again.nodes is graph.nodes
+    assert trace_logits(objective, other) is logits
+    tensors = objective.parameters.tensors
+    with torch.no_grad():
+        assert float(again.run(tensors)) == pytest.approx(float(objective.forward(other).loss), rel=1e-6)
+        assert float(again.run(tensors)) != pytest.approx(float(graph.run(tensors)), rel=1e-6)
+    assert trace_logits(objective, batch.rows(0, 1)) is not logits
+    objective.model.double()
+    assert trace_logits(objective, batch) is not logits

@@ -22,12 +22,22 @@ SETTINGS = AuditSettings(
     model="builtin:tiny", groups=18, probes=6, sequences=4, block=32, temperature=10.0, search=1, ray_groups=3,
     rays=["parameters"], threads=1,
 )  # fmt: skip
+QUICK = AuditSettings(
+    model=MODEL, groups=12, sequences=1, block=16, temperature=10.0, search=1, ray_groups=3, rays=["parameters"],
+    threads=1,
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def audited(tmp_path_factory):
     """A run directory and its record."""
     return audit_model(SETTINGS, tmp_path_factory.mktemp("audits") / "run")
+
+
+@pytest.fixture(scope="module")
+def quick(tmp_path_factory):
+    """The same of an audit too small to refute."""
+    return audit_model(QUICK, tmp_path_factory.mktemp("audits") / "quick")
 
 
 def test_the_record_says_what_was_found(audited):
@@ -45,10 +55,10 @@ def test_the_record_says_what_was_found(audited):
     assert all(step.loss_change == 0 for step in walk)
 
 
-def test_another_temperature_is_answered_from_the_ledger(audited, tmp_path):
-    directory, record = audited
+def test_another_temperature_is_answered_from_the_ledger(quick, tmp_path):
+    directory, record = quick
     shutil.copytree(directory, tmp_path / "run")
-    asked = SETTINGS.model_copy(update={"temperature": 1.0})  # s enters no measurement
+    asked = QUICK.model_copy(update={"temperature": 1.0})  # s enters no measurement
     _, again = audit_model(asked, tmp_path / "run")
     assert again.temperature == 1.0
     assert again.smoothness_evidence == record.smoothness_evidence
@@ -56,18 +66,18 @@ def test_another_temperature_is_answered_from_the_ledger(audited, tmp_path):
         assert [p.parts.hessian_trace for p in was.psi] == [p.parts.hessian_trace for p in now.psi]
 
 
-def test_a_killed_audit_resumes_to_the_same_bytes(audited, tmp_path):
+def test_a_killed_audit_resumes_to_the_same_bytes(quick, tmp_path):
     assert torch.get_num_threads() == 1, "forking is only safe without a thread pool"
-    directory, _ = audited
-    for seconds in (2.0, 3.0):
+    directory, _ = quick
+    for seconds in (1.0, 2.0):
         child = os.fork()
         if child == 0:
-            audit_model(SETTINGS, tmp_path / "killed")
+            audit_model(QUICK, tmp_path / "killed")
             os._exit(0)
         time.sleep(seconds)
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
-    audit_model(SETTINGS, tmp_path / "killed")
+    audit_model(QUICK, tmp_path / "killed")
     assert (tmp_path / "killed" / "records.json").read_bytes() == (directory / "records.json").read_bytes()
 
 

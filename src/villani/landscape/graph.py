@@ -10,7 +10,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -185,7 +185,7 @@ class _Loss(nn.Module):
 
 
 def trace_logits(objective: Objective, batch: Batch) -> LogitGraph:
-    """Trace the forward pass for blocks of this shape (with or without a mask); about a second.
+    """Trace the forward pass for blocks of this shape (with or without a mask); about a second, once for an objective.
 
     Raises:
         InputError: the model has a loss function of its own, its forward cannot be exported, or its logits do not come
@@ -193,9 +193,12 @@ def trace_logits(objective: Objective, batch: Batch) -> LogitGraph:
     """
     if objective.loss_fn is not None:
         raise InputError("a custom loss_fn is not traced: use trace='gauss-newton' or 'hutchinson'")
+    key = _key("logits", objective, batch)
+    if key in objective.traced:
+        return objective.traced[key]  # type: ignore[no-any-return]
     inputs = (batch.ids,) if batch.attention is None else (batch.ids, batch.attention)
     nodes, parameters, constants, users, logits = _trace(objective, _Logits(objective.model), inputs)
-    return LogitGraph(
+    graph = objective.traced[key] = LogitGraph(
         nodes=nodes,
         parameters=parameters,
         constants=constants,
@@ -204,22 +207,37 @@ def trace_logits(objective: Objective, batch: Batch) -> LogitGraph:
         logits=logits,
         head=_find_head(logits, parameters),
     )
+    return graph
 
 
 def trace_loss(objective: Objective, batch: Any) -> LossGraph:
     """Trace the loss of one batch (of `objective.batches(group)`), language model or custom; about a second.
 
-    The graph is that of these shapes, and of this batch as far as Python code looked at values that are no tensors.
+    The graph is that of these shapes, and of this batch as far as a custom loss looked at values that are no tensors. A
+    language model's is made once for each shape.
 
     Raises:
         InputError: the model or the loss function cannot be exported, or gives no scalar tensor.
     """
     module = _Loss(objective, batch)
+    key = _key("loss", objective, batch) if isinstance(batch, Batch) and objective.loss_fn is None else None
+    if key in objective.traced:
+        known: LossGraph = objective.traced[key]
+        return replace(known, inputs=dict(zip(known.inputs, module.inputs, strict=True)))
     nodes, parameters, constants, users, loss = _trace(objective, module, module.inputs)
     value = loss.meta.get("val") if isinstance(loss, torch.fx.Node) else loss
     if not isinstance(value, torch.Tensor) or value.numel() != 1 or not isinstance(loss, torch.fx.Node):
         raise InputError("the loss cannot be traced: it is no tensor of one entry that an operation computed")
-    return LossGraph(nodes, parameters, constants, dict(zip(users, module.inputs, strict=True)), loss)
+    graph = LossGraph(nodes, parameters, constants, dict(zip(users, module.inputs, strict=True)), loss)
+    if key is not None:
+        objective.traced[key] = graph
+    return graph
+
+
+def _key(what: str, objective: Objective, batch: Batch) -> tuple[Any, ...]:
+    """What a language model's graph depends on, beside the model's structure."""
+    tensors = objective.parameters.tensors
+    return what, batch.ids.shape, batch.attention is not None, frozenset((t.dtype, t.device) for t in tensors)
 
 
 _Traced = tuple[

@@ -105,6 +105,7 @@ class Objective:
         self.parameters = ParameterSpace(model, decay)
         self.parameters.check()
         self.device = self.parameters.tensors[0].device
+        self.traced: dict[Any, Any] = {}  # the graphs that landscape/graph.py made of it
         self.groups: list[Any] = list(groups) if loss_fn else [_as_batch(g, i) for i, g in enumerate(groups)]
         if not self.groups:
             raise InputError("groups is empty: expected a tensor (G, B, T) or a sequence of groups")
