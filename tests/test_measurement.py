@@ -10,6 +10,8 @@ from villani.errors import InputError
 from villani.landscape.objective import Objective
 from villani.measurement import measure
 
+pytestmark = pytest.mark.xdist_group("measurement")  # dear fixtures are made once
+
 
 @pytest.fixture(scope="module")
 def population():
