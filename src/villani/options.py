@@ -177,7 +177,7 @@ def whole_numbers(name: str, text: str) -> list[int]:
 
 def choices(name: str, text: str, known: Sequence[T]) -> list[T]:
     """Names with commas between them, out of those that are known."""
-    found = []
+    found: list[T] = []
     for part in text.split(","):
         if part not in known:
             raise InputError(f"--{name} {part!r}: unknown; expected {', '.join(map(str, known))}")

@@ -83,7 +83,7 @@ def tables(record: RecommendationRecord) -> str:
         "trained on": f"{record.text.spec}; {record.text.cut}",
         "judged by": f"{record.held_out.spec}; {record.held_out.cut}",
         "errors are over": f"{record.seeds} training seeds and {record.units} held-out {record.unit}",
-        "training": f"{record.steps} steps of {record.batch} blocks of {record.block} tokens, {record.epochs:.3g} epochs",
+        "training": f"{record.steps} steps of {record.batch} × {record.block} tokens ({record.epochs:.3g} epochs)",
         "parameters": f"{record.parameters:,}, of which {record.decayed_parameters:,} decay",
         "learning rates": ", ".join(f"{NAMES[one.optimizer]} {one.learning_rate:g}" for one in record.optimizers),
         "held-out and certified bounds": f"all at once with probability {1 - record.delta:g}, half of δ each; losses "

@@ -1,7 +1,7 @@
 """What `villani recommend` does: a sweep over λ, what rules say without one, and the evidence for both."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -177,7 +177,7 @@ def _rules(
     pairs: list[Pair] | None, source: str,
 ) -> list[Rule]:  # fmt: skip
     """What every rule that was asked for says about runs with one optimiser; `held-out` is the grid's own."""
-    made = {
+    made: dict[str, Callable[[], list[Rule]]] = {
         "constants": constants,
         "ema": lambda: [ema_timescale(run)],
         "power-lines": lambda: [power_lines(run)],
@@ -188,9 +188,8 @@ def _rules(
         "certificate": lambda: [
             least_certified(run, list(certificates.bounds.items()), math.log(smoothing.vocabulary))
         ],
-        "held-out": list,
     }
-    return [rule for name in settings.rules for rule in made[name]()]
+    return [rule for name in settings.rules if name in made for rule in made[name]()]
 
 
 def _certificates(
