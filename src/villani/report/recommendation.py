@@ -5,11 +5,11 @@ from collections.abc import Iterable, Sequence
 
 import plotly.graph_objects as go
 
-from villani.report.elements import badge, facts, note, section, table
+from villani.report.elements import badge, details, facts, note, section, table
 from villani.report.figures import EXACT, NEGATIVE, POSITIVE, REMAINDER, TOTAL, UNRESOLVED, themed
-from villani.report.numbers import UNAVAILABLE, format_interval, format_number, format_uncertain
+from villani.report.numbers import UNAVAILABLE, format_number, format_uncertain
 from villani.report.tables import origin_rows
-from villani.runs.recommendations import OptimizerRecord, RecommendationRecord, RuleRecord
+from villani.runs.recommendations import MarginRecord, OptimizerRecord, RecommendationRecord, RuleRecord
 
 Pictures = dict[str, tuple[str, go.Figure, str]]
 NAMES = {"adamw": "AdamW", "sgd": "SGD with L2", "noisy-sgd": "noisy SGD with L2"}
@@ -61,9 +61,10 @@ def tables(record: RecommendationRecord) -> str:
     """Sections of tables, as HTML."""
     sections = []
     for one in record.optimizers:
-        rows = [[*cells[:6], badge(cells[6]), cells[7]] for cells in rule_rows(one)]
-        header = ["rule", "λ", "judged at", "from the best, nats", "interval", "share of training", "status", "notes"]
-        sections.append(section(f"{NAMES[one.optimizer]}: where rules lead", table(header, rows)))
+        rows = [[*cells[:6], badge(cells[6]) if cells[6] else ""] for cells in rule_rows(one)]
+        header = ["rule", "λ", "judged at", "from the best, nats", "interval", "share of training", "status"]
+        notes = details("What each rule says, and where it is valid", facts({r.name: rule_notes(r) for r in one.rules}))
+        sections.append(section(f"{NAMES[one.optimizer]}: where rules lead", table(header, rows) + notes))
         grid = ["λ", "held-out loss", "from the best", "interval", "training loss", "held-out bound", ""]
         more = ["document bound", "certified", "‖θ‖²"]
         points = [
@@ -112,23 +113,23 @@ def grid_rows(one: OptimizerRecord) -> list[list[str]]:
             [
                 format_number(point.weight_decay), format_uncertain(held.value, held.sem) if held else UNAVAILABLE,
                 f"{apart.value:.4f}" if apart else UNAVAILABLE,
-                format_interval(apart.low, apart.high) if apart else UNAVAILABLE,
-                format_uncertain(seen.value, seen.sem) if seen else UNAVAILABLE, _number(point.held_out_bound), word,
+                interval(apart), format_uncertain(seen.value, seen.sem) if seen else UNAVAILABLE,
+                _number(point.held_out_bound), word,
             ]
         )  # fmt: skip
     return rows
 
 
 def rule_rows(one: OptimizerRecord) -> list[list[str]]:
-    """Rule, λ, where it was judged, margin, its interval, share of the grid's training, status, notes."""
+    """Rule, λ, where it was judged, margin, its interval, share of the grid's training, status if it names a λ."""
     rows = []
     for rule in one.rules:
         apart = rule.margin
         rows.append(
             [
                 rule.name, _asked(rule), _number(rule.judged_at), f"{apart.value:.4f}" if apart else UNAVAILABLE,
-                format_interval(apart.low, apart.high) if apart else UNAVAILABLE,
-                f"{rule.share:.0%}" if rule.share else UNAVAILABLE, rule.status, _notes(rule),
+                interval(apart), f"{rule.share:.0%}" if rule.share else UNAVAILABLE,
+                "" if rule.weight_decay is None else rule.status,
             ]
         )  # fmt: skip
     return rows
@@ -143,7 +144,13 @@ def _asked(rule: RuleRecord) -> str:
     return words
 
 
-def _notes(rule: RuleRecord) -> str:
+def interval(found: MarginRecord | None) -> str:
+    """Of a margin; it may be 0 at both ends, which is not the same as not being sampled."""
+    return f"{found.low:.4f} to {found.high:.4f}" if found else UNAVAILABLE
+
+
+def rule_notes(rule: RuleRecord) -> str:
+    """Why it refuses, what it would give, and what to know."""
     said = [rule.refused] if rule.refused else []
     if rule.would_be is not None:
         said.append(f"would give {format_number(rule.would_be, 3)}")

@@ -271,6 +271,8 @@ def _sentence(record: OptimizerRecord) -> str:
 
 
 def _apart(found: MarginRecord) -> str:
+    if found.value == 0:
+        return "on the grid's best"
     return f"{found.value:.4f} nats from the grid's best ({found.low:.4f} to {found.high:.4f})"
 
 

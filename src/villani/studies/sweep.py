@@ -413,7 +413,8 @@ _OF_A_CELL = {"optimizers", "weight_decay", "seeds", "threads"}  # what tells ce
 
 def _same_work(settings: SweepSettings, text: SweepText, ledger: Ledger | ScopedLedger) -> None:
     """Refuse a ledger whose cells are of another model, text or training."""
-    digest = hashlib.sha256(settings.model_dump_json(exclude=_OF_A_CELL).encode())
+    trained = SweepSettings.model_fields.keys() - _OF_A_CELL  # and not what else a command asks
+    digest = hashlib.sha256(settings.model_dump_json(include=trained).encode())
     digest.update(ParameterSpace(load_model(settings.model).model).checksum().encode())
     for part in (text.train, text.held_out):
         digest.update(part.ids.numpy().tobytes() + part.labels.numpy().tobytes())
