@@ -17,6 +17,8 @@ _LIMITS = (
     "The recommendation is for this model, text, budget and learning rate. Decay and learning rate interact: only λ "
     "was varied here, and at another learning rate another λ may be best.",
     "A λ that cannot be told apart from the best may still be worse, by as much as its interval says.",
+    "The least loss of a grid was chosen for being low, and is a little too low as an estimate. Its bound has paid for "
+    "the choice.",
     "Errors are over training seeds and held-out units together. With few seeds intervals are wide, as they must be; "
     "with one seed they are about the models that were trained, and not about training.",
     "Rules of thumb were made at other scales. That one lands near the best here, or far from it, does not show what "

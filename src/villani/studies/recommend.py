@@ -212,7 +212,7 @@ def _certificates(
         )  # fmt: skip
         show.stage(f"certifying a noisy run at λ = {decay:g}")
         try:
-            _, record = certify(asked, directory / "certificates" / f"{decay!r}", data, show)
+            _, record = certify(asked, directory / "certificates" / f"{decay!r}-{settings.delta!r}", data, show)
         except InputError as error:
             refusals.append(f"λ = {decay:g}: {error}")
             continue

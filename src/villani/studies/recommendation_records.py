@@ -252,7 +252,7 @@ def _sentence(record: OptimizerRecord) -> str:
         words += f" {_listed(others)} cannot be told apart from it at {LEVEL:.0%}."
     if gone := [point.weight_decay for point in record.points if point.diverged]:
         words += f" Training diverged at {_listed(gone)}."
-    if record.recommended and record.recommended in (min(v for v in by if v > 0), max(by)):
+    if record.recommended and record.recommended in (min(by), max(by)):
         words += " It lies at an end of the grid: the best may be beyond."
     tried = [rule for rule in record.rules if rule.margin is not None and rule.id != "held-out"]
     if tried:
