@@ -126,6 +126,7 @@ def test_documents_that_are_cut_count_for_none():
         ({"text": "nowhere.txt"}, "no such file"),
         ({"block": 64}, "at most 16"),
         ({"seeds": 0}, "seeds=0"),
+        ({"held_out": "builtin"}, "that is the text that is trained on"),
     ],
 )
 def test_what_cannot_be_swept_is_told_in_a_line(changes, words, tmp_path):

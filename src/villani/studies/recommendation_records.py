@@ -119,7 +119,7 @@ def _optimizer(settings: "RecommendSettings", found: Found, smoothing: Smoothing
         rules.append(_held_out(losses, best))
     record = OptimizerRecord(
         optimizer=run.optimizer, learning_rate=run.learning_rate, momentum=run.momentum, temperature=run.temperature,
-        meaning=_MEANING[run.optimizer], recommended=best, kept=kept,
+        meaning=_meaning(run), recommended=best, kept=kept,
         least_bound=min(bounded, key=lambda p: p.held_out_bound or 0.0).weight_decay if bounded else None,
         memory=memory(best, run.learning_rate, run.momentum) if best else None, points=points, rules=rules,
         conventions=[
@@ -129,6 +129,12 @@ def _optimizer(settings: "RecommendSettings", found: Found, smoothing: Smoothing
         refusals=list(found.refusals), sentence="",
     )  # fmt: skip
     return record.model_copy(update={"sentence": _sentence(record)})
+
+
+def _meaning(run: Training) -> str:
+    clipped = run.clipped and run.optimizer != "adamw"
+    words = " Clipping acts on ∇L alone: where it does, the drift is not ∇F." if clipped else ""
+    return _MEANING[run.optimizer] + words
 
 
 def _points(found: Found, losses: GridLosses, smoothing: Smoothing, level: float) -> list[GridPoint]:

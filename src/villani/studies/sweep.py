@@ -118,6 +118,8 @@ class SweepSettings(BaseModel):
             check_positive(**{f"learning rate of {name}": self.learning_rate[name]})
         if not 0 <= self.momentum < 1:
             raise InputError(f"momentum={self.momentum:g}: expected a number in [0, 1)")
+        if self.held_out == self.text:
+            raise InputError(f"held_out={self.held_out!r}: that is the text that is trained on; give another, or none")
         if ("noisy-sgd" in self.optimizers) is (self.temperature is None):
             raise InputError(f"temperature={self.temperature}: goes with noisy-sgd, which needs one")
         if self.temperature is not None:
