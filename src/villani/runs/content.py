@@ -7,6 +7,7 @@ from pydantic import Field
 from villani.runs.audits import AuditRecord, ReplayRecord
 from villani.runs.certificates import CertificateRecord
 from villani.runs.convergences import ConvergenceRecord
+from villani.runs.papers import PaperRecord
 from villani.runs.records import (
     ExactRecord,
     MeasurementRecord,
@@ -27,7 +28,8 @@ AnyRecord = Annotated[
     | ReplayRecord
     | SpectrumRecord
     | ConvergenceRecord
-    | CertificateRecord,
+    | CertificateRecord
+    | PaperRecord,
     Field(discriminator="kind"),
 ]
 
