@@ -25,6 +25,7 @@ class Purpose(IntEnum):
     SPECTRUM = 11
     CHAIN_START = 20
     CHAIN_NOISE = 21
+    DROPOUT = 22
 
 
 def stream(seed: int, purpose: Purpose, *indices: int) -> np.random.Generator:

@@ -22,6 +22,19 @@ _WORDS = {
 }  # fmt: skip
 
 
+class Diverged(InputError):
+    """A loss that is not finite, and what was judged before it.
+
+    Attributes:
+        step: at which a batch had it.
+        held_out: as in `Trained`, up to then.
+    """
+
+    def __init__(self, step: int, loss: float, held_out: list[tuple[int, float]]) -> None:
+        super().__init__(f"training diverged at step {step} (loss {loss}): lower the learning rate")
+        self.step, self.held_out = step, held_out
+
+
 @dataclass(frozen=True)
 class Trained:
     """What a training run leaves behind, beside the model.
@@ -83,7 +96,8 @@ def train(
         progress: called with (step, steps).
 
     Raises:
-        InputError: a number out of range, an unknown mask, or a loss that is not finite.
+        InputError: a number out of range, or an unknown mask.
+        Diverged: a loss that is not finite.
     """
     if steps < 1:
         raise InputError(f"steps={steps}: expected at least 1")
@@ -97,13 +111,14 @@ def train(
     pace = _schedule(stepper, schedule, steps)
     judge = None if held_out is None else Objective(model, [{"input_ids": held_out[0], "labels": held_out[1]}])
     model.train()
-    losses, judged = [], []
+    losses: list[float] = []
+    judged: list[tuple[int, float]] = []
     for step in range(steps):
         rows = torch.from_numpy(stream(seed, Purpose.BATCHES, step).integers(len(ids), size=batch))
         logits = model(input_ids=ids[rows], use_cache=False).logits[:, :-1]
         loss = nn.functional.cross_entropy(logits.flatten(0, 1), labels[rows][:, 1:].flatten(), ignore_index=IGNORED)
         if not bool(torch.isfinite(loss)):
-            raise InputError(f"training diverged at step {step} (loss {float(loss.detach())}): lower the learning rate")
+            raise Diverged(step, float(loss.detach()), judged)
         stepper.zero_grad(set_to_none=True)
         loss.backward()
         if clip is not None:

@@ -148,6 +148,17 @@ def load_groups(
     if context is not None and block > context:
         raise InputError(f"block={block}: the model accepts at most {context} tokens: choose a shorter block")
     corpus = load_corpus(text, data=data)
+    blocks, _ = cut_corpus(corpus, tokenizer, block, vocabulary)
+    ids, labels = choose_groups(blocks, groups, sequences, seed, disjoint=finite, reuse=reuse)
+    return ids, labels, text_record(text, tokenizer, corpus, blocks, ids, labels)
+
+
+def cut_corpus(corpus: Corpus, tokenizer: Tokenizer, block: int, vocabulary: int) -> tuple[Blocks, np.ndarray]:
+    """The blocks of a text as `cut_blocks` cuts it, and (M,) the document that each is of.
+
+    Raises:
+        InputError: the tokenizer gives ids that the model does not know, or as `cut_blocks`.
+    """
     documents = tokenizer.encode(corpus.documents)
     largest = max((int(document.max()) for document in documents if len(document)), default=0)
     if largest >= vocabulary:
@@ -155,9 +166,15 @@ def load_groups(
             f"tokenizer {tokenizer.name} gives ids up to {largest}, and the model knows {vocabulary}: choose another "
             f"--tokenizer, or config:NAME?vocab={tokenizer.vocabulary} for random weights"
         )
-    blocks = cut_blocks(documents, block, boundaries=corpus.boundaries)
-    ids, labels = choose_groups(blocks, groups, sequences, seed, disjoint=finite, reuse=reuse)
-    return ids, labels, text_record(text, tokenizer, corpus, blocks, ids, labels)
+    counts = [len(document) // block + (len(document) % block > 1) for document in documents]
+    return cut_blocks(documents, block, boundaries=corpus.boundaries), np.repeat(np.arange(len(counts)), counts)
+
+
+def part_of(blocks: Blocks, documents: np.ndarray, start: int, stop: int, words: str) -> Blocks:
+    """Some of the blocks; documents are counted that have at least one of them."""
+    ids, labels = blocks.ids[start:stop], blocks.labels[start:stop]
+    count = len(np.unique(documents[start:stop]))
+    return Blocks(ids, labels, count, int((labels >= 0).sum()), f"{blocks.cut}; {words}")
 
 
 def text_record(

@@ -18,7 +18,7 @@ from villani.errors import InputError, check_positive
 from villani.landscape.corpora import Corpus, load_corpus
 from villani.landscape.models import LoadedModel, load_model
 from villani.landscape.objective import Objective
-from villani.landscape.text import Blocks, cut_blocks, text_record
+from villani.landscape.text import Blocks, cut_corpus, part_of, text_record
 from villani.landscape.tokenizers import Tokenizer, load_tokenizer
 from villani.runs.certificates import CertificateRecord
 from villani.runs.distributed import alone
@@ -208,42 +208,22 @@ def _read(settings: CertifySettings, loaded: LoadedModel, data: Path | None) -> 
         raise InputError(f"block={settings.block}: the model accepts at most {loaded.record.context} tokens")
     tokenizer = load_tokenizer(settings.tokenizer or loaded.tokenizer, data=data)
     corpus = load_corpus(settings.text, data=data)
-    whole, documents = _cut(corpus, tokenizer, settings.block, vocabulary(loaded.model))
+    whole, documents = cut_corpus(corpus, tokenizer, settings.block, vocabulary(loaded.model))
     end = len(whole.ids)
     held_corpus = corpus
     if settings.held_out:
         held_corpus = load_corpus(settings.held_out, data=data)
-        held_out, _ = _cut(held_corpus, tokenizer, settings.block, vocabulary(loaded.model))
+        held_out, _ = cut_corpus(held_corpus, tokenizer, settings.block, vocabulary(loaded.model))
     else:
         end -= max(1, round(HELD_OUT * end))
-        held_out = _part(whole, documents, end, len(whole.ids), "the last tenth of the blocks is held out")
+        held_out = part_of(whole, documents, end, len(whole.ids), "the last tenth of the blocks is held out")
     begin = round(settings.prior_share * end) if settings.prior == "text" else 0
     stop = min(end, begin + settings.blocks) if settings.blocks else end
     if stop <= begin or end < 1 or (settings.prior == "text" and begin < 1):
         raise InputError(f"text has {len(whole.ids)} blocks of {settings.block} tokens: too few to share out")
-    prior = _part(whole, documents, 0, begin, "the prior's part") if begin else None
+    prior = part_of(whole, documents, 0, begin, "the prior's part") if begin else None
     words = f"blocks {begin} to {stop - 1} of the text, in order, are certified"
-    return _Text(_part(whole, documents, begin, stop, words), held_out, prior, corpus, held_corpus, tokenizer)
-
-
-def _cut(corpus: Corpus, tokenizer: Tokenizer, block: int, known: int) -> tuple[Blocks, Array]:
-    """The blocks of a text, and which document each is of."""
-    documents = tokenizer.encode(corpus.documents)
-    largest = max((int(document.max()) for document in documents if len(document)), default=0)
-    if largest >= known:
-        raise InputError(
-            f"tokenizer {tokenizer.name} gives ids up to {largest}, and the model knows {known}: choose another "
-            f"--tokenizer, or config:NAME?vocab={tokenizer.vocabulary} for random weights"
-        )
-    counts = [len(document) // block + (len(document) % block > 1) for document in documents]
-    return cut_blocks(documents, block, boundaries=corpus.boundaries), np.repeat(np.arange(len(counts)), counts)
-
-
-def _part(blocks: Blocks, documents: Array, start: int, stop: int, words: str) -> Blocks:
-    """Some of the blocks; documents are counted that have at least one of them."""
-    ids, labels = blocks.ids[start:stop], blocks.labels[start:stop]
-    count = len(np.unique(documents[start:stop]))
-    return Blocks(ids, labels, count, int((labels >= 0).sum()), f"{blocks.cut}; {words}")
+    return _Text(part_of(whole, documents, begin, stop, words), held_out, prior, corpus, held_corpus, tokenizer)
 
 
 def _predicted(blocks: Blocks) -> Array:
