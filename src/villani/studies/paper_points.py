@@ -191,7 +191,9 @@ def estimators_record(
     """E5 from its rows."""
     part = _estimators(settings)
     truth, error = float(reference["value"]), float(reference["sem"])
-    known = exact(truth, int(reference["n"])) if error == 0 else Estimate(truth, error, int(reference["n"]), "estimated")
+    known = (
+        exact(truth, int(reference["n"])) if error == 0 else Estimate(truth, error, int(reference["n"]), "estimated")
+    )
     return EstimatorsRecord(
         optimizer=cell.optimizer, weight_decay=cell.weight_decay, seed=cell.seed, groups=part.groups,
         probes=part.probes, reference=estimate_record(known),

@@ -96,7 +96,9 @@ def landings(cells: Sequence[SweepCell], rules: Iterable[Rule]) -> list[LandingR
 
     The grid's best is the least of several noisy means, and so looks a little better than it is: that favours it.
     """
-    tables = {name: {p.weight_decay: p for p in training_points(cells, name)[0]} for name in {c.optimizer for c in cells}}
+    tables = {
+        name: {p.weight_decay: p for p in training_points(cells, name)[0]} for name in {c.optimizer for c in cells}
+    }
     found = []
     for rule in rules:
         points = tables[rule.optimizer]
@@ -105,7 +107,9 @@ def landings(cells: Sequence[SweepCell], rules: Iterable[Rule]) -> list[LandingR
         best = best_decay(cells, rule.optimizer)
         excess = None if point is None else point.excess
         if point is not None and used == best and best is not None:
-            excess = EstimateRecord(value=0.0, sem=0.0, n=max(point.seeds, 1), interval=(0.0, 0.0), status="statistical")
+            excess = EstimateRecord(
+                value=0.0, sem=0.0, n=max(point.seeds, 1), interval=(0.0, 0.0), status="statistical"
+            )
         found.append(
             LandingRecord(
                 rule=rule.name, optimizer=rule.optimizer, suggested=rule.weight_decay, used=used, outside=outside,
