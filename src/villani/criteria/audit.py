@@ -107,7 +107,7 @@ def audit(
         if progress is not None:
             progress("walking along rays", index * total + done, len(wanted) * total)
 
-    method = fastest(objective) if wanted else None
+    method = _fastest(objective) if wanted else None
     for index, (name, direction) in enumerate(wanted.items()):
         try:
             walked[name] = walk(
@@ -120,7 +120,7 @@ def audit(
     return Audit(smoothness, coverage, differential, walked, notes)
 
 
-def fastest(objective: Objective) -> TraceMethod | None:
+def _fastest(objective: Objective) -> TraceMethod | None:
     """Taylor sweeps where every operation has a rule; else what `measure` does by itself."""
     if objective.loss_fn is not None:
         return None

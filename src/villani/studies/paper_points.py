@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from villani.criteria.audit import fastest
 from villani.criteria.coverage import audit_coverage
 from villani.criteria.differential import audit_differential
 from villani.criteria.rays import directions, kinds, walk
@@ -64,16 +63,15 @@ def subject_at(
 def criteria(settings: PaperSettings, cell: SweepCell, text: SweepText) -> list[CriteriaRecord]:
     """(i) to (iii) with the decay that was trained with, and with the one that Hugging Face's Trainer uses."""
     decay = cell.weight_decay or max(settings.sweep.weight_decay)
+    there = subject_at(settings, cell, text, 1, 1).objective
+    smooth = audit_smoothness(there)  # whatever decays
     found = []
     for mask in dict.fromkeys((settings.sweep.decay, "hf")):
-        there = subject_at(settings, cell, text, 1, 1).objective
-        objective = Objective(there.model, there.groups, decay, mask)
-        smoothness = audit_smoothness(objective)
-        coverage = audit_coverage(objective, seed=settings.sweep.seed)
+        coverage = audit_coverage(Objective(there.model, there.groups, decay, mask), seed=settings.sweep.seed)
         found.append(
             CriteriaRecord(
-                decay=mask, smoothness=OutcomeRecord(verdict=smoothness.verdict, reason=smoothness.reason), growth=outcome_record(coverage.growth),
-                tails=outcome_record(coverage.tails),
+                decay=mask, smoothness=OutcomeRecord(verdict=smooth.verdict, reason=smooth.reason),
+                growth=outcome_record(coverage.growth), tails=outcome_record(coverage.tails),
             )
         )  # fmt: skip
     return found
@@ -92,7 +90,7 @@ def landscape_point(settings: PaperSettings, cell: SweepCell, text: SweepText, s
     for name, direction in wanted.items():
         ray = walk(
             objective, direction(), [norm * r for r in radii], groups=range(min(part.ray_groups, part.groups)),
-            seed=seed, trace=fastest(objective), progress=show.advance,
+            seed=seed, progress=show.advance,
         )  # fmt: skip
         rays += [ray_record(name, ray, decay, s) for s in settings.temperature]
         if not psi:  # the same groups and probes at the same θ on every ray
