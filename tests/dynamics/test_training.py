@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from villani.dynamics.noise import gaussian
-from villani.dynamics.training import train
+from villani.dynamics.training import Diverged, learning_rates, train
 from villani.errors import InputError
 from villani.landscape.models import load_model
 from villani.landscape.objective import Objective
@@ -79,6 +79,28 @@ def test_adamw_has_no_lambda_and_says_why():
     assert found.objective_weight_decay is None
     assert "frozen P" in found.why
     assert trained(optimizer="adamw")[1].objective_weight_decay == 0.0
+
+
+def test_learning_rates_are_those_of_the_steps(monkeypatch):
+    seen = []
+    step = torch.optim.SGD.step
+
+    def watched(self, *args, **named):
+        seen.append(self.param_groups[0]["lr"])
+        return step(self, *args, **named)
+
+    monkeypatch.setattr(torch.optim.SGD, "step", watched)
+    trained(optimizer="sgd", steps=20)
+    used, seen[:] = list(seen), []
+    assert learning_rates("warm-up-cosine", 1e-2, 20) == pytest.approx(used, rel=1e-12)
+    assert max(used) == pytest.approx(1e-2)
+    assert learning_rates("constant", 0.5, 3) == [0.5] * 3
+
+
+def test_a_diverged_run_tells_how_far_it_came():
+    with pytest.raises(Diverged) as error:
+        trained(learning_rate=1e30, held_out=tokens(1), evaluate_every=1)
+    assert error.value.step == len(error.value.held_out) > 0
 
 
 def test_held_out_loss_is_that_of_the_blocks():

@@ -13,7 +13,8 @@ from villani.studies.sweep import SweepSettings, load_cell, read_sweep_text, run
 
 SMALL = {
     "model": "builtin:tiny?layers=1&width=8&context=16", "block": 16, "train_blocks": 30, "held_out_blocks": 12,
-    "weight_decay": [0.0, 0.5], "seeds": 2, "steps": 4, "batch": 2, "evaluate_every": 2, "temperature": 1e-8, "momentum": 0.0,
+    "weight_decay": [0.0, 0.5], "seeds": 2, "steps": 4, "batch": 2, "evaluate_every": 2,
+    "temperature": 1e-8, "momentum": 0.0,
     "learning_rate": {"sgd": 0.1, "noisy-sgd": 0.1, "adamw": 0.01},
 }  # fmt: skip
 

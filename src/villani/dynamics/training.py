@@ -155,6 +155,19 @@ def _optimizer(
     return torch.optim.SGD(groups, lr=learning_rate, momentum=momentum)
 
 
+def learning_rates(schedule: Schedule, peak: float, steps: int) -> list[float]:
+    """η of every step of a training run."""
+    stepper = torch.optim.SGD([torch.zeros(1)], lr=peak)
+    pace = _schedule(stepper, schedule, steps)
+    found = []
+    for _ in range(steps):
+        found.append(float(stepper.param_groups[0]["lr"]))
+        stepper.step()
+        if pace:
+            pace.step()
+    return found
+
+
 def _schedule(
     optimizer: torch.optim.Optimizer, name: Schedule, steps: int
 ) -> torch.optim.lr_scheduler.LRScheduler | None:  # fmt: skip

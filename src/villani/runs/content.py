@@ -8,6 +8,7 @@ from villani.runs.audits import AuditRecord, ReplayRecord
 from villani.runs.certificates import CertificateRecord
 from villani.runs.convergences import ConvergenceRecord
 from villani.runs.papers import PaperRecord
+from villani.runs.recommendations import RecommendationRecord
 from villani.runs.records import (
     ExactRecord,
     MeasurementRecord,
@@ -29,6 +30,7 @@ AnyRecord = Annotated[
     | SpectrumRecord
     | ConvergenceRecord
     | CertificateRecord
+    | RecommendationRecord
     | PaperRecord,
     Field(discriminator="kind"),
 ]

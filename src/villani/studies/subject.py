@@ -82,6 +82,8 @@ def command_words(settings: BaseModel, name: str) -> str:
         flag = "--" + field.replace("_", "-")
         if isinstance(value, bool):
             words += [flag]
+        elif isinstance(value, dict):
+            words += [flag, ",".join(f"{name}={number:g}" for name, number in value.items())]
         elif isinstance(value, list | tuple):
             words += [flag, ",".join(f"{x:g}" if isinstance(x, float) else str(x) for x in value) or "none"]
         else:

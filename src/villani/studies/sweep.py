@@ -248,13 +248,17 @@ def sweep(
 
 def run_cells(
     settings: SweepSettings, asked: Sequence[tuple[Optimizer, float, int]], directory: Path,
-    ledger: Ledger | ScopedLedger, data: Path | None, progress: Progress,
+    ledger: Ledger | ScopedLedger, data: Path | None, progress: Progress, text: SweepText | None = None,
 ) -> list[SweepCell]:  # fmt: skip
-    """As `sweep`, for the cells that are asked for, on the grid or off it: (optimiser, λ, training seed)."""
+    """As `sweep`, for the cells that are asked for, on the grid or off it: (optimiser, λ, training seed).
+
+    `text` is what `read_sweep_text` gives, where it has been read already.
+    """
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
-    progress.stage(f"reading {settings.text}")
-    text = read_sweep_text(settings, data)
+    if text is None:
+        progress.stage(f"reading {settings.text}")
+        text = read_sweep_text(settings, data)
     _same_work(settings, text, ledger)
     missing = [cell for cell in asked if ledger.get(_key(*cell)) is None]
     before = 0

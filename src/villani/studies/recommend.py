@@ -1,0 +1,265 @@
+"""What `villani recommend` does: a sweep over λ, what rules say without one, and the evidence for both."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from pydantic import ValidationError
+
+from villani.dynamics.training import Optimizer, learning_rates
+from villani.errors import InputError
+from villani.landscape.models import load_model
+from villani.landscape.objective import Objective
+from villani.rules import (
+    RULES,
+    Pair,
+    Rule,
+    Training,
+    certified_constant,
+    claimed_constant,
+    constants,
+    ema_timescale,
+    guard,
+    least_certified,
+    loshchilov_hutter,
+    power_lines,
+)
+from villani.runs.audits import AuditRecord
+from villani.runs.content import RunRecords
+from villani.runs.distributed import alone
+from villani.runs.recommendations import RecommendationRecord
+from villani.runs.records import Cost
+from villani.runs.store import Ledger, write_settings
+from villani.studies.audit_model import AuditSettings, audit_model
+from villani.studies.certificate_records import best_bound
+from villani.studies.certify import CertifySettings, certify
+from villani.studies.constants import outputs
+from villani.studies.finish import default_name, finish
+from villani.studies.progress import Progress, Silent
+from villani.studies.recommendation_records import Found, assemble
+from villani.studies.subject import command_words, provenance_of
+from villani.studies.sweep import SweepCell, SweepSettings, SweepText, by_decay, read_sweep_text, run_cells
+from villani.theory.constants import Smoothing
+
+GRID = [0.0, 1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0]
+RATES: Mapping[str, float] = {"sgd": 0.1, "noisy-sgd": 0.5, "adamw": 2e-3}
+TEMPERATURE = 1e-6
+_QUESTIONS = {"rules", "verify_rules", "audit", "delta", "threads"}  # asked of the cells, not trained into them
+
+
+class RecommendSettings(SweepSettings):
+    """What `villani recommend` was asked; see its help for each field."""
+
+    name: ClassVar[str] = "recommend"
+
+    weight_decay: list[float] = GRID
+    steps: int = 300
+    batch: int = 8
+    rules: list[str] = list(RULES)
+    verify_rules: bool = False
+    audit: str | None = None
+    delta: float = 0.05
+
+    def check(self) -> None:
+        """As of a sweep, and of what is asked about it."""
+        super().check()
+        if not 0 < self.delta < 1:
+            raise InputError(f"delta={self.delta:g}: expected a number between 0 and 1")
+        if unknown := [rule for rule in self.rules if rule not in RULES]:
+            raise InputError(f"rule {unknown[0]!r} is unknown; known: {', '.join(RULES)}")
+        if len(set(self.rules)) < len(self.rules):
+            raise InputError(f"rules={self.rules}: expected different ones")
+
+    def command(self) -> str:
+        """The command that does this again."""
+        return command_words(self, self.name)
+
+    def training(self, optimizer: Optimizer, blocks: int, parameters: int, covered: bool) -> Training:
+        """What rules are told of a run with one optimiser."""
+        rate = self.learning_rate[optimizer]
+        return Training(
+            optimizer, rate, sum(learning_rates(self.schedule, rate, self.steps)), self.steps, self.batch, self.block,
+            blocks, parameters, self.from_scratch, covered, self.momentum if optimizer == "sgd" else 0.0,
+            self.temperature if optimizer == "noisy-sgd" else None, self.clip is not None,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Certificates:
+    """λ → certified risk, nats per token, and why others have none."""
+
+    bounds: dict[float, float]
+    refusals: list[str]
+
+
+def recommend(
+    settings: RecommendSettings, run: Path | None = None, data: Path | None = None, progress: Progress | None = None
+) -> tuple[Path, RecommendationRecord]:
+    """Sweep, judge the rules, and write records, costs, settings and page; every finished cell is kept.
+
+    Args:
+        settings: what to train and to ask. The grid, δ and α have to be fixed before the held-out text is looked at.
+        run: directory; made from the settings when None. The same settings resume it.
+        data: folder of text and tokenizer files; the environment variable VILLANI_DATA by default.
+        progress: told where the work is.
+
+    Returns:
+        the run directory and its record.
+
+    Raises:
+        InputError: anything about the input that cannot be used; finished cells are kept.
+    """
+    alone("villani recommend")
+    settings.check()
+    audited = _read_audit(Path(settings.audit)) if settings.audit and "guard" in settings.rules else None
+    show = progress or Silent()
+    show.stage(f"loading {settings.model}")
+    loaded = load_model(settings.model, device=settings.device)
+    show.stage(f"reading {settings.text}")
+    text = read_sweep_text(settings, data)
+    objective = Objective(loaded.model, text.train.ids[:1][None], decay=settings.decay)
+    provenance = provenance_of(objective, settings.command(), settings.seed)
+    space = objective.parameters
+    keyed = {
+        **settings.model_dump(mode="json", exclude=_QUESTIONS),
+        "parameter_checksum": provenance.parameter_checksum,
+        "checksums": [record.token_checksum for record in text.records],
+        "device": provenance.device,
+        "threads": settings.threads or provenance.threads,
+        **provenance.versions,
+    }
+    directory = run or Path("runs") / default_name("recommend", settings.model, keyed)
+    seeds = range(settings.seed, settings.seed + settings.seeds)
+    grid = sorted(settings.weight_decay)
+    with Ledger(directory, keyed) as ledger:
+        write_settings(directory, settings.model_dump())
+
+        def cells(decays: list[tuple[Optimizer, float]]) -> list[SweepCell]:
+            asked = [(optimizer, decay, seed) for optimizer, decay in decays for seed in seeds]
+            return run_cells(settings, asked, directory, ledger, data, show, text)
+
+        swept = cells([(optimizer, decay) for optimizer in settings.optimizers for decay in grid])
+        certificates = _certificates(settings, text, directory, data, show)
+        pairs, source = _pairs(settings, audited, directory, data, show)
+        smoothing = Smoothing(outputs(loaded.model), settings.alpha)
+        found: list[Found] = []
+        for optimizer in settings.optimizers:
+            training = settings.training(
+                optimizer, len(text.train.ids), space.size, space.decayed_size == space.size
+            )  # fmt: skip
+            rules = _rules(settings, training, smoothing, certificates, pairs, source)
+            beyond = [r.weight_decay for r in rules if r.weight_decay is not None and r.weight_decay not in grid]
+            more = cells([(optimizer, decay) for decay in dict.fromkeys(beyond)]) if settings.verify_rules else []
+            found.append(
+                Found(
+                    training, by_decay(swept, optimizer), by_decay(more, optimizer), rules, certificates.bounds,
+                    certificates.refusals if optimizer == "noisy-sgd" else [],
+                )
+            )  # fmt: skip
+        record = assemble(settings, loaded.record, text, space, smoothing, found, provenance)
+        seconds, peak, count = ledger.spent()
+        cost = Cost(
+            seconds=seconds, seconds_per_group=seconds / max(count, 1), peak_memory_bytes=peak,
+            tokens=settings.steps * settings.batch * (settings.block - 1) * len(swept), probes=0,
+        )  # fmt: skip
+        finish(directory, f"villani recommend {settings.model}", [record], {0: cost})
+    return directory, record.model_copy(update={"cost": cost})
+
+
+def _rules(
+    settings: RecommendSettings, run: Training, smoothing: Smoothing, certificates: _Certificates,
+    pairs: list[Pair] | None, source: str,
+) -> list[Rule]:  # fmt: skip
+    """What every rule that was asked for says about runs with one optimiser; `held-out` is the grid's own."""
+    made = {
+        "constants": constants,
+        "ema": lambda: [ema_timescale(run)],
+        "power-lines": lambda: [power_lines(run)],
+        "loshchilov-hutter": lambda: [loshchilov_hutter(run)],
+        "claimed": lambda: [claimed_constant(run)],
+        "certified": lambda: [certified_constant(run, smoothing)],
+        "guard": lambda: [guard(run, pairs or [], source)],
+        "certificate": lambda: [
+            least_certified(run, list(certificates.bounds.items()), math.log(smoothing.vocabulary))
+        ],
+        "held-out": list,
+    }
+    return [rule for name in settings.rules for rule in made[name]()]
+
+
+def _certificates(
+    settings: RecommendSettings, text: SweepText, directory: Path, data: Path | None, show: Progress
+) -> _Certificates:  # fmt: skip
+    """A path certificate of one noisy run at every λ, at δ/2 over all of them; each is a run of `villani certify`."""
+    if "certificate" not in settings.rules or settings.temperature is None:
+        return _Certificates({}, [])
+    if not settings.from_scratch:
+        return _Certificates({}, ["the start may have seen the text, so that it is no centre of a prior"])
+    bounds, refusals = {}, []
+    for decay in sorted(settings.weight_decay):
+        asked = CertifySettings(
+            model=settings.model, text=settings.text, held_out=settings.held_out, tokenizer=settings.tokenizer,
+            block=settings.block, blocks=len(text.train.ids), prior="init", start="centre", weight_decay=[decay],
+            temperature=settings.temperature, learning_rate=settings.learning_rate["noisy-sgd"], steps=settings.steps,
+            batch=settings.batch, clip=settings.clip, chains=1, delta=settings.delta / 2,
+            candidates=len(settings.weight_decay), alpha=[settings.alpha], seed=settings.seed, device=settings.device,
+            threads=settings.threads,
+        )  # fmt: skip
+        show.stage(f"certifying a noisy run at λ = {decay:g}")
+        try:
+            _, record = certify(asked, directory / "certificates" / f"{decay!r}", data, show)
+        except InputError as error:
+            refusals.append(f"λ = {decay:g}: {error}")
+            continue
+        if best := best_bound(record):
+            bounds[decay] = best[1].value
+    return _Certificates(bounds, refusals)
+
+
+def _pairs(
+    settings: RecommendSettings, audited: AuditRecord | None, directory: Path, data: Path | None, show: Progress
+) -> tuple[list[Pair] | None, str]:  # fmt: skip
+    """Rescaling pairs for the guard: of the audit that was given, or of a short one at the start."""
+    if "guard" not in settings.rules or settings.temperature is None:
+        return None, ""
+    source = f"from the audit in {settings.audit}"
+    if audited is None:
+        source = "from a short audit at the weights that training starts from"
+        asked = AuditSettings(
+            model=settings.model, text=settings.text, tokenizer=settings.tokenizer, decay=settings.decay, groups=12,
+            sequences=2, block=settings.block, weight_decay=max(settings.weight_decay),
+            temperature=settings.temperature, search=0, rays=[], seed=settings.seed, device=settings.device,
+            threads=settings.threads,
+        )  # fmt: skip
+        try:
+            _, audited = audit_model(asked, directory / "audit", data, show)
+        except InputError as error:
+            return None, f"the audit was not possible: {error}"
+    scale = audited.objective.weight_decay**2
+    pairs = [
+        Pair(
+            orbit.name, orbit.threshold.laplacian.value, orbit.threshold.gradient_norm_squared.value,
+            orbit.threshold.norm_squared / scale,
+        )
+        for orbit in audited.differential_evidence.orbits if orbit.confirmed
+    ]  # fmt: skip
+    return pairs, source
+
+
+def _read_audit(folder: Path) -> AuditRecord:
+    """The record of a run of `villani audit`."""
+    file = folder / "records.json"
+    try:
+        content = RunRecords.model_validate_json(file.read_text(encoding="utf-8"))
+    except OSError:
+        raise InputError(f"--audit {folder}: no records.json there; give the run directory of villani audit") from None
+    except ValidationError:
+        raise InputError(f"--audit {folder}: records.json is not a record of this villani; audit again") from None
+    found = next((record for record in content.records if isinstance(record, AuditRecord)), None)
+    if found is None:
+        raise InputError(f"--audit {folder}: that run is no audit; give the run directory of villani audit")
+    if found.objective.weight_decay == 0:
+        raise InputError(f"--audit {folder}: an audit at λ = 0 does not tell ‖A‖²; audit at λ > 0")
+    return found
