@@ -24,6 +24,7 @@ from villani.report import certificates as certifying
 from villani.report import constants as theory
 from villani.report import convergence as converging
 from villani.report import figures
+from villani.report import paper as papers
 from villani.report import spectrum as spectra
 from villani.report.elements import note
 from villani.report.tables import psi_table, tables
@@ -32,6 +33,7 @@ from villani.runs.audits import AuditRecord, ReplayRecord
 from villani.runs.certificates import CertificateRecord
 from villani.runs.content import RunRecords
 from villani.runs.convergences import ConvergenceRecord
+from villani.runs.papers import PaperRecord
 from villani.runs.records import (
     Cost,
     ExactRecord,
@@ -47,7 +49,7 @@ from villani.runs.store import write_atomically
 _PAGES: Mapping[type, ModuleType] = {  # what tells of a record that is not a measurement
     ExactRecord: theory, ReferenceRecord: theory, ModelConstantsRecord: theory,
     AuditRecord: auditing, ReplayRecord: auditing, SpectrumRecord: spectra, ConvergenceRecord: converging,
-    CertificateRecord: certifying,
+    CertificateRecord: certifying, PaperRecord: papers,
 }  # fmt: skip
 _SCHEMA_VERSION = RunRecords.model_fields["schema_version"].default
 

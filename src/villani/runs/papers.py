@@ -7,13 +7,14 @@ from pydantic import Field
 from villani.runs.audits import OrbitRecord, OutcomeRecord, RayRecord
 from villani.runs.certificates import CertificatePoint
 from villani.runs.convergences import FitRecord, RateRecord
+from villani.runs.recommendations import OptimizerRecord
 from villani.runs.records import Cost, EstimateRecord, ModelRecord, Provenance, PsiRecord, Record, Status, TextRecord
 
 Verdict = Literal["refuted", "consistent", "not identifiable"]
 
 
 class ClaimRecord(Record):
-    """One claim of the abstract. No verdict is ever "confirmed": a measurement at finitely many points confirms none."""
+    """One claim of the abstract. No verdict is ever "confirmed": measurements at finitely many points confirm none."""
 
     claim: str = Field(description="in our words")
     measured: str = Field(description="what was measured, with numbers")
@@ -64,7 +65,7 @@ class TrendRecord(Record):
     weight_decay: float = Field(ge=0)
     seeds: int = Field(description="that did not diverge")
     value: EstimateRecord = Field(description="mean over seeds, with a t-interval over seeds")
-    change: EstimateRecord | None = Field(description="from the first λ, seed by seed; null there, or if too few remain")
+    change: EstimateRecord | None = Field(description="from the first λ, seed by seed; null there")
 
 
 class PathologyPoint(Record):
@@ -108,7 +109,6 @@ class TrainingPoint(Record):
     train_change: EstimateRecord | None = Field(description="of the training loss, from the first λ, seed by seed")
     held_out_change: EstimateRecord | None
     gap_change: EstimateRecord | None
-    excess: EstimateRecord | None = Field(description="held-out loss over that of the grid's best λ, seed by seed")
     steps: float | None = Field(description="mean steps to `common_loss`; null if a seed does not get there")
 
 
@@ -136,22 +136,6 @@ class EstimatorsRecord(Record):
     points: list[EstimatorPoint]
 
 
-class LandingRecord(Record):
-    """E6: where one rule lands on the grid, against the grid's best."""
-
-    rule: str
-    optimizer: str
-    suggested: float | None = Field(description="λ that the rule names; null where it names none")
-    used: float | None = Field(description="the λ of the grid nearest to it in ln λ (0 only for 0)")
-    outside: bool = Field(description="whether the suggestion is beyond the ends of the grid")
-    excess: EstimateRecord | None = Field(description="held-out loss over the grid's best, seed by seed")
-    gap: EstimateRecord | None
-    steps: float | None
-    runs: int = Field(description="training runs that the rule takes, the one at its λ included")
-    grid_runs: int = Field(description="that the grid takes")
-    note: str
-
-
 class PaperRecord(Record):
     """The preprint's experiments, rerun: arXiv 2605.06599, as its abstract states them."""
 
@@ -176,7 +160,7 @@ class PaperRecord(Record):
     certificates: list[CertificatePoint]
     certificate_sentence: str
     estimators: EstimatorsRecord | None
-    choices: list[LandingRecord]
+    choices: list[OptimizerRecord] = Field(description="E6, as of `villani recommend`, from the same training runs")
     pathologies: list[PathologyPoint]
     trends: dict[str, list[TrendRecord]] = Field(description="pathologies over seeds, by name")
     claims: list[ClaimRecord]

@@ -32,13 +32,13 @@ from villani.runs.papers import (
     PathologyPoint,
     SpectrumPoint,
 )
-from villani.runs.records import Cost
+from villani.runs.records import Cost, Provenance
 from villani.runs.store import Ledger, write_settings
 from villani.studies.certify import CertifySettings, certify
 from villani.studies.converge import ConvergeSettings, converge
 from villani.studies.finish import default_name, finish
 from villani.studies.measure_model import CONFIDENCE
-from villani.studies.paper_choice import rules
+from villani.studies.paper_choice import choose
 from villani.studies.paper_claims import Found, choice_sentence, claims, decay_sentence, sentence
 from villani.studies.paper_points import (
     criteria,
@@ -52,7 +52,6 @@ from villani.studies.paper_points import (
 from villani.studies.paper_settings import PaperSettings
 from villani.studies.paper_training import (
     best_decay,
-    landings,
     learned_curvature,
     pathology_trends,
     training_points,
@@ -66,6 +65,8 @@ _NOMINAL = {  # seconds of a unit on one core, measured at --size small: only th
     "sweep": 30.0, "criteria": 5.0, "landscape": 30.0, "spectra": 20.0, "convergence": 600.0, "certificates": 300.0,
     "estimators": 3.0, "pathologies": 1.0,
 }  # fmt: skip
+
+_PREFIXES = {"sweep": "sweep/cell/"}  # a sweep has a row beside its cells
 
 
 def study_paper(
@@ -106,7 +107,7 @@ def study_paper(
     directory = run or Path("runs") / default_name("study-paper", settings.sweep.model, keyed)
     with Ledger(directory, keyed) as ledger:
         write_settings(directory, asked)
-        work = _Study(settings, text, ledger, directory, data, Overall(show, ledger, units(settings)))
+        work = _Study(settings, text, ledger, directory, data, Overall(show, ledger, units(settings)), provenance)
         parts = work.everything(objective.parameters.size)
         record = PaperRecord(
             model=loaded.record, parameters=objective.parameters.size, text=text.records[0], held_out=text.records[1],
@@ -150,7 +151,7 @@ class Overall:
 
     def left(self) -> float:
         """Seconds; kinds that have not begun are scaled by how those that have compare with what was expected."""
-        spent = {kind: self._ledger.spent(f"{kind}/") for kind in self._counts}
+        spent = {kind: self._ledger.spent(_PREFIXES.get(kind, f"{kind}/")) for kind in self._counts}
         done = {kind: min(found[2], self._counts[kind]) for kind, found in spent.items()}
         expected = sum(_NOMINAL[kind] * count for kind, count in done.items())
         scale = sum(found[0] for found in spent.values()) / expected if expected else 1.0
@@ -178,6 +179,7 @@ class _Study:
     directory: Path
     data: Path | None
     show: Overall
+    provenance: Provenance
 
     def everything(self, parameters: int) -> dict[str, Any]:
         """All fields of the record that are measured."""
@@ -216,7 +218,9 @@ class _Study:
                 parameters, criteria_found, landscape, spectra, learned, convergence, training, certificates, estimators
             )
         )  # fmt: skip
-        choices = landings(cells, rules(settings, cells, text, landscape))
+        choices = choose(
+            settings, text, cells, certificates, self.directory, self.data, self.show, self.provenance
+        )  # fmt: skip
         return {
             "criteria": criteria_found, "landscape": landscape, "spectra": spectra, "learned": learned,
             "convergence": convergence, "training": training, "certificates": certificates,

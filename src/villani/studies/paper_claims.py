@@ -13,13 +13,13 @@ from villani.runs.papers import (
     ConvergencePoint,
     CriteriaRecord,
     EstimatorsRecord,
-    LandingRecord,
     LandscapePoint,
     SpectrumPoint,
     TrainingPoint,
     TrendRecord,
     Verdict,
 )
+from villani.runs.recommendations import OptimizerRecord
 from villani.runs.records import EstimateRecord, Status
 from villani.theory.catalogue import case
 from villani.theory.constants import preprint
@@ -309,20 +309,26 @@ def decay_sentence(training: Sequence[TrainingPoint]) -> str:
     return "Regulariser, or dynamics (D'Angelo et al.)? Changes from no decay. " + "; ".join(words) + "."
 
 
-def choice_sentence(choices: Sequence[LandingRecord]) -> str:
+def choice_sentence(choices: Sequence[OptimizerRecord]) -> str:
     """E6 in one sentence: within what margin of the grid's best does each rule land, at what share of its cost."""
     words = []
-    for rule in dict.fromkeys(c.rule for c in choices):
+    for name in dict.fromkeys(rule.name for of in choices for rule in of.rules):
         parts = []
-        for c in (c for c in choices if c.rule == rule):
-            if c.used is None:
-                parts.append(f"{c.optimizer} none ({c.note})")
-            elif c.excess is None:
-                parts.append(f"{c.optimizer} diverges at λ = {c.used:g}")
+        for of, rule in ((of, rule) for of in choices for rule in of.rules if rule.name == name):
+            if rule.weight_decay is None:
+                parts.append(f"{of.optimizer} refuses")
+            elif rule.margin is None or rule.share is None:
+                parts.append(f"{of.optimizer} diverges")
             else:
-                parts.append(f"{c.optimizer} {_told(c.excess)} ({c.runs}/{c.grid_runs} of the runs)")
-        words.append(f"{rule}: {', '.join(parts)}")
-    return "Held-out nats above the grid's best λ: " + "; ".join(words) + "." if words else ""
+                m = rule.margin
+                parts.append(f"{of.optimizer} {m.value:.3g} [{m.low:.2g}, {m.high:.2g}] ({rule.share:.0%})")
+        words.append(f"{name}: {', '.join(parts)}")
+    if not words:
+        return ""
+    return (
+        "Held-out nats above the grid's best λ, with an interval, and the share of the grid's training that it takes; "
+        "judged at the λ of the grid nearest to what the rule names. " + "; ".join(words) + "."
+    )
 
 
 def sentence(judged: Sequence[ClaimRecord]) -> str:

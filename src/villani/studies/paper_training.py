@@ -1,37 +1,16 @@
-"""E4, E6 and what is averaged over training seeds: from the cells of a sweep to trends, gaps and where rules land."""
+"""E4, E6 and what is averaged over training seeds: from the cells of a sweep to gaps, speeds and trends."""
 
-import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from villani.runs.papers import LandingRecord, PathologyPoint, SpectrumPoint, TrainingPoint, TrendRecord
+from villani.runs.papers import PathologyPoint, SpectrumPoint, TrainingPoint, TrendRecord
 from villani.runs.records import EstimateRecord
 from villani.statistics import Estimate, over_seeds
 from villani.studies.measure_model import estimate_record
 from villani.studies.sweep import SweepCell, by_decay
 
 SHARE = 0.9  # of the way from the start to the grid's best held-out loss: what `steps` counts towards
-
-
-@dataclass(frozen=True)
-class Rule:
-    """A way to choose λ.
-
-    Attributes:
-        name: in words.
-        optimizer: what it was applied to.
-        weight_decay: what it names, or None.
-        runs: training runs that it takes, the one at its λ included.
-        note: where it holds, or why it names none.
-    """
-
-    name: str
-    optimizer: str
-    weight_decay: float | None
-    runs: int
-    note: str
 
 
 def losses(cell: SweepCell) -> dict[str, float]:
@@ -62,7 +41,6 @@ def training_points(cells: Sequence[SweepCell], optimizer: str) -> tuple[list[Tr
                 train_change=None if is_first else _paired(row, first, "train"),
                 held_out_change=None if is_first else _paired(row, first, "held_out"),
                 gap_change=None if is_first else _paired(row, first, "gap"),
-                excess=None if best is None or decay == best else _paired(row, found[best], "held_out"),
                 steps=float(np.mean(known)) if known and len(known) == len(grid[decay]) else None,
             )
         )  # fmt: skip
@@ -89,46 +67,6 @@ def steps_to(curve: Sequence[tuple[int, float]], level: float) -> float | None:
             return before[0] + (step - before[0]) * (before[1] - level) / (before[1] - loss)
         before = (step, loss)
     return None
-
-
-def landings(cells: Sequence[SweepCell], rules: Iterable[Rule]) -> list[LandingRecord]:
-    """E6: every rule at the λ of the grid that is nearest to what it names, against the grid's best of its optimiser.
-
-    The grid's best is the least of several noisy means, and so looks a little better than it is: that favours it.
-    """
-    tables = {
-        name: {p.weight_decay: p for p in training_points(cells, name)[0]} for name in {c.optimizer for c in cells}
-    }
-    found = []
-    for rule in rules:
-        points = tables[rule.optimizer]
-        used, outside = (None, False) if rule.weight_decay is None else nearest(rule.weight_decay, list(points))
-        point = None if used is None else points[used]
-        best = best_decay(cells, rule.optimizer)
-        excess = None if point is None else point.excess
-        if point is not None and used == best and best is not None:
-            excess = EstimateRecord(
-                value=0.0, sem=0.0, n=max(point.seeds, 1), interval=(0.0, 0.0), status="statistical"
-            )
-        found.append(
-            LandingRecord(
-                rule=rule.name, optimizer=rule.optimizer, suggested=rule.weight_decay, used=used, outside=outside,
-                excess=excess, gap=point.gap if point else None, steps=point.steps if point else None,
-                runs=rule.runs, grid_runs=len(points), note=rule.note,
-            )
-        )  # fmt: skip
-    return found
-
-
-def nearest(decay: float, grid: Sequence[float]) -> tuple[float, bool]:
-    """The λ of a grid nearest in ln λ, 0 only to 0 or below all of it, and whether `decay` is beyond its ends."""
-    if decay in grid:
-        return decay, False
-    positive = sorted(value for value in grid if value > 0)
-    if decay == 0 or not positive:
-        return min(grid), True
-    found = min(positive, key=lambda value: abs(math.log(value / decay)))
-    return found, not positive[0] <= decay <= positive[-1]
 
 
 def trend(
