@@ -1,6 +1,6 @@
 """What the options of several commands have in common: their names, choices, help, and how their text is read."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, TypeVar
@@ -173,6 +173,35 @@ def whole_numbers(name: str, text: str) -> list[int]:
     if not all(value.is_integer() for value in values):
         raise InputError(f"--{name} {text!r}: expected whole numbers, several with commas")
     return [int(value) for value in values]
+
+
+def choices(name: str, text: str, known: Sequence[T]) -> list[T]:
+    """Names with commas between them, out of those that are known."""
+    found: list[T] = []
+    for part in text.split(","):
+        if part not in known:
+            raise InputError(f"--{name} {part!r}: unknown; expected {', '.join(map(str, known))}")
+        found.append(next(value for value in known if value == part))
+    return found
+
+
+def rates(text: str | None, names: Sequence[str], default: Mapping[str, float]) -> dict[str, float]:
+    """A learning rate for each name: one number for all, NAME=VALUE with commas, or the defaults.
+
+    Raises:
+        InputError: neither; or a name that is not among them.
+    """
+    found = {name: default[name] for name in names}
+    if text is None:
+        return found
+    if "=" not in text:
+        return dict.fromkeys(names, number("learning-rate", text))
+    for part in text.split(","):
+        name, _, value = part.partition("=")
+        if name not in found:
+            raise InputError(f"--learning-rate {part!r}: expected NAME=VALUE with a name out of {', '.join(names)}")
+        found[name] = number("learning-rate", value)
+    return found
 
 
 def assignments(texts: list[str]) -> dict[str, float]:

@@ -50,7 +50,7 @@ class GridLosses:
     @property
     def seeds(self) -> int:
         """K."""
-        return self.sums.shape[1]
+        return int(self.sums.shape[1])
 
     @property
     def finite(self) -> list[int]:

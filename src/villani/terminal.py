@@ -21,6 +21,7 @@ from rich.table import Column, Table
 from villani.doctor import Finding
 from villani.report import audit as auditing
 from villani.report import convergence as converging
+from villani.report import recommendation as recommending
 from villani.report import spectrum as spectra
 from villani.report.constants import sign as constant_sign
 from villani.report.constants import value as constant_value
@@ -31,6 +32,7 @@ from villani.runs.audits import AuditRecord, ReplayRecord, StepRecord
 from villani.runs.certificates import CertificateRecord
 from villani.runs.convergences import ConvergenceRecord
 from villani.runs.papers import PaperRecord
+from villani.runs.recommendations import RecommendationRecord
 from villani.runs.records import (
     ConstantRecord,
     EstimateRecord,
@@ -259,6 +261,26 @@ def print_paper(record: PaperRecord, directory: Path) -> None:
     for claim in record.claims:
         claims.add_row(escape(claim.claim), claim.verdict, claim.status, escape(claim.measured))
     console.print(claims)
+    _print_page(console, directory)
+
+
+def print_recommendation(record: RecommendationRecord, directory: Path) -> None:
+    """For every optimiser: the sentence, the grid, and what every rule says."""
+    console = Console(highlight=False)
+    for one in record.optimizers:
+        console.print(one.sentence, style="bold", markup=False, soft_wrap=True)
+        table = Table("λ", "held-out loss", "from the best", "interval", "training loss", "held-out bound", "")
+        for cells in recommending.grid_rows(one):
+            table.add_row(*cells)
+        console.print(table)
+        table = Table(
+            "rule", "λ", "judged at", "from the best", "interval", "share", "status", Column("notes", ratio=1)
+        )
+        for cells in recommending.rule_rows(one):
+            table.add_row(*(escape(cell) for cell in cells))
+        console.print(table)
+    if record.cost:
+        console.print(f"{record.cost.seconds:.0f} s of training")
     _print_page(console, directory)
 
 

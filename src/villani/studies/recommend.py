@@ -1,11 +1,12 @@
 """What `villani recommend` does: a sweep over λ, what rules say without one, and the evidence for both."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
+import torch
 from pydantic import ValidationError
 
 from villani.dynamics.training import Optimizer, learning_rates
@@ -46,6 +47,7 @@ from villani.theory.constants import Smoothing
 GRID = [0.0, 1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0]
 RATES: Mapping[str, float] = {"sgd": 0.1, "noisy-sgd": 0.5, "adamw": 2e-3}
 TEMPERATURE = 1e-6
+ALL = list(RULES)
 _QUESTIONS = {"rules", "verify_rules", "audit", "delta", "threads"}  # asked of the cells, not trained into them
 
 
@@ -57,7 +59,7 @@ class RecommendSettings(SweepSettings):
     weight_decay: list[float] = GRID
     steps: int = 300
     batch: int = 8
-    rules: list[str] = list(RULES)
+    rules: list[str] = ALL
     verify_rules: bool = False
     audit: str | None = None
     delta: float = 0.05
@@ -115,6 +117,8 @@ def recommend(
     settings.check()
     audited = _read_audit(Path(settings.audit)) if settings.audit and "guard" in settings.rules else None
     show = progress or Silent()
+    if settings.threads is not None:
+        torch.set_num_threads(settings.threads)
     show.stage(f"loading {settings.model}")
     loaded = load_model(settings.model, device=settings.device)
     show.stage(f"reading {settings.text}")
@@ -127,7 +131,7 @@ def recommend(
         "parameter_checksum": provenance.parameter_checksum,
         "checksums": [record.token_checksum for record in text.records],
         "device": provenance.device,
-        "threads": settings.threads or provenance.threads,
+        "threads": provenance.threads,
         **provenance.versions,
     }
     directory = run or Path("runs") / default_name("recommend", settings.model, keyed)
@@ -173,7 +177,7 @@ def rules_of(
     pairs: list[Pair] | None, source: str,
 ) -> list[Rule]:  # fmt: skip
     """What every rule that was asked for says about runs with one optimiser; `held-out` is the grid's own."""
-    made = {
+    made: dict[str, Callable[[], list[Rule]]] = {
         "constants": constants,
         "ema": lambda: [ema_timescale(run)],
         "power-lines": lambda: [power_lines(run)],
@@ -184,9 +188,8 @@ def rules_of(
         "certificate": lambda: [
             least_certified(run, list(certificates.bounds.items()), math.log(smoothing.vocabulary))
         ],
-        "held-out": list,
     }
-    return [rule for name in settings.rules for rule in made[name]()]
+    return [rule for name in settings.rules if name in made for rule in made[name]()]
 
 
 def _certificates(
