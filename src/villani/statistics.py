@@ -67,6 +67,12 @@ def over_seeds(values: Sequence[float] | Array) -> Estimate:
     return Estimate(float(found.mean()), float(found.std(ddof=1)) / len(found) ** 0.5, len(found), "statistical")
 
 
+def resolved_sign(value: float, sem: float, freedom: float, comparisons: int = 1, level: float = 0.95) -> int:
+    """The sign of an estimate where its t-interval excludes 0, else 0; intervals of all `comparisons` hold at once."""
+    half = float(student_t.ppf(1 - (1 - level) / (2 * comparisons), freedom)) * sem
+    return 0 if abs(value) <= half else 1 if value > 0 else -1
+
+
 @dataclass(frozen=True)
 class GroupSums:
     """What G groups contribute; every entry is a sum over the group's predicted tokens.

@@ -122,7 +122,7 @@ def superposition(rows: torch.Tensor) -> float:
 
 
 def _piece(model: nn.Module, ids: torch.Tensor, real: torch.Tensor) -> tuple[dict[str, Array], str]:
-    """Of a few blocks: (B, layers) sums of sink mass over queries and activation ratios, (B,) queries and their scale."""
+    """Of a few blocks: (B, layers) sums of sink mass and activation ratios, (B,) queries and sums of even attention."""
     hidden, attentions, note = _looked_at(model, ids)
     length = ids.shape[1]
     asking = real.clone()
@@ -153,7 +153,8 @@ def _looked_at(model: nn.Module, ids: torch.Tensor) -> tuple[list[torch.Tensor],
         hidden: Sequence[torch.Tensor] = output.hidden_states[:-1]  # the last one has been through the final norm
     except (AttributeError, TypeError) as error:
         reason = " ".join(str(error).split())
-        raise InputError(f"{type(model).__name__} shows no hidden states ({reason}): give a Hugging Face model") from None
+        name = type(model).__name__
+        raise InputError(f"{name} shows no hidden states ({reason}): give a Hugging Face model") from None
     weights = [a for a in (getattr(output, "attentions", None) or ()) if a is not None]
     note = ""
     if not weights:

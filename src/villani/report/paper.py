@@ -1,5 +1,6 @@
 """The page of `villani study paper`: the experiments in pictures, then claim by claim what was measured and follows."""
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 
 import plotly.graph_objects as go
@@ -9,6 +10,7 @@ from villani.report.figures import EXACT, NEGATIVE, POSITIVE, REMAINDER, TOTAL, 
 from villani.report.numbers import format_interval, format_number, format_uncertain
 from villani.runs.papers import LandscapePoint, PaperRecord, TrainingPoint, TrendRecord
 from villani.runs.records import EstimateRecord
+from villani.statistics import resolved_sign
 
 Pictures = dict[str, tuple[str, go.Figure, str]]
 _NAMES = {"sgd": "SGD with L2", "noisy-sgd": "noisy SGD", "adamw": "AdamW"}
@@ -18,7 +20,8 @@ _LIMITS = (
     "hypotheses, such as bounded weights or small s, a verdict is about the statement without them.",
     "“Consistent” confirms nothing. Finitely many points cannot show what happens as θ → ∞, and a run cannot show that "
     "nothing moves more slowly than what it saw.",
-    "Intervals over training seeds are t-intervals of few seeds, one at a time. Many are shown: some exclude 0 by chance.",
+    "Intervals over training seeds are t-intervals of few seeds, one at a time. Many are shown: some exclude 0 by "
+    "chance.",
     "λ is torch's weight_decay. For SGD it is the λ of F; AdamW's belongs to no F, so that E1 to E3 leave it out.",
     "E1 and E2 are about the models that this study trained, at their size and for their number of steps.",
 )
@@ -171,8 +174,8 @@ def _landscape_table(record: PaperRecord) -> str:
             )  # fmt: skip
     head = ["λ", "seed", "s", "Ψ at θ", "rays that grow", "of them by data", "s* at most", "(iv) at this s"]
     words = (
-        "Models that SGD with L2 led to. s*: Ψ_s → −∞ along an orbit for every s above, at 95 % for one model at a time. "
-        "A ray grows where the quadratic coefficient of Ψ is positive beyond its error."
+        "Models that SGD with L2 led to. s*: Ψ_s → −∞ along an orbit for every s above, at 95 % for one model at a "
+        "time. A ray grows where the quadratic coefficient of Ψ is positive beyond its error."
     )
     return section("E1: Ψ over λ and s", note(words) + table(head, rows))
 
@@ -193,7 +196,7 @@ def _spectrum_table(record: PaperRecord) -> str:
         if t.change is not None
     ]
     head = ["λ", "seed", "λ₁(∇²L)", "λ₁(∇²F)", "least of ∇²L", "tr ∇²L", "effective rank", "share below 0"]
-    words = "± of eigenvalues: bounds from residuals, for these groups of text; of the rest: standard errors over probes."
+    words = "± of eigenvalues: bounds from residuals, for these groups; of the rest: standard errors over probes."
     learned = table(["λ", "the shift", "learned: change of λ₁(∇²L)", "seeds"], changes) if changes else ""
     return section("E2: spectra", note(words) + table(head, rows) + learned)
 
@@ -244,9 +247,9 @@ def _estimator_table(record: PaperRecord) -> str:
         )  # fmt: skip
     words = (
         f"{of.probes} probes on each of {of.groups} groups, at {_NAMES.get(of.optimizer, of.optimizer)}, λ = "
-        f"{format_number(of.weight_decay)}, seed {of.seed}. Reference: {_cell(of.reference)} ({of.reference_way}). Seconds "
-        "include loading, the gradient and, where there is one, tracing. Error² × seconds tells ways apart: less is "
-        "better."
+        f"{format_number(of.weight_decay)}, seed {of.seed}. Reference: {_cell(of.reference)} ({of.reference_way}). "
+        "Seconds include loading, the gradient and, where there is one, tracing. Error² × seconds tells ways apart: "
+        "less is better."
     )
     head = ["way", "error", "as reported", "intervals hold it", "mean", "seconds", "error² × seconds"]
     return section("E5: ways to tr ∇²L", note(words) + table(head, rows))
@@ -264,8 +267,8 @@ def _pathology_table(record: PaperRecord) -> str:
     notes = "; ".join(sorted({p.note for p in record.pathologies} - {""}))
     words = (
         f"Means over training seeds ± standard error. Attention: mass on the first token, {even:.3f} if it were even. "
-        "Activations: max |h| over median |h| of the residual stream. Superposition: mean squared cosine between rows of "
-        "the embedding."
+        "Activations: max |h| over median |h| of the residual stream. Superposition: mean squared cosine between rows "
+        "of the embedding."
     )
     head = ["", "optimiser", "λ", "mean", "change from the first λ"]
     return section("Pathologies", note(f"{words} {notes}".strip()) + table(head, rows))
@@ -305,7 +308,9 @@ def _bound(estimate: EstimateRecord | None) -> str:
 def _moved(name: str, trend: Sequence[TrendRecord]) -> str:
     """Whether λ moves a pathology, with the largest change that is beyond its error."""
     changes = [t for t in trend if t.change is not None]
-    beyond = [t for t in changes if t.change and not t.change.interval[0] <= 0 <= t.change.interval[1]]
+    beyond = [
+        t for t in changes if t.change and resolved_sign(t.change.value, t.change.sem, t.change.n - 1, len(changes))
+    ]
     if not changes:
         return ""
     if not beyond:
@@ -313,8 +318,8 @@ def _moved(name: str, trend: Sequence[TrendRecord]) -> str:
     most = max(beyond, key=lambda t: abs(t.change.value) if t.change else 0.0)
     assert most.change is not None
     return (
-        f"{name.capitalize()}: changed beyond the error over seeds in {len(beyond)} of {len(changes)} comparisons, most "
-        f"with {_NAMES.get(most.optimizer, most.optimizer)} at λ = {format_number(most.weight_decay)}, by "
+        f"{name.capitalize()}: changed beyond the error over seeds in {len(beyond)} of {len(changes)} comparisons, "
+        f"most with {_NAMES.get(most.optimizer, most.optimizer)} at λ = {format_number(most.weight_decay)}, by "
         f"{most.change.value:+.3g} {format_interval(*most.change.interval)} to {most.value.value:.3g}."
     )
 
@@ -331,12 +336,12 @@ _RAY_CAPTION = (
     "λ²‖θ‖²/s grows quadratically for any loss. Signed logarithmic scale."
 )
 _SPECTRA_CAPTION = (
-    "Means over training seeds with intervals. ∇²F at the same θ is ∇²L plus λ: what differs between the curves is there "
-    "by definition, what ∇²L does along λ is learned."
+    "Means over training seeds with intervals. ∇²F at the same θ is ∇²L plus λ: what differs between the curves is "
+    "there by definition, what ∇²L does along λ is learned."
 )
 _RATES_CAPTION = (
-    "log₁₀ of the rate at which the loss of noisy SGD settles, with its interval over windows and chains, beside the gap "
-    "that the preprint's constant promises. A fitted rate neither supports nor refutes the promise."
+    "log₁₀ of the rate at which the loss of noisy SGD settles, with its interval over windows and chains, beside the "
+    "gap that the preprint's constant promises. A fitted rate neither supports nor refutes the promise."
 )
 _LOSS_CAPTION = "Means over training seeds with intervals: solid, held out; dotted, training."
 _CERTIFICATE_CAPTION = "One run of noisy SGD at each λ: the certified risk, its empirical part and what the bound adds."
@@ -394,6 +399,10 @@ def _first_seed(landscape: Sequence[LandscapePoint]) -> list[LandscapePoint]:
     return [p for p in landscape if p.seed == landscape[0].seed and p.weight_decay > 0] or [*landscape]
 
 
+def _decay(point: LandscapePoint) -> str:
+    return f"λ = {format_number(point.weight_decay)}"
+
+
 def _colour(index: int) -> str:
     return (TOTAL, POSITIVE, NEGATIVE, EXACT, REMAINDER, "#ec4899")[index % 6]
 
@@ -403,7 +412,7 @@ def _orbits(landscape: Sequence[LandscapePoint]) -> go.Figure:
     values = [step.measured.value for p in shown if p.orbit for step in p.orbit.walk]
     up = SignedLog(max((abs(v) for v in values), default=1.0))
     traces = [
-        _line([(s.scale, s.measured) for s in p.orbit.walk], f"λ = {format_number(p.weight_decay)}", _colour(i), scale=up)
+        _line([(step.scale, step.measured) for step in p.orbit.walk], _decay(p), _colour(i), scale=up)
         for i, p in enumerate(shown)
         if p.orbit
     ]
@@ -416,19 +425,22 @@ def _orbits(landscape: Sequence[LandscapePoint]) -> go.Figure:
 def _rays(record: PaperRecord) -> go.Figure:
     middle = record.temperatures[len(record.temperatures) // 2]
     shown = [
-        (p, ray) for p in _first_seed(record.landscape) for ray in p.rays[:1] + p.rays
+        (p, ray) for p in _first_seed(record.landscape) for ray in p.rays
         if ray.psi[0].temperature == middle and ray.direction == p.rays[0].direction
     ]  # fmt: skip
-    shown = [pair for i, pair in enumerate(shown) if pair not in shown[:i]]
     values = [e.value for _, ray in shown for e in (*ray.psi, *ray.data)]
     up = SignedLog(max((abs(v) for v in values), default=1.0))
     traces = []
     for i, (p, ray) in enumerate(shown):
         multiples = [r / p.norm if p.norm else r for r in ray.radii]
-        name = f"λ = {format_number(p.weight_decay)}"
+        name = _decay(p)
         traces.append(_line([*zip(multiples, ray.psi, strict=True)], name, _colour(i), scale=up))
         traces.append(_line([*zip(multiples, ray.data, strict=True)], f"{name}, data", _colour(i), "dot", up))
-    figure = _axis(themed(traces, 420), "r in units of ‖θ‖, random direction", "Ψ, signed logarithmic scale")
+    figure = _axis(
+        themed(traces, 420),
+        f"r in units of ‖θ‖, direction {record.landscape[0].rays[0].direction}",
+        "Ψ, signed logarithmic scale",
+    )
     if values:
         figure.update_yaxes(zeroline=True, **up.ticks(values))
     return figure
@@ -461,8 +473,6 @@ def _rates(record: PaperRecord) -> go.Figure:
 
 
 def _logged(estimate: EstimateRecord) -> EstimateRecord:
-    import math
-
     value, (low, high) = estimate.value, estimate.interval
     return estimate.model_copy(
         update={"value": math.log10(value), "interval": (math.log10(low), math.log10(high))}
@@ -473,7 +483,9 @@ def _certificates(record: PaperRecord) -> go.Figure:
     known = [(p.weight_decay, p.path) for p in record.certificates if p.path]
     x = [format_number(decay) for decay, _ in known]
     traces = [
-        go.Scatter(x=x, y=[getattr(b, field) for _, b in known], name=name, mode="lines+markers", line={"color": colour})
+        go.Scatter(
+            x=x, y=[getattr(b, field) for _, b in known], name=name, mode="lines+markers", line={"color": colour}
+        )
         for field, name, colour in (
             ("value", "certified risk", TOTAL), ("empirical", "empirical", REMAINDER), ("excess", "excess", NEGATIVE)
         )

@@ -6,6 +6,7 @@ hypotheses, a verdict is about the statement without them.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from villani.runs.certificates import CertificatePoint
 from villani.runs.papers import (
@@ -21,6 +22,7 @@ from villani.runs.papers import (
 )
 from villani.runs.recommendations import OptimizerRecord
 from villani.runs.records import EstimateRecord, Status
+from villani.statistics import resolved_sign
 from villani.theory.catalogue import case
 from villani.theory.constants import preprint
 from villani.theory.exact import solve
@@ -103,7 +105,7 @@ def _growth_everywhere(found: Found) -> ClaimRecord | None:
     if not above:
         return ClaimRecord(
             claim=claim, verdict="not identifiable", status="statistical", experiment="E1",
-            measured=f"No orbit through {len(points)} trained models was resolved on which Ψ_s falls. That proves nothing.",
+            measured=f"No orbit on which Ψ_s falls was resolved through {len(points)} models, which proves nothing.",
         )  # fmt: skip
     middle = above[len(above) // 2]
     first = above[0]
@@ -120,8 +122,9 @@ def _growth_everywhere(found: Found) -> ClaimRecord | None:
         claim=claim, verdict="refuted", status="statistical", experiment="E1",
         measured=(
             f"At {len(above)} of {len(points)} trained models an orbit of constant loss was resolved on which Ψ_s → −∞ "
-            f"for every s above a bound, each at confidence {first.level:.0%}: {middle.refuted_above:.3g} at the median "
-            f"model, {first.refuted_above:.3g} at the one where it is smallest (λ = {first.weight_decay:g}, {name})."
+            f"for every s above a bound, each at confidence {first.level:.0%}: {middle.refuted_above:.3g} at the "
+            f"median model, {first.refuted_above:.3g} at the one where it is smallest (λ = {first.weight_decay:g}, "
+            f"{name})."
             + fallen
         ),
     )  # fmt: skip
@@ -132,14 +135,16 @@ def _constant_here(found: Found) -> ClaimRecord | None:
     if not promises:
         return None
     verdicts = {r.verdict for _, r in promises}
-    verdict: Verdict = next((v for v in ("refuted", "consistent") if v in verdicts), "not identifiable")  # type: ignore[misc]
+    verdict: Verdict = (
+        "refuted" if "refuted" in verdicts else "consistent" if "consistent" in verdicts else "not identifiable"
+    )
     shown, rate = next(pair for pair in promises if pair[1].verdict == verdict)
     logs = [r.log10 for _, r in promises]
     return ClaimRecord(
         claim="C_LS ≤ 1/λ + d/λ² for this objective, and with it convergence of noisy SGD in finite time.",
         measured=(
-            f"At {len(promises)} values of λ the constant promises a gap of 10^{min(logs):.1f} to 10^{max(logs):.1f} per "
-            f"unit of diffusion time. At λ = {shown.weight_decay:g}: {rate.sentence}"
+            f"At {len(promises)} values of λ the constant promises a gap of 10^{min(logs):.1f} to 10^{max(logs):.1f} "
+            f"per unit of diffusion time. At λ = {shown.weight_decay:g}: {rate.sentence}"
         ),
         verdict=verdict, status="refuted" if verdict == "refuted" else "estimated", experiment="E3",
     )  # fmt: skip
@@ -158,8 +163,8 @@ def _exponential(found: Found) -> ClaimRecord | None:
     return ClaimRecord(
         claim="Training shows exponential convergence, consistent with the log-Sobolev analysis.",
         measured=(
-            f"{words}. A rate fitted to a transient is that of one observable from one start: it bounds the gap neither "
-            "way, and says nothing of a log-Sobolev constant."
+            f"{words}. A rate fitted to a transient is that of one observable from one start: it bounds the gap "
+            "neither way, and says nothing of a log-Sobolev constant."
         ),
         verdict="not identifiable", status="estimated", experiment="E3",
     )  # fmt: skip
@@ -171,7 +176,7 @@ def _bounds(found: Found) -> ClaimRecord | None:
         return None
     rises = [(b - a, x, y) for i, (x, a) in enumerate(rows) for y, b in rows[i + 1 :]]
     most, low, high = max(rises)
-    falls = all(b <= a for (_, a), (_, b) in zip(rows, rows[1:], strict=False))
+    falls = all(b <= a for (_, a), (_, b) in pairwise(rows))
     values = ", ".join(f"{value:.3f} at {decay:g}" for decay, value in rows)
     verdict: Verdict = "refuted" if most > _RISE else "consistent" if falls else "not identifiable"
     rise = f" From λ = {low:g} to {high:g} the certified risk rises by {most:.3f} nats." if most > 0 else ""
@@ -195,8 +200,8 @@ def _hutchinson(found: Found) -> ClaimRecord | None:
     return ClaimRecord(
         claim="Hutchinson probes estimate Ψ_s efficiently in models with over 100M parameters.",
         measured=(
-            f"{found.estimators.probes} probes on each of {found.estimators.groups} groups, d = {found.parameters:,}: a "
-            f"root mean square error of {plain.relative_error.value:.1%} of tr ∇²L for plain Hutchinson ({others}); "
+            f"{found.estimators.probes} probes on each of {found.estimators.groups} groups, d = {found.parameters:,}: "
+            f"a root mean square error of {plain.relative_error.value:.1%} of tr ∇²L for plain Hutchinson ({others}); "
             f"{plain.covered} of {plain.repeats} of its intervals hold the reference."
             + ("" if large else " This model is smaller than those that the claim is about.")
         ),
@@ -209,21 +214,22 @@ def _rays(found: Found) -> ClaimRecord | None:
     rays = [r for p in found.landscape if p.weight_decay > 0 for r in p.rays]
     if not rays:
         return None
-    up = [r for r in rays if r.fit.quadratic.interval[0] > 0]
-    down = [r for r in rays if r.fit.quadratic.interval[1] < 0]
-    data = [r for r in rays if r.data_fit.quadratic.interval[0] > 0]
-    shares = sorted(r.exact_quadratic / r.fit.quadratic.value for r in up)
-    middle = (
-        f" The term λ²/s, which is there for any loss, makes up {shares[len(shares) // 2]:.0%} of it at the median."
-    )
-    verdict: Verdict = "refuted" if down else "consistent" if len(up) == len(rays) else "not identifiable"
+    signs = [_sign(r.fit.quadratic, len(rays)) for r in rays]
+    up, down = signs.count(1), signs.count(-1)
+    data = sum(_sign(r.data_fit.quadratic, len(rays)) > 0 for r in rays)
+    shares = sorted(r.exact_quadratic / r.fit.quadratic.value for r, sign in zip(rays, signs, strict=True) if sign > 0)
+    middle = ""
+    if shares:
+        share = shares[len(shares) // 2]
+        middle = f" The term λ²/s, which is there for any loss, makes up {share:.0%} of it at the median."
+    verdict: Verdict = "refuted" if down else "consistent" if up == len(rays) else "not identifiable"
     return ClaimRecord(
         claim="Ψ_s grows quadratically along rays.",
         measured=(
-            f"Of {len(rays)} series of Ψ_s (models with λ > 0 × rays × s) {len(up)} have a positive quadratic coefficient "
-            f"beyond their error, and {len(down)} a negative one.{middle if shares else ''} The part that depends on data "
-            f"has a positive one in {len(data)}. Growth on rays is no evidence for Ψ_s → ∞: orbits through the same "
-            "models decide that."
+            f"Of {len(rays)} series of Ψ_s (models with λ > 0 × rays × s) {up} have a positive quadratic "
+            f"coefficient beyond their error, all at once, and {down} a negative one.{middle} The part that "
+            f"depends on data has a positive one in {data}. Growth on rays is no evidence for Ψ_s → ∞: orbits "
+            "through the same models decide that."
         ),
         verdict=verdict, status="statistical", experiment="E1",
     )  # fmt: skip
@@ -236,19 +242,19 @@ def _inflation(found: Found) -> ClaimRecord | None:
     checked = [
         abs(p.objective_largest.value - p.largest.value - p.weight_decay) for p in found.spectra if p.objective_largest
     ]  # fmt: skip
-    whole = [(t, *(edge + t.weight_decay for edge in t.change.interval)) for t in changes if t.change]
-    up = [t for t, low, _ in whole if low > 0]
-    down = [t for t, _, high in whole if high < 0]
-    verdict: Verdict = "refuted" if down else "consistent" if len(up) == len(whole) else "not identifiable"
+    signs = [_sign(t.change, len(changes), t.weight_decay) for t in changes if t.change]
+    up, down = signs.count(1), signs.count(-1)
+    verdict: Verdict = "refuted" if down else "consistent" if up == len(signs) else "not identifiable"
     least = min(changes, key=lambda t: t.change.value if t.change else 0.0)
     assert least.change is not None
     same = f" Worked out twice, they differ from that by at most {max(checked):.2g}." if checked else ""
     return ClaimRecord(
         claim="Weight decay inflates the spectrum of the Hessian.",
         measured=(
-            f"At a fixed θ every eigenvalue of ∇²F is one of ∇²L plus λ, whatever the loss.{same} Between trained models "
-            f"λ₁(∇²F), the shift included, rises beyond its error over seeds at {len(up)} of {len(whole)} values of λ and "
-            f"falls at {len(down)}; the learned part is lowest at λ = {least.weight_decay:g}: {_told(least.change)}."
+            f"At a fixed θ every eigenvalue of ∇²F is one of ∇²L plus λ, whatever the loss.{same} Between trained "
+            f"models λ₁(∇²F), the shift included, rises beyond its error over seeds at {up} of {len(signs)} "
+            f"values of λ and falls at {down}; the learned part is lowest at λ = {least.weight_decay:g}: "
+            f"{_told(least.change)}."
         ),
         verdict=verdict, status="statistical", experiment="E2",
     )  # fmt: skip
@@ -260,16 +266,16 @@ def _generalisation(found: Found) -> ClaimRecord | None:
     changes = [p for p in changes if p.optimizer in base]
     if not changes:
         return None
-    better = [p for p in changes if p.held_out_change and p.held_out_change.interval[1] < 0]
-    worse = [p for p in changes if p.held_out_change and p.held_out_change.interval[0] > 0]
+    signs = [_sign(p.held_out_change, len(changes)) for p in changes if p.held_out_change]
+    better, worse = signs.count(-1), signs.count(1)
     best = min(changes, key=lambda p: p.held_out_change.value if p.held_out_change else 0.0)
     assert best.held_out_change is not None
-    verdict: Verdict = "consistent" if better else "refuted" if len(worse) == len(changes) else "not identifiable"
+    verdict: Verdict = "consistent" if better else "refuted" if worse == len(changes) else "not identifiable"
     return ClaimRecord(
         claim="Weight decay improves generalisation empirically.",
         measured=(
-            f"Held-out loss against no decay, seed by seed, beyond its error: better at {len(better)} of {len(changes)} "
-            f"pairs of optimiser and λ, worse at {len(worse)}. Largest improvement: {best.optimizer}, "
+            f"Held-out loss against no decay, seed by seed, beyond its error: better at {better} of "
+            f"{len(changes)} pairs of optimiser and λ, worse at {worse}. Largest improvement: {best.optimizer}, "
             f"λ = {best.weight_decay:g}, {_told(best.held_out_change)} nats per token."
         ),
         verdict=verdict, status="statistical", experiment="E4",
@@ -287,22 +293,24 @@ def decay_sentence(training: Sequence[TrainingPoint]) -> str:
         changes = [p for p in training if p.optimizer == name and p.held_out_change and p.weight_decay > 0]
         if not changes or not any(p.weight_decay == 0 for p in training if p.optimizer == name):
             continue
-        helped = [p for p in changes if p.held_out_change and p.held_out_change.interval[1] < 0]
+        many = len(changes)
+        helped = [p for p in changes if p.held_out_change and _sign(p.held_out_change, many) < 0]
         if not helped:
             words.append(f"{name}: no λ lowers the held-out loss beyond its error, so there is no effect to explain")
             continue
-        dynamics = [p for p in helped if p.train_change and p.train_change.interval[1] < 0]
+        dynamics = [p for p in helped if p.train_change and _sign(p.train_change, many) < 0]
         regularised = [
             p for p in helped
-            if p.train_change and p.gap_change and p.train_change.interval[0] > 0 and p.gap_change.interval[1] < 0
+            if p.train_change and p.gap_change
+            and _sign(p.train_change, many) > 0 and _sign(p.gap_change, many) < 0
         ]  # fmt: skip
         best = min(helped, key=lambda p: p.held_out_change.value if p.held_out_change else 0.0)
         open_ = len(helped) - len(dynamics) - len(regularised)
         words.append(
-            f"{name}: of {len(helped)} values of λ that help, the training loss falls too at {len(dynamics)} (a matter of "
-            f"the dynamics), it rises while the gap shrinks at {len(regularised)} (a regulariser), and seeds leave it "
-            f"open at {open_}; at the best, λ = {best.weight_decay:g}, training {_told(best.train_change)}, held out "
-            f"{_told(best.held_out_change)}, gap {_told(best.gap_change)} nats"
+            f"{name}: of {len(helped)} values of λ that help, the training loss falls too at {len(dynamics)} (a matter "
+            f"of the dynamics), it rises while the gap shrinks at {len(regularised)} (a regulariser), and seeds leave "
+            f"it open at {open_}; at the best, λ = {best.weight_decay:g}, training {_told(best.train_change)}, held "
+            f"out {_told(best.held_out_change)}, gap {_told(best.gap_change)} nats"
         )
     if not words:
         return ""
@@ -314,7 +322,7 @@ def choice_sentence(choices: Sequence[OptimizerRecord]) -> str:
     words = []
     for name in dict.fromkeys(rule.name for of in choices for rule in of.rules):
         parts = []
-        for of, rule in ((of, rule) for of in choices for rule in of.rules if rule.name == name):
+        for of, rule in [(one, rule) for one in choices for rule in one.rules if rule.name == name]:
             if rule.weight_decay is None:
                 parts.append(f"{of.optimizer} refuses")
             elif rule.margin is None or rule.share is None:
@@ -341,6 +349,11 @@ def sentence(judged: Sequence[ClaimRecord]) -> str:
         f"{counts['not identifiable']} cannot be told by measurements like these."
     )
     return words + (f" Refuted: {refuted}." if refuted else "")
+
+
+def _sign(estimate: EstimateRecord, comparisons: int, shift: float = 0.0) -> int:
+    """The sign of estimate + shift where it is beyond its error, allowing for all comparisons; else 0."""
+    return resolved_sign(estimate.value + shift, estimate.sem, estimate.n - 1, comparisons)
 
 
 def _told(estimate: EstimateRecord | None) -> str:
