@@ -258,11 +258,10 @@ class _Study:
 
     def _spectrum(self, cell: SweepCell) -> SpectrumPoint:
         """E2; λ₁(∇²F) is worked out by itself for the first training seed only."""
-        name = f"{cell.weight_decay!r}-{cell.seed}"
-        folder = self.directory / "spectra" / name
+        folder = self.directory / "spectra" / f"{cell.weight_decay!r}-{cell.seed}"
         both = cell.seed == self.settings.sweep.seed and cell.weight_decay > 0
         found = spectrum_point(
-            self.settings, cell, self.text, self.ledger.scoped(f"products/{name}"), folder, both=both
+            self.settings, cell, self.text, self.ledger, folder, both=both
         )  # fmt: skip
         shutil.rmtree(folder, ignore_errors=True)
         return found

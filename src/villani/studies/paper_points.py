@@ -28,7 +28,7 @@ from villani.runs.papers import (
     SpectrumPoint,
 )
 from villani.runs.records import EstimateRecord
-from villani.runs.store import ScopedLedger
+from villani.runs.store import Ledger
 from villani.statistics import Estimate, exact, over_seeds
 from villani.streams import Purpose, word
 from villani.studies.audit_records import orbit_record, outcome_record, ray_record
@@ -109,8 +109,8 @@ def landscape_point(settings: PaperSettings, cell: SweepCell, text: SweepText, s
 
 
 def spectrum_point(
-    settings: PaperSettings, cell: SweepCell, text: SweepText, ledger: ScopedLedger, directory: Path, *, both: bool
-) -> SpectrumPoint:
+    settings: PaperSettings, cell: SweepCell, text: SweepText, ledger: Ledger, directory: Path, *, both: bool
+) -> SpectrumPoint:  # fmt: skip
     """E2: the ends and the density of ∇²L; with `both`, λ₁(∇²F) from products of its own too."""
     part = settings.spectra
     assert part is not None
@@ -121,11 +121,13 @@ def spectrum_point(
         micro_tokens=subject.objective.micro_tokens, **part.model_dump(),
     )  # fmt: skip
     directory.mkdir(parents=True, exist_ok=True)
-    found = spectrum_of(subject, asked, ledger.scoped("loss"), directory, Silent())
+    found = spectrum_of(subject, asked, ledger.scoped(f"products/{directory.name}/loss"), directory, Silent())
     again = None
     if both:
         only = asked.model_copy(update={"matrix": "objective", "density_probes": 0, "top": 1, "bottom": 0})
-        again = spectrum_of(subject, only, ledger.scoped("objective"), directory, Silent()).eigenvalues[0]
+        again = spectrum_of(
+            subject, only, ledger.scoped(f"products/{directory.name}/objective"), directory, Silent()
+        ).eigenvalues[0]
     first = found.eigenvalues[0]
     last = next((e for e in found.eigenvalues if e.rank == -1), None)
     density = found.density
