@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,7 +23,7 @@ from villani.landscape.objective import Objective
 from villani.measurement import peak_memory
 from villani.plan import duration
 from villani.runs.certificates import CertificatePoint
-from villani.runs.distributed import alone
+from villani.runs.distributed import Rows, alone
 from villani.runs.papers import (
     ConvergencePoint,
     CriteriaRecord,
@@ -32,6 +33,7 @@ from villani.runs.papers import (
     PathologyPoint,
     SpectrumPoint,
 )
+from villani.runs.recommendations import OptimizerRecord
 from villani.runs.records import Cost, Provenance
 from villani.runs.store import Ledger, write_settings
 from villani.studies.certify import CertifySettings, certify
@@ -49,7 +51,7 @@ from villani.studies.paper_points import (
     reference_trace,
     spectrum_point,
 )
-from villani.studies.paper_settings import PaperSettings
+from villani.studies.paper_settings import PaperSettings, Ways
 from villani.studies.paper_training import (
     best_decay,
     learned_curvature,
@@ -63,9 +65,10 @@ from villani.studies.sweep import SweepCell, SweepText, read_sweep_text, sweep
 T = TypeVar("T")
 _NOMINAL = {  # seconds of a unit on one core, measured at --size small: only their ratios matter
     "sweep": 30.0, "criteria": 5.0, "landscape": 30.0, "spectra": 20.0, "convergence": 600.0, "certificates": 300.0,
-    "estimators": 3.0, "pathologies": 1.0,
+    "estimators": 3.0, "pathologies": 1.0, "choice": 60.0,
 }  # fmt: skip
 
+_PATIENCE = 60.0  # seconds between two tellings of what is left
 _PREFIXES = {"sweep": "sweep/cell/"}  # a sweep has a row beside its cells
 
 
@@ -140,6 +143,7 @@ def units(settings: PaperSettings) -> dict[str, int]:
         "certificates": 1 if settings.certificates else 0,
         "estimators": 1 + len(estimators.ways) * estimators.repeats if estimators else 0,
         "pathologies": trained * len(settings.sweep.optimizers) if settings.pathologies else 0,
+        "choice": 1,
     }
 
 
@@ -148,6 +152,7 @@ class Overall:
 
     def __init__(self, show: Progress, ledger: Ledger, counts: dict[str, int]) -> None:
         self._show, self._ledger, self._counts = show, ledger, counts
+        self._words, self._since = "", 0.0
 
     def left(self) -> float:
         """Seconds; kinds that have not begun are scaled by how those that have compare with what was expected."""
@@ -167,6 +172,13 @@ class Overall:
     def advance(self, done: int, total: int) -> None:
         """See `Progress.advance`."""
         self._show.advance(done, total)
+
+    def count(self, words: str, done: int, total: int) -> None:
+        """`done` of `total` units of one kind; what is left in all is told at the first, and again every minute."""
+        if words != self._words or time.monotonic() - self._since > _PATIENCE:
+            self._words, self._since = words, time.monotonic()
+            self.stage(words)
+        self.advance(done, total)
 
 
 @dataclass(frozen=True, eq=False)
@@ -197,7 +209,7 @@ class _Study:
             )  # fmt: skip
             landscape = self._each(
                 "landscape", "E1, Ψ along rays and orbits", LandscapePoint, descended,
-                lambda cell: landscape_point(settings, cell, text, self.show),
+                lambda cell: landscape_point(settings, cell, text),
             )  # fmt: skip
         if settings.spectra:
             spectra = self._each("spectra", "E2, spectrum", SpectrumPoint, descended, self._spectrum)
@@ -218,8 +230,10 @@ class _Study:
                 parameters, criteria_found, landscape, spectra, learned, convergence, training, certificates, estimators
             )
         )  # fmt: skip
-        choices = choose(
-            settings, text, cells, certificates, self.directory, self.data, self.show, self.provenance
+        choices = self._kept(
+            "choice/all", list[OptimizerRecord],
+            partial(choose, settings, text, cells, certificates, self.directory, self.data, self.show, self.provenance),
+            "E6, rules against the grid",
         )  # fmt: skip
         return {
             "criteria": criteria_found, "landscape": landscape, "spectra": spectra, "learned": learned,
@@ -236,18 +250,19 @@ class _Study:
     ) -> list[T]:
         found = []
         for number, cell in enumerate(cells):
-            where = f"{cell.optimizer}, λ = {cell.weight_decay:g}, seed {cell.seed}"
             key = f"{kind}/{cell.optimizer}/{cell.weight_decay!r}/{cell.seed}"
-            told = f"{words}: {where} ({number + 1} of {len(cells)})"
-            found.append(self._kept(key, record, partial(make, cell), told))
+            self.show.count(words, number, len(cells))
+            found.append(self._kept(key, record, partial(make, cell)))
+        self.show.count(words, len(cells), len(cells))
         return found
 
-    def _kept(self, key: str, kind: Any, make: Callable[[], T], words: str) -> T:
+    def _kept(self, key: str, kind: Any, make: Callable[[], T], words: str = "") -> T:
         """A unit of work from the ledger, as the JSON of its record; done and put there if it is not."""
         adapter = TypeAdapter(kind)
         row = self.ledger.get(key)
         if row is None:
-            self.show.stage(words)
+            if words:
+                self.show.stage(words)
             start = time.perf_counter()
             text = adapter.dump_json(make()).decode()
             row = {"record": np.array(text)}
@@ -311,23 +326,19 @@ class _Study:
         cell = next((c for c in cells if c.optimizer == "sgd" and c.weight_decay == decay and not c.diverged), None)
         if cell is None:
             return None
-        reference = self._row("estimators/reference", partial(reference_trace, settings, cell, text), "E5, reference")
-        rows = {
-            way: [
-                self._row(
-                    f"estimators/{way}/{repeat}", partial(estimator_row, settings, cell, text, way, repeat),
-                    f"E5, {way}: {repeat + 1} of {part.repeats}",
-                )
-                for repeat in range(part.repeats)
-            ]
-            for way in part.ways
-        }  # fmt: skip
+        words, count = "E5, ways to the trace", part.repeats * len(part.ways) + 1
+        self.show.count(words, 0, count)
+        reference = self._row("estimators/reference", partial(reference_trace, settings, cell, text))
+        rows: dict[Ways, list[Rows]] = {way: [] for way in part.ways}
+        for number, (way, repeat) in enumerate(product(part.ways, range(part.repeats)), 1):
+            self.show.count(words, number, count)
+            make = partial(estimator_row, settings, cell, text, way, repeat)
+            rows[way].append(self._row(f"estimators/{way}/{repeat}", make))
         return estimators_record(settings, cell, reference, rows, parameters)
 
-    def _row(self, key: str, make: Callable[[], dict[str, Any]], words: str) -> dict[str, Any]:
+    def _row(self, key: str, make: Callable[[], Rows]) -> Rows:
         row = self.ledger.get(key)
         if row is None:
-            self.show.stage(words)
             start = time.perf_counter()
             row = make()
             self.ledger.put(key, row, seconds=time.perf_counter() - start, peak_memory_bytes=0)

@@ -275,7 +275,7 @@ def _generalisation(found: Found) -> ClaimRecord | None:
         claim="Weight decay improves generalisation empirically.",
         measured=(
             f"Held-out loss against no decay, seed by seed, beyond its error: better at {better} of "
-            f"{len(changes)} pairs of optimiser and λ, worse at {worse}. Largest improvement: {best.optimizer}, "
+            f"{len(changes)} pairs of optimiser and λ, worse at {worse}. Lowest change: {best.optimizer}, "
             f"λ = {best.weight_decay:g}, {_told(best.held_out_change)} nats per token."
         ),
         verdict=verdict, status="statistical", experiment="E4",

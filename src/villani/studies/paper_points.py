@@ -34,7 +34,7 @@ from villani.streams import Purpose, word
 from villani.studies.audit_records import orbit_record, outcome_record, ray_record
 from villani.studies.measure_model import CONFIDENCE, estimate_record, psi_record
 from villani.studies.paper_settings import EstimatorsPart, PaperSettings, Ways
-from villani.studies.progress import Progress, Silent
+from villani.studies.progress import Silent
 from villani.studies.spectrum_model import SpectrumSettings, spectrum_of
 from villani.studies.subject import Subject, as_groups, provenance_of
 from villani.studies.sweep import SweepCell, SweepText, load_cell
@@ -77,7 +77,7 @@ def criteria(settings: PaperSettings, cell: SweepCell, text: SweepText) -> list[
     return found
 
 
-def landscape_point(settings: PaperSettings, cell: SweepCell, text: SweepText, show: Progress) -> LandscapePoint:
+def landscape_point(settings: PaperSettings, cell: SweepCell, text: SweepText) -> LandscapePoint:
     """E1: Ψ_s at θ and along rays from one set of groups, and along orbits from another."""
     part = settings.landscape
     assert part is not None
@@ -90,14 +90,13 @@ def landscape_point(settings: PaperSettings, cell: SweepCell, text: SweepText, s
     for name, direction in wanted.items():
         ray = walk(
             objective, direction(), [norm * r for r in radii], groups=range(min(part.ray_groups, part.groups)),
-            seed=seed, progress=show.advance,
+            seed=seed,
         )  # fmt: skip
         rays += [ray_record(name, ray, decay, s) for s in settings.temperature]
         if not psi:  # the same groups and probes at the same θ on every ray
             psi = [psi_record(ray.measurements[radii.index(0.0)], decay, s) for s in settings.temperature]
     found = audit_differential(
         objective, settings.temperature[0], seed=seed, confirmed=part.confirmed, search=part.search,
-        progress=lambda _, done, total: show.advance(done, total),
     )  # fmt: skip
     worst = found.findings[0] if found.findings and found.findings[0].confirmed else None
     above = found.refuted_above
