@@ -9,6 +9,7 @@ from villani.report.elements import Markup, badge, facts, note, section, table
 from villani.report.figures import EXACT, NEGATIVE, POSITIVE, REMAINDER, TOTAL, SignedLog, themed
 from villani.report.numbers import format_interval, format_number, format_uncertain
 from villani.runs.papers import LandscapePoint, PaperRecord, TrainingPoint, TrendRecord
+from villani.runs.recommendations import RuleRecord
 from villani.runs.records import EstimateRecord
 from villani.statistics import resolved_sign
 
@@ -134,13 +135,13 @@ def _choice_table(record: PaperRecord) -> str:
             rows.append(
                 [
                     _NAMES.get(of.optimizer, of.optimizer), rule.name,
-                    f"refuses: {rule.refused}" if rule.weight_decay is None else format_number(rule.weight_decay, 3),
+                    "—" if rule.weight_decay is None else format_number(rule.weight_decay, 3),
                     "—" if rule.judged_at is None else format_number(rule.judged_at, 3),
                     "—" if rule.margin is None else f"{rule.margin.value:.4f}",
                     "—" if rule.margin is None else format_interval(rule.margin.low, rule.margin.high),
                     "—" if there is None or there.steps is None else f"{there.steps:.0f}",
                     "—" if there is None else _cell(there.gap),
-                    "—" if rule.share is None else f"{rule.share:.0%}", "; ".join(rule.flags) or "—",
+                    "—" if rule.share is None else f"{rule.share:.0%}", _notes(rule),
                 ]
             )  # fmt: skip
     if not rows:
@@ -150,8 +151,12 @@ def _choice_table(record: PaperRecord) -> str:
         for of in record.choices
     )
     words = f"λ that cannot be told apart from the best, at 95 %: {kept}. Margins are nats above the grid's best."
-    head = ["optimiser", "rule", "λ", "judged at", "margin", "interval", "steps", "gap", "share of training", "flags"]
+    head = ["optimiser", "rule", "λ", "judged at", "margin", "interval", "steps", "gap", "share of training", "notes"]
     return section("E6: where rules land", note(words) + table(head, rows))
+
+
+def _notes(rule: RuleRecord) -> str:
+    return "; ".join([*([f"refuses: {rule.refused}"] if rule.refused else []), *rule.flags]) or "—"
 
 
 def _landscape_table(record: PaperRecord) -> str:
@@ -328,7 +333,7 @@ def _moved(name: str, trend: Sequence[TrendRecord]) -> str:
 
 
 _ORBIT_CAPTION = (
-    "Ψ at θ_R, as measured, for the worst orbit of each model; the loss is the same at every R. Where Ψ falls, Ψ_s → ∞ "
+    "Ψ at θ_R and the largest s, as measured, for the worst orbit of each model; the loss is the same at every R. Where Ψ falls, Ψ_s → ∞ "
     "fails. Signed logarithmic scale."
 )
 _RAY_CAPTION = (

@@ -42,7 +42,9 @@ class LandscapePoint(Record):
     rays: list[RayRecord] = Field(description="one for each direction and s")
     refuted_above: float | None = Field(description="(iv) fails for every s above; null if no orbit was resolved")
     level: float = Field(description="confidence of `refuted_above`; several orbits are accounted for")
-    orbit: OrbitRecord | None = Field(description="the worst, with Ψ along it; null if none is visible")
+    orbit: OrbitRecord | None = Field(
+        description="the worst, with Ψ along it at the largest s; null if none is visible"
+    )
 
 
 class SpectrumPoint(Record):

@@ -20,7 +20,7 @@ from villani.runs.papers import (
     TrendRecord,
     Verdict,
 )
-from villani.runs.recommendations import OptimizerRecord
+from villani.runs.recommendations import OptimizerRecord, RuleRecord
 from villani.runs.records import EstimateRecord, Status
 from villani.statistics import resolved_sign
 from villani.theory.catalogue import case
@@ -318,25 +318,27 @@ def decay_sentence(training: Sequence[TrainingPoint]) -> str:
 
 
 def choice_sentence(choices: Sequence[OptimizerRecord]) -> str:
-    """E6 in one sentence: within what margin of the grid's best does each rule land, at what share of its cost."""
+    """E6 in short: within what margin of the grid's best do rules land, at what share of its cost; the page has all."""
     words = []
-    for name in dict.fromkeys(rule.name for of in choices for rule in of.rules):
-        parts = []
-        for of, rule in [(one, rule) for one in choices for rule in one.rules if rule.name == name]:
-            if rule.weight_decay is None:
-                parts.append(f"{of.optimizer} refuses")
-            elif rule.margin is None or rule.share is None:
-                parts.append(f"{of.optimizer} diverges")
-            else:
-                m = rule.margin
-                parts.append(f"{of.optimizer} {m.value:.3g} [{m.low:.2g}, {m.high:.2g}] ({rule.share:.0%})")
-        words.append(f"{name}: {', '.join(parts)}")
+    for of in choices:
+        named = [r for r in of.rules if r.id != "held-out" and r.weight_decay is not None and r.margin and r.share]
+        told = f"{of.optimizer}: {len(named)} of {sum(r.id != 'held-out' for r in of.rules)} rules name a usable λ"
+        if named:
+            ranked = sorted(named, key=lambda r: r.margin.value if r.margin else 0.0)
+            ends = [("nearest", ranked[0])] + ([("farthest", ranked[-1])] if len(ranked) > 1 else [])
+            told += ", " + ", ".join(f"{word} {r.name}, {_margin(r)}" for word, r in ends)
+        words.append(told)
     if not words:
         return ""
     return (
-        "Held-out nats above the grid's best λ, with an interval, and the share of the grid's training that it takes; "
-        "judged at the λ of the grid nearest to what the rule names. " + "; ".join(words) + "."
+        "Held-out nats above the grid's best λ [an interval], at the λ of the grid nearest to what a rule names, "
+        "and the share of the grid's training that it takes. " + "; ".join(words) + "."
     )
+
+
+def _margin(rule: RuleRecord) -> str:
+    assert rule.margin is not None
+    return f"{rule.margin.value:.3g} [{rule.margin.low:.2g}, {rule.margin.high:.2g}] for {rule.share:.0%}"
 
 
 def sentence(judged: Sequence[ClaimRecord]) -> str:

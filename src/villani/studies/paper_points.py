@@ -96,7 +96,7 @@ def landscape_point(settings: PaperSettings, cell: SweepCell, text: SweepText) -
         if not psi:  # the same groups and probes at the same θ on every ray
             psi = [psi_record(ray.measurements[radii.index(0.0)], decay, s) for s in settings.temperature]
     found = audit_differential(
-        objective, settings.temperature[0], seed=seed, confirmed=part.confirmed, search=part.search,
+        objective, max(settings.temperature), seed=seed, confirmed=part.confirmed, search=part.search,
     )  # fmt: skip
     worst = found.findings[0] if found.findings and found.findings[0].confirmed else None
     above = found.refuted_above
