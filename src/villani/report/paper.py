@@ -333,8 +333,8 @@ def _moved(name: str, trend: Sequence[TrendRecord]) -> str:
 
 
 _ORBIT_CAPTION = (
-    "Ψ at θ_R and the largest s, as measured, for the worst orbit of each model; the loss is the same at every R. Where Ψ falls, Ψ_s → ∞ "
-    "fails. Signed logarithmic scale."
+    "Ψ at θ_R and the largest s, as measured, for the worst orbit of each model; the loss is the same at every "
+    "R. Where Ψ falls, Ψ_s → ∞ fails. Signed logarithmic scale."
 )
 _RAY_CAPTION = (
     "Ψ along straight rays at the middle s: solid, all of it; dotted, the part that depends on data. The exact term "
