@@ -276,10 +276,12 @@ def test_the_landscape_at_one_model(tmp_path):
         assert psi == ray.psi[0]
         norm = psi.parts.decay_norm.value * psi.temperature / 0.1**2
         assert norm == pytest.approx(found.norm**2)
-    assert found.refuted_above < 1  # an orbit of GPT-Neo, at this s at the latest
     walk = found.orbit.walk
-    assert walk[-1].measured.value < walk[0].measured.value
+    assert [step.scale for step in walk][:3] == [1.0, 2.0, 4.0]
     assert max(step.loss_change for step in walk) < 1e-5
+    for step in walk[:4]:  # the same groups and probes: what differs is rounding
+        assert step.measured.value == pytest.approx(step.predicted.value, rel=0.01, abs=0.05 * step.measured.sem)
+    assert (found.refuted_above is None) == (found.orbit.threshold.upper is None)
 
 
 def test_a_study_that_is_stopped_goes_on_to_the_same_bytes(villani, monkeypatch, tmp_path):

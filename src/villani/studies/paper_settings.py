@@ -72,6 +72,7 @@ class CertificatesPart(_Part):
     batch: int = 16
     blocks: int | None = None
     alpha: list[float] = Field(default_factory=lambda: [0.01, 0.1])
+    candidates: int = 1
 
 
 class EstimatorsPart(_Part):
@@ -123,7 +124,7 @@ class PaperSettings(_Part):
             "landscape": {"groups": 8, "sequences": 1, "ray_groups": 3, "confirmed": 1, "search": 0},
             "spectra": {"groups": 1, "sequences": 1, "top": 1, "bottom": 0, "density_probes": 0, "density_steps": 2},
             "convergence": {"steps": 8, "chains": 1, "groups": 1, "sequences": 1, "log_every": 1},
-            "certificates": {"steps": 1, "batch": 1},
+            "certificates": {"steps": 1, "batch": 1, "candidates": 1},
             "estimators": {"groups": 1, "sequences": 1, "probes": 2, "repeats": 2, "reference_probes": 2, "exact": 0},
             "pathologies": {"blocks": 2},
         }  # fmt: skip
