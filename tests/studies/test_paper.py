@@ -330,8 +330,13 @@ def test_a_study_that_is_stopped_goes_on_to_the_same_bytes(villani, monkeypatch,
     other = read_settings(Path(write(QUICK.replace("batch = 2", "batch = 3") + PARTS)), None)
     with pytest.raises(InputError, match=r"was begun with sweep\.batch = 2, now 3"):
         study.study_paper(other, directory)
+    changed = read_settings(Path(write(QUICK + PARTS.replace("blocks = 3", "blocks = 4"))), None)
+    looked = []
+    monkeypatch.setattr(study, "pathology_point", lambda *a: looked.append(a) or paper_points.pathology_point(*a))
+    study.study_paper(changed, directory)
+    assert (len(done), len(looked)) == (0, 4)  # what was changed is done again, and nothing else
     kept = read_settings(directory / "settings.toml", None)
-    assert kept.model_dump() == read_settings(Path(write(QUICK + PARTS)), None).model_dump()
+    assert kept.model_dump() == changed.model_dump()
 
 
 def test_what_is_left_is_told_over_everything(tmp_path):

@@ -86,7 +86,7 @@ class PathologyPoint(Record):
 
 
 class ConvergencePoint(Record):
-    """E3 at one λ; `converge/` in the run directory has the curves."""
+    """E3 at one λ; `converge-…/` in the run directory has the curves."""
 
     weight_decay: float = Field(ge=0)
     temperature: float

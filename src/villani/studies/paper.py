@@ -36,8 +36,8 @@ from villani.runs.papers import (
 from villani.runs.recommendations import OptimizerRecord
 from villani.runs.records import Cost, Provenance
 from villani.runs.store import Ledger, write_settings
-from villani.studies.certify import CertifySettings, certify
-from villani.studies.converge import ConvergeSettings, converge
+from villani.studies.certify import certify
+from villani.studies.converge import converge
 from villani.studies.finish import default_name, finish
 from villani.studies.measure_model import CONFIDENCE
 from villani.studies.paper_choice import choose
@@ -96,13 +96,13 @@ def study_paper(
     if settings.sweep.threads is not None:
         torch.set_num_threads(settings.sweep.threads)
     show.stage(f"loading {settings.sweep.model}")
-    loaded = load_model(settings.sweep.model)
+    loaded = load_model(settings.sweep.model, device=settings.sweep.device)
     text = read_sweep_text(settings.sweep, data)
     objective = Objective(loaded.model, text.train.ids[:1][None])
     provenance = provenance_of(objective, "villani study paper --config settings.toml", settings.sweep.seed)
     asked = _flat(settings.model_dump(mode="json"))
     keyed = {
-        **{name: value for name, value in asked.items() if name != "sweep.threads"},
+        **{name: value for name, value in asked.items() if name.startswith("sweep.") and name != "sweep.threads"},
         "parameter_checksum": provenance.parameter_checksum, "device": provenance.device,
         "token_checksums": [record.token_checksum for record in text.records], "threads": provenance.threads,
         **provenance.versions,
@@ -231,7 +231,7 @@ class _Study:
             )
         )  # fmt: skip
         choices = self._kept(
-            "choice/all", list[OptimizerRecord],
+            f"choice/{settings.digest('choice')}", list[OptimizerRecord],
             partial(choose, settings, text, cells, certificates, self.directory, self.data, self.show, self.provenance),
             "E6, rules against the grid",
         )  # fmt: skip
@@ -250,7 +250,7 @@ class _Study:
     ) -> list[T]:
         found = []
         for number, cell in enumerate(cells):
-            key = f"{kind}/{cell.optimizer}/{cell.weight_decay!r}/{cell.seed}"
+            key = f"{kind}/{self.settings.digest(kind)}/{cell.optimizer}/{cell.weight_decay!r}/{cell.seed}"
             self.show.count(words, number, len(cells))
             found.append(self._kept(key, record, partial(make, cell)))
         self.show.count(words, len(cells), len(cells))
@@ -273,7 +273,7 @@ class _Study:
 
     def _spectrum(self, cell: SweepCell) -> SpectrumPoint:
         """E2; λ₁(∇²F) is worked out by itself for the first training seed only."""
-        folder = self.directory / "spectra" / f"{cell.weight_decay!r}-{cell.seed}"
+        folder = self.directory / "spectra" / f"{self.settings.digest('spectra')}-{cell.weight_decay!r}-{cell.seed}"
         both = cell.seed == self.settings.sweep.seed and cell.weight_decay > 0
         found = spectrum_point(
             self.settings, cell, self.text, self.ledger, folder, both=both
@@ -282,16 +282,10 @@ class _Study:
         return found
 
     def _convergence(self) -> list[ConvergencePoint]:
-        part, asked = self.settings.convergence, self.settings.sweep
-        assert part is not None
-        settings = ConvergeSettings(
-            model=asked.model, text=asked.text, tokenizer=asked.tokenizer, decay=asked.decay, block=asked.block,
-            weight_decay=asked.weight_decay, seed=asked.seed, threads=asked.threads, device=asked.device,
-            **(part.model_dump() | {"temperature": [part.temperature]}),
-        )  # fmt: skip
+        folder = self.directory / f"converge-{self.settings.digest('convergence')}"
 
         def make() -> list[ConvergencePoint]:
-            _, record = converge(settings, self.directory / "converge", self.data, self.show)
+            _, record = converge(self.settings.chains(), folder, self.data, self.show)
             return [
                 ConvergencePoint(
                     weight_decay=p.weight_decay, temperature=p.temperature, sentence=p.sentence,
@@ -301,22 +295,26 @@ class _Study:
                 for p in record.points
             ]  # fmt: skip
 
-        return self._kept("convergence/all", list[ConvergencePoint], make, "E3, chains of noisy SGD")
+        return self._kept(
+            f"convergence/{self.settings.digest('convergence')}",
+            list[ConvergencePoint],
+            make,
+            "E3, chains of noisy SGD",
+        )
 
     def _certificates(self) -> tuple[list[CertificatePoint], str]:
-        part, asked = self.settings.certificates, self.settings.sweep
-        assert part is not None
-        settings = CertifySettings(
-            model=asked.model, text=asked.text, held_out=asked.held_out, tokenizer=asked.tokenizer, block=asked.block,
-            start="centre", clip=None, seed=asked.seed, threads=asked.threads, device=asked.device,
-            **part.model_dump(),
-        )  # fmt: skip
+        folder = self.directory / f"certify-{self.settings.digest('certificates')}"
 
         def make() -> tuple[list[CertificatePoint], str]:
-            _, record = certify(settings, self.directory / "certify", self.data, self.show)
+            _, record = certify(self.settings.certified(), folder, self.data, self.show)
             return record.points, record.sentence
 
-        return self._kept("certificates/all", tuple[list[CertificatePoint], str], make, "E4, certificates")
+        return self._kept(
+            f"certificates/{self.settings.digest('certificates')}",
+            tuple[list[CertificatePoint], str],
+            make,
+            "E4, certificates",
+        )
 
     def _estimators(self, cells: list[SweepCell], parameters: int) -> EstimatorsRecord | None:
         settings, text = self.settings, self.text
@@ -327,13 +325,14 @@ class _Study:
         if cell is None:
             return None
         words, count = "E5, ways to the trace", part.repeats * len(part.ways) + 1
+        mark = settings.digest("estimators")
         self.show.count(words, 0, count)
-        reference = self._row("estimators/reference", partial(reference_trace, settings, cell, text))
+        reference = self._row(f"estimators/reference/{mark}", partial(reference_trace, settings, cell, text))
         rows: dict[Ways, list[Rows]] = {way: [] for way in part.ways}
         for number, (way, repeat) in enumerate(product(part.ways, range(part.repeats)), 1):
             self.show.count(words, number, count)
             make = partial(estimator_row, settings, cell, text, way, repeat)
-            rows[way].append(self._row(f"estimators/{way}/{repeat}", make))
+            rows[way].append(self._row(f"estimators/{way}/{mark}/{repeat}", make))
         return estimators_record(settings, cell, reference, rows, parameters)
 
     def _row(self, key: str, make: Callable[[], Rows]) -> Rows:

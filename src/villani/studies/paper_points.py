@@ -167,7 +167,7 @@ def reference_trace(settings: PaperSettings, cell: SweepCell, text: SweepText) -
     operator = Curvature(subject.objective, "hessian", list(range(part.groups)), None, 0.0, None)
     total = 0.0
     for index in range(space.size):
-        unit = torch.zeros(space.size, dtype=space.dtype)
+        unit = torch.zeros(space.size, dtype=space.dtype, device=subject.objective.device)
         unit[index] = 1.0
         total += float(operator(unit)[index])
     return {"value": np.array(total), "sem": np.array(0.0), "n": np.array(part.groups)}

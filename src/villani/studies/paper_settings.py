@@ -1,5 +1,6 @@
 """What `villani study paper` reads: one TOML file a study, checked before any work, with one line for what is wrong."""
 
+import hashlib
 import tomllib
 from importlib import resources
 from pathlib import Path
@@ -9,6 +10,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from villani.errors import InputError, check_positive
 from villani.measurement import check_temperature
+from villani.studies.certify import CertifySettings
+from villani.studies.converge import ConvergeSettings
 from villani.studies.sweep import SweepSettings
 
 Size = Literal["tiny", "small", "125m"]
@@ -137,8 +140,42 @@ class PaperSettings(_Part):
             raise InputError(f"landscape.groups={self.landscape.groups}: expected at least 12 with search")
         if self.convergence:
             check_positive(**{"convergence.temperature": self.convergence.temperature})
+        if self.convergence:
+            self.chains().filled()
+        if self.certificates:
+            self.certified().check()
         if self.needs_sgd and "sgd" not in self.sweep.optimizers:
             raise InputError("sweep.optimizers: landscape, spectra and estimators look at what sgd led to: add sgd")
+
+    def chains(self) -> ConvergeSettings:
+        """What `villani converge` is asked for E3."""
+        assert self.convergence is not None
+        asked, part = self.sweep, self.convergence.model_dump()
+        return ConvergeSettings(
+            model=asked.model, text=asked.text, tokenizer=asked.tokenizer, decay=asked.decay, block=asked.block,
+            weight_decay=asked.weight_decay, seed=asked.seed, threads=asked.threads, device=asked.device,
+            **(part | {"temperature": [self.convergence.temperature]}),
+        )  # fmt: skip
+
+    def certified(self) -> CertifySettings:
+        """What `villani certify` is asked for E4."""
+        assert self.certificates is not None
+        asked = self.sweep
+        return CertifySettings(
+            model=asked.model, text=asked.text, held_out=asked.held_out, tokenizer=asked.tokenizer, block=asked.block,
+            start="centre", clip=None, seed=asked.seed, threads=asked.threads, device=asked.device,
+            **self.certificates.model_dump(),
+        )  # fmt: skip
+
+    def digest(self, part: str) -> str:
+        """Of what determines the rows of a part, beside the sweep: a part may be changed, and only it is done again."""
+        given = getattr(self, part, None)
+        text = "" if given is None else given.model_dump_json()
+        if part == "landscape":
+            text += repr(self.temperature)
+        if part == "choice":  # its rules look at the certificates
+            text = self.digest("certificates")
+        return hashlib.sha256(text.encode()).hexdigest()[:8]
 
     @property
     def needs_sgd(self) -> bool:
