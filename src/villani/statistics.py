@@ -69,6 +69,8 @@ def over_seeds(values: Sequence[float] | Array) -> Estimate:
 
 def resolved_sign(value: float, sem: float, freedom: float, comparisons: int = 1, level: float = 0.95) -> int:
     """The sign of an estimate where its t-interval excludes 0, else 0; intervals of all `comparisons` hold at once."""
+    if freedom <= 0:
+        return 0
     half = float(student_t.ppf(1 - (1 - level) / (2 * comparisons), freedom)) * sem
     return 0 if abs(value) <= half else 1 if value > 0 else -1
 

@@ -354,8 +354,12 @@ _PATHOLOGY_CAPTION = "Means over training seeds with intervals over seeds."
 
 
 def _axis(figure: go.Figure, title: str, height_title: str) -> go.Figure:
+    """Titles, and places along the axis in the order of their numbers, whichever of them a curve lacks."""
+    places = sorted({x for trace in figure.data for x in trace.meta or ()})
     figure.update_layout(showlegend=True, legend={"orientation": "h", "y": -0.25, "x": 0})
-    figure.update_xaxes(title=title, type="category")
+    figure.update_xaxes(
+        title=title, type="category", categoryorder="array", categoryarray=[format_number(x) for x in places]
+    )
     figure.update_yaxes(title=height_title)
     return figure
 
@@ -366,6 +370,7 @@ def _line(
 ) -> go.Scatter:  # fmt: skip
     heights = [scale(e.value) for _, e in points]
     return go.Scatter(
+        meta=[x for x, _ in points],
         x=[format_number(x) for x, _ in points], y=heights, name=name, mode="lines+markers",
         line={"color": colour, "dash": dash}, marker={"color": colour},
         text=[f"{name}: {format_uncertain(e.value, e.sem)}" for _, e in points], hovertemplate="%{text}",
