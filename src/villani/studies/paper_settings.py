@@ -14,7 +14,7 @@ from villani.studies.certify import CertifySettings
 from villani.studies.converge import ConvergeSettings
 from villani.studies.sweep import SweepSettings
 
-Size = Literal["tiny", "small", "125m"]
+SIZES = ("tiny", "small", "125m")
 Ways = Literal["hutchinson", "gauss-newton", "taylor", "taylor-layer", "taylor-tensor"]
 _HELD_OUT = {  # named corpora have a split of their own to judge by
     "ptb": "ptb:valid", "ptb:train": "ptb:valid", "wikitext": "wikitext-103:test", "wikitext-103": "wikitext-103:test",
@@ -184,7 +184,7 @@ class PaperSettings(_Part):
 
 
 def read_settings(
-    config: Path | None, size: Size | None, *, text: str | None = None, model: str | None = None
+    config: Path | None, size: str | None, *, text: str | None = None, model: str | None = None
 ) -> PaperSettings:
     """The study in a file, or the one of a size that comes with villani.
 
@@ -199,6 +199,8 @@ def read_settings(
     """
     if (config is None) == (size is None):
         raise InputError("study paper: give either --config FILE.toml or --size tiny, small or 125m")
+    if size is not None and size not in SIZES:
+        raise InputError(f"--size {size!r}: expected {', '.join(SIZES)}")
     if config is not None:
         name = str(config)
         try:
