@@ -163,14 +163,14 @@ def reference_trace(settings: PaperSettings, cell: SweepCell, text: SweepText) -
     if space.size > part.exact:
         seed = word(settings.sweep.seed, Purpose.PROBE, _REFERENCE)
         found = measure(subject.objective, part.reference_probes, seed, trace="gauss-newton").hessian_trace
-        return {"value": np.array(found.value), "sem": np.array(found.sem), "n": np.array(found.n)}
+        return _estimate_row(found)
     operator = Curvature(subject.objective, "hessian", list(range(part.groups)), None, 0.0, None)
     total = 0.0
     for index in range(space.size):
         unit = torch.zeros(space.size, dtype=space.dtype, device=subject.objective.device)
         unit[index] = 1.0
         total += float(operator(unit)[index])
-    return {"value": np.array(total), "sem": np.array(0.0), "n": np.array(part.groups)}
+    return {"value": np.array(total), "sem": np.array(0.0)}
 
 
 def estimator_row(settings: PaperSettings, cell: SweepCell, text: SweepText, way: Ways, repeat: int) -> Rows:
@@ -180,8 +180,14 @@ def estimator_row(settings: PaperSettings, cell: SweepCell, text: SweepText, way
     trace, blocks = _WAYS[way]
     seed = word(settings.sweep.seed, Purpose.PROBE, repeat)
     found = measure(subject.objective, part.probes, seed, trace=trace, blocks=blocks, shares=0).hessian_trace
-    freedom = found.n - 1 if found.degrees_of_freedom is None else found.degrees_of_freedom
-    return {"value": np.array(found.value), "sem": np.array(found.sem), "freedom": np.array(freedom)}
+    return _estimate_row(found)
+
+
+def _estimate_row(found: Estimate) -> Rows:
+    """With the degrees of freedom of the probes: the groups are all there is."""
+    assert found.degrees_of_freedom is not None
+    row = {"value": found.value, "sem": found.sem, "freedom": found.degrees_of_freedom}
+    return {name: np.array(value) for name, value in row.items()}
 
 
 def estimators_record(
@@ -190,9 +196,9 @@ def estimators_record(
     """E5 from its rows."""
     part = _estimators(settings)
     truth, error = float(reference["value"]), float(reference["sem"])
-    known = (
-        exact(truth, int(reference["n"])) if error == 0 else Estimate(truth, error, int(reference["n"]), "estimated")
-    )
+    known = exact(truth) if error == 0 else Estimate(
+        truth, error, part.groups, "statistical", float(reference["freedom"])
+    )  # fmt: skip
     return EstimatorsRecord(
         optimizer=cell.optimizer, weight_decay=cell.weight_decay, seed=cell.seed, groups=part.groups,
         probes=part.probes, reference=estimate_record(known),
