@@ -336,12 +336,13 @@ class _Study:
         return estimators_record(settings, cell, reference, rows, parameters)
 
     def _row(self, key: str, make: Callable[[], Rows]) -> Rows:
-        row = self.ledger.get(key)
-        if row is None:
-            start = time.perf_counter()
-            row = make()
-            self.ledger.put(key, row, seconds=time.perf_counter() - start, peak_memory_bytes=0)
-        return row
+        kept: Rows | None = self.ledger.get(key)
+        if kept is not None:
+            return kept
+        start = time.perf_counter()
+        made = make()
+        self.ledger.put(key, made, seconds=time.perf_counter() - start, peak_memory_bytes=0)
+        return made
 
 
 def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -17,7 +17,7 @@ from villani.landscape.objective import Objective
 from villani.landscape.pathologies import measure_pathologies
 from villani.landscape.text import choose_groups
 from villani.measurement import measure
-from villani.runs.audits import OutcomeRecord
+from villani.runs.audits import OutcomeRecord, RayRecord
 from villani.runs.distributed import Rows
 from villani.runs.papers import (
     CriteriaRecord,
@@ -27,7 +27,7 @@ from villani.runs.papers import (
     PathologyPoint,
     SpectrumPoint,
 )
-from villani.runs.records import EstimateRecord
+from villani.runs.records import EstimateRecord, PsiRecord
 from villani.runs.store import Ledger
 from villani.statistics import Estimate, exact, over_seeds
 from villani.streams import Purpose, word
@@ -86,7 +86,8 @@ def landscape_point(settings: PaperSettings, cell: SweepCell, text: SweepText) -
     norm = float(objective.parameters.norms_squared().sum()) ** 0.5
     wanted = kinds(directions(objective, seed, random=_RANDOM), part.rays)
     radii = sorted({0.0, *part.radii})
-    rays, psi = [], []
+    rays: list[RayRecord] = []
+    psi: list[PsiRecord] = []
     for name, direction in wanted.items():
         ray = walk(
             objective, direction(), [norm * r for r in radii], groups=range(min(part.ray_groups, part.groups)),
