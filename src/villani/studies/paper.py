@@ -63,7 +63,7 @@ from villani.studies.subject import provenance_of
 from villani.studies.sweep import SweepCell, SweepText, read_sweep_text, sweep
 
 T = TypeVar("T")
-_NOMINAL = {  # rough seconds of a unit on one core at --size small: only their ratios matter, until units have been timed
+_NOMINAL = {  # rough seconds of a unit on one core at --size small: ratios matter, until units have been timed
     "sweep": 30.0, "criteria": 5.0, "landscape": 30.0, "spectra": 20.0, "convergence": 600.0, "certificates": 300.0,
     "estimators": 3.0, "pathologies": 1.0, "choice": 60.0,
 }  # fmt: skip
