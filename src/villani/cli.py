@@ -12,6 +12,7 @@ import typer
 from typer.exceptions import TyperException
 
 from villani import __version__
+from villani.cli_study import study
 from villani.cli_training import certify, converge, recommend
 from villani.errors import InputError, LostProcess
 from villani.options import (
@@ -53,6 +54,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+app.add_typer(study, name="study")
 
 
 @app.command()

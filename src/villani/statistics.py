@@ -4,7 +4,7 @@ A *group* is the unit of data noise (DESIGN.md "Words"). What a group contribute
 groups of unequal size enter with the weight that they have in the loss.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -53,6 +53,26 @@ class Estimate:
 def exact(value: float, n: int = 1) -> Estimate:
     """A number that needs no sampling: exact up to floating-point rounding."""
     return Estimate(float(value), 0.0, n, "certified")
+
+
+def over_seeds(values: Sequence[float] | Array) -> Estimate:
+    """The mean of independent repetitions, such as training seeds, with the usual standard error.
+
+    Raises:
+        ValueError: fewer than two.
+    """
+    found = np.asarray(values, dtype=float)
+    if len(found) < 2:
+        raise ValueError(f"{len(found)} values: expected at least 2")
+    return Estimate(float(found.mean()), float(found.std(ddof=1)) / len(found) ** 0.5, len(found), "statistical")
+
+
+def resolved_sign(value: float, sem: float, freedom: float, comparisons: int = 1, level: float = 0.95) -> int:
+    """The sign of an estimate where its t-interval excludes 0, else 0; intervals of all `comparisons` hold at once."""
+    if freedom <= 0:
+        return 0
+    half = float(student_t.ppf(1 - (1 - level) / (2 * comparisons), freedom)) * sem
+    return 0 if abs(value) <= half else 1 if value > 0 else -1
 
 
 @dataclass(frozen=True)

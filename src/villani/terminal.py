@@ -31,6 +31,7 @@ from villani.report.verdict import findings, headline
 from villani.runs.audits import AuditRecord, ReplayRecord, StepRecord
 from villani.runs.certificates import CertificateRecord
 from villani.runs.convergences import ConvergenceRecord
+from villani.runs.papers import PaperRecord
 from villani.runs.recommendations import RecommendationRecord
 from villani.runs.records import (
     ConstantRecord,
@@ -246,6 +247,20 @@ def print_certificate(record: CertificateRecord, directory: Path) -> None:
     for point in record.points:
         for reason in point.refusals:
             console.print(f"λ = {point.weight_decay:g}, not given: {reason}", markup=False, soft_wrap=True)
+    _print_page(console, directory)
+
+
+def print_paper(record: PaperRecord, directory: Path) -> None:
+    """The claims with their verdicts, what was found about λ, and where the page is."""
+    console = Console(highlight=False)
+    console.print(record.sentence, style="bold", markup=False, soft_wrap=True)
+    for words in (record.choice_sentence, record.decay_sentence):
+        if words:
+            console.print(words, markup=False, soft_wrap=True)
+    claims = Table("claim", "verdict", "evidence", "measured")
+    for claim in record.claims:
+        claims.add_row(escape(claim.claim), claim.verdict, claim.status, escape(claim.measured))
+    console.print(claims)
     _print_page(console, directory)
 
 

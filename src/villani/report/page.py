@@ -24,6 +24,7 @@ from villani.report import certificates as certifying
 from villani.report import constants as theory
 from villani.report import convergence as converging
 from villani.report import figures
+from villani.report import paper as papers
 from villani.report import recommendation as recommending
 from villani.report import spectrum as spectra
 from villani.report.elements import note
@@ -33,6 +34,7 @@ from villani.runs.audits import AuditRecord, ReplayRecord
 from villani.runs.certificates import CertificateRecord
 from villani.runs.content import RunRecords
 from villani.runs.convergences import ConvergenceRecord
+from villani.runs.papers import PaperRecord
 from villani.runs.recommendations import RecommendationRecord
 from villani.runs.records import (
     Cost,
@@ -49,7 +51,7 @@ from villani.runs.store import write_atomically
 _PAGES: Mapping[type, ModuleType] = {  # what tells of a record that is not a measurement
     ExactRecord: theory, ReferenceRecord: theory, ModelConstantsRecord: theory,
     AuditRecord: auditing, ReplayRecord: auditing, SpectrumRecord: spectra, ConvergenceRecord: converging,
-    CertificateRecord: certifying, RecommendationRecord: recommending,
+    CertificateRecord: certifying, RecommendationRecord: recommending, PaperRecord: papers,
 }  # fmt: skip
 _SCHEMA_VERSION = RunRecords.model_fields["schema_version"].default
 

@@ -7,6 +7,7 @@ from pydantic import Field
 from villani.runs.audits import AuditRecord, ReplayRecord
 from villani.runs.certificates import CertificateRecord
 from villani.runs.convergences import ConvergenceRecord
+from villani.runs.papers import PaperRecord
 from villani.runs.recommendations import RecommendationRecord
 from villani.runs.records import (
     ExactRecord,
@@ -29,7 +30,8 @@ AnyRecord = Annotated[
     | SpectrumRecord
     | ConvergenceRecord
     | CertificateRecord
-    | RecommendationRecord,
+    | RecommendationRecord
+    | PaperRecord,
     Field(discriminator="kind"),
 ]
 

@@ -175,6 +175,7 @@ class Cost(Record):
     pilot_seconds: float | None = Field(default=None, description="the part of `seconds` that went into the plan")
     predicted_seconds: float | None = Field(default=None, description="what the plan said the rest would take")
     observing_seconds: float | None = Field(default=None, description="the part of `seconds` that observables took")
+    parts: dict[str, float] | None = Field(default=None, description="seconds of each part of a study, by its name")
 
 
 class Displacement(Record):

@@ -112,8 +112,8 @@ def differential_record(
     return DifferentialRecord(
         refuted_above=_finite(found.differential.refuted_above),
         symmetries=found.differential.symmetries,
-        orbits=[_orbit_record(finding, space) for finding in found.differential.findings],
-        rays=[_ray_record(name, ray, weight_decay, temperature) for name, ray in found.rays.items()],
+        orbits=[orbit_record(finding, space) for finding in found.differential.findings],
+        rays=[ray_record(name, ray, weight_decay, temperature) for name, ray in found.rays.items()],
     )
 
 
@@ -139,7 +139,8 @@ def step_record(step: Step) -> StepRecord:
     )
 
 
-def _orbit_record(finding: Finding, space: ParameterSpace) -> OrbitRecord:
+def orbit_record(finding: Finding, space: ParameterSpace) -> OrbitRecord:
+    """One orbit with its s* and its walk."""
     orbit = finding.orbit
     return OrbitRecord(
         name=orbit.name,
@@ -154,7 +155,8 @@ def _orbit_record(finding: Finding, space: ParameterSpace) -> OrbitRecord:
     )
 
 
-def _ray_record(name: str, ray: Ray, weight_decay: float, temperature: float) -> RayRecord:
+def ray_record(name: str, ray: Ray, weight_decay: float, temperature: float) -> RayRecord:
+    """Ψ along one ray with its fits."""
     series = ray.psi(weight_decay, temperature=temperature)
     return RayRecord(
         direction=name,

@@ -89,7 +89,7 @@ class RecommendSettings(SweepSettings):
 
 
 @dataclass(frozen=True)
-class _Certificates:
+class Certificates:
     """λ → certified risk, nats per token, and why others have none."""
 
     bounds: dict[float, float]
@@ -146,14 +146,14 @@ def recommend(
 
         swept = cells([(optimizer, decay) for optimizer in settings.optimizers for decay in grid])
         certificates = _certificates(settings, text, directory, data, show)
-        pairs, source = _pairs(settings, audited, directory, data, show)
+        pairs, source = pairs_of(settings, audited, directory, data, show)
         smoothing = Smoothing(outputs(loaded.model), settings.alpha)
         found: list[Found] = []
         for optimizer in settings.optimizers:
             training = settings.training(
                 optimizer, len(text.train.ids), space.size, space.decayed_size == space.size
             )  # fmt: skip
-            rules = _rules(settings, training, smoothing, certificates, pairs, source)
+            rules = rules_of(settings, training, smoothing, certificates, pairs, source)
             beyond = [r.weight_decay for r in rules if r.weight_decay is not None and r.weight_decay not in grid]
             more = cells([(optimizer, decay) for decay in dict.fromkeys(beyond)]) if settings.verify_rules else []
             found.append(
@@ -172,8 +172,8 @@ def recommend(
     return directory, record.model_copy(update={"cost": cost})
 
 
-def _rules(
-    settings: RecommendSettings, run: Training, smoothing: Smoothing, certificates: _Certificates,
+def rules_of(
+    settings: RecommendSettings, run: Training, smoothing: Smoothing, certificates: Certificates,
     pairs: list[Pair] | None, source: str,
 ) -> list[Rule]:  # fmt: skip
     """What every rule that was asked for says about runs with one optimiser; `held-out` is the grid's own."""
@@ -194,12 +194,12 @@ def _rules(
 
 def _certificates(
     settings: RecommendSettings, text: SweepText, directory: Path, data: Path | None, show: Progress
-) -> _Certificates:  # fmt: skip
+) -> Certificates:  # fmt: skip
     """A path certificate of one noisy run at every λ, at δ/2 over all of them; each is a run of `villani certify`."""
     if "certificate" not in settings.rules or settings.temperature is None:
-        return _Certificates({}, [])
+        return Certificates({}, [])
     if not settings.from_scratch:
-        return _Certificates({}, ["the start may have seen the text, so that it is no centre of a prior"])
+        return Certificates({}, ["the start may have seen the text, so that it is no centre of a prior"])
     bounds, refusals = {}, []
     for decay in sorted(settings.weight_decay):
         asked = CertifySettings(
@@ -218,10 +218,10 @@ def _certificates(
             continue
         if best := best_bound(record):
             bounds[decay] = best[1].value
-    return _Certificates(bounds, refusals)
+    return Certificates(bounds, refusals)
 
 
-def _pairs(
+def pairs_of(
     settings: RecommendSettings, audited: AuditRecord | None, directory: Path, data: Path | None, show: Progress
 ) -> tuple[list[Pair] | None, str]:  # fmt: skip
     """Rescaling pairs for the guard: of the audit that was given, or of a short one at the start."""

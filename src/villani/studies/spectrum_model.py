@@ -29,7 +29,7 @@ from villani.runs.spectra import (
     SpectrumDesign,
     SpectrumRecord,
 )
-from villani.runs.store import Ledger, write_settings
+from villani.runs.store import Ledger, ScopedLedger, write_settings
 from villani.statistics import Estimate, ratio_estimates
 from villani.studies.finish import default_name, finish
 from villani.studies.measure_model import CONFIDENCE, estimate_record
@@ -127,8 +127,7 @@ def spectrum_model(
     directory = run or Path("runs") / default_name("spectrum", settings.model, keyed)
     with Ledger(directory, keyed) as ledger:
         write_settings(directory, settings.model_dump())
-        work = _Work(subject, settings, ledger, directory, show)
-        record = work.record()
+        record = spectrum_of(subject, settings, ledger, directory, show)
         seconds, peak, units = ledger.spent()
         cost = Cost(
             seconds=seconds, seconds_per_group=seconds / units, peak_memory_bytes=peak,
@@ -139,12 +138,20 @@ def spectrum_model(
     return directory, record.model_copy(update={"cost": cost})
 
 
+def spectrum_of(
+    subject: Subject, settings: SpectrumSettings, ledger: Ledger | ScopedLedger, directory: Path, show: Progress
+) -> SpectrumRecord:  # fmt: skip
+    """The record of one subject; products are kept in the ledger, and vectors in the directory, which must exist."""
+    return _Work(subject, settings, ledger, directory, show).record()
+
+
 class _Work:
     """The units of one run."""
 
     def __init__(
-        self, subject: Subject, settings: SpectrumSettings, ledger: Ledger, directory: Path, show: Progress
-    ) -> None:
+        self, subject: Subject, settings: SpectrumSettings, ledger: Ledger | ScopedLedger, directory: Path,
+        show: Progress,
+    ) -> None:  # fmt: skip
         self.subject = subject
         self.settings = settings
         self.ledger = ledger

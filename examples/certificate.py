@@ -1,0 +1,30 @@
+"""Certify what a noisy training run of a small Transformer will cost on the text that it was trained on.
+
+python examples/certificate.py                             (about a minute; --text ptb with VILLANI_DATA set)
+"""
+
+import argparse
+from pathlib import Path
+
+from villani.studies.certify import CertifySettings, certify
+
+
+def main() -> None:
+    """Train, certify, and say what came out."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--text", default="builtin")
+    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--run", type=Path, default=Path("runs/example-certificate"))
+    asked = parser.parse_args()
+    settings = CertifySettings(  # all of it is fixed before the certified tokens are looked at
+        model="builtin:tiny?layers=1&width=32", text=asked.text, block=64, blocks=500, start="centre", clip=None,
+        direction="momentum", weight_decay=[1e-2, 1e-1], temperature=2e-4, learning_rate=0.3, steps=asked.steps,
+        batch=8,
+    )  # fmt: skip
+    directory, record = certify(settings, asked.run)
+    print(record.sentence)
+    print(directory / "report.html")
+
+
+if __name__ == "__main__":
+    main()
