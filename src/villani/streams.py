@@ -25,6 +25,8 @@ class Purpose(IntEnum):
     SPECTRUM = 11
     CHAIN_START = 20
     CHAIN_NOISE = 21
+    LIVE = 40
+    GUARD = 41
 
 
 def stream(seed: int, purpose: Purpose, *indices: int) -> np.random.Generator:
