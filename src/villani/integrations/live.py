@@ -30,6 +30,7 @@ Figures = dict[str, float]
 log = logging.getLogger("villani")
 
 DEAREST = 20  # forward passes that a probe of one group is taken to cost, before one was measured: 12 to 15 are usual
+MARGIN = 1.25  # times the dearest of the last three measurements is what the next is expected to take
 PREFIX = "villani/"
 
 
@@ -77,7 +78,7 @@ class Budget:
 
     @property
     def due(self) -> bool:
-        """Whether a measurement as dear as the dearest of the last three keeps to the budget."""
+        """Whether a measurement, a little dearer than the dearest of the last three, keeps to the budget."""
         return self._expected is not None and self.affords(self._expected)
 
     @property
@@ -101,7 +102,7 @@ class Budget:
             self._last_step += now - before  # the time of a step is without them
             if whole:
                 self._recent = [*self._recent[-2:], now - before]
-                self._expected = max(self._recent)
+                self._expected = MARGIN * max(self._recent)
 
 
 @dataclass(frozen=True)
