@@ -1,5 +1,5 @@
-import torch
 import pytest
+import torch
 from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainerCallback, TrainingArguments
 
 from villani.dynamics.schedules import ConstantMemory, GuardFollowing
@@ -8,7 +8,7 @@ from villani.integrations.huggingface import VillaniCallback
 from villani.integrations.live import PREFIX
 from villani.landscape.objective import Objective
 
-STEPS, VOCABULARY = 6, 17
+STEPS, VOCABULARY = 4, 17
 
 
 class Rows(torch.utils.data.Dataset):
@@ -64,12 +64,15 @@ def add(trainer, **settings):
     clock = Every()
 
     class Tick(TrainerCallback):
+        def on_train_begin(self, args, state, control, **kwargs):
+            callback.live.budget.expect(1e-6)  # no trial
+
         def on_step_begin(self, args, state, control, **kwargs):
             clock.now += 1.0
 
     callback = VillaniCallback(trainer, groups(), temperature=0.1, clock=clock, **settings)
-    trainer.add_callback(Tick())
     trainer.add_callback(callback)
+    trainer.add_callback(Tick())
     return callback
 
 
@@ -97,15 +100,17 @@ def test_the_bits_are_the_same_and_every_logger_gets_the_figures(tmp_path):
     losses = [[(r["step"], r["loss"]) for r in t.state.log_history if "loss" in r] for t in (plain, watched)]
     assert losses[0] == losses[1] and len(losses[0]) == STEPS // 2  # the Trainer's own logs are all there
     last = rows[-1]
-    assert last[PREFIX + "loss"] == Objective(watched.model, groups()).loss()
+    assert last[PREFIX + "loss"] == pytest.approx(Objective(watched.model, groups()).loss(), rel=1e-9)
     assert last[PREFIX + "decayed_norm_squared"] == pytest.approx(
-        sum(float(p.double().square().sum()) for p in watched.model.parameters() if p.dim() > 1)  # no biases, no norms
+        sum(
+            float(p.detach().double().square().sum()) for p in watched.model.parameters() if p.dim() > 1
+        )  # no biases, no norms
     )
     assert last[PREFIX + "lambda"] == 0.1 and last[PREFIX + "lambda_is_of_F"] == 0.0  # AdamW
     assert rows[0][PREFIX + "learning_rate"] == pytest.approx(0.01 * (1 - 1 / STEPS))
     end = [row for row in watched.state.log_history if PREFIX + "overhead" in row][-1]
     assert end[PREFIX + "measurements"] == STEPS and PREFIX + "psi" not in end
-    assert end[PREFIX + "overhead"] == callback.live.budget.overhead <= 0.03
+    assert 0 < end[PREFIX + "overhead"] <= callback.live.budget.overhead * 1.01 <= 0.03
 
 
 def test_under_mixed_precision_figures_are_in_full_precision(tmp_path):
@@ -118,36 +123,30 @@ def test_under_mixed_precision_figures_are_in_full_precision(tmp_path):
     assert same(weights(trainers[0]), weights(trainers[1]))
     bare = make_trainer(tmp_path / "bare").model  # its forward is not wrapped in autocast
     bare.load_state_dict(trainers[1].model.state_dict())
-    assert logged(trainers[1])[-1][PREFIX + "loss"] == Objective(bare, groups()).loss()
+    found = logged(trainers[1])[-1][PREFIX + "loss"]
+    assert found == pytest.approx(Objective(bare, groups()).loss(), rel=1e-9)  # bfloat16 would be off by 10⁻³
 
 
 def test_a_resumed_run_ends_with_the_same_bits_its_schedule_too(tmp_path):
-    def schedule(trainer):
-        floor = ConstantMemory(cap=1.0)
-        guard = GuardFollowing(lambda step: {"a": 0.01 * step}, every=2, cap=1.0)
-        return floor if trainer == "memory" else guard
+    def make():
+        trainer = make_trainer(tmp_path, save_strategy="steps", save_steps=2)
+        guard = GuardFollowing(lambda step: {"a": 0.03 * step}, every=1, cap=1.0, smoothing=0.5)
+        return trainer, add(trainer, schedule=guard)
 
-    for kind in ("memory", "guard"):
-        saving = {"save_strategy": "steps", "save_steps": 3}
-        whole = make_trainer(tmp_path / kind, **saving)
-        add(whole, schedule=schedule(kind))
-        whole.train()
-        again = make_trainer(tmp_path / kind, **saving)
-        callback = add(again, schedule=schedule(kind))
-        again.train(resume_from_checkpoint=str(tmp_path / kind / "checkpoint-3"))
-        assert same(weights(whole), weights(again))
-        assert [row["step"] for row in logged(again)] == list(range(1, STEPS + 1))
-        figures = [[{k: v for k, v in row.items() if "seconds" not in k and "overhead" not in k and "measurements" not in k}
-                    for row in logged(t)] for t in (whole, again)]  # fmt: skip
-        assert figures[0] == figures[1]
-        decays = [row[PREFIX + "optimizer_weight_decay"] for row in logged(again)]
-        assert decays[-1] > decays[0] and callback.live.schedule.steps == STEPS
-        if kind == "memory":  # η falls linearly: λ_t = λ₀η₀/η_t of the step to come
-            assert decays[:5] == pytest.approx([0.1 / (1 - k / STEPS) for k in range(1, STEPS)])
-            assert decays[5] == 1.0
-    plain = make_trainer(tmp_path / "constant")
-    plain.train()
-    assert not same(weights(plain), weights(again))
+    def lasting(trainer):
+        return [{k: v for k, v in row.items() if "seconds" not in k and "overhead" not in k and "measurem" not in k}
+                for row in logged(trainer)]  # fmt: skip
+
+    (whole, _), (again, callback) = make(), make()
+    whole.train()
+    again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    assert same(weights(whole), weights(again))
+    assert [row["step"] for row in logged(again)] == list(range(1, STEPS + 1))
+    assert lasting(whole) == lasting(again)
+    decays = [row[PREFIX + "optimizer_weight_decay"] for row in logged(again)]
+    averages = [0.03, 0.045, 0.0675, 0.09375]
+    assert decays == pytest.approx([a**0.5 for a in averages])
+    assert callback.live.schedule.steps == STEPS
 
 
 def test_what_cannot_be_measured_is_told_before_training(tmp_path):

@@ -76,7 +76,9 @@ class Quirks(nn.Module):
         self.calls += 1
         self.last = x.detach().mean(0)[:2]
         scale = random.random() + np.random.random() + torch.rand(())  # noqa: NPY002
-        assert torch.is_grad_enabled() and not torch.is_inference_mode_enabled() and not torch.is_autocast_enabled("cpu")
+        assert (
+            torch.is_grad_enabled() and not torch.is_inference_mode_enabled() and not torch.is_autocast_enabled("cpu")
+        )
         return (self.drop(self.inner(x)) * scale).square()
 
 

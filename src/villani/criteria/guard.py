@@ -60,7 +60,13 @@ class GuardMeter:
         space = objective.parameters
         found = [orbit for orbit in orbits_of(basis, space) if orbit.theorem == "C"]
         parts = parts_of(space, [g.exponents for g in basis])
-        self.objective, self.temperature, self.probes, self.seed, self._parts = objective, temperature, probes, seed, parts
+        self.objective, self.temperature, self.probes, self.seed, self._parts = (
+            objective,
+            temperature,
+            probes,
+            seed,
+            parts,
+        )
         self._orbits = {orbit.name: exponents_of(orbit, parts) for orbit in found}
         if not self._orbits:
             raise InputError("the model has no orbit of Theorem C, so that the guard says nothing about its λ")

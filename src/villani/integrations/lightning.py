@@ -49,7 +49,9 @@ class VillaniCallback(Callback):
         if len(trainer.optimizers) != 1:
             raise InputError(f"{len(trainer.optimizers)} optimisers: expected one")
         if trainer.world_size > 1:
-            raise InputError(f"{trainer.world_size} processes: measure in a run of one, or with the Hugging Face Trainer")
+            raise InputError(
+                f"{trainer.world_size} processes: measure in a run of one, or with the Hugging Face Trainer"
+            )
         self.live = Live(self.module(pl_module), self.groups, **self.settings)
         self.live.start(trainer.optimizers[0], self._state)
         self._seen = trainer.global_step
