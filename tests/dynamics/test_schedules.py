@@ -19,7 +19,7 @@ def test_memory_stays_constant_under_a_falling_rate_up_to_the_cap():
     stepper, schedule = optimiser(), ConstantMemory(cap=1.0)
     pace = torch.optim.lr_scheduler.LambdaLR(stepper, lambda k: 1 - k / 20)
     schedule.attach(stepper)
-    for k in range(1, 21):
+    for _k in range(1, 21):
         stepper.step()
         pace.step()
         schedule.step()
@@ -30,7 +30,8 @@ def test_memory_stays_constant_under_a_falling_rate_up_to_the_cap():
                 assert rates[i] * schedule.current[i] == pytest.approx(start * 0.5, rel=1e-12)
             else:
                 assert schedule.current[i] == 1.0
-    assert rates[0] == 0 and schedule.current == [1.0, 0.0, 1.0]
+    assert rates[0] == 0
+    assert schedule.current == [1.0, 0.0, 1.0]
 
 
 def test_a_warm_up_starts_from_the_peak_not_from_its_first_rate():
@@ -70,7 +71,7 @@ def test_the_guard_is_a_floor_with_a_cap_and_averages_orbit_by_orbit():
         assert schedule.measures_next == (k % 2 == 1)
         schedule.step()
         found.append(schedule.current)
-    # by orbit: a 0.04, 0.02, 50.01, 25.005; b −1, −0.32, −0.16, −0.08: the largest of averages, not the average of largest
+    # by orbit: a 0.04, 0.02, 50.01, 25.005; b −1, −0.32, −0.16, −0.08: the largest average
     expected = [0.1, 0.2, 0.2, 0.02**0.5, 0.02**0.5, 3.0, 3.0, 3.0]
     assert [row[0] for row in found] == pytest.approx(expected)
     assert all(row[1] == 0.0 for row in found)
@@ -131,7 +132,8 @@ def test_training_applies_a_schedule_and_says_that_no_one_lambda_belongs_to_it()
     assert all(torch.equal(p, q) for p, q in zip(plain.parameters(), same.parameters(), strict=True))
     late, found = run(LeastCertificate([0.1] * 6))
     assert not any(torch.equal(p, q) for p, q in zip(plain.parameters(), late.parameters(), strict=True))
-    assert told.objective_weight_decay == 0.5 and found.objective_weight_decay is None
+    assert told.objective_weight_decay == 0.5
+    assert found.objective_weight_decay is None
     assert "LeastCertificate" in found.why
 
 

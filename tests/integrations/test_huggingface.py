@@ -98,7 +98,8 @@ def test_the_bits_are_the_same_and_every_logger_gets_the_figures(tmp_path):
     assert [row["step"] for row in rows] == list(range(1, STEPS + 1))  # once a step, not once a batch
     assert sum(PREFIX + "psi" in logs for _, logs in seen) == STEPS
     losses = [[(r["step"], r["loss"]) for r in t.state.log_history if "loss" in r] for t in (plain, watched)]
-    assert losses[0] == losses[1] and len(losses[0]) == STEPS // 2  # the Trainer's own logs are all there
+    assert losses[0] == losses[1]
+    assert len(losses[0]) == STEPS // 2
     last = rows[-1]
     assert last[PREFIX + "loss"] == pytest.approx(Objective(watched.model, groups()).loss(), rel=1e-9)
     assert last[PREFIX + "decayed_norm_squared"] == pytest.approx(
@@ -106,10 +107,12 @@ def test_the_bits_are_the_same_and_every_logger_gets_the_figures(tmp_path):
             float(p.detach().double().square().sum()) for p in watched.model.parameters() if p.dim() > 1
         )  # no biases, no norms
     )
-    assert last[PREFIX + "lambda"] == 0.1 and last[PREFIX + "lambda_is_of_F"] == 0.0  # AdamW
+    assert last[PREFIX + "lambda"] == 0.1
+    assert last[PREFIX + "lambda_is_of_F"] == 0.0
     assert rows[0][PREFIX + "learning_rate"] == pytest.approx(0.01 * (1 - 1 / STEPS))
     end = [row for row in watched.state.log_history if PREFIX + "overhead" in row][-1]
-    assert end[PREFIX + "measurements"] == STEPS and PREFIX + "psi" not in end
+    assert end[PREFIX + "measurements"] == STEPS
+    assert PREFIX + "psi" not in end
     assert 0 < end[PREFIX + "overhead"] <= callback.live.budget.overhead * 1.01 <= 0.03
 
 

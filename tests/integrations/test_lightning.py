@@ -76,7 +76,8 @@ def fit(folder, watched=True, steps=STEPS, resume=None, schedule=None, optimiser
     groups = tokens(6, 9).reshape(3, 2, 6)
     callback = VillaniCallback(groups, temperature=0.1, module=lambda t: t.model, schedule=schedule, clock=clock)
     trainer = pl.Trainer(
-        max_steps=steps, accumulate_grad_batches=2 if optimisers == 1 else 1, accelerator="cpu", logger=logger, enable_checkpointing=False,
+        max_steps=steps, accumulate_grad_batches=2 if optimisers == 1 else 1, accelerator="cpu", logger=logger,
+        enable_checkpointing=False,
         enable_progress_bar=False, enable_model_summary=False, callbacks=[callback] if watched else [],
         val_check_interval=2, num_sanity_val_steps=1, default_root_dir=folder, log_every_n_steps=50,
     )  # fmt: skip
@@ -106,10 +107,10 @@ def test_the_bits_are_the_same_and_loggers_get_the_figures(tmp_path):
 
 
 def test_a_resumed_schedule_goes_on(tmp_path):
-    whole, told, *_ = fit(tmp_path, schedule=ConstantMemory(cap=1.0))
+    _whole, told, *_ = fit(tmp_path, schedule=ConstantMemory(cap=1.0))
     _, _, half, _ = fit(tmp_path, steps=2, schedule=ConstantMemory(cap=1.0))
     half.save_checkpoint(tmp_path / "half.ckpt")
-    task, logger, _, callback = fit(tmp_path, resume=tmp_path / "half.ckpt", schedule=ConstantMemory(cap=1.0))
+    _task, logger, _, callback = fit(tmp_path, resume=tmp_path / "half.ckpt", schedule=ConstantMemory(cap=1.0))
     assert callback.live.schedule.steps == STEPS
     decays = {step: row[PREFIX + "optimizer_weight_decay"] for step, row in measured(told)}
     assert decays == pytest.approx({k: 0.1 / (1 - k / 8) for k in range(1, STEPS + 1)})

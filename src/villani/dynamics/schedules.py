@@ -1,9 +1,10 @@
 """Weight-decay schedules for any torch optimiser: one λ for each step, written into the groups that decay.
 
-What a λ_t means is the optimiser's matter. With SGD's L2 term, F changes with λ_t, and there is no one Gibbs law to speak of.
-With AdamW λ_t is no λ of F at all (THEORY.md §8). A certificate needs every λ_t fixed before the data: `ConstantMemory`
-and `LeastCertificate` depend on steps and rates alone and may be used with one; `GuardFollowing` looks at the data, and
-no bound of THEORY.md §5 covers a run that it steered. (A few schedules fixed beforehand, each at δ/J, would be covered.)
+What a λ_t means is the optimiser's matter. With SGD's L2 term F changes with λ_t, and there is no one Gibbs law to
+speak of. With AdamW λ_t is no λ of F at all (THEORY.md §8). A certificate needs every λ_t fixed before the data:
+`ConstantMemory` and `LeastCertificate` depend on steps and rates alone and may be used with one. `GuardFollowing` looks
+at the data, and no bound of THEORY.md §5 covers a run that it steered; J schedules fixed beforehand, each at δ/J, would
+be covered.
 """
 
 from abc import ABC, abstractmethod
@@ -17,10 +18,12 @@ from villani.theory.complexity import certificate_decay
 
 
 class DecaySchedule(ABC):
-    """λ_t from each group's own λ₀ and learning rates. `attach` it once, then `step` after each step of the optimiser
-    and of its learning-rate schedule, whose next rate it reads.
+    """λ_t from each group's own λ₀ and learning rates.
 
-    Groups whose weight decay is 0 when it is attached never decay. After a resume, `load_state_dict` first, then `attach`.
+    `attach` it once, then `step` after each step of the optimiser and of its learning-rate schedule, whose next rate it
+    reads.
+
+    Groups whose weight decay is 0 when it is attached never decay. After a resume: `load_state_dict`, then `attach`.
     """
 
     def __init__(self) -> None:
@@ -142,6 +145,7 @@ class LeastCertificate(DecaySchedule):
         Raises:
             InputError: the optimiser's rate is not the planned one.
         """
+        del first_rate
         at = min(self.steps, len(self.rates) - 1)
         if self.steps < len(self.rates) and not np.isclose(rate, self.rates[at], rtol=1e-6):
             raise InputError(f"step {at}: learning rate {rate:g} in place of the planned {self.rates[at]:g}")
@@ -149,7 +153,7 @@ class LeastCertificate(DecaySchedule):
 
 
 class GuardFollowing(DecaySchedule):
-    """λ_t = max(λ₀, √λ²_guard), up to a cap: where it is below, condition (iv) is seen to fail at s on a Theorem-C orbit.
+    """λ_t = max(λ₀, √λ²_guard), up to a cap: below it, condition (iv) is seen to fail at s on a Theorem-C orbit.
 
     λ²_guard is the largest over orbits of (sΔ_B L − ‖∇_B L‖²)/‖mA‖² (THEORY.md §8), measured every so many steps, each
     orbit's values averaged exponentially before the largest is taken, since the largest of noisy values is too large.
@@ -193,6 +197,7 @@ class GuardFollowing(DecaySchedule):
 
     def value(self, start: float, first_rate: float, rate: float) -> float:
         """See `DecaySchedule.value`."""
+        del first_rate, rate
         squared = max(self.averages.values(), default=0.0)
         return float(min(self.cap, max(start, max(squared, 0.0) ** 0.5)))
 

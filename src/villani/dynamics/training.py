@@ -79,7 +79,7 @@ def train(
         momentum: of sgd, without damping.
         temperature: s > 0 of noisy-sgd.
         schedule: warm-up over a tenth of the steps and then cosine to zero, or constant.
-        decay_schedule: sets each step's weight decay, from `weight_decay` on. The noise of noisy-sgd does not follow it.
+        decay_schedule: sets each step's weight decay, from `weight_decay` on. noisy-sgd's noise does not follow.
         clip: largest norm of a step's gradient; None for none. With clipping no drift is ∇F.
         held_out: ids and labels to evaluate on at the end and at every `evaluate_every`-th step.
         evaluate_every: 0 for the end only.

@@ -1,7 +1,7 @@
 """What a training run measures of itself, and when; of no framework.
 
-`Live` is told of every finished optimiser step. It measures fixed probe groups at the θ of the moment when the time for it is
-there, leaves the run as it found it to the bit, and keeps account of the seconds it took.
+`Live` is told of every finished optimiser step. When its budget of time allows, it measures fixed probe groups at the θ
+of the moment, leaves the run as it found it to the bit, and keeps account of the seconds it took.
 """
 
 import logging
@@ -92,7 +92,7 @@ class Budget:
 
     @contextmanager
     def spending(self, *, whole: bool = False) -> Iterator[None]:
-        """Seconds that count as measuring; `whole`: they are those of a measurement, and tell what the next will take."""
+        """Seconds that count as measuring; of a `whole` measurement they tell what the next will take."""
         before = self._clock()
         try:
             yield
@@ -123,7 +123,7 @@ class Decay:
 
 
 def decay_of(optimizer: Any, model: nn.Module) -> Decay:
-    """Which λ of F, if any, an optimiser's weight decay is, and on what; wrappers that have `optimizer` are seen through."""
+    """Which λ of F, if any, an optimiser's weight decay is, and on what; a wrapper's `optimizer` is looked at."""
     while isinstance(getattr(optimizer, "optimizer", None), torch.optim.Optimizer):
         optimizer = optimizer.optimizer
     decays = {id(p): float(g.get("weight_decay", 0.0)) for g in optimizer.param_groups for p in g["params"]}

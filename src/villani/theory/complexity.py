@@ -129,8 +129,8 @@ class NoisyDescent:
     a_k = 1 − η_kλ and τ_k² = v(1 − a_k²); g_k is any random direction such that ξ_k is independent of (θ_k, g_k).
 
     Attributes:
-        weight_decay: λ > 0, or (K,) λ_k > 0 of a schedule, fixed before the data: with v held, every step leaves N(0, vI)
-            as it is whatever its λ_k.
+        weight_decay: λ > 0, or (K,) λ_k > 0 of a schedule fixed before the data: with v held, every step leaves
+            N(0, vI) as it is whatever its λ_k.
         variance: v > 0, of each coordinate of the prior.
         rates: (K,) η_k > 0, fixed before the data, with |1 − η_kλ_k| < 1.
 
@@ -248,10 +248,10 @@ def certificate_decay(rates: ArrayLike, weight_decay: float) -> Array:
 
         λ_k = C/(1 + C·R_k),  R_k = η_k + … + η_{K−1} the rate still to come,  C = (1/Π(1 − η_kλ) − 1)/R_0.
 
-    Neither G nor v nor the data are in it. With H = −ln Π(1 − η_kλ), c4 becomes (H/2)²/sinh²(H/2) of what it is at constant
-    λ. But so does Σ η_k/E_{k+1}, the weight with which the end remembers gradients: what is saved is learned less.
-    Nothing is gained without the constraint: at fixed v, c4 falls in every λ_k down to 1 − η_kλ_k = 0, where all is forgotten.
-    The path's own Σ η_k²G²/(2τ_k²) is least, to first order and at given Σ η_kλ_k, where λ_k is constant.
+    Neither G nor v nor the data are in it. With H = −ln Π(1 − η_kλ), c4 becomes (H/2)²/sinh²(H/2) of what it is at
+    constant λ. But so does Σ η_k/E_{k+1}, the weight with which the end remembers gradients: less is learned, too.
+    Without the constraint there is no optimum: at fixed v, c4 falls in every λ_k down to 1 − η_kλ_k = 0, where all is
+    forgotten. The path's own Σ η_k²G²/(2τ_k²) is least, to first order and at given Σ η_kλ_k, at constant λ_k.
 
     Args:
         rates: (K,) η_k > 0.
