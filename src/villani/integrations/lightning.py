@@ -12,7 +12,7 @@ from villani.errors import InputError
 from villani.integrations.live import Figures, Live
 
 
-class VillaniCallback(Callback):
+class VillaniCallback(Callback):  # type: ignore[misc] # its types are not looked at: mypy would take minutes over them
     """Measures in `on_train_batch_end`, after batches that ended in an optimiser step, and writes to every logger.
 
         Trainer(callbacks=[VillaniCallback(groups, temperature=1e-3, module=lambda task: task.model)])

@@ -321,7 +321,7 @@ def untouched(model: nn.Module) -> Iterator[None]:
         wrapped = model.__dict__.get("forward") if "_original_forward" in model.__dict__ else None
         try:
             if wrapped is not None:
-                model.forward = model._original_forward
+                model.forward = model.__dict__["_original_forward"]
             for p, _, _ in leaves:
                 p.grad = None  # so that whatever is added goes elsewhere
             yield
