@@ -2,9 +2,9 @@
 
 python benchmarks/callback_overhead.py                 (2 minutes on an idle core)
 
-`overhead` is the callback's own account, seconds of measuring for each second of everything else, by the wall clock. The CPU
-seconds of the whole `train()` with and without it are independent of that account: they have what it cannot see, such as
-caches and memory, and are the better comparison on a machine that does other things. Writes
+`overhead` is the callback's own account, seconds of measuring for each second of everything else, by the wall clock.
+The CPU seconds of the whole `train()` with and without it are independent of that account: they have what it cannot
+see, such as caches and memory, and are the better comparison on a machine that does other things. Writes
 docs/results/callback-overhead.json.
 """
 
@@ -83,11 +83,12 @@ def main() -> None:
         identical &= all(torch.equal(p, q) for p, q in zip(*weights, strict=True))
     cpu = {name: np.array([run["cpu_seconds"] for run in rows]) for name, rows in runs.items()}
     ratios = cpu["with"] / cpu["without"]
+    sem = float(ratios.std(ddof=1)) / len(ratios) ** 0.5
     result = {
         "model": MODEL, "steps": asked.steps, "groups": GROUPS, "block": BLOCK, "max_overhead": asked.max_overhead,
         "threads": torch.get_num_threads(), "load": os.getloadavg()[0],
         "largest_overhead": max(run["villani/overhead"] for run in runs["with"]),
-        "cpu_seconds_with_to_without": {"mean": float(ratios.mean()), "sem": float(ratios.std(ddof=1) / len(ratios) ** 0.5)},
+        "cpu_seconds_with_to_without": {"mean": float(ratios.mean()), "sem": sem},
         "weights_identical_to_the_bit": identical, "runs": runs,
     }  # fmt: skip
     PATH.write_text(json.dumps(result, indent=1) + "\n")

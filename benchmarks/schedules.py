@@ -3,9 +3,9 @@
 python benchmarks/schedules.py                    (about a minute on an idle core)
 python benchmarks/schedules.py --seeds 10 --steps 600
 
-Held-out losses are means over the same blocks; a difference is that of two runs of one seed, which share initial weights
-and batches, and its 95 % t-interval is over seeds. Noisy chains also report c4 from the clip (the same for all data) and
-the path's own log-ratio. One model, one text, one λ₀ per optimiser: an illustration, not a ranking. Writes
+Held-out losses are means over the same blocks; a difference is that of two runs of one seed, which share initial
+weights and batches, and its 95 % t-interval is over seeds. Noisy chains also report c4 from the clip (the same for all
+data) and the path's own log-ratio. One model, one text, one λ₀ per optimiser: an illustration, not a ranking. Writes
 docs/results/schedules.json.
 """
 

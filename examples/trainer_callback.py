@@ -35,11 +35,11 @@ def main() -> None:
         trainer.train()
         for row in trainer.state.log_history:
             if "villani/psi" in row:
+                trace, psi = ((row[f"villani/{name}"], row[f"villani/{name}_sem"]) for name in ("hessian_trace", "psi"))
                 print(
-                    f"step {row['step']}: tr ∇²L {row['villani/hessian_trace']:.0f} "
-                    f"± {row['villani/hessian_trace_sem']:.0f}, Ψ {row['villani/psi']:.4g} ± {row['villani/psi_sem']:.2g}, "
-                    f"λ of the next step {row['villani/optimizer_weight_decay']:.3g}"
+                    f"step {row['step']}: tr ∇²L {trace[0]:.0f} ± {trace[1]:.0f}, Ψ {psi[0]:.4g} ± {psi[1]:.2g}", end=""
                 )
+                print(f", λ of the next step {row['villani/optimizer_weight_decay']:.3g}")
         print(f"measuring took {100 * trainer.state.log_history[-1]['villani/overhead']:.1f} % of the rest of the run")
 
 
