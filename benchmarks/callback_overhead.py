@@ -1,6 +1,6 @@
 """What the callback costs a real Trainer run, and whether the weights keep their bits: with and without it, in turns.
 
-python benchmarks/callback_overhead.py                 (2 minutes on an idle core)
+python benchmarks/callback_overhead.py                 (a minute on an idle core)
 
 `overhead` is the callback's own account, seconds of measuring for each second of everything else, by the wall clock.
 The CPU seconds of the whole `train()` with and without it are independent of that account: they have what it cannot
@@ -24,8 +24,8 @@ from villani.integrations.huggingface import VillaniCallback
 from villani.landscape.models import load_model
 
 PATH = Path(__file__).parents[1] / "docs" / "results" / "callback-overhead.json"
-MODEL = "builtin:tiny?layers=2&width=64&context=64"
-GROUPS, BLOCK = 12, 64
+MODEL = "builtin:tiny?layers=1&width=32&context=32"
+GROUPS, BLOCK = 6, 32
 
 
 class Rows(torch.utils.data.Dataset):
@@ -66,8 +66,8 @@ def one(steps: int, limit: float | None) -> tuple[dict[str, Any], list[torch.Ten
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--steps", type=int, default=600)
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=800)
+    parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--max-overhead", type=float, default=0.03)
     asked = parser.parse_args()
     one(20, None)  # what is slow once
