@@ -98,6 +98,13 @@ def test_a_resumed_schedule_goes_on_where_it_was():
     whole.step()
     assert again.current == whole.current
     assert again.state_dict() == whole.state_dict()
+    fresh.load_state_dict(groups)  # makes new groups
+    again.step()
+    assert fresh.param_groups[0]["weight_decay"] == again.current[0] > groups["param_groups"][0]["weight_decay"]
+    broken = GuardFollowing(lambda step: {"a": float("nan")}, every=1, cap=9.0)
+    broken.attach(fresh)
+    with pytest.raises(InputError, match="λ²_guard of a is nan"):
+        broken.step()
     with pytest.raises(InputError, match="2 groups, the schedule's state 1"):
         again.attach(optimiser((0.1, 0.2)))
 

@@ -170,11 +170,14 @@ def test_adamw_is_flagged_once_and_a_diverged_run_goes_on(caplog):
     live.start(torch.optim.AdamW(model.parameters(), weight_decay=0.1))
     assert live.measure(0)[PREFIX + "lambda_is_of_F"] == live.measure(1)[PREFIX + "lambda_is_of_F"] == 0.0
     assert [r.message for r in caplog.records].count(caplog.records[0].message) == 1
-    assert "Ψ is that of F at λ = 0.1, which this run does not descend" in caplog.text
+    assert "Ψ is that of F at that λ, which this run does not descend" in caplog.text
     with torch.no_grad():
         next(model.parameters())[0, 0] = float("nan")
     assert live.measure(2) == {PREFIX + "failed": 1.0}
     assert "step 2: not measured: parameter transformer.wte.weight has 1 non-finite" in caplog.text
+    live.budget._start -= 1e6  # a trial is affordable, and fails as well
+    assert live.step(3) == {}
+    assert "step 3: not measured" in caplog.text
 
 
 def test_live_waits_for_its_budget_then_measures_and_accounts(monkeypatch):

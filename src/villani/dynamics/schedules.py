@@ -7,6 +7,7 @@ at the data, and no bound of THEORY.md §5 covers a run that it steered; J sched
 be covered.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -28,7 +29,7 @@ class DecaySchedule(ABC):
 
     def __init__(self) -> None:
         self.steps = 0  # finished ones
-        self._groups: list[dict[str, Any]] | None = None
+        self._optimizer: Any = None  # and not its groups: load_state_dict makes new ones
         self._started: list[tuple[float, float]] = []  # (λ₀, η₀) of every group
 
     @abstractmethod
@@ -57,12 +58,12 @@ class DecaySchedule(ABC):
             raise InputError(f"the optimiser has {len(groups)} groups, the schedule's state {len(self._started)}")
         if not any(start for start, _ in self._started):
             raise InputError("no group of the optimiser has a weight decay > 0: there is nothing to schedule")
-        self._groups = groups
+        self._optimizer = optimizer
         self._write()
 
     def step(self) -> None:
         """A step is over: set λ of the next."""
-        if self._groups is None:
+        if self._optimizer is None:
             raise InputError("the schedule has no optimiser: call attach(optimizer) first")
         self.steps += 1
         self._write()
@@ -75,7 +76,7 @@ class DecaySchedule(ABC):
     @property
     def current(self) -> list[float]:
         """λ of the step to come, of every group."""
-        return [float(g.get("weight_decay", 0.0)) for g in self._groups or []]
+        return [float(g.get("weight_decay", 0.0)) for g in self._groups]
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs, as JSON can hold it."""
@@ -86,8 +87,12 @@ class DecaySchedule(ABC):
         self.steps = int(state["steps"])
         self._started = [(float(start), float(rate)) for start, rate in state["started"]]
 
+    @property
+    def _groups(self) -> list[dict[str, Any]]:
+        return [] if self._optimizer is None else self._optimizer.param_groups  # type: ignore[no-any-return]
+
     def _write(self) -> None:
-        for group, (start, first) in zip(self._groups or [], self._started, strict=True):
+        for group, (start, first) in zip(self._groups, self._started, strict=True):
             if start:
                 group["weight_decay"] = self.value(start, first, float(group["lr"]))
 
@@ -188,9 +193,15 @@ class GuardFollowing(DecaySchedule):
         return (self.steps + 1) % self.every == 0
 
     def step(self) -> None:
-        """See `DecaySchedule.step`; measures where it is time to."""
+        """See `DecaySchedule.step`; measures where it is time to.
+
+        Raises:
+            InputError: a measured value is not finite.
+        """
         if self.measures_next:
             for name, value in self.measure(self.steps + 1).items():
+                if not math.isfinite(value):
+                    raise InputError(f"step {self.steps + 1}: λ²_guard of {name} is {value}: the run has diverged")
                 old = self.averages.get(name, value)
                 self.averages[name] = old + self.smoothing * (value - old)
         super().step()

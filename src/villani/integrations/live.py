@@ -229,11 +229,14 @@ class Live:
             with budget.spending(), untouched(self.model) if self.schedule.measures_next else nullcontext():
                 self.schedule.step()
         if budget.may_try:
-            with budget.spending(), untouched(self.model):
-                before = self._clock()
-                self._objective("all", 0.0).loss(0)
-                self._wait()
-                budget.expect((self._clock() - before) * DEAREST * self._probes * len(self.groups))
+            try:
+                with budget.spending(), untouched(self.model):
+                    before = self._clock()
+                    self._objective("all", 0.0).loss(0)
+                    self._wait()
+                    budget.expect((self._clock() - before) * DEAREST * self._probes * len(self.groups))
+            except (InputError, torch.OutOfMemoryError) as error:
+                self._warn(f"step {step}: not measured: {error}")
         if not budget.due:
             return {}
         self._wait()  # what the run had still to do is not billed here
@@ -251,7 +254,7 @@ class Live:
         asked = self._decay_asked if self._decay_asked is not None else (decay.weight_decay if decay else 0.0)
         mask = self._mask_asked or (decay.mask if decay else "all")
         if self._decay_asked is None and decay and decay.objective is None:
-            self._warn(f"{decay.why}; Ψ is that of F at λ = {asked:g}, which this run does not descend")
+            self._warn(f"{decay.why}; Ψ is that of F at that λ, which this run does not descend")
         try:
             with untouched(self.model):
                 found = measure(
