@@ -31,10 +31,10 @@ from villani.studies.demo import split
 
 PATH = Path(__file__).parents[1] / "docs" / "results" / "schedules.json"
 MODEL = "builtin:tiny?layers=1&width=32&context=32"
-BATCH, HELD_OUT = 8, 64
+BATCH, HELD_OUT = 4, 64
 SGD = {"optimizer": "sgd", "learning_rate": 0.3, "momentum": 0.9, "weight_decay": 0.01, "clip": None}
 ADAMW = {"optimizer": "adamw", "learning_rate": 5e-3, "weight_decay": 0.1}
-GUARD_TEMPERATURE, GUARD_EVERY = 0.1, 25
+GUARD_TEMPERATURE, GUARD_EVERY = 0.1, 40
 CHAIN = {"rate": 0.5, "temperature": 1e-5, "clip": 1.0, "shrinkage": 2.0}  # Σ ηλ
 
 
@@ -47,14 +47,14 @@ def interval(values: list[float]) -> dict[str, object]:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=120)
     asked = parser.parse_args()
     corpus = load_corpus("builtin")
     blocks = cut_blocks(load_tokenizer("builtin").encode(corpus.documents), 32, boundaries=corpus.boundaries)
     kept, rest = split(blocks, 0)
     held_out = rest.ids[:HELD_OUT], rest.labels[:HELD_OUT]
-    probes = [{"input_ids": kept.ids[i : i + 4], "labels": kept.labels[i : i + 4]} for i in range(0, 16, 4)]
+    probes = [{"input_ids": kept.ids[i : i + 2], "labels": kept.labels[i : i + 2]} for i in range(0, 8, 2)]
     losses: dict[str, list[float]] = {}
     ends: dict[str, list[float]] = {}
     chains: dict[str, dict[str, list[float]]] = {}
