@@ -89,7 +89,7 @@ class DecaySchedule(ABC):
 
     @property
     def _groups(self) -> list[dict[str, Any]]:
-        return [] if self._optimizer is None else self._optimizer.param_groups  # type: ignore[no-any-return]
+        return [] if self._optimizer is None else self._optimizer.param_groups
 
     def _write(self) -> None:
         for group, (start, first) in zip(self._groups, self._started, strict=True):
