@@ -30,6 +30,7 @@ Figures = dict[str, float]
 log = logging.getLogger("villani")
 
 DEAREST = 20  # forward passes that a probe of one group is taken to cost, before one was measured: 12 to 15 are usual
+TRIALS = 2  # forward passes to know what one takes
 MARGIN = 1.25  # times the dearest of the last three measurements is what the next is expected to take
 PREFIX = "villani/"
 
@@ -83,8 +84,8 @@ class Budget:
 
     @property
     def may_try(self) -> bool:
-        """Whether nothing is known of what measuring takes, and as much as a training step is affordable."""
-        return self._expected is None and bool(self._steps) and self.affords(median(self._steps))
+        """Whether nothing is known of what measuring takes, and as much as two training steps is affordable."""
+        return self._expected is None and bool(self._steps) and self.affords(TRIALS * median(self._steps))
 
     def expect(self, seconds: float) -> None:
         """What a measurement is going to take, until one has been made."""
@@ -231,9 +232,11 @@ class Live:
         if budget.may_try:
             try:
                 with budget.spending(), untouched(self.model):
-                    before = self._clock()
-                    self._objective("all", 0.0).loss(0)
-                    self._wait()
+                    trial, before = self._objective("all", 0.0), 0.0
+                    for _ in range(TRIALS):  # the first pays for what is slow once; the last counts
+                        before = self._clock()
+                        trial.loss(0)
+                        self._wait()
                     budget.expect((self._clock() - before) * DEAREST * self._probes * len(self.groups))
             except (InputError, torch.OutOfMemoryError) as error:
                 self._warn(f"step {step}: not measured: {error}")
