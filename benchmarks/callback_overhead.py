@@ -83,7 +83,7 @@ def main() -> None:
         identical &= all(torch.equal(p, q) for p, q in zip(*weights, strict=True))
     cpu = {name: np.array([run["cpu_seconds"] for run in rows]) for name, rows in runs.items()}
     ratios = cpu["with"] / cpu["without"]
-    sem = float(ratios.std(ddof=1)) / len(ratios) ** 0.5
+    sem = float(ratios.std(ddof=1)) / len(ratios) ** 0.5 if len(ratios) > 1 else None
     result = {
         "model": MODEL, "steps": asked.steps, "groups": GROUPS, "block": BLOCK, "max_overhead": asked.max_overhead,
         "threads": torch.get_num_threads(), "load": os.getloadavg()[0],
