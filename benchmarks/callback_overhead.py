@@ -1,6 +1,6 @@
 """What the callback costs a real Trainer run, and whether the weights keep their bits: with and without it, in turns.
 
-python benchmarks/callback_overhead.py                 (a minute on an idle core)
+python benchmarks/callback_overhead.py                 (5 minutes on an idle core)
 
 `overhead` is the callback's own account, seconds of measuring for each second of everything else, by the wall clock.
 The CPU seconds of the whole `train()` with and without it are independent of that account: they have what it cannot
@@ -66,8 +66,8 @@ def one(steps: int, limit: float | None) -> tuple[dict[str, Any], list[torch.Ten
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--steps", type=int, default=800)
-    parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--max-overhead", type=float, default=0.03)
     asked = parser.parse_args()
     one(20, None)  # what is slow once
@@ -81,6 +81,8 @@ def main() -> None:
             weights.append(found)
             print(name, {k: v if isinstance(v, list) else round(v, 4) for k, v in told.items()}, flush=True)
         identical &= all(torch.equal(p, q) for p, q in zip(*weights, strict=True))
+    if any(not run["villani/measurements"] for run in runs["with"]):
+        raise SystemExit("a run was over before its first measurement: take more steps")
     cpu = {name: np.array([run["cpu_seconds"] for run in rows]) for name, rows in runs.items()}
     ratios = cpu["with"] / cpu["without"]
     sem = float(ratios.std(ddof=1)) / len(ratios) ** 0.5 if len(ratios) > 1 else None

@@ -205,7 +205,7 @@ def test_live_waits_for_its_budget_then_measures_and_accounts(monkeypatch):
         logged.append(live.step(step))
         assert live.budget.overhead <= 0.03
     assert len(tried) == 2
-    assert tried[0] >= 33
+    assert tried[0] >= 66  # two forward passes as dear as a step are affordable then
     assert measured[0] >= (1.0 + 0.5 * 20 * 4) / 0.03  # 20 forward passes for each of 4 groups, until one is known
     assert len(measured) == 5  # 25 s are expected from then on: at (1 + 20·n + 25)/0.03 = 1533, 2200, 2867, 3533 s
     assert sum(bool(row) for row in logged) == 5
