@@ -26,6 +26,8 @@ class Purpose(IntEnum):
     CHAIN_START = 20
     CHAIN_NOISE = 21
     DROPOUT = 22
+    LIVE = 40
+    GUARD = 41
 
 
 def stream(seed: int, purpose: Purpose, *indices: int) -> np.random.Generator:

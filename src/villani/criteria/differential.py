@@ -127,7 +127,7 @@ def audit_differential(
     if confirmed < 1 or search < 0:
         raise InputError(f"confirmed={confirmed}, search={search}: expected at least 1 and 0")
     try:
-        basis = generators(trace_loss(objective, _short(objective)))
+        basis = generators(trace_loss(objective, short_batch(objective)))
     except InputError as error:
         outcome = Outcome("unknown", f"the loss could not be traced: {error}")
         return Differential(outcome, temperature, math.inf, 0, ())
@@ -285,7 +285,7 @@ def _disjoint(blocks: list[list[int]]) -> list[list[int]]:
     return [block for block in found if block]
 
 
-def _short(objective: Objective) -> object:
+def short_batch(objective: Objective) -> object:
     """A small piece of data that the loss is traced on."""
     batch = next(objective.batches(0))
     if not isinstance(batch, Batch):

@@ -34,6 +34,7 @@ class Plan:
         temperature: s > 0.
         clip: directions are scaled down to this norm, in the coordinates that the noise is isotropic in; None: never.
         start: from the prior N(centre, vI), or at the centre itself.
+        decays: (K,) λ_k of a schedule of its own, fixed like the rates; `weight_decay` then stands for v alone.
 
     Raises:
         InputError: numbers out of range, or a start in a prior that does not exist.
@@ -44,6 +45,7 @@ class Plan:
     temperature: float
     clip: float | None
     start: Start
+    decays: Array | None = None
 
     def __post_init__(self) -> None:
         if not 0 < self.temperature < math.inf:
@@ -55,6 +57,8 @@ class Plan:
         if rates.ndim != 1 or not rates.size or not (np.isfinite(rates).all() and (rates > 0).all()):
             raise InputError("learning rates: expected finite numbers > 0")
         object.__setattr__(self, "rates", rates)
+        if self.decays is not None and self.weight_decay == 0:
+            raise InputError("decays: need weight_decay > 0, whose s/(2λ) is the variance of the prior")
         if self.weight_decay > 0:
             _ = self.descent  # refuses ηλ ≥ 2
         elif self.start == "prior":
@@ -68,12 +72,16 @@ class Plan:
     @property
     def descent(self) -> NoisyDescent | None:
         """The chain that c4 is about; None without decay."""
-        return NoisyDescent(self.weight_decay, self.variance, self.rates) if self.weight_decay else None
+        if not self.weight_decay:
+            return None
+        decays = self.weight_decay if self.decays is None else self.decays
+        return NoisyDescent(decays, self.variance, self.rates)
 
     @property
     def contractions(self) -> Array:
         """(K,) a_k."""
-        return np.asarray(1 - self.rates * self.weight_decay, dtype=np.float64)
+        found = self.descent
+        return np.ones(len(self.rates)) if found is None else found.contractions
 
     @property
     def noises(self) -> Array:

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from villani.dynamics.noise import add_gaussian
+from villani.dynamics.schedules import DecaySchedule
 from villani.errors import InputError
 from villani.landscape.objective import IGNORED, Objective, check_weight_decay
 from villani.landscape.parameters import ParameterSpace
@@ -69,6 +70,7 @@ def train(
     momentum: float = 0.0,
     temperature: float | None = None,
     schedule: Schedule = "warm-up-cosine",
+    decay_schedule: DecaySchedule | None = None,
     clip: float | None = 1.0,
     held_out: tuple[torch.Tensor, torch.Tensor] | None = None,
     evaluate_every: int = 0,
@@ -90,6 +92,7 @@ def train(
         momentum: of sgd, without damping.
         temperature: s > 0 of noisy-sgd.
         schedule: warm-up over a tenth of the steps and then cosine to zero, or constant.
+        decay_schedule: sets each step's weight decay, from `weight_decay` on. noisy-sgd's noise does not follow.
         clip: largest norm of a step's gradient; None for none. With clipping no drift is ∇F.
         held_out: ids and labels to evaluate on at the end and at every `evaluate_every`-th step.
         evaluate_every: 0 for the end only.
@@ -109,6 +112,8 @@ def train(
     space = ParameterSpace(model, decay)
     stepper = _optimizer(space, optimizer, learning_rate, weight_decay, momentum)
     pace = _schedule(stepper, schedule, steps)
+    if decay_schedule:
+        decay_schedule.attach(stepper)
     judge = None if held_out is None else Objective(model, [{"input_ids": held_out[0], "labels": held_out[1]}])
     model.train()
     losses: list[float] = []
@@ -131,6 +136,8 @@ def train(
                 add_gaussian(tensors, [math.sqrt(size * temperature)] * len(tensors), seed, 0, step)
         if pace:
             pace.step()
+        if decay_schedule and step + 1 < steps:
+            decay_schedule.step()
         losses.append(float(loss.detach()))
         if judge and (step + 1 == steps or (evaluate_every and (step + 1) % evaluate_every == 0)):
             judged.append((step + 1, judge.loss()))
@@ -139,6 +146,8 @@ def train(
     stepper.zero_grad(set_to_none=True)
     model.eval()
     found, why = _meaning(optimizer, weight_decay, schedule, clip)
+    if decay_schedule:
+        found, why = None, f"λ varies in the run ({type(decay_schedule).__name__}): F does too. {why}"
     return Trained(losses, _WORDS[optimizer] + (f", momentum {momentum:g}" if momentum else ""), found, why, judged)
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -57,6 +58,11 @@ class ParameterSpace:
         self.decay = decay
         self.parameters = tuple(parameters)
         self.size = offset  # d
+
+    @staticmethod
+    def matching(names: Iterable[str]) -> str:
+        """The mask under which exactly the tensors of these names decay, and those tied to them."""
+        return "match:^(" + "|".join(re.escape(name) for name in names) + ")$"
 
     @property
     def tensors(self) -> list[nn.Parameter]:

@@ -129,25 +129,35 @@ class NoisyDescent:
     a_k = 1 − η_kλ and τ_k² = v(1 − a_k²); g_k is any random direction such that ξ_k is independent of (θ_k, g_k).
 
     Attributes:
-        weight_decay: λ > 0.
+        weight_decay: λ > 0, or (K,) λ_k > 0 of a schedule fixed before the data: with v held, every step leaves
+            N(0, vI) as it is whatever its λ_k.
         variance: v > 0, of each coordinate of the prior.
-        rates: (K,) η_k > 0, fixed before the data, with |1 − η_kλ| < 1.
+        rates: (K,) η_k > 0, fixed before the data, with |1 − η_kλ_k| < 1.
 
     Raises:
         InputError: numbers out of range, or a rate that makes |a| ≥ 1.
     """
 
-    weight_decay: float
+    weight_decay: float | Array
     variance: float
     rates: Array
 
     def __post_init__(self) -> None:
-        check_positive(weight_decay=self.weight_decay, variance=self.variance)
+        check_positive(variance=self.variance)
         rates = np.asarray(self.rates, dtype=float)
         if rates.ndim != 1 or not rates.size or not (np.isfinite(rates).all() and (rates > 0).all()):
             raise InputError("rates: expected a sequence of finite learning rates > 0")
-        if rates.max() * self.weight_decay >= 2:
-            raise InputError(f"rate {rates.max():g}: c4 needs η < 2/λ = {2 / self.weight_decay:g}")
+        decays = np.asarray(self.weight_decay, dtype=float)
+        if decays.ndim:
+            if decays.shape != rates.shape:
+                raise InputError(f"weight_decay: {decays.shape} of them for {rates.shape} rates")
+            object.__setattr__(self, "weight_decay", decays)
+        for value in (decays.min(), decays.max()):
+            check_positive(weight_decay=float(value))
+        steepest = int(np.argmax(rates * decays))
+        if (rates * decays)[steepest] >= 2:
+            limit = 2 / np.broadcast_to(decays, rates.shape)[steepest]
+            raise InputError(f"rate {rates[steepest]:g}: c4 needs η < 2/λ = {limit:g}")
         object.__setattr__(self, "rates", rates)
 
     @classmethod
@@ -162,7 +172,7 @@ class NoisyDescent:
     @property
     def contractions(self) -> Array:
         """(K,) a_k."""
-        return 1 - self.rates * self.weight_decay
+        return np.asarray(1 - self.rates * self.weight_decay, dtype=np.float64)
 
     @property
     def noises(self) -> Array:
@@ -228,6 +238,40 @@ class NoisyDescent:
     def path_cost(self, gradient_squared: ArrayLike) -> float:
         """E ln dQ/dP over whole paths, Σ η_k²E‖g_k‖²/(2τ_k²): what `path` pays on average."""
         return float((self.rates**2 * np.asarray(gradient_squared) / (2 * self.noises**2)).sum())
+
+
+def certificate_decay(rates: ArrayLike, weight_decay: float) -> Array:
+    """(K,) the λ_k of the least c4 among schedules that shrink θ by the same Π(1 − η_kλ) in all, to first order in ηλ.
+
+    With E_k what a step's θ_k is divided by until the end, c4 (p = ½) is Σ η_k²/(2η_kλ_k E_k) up to (G²/v)(1 + O(ηλ)),
+    and η_kλ_k = (E_k − E_{k+1})/E_k. Its least value at given E_0 and E_K = 1 has E_k − E_{k+1} = Cη_k, that is
+
+        λ_k = C/(1 + C·R_k),  R_k = η_k + … + η_{K−1} the rate still to come,  C = (1/Π(1 − η_kλ) − 1)/R_0.
+
+    Neither G nor v nor the data are in it. With H = −ln Π(1 − η_kλ), c4 becomes (H/2)²/sinh²(H/2) of what it is at
+    constant λ. But so does Σ η_k/E_{k+1}, the weight with which the end remembers gradients: less is learned, too.
+    Without the constraint there is no optimum: at fixed v, c4 falls in every λ_k down to 1 − η_kλ_k = 0, where all is
+    forgotten. The path's own Σ η_k²G²/(2τ_k²) is least, to first order and at given Σ η_kλ_k, at constant λ_k.
+
+    Args:
+        rates: (K,) η_k > 0.
+        weight_decay: the constant λ > 0 to compare with.
+
+    Raises:
+        InputError: numbers out of range, or ηλ ≥ 1.
+    """
+    eta = np.asarray(rates, dtype=float)
+    check_positive(weight_decay=weight_decay)
+    if eta.ndim != 1 or not eta.size or not (np.isfinite(eta).all() and (eta > 0).all()):
+        raise InputError("rates: expected a sequence of finite learning rates > 0")
+    if eta.max() * weight_decay >= 1:
+        raise InputError(f"rate {eta.max():g}: expected η < 1/λ = {1 / weight_decay:g}")
+    to_come = np.cumsum(eta[::-1])[::-1]
+    total = -float(np.log1p(-eta * weight_decay).sum())  # H
+    if total > 700:
+        raise InputError(f"Σ ηλ = {total:.4g}: e^Σηλ is beyond floats, the start is long forgotten; use fewer steps")
+    scale = math.expm1(total) / to_come[0]
+    return np.asarray(scale / (1 + scale * to_come), dtype=np.float64)
 
 
 def path(log_ratio: float, steps: int) -> Complexity:

@@ -1,0 +1,76 @@
+"""Live figures in Hugging Face's Trainer (transformers 5)."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from transformers import TrainerCallback
+
+from villani.dynamics.schedules import DecaySchedule
+from villani.errors import InputError
+from villani.integrations.live import Figures, Live
+
+_KEY = "villani"  # in TrainerState.stateful_callbacks, which is saved with every checkpoint
+
+
+class VillaniCallback(TrainerCallback):
+    """Measures in `on_step_end` and logs through `Trainer.log`, so that every logger gets the figures.
+
+        trainer = Trainer(model, arguments, train_dataset=…)
+        trainer.add_callback(VillaniCallback(trainer, groups, temperature=1e-3))
+
+    λ, η and what decays are read from the Trainer's optimiser. The weights that come out have the same bits as without
+    the callback, unless a decay schedule is given. With several processes, process 0 measures and the others wait.
+
+    Args:
+        trainer: that it is added to.
+        groups: fixed probe groups, (G, B, T) token ids or as `Objective` takes them; at least 3, 12 for good intervals.
+        temperature: s > 0 of Ψ_s.
+        schedule: of the weight decay; goes on after a resume.
+        settings: further ones of `Live`: weight_decay, decay, probes, trace, loss_fn, max_overhead, seed, clock.
+
+    Raises:
+        InputError: what `Live` refuses.
+    """
+
+    def __init__(
+        self, trainer: Any, groups: torch.Tensor | Sequence[Any], *, temperature: float,
+        schedule: DecaySchedule | None = None, **settings: Any,
+    ) -> None:  # fmt: skip
+        self.trainer = trainer
+        self.live = Live(trainer.model, groups, temperature=temperature, schedule=schedule, **settings)
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """The optimiser is there, with its state if the run resumes.
+
+        Raises:
+            InputError: sharded weights, or a schedule that measures in each of several processes.
+        """
+        if self.trainer.is_fsdp_enabled or self.trainer.is_deepspeed_enabled:
+            raise InputError("weights are sharded (FSDP or DeepSpeed): second derivatives need them whole")
+        if args.world_size > 1 and self.live.schedule is not None:
+            raise InputError(f"{args.world_size} processes: a decay schedule would have to agree among them; use one")
+        self.live.model = kwargs["model"]  # hyperparameter search makes a new one
+        self.live.start(kwargs["optimizer"], state.stateful_callbacks.get(_KEY) if state.global_step else None)
+        self._keep(state)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """An optimiser step is over; with gradient accumulation that is once for all its batches."""
+        if state.is_world_process_zero:
+            self._log(self.live.step(state.global_step), control)
+            self._keep(state)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Log what measuring took."""
+        if state.is_world_process_zero:
+            self._log(self.live.finish(), control)
+
+    def _keep(self, state: Any) -> None:
+        # as an entry of its own: ExportableState would make the Trainer construct this callback anew, without its data
+        state.stateful_callbacks[_KEY] = self.live.state_dict()
+
+    def _log(self, figures: Figures, control: Any) -> None:
+        if figures:
+            wanted = control.should_log  # Trainer.log takes the wish for the Trainer's own log of this step as granted
+            self.trainer.log(figures)
+            control.should_log = wanted

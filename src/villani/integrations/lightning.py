@@ -1,0 +1,81 @@
+"""Live figures in Lightning; to install it: pip install 'villani[lightning]'."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from lightning.pytorch.callbacks import Callback
+from torch import nn
+
+from villani.dynamics.schedules import DecaySchedule
+from villani.errors import InputError
+from villani.integrations.live import Figures, Live
+
+
+class VillaniCallback(Callback):  # type: ignore[misc] # its types are not looked at: mypy would take minutes over them
+    """Measures in `on_train_batch_end`, after batches that ended in an optimiser step, and writes to every logger.
+
+        Trainer(callbacks=[VillaniCallback(groups, temperature=1e-3, module=lambda task: task.model)])
+
+    The weights that come out have the same bits as without the callback, unless a decay schedule is given.
+
+    Args:
+        groups: fixed probe groups, as `Objective` takes them; at least 3, 12 for good intervals.
+        temperature: s > 0 of Ψ_s.
+        module: the model within the LightningModule, whose parameters are θ; itself by default.
+        schedule: of the weight decay; goes on after a resume.
+        settings: further ones of `Live`: weight_decay, decay, probes, trace, loss_fn, max_overhead, seed, clock.
+
+    Raises:
+        InputError: what `Live` refuses, when training starts.
+    """
+
+    def __init__(
+        self, groups: torch.Tensor | Sequence[Any], *, temperature: float,
+        module: Callable[[Any], nn.Module] = lambda task: task, schedule: DecaySchedule | None = None, **settings: Any,
+    ) -> None:  # fmt: skip
+        self.groups, self.module = groups, module
+        self.settings = {"temperature": temperature, "schedule": schedule} | settings
+        self.live: Live | None = None
+        self._state: dict[str, Any] | None = None
+        self._seen = 0
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        """The optimiser is there, with its state if the run resumes.
+
+        Raises:
+            InputError: several optimisers, several processes, or what `Live` refuses.
+        """
+        if len(trainer.optimizers) != 1:
+            raise InputError(f"{len(trainer.optimizers)} optimisers: expected one")
+        if trainer.world_size > 1:
+            raise InputError(
+                f"{trainer.world_size} processes: measure in a run of one, or with the Hugging Face Trainer"
+            )
+        self.live = Live(self.module(pl_module), self.groups, **self.settings)
+        self.live.start(trainer.optimizers[0], self._state)
+        self._seen = trainer.global_step
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """A batch is over, and perhaps a step."""
+        if self.live is not None and trainer.global_step != self._seen:
+            self._seen = trainer.global_step
+            self._log(trainer, self.live.step(trainer.global_step))
+
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        """Log what measuring took."""
+        if self.live is not None:
+            self._log(trainer, self.live.finish())
+
+    def state_dict(self) -> dict[str, Any]:
+        """Saved with every checkpoint."""
+        return self.live.state_dict() if self.live else {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """From a checkpoint, before training starts."""
+        self._state = state_dict
+
+    def _log(self, trainer: Any, figures: Figures) -> None:
+        if figures:  # not pl_module.log, which drops what comes between two of its own steps
+            for logger in trainer.loggers:
+                logger.log_metrics(figures, step=trainer.global_step)

@@ -1,0 +1,162 @@
+import pytest
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainerCallback, TrainingArguments
+
+from villani.dynamics.schedules import ConstantMemory, GuardFollowing
+from villani.errors import InputError
+from villani.integrations.huggingface import VillaniCallback
+from villani.integrations.live import PREFIX
+from villani.landscape.objective import Objective
+
+STEPS, VOCABULARY = 4, 17
+
+
+class Rows(torch.utils.data.Dataset):
+    def __len__(self):
+        return 64
+
+    def __getitem__(self, index):
+        ids = torch.randint(0, VOCABULARY, (8,), generator=torch.Generator().manual_seed(index))
+        return {"input_ids": ids, "labels": ids}
+
+
+def groups():
+    return torch.randint(0, VOCABULARY, (3, 2, 8), generator=torch.Generator().manual_seed(99))
+
+
+def make_trainer(folder, **changes):
+    torch.manual_seed(0)
+    config = GPT2Config(
+        vocab_size=VOCABULARY, n_embd=8, n_layer=1, n_head=2, n_inner=12, n_positions=8, bos_token_id=None,
+        eos_token_id=None, resid_pdrop=0.3, embd_pdrop=0.3, attn_pdrop=0.3,
+    )  # fmt: skip
+    arguments = TrainingArguments(
+        **{
+            "output_dir": str(folder), "max_steps": STEPS, "per_device_train_batch_size": 2, "learning_rate": 0.01,
+            "gradient_accumulation_steps": 2, "weight_decay": 0.1, "logging_steps": 2, "save_strategy": "no",
+            "report_to": "none", "disable_tqdm": True, "use_cpu": True, "seed": 3,
+        } | changes
+    )  # fmt: skip
+    return Trainer(GPT2LMHeadModel(config), arguments, train_dataset=Rows())
+
+
+def weights(trainer):
+    return [p.detach().clone() for p in trainer.model.parameters()]
+
+
+def same(left, right):
+    return all(torch.equal(p, q) for p, q in zip(left, right, strict=True))
+
+
+class Every:
+    """A clock on which measuring is free, so that every step affords one."""
+
+    def __init__(self):
+        self.now = 0.0
+
+    def __call__(self):
+        self.now += 1e-9
+        return self.now
+
+
+def add(trainer, **settings):
+    """A callback that measures after every step: on a clock that moves between steps alone."""
+    clock = Every()
+
+    class Tick(TrainerCallback):
+        def on_train_begin(self, args, state, control, **kwargs):
+            callback.live.budget.expect(1e-6)  # no trial
+
+        def on_step_begin(self, args, state, control, **kwargs):
+            clock.now += 1.0
+
+    callback = VillaniCallback(trainer, groups(), temperature=0.1, clock=clock, **settings)
+    trainer.add_callback(callback)
+    trainer.add_callback(Tick())
+    return callback
+
+
+def logged(trainer):
+    return [row for row in trainer.state.log_history if PREFIX + "psi" in row]
+
+
+def test_the_bits_are_the_same_and_every_logger_gets_the_figures(tmp_path):
+    plain = make_trainer(tmp_path / "plain")
+    plain.train()
+    watched = make_trainer(tmp_path / "watched")
+    callback = add(watched)
+    seen = []
+
+    class Logger(TrainerCallback):
+        def on_log(self, args, state, control, logs=None, **kwargs):
+            seen.append((state.global_step, dict(logs)))
+
+    watched.add_callback(Logger())
+    watched.train()
+    assert same(weights(plain), weights(watched))
+    rows = logged(watched)
+    assert [row["step"] for row in rows] == list(range(1, STEPS + 1))  # once a step, not once a batch
+    assert sum(PREFIX + "psi" in logs for _, logs in seen) == STEPS
+    losses = [[(r["step"], r["loss"]) for r in t.state.log_history if "loss" in r] for t in (plain, watched)]
+    assert losses[0] == losses[1]
+    assert len(losses[0]) == STEPS // 2
+    last = rows[-1]
+    assert last[PREFIX + "loss"] == pytest.approx(Objective(watched.model, groups()).loss(), rel=1e-9)
+    assert last[PREFIX + "decayed_norm_squared"] == pytest.approx(
+        sum(
+            float(p.detach().double().square().sum()) for p in watched.model.parameters() if p.dim() > 1
+        )  # no biases, no norms
+    )
+    assert last[PREFIX + "lambda"] == 0.1
+    assert last[PREFIX + "lambda_is_of_F"] == 0.0
+    assert rows[0][PREFIX + "learning_rate"] == pytest.approx(0.01 * (1 - 1 / STEPS))
+    end = [row for row in watched.state.log_history if PREFIX + "overhead" in row][-1]
+    assert end[PREFIX + "measurements"] == STEPS
+    assert PREFIX + "psi" not in end
+    assert 0 < end[PREFIX + "overhead"] <= callback.live.budget.overhead * 1.01 <= 0.03
+
+
+def test_under_mixed_precision_figures_are_in_full_precision(tmp_path):
+    trainers = []
+    for name in ("plain", "watched"):
+        trainers.append(make_trainer(tmp_path / name, bf16=True, max_steps=2))
+        if name == "watched":
+            add(trainers[1])
+        trainers[-1].train()
+    assert same(weights(trainers[0]), weights(trainers[1]))
+    bare = make_trainer(tmp_path / "bare").model  # its forward is not wrapped in autocast
+    bare.load_state_dict(trainers[1].model.state_dict())
+    found = logged(trainers[1])[-1][PREFIX + "loss"]
+    assert found == pytest.approx(Objective(bare, groups()).loss(), rel=1e-9)  # bfloat16 would be off by 10⁻³
+
+
+def test_a_resumed_run_ends_with_the_same_bits_its_schedule_too(tmp_path):
+    def make():
+        trainer = make_trainer(tmp_path, save_strategy="steps", save_steps=2)
+        guard = GuardFollowing(lambda step: {"a": 0.03 * step}, every=1, cap=1.0, smoothing=0.5)
+        return trainer, add(trainer, schedule=guard)
+
+    def lasting(trainer):
+        return [{k: v for k, v in row.items() if "seconds" not in k and "overhead" not in k and "measurem" not in k}
+                for row in logged(trainer)]  # fmt: skip
+
+    (whole, _), (again, callback) = make(), make()
+    whole.train()
+    again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    assert same(weights(whole), weights(again))
+    assert [row["step"] for row in logged(again)] == list(range(1, STEPS + 1))
+    assert lasting(whole) == lasting(again)
+    decays = [row[PREFIX + "optimizer_weight_decay"] for row in logged(again)]
+    averages = [0.03, 0.045, 0.0675, 0.09375]
+    assert decays == pytest.approx([a**0.5 for a in averages])
+    assert callback.live.schedule.steps == STEPS
+
+
+def test_what_cannot_be_measured_is_told_before_training(tmp_path):
+    trainer = make_trainer(tmp_path)
+    with pytest.raises(InputError, match="outside the model's vocabulary"):
+        VillaniCallback(trainer, groups() + VOCABULARY, temperature=0.1)
+    trainer = make_trainer(tmp_path, weight_decay=0.0)
+    add(trainer, schedule=ConstantMemory(cap=1.0))
+    with pytest.raises(InputError, match="no group"):
+        trainer.train()

@@ -1,0 +1,125 @@
+import warnings
+
+import pytest
+import torch
+
+from tests.conftest import make_model
+from villani.dynamics.schedules import ConstantMemory
+from villani.errors import InputError
+from villani.integrations.live import PREFIX
+
+pl = pytest.importorskip("lightning.pytorch")
+STEPS = 4
+
+
+class Clock:
+    def __init__(self):
+        self.now = 0.0
+
+    def __call__(self):
+        self.now += 1e-9
+        return self.now
+
+
+class Task(pl.LightningModule):
+    def __init__(self, clock, optimisers=1):
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(1)
+            self.model = make_model("gpt2")
+        self.clock, self.optimisers = clock, optimisers
+        self.automatic_optimization = optimisers == 1
+        for module in self.model.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.3
+
+    def on_train_start(self):  # after the callbacks'
+        for callback in self.trainer.callbacks:
+            if live := getattr(callback, "live", None):
+                live.budget.expect(1e-6)  # no trial
+
+    def training_step(self, batch, index):
+        self.clock.now += 1.0
+        return self.model(input_ids=batch, labels=batch).loss
+
+    def validation_step(self, batch, index):
+        assert not torch.is_grad_enabled()
+        self.log("valid", self.model(input_ids=batch, labels=batch).loss)
+
+    def configure_optimizers(self):
+        made = [torch.optim.AdamW(self.parameters(), lr=0.01, weight_decay=0.1) for _ in range(self.optimisers)]
+        if self.optimisers > 1:
+            return made
+        pace = torch.optim.lr_scheduler.LambdaLR(made[0], lambda k: 1 - k / 8)
+        return {"optimizer": made[0], "lr_scheduler": {"scheduler": pace, "interval": "step"}}
+
+
+class Memory(pl.loggers.logger.DummyLogger):
+    def __init__(self):
+        super().__init__()
+        self.rows = []
+
+    def log_metrics(self, metrics, step=None):
+        self.rows.append((step, dict(metrics)))
+
+
+def tokens(count, seed):
+    return torch.randint(0, 11, (count, 6), generator=torch.Generator().manual_seed(seed))
+
+
+def fit(folder, watched=True, steps=STEPS, resume=None, schedule=None, optimisers=1):
+    from villani.integrations.lightning import VillaniCallback
+
+    pl.seed_everything(5, verbose=False)
+    clock, logger = Clock(), Memory()
+    task = Task(clock, optimisers)
+    groups = tokens(6, 9).reshape(3, 2, 6)
+    callback = VillaniCallback(groups, temperature=0.1, module=lambda t: t.model, schedule=schedule, clock=clock)
+    trainer = pl.Trainer(
+        max_steps=steps, accumulate_grad_batches=2 if optimisers == 1 else 1, accelerator="cpu", logger=logger,
+        enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False, callbacks=[callback] if watched else [],
+        val_check_interval=2, num_sanity_val_steps=1, default_root_dir=folder, log_every_n_steps=50,
+    )  # fmt: skip
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        loader = torch.utils.data.DataLoader(tokens(64, 1), batch_size=2)
+        trainer.fit(task, loader, torch.utils.data.DataLoader(tokens(4, 2), batch_size=2), ckpt_path=resume)
+    return task, logger, trainer, callback
+
+
+def same(left, right):
+    return all(torch.equal(p, q) for p, q in zip(left.parameters(), right.parameters(), strict=True))
+
+
+def measured(logger):
+    return [(step, row) for step, row in logger.rows if PREFIX + "psi" in row]
+
+
+def test_the_bits_are_the_same_and_loggers_get_the_figures(tmp_path):
+    plain, *_ = fit(tmp_path, watched=False)
+    task, logger, *_ = fit(tmp_path)
+    assert same(plain, task)
+    assert [step for step, _ in measured(logger)] == list(range(1, STEPS + 1))  # after steps, not after every batch
+    assert logger.rows[-1][1][PREFIX + "measurements"] == STEPS
+    assert logger.rows[-1][1][PREFIX + "overhead"] <= 0.03
+    assert measured(logger)[0][1][PREFIX + "lambda_is_of_F"] == 0.0
+
+
+def test_a_resumed_schedule_goes_on(tmp_path):
+    _whole, told, *_ = fit(tmp_path, schedule=ConstantMemory(cap=1.0))
+    _, _, half, _ = fit(tmp_path, steps=2, schedule=ConstantMemory(cap=1.0))
+    half.save_checkpoint(tmp_path / "half.ckpt")
+    _task, logger, _, callback = fit(tmp_path, resume=tmp_path / "half.ckpt", schedule=ConstantMemory(cap=1.0))
+    assert callback.live.schedule.steps == STEPS
+    decays = {step: row[PREFIX + "optimizer_weight_decay"] for step, row in measured(told)}
+    assert decays == pytest.approx({k: 0.1 / (1 - k / 8) for k in range(1, STEPS + 1)})
+    assert {step: row[PREFIX + "optimizer_weight_decay"] for step, row in measured(logger)} == {
+        3: decays[3],
+        4: decays[4],
+    }
+
+
+def test_several_optimisers_are_refused(tmp_path):
+    with pytest.raises(InputError, match="2 optimisers"):
+        fit(tmp_path, optimisers=2)

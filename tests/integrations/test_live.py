@@ -1,0 +1,256 @@
+import random
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from tests.conftest import make_model, make_pool
+from villani.dynamics.schedules import ConstantMemory
+from villani.errors import InputError
+from villani.integrations.live import PREFIX, Budget, Live, decay_of, untouched
+from villani.landscape.objective import Objective
+from villani.measurement import measure
+from villani.streams import Purpose, word
+
+
+class Clock:
+    def __init__(self):
+        self.now = 0.0
+
+    def __call__(self):
+        return self.now
+
+
+@pytest.mark.parametrize(("step", "cost", "limit"), [(1.0, 5.0, 0.03), (1.0, 0.01, 0.03), (0.2, 60.0, 0.1)])
+def test_the_budget_is_kept_at_every_step_and_used(step, cost, limit):
+    clock = Clock()
+    budget = Budget(limit, clock)
+    budget.expect(3 * cost)  # a first guess that is too dear
+    taken, first = 0, None
+    steps = int(20 * cost / limit / step) + 100
+    for k in range(steps):
+        clock.now += step
+        budget.step()
+        if budget.due:
+            first = k if first is None else first
+            taken += 1
+            with budget.spending(whole=True):
+                clock.now += cost * (0.8 + 0.2 * (k % 2))
+        assert budget.overhead <= limit
+    assert first * step >= 3 * cost / limit - step  # not before the first guess was affordable
+    most = min(1, limit * step / (0.9 * cost))  # measurements a step
+    assert most * steps - 5 <= taken + (first if most == 1 else 0) <= most * steps + 1
+
+
+def test_a_dear_measurement_is_waited_for_and_the_dearest_of_three_is_expected():
+    clock = Clock()
+    budget = Budget(0.1, clock)
+    assert not budget.due
+    assert not budget.may_try
+    budget.expect(1.0)
+    for cost in (1.0, 5.0):
+        while not budget.due:
+            clock.now += 1
+            budget.step()
+        with budget.spending(whole=True):
+            clock.now += cost
+    assert budget.overhead > 0.1  # 5 s came where 1 s was expected: told, and made up for
+    while not budget.due:
+        clock.now += 1
+        budget.step()
+    assert budget.measuring == 6
+    assert (6 + 1.25 * 5) / 0.1 <= clock.now - 6 < (6 + 1.25 * 5) / 0.1 + 1
+
+
+class Quirks(nn.Module):
+    """Draws from every generator, counts its calls in a buffer and replaces another, like what users have."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Linear(3, 1)
+        self.drop = nn.Dropout(0.5)
+        self.register_buffer("calls", torch.zeros(()))
+        self.register_buffer("last", torch.zeros(2))
+
+    def forward(self, x):
+        self.calls += 1
+        self.last = x.detach().mean(0)[:2]
+        scale = random.random() + np.random.random() + torch.rand(())  # noqa: NPY002
+        assert torch.is_grad_enabled()
+        assert not torch.is_inference_mode_enabled()
+        assert not torch.is_autocast_enabled("cpu")
+        return (self.drop(self.inner(x)) * scale).square()
+
+
+def quirky_loss(model, group):
+    loss = model(group).mean()
+    (loss * 1.0).backward(retain_graph=True)  # a careless user's
+    return loss
+
+
+def snapshot(model):
+    return (
+        random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist(),  # noqa: NPY002
+        [module.training for module in model.modules()], [p.requires_grad for p in model.parameters()],
+        [(id(p.grad), None if p.grad is None else p.grad.tolist()) for p in model.parameters()],
+        [(id(b), b.tolist()) for b in model.buffers()], [p.tolist() for p in model.parameters()],
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("around", [torch.no_grad, torch.inference_mode, lambda: torch.autocast("cpu", torch.bfloat16)])
+def test_a_measurement_leaves_no_trace(around):
+    model = Quirks().train()
+    model.drop.eval()  # modes of submodules differ
+    model.inner.weight.grad = torch.ones(1, 3)  # one slope is there, the other None
+    groups = [torch.randn(4, 3) for _ in range(3)]
+    live = Live(model, groups, temperature=1.0, loss_fn=quirky_loss)
+    before = snapshot(model)
+    with around():
+        figures = live.measure(1)
+    assert figures[PREFIX + "loss"] > 0
+    assert snapshot(model) == before
+
+
+def test_the_forward_that_mixed_precision_wraps_is_unwrapped_and_put_back():
+    model = make_model("gpt2")
+    model._original_forward = model.forward
+    model.forward = lambda *a, **k: pytest.fail("the wrapped forward was called")
+    wrapped = model.forward
+    live = Live(model, make_pool(4), temperature=1.0)
+    assert live.measure(0)[PREFIX + "loss"] > 0
+    assert model.forward is wrapped
+
+
+def test_figures_are_those_of_measure_with_probes_of_the_step():
+    model, pool = make_model("gpt2"), make_pool(6)
+    optimizer = torch.optim.SGD(
+        [{"params": [p for p in model.parameters() if p.dim() > 1], "weight_decay": 0.3},
+         {"params": [p for p in model.parameters() if p.dim() == 1]}], lr=0.1,
+    )  # fmt: skip
+    live = Live(model, pool, temperature=0.2, seed=7)
+    live.start(optimizer)
+    found = live.measure(5)
+    oracle = measure(Objective(model, pool, 0.3, "nanogpt"), 1, word(7, Purpose.LIVE, 5), shares=0)
+    psi = oracle.psi(temperature=0.2)
+    assert found[PREFIX + "psi"] == psi.value
+    assert found[PREFIX + "psi_sem"] == psi.sem
+    for name, part in psi.parts.items():
+        assert found[f"{PREFIX}psi_{name}"] == part.value
+        assert (f"{PREFIX}psi_{name}_sem" in found) == (part.sem > 0)
+    for name in ("loss", "gradient_norm_squared", "gradient_dot_parameters", "hessian_trace"):
+        assert found[PREFIX + name] == getattr(oracle, name).value
+        assert found[PREFIX + name + "_sem"] == getattr(oracle, name).sem
+    assert (found[PREFIX + "lambda"], found[PREFIX + "lambda_is_of_F"], found[PREFIX + "s"]) == (0.3, 1.0, 0.2)
+    assert live.measure(6)[PREFIX + "hessian_trace"] != found[PREFIX + "hessian_trace"]
+
+
+@pytest.mark.parametrize(
+    ("make", "objective", "words"),
+    [
+        (lambda p: torch.optim.SGD(p, lr=1.0, weight_decay=0.1), 0.1, "L2 term"),
+        (lambda p: torch.optim.AdamW(p, weight_decay=0.1), None, "AdamW is no gradient descent on F"),
+        (lambda p: torch.optim.Adam(p, weight_decay=0.1), 0.1, "fixed points of F"),
+        (lambda p: torch.optim.Adam(p, weight_decay=0.1, decoupled_weight_decay=True), None, "no gradient descent"),
+        (lambda p: torch.optim.AdamW(p, weight_decay=0.0), 0.0, "No decay"),
+        (lambda p: torch.optim.SGD([{"params": p[:1], "weight_decay": 0.2}, {"params": p[1:]}], lr=1, weight_decay=0.1),
+         None, "2 different rates"),
+    ],
+)  # fmt: skip
+def test_which_lambda_of_f_an_optimiser_has(make, objective, words):
+    model = make_model("gpt2")
+    decay = decay_of(make(list(model.parameters())), model)
+    assert decay.objective == objective
+    assert words in decay.why
+
+
+def test_adamw_is_flagged_once_and_a_diverged_run_goes_on(caplog):
+    model = make_model("gpt2")
+    live = Live(model, make_pool(4), temperature=1.0)
+    live.start(torch.optim.AdamW(model.parameters(), weight_decay=0.1))
+    assert live.measure(0)[PREFIX + "lambda_is_of_F"] == live.measure(1)[PREFIX + "lambda_is_of_F"] == 0.0
+    assert [r.message for r in caplog.records].count(caplog.records[0].message) == 1
+    assert "Ψ is that of F at that λ, which this run does not descend" in caplog.text
+    with torch.no_grad():
+        next(model.parameters())[0, 0] = float("nan")
+    assert live.measure(2) == {PREFIX + "failed": 1.0}
+    assert "step 2: not measured: parameter transformer.wte.weight has 1 non-finite" in caplog.text
+    live.budget._start -= 1e6  # a trial is affordable, and fails as well
+    assert live.step(3) == {}
+    assert "step 3: not measured" in caplog.text
+
+
+def test_live_waits_for_its_budget_then_measures_and_accounts(monkeypatch):
+    clock, model = Clock(), make_model("gpt2")
+    live = Live(model, make_pool(4), temperature=1.0, weight_decay=0.1, clock=clock, max_overhead=0.03)
+    tried, measured = [], []
+
+    def trial(self, group):
+        tried.append(clock.now)
+        clock.now += 0.5
+
+    def whole(step):
+        measured.append(clock.now)
+        clock.now += 20.0
+        return {PREFIX + "loss": 1.0}
+
+    monkeypatch.setattr(Objective, "loss", trial)
+    monkeypatch.setattr(live, "measure", whole)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, weight_decay=0.1)
+    schedule = live.schedule = ConstantMemory(cap=1.0)
+    live.start(optimizer)
+    logged = []
+    for step in range(1, 4001):
+        clock.now += 1.0
+        logged.append(live.step(step))
+        assert live.budget.overhead <= 0.03
+    assert len(tried) == 2
+    assert tried[0] >= 66  # two forward passes as dear as a step are affordable then
+    assert measured[0] >= (1.0 + 0.5 * 20 * 4) / 0.03  # 20 forward passes for each of 4 groups, until one is known
+    assert len(measured) == 5  # 25 s are expected from then on: at (1 + 20·n + 25)/0.03 = 1533, 2200, 2867, 3533 s
+    assert sum(bool(row) for row in logged) == 5
+    assert schedule.steps == 4000
+    told = live.finish()
+    assert told[PREFIX + "measuring_seconds"] == 101.0
+    assert told[PREFIX + "overhead"] == pytest.approx(101.0 / 4000)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"temperature": 0.0}, "temperature=0"),
+        ({"weight_decay": -1.0}, "weight_decay=-1"),
+        ({"max_overhead": 0.0}, "max_overhead=0"),
+        ({"probes": 0}, "probes=0"),
+        ({"decay": "some"}, "'some' is unknown"),
+        ({"groups": make_pool(2)}, "groups=2"),
+        ({"groups": torch.full((3, 1, 4), 99)}, "outside the model's vocabulary"),
+        ({"model": make_model("gpt2").bfloat16()}, "bfloat16"),
+    ],
+)
+def test_bad_settings_are_told_before_the_run(changes, words):
+    settings = {"model": make_model("gpt2"), "groups": make_pool(4), "temperature": 1.0} | changes
+    with pytest.raises(InputError, match=words):
+        Live(settings.pop("model"), settings.pop("groups"), **settings)
+
+
+def test_a_step_before_the_start_is_told():
+    live = Live(make_model("gpt2"), make_pool(4), temperature=1.0)
+    with pytest.raises(InputError, match="call start"):
+        live.step(1)
+    assert live.finish() == {}
+
+
+def test_untouched_restores_after_an_error():
+    model = Quirks()
+    before = snapshot(model)
+
+    def fail():
+        with untouched(model):
+            model.eval()(torch.ones(1, 3))
+            model.inner.weight.requires_grad_(False)
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    assert snapshot(model) == before
