@@ -46,11 +46,12 @@ def findings(record: ConvergenceRecord) -> dict[str, str]:
     if first.trap and first.trap not in headline(record):
         found["What the loss does not see"] = first.trap
     found["Has it reached equilibrium?"] = _equilibrium(first)
+    fitted = any(fit.name == "loss" and fit.rate for fit in first.fits)
     found["What the loss curve proves"] = (
-        "That this observable, from this start, went down at the fitted rate. Nearly every observable ends at the gap, "
-        "the slowest rate of all, so that an asymptotic rate bounds the gap from above and a constant from below; no "
-        "curve bounds a constant from above. Exponential decay of the loss is therefore no confirmation of a "
-        "log-Sobolev constant."
+        ("That this observable, from this start, went down at the fitted rate. " if fitted else "No rate was fitted. ")
+        + "Nearly every observable ends at the gap, the slowest rate of all, so that an asymptotic rate bounds the gap "
+        "from above and a constant from below; no curve bounds a constant from above. Exponential decay of the loss is "
+        "therefore no confirmation of a log-Sobolev constant."
     )
     if left := [d for p in record.points for d in p.diverged]:
         worst = min(left, key=lambda d: d.step)
