@@ -17,11 +17,21 @@ from villani.runs.store import Ledger
 from villani.statistics import Estimate, over_seeds, resolved_sign
 from villani.studies import paper as study
 from villani.studies import paper_points
-from villani.studies.paper_claims import Found, claims, counterexample, decay_sentence, sentence
+from villani.studies.paper_claims import (
+    Found,
+    claims,
+    counterexample,
+    decay_sentence,
+    linear_gaussian_bound,
+    loosening_bound,
+    sentence,
+)
 from villani.studies.paper_settings import PaperSettings, read_settings
 from villani.studies.paper_training import best_decay, steps_to, training_points, trend
 from villani.studies.progress import Silent
 from villani.studies.sweep import SweepCell, SweepSettings, read_sweep_text, run_cells
+from villani.theory.catalogue import named
+from villani.theory.exact import relative_entropy, solve
 
 QUICK = """
 temperature = [1e-3, 1.0]
@@ -225,10 +235,22 @@ def test_the_claimed_constant_is_refuted_on_a_line():
     assert "86.2588" in found.measured  # THEORY.md §9, T14
 
 
+@pytest.mark.parametrize("decay", [0.01, 0.1, 1.0, 10.0])
+def test_an_exact_bound_that_loosens(decay):
+    """E_ρL + KL/β from the exact law, against the closed form."""
+    one = named("linear-gaussian", weight_decay=decay, beta=100.0)
+    theta = np.linspace(-2, 4, 200_001)
+    weights = np.exp(-100 * (0.5 * (theta - 1) ** 2 + decay / 2 * theta**2 - 0.5 * decay / (1 + decay)))
+    risk = (0.5 * (theta - 1) ** 2 * weights).sum() / weights.sum()
+    entropy = relative_entropy(one.potential, solve(one.potential, sobolev=False)).value
+    assert linear_gaussian_bound(decay, 100.0) == pytest.approx(risk + entropy / 100, rel=1e-6)
+    assert loosening_bound().verdict == "refuted"
+
+
 def test_verdicts_follow_what_was_measured():
-    assert verdict_of(nothing(certificates=bounds((0.1, 6.0), (1.0, 6.5))), "tighten") == "refuted"
-    assert verdict_of(nothing(certificates=bounds((1.0, 6.0), (0.1, 6.5))), "tighten") == "consistent"
-    assert verdict_of(nothing(certificates=bounds((0.1, 6.0), (1.0, 6.01))), "tighten") == "not identifiable"
+    assert verdict_of(nothing(certificates=bounds((0.1, 6.0), (1.0, 6.5))), "λ increases.") == "refuted"
+    assert verdict_of(nothing(certificates=bounds((1.0, 6.0), (0.1, 6.5))), "λ increases.") == "consistent"
+    assert verdict_of(nothing(certificates=bounds((0.1, 6.0), (1.0, 6.01))), "λ increases.") == "not identifiable"
 
     def learned(change):
         return [
@@ -238,7 +260,7 @@ def test_verdicts_follow_what_was_measured():
     assert verdict_of(nothing(learned=learned(record(-0.4, 0.01))), "spectrum") == "consistent"  # the shift wins
     assert verdict_of(nothing(learned=learned(record(-0.6, 0.01))), "spectrum") == "refuted"
     assert verdict_of(nothing(learned=learned(record(-0.6, 0.1))), "spectrum") == "not identifiable"
-    assert [c.experiment for c in claims(nothing())] == ["exact"]  # what was not measured is not judged
+    assert [c.experiment for c in claims(nothing())] == ["exact", "exact"]  # what was not measured is not judged
     assert "confirmed" not in sentence(claims(nothing()))
 
 

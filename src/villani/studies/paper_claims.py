@@ -4,6 +4,7 @@ The claims are audited as the abstract states them. The proofs were not availabl
 hypotheses, a verdict is about the statement without them.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -52,7 +53,7 @@ def claims(found: Found) -> list[ClaimRecord]:
     """Every claim that something was measured of, in the order of the abstract."""
     judged = [
         *_criteria(found), _growth_everywhere(found), _constant_here(found), counterexample(), _exponential(found),
-        _bounds(found), _hutchinson(found), _rays(found), _inflation(found), _generalisation(found),
+        _bounds(found), loosening_bound(), _hutchinson(found), _rays(found), _inflation(found), _generalisation(found),
     ]  # fmt: skip
     return [claim for claim in judged if claim is not None]
 
@@ -70,6 +71,27 @@ def counterexample() -> ClaimRecord:
             f"{claimed:g}. Its Poincaré constant, which C_LS is at least, is {truth.poincare:.6g}, to 8 digits."
         ),
         verdict="refuted" if refuted else "not identifiable", status="certified", experiment="exact",
+    )  # fmt: skip
+
+
+def linear_gaussian_bound(weight_decay: float, beta: float) -> float:
+    """E_ρL + KL(ρ‖π)/β of L(θ) = ½(θ − 1)², prior π = N(0, 1/(βλ)), ρ ∝ e^{−βL}π: −(1/β) ln E_π e^{−βL}, exactly."""
+    return 0.5 * weight_decay / (1 + weight_decay) + math.log1p(1 / weight_decay) / (2 * beta)
+
+
+def loosening_bound() -> ClaimRecord:
+    """A loss whose exact PAC-Bayes bound grows with λ (THEORY.md §5)."""
+    beta, grid = 100.0, (0.01, 0.1, 1.0, 10.0)
+    values = [linear_gaussian_bound(decay, beta) for decay in grid]
+    told = ", ".join(f"{value:.4f} at {decay:g}" for decay, value in zip(grid, values, strict=True))
+    return ClaimRecord(
+        claim="PAC-Bayesian bounds tighten as λ increases, for any loss with these properties.",
+        measured=(
+            "For L(θ) = ½(θ − 1)² on a line and β = 100 all is exact: what the linear bound consists of beside its "
+            f"constant, E_ρL + KL(ρ‖π)/β at the Gibbs law ρ and its prior π, by λ: {told}. It loosens."
+        ),
+        verdict="refuted" if all(a < b for a, b in pairwise(values)) else "not identifiable", status="certified",
+        experiment="exact",
     )  # fmt: skip
 
 
