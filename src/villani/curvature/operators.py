@@ -102,6 +102,7 @@ class Curvature:
 
         The difference to `self(vector)` is a sample of the error of products, those of the graph's values included.
         """
+        self._kept.clear()  # graphs for this need their room
         singles = []
         for (group, index), batch in self._pieces():
             rows = batch.ids.shape[0] if isinstance(batch, Batch) else 1
