@@ -11,7 +11,6 @@ writes it.
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import time
@@ -24,6 +23,7 @@ from villani.dynamics.langevin import Rule, advance
 from villani.dynamics.network import NetworkTarget
 from villani.landscape.models import load_model
 from villani.landscape.objective import Objective
+from villani.measurement import peak_memory
 from villani.studies.converge import ConvergeSettings
 
 BLOCKS = 16
@@ -72,7 +72,7 @@ def main() -> None:
         with target.running():
             for step in range(1, 4):
                 ways[asked.peak](step)
-        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+        print(peak_memory(objective.device))
         return
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     with target.running():

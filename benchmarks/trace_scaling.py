@@ -9,7 +9,6 @@ docs/results/trace-scaling.json.
 """
 
 import json
-import resource
 import subprocess
 import sys
 import time
@@ -22,6 +21,7 @@ from villani.curvature.blocks import BlockTrace
 from villani.curvature.trace import SWEPT
 from villani.landscape.models import load_model
 from villani.landscape.objective import Objective
+from villani.measurement import peak_memory
 
 BASE = {"layers": 4, "width": 256, "sequences": 4, "block": 128, "probes": 1}
 VARIED = {
@@ -45,7 +45,7 @@ def one(layers: int, width: int, sequences: int, block: int, probes: int) -> dic
     sampler.check(batch)
     with torch.no_grad(), objective.evaluating():
         objective.forward(batch)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = peak_memory(objective.device)
     forward, sample = [], []
     for repeat in range(REPEATS + 1):
         start = time.perf_counter()
@@ -56,12 +56,12 @@ def one(layers: int, width: int, sequences: int, block: int, probes: int) -> dic
             sampler.sample(batch, 0, *[(repeat, k) for k in range(first, min(first + SWEPT, probes))])
         forward.append(middle - start)
         sample.append(time.perf_counter() - middle)
-    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    after = peak_memory(objective.device)
     return {
         "forward_seconds": float(np.median(forward[1:])),
         "seconds": float(np.median(sample[1:])),
         "forwards_per_probe": float(np.median(np.array(sample[1:]) / np.array(forward[1:]))) / probes,
-        "peak_bytes_above": (after - before) * 1024,
+        "peak_bytes_above": after - before,
     }
 
 

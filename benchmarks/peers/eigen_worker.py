@@ -7,14 +7,13 @@ terms: pyhessian's relative change of an eigenvalue; the number of Lanczos steps
 """
 
 import json
-import resource
 import sys
 import time
 from importlib.metadata import version
 
 import numpy as np
 import torch
-from common import Logits, following, load
+from common import Logits, following, load, peak_memory
 
 
 def pyhessian(model: torch.nn.Module, ids: torch.Tensor, top: int, accuracy: float) -> tuple[list[float], np.ndarray]:
@@ -44,7 +43,7 @@ def main(tool: str, folder: str, ids: str, threads: str, top: str, accuracy: str
         model, tokens, int(top), float(accuracy)
     )
     seconds, busy = time.perf_counter() - start, time.process_time() - busy
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    peak = peak_memory()
     np.save(output, vectors)
     package = {"pyhessian": "pyhessian", "eigenthings": "hessian-eigenthings"}[tool]
     found = {

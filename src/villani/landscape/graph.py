@@ -235,9 +235,12 @@ def trace_loss(objective: Objective, batch: Any) -> LossGraph:
 
 
 def _key(what: str, objective: Objective, batch: Batch) -> tuple[Any, ...]:
-    """What a language model's graph depends on, beside the model's structure."""
+    """What a language model's graph depends on, but for what is changed inside a module after it was traced."""
     tensors = objective.parameters.tensors
-    return what, batch.ids.shape, batch.attention is not None, frozenset((t.dtype, t.device) for t in tensors)
+    return (
+        what, batch.ids.shape, batch.attention is not None, frozenset((t.dtype, t.device) for t in tensors),
+        tuple(objective.model.named_modules()),
+    )  # fmt: skip
 
 
 _Traced = tuple[
