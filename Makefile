@@ -8,7 +8,7 @@ demo: .venv/installed
 	.venv/bin/villani demo --run runs/demo
 
 test: lint
-	.venv/bin/pytest -n 2 --dist loadgroup
+	.venv/bin/pytest -n 2 --dist loadfile
 
 lint: .venv/tested
 	.venv/bin/ruff check --no-cache .

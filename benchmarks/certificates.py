@@ -49,6 +49,12 @@ ATTEMPTS: dict[str, dict[str, Any]] = {
         "text": "ptb:valid", "held_out": None, "prior_steps": 150, "learning_rate": 0.1, "temperature": 1e-4,
         "steps": 30, "batch": 8, "micro_tokens": 1024, "threads": 1,
     },
+    "pilot-half-hot": BUILTIN
+    | PRIOR
+    | {
+        "text": "ptb:valid", "held_out": None, "prior_steps": 150, "learning_rate": 0.1, "temperature": 3e-4,
+        "steps": 30, "batch": 8, "micro_tokens": 1024, "threads": 1,
+    },
     # from random weights, 2,048 tokens: the sum of η·s·K sets the noise that the weights end with
     "init-a": BUILTIN | {"learning_rate": 0.3, "temperature": 2e-4, "steps": 600, "batch": 16},
     "init-b": BUILTIN | {"learning_rate": 0.3, "temperature": 1e-4, "steps": 1500, "batch": 16},

@@ -10,8 +10,6 @@ from villani.errors import InputError
 from villani.landscape.objective import Objective
 from villani.measurement import measure
 
-pytestmark = pytest.mark.xdist_group("measurement")  # dear fixtures are made once
-
 
 @pytest.fixture(scope="module")
 def population():

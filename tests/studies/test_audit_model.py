@@ -16,7 +16,6 @@ from villani.runs.content import RunRecords
 from villani.studies.audit_model import AuditSettings, audit_model
 from villani.studies.replay import replay
 
-pytestmark = pytest.mark.xdist_group("audit_model")  # dear fixtures are made once
 MODEL = "builtin:tiny?layers=1&width=8&context=32"
 SMALL = ["--groups", "12", "--sequences", "1", "--block", "16", "--ray-groups", "3"]
 SETTINGS = AuditSettings(

@@ -55,7 +55,7 @@ def test_a_sweep_gives_one_record_and_a_page(villani, tmp_path):
 
 
 def test_a_run_answers_again_and_makes_its_page_from_records(villani, tmp_path):
-    words = ("tied", "--weight-decay", "0.5,1,2", "--json", "--run", "r")
+    words = ("binary-ce", "--weight-decay", "0.5,1,2", "--json", "--run", "r")
     first = villani(*words)
     kept = (tmp_path / "r" / "records.json").read_bytes()
     page = (tmp_path / "r" / "report.html").read_bytes()
@@ -71,7 +71,7 @@ def test_a_run_answers_again_and_makes_its_page_from_records(villani, tmp_path):
 
 
 def test_points_of_a_killed_run_are_not_solved_again(tmp_path, monkeypatch):
-    settings = ExactSettings(potential="tied", weight_decay=[0.5, 1.0, 2.0])
+    settings = ExactSettings(potential="binary-ce", weight_decay=[0.5, 1.0, 2.0])
     solve = exact_study._point
 
     def failing(one, digits):

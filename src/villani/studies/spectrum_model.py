@@ -232,6 +232,8 @@ class _Work:
         def rounding(u: torch.Tensor, w: torch.Tensor) -> float:
             return float(torch.linalg.vector_norm(operator.otherwise(u).sub_(w), dtype=torch.float64))
 
+        if folder.exists():  # resumed: what a product takes is known before columns are read back into memory
+            product(torch.zeros(operator.size, dtype=operator.dtype, device=self.objective.device))
         with Basis(operator.size, operator.dtype, self.objective.device, folder, self.budget) as basis:
             ritz: Ritz = krylov(
                 product, basis, self.settings.ends, self.settings.seed, None, self.ledger,
