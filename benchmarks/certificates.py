@@ -43,6 +43,11 @@ ATTEMPTS: dict[str, dict[str, Any]] = {
         "text": "ptb:valid", "held_out": None, "learning_rate": 0.3, "temperature": 1e-3, "steps": 80, "batch": 8,
         "micro_tokens": 1024, "threads": 1,
     },
+    "pilot-init-lambda": BUILTIN
+    | {
+        "text": "ptb:valid", "held_out": None, "learning_rate": 0.3, "temperature": 1e-3, "steps": 80, "batch": 8,
+        "micro_tokens": 1024, "threads": 1, "weight_decay": [0.0, 0.002, 0.02, 0.05, 0.2],
+    },
     "pilot-half": BUILTIN
     | PRIOR
     | {
