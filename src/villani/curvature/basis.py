@@ -6,6 +6,7 @@ and in float64 over chunks, which leaves a vector as orthogonal as it can be sto
 with `pread`, never mapped, so that what is read does not count as memory of the process.
 """
 
+import math
 import os
 import tempfile
 from collections.abc import Iterator
@@ -215,8 +216,11 @@ class Basis:
 
 
 def norm(vector: torch.Tensor) -> float:
-    """‖v‖, accumulated in float64."""
-    return float(torch.linalg.vector_norm(vector.detach(), dtype=torch.float64))
+    """‖v‖, accumulated in float64, a chunk at a time: no copy of it in float64 is made."""
+    total = torch.zeros((), dtype=torch.float64, device=vector.device)
+    for piece in vector.detach().reshape(-1).split(_CHUNK):
+        total += piece.double().square().sum()
+    return math.sqrt(float(total))
 
 
 def dot(a: torch.Tensor, b: torch.Tensor) -> float:

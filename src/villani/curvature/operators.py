@@ -30,14 +30,19 @@ class Budget:
     Attributes:
         limit: bytes, or None for no limit.
         peak: the largest memory of this process so far, in bytes.
+        working: bytes that a product takes and gives back, where that is known before there was much else.
     """
 
     limit: int | None = None
     peak: Callable[[], int] = field(default=lambda: 0)
+    working: int = 0
 
     def fits(self, more: float) -> bool:
-        """Whether `more` bytes may be held on top of what has been in use at the worst moment so far."""
-        return self.limit is None or self.peak() + more <= self.limit
+        """Whether `more` bytes may be held on top of what has been in use at the worst moment, so far or to come."""
+        if self.limit is None:
+            return True
+        coming = resident() + self.working if self.working else 0
+        return max(self.peak(), coming) + more <= self.limit
 
 
 class Curvature:

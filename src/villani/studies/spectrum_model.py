@@ -10,10 +10,10 @@ from typing import ClassVar, Literal
 import numpy as np
 import torch
 
-from villani.curvature.basis import Basis, dot
+from villani.curvature.basis import Basis, dot, norm
 from villani.curvature.blocks import layers_of
 from villani.curvature.lanczos import Ends, Ritz, examine, krylov
-from villani.curvature.operators import Budget, Curvature
+from villani.curvature.operators import Budget, Curvature, resident
 from villani.curvature.spectrum import Density, Quadrature, quadrature, sign_probe
 from villani.errors import InputError
 from villani.landscape.objective import check_weight_decay
@@ -222,7 +222,7 @@ class _Work:
 
         def product(v: torch.Tensor) -> torch.Tensor:
             w = operator(v)
-            if not self.budget.fits(0):
+            if self.budget.peak() > (self.budget.limit or 0):
                 raise InputError(
                     f"memory={self.settings.memory:g} GiB: one product took {self.budget.peak() / 2**30:.2f} GiB in "
                     "all: lower micro_tokens, or raise memory"
@@ -230,10 +230,12 @@ class _Work:
             return w
 
         def rounding(u: torch.Tensor, w: torch.Tensor) -> float:
-            return float(torch.linalg.vector_norm(operator.otherwise(u).sub_(w), dtype=torch.float64))
+            return norm(operator.otherwise(u).sub_(w))
 
         if folder.exists():  # resumed: what a product takes is known before columns are read back into memory
             product(torch.zeros(operator.size, dtype=operator.dtype, device=self.objective.device))
+            if self.objective.device.type == "cpu":
+                self.budget.working = max(0, self.budget.peak() - resident())
         with Basis(operator.size, operator.dtype, self.objective.device, folder, self.budget) as basis:
             ritz: Ritz = krylov(
                 product, basis, self.settings.ends, self.settings.seed, None, self.ledger,
