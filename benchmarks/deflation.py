@@ -1,7 +1,7 @@
 """Does deflating Hutchinson by known eigenvectors pay? Probe noise, data noise and seconds, with k = 0, 1, … vectors.
 
-villani spectrum runs/ptb-gpt-neo-7m --text ptb --top 8 --bottom 2 --tolerance 1e-2 --run runs/deflation --seed 1
-python benchmarks/deflation.py runs/ptb-gpt-neo-7m runs/deflation --text ptb           (minutes; VILLANI_DATA)
+villani spectrum runs/demo/model --tokenizer builtin --top 8 --bottom 2 --tolerance 1e-2 --run runs/deflation --seed 1
+python benchmarks/deflation.py runs/demo/model runs/deflation --tokenizer builtin --text builtin --groups 24   (minutes)
 
 Every group of fresh text gets two probes by each way, the same probes in all of them. With x_gm the sample of group g
 by probe m, the probe variance is the mean of ½(x_g1 − x_g2)², the data variance what the groups' means vary beyond it.
