@@ -1,8 +1,11 @@
 """What people see in a terminal: progress on stderr, results on stdout."""
 
+import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TextIO
 
 from rich.console import Console
 from rich.markup import escape
@@ -19,6 +22,7 @@ from rich.progress import Progress as RichProgress
 from rich.table import Column, Table
 
 from villani.doctor import Finding
+from villani.plan import duration
 from villani.report import audit as auditing
 from villani.report import convergence as converging
 from villani.report import recommendation as recommending
@@ -42,7 +46,37 @@ from villani.runs.records import (
     ReferenceRecord,
 )
 from villani.runs.spectra import SpectrumRecord
+from villani.studies.progress import Progress
 from villani.theory.catalogue import CATALOGUE
+
+_QUIET = 60.0  # seconds between two lines of a stage
+
+
+class Lines:
+    """A `villani.studies.progress.Progress` where nobody watches: a line for each stage, and at most one a minute."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._stage, self._began, self._told, self._first = "", 0.0, 0.0, 0
+
+    def stage(self, text: str) -> None:
+        """Begin a stage of unknown length."""
+        self._stage, self._began, self._first = text, time.monotonic(), -1
+        self._say(text)
+
+    def advance(self, done: int, total: int) -> None:
+        """Show `done` of `total`."""
+        now = time.monotonic()
+        if self._first < 0:
+            self._first, self._began = done, now
+        if now - self._told >= _QUIET and done < total:
+            each = (now - self._began) / (done - self._first) if done > self._first else None
+            left = "" if each is None else f", about {duration(each * (total - done))} left"
+            self._say(f"{self._stage}: {done} of {total}{left}")
+
+    def _say(self, text: str) -> None:
+        self._told = time.monotonic()
+        print(f"{time.strftime('%H:%M:%S')} {text}", file=self._stream, flush=True)
 
 
 class Bar:
@@ -76,8 +110,12 @@ class Bar:
 
 
 @contextmanager
-def progress() -> Iterator[Bar]:
-    """Bars on stderr while the block runs."""
+def progress() -> Iterator[Progress]:
+    """Bars on stderr while the block runs; lines where stderr is no terminal."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield Lines(sys.stderr)
+        return
     columns = (
         SpinnerColumn(),
         TextColumn("{task.description}"),
@@ -87,7 +125,7 @@ def progress() -> Iterator[Bar]:
         TextColumn("left"),
         TimeRemainingColumn(),
     )
-    with RichProgress(*columns, console=Console(stderr=True), speed_estimate_period=3600) as bars:
+    with RichProgress(*columns, console=console, speed_estimate_period=3600) as bars:
         yield Bar(bars)
 
 

@@ -41,13 +41,18 @@ def test_products_equal_the_dense_matrices(model):
     hessian, gauss_newton = mean_matrices(model, pool)
     space = objective.parameters
     mask = np.repeat(space.decayed, space.sizes)
-    inside = np.repeat(np.isin(np.arange(len(space.sizes)), [0, 3]), space.sizes)
+    blocks = ([0, 3], [3], [0], [len(space.sizes) - 1])  # with the head's weight, without it, alone
+    inside = [np.repeat(np.isin(np.arange(len(space.sizes)), block), space.sizes) for block in blocks]
     cases = [
         (Curvature(objective), hessian),
         (Curvature(objective, groups=[1]), dense(model, pool[1], second=True)),
         (Curvature(objective, "gauss-newton"), gauss_newton),
         (Curvature(objective, weight_decay=0.3), hessian + 0.3 * np.diag(mask)),
-        (Curvature(objective, tensors=[0, 3]), hessian[np.ix_(inside, inside)]),
+        *((Curvature(objective, tensors=b), hessian[np.ix_(i, i)]) for b, i in zip(blocks, inside, strict=True)),
+        *(
+            (Curvature(objective, "gauss-newton", tensors=b), gauss_newton[np.ix_(i, i)])
+            for b, i in zip(blocks, inside, strict=True)
+        ),
     ]
     for operator, oracle in cases:
         if not isinstance(oracle, np.ndarray):

@@ -23,6 +23,7 @@ from villani.runs.store import writing
 from villani.statistics import Array
 
 _CHUNK = 1 << 16  # entries of a vector that are worked on at a time: what stays in a processor's cache
+_ALIGNED = 16  # entries: BLAS adds in another order where memory is not aligned
 
 
 class Basis:
@@ -165,7 +166,8 @@ class Basis:
         if not indices:
             return
         away = sum(self._held[index] is None for index in indices)
-        buffers = np.empty((away, min(_CHUNK, self.size)), dtype=self._numpy)
+        width = -(-min(_CHUNK, self.size) // _ALIGNED) * _ALIGNED  # where a row begins decides on bits of a product
+        buffers = np.empty((away, width), dtype=self._numpy)
         for start in range(0, self.size, _CHUNK):
             stop = min(start + _CHUNK, self.size)
             block, free = [], iter(buffers)

@@ -20,6 +20,7 @@ PART_LABELS = {
 }
 _BAR = {"thickness": 1.6, "width": 5}
 _BAR_COLOUR = "#7a8494"  # legible on light and dark
+DENSITY_FLOOR = 1e-6  # of the largest density: what is drawn below it would be noise of a few nodes
 _DECADES = 4  # of a signed logarithmic axis, either side of zero
 
 

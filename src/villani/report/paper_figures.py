@@ -5,10 +5,11 @@ from collections.abc import Callable, Sequence
 
 import plotly.graph_objects as go
 
-from villani.report.figures import EXACT, NEGATIVE, POSITIVE, REMAINDER, TOTAL, SignedLog, themed
+from villani.report.figures import DENSITY_FLOOR, EXACT, NEGATIVE, POSITIVE, REMAINDER, TOTAL, SignedLog, themed
 from villani.report.numbers import format_number, format_uncertain
 from villani.runs.papers import LandscapePoint, PaperRecord, TrainingPoint, TrendRecord
 from villani.runs.records import EstimateRecord
+from villani.runs.spectra import DensityRecord
 
 Pictures = dict[str, tuple[str, go.Figure, str]]
 NAMES = {"sgd": "SGD with L2", "noisy-sgd": "noisy SGD", "adamw": "AdamW"}
@@ -24,6 +25,11 @@ _RAY_CAPTION = (
 _SPECTRA_CAPTION = (
     "Means over training seeds with intervals. ∇²F at the same θ is ∇²L plus λ: what differs between the curves is "
     "there by definition, what ∇²L does along λ is learned."
+)
+_DENSITY_CAPTION = (
+    "All eigenvalues at the first training seed, with the least and the two largest λ: solid, ∇²L; dotted, ∇²F at the "
+    "same θ, which is the solid curve moved by λ. Solid against solid is what training with λ changed. Broadened; "
+    "logarithmic upwards, and on either side of 0."
 )
 _RATES_CAPTION = (
     "log₁₀ of the rate at which the loss of noisy SGD settles, with its interval over windows and chains, beside the "
@@ -42,6 +48,8 @@ def pictures(record: PaperRecord) -> Pictures:
         found["rays"] = ("E1: Ψ along rays", _rays(record), _RAY_CAPTION)
     if record.learned:
         found["spectra"] = ("E2: the largest eigenvalue", _spectra(record.learned), _SPECTRA_CAPTION)
+    if densities := {p.weight_decay: p.density for p in record.spectra if p.density}:
+        found["densities"] = ("E2: spectra of ∇²L and ∇²F", _densities(densities), _DENSITY_CAPTION)
     if any(p.fits for p in record.convergence):
         found["rates"] = ("E3: fitted rates, and what is promised", _rates(record), _RATES_CAPTION)
     found["losses"] = ("E4, E6: losses over λ", _losses(record.training), _LOSS_CAPTION)
@@ -162,6 +170,33 @@ def _spectra(learned: Sequence[TrendRecord]) -> go.Figure:
     moved = [(t.weight_decay, _shifted(t.value, t.weight_decay)) for t in learned]
     traces = [_line(plain, "λ₁(∇²L)", POSITIVE), _line(moved, "λ₁(∇²F) = λ₁(∇²L) + λ", TOTAL, "dot")]
     return _axis(themed(traces, 360), "weight decay λ", "largest eigenvalue")
+
+
+def _densities(densities: dict[float, DensityRecord]) -> go.Figure:
+    decays = sorted(densities)
+    shown = {decay: densities[decay] for decay in dict.fromkeys([decays[0], *decays[-2:]])}
+    across = SignedLog(
+        max(abs(x) for d in shown.values() for x in d.grid), threshold=max(d.resolution for d in shown.values())
+    )
+    traces = []
+    for i, (decay, d) in enumerate(shown.items()):
+        floor = DENSITY_FLOOR * max(d.density)
+        heights = [max(y, floor) for y in d.density]
+        for name, by, dash in (("∇²L", 0.0, "solid"), ("∇²F", decay, "dot")):
+            places = [x + by for x in d.grid]
+            traces.append(
+                go.Scatter(
+                    x=[across(x) for x in places], y=heights, name=f"{name}, λ = {format_number(decay)}", mode="lines",
+                    line={"color": _colour(i), "dash": dash},
+                    text=[f"{x:.4g}: {y:.3g}" for x, y in zip(places, heights, strict=True)],
+                    hovertemplate="%{text}",
+                )
+            )  # fmt: skip
+    figure = themed(traces, 420)
+    figure.update_layout(showlegend=True, legend={"orientation": "h", "y": -0.25, "x": 0})
+    figure.update_xaxes(title="eigenvalue", **across.ticks([x for d in shown.values() for x in d.grid]))
+    figure.update_yaxes(type="log", title="density", exponentformat="power")
+    return figure
 
 
 def _shifted(estimate: EstimateRecord, by: float) -> EstimateRecord:

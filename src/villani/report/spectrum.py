@@ -7,12 +7,10 @@ import plotly.graph_objects as go
 
 from villani.report.constants import Pictures
 from villani.report.elements import badge, facts, html, note, section, table
-from villani.report.figures import NEGATIVE, POSITIVE, REMAINDER, SignedLog, themed
+from villani.report.figures import DENSITY_FLOOR, NEGATIVE, POSITIVE, REMAINDER, SignedLog, themed
 from villani.report.numbers import format_interval, format_number, format_uncertain
 from villani.report.tables import origin_rows
 from villani.runs.spectra import DensityRecord, EigenvalueRecord, SpectrumRecord
-
-_FLOOR = 1e-6  # of the largest density: what is drawn below it would be noise of a few nodes
 
 
 def matrix(record: SpectrumRecord) -> str:
@@ -187,7 +185,7 @@ def _ends(record: SpectrumRecord) -> go.Figure:
 
 def _density(density: DensityRecord) -> go.Figure:
     across = SignedLog(max(abs(x) for x in density.grid), threshold=max(density.resolution, 1e-300))
-    floor = _FLOOR * max(density.density)
+    floor = DENSITY_FLOOR * max(density.density)
     middle = [max(y, floor) for y in density.density]
     high = [max(y + e, floor) for y, e in zip(density.density, density.sem, strict=True)]
     low = [max(y - e, floor) for y, e in zip(density.density, density.sem, strict=True)]

@@ -9,6 +9,7 @@ from villani.runs.certificates import CertificatePoint
 from villani.runs.convergences import FitRecord, RateRecord
 from villani.runs.recommendations import OptimizerRecord
 from villani.runs.records import Cost, EstimateRecord, ModelRecord, Provenance, PsiRecord, Record, Status, TextRecord
+from villani.runs.spectra import DensityRecord
 
 Verdict = Literal["refuted", "consistent", "not identifiable"]
 
@@ -58,6 +59,7 @@ class SpectrumPoint(Record):
     trace: EstimateRecord | None
     effective_rank: EstimateRecord | None
     negative_share: EstimateRecord | None
+    density: DensityRecord | None = Field(default=None, description="of ∇²L, at the first training seed")
 
 
 class TrendRecord(Record):

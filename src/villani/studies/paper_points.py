@@ -137,6 +137,7 @@ def spectrum_point(
         objective_largest=_bounded(again.value, again.bound) if again else None,
         trace=density.trace if density else None, effective_rank=density.effective_rank if density else None,
         negative_share=density.negative_share if density else None,
+        density=density if cell.seed == settings.sweep.seed else None,
     )  # fmt: skip
 
 
