@@ -123,17 +123,18 @@ class _Head:
     def move(self, moved: torch.Tensor, turned: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor | None]:
         """How the slopes in h (n, D) and in W (V, D) move when h moves by ḣ and W by Ẇ (None: is not asked about)."""
         slope = torch.empty_like(moved)
-        of_weight = None if turned is None else torch.zeros_like(self._weight)
+        of_weight: torch.Tensor | None = None
         for start in range(0, len(moved), _POSITIONS):
             rows = slice(start, start + _POSITIONS)
             p, h, dh, y = self._p[rows], self._features[rows], moved[rows], self._labels[rows]
             dz = dh @ self._weight.T
             if turned is not None:
                 dz.addmm_(h, turned.T)
-            dz.sub_((p * dz).sum(dim=-1, keepdim=True)).mul_(p)  # ṗ
+            dz.mul_(p)
+            dz.addcmul_(p, dz.sum(dim=-1, keepdim=True), value=-1)  # ṗ
             slope[rows] = dz @ self._weight
-            if of_weight is not None and turned is not None:
-                of_weight.addmm_(dz.T, h)
+            if turned is not None:
+                of_weight = dz.T @ h if of_weight is None else of_weight.addmm_(dz.T, h)
                 if self._exact:
                     slope[rows] += p @ turned - turned[y]
                     of_weight.addmm_(p.T, dh).index_add_(0, y, dh, alpha=-1)
