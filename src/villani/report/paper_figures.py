@@ -156,7 +156,7 @@ def _rays(record: PaperRecord) -> go.Figure:
         traces.append(_line([*zip(multiples, ray.psi, strict=True)], name, _colour(i), scale=up))
         traces.append(_line([*zip(multiples, ray.data, strict=True)], f"{name}, data", _colour(i), "dot", up))
     figure = _axis(
-        themed(traces, 420),
+        themed(traces, 480),
         f"r in units of ‖θ‖, direction {record.landscape[0].rays[0].direction}",
         "Ψ, signed logarithmic scale",
     )

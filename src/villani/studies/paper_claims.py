@@ -342,27 +342,25 @@ def decay_sentence(training: Sequence[TrainingPoint]) -> str:
 
 
 def choice_sentence(choices: Sequence[OptimizerRecord]) -> str:
-    """E6 in short: within what margin of the grid's best do rules land, at what share of its cost; the page has all."""
+    """E6 in short: within what margin of the grid's best does each rule land, at what share of its cost."""
     words = []
     for of in choices:
         named = [r for r in of.rules if r.id != "held-out" and r.weight_decay is not None and r.margin and r.share]
-        told = f"{of.optimizer}: {len(named)} of {sum(r.id != 'held-out' for r in of.rules)} rules name a usable λ"
-        if named:
-            ranked = sorted(named, key=lambda r: r.margin.value if r.margin else 0.0)
-            ends = [("nearest", ranked[0])] + ([("farthest", ranked[-1])] if len(ranked) > 1 else [])
-            told += ", " + ", ".join(f"{word} {r.name}, {_margin(r)}" for word, r in ends)
-        words.append(told)
+        ranked = sorted(named, key=lambda r: r.margin.value if r.margin else 0.0)
+        told = ", ".join(f"{r.name} {_margin(r)}" for r in ranked) or "none"
+        others = sum(r.id != "held-out" for r in of.rules) - len(named)
+        words.append(f"{of.optimizer}: {told}; {others} more rules name no λ that can be used")
     if not words:
         return ""
     return (
         "Held-out nats above the grid's best λ [an interval], at the λ of the grid nearest to what a rule names, "
-        "and the share of the grid's training that it takes. " + "; ".join(words) + "."
+        "and the share of the grid's training that it takes. " + ". ".join(words) + "."
     )
 
 
 def _margin(rule: RuleRecord) -> str:
     assert rule.margin is not None
-    return f"{rule.margin.value:.3g} [{rule.margin.low:.2g}, {rule.margin.high:.2g}] for {rule.share:.0%}"
+    return f"+{rule.margin.value:.3g} [{rule.margin.low:.2g}, {rule.margin.high:.2g}] for {rule.share:.0%}"
 
 
 def sentence(judged: Sequence[ClaimRecord]) -> str:
@@ -370,7 +368,7 @@ def sentence(judged: Sequence[ClaimRecord]) -> str:
     counts = {v: sum(c.verdict == v for c in judged) for v in ("refuted", "consistent", "not identifiable")}
     refuted = "; ".join(c.claim.rstrip(".") for c in judged if c.verdict == "refuted")
     words = (
-        f"Of {len(judged)} claims of the abstract of arXiv 2605.06599, {counts['refuted']} are refuted, "
+        f"Of the abstract of arXiv 2605.06599, read as {len(judged)} statements, {counts['refuted']} are refuted, "
         f"{counts['consistent']} are consistent with what was measured, which confirms none of them, and "
         f"{counts['not identifiable']} cannot be told by measurements like these."
     )
