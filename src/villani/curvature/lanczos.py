@@ -1,8 +1,8 @@
 """Eigenpairs at both ends of a spectrum by thick-restart Lanczos (Wu & Simon, SIAM J. Matrix Anal. Appl. 22, 2000).
 
-Only products are asked of the matrix. The basis is kept orthonormal against all of itself, and when it is as long as it may be it
-shrinks to the Ritz vectors at both ends and goes on from there. What is proved of a Ritz pair (u, ρ) with ‖u‖ = 1 and
-r = ‖Hu − ρu‖, products being exact and H symmetric:
+Only products are asked of the matrix. Every column is held orthogonal to all others, and when the basis is as long as
+it may be it shrinks to the Ritz vectors at both ends and goes on from there. What is proved of a Ritz pair (u, ρ) with
+‖u‖ = 1 and r = ‖Hu − ρu‖, products being exact and H symmetric:
 
 - some eigenvalue lies within r of ρ;
 - the i-th largest eigenvalue is at least the i-th largest Ritz value of one basis, the i-th smallest at most the i-th
@@ -193,9 +193,9 @@ def _step(product: Product, basis: Basis, state: _State, seed: int) -> None:
 def _orthogonalise(basis: Basis, w: torch.Tensor) -> Array:
     """Take off w what it has of the columns, again where little is left of it; the coefficients, added up.
 
-    Of less than ε^¾ of w nothing is taken off: that saves every other pass through the columns. Columns orthogonal to √ε
-    have a T that is right to ε (Simon, Math. Comp. 42, 1984); ε^¾ leaves vectors a margin. It is measured, not
-    estimated from T, since products round by more than ε.
+    Of less than ε^¾ of w nothing is taken off, which saves a third of the passes through the columns. Columns that are
+    orthogonal to √ε have a T that is right to ε (Simon, Math. Comp. 42, 1984); ε^¾ leaves vectors a margin. It is
+    measured, not estimated from T, since products round by more than ε.
     """
     total = np.zeros(len(basis))
     level = float(torch.finfo(basis.dtype).eps ** 0.75)
