@@ -133,12 +133,14 @@ def _growth_everywhere(found: Found) -> ClaimRecord | None:
     first = above[0]
     name = first.orbit.name if first.orbit else "an orbit"
     fallen = ""
-    walk = first.orbit.walk if first.orbit else []
-    if len(walk) > 1:
+    steepest = max(above, key=_fall)
+    if steepest.orbit and _fall(steepest) > 0:
+        walk, change = steepest.orbit.walk, max(step.loss_change for step in steepest.orbit.walk)
         fallen = (
-            f" Along it Ψ goes from {walk[0].measured.value:.3g} at R = {walk[0].scale:g} to "
-            f"{walk[-1].measured.value:.3g} at R = {walk[-1].scale:g}, while the loss changes by at most "
-            f"{max(step.loss_change for step in walk):.1g} nats."
+            f" Through the model where Ψ falls most (λ = {steepest.weight_decay:g}) it goes from "
+            f"{walk[0].measured.value:.3g} at R = {walk[0].scale:g} to {walk[-1].measured.value:.3g} at "
+            f"R = {walk[-1].scale:g} at the largest s, while the loss "
+            + (f"changes by at most {change:.1g} nats." if change else "keeps its last bit.")
         )
     return ClaimRecord(
         claim=claim, verdict="refuted", status="statistical", experiment="E1",
@@ -150,6 +152,12 @@ def _growth_everywhere(found: Found) -> ClaimRecord | None:
             + fallen
         ),
     )  # fmt: skip
+
+
+def _fall(point: LandscapePoint) -> float:
+    """How far Ψ fell along an orbit, in units of its size at the start."""
+    walk = point.orbit.walk if point.orbit else []
+    return (walk[0].measured.value - walk[-1].measured.value) / abs(walk[0].measured.value) if walk else 0.0
 
 
 def _constant_here(found: Found) -> ClaimRecord | None:
