@@ -27,9 +27,9 @@ _SPECTRA_CAPTION = (
     "there by definition, what ∇²L does along λ is learned."
 )
 _DENSITY_CAPTION = (
-    "All eigenvalues at the first training seed, with the least and the two largest λ: solid, ∇²L; dotted, ∇²F at the "
-    "same θ, which is the solid curve moved by λ. Solid against solid is what training with λ changed. Broadened; "
-    "logarithmic upwards, and on either side of 0."
+    "All eigenvalues at the first training seed, at the least λ, the largest, and the one where they reach furthest: "
+    "solid, ∇²L; dotted, ∇²F at the same θ, which is the solid curve moved by λ. Solid against solid is what training "
+    "with λ changed. Broadened; logarithmic upwards, and on either side of 0."
 )
 _RATES_CAPTION = (
     "log₁₀ of the rate at which the loss of noisy SGD settles, with its interval over windows and chains, beside the "
@@ -174,9 +174,10 @@ def _spectra(learned: Sequence[TrendRecord]) -> go.Figure:
 
 def _densities(densities: dict[float, DensityRecord]) -> go.Figure:
     decays = sorted(densities)
-    shown = {decay: densities[decay] for decay in dict.fromkeys([decays[0], *decays[-2:]])}
+    furthest = max(decays, key=lambda decay: max(map(abs, densities[decay].grid)))
+    shown = {decay: densities[decay] for decay in sorted({decays[0], furthest, decays[-1]})}
     across = SignedLog(
-        max(abs(x) for d in shown.values() for x in d.grid), threshold=max(d.resolution for d in shown.values())
+        max(abs(x) for d in shown.values() for x in d.grid), threshold=min(d.resolution for d in shown.values())
     )
     traces = []
     for i, (decay, d) in enumerate(shown.items()):
