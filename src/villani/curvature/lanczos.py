@@ -12,6 +12,7 @@ That none lies beyond is not proved: a vector that the basis never met stays uns
 makes that improbable; of an eigenvalue of multiplicity two, one copy may be missed until rounding brings it in.
 """
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -121,7 +122,7 @@ def krylov(
         seed: of the random vectors.
         start: a vector to begin with, to which a random one of the same length is added; random alone by default.
         ledger: keeps T after every product.
-        progress: called with (products, `ends.most`).
+        progress: called with (products, how many there will be in all, as far as one can tell).
 
     Raises:
         InputError: `ends` out of range, or a product that is not finite.
@@ -131,6 +132,7 @@ def krylov(
     bottom = min(ends.bottom, basis.size - top)
     length = min(ends.length or 2 * (top + bottom) + 20, basis.size)
     state = _resumed(basis, ledger, length) or _begin(basis, length, seed, start)
+    trail: list[float] = []  # the worst residual after each product, over what is wanted
     while True:
         found = _ritz(state, basis, top, bottom, ends.tolerance)
         if found is not None and (found.converged or state.products >= ends.most):
@@ -143,8 +145,17 @@ def krylov(
             if state.done == length and len(basis) > length and not (after is not None and after.converged):
                 _restart(state, basis, top, bottom)
         basis.settle()
+        if after is not None:
+            trail.append(float(after.residuals.max() / (ends.tolerance * np.abs(after.values).max() or 1.0)))
         if progress:
-            progress(state.products, ends.most)
+            progress(state.products, min(ends.most, state.products + _left(trail, ends.most)))
+
+
+def _left(trail: list[float], most: int) -> int:
+    """Products to come if the worst residual goes on falling as it did over the second half of the way."""
+    half = np.log(np.maximum(trail[len(trail) // 2 :], 1e-300))
+    slope = float(np.polyfit(np.arange(len(half)), half, 1)[0]) if len(half) > 3 else 0.0
+    return max(1, math.ceil(half[-1] / -slope)) if slope < 0 else most
 
 
 def _begin(basis: Basis, length: int, seed: int, start: torch.Tensor | None) -> _State:

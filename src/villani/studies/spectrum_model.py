@@ -211,7 +211,7 @@ class _Work:
         folder = self.directory / "basis"
         kept: Rows | None = self.ledger.get("pairs")
         if kept is None:
-            self.show.stage("eigenvalues: products, at most")
+            self.show.stage("eigenvalues, in products")
             kept = self._solve(folder)
             self.ledger.put("pairs", kept, seconds=0.0, peak_memory_bytes=self.budget.peak())
         shutil.rmtree(folder, ignore_errors=True)
