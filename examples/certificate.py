@@ -17,9 +17,9 @@ def main() -> None:
     parser.add_argument("--run", type=Path, default=Path("runs/example-certificate"))
     asked = parser.parse_args()
     settings = CertifySettings(  # all of it is fixed before the certified tokens are looked at
-        model="builtin:tiny?layers=1&width=32", text=asked.text, block=64, blocks=500, start="centre", clip=None,
-        direction="momentum", weight_decay=[1e-2, 1e-1], temperature=2e-4, learning_rate=0.3, steps=asked.steps,
-        batch=8,
+        model="builtin:tiny?layers=1&width=32", text=asked.text, block=64, blocks=2000, start="centre", clip=None,
+        direction="momentum", weight_decay=[1e-2, 1e-1], temperature=5e-4, learning_rate=0.3, steps=asked.steps,
+        batch=16,
     )  # fmt: skip
     directory, record = certify(settings, asked.run)
     print(record.sentence)

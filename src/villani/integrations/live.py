@@ -31,6 +31,7 @@ log = logging.getLogger("villani")
 
 DEAREST = 20  # forward passes that a probe of one group is taken to cost, before one was measured: 12 to 15 are usual
 TRIALS = 2  # forward passes to know what one takes
+_AGAIN = 4.0  # times the length of the run between trials
 MARGIN = 1.25  # times the dearest of the last three measurements is what the next is expected to take
 PREFIX = "villani/"
 
@@ -54,6 +55,7 @@ class Budget:
         self._start = self._last_step = clock()
         self._steps: list[float] = []
         self._expected: float | None = None
+        self._tried = 0.0  # seconds into the run
         self._recent: list[float] = []
 
     @property
@@ -84,12 +86,16 @@ class Budget:
 
     @property
     def may_try(self) -> bool:
-        """Whether nothing is known of what measuring takes, and as much as two training steps is affordable."""
-        return self._expected is None and bool(self._steps) and self.affords(TRIALS * median(self._steps))
+        """Whether to try out what measuring takes: none was made yet, two training steps are affordable, and the run is
+        four times as long as at the last trial, which may have met a busy moment.
+        """
+        again = not self._recent and self.total >= _AGAIN * self._tried
+        return again and bool(self._steps) and self.affords(TRIALS * median(self._steps))
 
     def expect(self, seconds: float) -> None:
-        """What a measurement is going to take, until one has been made."""
-        self._expected = seconds
+        """What a measurement is going to take, until one has been made; of several trials the least counts."""
+        self._expected = min(seconds, self._expected or seconds)
+        self._tried = self.total
 
     @contextmanager
     def spending(self, *, whole: bool = False) -> Iterator[None]:
