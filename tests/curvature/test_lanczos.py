@@ -161,6 +161,9 @@ def test_where_columns_lie_moves_no_bit(tmp_path):
             ritz = krylov(lambda v: h @ v, basis, Ends(3, 2, 1e-4, length=16))
             assert ritz.products > 40  # several restarts
             found.append(basis.combination(ritz.weights[:, 0]))
+            basis.release(3)
+            assert torch.equal(basis.combination(ritz.weights[:, 0]), found[-1])
+            assert sum(column is None for column in basis._held) >= 3
     assert torch.equal(found[0], found[1])
     assert torch.equal(found[0], found[2])
     assert [path.name for path in tmp_path.iterdir()] == [f"basis-{basis.generation}"]

@@ -86,6 +86,15 @@ class Basis:
         held = self._held[index]
         return held.clone() if held is not None else self._whole(index)
 
+    def release(self, count: int) -> None:
+        """Keep the last `count` of the columns in memory on disk alone."""
+        held = [index for index, column in enumerate(self._held) if column is not None]
+        for index in held[max(0, len(held) - count) :]:
+            column = self._held[index]
+            if self.directory is None and column is not None:
+                self._write(self._open(), index, 0, column)
+            self._held[index] = None
+
     def dots(self, vector: torch.Tensor, first: int = 0) -> Array:
         """(k − first,) inner products with the columns from `first` on; see the module for their precision."""
         total = torch.zeros(len(self) - first, dtype=torch.float64, device=self.device)

@@ -32,6 +32,7 @@ from villani.streams import Purpose, stream
 
 _BREAKDOWN = 32  # times the rounding unit and the largest entry of T: a residual that is nothing but rounding
 _LEAST = 8  # products beyond one a pair, before convergence is believed
+_ROOM = 2  # columns that leave memory before pairs are examined: vectors are made then that the recurrence had not
 _KEPT = 0.4  # share of the room beside the wanted Ritz vectors that survives a restart
 
 
@@ -342,6 +343,8 @@ def examine(
         directory: where vectors are written, as .npy files; without one they are kept in memory.
         progress: called with (pairs, all pairs).
     """
+    if basis.budget.limit is not None:
+        basis.release(_ROOM)
     rows, vectors = [], []  # type: list[dict[str, Array]], list[torch.Tensor | Path]
     noise = 0.0
     count = len(ritz.values)
