@@ -1,5 +1,6 @@
 """Eigenpairs against dense float64 matrices, awkward spectra, memory, and kills."""
 
+import gc
 import os
 import signal
 import subprocess
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 from tests.conftest import dense, make_model, make_pool
+from villani.curvature import headed
 from villani.curvature.basis import Basis
 from villani.curvature.lanczos import Ends, eigenpairs, examine, krylov
 from villani.curvature.operators import Budget, Curvature
@@ -336,3 +338,17 @@ def test_the_products_to_come_are_foreseen():
     assert [done for done, _ in told] == list(range(1, ritz.products + 1))
     assert told[0][1] == 1000
     assert abs(told[ritz.products // 2][1] - ritz.products) <= ritz.products / 4
+
+
+@pytest.mark.parametrize("kind", ["hessian", "gauss-newton"])
+def test_a_product_lets_go_of_its_graph(kind):
+    """At once, not when Python looks for cycles: what is kept for a batch is tokens × vocabulary."""
+    operator = Curvature(Objective(make_model("gpt2").float(), make_pool(3)), kind)
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(2):
+            operator(torch.ones(operator.size))
+        assert not [one for one in gc.get_objects() if type(one) is headed._Head]
+    finally:
+        gc.enable()

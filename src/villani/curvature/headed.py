@@ -64,7 +64,7 @@ class HeadedCurvature:
         self.tokens = float(predicted.sum())
         self._gauss_newton = gauss_newton
         if gauss_newton:
-            self._u, self._of_weight = self.head.slope.requires_grad_(), None
+            self._u, self._of_weight = self.head.slope().requires_grad_(), None
         else:
             self._u, self._of_weight = _Slopes.apply(self._live, weight, self.head)  # type: ignore[no-untyped-call]
         self._pulled = torch.autograd.grad(self._live, tensors, self._u, create_graph=True, allow_unused=True)
@@ -113,12 +113,15 @@ class _Head:
     """
 
     def __init__(self, features: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor, exact: bool) -> None:
-        self._features, self._weight, self._labels, self._exact = features, weight, labels, exact
+        self.features, self._weight, self._labels, self._exact = features, weight, labels, exact
         logits = F.linear(features, weight)
         log = torch.logsumexp(logits, dim=-1, keepdim=True)
         self.loss = float((log[:, 0] - logits.gather(1, labels[:, None])[:, 0]).double().sum())
         self._p = logits.sub_(log).exp_()  # (n, V)
-        self.slope = self._p @ weight - weight[labels]  # g
+
+    def slope(self) -> torch.Tensor:
+        """g = (p − y)ᵀW (n, D). Made anew: a head that kept it would hold the graph that holds the head."""
+        return self._p @ self._weight - self._weight[self._labels]
 
     def move(self, moved: torch.Tensor, turned: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor | None]:
         """How the slopes in h (n, D) and in W (V, D) move when h moves by ḣ and W by Ẇ (None: is not asked about)."""
@@ -126,7 +129,7 @@ class _Head:
         of_weight: torch.Tensor | None = None
         for start in range(0, len(moved), _POSITIONS):
             rows = slice(start, start + _POSITIONS)
-            p, h, dh, y = self._p[rows], self._features[rows], moved[rows], self._labels[rows]
+            p, h, dh, y = self._p[rows], self.features[rows], moved[rows], self._labels[rows]
             dz = dh @ self._weight.T
             if turned is not None:
                 dz.addmm_(h, turned.T)
@@ -157,13 +160,13 @@ class _Slopes(torch.autograd.Function):
         # features are those of `head`: given so that slopes have a graph to them
         ctx.head = head
         ctx.set_materialize_grads(False)
-        return head.slope, weight.new_zeros(()).expand_as(weight)
+        return head.slope(), weight.new_zeros(()).expand_as(weight)
 
     @staticmethod
     def backward(ctx: Any, *moves: torch.Tensor | None) -> tuple[torch.Tensor | None, torch.Tensor | None, None]:
         moved, turned = moves
         if moved is None:
-            moved = torch.zeros_like(ctx.head.slope)
+            moved = torch.zeros_like(ctx.head.features)
         return *ctx.head.move(moved, turned), None
 
 
