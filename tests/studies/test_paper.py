@@ -56,7 +56,8 @@ sequences = 1
 top = 1
 bottom = 1
 most = 12
-density_probes = 0
+density_probes = 2
+density_steps = 4
 [convergence]
 steps = 10
 chains = 3
@@ -327,7 +328,13 @@ def test_a_study_that_is_stopped_goes_on_to_the_same_bytes(villani, monkeypatch,
     assert {of.optimizer for of in found.choices} == {"sgd"}
     assert len(found.pathologies) == 4
 
+    assert [p.weight_decay for p in found.spectra if p.density] == [0.0, 0.1]  # of the first training seed
+    named = [rule for of in found.choices for rule in of.rules if rule.margin and rule.id != "held-out"]
+    assert named
+    assert all(f"{rule.name} +{rule.margin.value:.3g} " in found.choice_sentence for rule in named)
+
     page = (tmp_path / "whole" / "report.html").read_text(encoding="utf-8")
+    assert "E2: spectra of ∇²L and ∇²F" in page
     assert page.rindex("claim by claim") > page.rindex("What went in")
 
     calls = []
