@@ -273,4 +273,4 @@ def test_torchrun_as_a_user_types_it(tmp_path, whole):
     assert out.count("\n") == 1
     assert out.startswith("{")
     assert bytes_of(run) == whole
-    assert "villani/" not in err  # no traceback of ours
+    assert "src/villani/" not in err  # no traceback of ours
