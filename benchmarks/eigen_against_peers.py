@@ -5,16 +5,19 @@ python benchmarks/eigen_against_peers.py --model "config:gpt-neo-125m?layers=4&w
 python benchmarks/eigen_against_peers.py --model config:gpt-neo-125m --memory 12 --bottom 2 --graphs 0 --micro 128
 python benchmarks/eigen_against_peers.py --oracle     curvlinops and SciPy's eigsh on a model of 2 million parameters
 
-Each way runs once, in a process of its own. Tools stop by rules of their own, so that what they return is judged by one
-measure: the true residual ‖Hu − ρu‖ of every vector, by villani's products, over |λ₁|. Rows say what was asked, the
-worst of those residuals, the seconds and CPU seconds (loading apart), and the peak resident memory of the process.
+Each way runs in a process of its own, `--repeats` times in turn. Tools stop by rules of their own, so that what they
+return is judged by one measure: the true residual ‖Hu − ρu‖ of every vector, by villani's products, over the largest
+|λ| that villani found. Rows say what was asked, the worst of those residuals, the seconds and CPU seconds of every run
+(loading apart), and the peak resident memory of the process. villani's seconds are those of finding, as the others';
+`check_` are those of the products by which it measures its own residuals afterwards, which the others do not.
 PyHessian seeks the eigenvalues largest in size, of either sign, and cannot be asked for the top ones. Appends to
-docs/results/eigen-against-peers.json under the model's name.
+docs/results/eigen-against-peers.json under `--name`.
 """
 
 import argparse
 import json
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -50,15 +53,19 @@ def ours(folder: str, ids: str, asked: argparse.Namespace) -> dict[str, Any]:
         start, busy = time.perf_counter(), time.process_time()
         ends = Ends(asked.top, asked.bottom, asked.tolerance, length=asked.basis)
         ritz = krylov(operator, basis, ends)
-        found = examine(operator, basis, ritz, operator.sizes, directory=Path(scratch))
         seconds, busy = time.perf_counter() - start, time.process_time() - busy
+        start, check = time.perf_counter(), time.process_time()
+        found = examine(operator, basis, ritz, operator.sizes, directory=Path(scratch))
+        check_seconds, check = time.perf_counter() - start, time.process_time() - check
     return {
         "seconds": seconds,
         "cpu_seconds": busy,
+        "check_seconds": check_seconds,
+        "check_cpu_seconds": check,
         "peak_rss_bytes": peak_memory(torch.device("cpu")),
         "values": [pair.value for pair in found],
         "residuals": [pair.residual for pair in found],
-        "products": ritz.products + len(found),
+        "products": ritz.products,
         "graphs_kept": len(operator._kept),
     }
 
@@ -74,6 +81,21 @@ def in_a_process(words: list[str], peer: str | None, threads: int) -> dict[str, 
     if done.returncode:
         raise SystemExit(f"{' '.join(words)} ended with exit code {done.returncode}")
     return json.loads(done.stdout.splitlines()[-1])
+
+
+def in_all(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """The first run's row, with what varies between runs as a list."""
+    varying = [key for key in runs[0] if key.endswith("seconds") or key == "peak_rss_bytes"]
+    return {**runs[0], **{key: [run[key] for run in runs] for key in varying}}
+
+
+def rounded(found: Any) -> Any:
+    """With six digits of every float."""
+    if isinstance(found, dict):
+        return {key: rounded(value) for key, value in found.items()}
+    if isinstance(found, list):
+        return [rounded(value) for value in found]
+    return float(f"{found:.6g}") if isinstance(found, float) else found
 
 
 def judged(operator: Curvature, vectors: np.ndarray) -> tuple[list[float], list[float]]:
@@ -152,6 +174,8 @@ def main() -> None:
     parser.add_argument("--graphs", type=int, default=1, help="0: villani keeps no graphs between products")
     parser.add_argument("--basis", type=int, default=None)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=1, help="of every way, in turn")
+    parser.add_argument("--name", help="in the record; by default the model's")
     parser.add_argument("--eigenthings-steps", default="20,30,40", help="Lanczos steps to try; none for none")
     parser.add_argument("--pyhessian-tolerances", default="1e-3", help="relative changes to try; none for none")
     parser.add_argument("--oracle", action="store_true", help="curvlinops and SciPy on a 2M model instead")
@@ -168,36 +192,48 @@ def main() -> None:
         asked.output.write_text(json.dumps(kept, indent=1) + "\n")
         return
     torch.set_num_threads(asked.threads)
-    rows: dict[str, Any] = {}
+    runs: dict[str, list[dict[str, Any]]] = {}
     with tempfile.TemporaryDirectory() as scratch:
         folder, ids, vectors = (str(Path(scratch, name)) for name in ("model", "ids.npy", "vectors.npy"))
         model: Any = load_model(asked.model).model
         model.save_pretrained(folder)
         np.save(ids, tokens(asked.text, asked.tokenizer, asked.sequences, model.get_input_embeddings().num_embeddings))
         del model
-        same = sys.argv[1:]
-        rows["villani"] = in_a_process([__file__, *same, "--worker", folder, ids], None, asked.threads)
-        peers = [("eigenthings", s) for s in asked.eigenthings_steps.split(",") if s != "none"]
-        peers += [("pyhessian", t) for t in asked.pyhessian_tolerances.split(",") if t != "none"]
+        ways = [("villani", "")]
+        ways += [("eigenthings", s) for s in asked.eigenthings_steps.split(",") if s != "none"]
+        ways += [("pyhessian", t) for t in asked.pyhessian_tolerances.split(",") if t != "none"]
         worker = str(ROOT / "benchmarks" / "peers" / "eigen_worker.py")
-        scale = max(abs(x) for x in rows["villani"]["values"])
-        for tool, accuracy in peers:
-            words = [worker, tool, folder, ids, str(asked.threads), str(asked.top), accuracy, vectors]
-            row = in_a_process(words, tool, asked.threads)
-            objective = Objective(load_model(folder).model, [torch.from_numpy(np.load(ids))], micro_tokens=asked.micro)
-            row["judged_values"], row["residuals"] = judged(Curvature(objective), np.load(vectors, mmap_mode="r"))
-            rows[f"{tool} {accuracy}"] = row
+        for repeat in range(asked.repeats):
+            for tool, accuracy in ways:
+                name = f"{tool} {accuracy}".strip()
+                if tool == "villani":
+                    row = in_a_process([__file__, *sys.argv[1:], "--worker", folder, ids], None, asked.threads)
+                else:
+                    words = [worker, tool, folder, ids, str(asked.threads), str(asked.top), accuracy, vectors]
+                    row = in_a_process(words, tool, asked.threads)
+                    if not repeat:  # the same seed gives the same vectors
+                        objective = Objective(
+                            load_model(folder).model, [torch.from_numpy(np.load(ids))], micro_tokens=asked.micro
+                        )
+                        found = np.load(vectors, mmap_mode="r")
+                        row["judged_values"], row["residuals"] = judged(Curvature(objective), found)
+                        del objective, found
+                runs.setdefault(name, []).append(row)
+                print(f"{name}: {row['seconds']:.1f} s, {row['cpu_seconds']:.1f} CPU s", file=sys.stderr)
+    rows = {name: in_all(found) for name, found in runs.items()}
+    scale = max(abs(x) for x in rows["villani"]["values"])
     print("| | seconds | CPU seconds | peak GiB | worst residual / |λ₁| | values |")
     for name, row in rows.items():
         row["worst_residual"] = max(row["residuals"]) / scale
         shown = " ".join(f"{x:.4g}" for x in row.get("judged_values", row["values"]))
-        figures = f"{row['seconds']:.1f} | {row['cpu_seconds']:.1f} | {row['peak_rss_bytes'] / 2**30:.2f}"
+        figures = " | ".join(f"{statistics.median(row[key]):.1f}" for key in ("seconds", "cpu_seconds"))
+        figures += f" | {max(row['peak_rss_bytes']) / 2**30:.2f}"
         figures += f" | {row['worst_residual']:.1e}"
         print(f"| {name} | {figures} | {shown} |")
-    kept[asked.model if ":" in asked.model else Path(asked.model).name] = {
+    kept[asked.name or (asked.model if ":" in asked.model else Path(asked.model).name)] = {
         "text": asked.text, "sequences": asked.sequences, "top": asked.top, "bottom": asked.bottom,
         "tolerance": asked.tolerance, "threads": asked.threads, "memory": asked.memory, "micro": asked.micro,
-        "graphs": bool(asked.graphs), "cpu": torch.backends.cpu.get_cpu_capability(), "ways": rows,
+        "graphs": bool(asked.graphs), "cpu": torch.backends.cpu.get_cpu_capability(), "ways": rounded(rows),
     }  # fmt: skip
     asked.output.write_text(json.dumps(kept, indent=1) + "\n")
 

@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from villani.report.numbers import format_interval, format_number, format_uncertain
+from villani.report.numbers import format_count, format_interval, format_number, format_uncertain
 
 
 @pytest.mark.parametrize(
@@ -50,3 +50,8 @@ def test_format_number(value, text):
 )
 def test_format_interval(low, high, text):
     assert format_interval(low, high) == text
+
+
+@pytest.mark.parametrize(("count", "text"), [(0, "0 groups"), (1, "1 group"), (2048, "2,048 groups")])
+def test_format_count_has_a_singular(count, text):
+    assert format_count(count, "group") == text

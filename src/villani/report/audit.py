@@ -18,7 +18,7 @@ from villani.report.figures import (
     curve,
     themed,
 )
-from villani.report.numbers import format_interval, format_number, format_uncertain
+from villani.report.numbers import format_count, format_interval, format_number, format_uncertain
 from villani.report.tables import origin_rows
 from villani.runs.audits import (
     AuditRecord,
@@ -363,7 +363,8 @@ def _how(record: AuditRecord) -> str:
         "model": f"{record.model.spec}: {record.model.description}",
         "decay": f"{record.objective.decay}, {record.objective.decayed_parameters:,} of "
         f"{record.objective.parameters:,} parameters",
-        "text": f"{record.text.spec}, {record.text.documents:,} documents, tokens {record.text.token_checksum[:12]}…",
+        "text": f"{record.text.spec}, {format_count(record.text.documents, 'document')}, tokens "
+        f"{record.text.token_checksum[:12]}…",
         "groups": f"{design.groups} of {design.sequences} × {design.block} tokens: a third each to choose orbits, to "
         f"lead the search ({design.search} rounds), and to confirm; rays on {design.ray_groups}",
         "probes": f"{design.probes} a group",

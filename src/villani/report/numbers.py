@@ -54,6 +54,11 @@ def format_interval(low: float, high: float) -> str:
     return f"[{left}, {right}]·{_ten_to(power)}" if power else f"[{left}, {right}]"
 
 
+def format_count(count: int, thing: str) -> str:
+    """`1 group`, `2,048 groups`; of things whose plural has an s."""
+    return f"{count:,} {thing}" if count == 1 else f"{count:,} {thing}s"
+
+
 def _last_place(error: float) -> int:
     """Power of ten of the last digit worth showing next to `error`."""
     mantissa, exponent = f"{error:.1e}".split("e")

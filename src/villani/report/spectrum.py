@@ -8,7 +8,7 @@ import plotly.graph_objects as go
 from villani.report.constants import Pictures
 from villani.report.elements import badge, facts, html, note, section, table
 from villani.report.figures import DENSITY_FLOOR, NEGATIVE, POSITIVE, REMAINDER, SignedLog, themed
-from villani.report.numbers import format_interval, format_number, format_uncertain
+from villani.report.numbers import format_count, format_interval, format_number, format_uncertain
 from villani.report.tables import origin_rows
 from villani.runs.spectra import DensityRecord, EigenvalueRecord, SpectrumRecord
 
@@ -66,11 +66,12 @@ def findings(record: SpectrumRecord) -> dict[str, str]:
     if not record.objective.finite:
         held = first.held_out
         found["Beyond these data"] = (
-            f"The largest eigenvalue of the matrix of {design.groups} groups is on average larger than the "
-            "population's, since its vector fits their noise."
+            f"The largest eigenvalue of the matrix of {format_count(design.groups, 'group')} is on average larger "
+            "than the population's, since its vector fits their noise."
             + (
-                f" On {held.n} fresh groups the first vector has uᵀHu = {format_uncertain(held.value, held.sem)}, an "
-                "unbiased estimate of what the population's λ₁ is at least."
+                f" On {format_count(held.n, 'fresh group')} the first vector has uᵀHu = "
+                f"{format_uncertain(held.value, held.sem)}, an unbiased estimate of what the population's λ₁ is at "
+                "least."
                 if held and first.rank == 1
                 else ""
             )
@@ -275,7 +276,7 @@ def tables(record: SpectrumRecord) -> str:
             for name, e in named.items()
         ]
         what = "all the data" if d.shares == 1 else f"one of {d.shares} shares of the data, on average"
-        words = f"{d.probes} probes × {d.steps} products for the matrix of {what}."
+        words = f"{format_count(d.probes, 'probe')} × {format_count(d.steps, 'product')} for the matrix of {what}."
         sections.append(
             section("Over the whole spectrum", table(["", "estimate", "interval", "status"], body) + note(words))
         )
@@ -299,7 +300,8 @@ def _how(record: SpectrumRecord) -> str:
         "matrix": f"{matrix(record)}, {design.operator}",
         "decay": f"{record.objective.decay}, {record.objective.decayed_parameters:,} of "
         f"{record.objective.parameters:,} parameters, λ = {format_number(record.objective.weight_decay)}",
-        "text": f"{record.text.spec}, {record.text.documents:,} documents, tokens {record.text.token_checksum[:12]}…",
+        "text": f"{record.text.spec}, {format_count(record.text.documents, 'document')}, tokens "
+        f"{record.text.token_checksum[:12]}…",
         "groups": f"{design.groups} of {design.sequences} × {design.block} tokens, and {design.held_out} held out",
         "products": f"{record.products} for residuals of {design.tolerance:g} of the largest |eigenvalue|: "
         + ("reached" if record.converged else "not reached"),
@@ -312,9 +314,9 @@ def limits(record: SpectrumRecord) -> Sequence[str]:
     return (
         "That no eigenvalue lies outside those shown. Lanczos finds what its start vector has a part in; that part is "
         "random, so that missing one is improbable, and no bound on the probability is computed.",
-        f"This is the matrix of {record.design.groups} groups of text at one θ; the population's differs, and so does "
-        "that of any other θ. At a fixed θ weight decay adds λ on decayed coordinates whatever the loss: to see what "
-        "training with λ changes, compare models that were trained.",
+        f"This is the matrix of {format_count(record.design.groups, 'group')} of text at one θ; the population's "
+        "differs, and so does that of any other θ. At a fixed θ weight decay adds λ on decayed coordinates whatever "
+        "the loss: to see what training with λ changes, compare models that were trained.",
         "Sharpness above 2/η says that gradient descent on these data moves away along one direction, to first order. "
         "Training with such steps may still go down, and momentum or Adam have other thresholds.",
         "The density is broadened, and the quadrature tells eigenvalues near 0 apart only down to its resolution.",

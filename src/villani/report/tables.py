@@ -6,7 +6,7 @@ from html import escape
 from villani.report import figures
 from villani.report.constants import model_table
 from villani.report.elements import Markup, badge, details, facts, note, section, table
-from villani.report.numbers import format_interval, format_number, format_uncertain
+from villani.report.numbers import format_count, format_interval, format_number, format_uncertain
 from villani.runs.records import Cost, EstimateRecord, MeasurementRecord, Provenance, PsiRecord, TrainingRecord
 
 _STATUSES = {
@@ -121,7 +121,8 @@ def _how(record: MeasurementRecord, cost: Cost | None) -> str:
     rows = {
         "Model": f"{model.spec} ({model.architecture}, {model.dtype}); {model.description}",
         "Parameters": f"{objective.parameters:,}, of which {objective.decayed_parameters:,} decay",
-        "Text": f"{text.spec}: {text.documents:,} documents, {text.tokens:,} tokens, {text.blocks:,} blocks",
+        "Text": f"{text.spec}: {format_count(text.documents, 'document')}, {text.tokens:,} tokens, "
+        f"{format_count(text.blocks, 'block')}",
         "Blocks": text.cut,
         "Tokenizer": text.tokenizer,
         "Design": f"{design.groups} groups × {design.sequences} sequences × {design.block} tokens, trace by "
