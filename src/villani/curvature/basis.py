@@ -106,17 +106,15 @@ class Basis:
 
     def subtract(self, vector: torch.Tensor, weights: Array, first: int = 0) -> None:
         """Take Σ_i weights_i·column_{first + i} off a vector, in place."""
-        for start, stop, block in self._blocks(first):
+        for start, stop, block in self._blocks(first, first + len(weights)):
             part = vector[start:stop]
             for weight, column in zip(weights, block, strict=True):
                 part.sub_(column, alpha=float(weight))
 
     def combination(self, weights: Array) -> torch.Tensor:
         """Σ_i weights_i·column_i over the first columns, scaled to length 1, in the columns' dtype."""
-        w = torch.from_numpy(np.ascontiguousarray(weights)).to(self.device)
-        result = torch.empty(self.size, dtype=self.dtype, device=self.device)
-        for start, stop, block in self._blocks(0, len(weights)):
-            result[start:stop] = w @ torch.stack(block).double()
+        result = torch.zeros(self.size, dtype=self.dtype, device=self.device)
+        self.subtract(result, -weights)
         return result.div_(norm(result))
 
     def turn(self, weights: Array) -> None:
@@ -230,7 +228,8 @@ def norm(vector: torch.Tensor) -> float:
     """‖v‖, accumulated in float64, a chunk at a time: no copy of it in float64 is made."""
     total = torch.zeros((), dtype=torch.float64, device=vector.device)
     for piece in vector.detach().reshape(-1).split(_CHUNK):
-        total += piece.double().square().sum()
+        wide = piece.double()
+        total += torch.dot(wide, wide)
     return math.sqrt(float(total))
 
 

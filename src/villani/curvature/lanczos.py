@@ -1,7 +1,7 @@
 """Eigenpairs at both ends of a spectrum by thick-restart Lanczos (Wu & Simon, SIAM J. Matrix Anal. Appl. 22, 2000).
 
-Only products are asked of the matrix. Every column is held orthogonal to all others, and when the basis is as long as
-it may be it shrinks to the Ritz vectors at both ends and goes on from there. What is proved of a Ritz pair (u, ρ) with
+Only products are asked of the matrix. Columns are held orthogonal to ε^¾, and when the basis is as long as it may be it
+shrinks to the Ritz vectors at both ends and goes on from there. What is proved of a Ritz pair (u, ρ) with
 ‖u‖ = 1 and r = ‖Hu − ρu‖, products being exact and H symmetric:
 
 - some eigenvalue lies within r of ρ;
@@ -95,11 +95,30 @@ class Ritz:
 
 @dataclass
 class _State:
-    """T = QᵀHQ on `done` multiplied columns, with the couplings of the next one as its row `done`."""
+    """T = QᵀHQ on `done` multiplied columns, with the couplings of the next one as its row `done`.
+
+    Attributes:
+        noise: what a column has of the others right after it was made orthogonal to them; the rounding unit at first.
+        level: what the last one is thought to have of them by now.
+        turns: two columns in a row are compared with all others, of which so many are still to come.
+    """
 
     projected: Array
     done: int = 0
     products: int = 0
+    noise: float = 0.0
+    level: float = 0.0
+    turns: int = 2
+
+    def packed(self) -> Array:
+        """All but T."""
+        return np.array([self.done, self.products, self.noise, self.level, self.turns], dtype=np.float64)
+
+    @classmethod
+    def unpacked(cls, projected: Array, packed: Array) -> "_State":
+        """Of T and what was packed."""
+        done, products, noise, level, turns = packed
+        return cls(projected, int(done), int(products), float(noise), float(level), int(turns))
 
 
 def krylov(
@@ -133,6 +152,7 @@ def krylov(
     bottom = min(ends.bottom, basis.size - top)
     length = min(ends.length or 2 * (top + bottom) + 20, basis.size)
     state = _resumed(basis, ledger, length) or _begin(basis, length, seed, start)
+    last: torch.Tensor | None = None  # a copy of the last column, if at hand
     trail: list[float] = []  # the worst residual after each product, over what is wanted
     while True:
         found = _ritz(state, basis, top, bottom, ends.tolerance)
@@ -141,9 +161,10 @@ def krylov(
         if state.products >= ends.most:
             raise InputError(f"most={ends.most}: expected at least as many products as eigenpairs ({top + bottom})")
         with _unit(ledger, f"{state.products}", state, basis):
-            _step(product, basis, state, seed)
+            last = _step(product, basis.column(state.done) if last is None else last, basis, state, seed)
             after = _ritz(state, basis, top, bottom, ends.tolerance)
             if state.done == length and len(basis) > length and not (after is not None and after.converged):
+                last = None
                 _restart(state, basis, top, bottom)
         basis.settle()
         if after is not None:
@@ -174,52 +195,84 @@ def _random(basis: Basis, seed: int, index: int) -> torch.Tensor:
     return draws.div_(norm(draws))
 
 
-def _step(product: Product, basis: Basis, state: _State, seed: int) -> None:
-    """Multiply the last column, and make the next one of what is new in the product."""
+def _step(product: Product, q: torch.Tensor, basis: Basis, state: _State, seed: int) -> torch.Tensor | None:
+    """Multiply q, the last column, and make the next one of what is new in the product; None if there can be none."""
     m, projected = state.done, state.projected
-    q = basis.column(m)
     w = product(q)
-    if not np.isfinite(norm(w)):
+    alpha = dot(q, w)
+    if not math.isfinite(alpha):
         raise InputError("a product with the curvature is not finite: try float64")
     known = projected[m, :m]  # couplings to earlier columns, from when this one was made
     first = int(np.flatnonzero(known)[0]) if known.any() else m
-    alpha = dot(q, w)
     w.sub_(q, alpha=alpha)
-    del q
-    basis.subtract(w, np.append(known[first:], 0.0), first)
-    late = _orthogonalise(basis, w)
-    projected[m, m] = alpha + late[m]
+    basis.subtract(w, known[first:], first)
+    projected[m, m] = alpha
     beta = norm(w)
+    eps = torch.finfo(basis.dtype).eps
+    state.level *= _growth(projected[: m + 1, : m + 1], beta)
+    if state.turns or not state.level < eps**0.75:
+        late, found = _orthogonalise(basis, w)
+        projected[m, m] += late[m]
+        _compared(state, found / beta if beta else 1.0, eps)
+        beta = norm(w)
     state.done, state.products = m + 1, state.products + 1
     if state.done == basis.size:
-        return
+        return None
     small = _BREAKDOWN * torch.finfo(basis.dtype).eps * float(np.abs(projected[: m + 1, : m + 1]).max())
     if beta <= small:  # an invariant subspace: nothing couples to what comes next
         beta, w = 0.0, _random(basis, seed, state.products)
         _orthogonalise(basis, w)
-    w.div_(norm(w))
+        state.turns = 2
+    w.div_(beta or norm(w))
     basis.append(w)
     projected[m + 1, m] = projected[m, m + 1] = beta
+    return w
 
 
-def _orthogonalise(basis: Basis, w: torch.Tensor) -> Array:
-    """Take off w what it has of the columns, again where little is left of it; the coefficients, added up.
+def _growth(projected: Array, beta: float) -> float:
+    """How many times as much of the columns the next one has as the last, about.
 
-    Of less than ε^¾ of w nothing is taken off, which saves a third of the passes through the columns. Columns that are
-    orthogonal to √ε have a T that is right to ε (Simon, Math. Comp. 42, 1984); ε^¾ leaves vectors a margin. It is
-    measured, not estimated from T, since products round by more than ε.
+    The part along a Ritz vector with the value θ follows βx₊ = (θ − α)x − β₋x₋, which grows where |θ − α| > 2β: at the
+    ends of the spectrum, by the larger root of x² − tx + 1 with t = |θ − α|/β a step.
+    """
+    ends = np.linalg.eigvalsh(projected)[[0, -1]]
+    distance = float(np.abs(ends - projected[-1, -1]).max())
+    t = distance / beta if beta else math.inf
+    return (t + math.sqrt(t * t - 4)) / 2 if t > 2 else 1.0
+
+
+def _compared(state: _State, found: float, eps: float) -> None:
+    """A column had `found` of the others, where `state.level` was expected, and now has none: so will the next.
+
+    That is the partial reorthogonalisation of Simon (Math. Comp. 42, 1984). Columns orthogonal to √ε have a T that is
+    right to ε; ε^¾ leaves vectors a margin. What rounding leaves is not known beforehand, since products round by more
+    than ε: it is what would have grown to what was found.
+    """
+    if not state.turns:
+        state.noise = min(max(eps, state.noise * found / state.level), eps**0.75)
+        state.turns = 2
+    state.noise = max(state.noise, eps)
+    state.turns -= 1
+    state.level = state.noise
+
+
+def _orthogonalise(basis: Basis, w: torch.Tensor) -> tuple[Array, float]:
+    """Take off w what it has of the columns, again where little is left of it.
+
+    Returns:
+        The coefficients, added up, and the length of what was found at first.
     """
     total = np.zeros(len(basis))
-    level = float(torch.finfo(basis.dtype).eps ** 0.75)
-    for _ in range(4):  # twice is enough; of a w that is nothing but rounding, nothing is
+    level = 0.0
+    for turn in range(4):  # twice is enough; of a w that is nothing but rounding, nothing is
         found, length = basis.dots(w), norm(w)
-        if float(np.linalg.norm(found)) <= level * length:
-            break
+        size = float(np.linalg.norm(found))
         basis.subtract(w, found)
         total += found
-        if float(np.linalg.norm(found)) <= 0.1 * length:  # the rounding that remains is that of w itself
+        level = level if turn else size
+        if size <= 0.1 * length:  # the rounding that remains is that of w itself
             break
-    return total
+    return total, level
 
 
 def _ritz(state: _State, basis: Basis, top: int, bottom: int, tolerance: float) -> Ritz | None:
@@ -255,7 +308,7 @@ def _restart(state: _State, basis: Basis, top: int, bottom: int) -> None:
     j = len(kept)
     state.projected[:j, :j] = np.diag(values[kept])
     state.projected[j, :j] = state.projected[:j, j] = couplings
-    state.done = j
+    state.done, state.turns = j, 2
     basis.turn(weights)
 
 
@@ -267,7 +320,8 @@ def _unit(ledger: Ledger | None, key: str, state: _State, basis: Basis) -> Itera
     if ledger is not None:
         arrays = {
             "projected": state.projected,
-            "counts": np.array([state.done, state.products, basis.generation, len(basis)], dtype=np.float64),
+            "columns": np.array([basis.generation, len(basis)], dtype=np.float64),
+            "counts": state.packed(),
         }
         seconds = time.perf_counter() - began
         ledger.put(f"product/{key}", arrays, seconds=seconds, peak_memory_bytes=basis.budget.peak())
@@ -285,7 +339,7 @@ def _resumed(basis: Basis, ledger: Ledger | None, length: int) -> _State | None:
         found = row
     if found is None:
         return None
-    done, products, generation, count = (int(x) for x in found["counts"])
+    generation, count = (int(x) for x in found["columns"])
     if found["projected"].shape != (length + 1, length + 1):
         raise InputError(
             f"basis of {len(found['projected']) - 1} columns was begun, now {length}: choose another --run"
@@ -296,7 +350,7 @@ def _resumed(basis: Basis, ledger: Ledger | None, length: int) -> _State | None:
         raise InputError(
             f"{basis.directory} has lost the vectors of an unfinished run: delete the run directory, or choose another"
         ) from None
-    return _State(found["projected"], done, products)
+    return _State.unpacked(found["projected"], found["counts"])
 
 
 @dataclass(frozen=True, eq=False)
