@@ -71,6 +71,7 @@ def test_the_prior_learns_from_the_part_that_is_not_certified(villani, text):
     record = certified(villani, "--prior", "text", "--prior-steps", "30", "--temperature", "1e-8")
     plain = certified(villani, "--temperature", "1e-8")
     assert record["prior_loss"] < plain["prior_loss"] - 0.05
+    assert record["cost"]["peak_memory_bytes"] > 2**20
     assert "comes before all certified tokens" in record["prior"]
     assert record["text"]["token_checksum"] != plain["text"]["token_checksum"]
 

@@ -354,8 +354,10 @@ def test_a_study_that_is_stopped_goes_on_to_the_same_bytes(villani, monkeypatch,
     monkeypatch.setattr("sys.argv", ["villani"])
     done = []
     monkeypatch.setattr(study, "spectrum_point", lambda *a, **k: done.append(a))
+    monkeypatch.setattr(study, "_peak", lambda: 1)  # a process that did little
     directory, again = study.study_paper(read_settings(Path("study.toml"), None), Path("stopped"))
     assert not done  # what was finished is not done again
+    assert again.cost.peak_memory_bytes > 2**20  # what was measured before it was stopped
     whole, resumed = (tmp_path / name / "records.json" for name in ("whole", "stopped"))
     assert whole.read_bytes() == resumed.read_bytes()
     assert json.loads(resumed.read_text())["records"][0]["kind"] == again.kind

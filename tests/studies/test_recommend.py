@@ -63,6 +63,8 @@ def test_a_record_of_what_the_grid_and_the_rules_say(villani, monkeypatch, capsy
     noisy, adam = record.optimizers
     assert (noisy.optimizer, adam.optimizer) == ("noisy-sgd", "adamw")
     assert asked[0].temperature == 1e-6
+    assert record.cost is not None
+    assert record.cost.peak_memory_bytes > 2**20
     for one in record.optimizers:
         assert [point.weight_decay for point in one.points] == [0, 0.5]
         losses = {point.weight_decay: point.held_out.value for point in one.points}

@@ -20,6 +20,7 @@ from villani.landscape.models import LoadedModel, load_model
 from villani.landscape.objective import Objective
 from villani.landscape.text import Blocks, cut_corpus, part_of, text_record
 from villani.landscape.tokenizers import Tokenizer, load_tokenizer
+from villani.measurement import peak_memory
 from villani.runs.certificates import CertificateRecord
 from villani.runs.distributed import alone
 from villani.runs.records import Cost
@@ -169,14 +170,14 @@ def certify(
         _centre(ledger, loaded, settings, text, show)
         moving = Moving(loaded.model, settings.train, settings.scale)
         show.stage("evaluating the prior's centre")
-        centre = _kept(ledger, "centre", lambda: _evaluate(loaded, settings, text, show))
+        centre = _kept(ledger, "centre", settings.device, lambda: _evaluate(loaded, settings, text, show))
         runs: dict[float, list[dict[str, Array]]] = {}
         for number, decay in enumerate(settings.weight_decay):
             runs[decay] = []
             for chain in range(settings.chains):
                 show.stage(f"λ = {decay:g} ({number + 1} of {len(settings.weight_decay)}), chain {chain + 1}")
                 make = _Chain(loaded, moving, settings, text, decay, chain, show)
-                runs[decay].append(_kept(ledger, f"chain/{decay!r}/{chain}", make))
+                runs[decay].append(_kept(ledger, f"chain/{decay!r}/{chain}", settings.device, make))
         record = assemble(
             settings, loaded.record, records[0], records[1], moving.size, Evaluation.of(centre, settings.alpha),
             {d: [Evaluation.of(r, settings.alpha) for r in found] for d, found in runs.items()},
@@ -248,7 +249,8 @@ def _centre(ledger: Ledger, loaded: LoadedModel, settings: CertifySettings, text
         )  # fmt: skip
         loaded.model.eval()
         weights = torch.cat([p.detach().reshape(-1) for p in tensors]).cpu().numpy()
-        ledger.put("prior", {"weights": weights}, seconds=time.perf_counter() - start, peak_memory_bytes=0)
+        peak = peak_memory(tensors[0].device)
+        ledger.put("prior", {"weights": weights}, seconds=time.perf_counter() - start, peak_memory_bytes=peak)
         return
     parts = torch.from_numpy(row["weights"]).split([p.numel() for p in tensors])
     with torch.no_grad():
@@ -256,13 +258,14 @@ def _centre(ledger: Ledger, loaded: LoadedModel, settings: CertifySettings, text
             tensor.copy_(part.view_as(tensor))
 
 
-def _kept(ledger: Ledger, key: str, make: Callable[[], dict[str, Array]]) -> dict[str, Array]:
+def _kept(ledger: Ledger, key: str, device: str, make: Callable[[], dict[str, Array]]) -> dict[str, Array]:
     """A unit of work from the ledger, done and put there if it is not."""
     row = ledger.get(key)
     if row is None:
         start = time.perf_counter()
         row = make()
-        ledger.put(key, row, seconds=time.perf_counter() - start, peak_memory_bytes=0)
+        peak = peak_memory(torch.device(device))
+        ledger.put(key, row, seconds=time.perf_counter() - start, peak_memory_bytes=peak)
     return row
 
 

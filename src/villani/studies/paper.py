@@ -123,7 +123,7 @@ def study_paper(
         seconds, count = (sum(found[i] for found in spent.values()) for i in (0, 2))
         cost = Cost(
             seconds=seconds, seconds_per_group=seconds / max(count, 1), tokens=_tokens(settings), probes=0,
-            peak_memory_bytes=peak_memory(torch.device("cpu")),
+            peak_memory_bytes=max(_peak(), ledger.spent()[1]),  # this process's, and those before a kill
             parts={kind: found[0] for kind, found in spent.items() if found[2]} | ways,
         )  # fmt: skip
         finish(directory, f"villani study paper · {settings.sweep.model} · {settings.sweep.text}", [record], {0: cost})
@@ -267,7 +267,7 @@ class _Study:
             text = adapter.dump_json(make()).decode()
             row = {"record": np.array(text)}
             seconds = time.perf_counter() - start
-            self.ledger.put(key, row, seconds=seconds, peak_memory_bytes=peak_memory(torch.device("cpu")))
+            self.ledger.put(key, row, seconds=seconds, peak_memory_bytes=_peak())
         found: T = adapter.validate_json(str(row["record"]))
         return found
 
@@ -341,8 +341,12 @@ class _Study:
             return kept
         start = time.perf_counter()
         made = make()
-        self.ledger.put(key, made, seconds=time.perf_counter() - start, peak_memory_bytes=0)
+        self.ledger.put(key, made, seconds=time.perf_counter() - start, peak_memory_bytes=_peak())
         return made
+
+
+def _peak() -> int:
+    return peak_memory(torch.device("cpu"))
 
 
 def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:

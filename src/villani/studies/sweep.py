@@ -27,6 +27,7 @@ from villani.landscape.objective import check_weight_decay
 from villani.landscape.parameters import ParameterSpace
 from villani.landscape.text import Blocks, cut_corpus, part_of, text_record
 from villani.landscape.tokenizers import load_tokenizer
+from villani.measurement import peak_memory
 from villani.runs.records import TextRecord
 from villani.runs.store import Ledger, ScopedLedger
 from villani.statistics import Array, Estimate, ratio_estimates
@@ -277,7 +278,8 @@ def run_cells(
 
         row = _train_cell(settings, text, optimizer, decay, seed, _weights(directory, optimizer, decay, seed), show)
         row["seconds"] = np.array(time.perf_counter() - began)
-        ledger.put(_key(optimizer, decay, seed), row, seconds=float(row["seconds"]), peak_memory_bytes=0)
+        peak = peak_memory(torch.device(settings.device))
+        ledger.put(_key(optimizer, decay, seed), row, seconds=float(row["seconds"]), peak_memory_bytes=peak)
     return [_cell(directory, cell, text, cast(dict[str, Array], ledger.get(_key(*cell)))) for cell in asked]
 
 
