@@ -129,7 +129,8 @@ class Curvature:
                     before = resident()
                     kept = self._linearised(batch)
                     self._graph = max(self._graph, resident() - before)
-                    if keep and self._budget is not None and self._budget.fits(2 * self._graph):  # it, and a product
+                    # The graph is there; a product takes less than it again and θ's size: about two thirds of that.
+                    if keep and self._budget is not None and self._budget.fits(self._graph + vector.nbytes):
                         self._kept[key] = kept
                 apply, count = kept
                 for addend in apply(views, key in self._kept):
