@@ -170,14 +170,14 @@ def krylov(
         if after is not None:
             trail.append(float(after.residuals.max() / (ends.tolerance * np.abs(after.values).max() or 1.0)))
         if progress:
-            progress(state.products, min(ends.most, state.products + _left(trail, ends.most)))
+            progress(state.products, min(ends.most, state.products + _left(trail, length)))
 
 
-def _left(trail: list[float], most: int) -> int:
-    """Products to come if the worst residual goes on falling as it did over the second half of the way."""
+def _left(trail: list[float], length: int) -> int:
+    """Products to come if the worst residual falls on as over the second half of the way; a basis full if unknown."""
     half = np.log(np.maximum(trail[len(trail) // 2 :], 1e-300))
     slope = float(np.polyfit(np.arange(len(half)), half, 1)[0]) if len(half) > 3 else 0.0
-    return max(1, math.ceil(half[-1] / -slope)) if slope < 0 else most
+    return max(1, math.ceil(half[-1] / -slope)) if slope < 0 else length
 
 
 def _begin(basis: Basis, length: int, seed: int, start: torch.Tensor | None) -> _State:
