@@ -339,6 +339,8 @@ def _resumed(basis: Basis, ledger: Ledger | None, length: int) -> _State | None:
         found = row
     if found is None:
         return None
+    if "columns" not in found:
+        raise InputError(f"{basis.directory} was begun by an older villani: choose another --run")
     generation, count = (int(x) for x in found["columns"])
     if found["projected"].shape != (length + 1, length + 1):
         raise InputError(
