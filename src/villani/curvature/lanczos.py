@@ -218,7 +218,7 @@ def _step(product: Product, q: torch.Tensor, basis: Basis, state: _State, seed: 
     state.done, state.products = m + 1, state.products + 1
     if state.done == basis.size:
         return None
-    small = _BREAKDOWN * torch.finfo(basis.dtype).eps * float(np.abs(projected[: m + 1, : m + 1]).max())
+    small = _BREAKDOWN * eps * float(np.abs(projected[: m + 1, : m + 1]).max())
     if beta <= small:  # an invariant subspace: nothing couples to what comes next
         beta, w = 0.0, _random(basis, seed, state.products)
         _orthogonalise(basis, w)
