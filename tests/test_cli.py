@@ -117,7 +117,10 @@ def test_taylor_tells_tensors_apart_by_shares(villani, tmp_path):
     assert code == 0
     assert json.loads(out)["tensors"][0]["hessian_trace"]["sem"] > 0
     assert json.loads(out)["design"]["blocks"] == "tensor"
-    refused(villani("measure", "builtin:tiny", *SMALL, "--blocks", "layer", "--run", tmp_path / "x"), "trace='taylor'")
+    refused(
+        villani("measure", "builtin:tiny", *SMALL, "--blocks", "layer", "--run", tmp_path / "x"),
+        "trace='taylor'",
+    )
 
 
 def test_a_wanted_error_is_planned_for(villani, tmp_path):
@@ -163,7 +166,7 @@ def test_version_and_help(villani):
         (["--target-error=-1"], ["target_error=-1.0: expected a finite number > 0"]),
         (["--target-error=much"], ["target_error 'much': expected a share of the figure"]),
         (["--target=psi"], ["target=psi: goes with target_error"]),
-        (["--target-error=0.1", "--finite"], ["finite=True: with target_error the plan chooses"]),
+        (["--target-error=0.1", "--finite"], ["--finite: with target_error the plan chooses"]),
         (["--target-error=0.1", "--trace=taylor"], ["trace=taylor: with target_error the plan chooses"]),
         (["--target-error=0.1", "--max-groups=10"], ["max_groups=10: expected at least 24"]),
         (["--shares=-1"], ["shares=-1: expected at least 0"]),
@@ -296,3 +299,73 @@ def test_public_names_survive_any_order_of_imports():
     check = "import villani.studies.demo, villani; assert callable(villani.measure); print(villani.Objective)"
     done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True)
     assert "Objective" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "fragment"),
+    [
+        (["measure", "--blocks", "layer"], "blocks='layer' goes with trace='taylor'"),
+        (["measure", "--decay", "some"], "decay 'some' is unknown"),
+        (["measure", "--decay", "match:["], "is not a regular expression"),
+        (["measure", "--device", "abacus"], "device 'abacus' cannot be used"),
+        (["measure", "--text", "absent.txt"], "no such file"),
+        (["measure", "--probes", "1", "--finite"], "probes=1: expected at least 2 with --finite"),
+        (["measure", "--trace", "hutchinson", "--deflate", "absent"], "deflate=absent: no such folder"),
+        (["audit", "--rays", "gamma"], "direction 'gamma' is unknown"),
+        (["spectrum", "--decay", "some"], "decay 'some' is unknown"),
+        (["certify", "--text", "absent.txt"], "no such file"),
+        (["certify", "--device", "abacus"], "cannot be used"),
+        (["recommend", "--decay", "some"], "decay 'some' is unknown"),
+        (["recommend", "--held-out", "absent.txt"], "no such file"),
+    ],
+)
+def test_a_wrong_option_is_refused_before_a_model_is_loaded(villani, monkeypatch, tmp_path, words, fragment):
+    """The model does not exist either, and is not what is complained about."""
+    monkeypatch.chdir(tmp_path)
+    command, *options = words
+    refused(villani(command, "config:absent", *options), fragment)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_messages_speak_of_flags_as_they_are_typed():
+    from villani.cli import with_flags
+
+    assert with_flags("groups=1: expected 3, or finite=True") == "groups=1: expected 3, or --finite"
+    assert with_flags("needs trust_remote_code=True.") == "needs --trust-remote-code."
+    assert with_flags("finite=Trueish, x=False") == "finite=Trueish, x=False"
+
+
+def test_special_tokens_are_measured_and_recorded(villani, checkpoint, tmp_path):
+    """A tokenizer whose template begins a document with a token: the loss of plain torch with it before every block."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import AutoModelForCausalLM
+
+    backend = Tokenizer(models.WordLevel({"<s>": 0, "a": 1, "b": 2, "c": 3}, unk_token="a"))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    backend.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
+    (tmp_path / "tokenizer").mkdir()
+    backend.save(str(tmp_path / "tokenizer" / "tokenizer.json"))
+    (tmp_path / "text.txt").write_text(" ".join("abcabbcacbca"))
+    words = ["measure", checkpoint, "--tokenizer", tmp_path / "tokenizer", "--text", tmp_path / "text.txt", "--json",
+             "--finite", "--groups", "3", "--sequences", "1", "--block", "4", "--probes", "2"]  # fmt: skip
+
+    def measured(choice):
+        code, out, err = villani(*words, "--special-tokens", choice, "--run", tmp_path / choice)
+        assert code == 0, err
+        return json.loads(out)
+
+    ids = torch.tensor([" abc".index(c) for c in "abcabbcacbca"])
+    rows = torch.cat([torch.zeros(4, 1, dtype=torch.int64), ids.view(4, 3)], dim=1)
+    model = AutoModelForCausalLM.from_pretrained(checkpoint, attn_implementation="eager").eval()
+    with torch.no_grad():
+        nats = -model(rows).logits.log_softmax(-1)[:, :-1].gather(2, rows[:, 1:, None])[..., 0]  # (4, 3)
+    nats[1:, 0] = 0  # the first token of a block inside the document has no past
+    record = measured("auto")
+    counts = torch.tensor([3, 2, 2, 2])
+    means = [(nats.sum() - nats[left].sum()) / (9 - counts[left]) for left in range(4)]  # three of the four blocks
+    assert any(record["loss"]["value"] == pytest.approx(float(mean), rel=1e-5) for mean in means)
+    assert "every block begins with '<s>' (id 0), as the tokenizer's template does" in record["text"]["special_tokens"]
+    assert "every block begins with &#x27;&lt;s&gt;&#x27;" in (tmp_path / "auto" / "report.html").read_text()
+    plain = measured("none")
+    assert plain["text"]["token_checksum"] != record["text"]["token_checksum"]
+    assert plain["text"]["blocks"] == 3

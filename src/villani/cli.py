@@ -3,6 +3,7 @@
 Progress goes to stderr. Exit codes: 0 done, 2 bad input (one line), 1 anything else.
 """
 
+import re
 import sys
 from contextlib import nullcontext
 from pathlib import Path
@@ -34,6 +35,8 @@ from villani.options import (
     Run,
     Sequences,
     ShapeChoice,
+    SpecialTokens,
+    SpecialTokensChoice,
     TargetChoice,
     Text,
     Threads,
@@ -62,6 +65,7 @@ def measure(
     model: Model,
     text: Text = "builtin",
     tokenizer: Tokenizer = None,
+    special_tokens: SpecialTokens = SpecialTokensChoice.auto,
     weight_decay: Annotated[str, typer.Option(help="λ ≥ 0; several with commas")] = "0.1",
     temperature: Annotated[str, typer.Option(help="s > 0; several with commas")] = "1e-3",
     decay: Decay = "all",
@@ -111,7 +115,8 @@ def measure(
     from villani.terminal import print_measurement, progress
 
     settings = MeasureSettings(
-        model=model, text=text, tokenizer=tokenizer, weight_decay=numbers("weight-decay", weight_decay),
+        model=model, text=text, tokenizer=tokenizer, special_tokens=special_tokens.value,
+        weight_decay=numbers("weight-decay", weight_decay),
         temperature=numbers("temperature", temperature), decay=decay, groups=groups, sequences=sequences, block=block,
         probes=probes, trace=trace.value, blocks=blocks.value, products=products.value, target_error=target_error,
         target=target.value, max_groups=max_groups, shares=shares, deflate=str(deflate) if deflate else None,
@@ -136,6 +141,7 @@ def audit(
     ] = None,
     text: Text = "builtin",
     tokenizer: Tokenizer = None,
+    special_tokens: SpecialTokens = SpecialTokensChoice.auto,
     weight_decay: Annotated[str, typer.Option(help="λ ≥ 0")] = "0.1",
     temperature: Annotated[str, typer.Option(help="s > 0, at which criterion (iv) is judged")] = "1e-3",
     decay: Decay = "all",
@@ -184,7 +190,8 @@ def audit(
     if model is None:
         raise InputError("audit: give a model, or --replay with a witness")
     settings = AuditSettings(
-        model=model, text=text, tokenizer=tokenizer, weight_decay=number("weight-decay", weight_decay),
+        model=model, text=text, tokenizer=tokenizer, special_tokens=special_tokens.value,
+        weight_decay=number("weight-decay", weight_decay),
         temperature=number("temperature", temperature), decay=decay, groups=groups, sequences=sequences, block=block,
         probes=probes, confirmed=confirmed, search=search, rays=[] if rays == "none" else rays.split(","),
         ray_groups=ray_groups, finite=finite, seed=seed or 0, dtype=dtype.value, device=device, threads=threads,
@@ -203,6 +210,7 @@ def spectrum(
     model: Model,
     text: Text = "builtin",
     tokenizer: Tokenizer = None,
+    special_tokens: SpecialTokens = SpecialTokensChoice.auto,
     operator: Annotated[OperatorChoice, typer.Option(help="the whole Hessian, or its Gauss–Newton part")] = (
         OperatorChoice.hessian
     ),
@@ -245,7 +253,8 @@ def spectrum(
     from villani.terminal import print_spectrum, progress
 
     settings = SpectrumSettings(
-        model=model, text=text, tokenizer=tokenizer, operator=operator.value, matrix=matrix.value,
+        model=model, text=text, tokenizer=tokenizer, special_tokens=special_tokens.value,
+        operator=operator.value, matrix=matrix.value,
         weight_decay=number("weight-decay", weight_decay), decay=decay, top=top, bottom=bottom, tolerance=tolerance,
         most=most, basis=basis, density_probes=density_probes, density_steps=density_steps,
         density_shares=density_shares, layers=layers, layer_steps=layer_steps, held_out=held_out,
@@ -413,6 +422,11 @@ def _root(version: Annotated[bool, typer.Option("--version", help="print the ver
         raise typer.Exit
 
 
+def with_flags(message: str) -> str:
+    """A message of the library as the command line says it: `finite=True` is --finite."""
+    return re.sub(r"\b([a-z]\w*)=True\b", lambda match: "--" + match[1].replace("_", "-"), message)
+
+
 _INTERRUPTED = 130  # what typer returns after Ctrl-C
 
 
@@ -421,7 +435,7 @@ def main() -> None:
     try:
         code = app(standalone_mode=False)
     except (InputError, TyperException) as error:
-        _say(error.format_message() if isinstance(error, TyperException) else str(error))
+        _say(error.format_message() if isinstance(error, TyperException) else with_flags(str(error)))
         sys.exit(2)
     except LostProcess as error:
         _say(str(error))

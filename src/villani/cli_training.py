@@ -23,6 +23,8 @@ from villani.options import (
     Run,
     ScaleChoice,
     ScheduleChoice,
+    SpecialTokens,
+    SpecialTokensChoice,
     StartChoice,
     Text,
     Threads,
@@ -43,6 +45,7 @@ def converge(
     ],
     text: Text = "builtin",
     tokenizer: Tokenizer = None,
+    special_tokens: SpecialTokens = SpecialTokensChoice.auto,
     weight_decay: Annotated[str | None, typer.Option(help="λ ≥ 0; several with commas; default 0.1")] = None,
     temperature: Annotated[str | None, typer.Option(help="s > 0; several with commas; default 1e-3")] = None,
     learning_rate: Annotated[
@@ -89,7 +92,8 @@ def converge(
     from villani.terminal import print_convergence, progress
 
     settings = ConvergeSettings(
-        model=model, text=text, tokenizer=tokenizer, weight_decay=optional(numbers, "weight-decay", weight_decay),
+        model=model, text=text, tokenizer=tokenizer, special_tokens=special_tokens.value,
+        weight_decay=optional(numbers, "weight-decay", weight_decay),
         temperature=optional(numbers, "temperature", temperature), learning_rate=learning_rate, steps=steps,
         chains=chains, walkers=walkers, method=method.value, momentum=momentum, schedule=schedule.value, full=full,
         start=start.value, coupled=coupled, log_every=log_every, psi_every=psi_every, psi_groups=psi_groups,
@@ -110,6 +114,7 @@ def certify(
     text: Text = "builtin",
     held_out: Annotated[str | None, typer.Option(help="other text to hold against; default: the last tenth")] = None,
     tokenizer: Tokenizer = None,
+    special_tokens: SpecialTokens = SpecialTokensChoice.auto,
     block: Block = 128,
     blocks: Annotated[int | None, typer.Option(help="certified blocks at most; default: all there are")] = None,
     prior: Annotated[
@@ -156,7 +161,8 @@ def certify(
     from villani.terminal import print_certificate, progress
 
     settings = CertifySettings(
-        model=model, text=text, held_out=held_out, tokenizer=tokenizer, block=block, blocks=blocks, prior=prior.value,
+        model=model, text=text, held_out=held_out, tokenizer=tokenizer, special_tokens=special_tokens.value,
+        block=block, blocks=blocks, prior=prior.value,
         prior_share=prior_share, prior_steps=prior_steps, train=train, scale=scale.value, direction=direction.value,
         start=start.value, weight_decay=numbers("weight-decay", weight_decay),
         temperature=number("temperature", temperature), learning_rate=learning_rate, steps=steps, batch=batch,
@@ -177,6 +183,7 @@ def recommend(
     text: Text = "builtin",
     held_out: Annotated[str | None, typer.Option(help="other text to judge by; default: the last tenth")] = None,
     tokenizer: Tokenizer = None,
+    special_tokens: SpecialTokens = SpecialTokensChoice.auto,
     block: Block = 128,
     optimizer: Annotated[
         str, typer.Option("--optimizer", "--optimizers", help="sgd (L2), noisy-sgd, adamw; several with commas")
@@ -230,7 +237,8 @@ def recommend(
     if temperature is None and "noisy-sgd" in asked:
         temperature = TEMPERATURE
     settings = RecommendSettings(
-        model=model, text=text, held_out=held_out, tokenizer=tokenizer, block=block, optimizers=asked,
+        model=model, text=text, held_out=held_out, tokenizer=tokenizer, special_tokens=special_tokens.value,
+        block=block, optimizers=asked,
         weight_decay=GRID if weight_decay == "grid" else numbers("weight-decay", weight_decay), seeds=seeds,
         steps=steps, batch=batch, learning_rate=rates(learning_rate, asked, RATES), momentum=momentum,
         temperature=temperature, clip=None if clip == "none" else number("clip", clip), decay=decay,

@@ -205,7 +205,7 @@ def measure(
     count = len(chosen)
     check_design(count, probes, seed, objective.finite)
     method: TraceMethod = trace or ("hutchinson" if objective.loss_fn else "gauss-newton")
-    _check_trace(method, blocks, products)
+    check_trace(method, blocks, products)
     if deflate is not None and (method, products) != ("hutchinson", "reverse-over-reverse"):
         raise InputError(
             f"deflate goes with trace='hutchinson' and products='reverse-over-reverse', not with {method!r}"
@@ -297,7 +297,12 @@ def _samples(rows: Sequence[Rows], name: str) -> tuple[Array, Array]:
     return np.concatenate([row["tokens"] for row in rows]), np.stack([row[name] for row in rows])
 
 
-def _check_trace(method: TraceMethod, blocks: Blocks, products: ProductMethod) -> None:
+def check_trace(method: TraceMethod, blocks: Blocks, products: ProductMethod) -> None:
+    """Refuse a way to the trace that is unknown, or does not go with the others.
+
+    Raises:
+        InputError: one of them.
+    """
     if method not in get_args(TraceMethod):
         raise InputError(f"trace={method!r}: expected {', '.join(get_args(TraceMethod))}")
     if blocks not in get_args(Blocks):

@@ -64,6 +64,14 @@ class DtypeChoice(StrEnum):
     float64 = "float64"
 
 
+class SpecialTokensChoice(StrEnum):
+    """Special tokens that stand before every block."""
+
+    auto = "auto"
+    none = "none"
+    bos = "bos"
+
+
 class PriorChoice(StrEnum):
     """Where the centre of a certificate's prior comes from."""
 
@@ -127,6 +135,10 @@ class StartChoice(StrEnum):
 Model = Annotated[str, typer.Argument(help="folder, hub id, config:NAME[?layers=2&width=64] or builtin:tiny")]
 Text = Annotated[str, typer.Option(help="builtin, ptb, wikitext-103, hub:NAME, or UTF-8 files")]
 Tokenizer = Annotated[str | None, typer.Option(help="builtin, gpt2, folder or hub id; default: the model's own")]
+SpecialTokens = Annotated[
+    SpecialTokensChoice,
+    typer.Option(help="before every block: what the tokenizer's template puts at a start, nothing, or its BOS token"),
+]
 Decay = Annotated[str, typer.Option(help="what decays: all, hf, nanogpt, olmo or match:REGEX")]
 Sequences = Annotated[int, typer.Option(help="blocks in a group")]
 Block = Annotated[int, typer.Option(help="tokens in a block")]

@@ -31,6 +31,8 @@ def test_files_are_read_as_they_are(tmp_path):
     [
         (b"", "is empty"),
         (b" \n\t\n", "white space only"),
+        (b"\xef\xbb\xbf", "is empty"),
+        (b"\xef\xbb\xbf \r\n", "white space only"),
         (b"caf\xe9 au lait", "not UTF-8 at byte 3: re-encode"),
         (b"PK\x03\x04\x00\x00", "NUL byte at offset 4"),
     ],

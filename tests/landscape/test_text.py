@@ -1,11 +1,13 @@
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tests.landscape.conftest import refused
 from villani.landscape.corpora import load_corpus
 from villani.landscape.models import load_model
-from villani.landscape.text import choose_groups, cut_blocks, load_groups
+from villani.landscape.text import choose_groups, cut_blocks, load_groups, remarks
 from villani.landscape.tokenizers import load_tokenizer
 
 
@@ -103,3 +105,60 @@ def test_groups_must_fit_the_model():
     refused("ids up to 20[0-9]+, and the model knows 100: .*vocab=2048", groups, vocabulary=100)
     refused("the model accepts at most 32 tokens", groups, context=32)
     assert groups(context=None)[0].shape == (4, 2, 64)
+
+
+def test_a_prefix_stands_before_every_block_and_predicts_the_first_token_of_documents_only():
+    blocks = cut_blocks([np.arange(10, 20), np.array([5]), np.arange(30, 34)], 4, prefix=(1,))
+    assert blocks.ids.tolist() == [
+        [1, 10, 11, 12], [1, 13, 14, 15], [1, 16, 17, 18], [1, 5, 0, 0], [1, 30, 31, 32],
+    ]  # fmt: skip
+    assert blocks.labels.tolist() == [
+        [-100, 10, 11, 12], [-100, -100, 14, 15], [-100, -100, 17, 18], [-100, 5, -100, -100], [-100, 30, 31, 32],
+    ]  # fmt: skip
+    assert "1 shorter tails are padded" in blocks.cut
+    assert "2 tails of one token" in blocks.cut
+    refused("block=2: expected at least 3 tokens.*1 are special", cut_blocks, arrays(9), 2, prefix=(1,))
+
+
+@given(
+    lengths=st.lists(st.integers(0, 13), min_size=1, max_size=4),
+    block=st.integers(4, 6),
+    prefix=st.lists(st.integers(90, 99), max_size=2),
+)
+def test_every_token_stands_in_one_block_and_is_predicted_unless_it_has_no_past(lengths, block, prefix):
+    """Against a slow count, token by token."""
+    documents, start = [], 100
+    for length in lengths:
+        documents.append(np.arange(start, start + length))
+        start += length
+    width = block - len(prefix)
+    wanted = []
+    for document in documents:
+        for place, token in enumerate(document.tolist()):
+            past = place % width > 0 or (place == 0 and prefix)
+            if past:
+                wanted.append(token)
+    if not wanted:
+        refused("nothing to predict", cut_blocks, documents, block, prefix=prefix)
+        return
+    blocks = cut_blocks(documents, block, prefix=prefix)
+    assert (blocks.ids[:, : len(prefix)] == torch.tensor(prefix, dtype=torch.int64)).all()
+    predicted = blocks.labels[:, 1:]
+    assert sorted(predicted[predicted >= 0].tolist()) == wanted
+    kept = blocks.labels >= 0
+    assert torch.equal(blocks.ids[kept], blocks.labels[kept])
+
+
+def test_carriage_returns_byte_order_marks_and_special_tokens_are_told(tmp_path):
+    file = tmp_path / "text.txt"
+    file.write_bytes("\ufeffone\r\ntwo <unk> \ufeff three <unk>\r\n".encode())
+    corpus = load_corpus(str(file))
+    assert corpus.documents[0].startswith("one\r\n")
+    assert corpus.sources[0].bytes == file.stat().st_size
+    told = remarks(corpus, load_tokenizer("builtin"))
+    assert told[0] == "1 byte order marks at the start were left out"
+    assert "CRLF line ends (2) are part of the text" in told
+    assert "byte order marks inside (1) are part of the text" in told
+    pieces = len(load_tokenizer("builtin").encode(["<unk>"])[0])
+    assert f"'<unk>' stands 2 times in the text and is read as plain text, {pieces} tokens" in told
+    assert remarks(load_corpus("builtin"), load_tokenizer("builtin")) == []

@@ -1,7 +1,9 @@
+import json
 import subprocess
 import sys
 
 import numpy as np
+import pytest
 
 from tests.landscape.conftest import refused
 from villani.landscape.tokenizers import load_tokenizer
@@ -56,3 +58,66 @@ def test_bad_tokenizers_are_refused(tmp_path, no_data):
     (tmp_path / "tokenizer.json").write_text("{")
     refused("cannot be read", load_tokenizer, str(tmp_path))
     refused("is a file", load_tokenizer, str(tmp_path / "tokenizer.json"))
+
+
+def saved(folder, *, template=None, config=None):
+    """A word-level tokenizer with <s> and </s>, saved as a checkpoint has it."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+    backend = Tokenizer(models.WordLevel({"<s>": 0, "</s>": 1, "?": 2, "a": 3, "b": 4}, unk_token="?"))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    backend.add_special_tokens(["<s>", "</s>"])
+    if template:
+        backend.post_processor = processors.TemplateProcessing(
+            single=template, special_tokens=[("<s>", 0), ("</s>", 1)]
+        )
+    folder.mkdir(exist_ok=True)
+    backend.save(str(folder / "tokenizer.json"))
+    if config is not None:
+        (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    return str(folder)
+
+
+NAMES = {"bos_token": "<s>", "eos_token": "</s>", "tokenizer_class": "PreTrainedTokenizerFast"}
+
+
+@pytest.mark.parametrize(
+    ("template", "config", "prefix"),
+    [
+        (None, None, ()),
+        ("<s> $A", None, (0,)),
+        ("<s> $A </s>", None, (0,)),
+        ("$A </s>", None, ()),
+        ("<s> </s> $A", None, (0, 1)),
+        ("<s> $A", NAMES, (0,)),
+        (None, NAMES, ()),
+        # transformers 5 goes by tokenizer.json where both are there
+        (None, NAMES | {"add_bos_token": True}, ()),
+        ("<s> $A", NAMES | {"add_bos_token": False}, (0,)),
+    ],
+)
+def test_auto_is_what_transformers_puts_at_the_start_of_a_document(tmp_path, template, config, prefix):
+    from transformers import AutoTokenizer
+
+    folder = saved(tmp_path / "model", template=template, config=config)
+    tokenizer = load_tokenizer(folder)
+    assert tokenizer.prefix == prefix
+    if config is not None:
+        theirs = AutoTokenizer.from_pretrained(folder)("a b").input_ids
+        ours = [*tokenizer.prefix, *tokenizer.encode(["a b"])[0].tolist()]
+        assert theirs[: len(ours)] == ours
+        assert len(theirs) - len(ours) == (template or "").count("</s>")
+    assert "no chat template is applied" in tokenizer.special_tokens
+    assert load_tokenizer(folder, special_tokens="none").prefix == ()
+
+
+def test_bos_is_the_token_that_the_tokenizer_names(tmp_path):
+    named = load_tokenizer(saved(tmp_path / "named", config=NAMES), special_tokens="bos")
+    assert named.prefix == (0,)
+    assert "begins with '<s>' (id 0), as asked" in named.special_tokens
+    (tmp_path / "map").mkdir()
+    (tmp_path / "map" / "special_tokens_map.json").write_text(json.dumps({"bos_token": {"content": "</s>"}}))
+    assert load_tokenizer(saved(tmp_path / "map"), special_tokens="bos").prefix == (1,)
+    refused("names no token for the beginning", load_tokenizer, "builtin", special_tokens="bos")
+    refused("names no token", load_tokenizer, saved(tmp_path / "bare"), special_tokens="bos")
+    refused("special_tokens=eos: expected auto, none, bos", load_tokenizer, "builtin", special_tokens="eos")

@@ -26,6 +26,7 @@ from villani.statistics import Estimate
 from villani.streams import Purpose, stream
 
 Direction = list[torch.Tensor]
+KINDS = ("random", "gradient", "parameters", "layer")  # of directions
 _LEAST = 4  # radii: a parabola has three coefficients
 
 
@@ -121,6 +122,17 @@ def directions(
     for name, members in layers_of(space).items() if layers else ():
         made[f"layer {name}"] = partial(_confined, space, seed, members)
     return made
+
+
+def check_kinds(names: Sequence[str]) -> None:
+    """Refuse a name that is of no kind of direction, whatever the model.
+
+    Raises:
+        InputError: one is.
+    """
+    for name in names:
+        if not any(_is_kind(name, kind) for kind in KINDS):
+            raise InputError(f"direction {name!r} is unknown: expected {', '.join(KINDS)}")
 
 
 def kinds(offered: Mapping[str, Callable[[], Direction]], names: Sequence[str]) -> dict[str, Callable[[], Direction]]:

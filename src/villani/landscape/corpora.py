@@ -1,7 +1,7 @@
 """Text to measure on: corpora by name, files and hub data sets, as documents."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -16,18 +16,23 @@ _PTB = ("train", "valid", "test")
 _WIKITEXT = ("valid", "test", "train")
 _WIKITEXT_HUB = "hub:Salesforce/wikitext?config=wikitext-103-raw-v1&split=train&column=text"
 _NAMED = "builtin, ptb[:train|valid|test], wikitext-103[:valid|test|train], hub:OWNER/NAME?config=&split=&column="
+_BYTE_ORDER_MARK = "\ufeff"
 # A heading stands between blank lines: some equations in WikiText look like one otherwise.
 _HEADING = re.compile(r"(?:\A|(?<=\n)) ?\n = (?!= )[^\n]*(?<! =) = \n(?= ?\n)")
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """Documents of text as they stand, the files they came from, and in words what counts as a document."""
+    """Documents of text as they stand, the files they came from, and in words what counts as a document.
+
+    `remarks` tell what was left out of a file.
+    """
 
     spec: str
     documents: tuple[str, ...]
     sources: tuple[SourceFile, ...]
     boundaries: str
+    remarks: tuple[str, ...] = ()
 
 
 def load_corpus(spec: str, *, data: Path | None = None) -> Corpus:
@@ -40,6 +45,15 @@ def load_corpus(spec: str, *, data: Path | None = None) -> Corpus:
     Raises:
         InputError: no such text, not readable, empty, or not UTF-8.
     """
+    corpus = _load(spec, data)
+    marked = sum(document.startswith(_BYTE_ORDER_MARK) for document in corpus.documents)
+    if not marked:
+        return corpus
+    documents = tuple(document.removeprefix(_BYTE_ORDER_MARK) for document in corpus.documents)
+    return replace(corpus, documents=documents, remarks=(f"{marked} byte order marks at the start were left out",))
+
+
+def _load(spec: str, data: Path | None) -> Corpus:
     name, _, split = spec.partition(":")
     if spec == "builtin":
         texts = tuple(text for _, text in builtin_documents())
@@ -121,7 +135,7 @@ def _read_text(path: Path, name: str) -> tuple[str, SourceFile]:
 
 
 def _not_blank(documents: tuple[str, ...], name: str) -> tuple[str, ...]:
-    if not any(document.strip() for document in documents):
+    if not any(document.replace(_BYTE_ORDER_MARK, "").strip() for document in documents):
         raise InputError(f"text {name!r} is empty, or white space only")
     return documents
 

@@ -68,6 +68,14 @@ def load_model(
     return LoadedModel(model, record, tokenizer)
 
 
+def check_device(device: str) -> None:
+    """Refuse a device that torch does not know, or that is not there."""
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"device {device!r} cannot be used: {first_line(error)}") from error
+
+
 def _prepare(model: Any, dtype: torch.dtype, device: str) -> None:
     try:
         model.to(device=device, dtype=dtype)

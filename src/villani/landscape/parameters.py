@@ -157,6 +157,11 @@ def _mask(model: nn.Module, decay: str) -> dict[str, bool]:
     return mask
 
 
+def check_decay(decay: str) -> None:
+    """Refuse a mask that is unknown, or whose pattern is invalid, whatever the model."""
+    _pattern(decay)
+
+
 def _pattern(decay: str) -> re.Pattern[str] | None:
     if decay in NAMED_MASKS:
         return None

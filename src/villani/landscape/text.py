@@ -30,49 +30,77 @@ class Blocks:
     cut: str
 
 
-def cut_blocks(documents: Sequence[np.ndarray], block: int, *, boundaries: str = "documents are given") -> Blocks:
+def cut_blocks(
+    documents: Sequence[np.ndarray],
+    block: int,
+    *,
+    boundaries: str = "documents are given",
+    prefix: Sequence[int] = (),
+) -> Blocks:
     """Cut documents into consecutive, non-overlapping blocks that cross no boundary.
 
     A tail shorter than `block` is padded on the right with id 0, which no real token attends to, and label -100. Labels
     are otherwise the ids: models shift them, so that a block of T tokens predicts T − 1.
 
+    Special tokens of `prefix` stand before every block, since a model is given each block alone. Nothing predicts them,
+    and they predict the first token of a document only: where a block begins inside one, its first token has no past.
+
     Args:
         documents: token ids, one int64 array each.
-        block: T, tokens in a block, at least 2.
+        block: T, tokens in a block with its prefix, at least 2 more than that.
         boundaries: in words, what counts as a document.
+        prefix: ids of special tokens.
 
     Raises:
-        InputError: `block` is below 2, or no document has two tokens.
+        InputError: `block` is too short, or no document has two tokens (one, with a prefix).
     """
-    if block < 2:
-        raise InputError(f"block={block}: expected at least 2 tokens, since the first is not predicted")
-    tails = [len(document) % block for document in documents]
-    ids = [_padded(document, block, 0) for document in documents]
-    labels = [_padded(document, block, IGNORED) for document in documents]
-    count = sum(len(rows) for rows in ids)
-    if not count:
+    if block < 2 + len(prefix):
+        raise InputError(
+            f"block={block}: expected at least {2 + len(prefix)} tokens, since the first is not predicted"
+            + (f" and {len(prefix)} are special" if prefix else "")
+        )
+    width = block - len(prefix)
+    rows = [_rows(document, width, bool(prefix)) for document in documents]
+    if not any(map(len, rows)):
         raise InputError("the text has no two tokens in a row: there is nothing to predict")
-    padded, single = sum(tail > 1 for tail in tails), sum(tail == 1 for tail in tails)
+    ids = np.concatenate([_framed(pieces, prefix, 0) for pieces in rows])  # (M, T)
+    labels = np.concatenate([_framed(pieces, [IGNORED] * len(prefix), IGNORED) for pieces in rows])  # (M, T)
+    if prefix:
+        starts = np.cumsum([0, *(len(pieces) for pieces in rows)])[:-1]
+        inside = np.setdiff1d(np.arange(len(ids)), starts)
+        labels[inside, len(prefix)] = IGNORED
+    short = sum(bool(len(pieces)) and (pieces[-1] < 0).any() for pieces in rows)
+    dropped = sum(len(document) for document in documents) - sum(int((pieces >= 0).sum()) for pieces in rows)
     return Blocks(
-        ids=torch.from_numpy(np.concatenate(ids)),  # (M, T)
-        labels=torch.from_numpy(np.concatenate(labels)),  # (M, T)
+        ids=torch.from_numpy(ids),
+        labels=torch.from_numpy(labels),
         documents=len(documents),
         tokens=sum(len(document) for document in documents),
         cut=(
             f"consecutive blocks of {block} tokens that do not overlap or cross documents ({boundaries}); a block "
-            f"predicts all its tokens but the first; {padded} shorter tails are padded on the right, where nothing is "
-            f"predicted; {single} tails of one token are dropped"
+            f"predicts all its tokens but the first; {short} shorter tails are padded on the right, where nothing is "
+            f"predicted; {dropped} tails of one token are dropped"
         ),
     )
 
 
-def _padded(document: np.ndarray, block: int, fill: int) -> np.ndarray:
-    """Rows of `block` tokens, (m, T) int64, the last filled up; a last row of one token is dropped."""
-    whole, tail = divmod(len(document), block)
-    rows = np.full((whole + (tail > 1), block), fill, dtype=np.int64)
+def _rows(document: np.ndarray, width: int, prefixed: bool) -> np.ndarray:
+    """Rows of `width` tokens, (m, width) int64, the last filled up with −1.
+
+    A last row of one token is dropped where nothing predicts it: always, but for a document of one token with a prefix.
+    """
+    whole, tail = divmod(len(document), width)
+    kept = tail > 1 or (tail == 1 and prefixed and not whole)
+    rows = np.full((whole + kept, width), -1, dtype=np.int64)
     used = min(len(document), rows.size)
     rows.reshape(-1)[:used] = document[:used]
     return rows
+
+
+def _framed(rows: np.ndarray, prefix: Sequence[int], fill: int) -> np.ndarray:
+    """(m, T): the rows behind a prefix, with `fill` where they are not filled."""
+    columns = np.tile(np.asarray(prefix, dtype=np.int64), (len(rows), 1))
+    return np.hstack([columns.reshape(len(rows), len(prefix)), np.where(rows < 0, fill, rows)])
 
 
 def choose_groups(
@@ -111,7 +139,7 @@ def choose_groups(
 
 
 def load_groups(
-    text: str,
+    text: str | Corpus,
     tokenizer: Tokenizer,
     *,
     block: int,
@@ -127,7 +155,7 @@ def load_groups(
     """Read, tokenise, cut and choose: the token groups that a measurement is over.
 
     Args:
-        text: corpus spec, see `load_corpus`.
+        text: a corpus, or the spec of one, see `load_corpus`.
         tokenizer: from `load_tokenizer`.
         block: T, tokens in a block.
         groups: G.
@@ -147,10 +175,10 @@ def load_groups(
     """
     if context is not None and block > context:
         raise InputError(f"block={block}: the model accepts at most {context} tokens: choose a shorter block")
-    corpus = load_corpus(text, data=data)
+    corpus = load_corpus(text, data=data) if isinstance(text, str) else text
     blocks, _ = cut_corpus(corpus, tokenizer, block, vocabulary)
     ids, labels = choose_groups(blocks, groups, sequences, seed, disjoint=finite, reuse=reuse)
-    return ids, labels, text_record(text, tokenizer, corpus, blocks, ids, labels)
+    return ids, labels, text_record(corpus, tokenizer, blocks, ids, labels)
 
 
 def cut_corpus(corpus: Corpus, tokenizer: Tokenizer, block: int, vocabulary: int) -> tuple[Blocks, np.ndarray]:
@@ -160,14 +188,16 @@ def cut_corpus(corpus: Corpus, tokenizer: Tokenizer, block: int, vocabulary: int
         InputError: the tokenizer gives ids that the model does not know, or as `cut_blocks`.
     """
     documents = tokenizer.encode(corpus.documents)
-    largest = max((int(document.max()) for document in documents if len(document)), default=0)
+    largest = max([0, *tokenizer.prefix, *(int(document.max()) for document in documents if len(document))])
     if largest >= vocabulary:
         raise InputError(
             f"tokenizer {tokenizer.name} gives ids up to {largest}, and the model knows {vocabulary}: choose another "
             f"--tokenizer, or config:NAME?vocab={tokenizer.vocabulary} for random weights"
         )
-    counts = [len(document) // block + (len(document) % block > 1) for document in documents]
-    return cut_blocks(documents, block, boundaries=corpus.boundaries), np.repeat(np.arange(len(counts)), counts)
+    blocks = cut_blocks(documents, block, boundaries=corpus.boundaries, prefix=tokenizer.prefix)
+    width = block - len(tokenizer.prefix)
+    counts = [len(_rows(document, width, bool(tokenizer.prefix))) for document in documents]
+    return blocks, np.repeat(np.arange(len(counts)), counts)
 
 
 def part_of(blocks: Blocks, documents: np.ndarray, start: int, stop: int, words: str) -> Blocks:
@@ -178,11 +208,11 @@ def part_of(blocks: Blocks, documents: np.ndarray, start: int, stop: int, words:
 
 
 def text_record(
-    spec: str, tokenizer: Tokenizer, corpus: Corpus, blocks: Blocks, ids: torch.Tensor, labels: torch.Tensor
+    corpus: Corpus, tokenizer: Tokenizer, blocks: Blocks, ids: torch.Tensor, labels: torch.Tensor
 ) -> TextRecord:
     """Where measured tokens come from, and their checksum."""
     return TextRecord(
-        spec=spec,
+        spec=corpus.spec,
         sources=list(corpus.sources),
         tokenizer=tokenizer.name,
         tokenizer_sources=list(tokenizer.sources),
@@ -190,5 +220,27 @@ def text_record(
         tokens=blocks.tokens,
         blocks=len(blocks.ids),
         cut=blocks.cut,
+        special_tokens=tokenizer.special_tokens,
+        remarks=remarks(corpus, tokenizer),
         token_checksum=hashlib.sha256(ids.numpy().tobytes() + labels.numpy().tobytes()).hexdigest(),
     )
+
+
+def remarks(corpus: Corpus, tokenizer: Tokenizer) -> list[str]:
+    """What a reader of a text might not expect to be in it: carriage returns, byte order marks, special tokens.
+
+    Nothing is changed in the text but a byte order mark at its start, which `load_corpus` leaves out.
+    """
+    found = list(corpus.remarks)
+    for characters, words in (("\r\n", "CRLF line ends"), ("\ufeff", "byte order marks inside")):
+        count = sum(document.count(characters) for document in corpus.documents)
+        if count:
+            found.append(f"{words} ({count:,}) are part of the text")
+    names = {"<unk>", *tokenizer.specials}
+    for name in sorted(names):
+        count = sum(document.count(name) for document in corpus.documents)
+        if count:
+            pieces = len(tokenizer.encode([name])[0])
+            how = "a special token" if name in tokenizer.specials else f"plain text, {pieces} tokens"
+            found.append(f"{name!r} stands {count:,} times in the text and is read as {how}")
+    return found

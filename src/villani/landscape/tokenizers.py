@@ -3,9 +3,10 @@
 import contextlib
 import functools
 import hashlib
+import json
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,10 @@ from tokenizers import Tokenizer as Backend
 from tokenizers import models, pre_tokenizers, trainers
 
 from villani.errors import InputError
-from villani.landscape.hub import first_line, hub_folder, looks_like_path
+from villani.landscape.hub import first_line, hub_folder, looks_like_path, quiet
 from villani.runs.records import SourceFile
 
+SPECIAL_TOKENS = ("auto", "none", "bos")
 BUILTIN_VOCABULARY = 2048
 GPT2_VOCABULARY = 50257
 _DEFINING = ("tokenizer.json", "vocab.json", "merges.txt", "vocab.txt", "tokenizer.model")
@@ -27,25 +29,45 @@ _TOKENIZER_FILES = (*_DEFINING, "tokenizer_config.json")
 class Tokenizer:
     """Text to token ids: `encode` gives one int64 array a document, no special tokens added.
 
-    `vocabulary` counts the ids; `sources` are the files that determine them.
+    `vocabulary` counts the ids; `sources` are the files that determine them; `specials` are the special tokens that it
+    reads where they stand in a text. `prefix` holds the ids of special tokens that belong before a text, and
+    `special_tokens` says in words which and why.
     """
 
     name: str
     vocabulary: int
     sources: tuple[SourceFile, ...]
     encode: Callable[[Sequence[str]], list[np.ndarray]]
+    specials: frozenset[str] = frozenset()
+    prefix: tuple[int, ...] = ()
+    special_tokens: str = ""
 
 
-def load_tokenizer(spec: str, *, data: Path | None = None) -> Tokenizer:
+def load_tokenizer(spec: str, *, data: Path | None = None, special_tokens: str = "auto") -> Tokenizer:
     """Tokenizer for `builtin`, `gpt2`, a folder with tokenizer files, or a hub id (`hub:ID` when the name is taken).
 
     Args:
         spec: which tokenizer.
         data: folder that holds `gpt2-bpe/`; the environment variable VILLANI_DATA by default.
+        special_tokens: what stands before a text: `auto` (what the tokenizer's own template puts at the start of a
+            document), `none`, or `bos` (its token for the beginning of a text).
 
     Raises:
-        InputError: unknown, unreadable, or on the hub and out of reach.
+        InputError: unknown, unreadable, or on the hub and out of reach; or `bos` where it names no such token.
     """
+    check_special_tokens(special_tokens)
+    tokenizer, backend, folder = _load(spec, data)
+    return _with_prefix(tokenizer, backend, folder, special_tokens)
+
+
+def check_special_tokens(special_tokens: str) -> None:
+    """Refuse what is none of `auto`, `none` and `bos`."""
+    if special_tokens not in SPECIAL_TOKENS:
+        raise InputError(f"special_tokens={special_tokens}: expected {', '.join(SPECIAL_TOKENS)}")
+
+
+def _load(spec: str, data: Path | None) -> tuple[Tokenizer, Backend, Path | None]:
+    """A tokenizer, what does its work, and the folder that may say more about its special tokens."""
     if spec == "builtin":
         return _builtin()
     if spec == "gpt2":
@@ -94,7 +116,7 @@ def _source(name: str, content: bytes) -> SourceFile:
 
 
 @functools.cache
-def _builtin() -> Tokenizer:
+def _builtin() -> tuple[Tokenizer, Backend, None]:
     """Byte-level BPE of 2,048 tokens trained on the built-in documents: 0.1 s, the same bytes in every process."""
     backend = Backend(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -104,10 +126,10 @@ def _builtin() -> Tokenizer:
         show_progress=False,
     )
     backend.train_from_iterator([text for _, text in builtin_documents()], trainer)
-    return _wrap("builtin", backend, (builtin_source(),))
+    return _wrap("builtin", backend, (builtin_source(),)), backend, None
 
 
-def _gpt2(data: Path) -> Tokenizer:
+def _gpt2(data: Path) -> tuple[Tokenizer, Backend, None]:
     vocab, merges = data / "gpt2-bpe" / "vocab.json", data / "gpt2-bpe" / "merges.txt"
     for file in (vocab, merges):
         if not file.is_file():
@@ -116,7 +138,7 @@ def _gpt2(data: Path) -> Tokenizer:
         backend = Backend(models.BPE.from_file(str(vocab), str(merges)))
         sources = tuple(file_source(file, f"gpt2-bpe/{file.name}") for file in (vocab, merges))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    return _wrap("gpt2", backend, sources)
+    return _wrap("gpt2", backend, sources), backend, None
 
 
 def _has_tokenizer(folder: Path) -> bool:
@@ -124,7 +146,7 @@ def _has_tokenizer(folder: Path) -> bool:
     return bool(names & {"tokenizer.json", "tokenizer.model", "vocab.txt"}) or {"vocab.json", "merges.txt"} <= names
 
 
-def _from_folder(folder: Path, name: str) -> Tokenizer:
+def _from_folder(folder: Path, name: str) -> tuple[Tokenizer, Backend, Path]:
     if not _has_tokenizer(folder):
         raise InputError(f"tokenizer {name!r}: no tokenizer.json there; name another with --tokenizer, such as builtin")
     with _readable(name):
@@ -132,7 +154,7 @@ def _from_folder(folder: Path, name: str) -> Tokenizer:
         sources = tuple(file_source(folder / file) for file in _DEFINING if (folder / file).is_file())
     backend.no_truncation()  # both settings may be saved in tokenizer.json, and would change the text
     backend.no_padding()
-    return _wrap(name, backend, sources)
+    return _wrap(name, backend, sources), backend, folder
 
 
 def _backend(folder: Path) -> Backend:
@@ -163,7 +185,78 @@ def _wrap(name: str, backend: Backend, sources: tuple[SourceFile, ...]) -> Token
         batch = backend.encode_batch_fast(list(documents), add_special_tokens=False)
         return [np.asarray(encoding.ids, dtype=np.int64) for encoding in batch]
 
-    return Tokenizer(name, backend.get_vocab_size(with_added_tokens=True), sources, encode)
+    specials = frozenset(token.content for token in backend.get_added_tokens_decoder().values() if token.special)
+    return Tokenizer(name, backend.get_vocab_size(with_added_tokens=True), sources, encode, specials)
+
+
+def _with_prefix(tokenizer: Tokenizer, backend: Backend, folder: Path | None, special_tokens: str) -> Tokenizer:
+    """The tokenizer, told what stands before a text."""
+    prefix: tuple[int, ...] = ()
+    if special_tokens == "bos":
+        bos = _bos(tokenizer, folder)
+        number = None if bos is None else backend.token_to_id(bos)
+        if number is None:
+            raise InputError(
+                f"special_tokens=bos: tokenizer {tokenizer.name} names no token for the beginning of a text; use none"
+            )
+        prefix, why = (number,), "as asked"
+    elif special_tokens == "auto":
+        prefix, why = _template_prefix(tokenizer, backend, folder), "as the tokenizer's template does at a start"
+    if prefix:
+        names = " ".join(repr(backend.id_to_token(number)) for number in prefix)
+        words = (
+            f"every block begins with {names} (id {', '.join(map(str, prefix))}), {why}; where a block begins inside "
+        )
+        words += "a document, its first token is not predicted"
+    else:
+        reason = "as asked" if special_tokens == "none" else "the tokenizer's template puts none at a start"
+        words = f"no special token is put before a block ({reason})"
+    return replace(tokenizer, prefix=prefix, special_tokens=f"{words}; no chat template is applied")
+
+
+def _bos(tokenizer: Tokenizer, folder: Path | None) -> str | None:
+    """The token for the beginning of a text, as text."""
+    if tokenizer.name == "gpt2":
+        return "<|endoftext|>"
+    for file in ("tokenizer_config.json", "special_tokens_map.json"):
+        entry = _read_json(folder / file, tokenizer.name).get("bos_token") if folder else None
+        content = entry.get("content") if isinstance(entry, dict) else entry
+        if isinstance(content, str):
+            return content
+    return None
+
+
+def _template_prefix(tokenizer: Tokenizer, backend: Backend, folder: Path | None) -> tuple[int, ...]:
+    """Ids that a tokenizer's template puts before a text.
+
+    Where tokenizer_config.json is there, transformers says: it changes what tokenizer.json has by settings such as
+    add_bos_token, and by rules of its classes.
+    """
+    if backend.post_processor is None and folder is None:
+        return ()
+    plain = (token for token in ("a", *sorted(backend.get_vocab())) if token not in tokenizer.specials)
+    probe = next((text for text in plain if len(tokenizer.encode([text])[0])), "")
+    if folder is not None and (folder / "tokenizer_config.json").is_file():
+        from transformers import AutoTokenizer
+
+        with _readable(tokenizer.name), quiet():
+            loaded: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+            whole = loaded(probe).input_ids
+            bare = loaded(probe, add_special_tokens=False).input_ids
+    else:
+        whole = backend.encode(probe).ids
+        bare = backend.encode(probe, add_special_tokens=False).ids
+    starts = [k for k in range(len(whole) - len(bare) + 1) if whole[k : k + len(bare)] == bare]
+    return tuple(whole[: starts[0]]) if starts else ()
+
+
+def _read_json(file: Path, name: str) -> dict[str, Any]:
+    """A JSON object, or nothing where there is no such file."""
+    if not file.is_file():
+        return {}
+    with _readable(name):
+        content = json.loads(file.read_text(encoding="utf-8"))
+    return content if isinstance(content, dict) else {}
 
 
 def data_folder(data: Path | None, need: str, otherwise: str) -> Path:

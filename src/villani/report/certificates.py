@@ -86,8 +86,8 @@ def tables(record: CertificateRecord) -> str:
     ]  # fmt: skip
     spent = {name: format_number(value) for name, value in record.spending.items() if value}
     about = {
-        "certified": f"{record.text.spec}: {record.tokens:,} tokens; {record.text.cut}",
-        "held out": f"{record.held_out.spec}; {record.held_out.cut}",
+        "certified": f"{record.text.spec}: {record.tokens:,} tokens; {record.text.words}",
+        "held out": f"{record.held_out.spec}; {record.held_out.words}",
         "prior's centre, loss": f"{record.prior_loss:.4f} on the certified tokens",
         "command": record.provenance.command,
     }

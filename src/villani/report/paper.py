@@ -260,8 +260,8 @@ def _about(record: PaperRecord) -> str:
     spent = ", ".join(f"{name} {seconds / 60:.1f}" for name, seconds in parts.items() if "/" not in name)
     about = {
         "model": f"{record.model.description}; {record.parameters:,} parameters",
-        "trained on": f"{record.text.spec}; {record.text.cut}",
-        "held out": f"{record.held_out.spec}; {record.held_out.cut}",
+        "trained on": f"{record.text.spec}; {record.text.words}",
+        "held out": f"{record.held_out.spec}; {record.held_out.words}",
         "training": f"{record.steps} steps, {record.seeds} seeds at {len(record.grid)} values of λ",
         "criteria": "; ".join(
             f"decay {c.decay}: smooth {c.smoothness.verdict}, growth {c.growth.verdict}, tails {c.tails.verdict}"

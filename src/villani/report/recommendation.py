@@ -83,8 +83,8 @@ def tables(record: RecommendationRecord) -> str:
             body = note(words) + table(["where", "value", ""], shown)
             sections.append(section(f"{NAMES[one.optimizer]}: in other conventions", body))
     about = {
-        "trained on": f"{record.text.spec}; {record.text.cut}",
-        "judged by": f"{record.held_out.spec}; {record.held_out.cut}",
+        "trained on": f"{record.text.spec}; {record.text.words}",
+        "judged by": f"{record.held_out.spec}; {record.held_out.words}",
         "errors are over": f"{record.seeds} training seeds and {record.units} held-out {record.unit}",
         "training": f"{record.steps} steps of {record.batch} × {record.block} tokens ({record.epochs:.3g} epochs)",
         "parameters": f"{record.parameters:,}, of which {record.decayed_parameters:,} decay",

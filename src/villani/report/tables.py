@@ -123,7 +123,7 @@ def _how(record: MeasurementRecord, cost: Cost | None) -> str:
         "Parameters": f"{objective.parameters:,}, of which {objective.decayed_parameters:,} decay",
         "Text": f"{text.spec}: {format_count(text.documents, 'document')}, {text.tokens:,} tokens, "
         f"{format_count(text.blocks, 'block')}",
-        "Blocks": text.cut,
+        "Blocks": text.words,
         "Tokenizer": text.tokenizer,
         "Design": f"{design.groups} groups × {design.sequences} sequences × {design.block} tokens, trace by "
         f"{_way(record)}, probes per group: {design.probes}, seed {design.seed}",

@@ -95,7 +95,17 @@ class TextRecord(Record):
         description="blocks in the text; each group is an independent seeded draw of them (disjoint if finite)"
     )
     cut: str = Field(description="how blocks are cut, in words")
+    special_tokens: str = Field(
+        default="no special token is put before a block; no chat template is applied",
+        description="special tokens put before every block, in words",
+    )
+    remarks: list[str] = Field(default=[], description="what a reader might not expect to be in the text")
     token_checksum: str = Field(description="sha256 of the token ids and labels measured")
+
+    @property
+    def words(self) -> str:
+        """How the text was cut, and what else to know about its tokens."""
+        return "; ".join([self.cut, self.special_tokens, *self.remarks])
 
 
 class DesignRecord(Record):

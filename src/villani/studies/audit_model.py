@@ -7,6 +7,7 @@ from pydantic import Field
 
 from villani.criteria.audit import RAY_GROUPS, RAYS, Audit, audit
 from villani.criteria.differential import CONFIRMED, SEARCH
+from villani.criteria.rays import check_kinds
 from villani.criteria.rescue import rescues
 from villani.errors import InputError
 from villani.landscape.objective import check_weight_decay
@@ -58,6 +59,7 @@ class AuditSettings(SubjectSettings):
                 f"groups={self.groups}: expected at least {_LEAST}: a third each search, choose and confirm"
             )
         self.check_least(confirmed=1, search=0, ray_groups=3)
+        check_kinds(self.rays)
 
 
 def audit_model(

@@ -30,7 +30,7 @@ from villani.studies.certificate_records import Evaluation, assemble
 from villani.studies.constants import outputs
 from villani.studies.finish import default_name, finish
 from villani.studies.progress import Progress, Silent
-from villani.studies.subject import command_words, provenance_of, vocabulary
+from villani.studies.subject import check_options, command_words, provenance_of, vocabulary
 from villani.theory.constants import Smoothing
 
 PRIOR_BATCH, PRIOR_RATE = 8, 2e-3
@@ -67,6 +67,7 @@ class CertifySettings(BaseModel):
     candidates: int = 1
     alpha: list[float] = [0.01, 0.1]
     seed: int = 0
+    special_tokens: Literal["auto", "none", "bos"] = "auto"
     device: str = "cpu"
     threads: int | None = None
     micro_tokens: int = 4096
@@ -145,18 +146,19 @@ def certify(
     show = progress or Silent()
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
+    check_options("all", settings.device)
+    show.stage(f"reading {settings.text}")
+    corpus = load_corpus(settings.text, data=data)
+    held_corpus = load_corpus(settings.held_out, data=data) if settings.held_out else None
     show.stage(f"loading {settings.model}")
     loaded = load_model(settings.model, device=settings.device)
-    show.stage(f"reading {settings.text}")
-    text = _read(settings, loaded, data)
+    show.stage(f"cutting {settings.text} into tokens")
+    text = _cut(settings, loaded, corpus, held_corpus, data)
     provenance = provenance_of(Objective(loaded.model, text.certified.ids[:1][None]), settings.command(), settings.seed)
     Moving(loaded.model, settings.train)  # refuses a pattern before any work
     records = [
-        text_record(spec, text.tokenizer, corpus, blocks, blocks.ids, blocks.labels)
-        for spec, corpus, blocks in (
-            (settings.text, text.corpus, text.certified),
-            (settings.held_out or settings.text, text.held_corpus, text.held_out),
-        )
+        text_record(corpus, text.tokenizer, blocks, blocks.ids, blocks.labels)
+        for corpus, blocks in ((text.corpus, text.certified), (text.held_corpus, text.held_out))
     ]
     checksums = [record.token_checksum for record in records]
     if text.prior is not None:
@@ -203,17 +205,18 @@ def _determining(settings: CertifySettings, checksums: list[str], provenance: di
     }
 
 
-def _read(settings: CertifySettings, loaded: LoadedModel, data: Path | None) -> _Text:
+def _cut(
+    settings: CertifySettings, loaded: LoadedModel, corpus: Corpus, held_corpus: Corpus | None, data: Path | None
+) -> _Text:
     """Cut the text: the prior's part comes first, then the certified one, so that it is the past of all of it."""
     if loaded.record.context is not None and settings.block > loaded.record.context:
         raise InputError(f"block={settings.block}: the model accepts at most {loaded.record.context} tokens")
-    tokenizer = load_tokenizer(settings.tokenizer or loaded.tokenizer, data=data)
-    corpus = load_corpus(settings.text, data=data)
+    tokenizer = load_tokenizer(
+        settings.tokenizer or loaded.tokenizer, data=data, special_tokens=settings.special_tokens
+    )
     whole, documents = cut_corpus(corpus, tokenizer, settings.block, vocabulary(loaded.model))
     end = len(whole.ids)
-    held_corpus = corpus
-    if settings.held_out:
-        held_corpus = load_corpus(settings.held_out, data=data)
+    if held_corpus:
         held_out, _ = cut_corpus(held_corpus, tokenizer, settings.block, vocabulary(loaded.model))
     else:
         end -= max(1, round(HELD_OUT * end))
@@ -224,7 +227,8 @@ def _read(settings: CertifySettings, loaded: LoadedModel, data: Path | None) -> 
         raise InputError(f"text has {len(whole.ids)} blocks of {settings.block} tokens: too few to share out")
     prior = part_of(whole, documents, 0, begin, "the prior's part") if begin else None
     words = f"blocks {begin} to {stop - 1} of the text, in order, are certified"
-    return _Text(part_of(whole, documents, begin, stop, words), held_out, prior, corpus, held_corpus, tokenizer)
+    certified = part_of(whole, documents, begin, stop, words)
+    return _Text(certified, held_out, prior, corpus, held_corpus or corpus, tokenizer)
 
 
 def _predicted(blocks: Blocks) -> Array:

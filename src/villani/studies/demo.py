@@ -60,7 +60,7 @@ def run_demo(run: Path, *, steps: int = 1000, seed: int = 0, progress: Progress 
     blocks = cut_blocks(tokenizer.encode(corpus.documents), settings.block, boundaries=corpus.boundaries)
     kept, held_out = split(blocks, seed)
     ids, labels = choose_groups(kept, settings.groups, settings.sequences, seed)
-    text = text_record("builtin", tokenizer, corpus, kept, ids, labels)
+    text = text_record(corpus, tokenizer, kept, ids, labels)
     with Ledger(run, {"command": command, **settings.model_dump(), "token_checksum": text.token_checksum}) as ledger:
         write_settings(run, settings.model_dump() | {"steps": steps})
         losses = _trained(run, ledger, kept, steps, seed, show)

@@ -10,7 +10,7 @@ from pydantic import Field
 from villani.curvature.deflation import Deflation, deflation_from
 from villani.errors import InputError
 from villani.landscape.objective import check_weight_decay
-from villani.measurement import SHARES, Measurement, check_design, check_temperature, measure
+from villani.measurement import SHARES, Measurement, check_design, check_temperature, check_trace, measure
 from villani.plan import PILOT, Plan, Quantity, Target, duration, measure_to
 from villani.runs.distributed import Team
 from villani.runs.records import (
@@ -76,6 +76,9 @@ class MeasureSettings(SubjectSettings):
             raise InputError(f"deflate={self.deflate}: goes with trace=hutchinson and products=reverse-over-reverse")
         if self.deflate is not None and self.wanted is not None:
             raise InputError(f"deflate={self.deflate}: does not go with target_error")
+        if self.deflate is not None and not Path(self.deflate).is_dir():
+            raise InputError(f"deflate={self.deflate}: no such folder; give the run directory of villani spectrum")
+        check_trace(self.trace, self.blocks, self.products)
         check_design(self.groups, self.probes, self.seed, self.finite)
         self.check_least(shares=0, max_groups=1)
 

@@ -154,7 +154,7 @@ class PaperSettings(_Part):
         return ConvergeSettings(
             model=asked.model, text=asked.text, tokenizer=asked.tokenizer, decay=asked.decay, block=asked.block,
             weight_decay=asked.weight_decay, seed=asked.seed, threads=asked.threads, device=asked.device,
-            **(part | {"temperature": [self.convergence.temperature]}),
+            special_tokens=asked.special_tokens, **(part | {"temperature": [self.convergence.temperature]}),
         )  # fmt: skip
 
     def certified(self) -> CertifySettings:
@@ -164,7 +164,7 @@ class PaperSettings(_Part):
         return CertifySettings(
             model=asked.model, text=asked.text, held_out=asked.held_out, tokenizer=asked.tokenizer, block=asked.block,
             start="centre", clip=None, seed=asked.seed, threads=asked.threads, device=asked.device,
-            **self.certificates.model_dump(),
+            special_tokens=asked.special_tokens, **self.certificates.model_dump(),
         )  # fmt: skip
 
     def digest(self, part: str) -> str:

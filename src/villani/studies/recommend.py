@@ -40,7 +40,7 @@ from villani.studies.constants import outputs
 from villani.studies.finish import default_name, finish
 from villani.studies.progress import Progress, Silent
 from villani.studies.recommendation_records import Found, assemble
-from villani.studies.subject import command_words, provenance_of
+from villani.studies.subject import check_options, command_words, provenance_of
 from villani.studies.sweep import SweepCell, SweepSettings, SweepText, by_decay, read_sweep_text, run_cells
 from villani.theory.constants import Smoothing
 
@@ -119,10 +119,11 @@ def recommend(
     show = progress or Silent()
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
-    show.stage(f"loading {settings.model}")
-    loaded = load_model(settings.model, device=settings.device)
+    check_options(settings.decay, settings.device)
     show.stage(f"reading {settings.text}")
     text = read_sweep_text(settings, data)
+    show.stage(f"loading {settings.model}")
+    loaded = load_model(settings.model, device=settings.device)
     objective = Objective(loaded.model, text.train.ids[:1][None], decay=settings.decay)
     provenance = provenance_of(objective, settings.command(), settings.seed)
     space = objective.parameters
@@ -208,7 +209,7 @@ def _certificates(
             temperature=settings.temperature, learning_rate=settings.learning_rate["noisy-sgd"], steps=settings.steps,
             batch=settings.batch, clip=settings.clip, chains=1, delta=settings.delta / 2,
             candidates=len(settings.weight_decay), alpha=[settings.alpha], seed=settings.seed, device=settings.device,
-            threads=settings.threads,
+            threads=settings.threads, special_tokens=settings.special_tokens,
         )  # fmt: skip
         show.stage(f"certifying a noisy run at λ = {decay:g}")
         try:
@@ -234,7 +235,7 @@ def pairs_of(
             model=settings.model, text=settings.text, tokenizer=settings.tokenizer, decay=settings.decay, groups=12,
             sequences=2, block=settings.block, weight_decay=max(settings.weight_decay),
             temperature=settings.temperature, search=0, rays=[], seed=settings.seed, device=settings.device,
-            threads=settings.threads,
+            threads=settings.threads, special_tokens=settings.special_tokens,
         )  # fmt: skip
         try:
             _, audited = audit_model(asked, directory / "audit", data, show)

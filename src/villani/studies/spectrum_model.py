@@ -83,11 +83,11 @@ class SpectrumSettings(SubjectSettings):
         if self.density_shares > self.groups:
             raise InputError(f"density_shares={self.density_shares}: expected at most groups={self.groups}")
         if self.density_shares > 1 and self.finite:
-            raise InputError("density_shares: with finite, the groups are all the data, and there is no data noise")
+            raise InputError("density_shares: with finite=True the groups are all the data, and there is no data noise")
         if 0 < self.held_out < 3:
             raise InputError(f"held_out={self.held_out}: expected at least 3 for an interval, or 0 for none")
         if self.held_out and self.finite:
-            raise InputError("held_out: with finite, there are no other data")
+            raise InputError("held_out: with finite=True there are no other data")
         if self.learning_rate is not None and not 0 < self.learning_rate < float("inf"):
             raise InputError(f"learning_rate={self.learning_rate}: expected a finite number > 0")
         if self.learning_rate is not None and self.operator != "hessian":

@@ -11,8 +11,10 @@ import torch
 from pydantic import BaseModel, ConfigDict
 
 from villani.errors import InputError
-from villani.landscape.models import LoadedModel, load_model
+from villani.landscape.corpora import load_corpus
+from villani.landscape.models import LoadedModel, check_device, load_model
 from villani.landscape.objective import Objective
+from villani.landscape.parameters import check_decay
 from villani.landscape.text import load_groups
 from villani.landscape.tokenizers import load_tokenizer
 from villani.runs.records import ObjectiveRecord, Provenance, TensorGroup, TextRecord
@@ -39,6 +41,7 @@ class SubjectSettings(BaseModel):
     probes: int = 1
     finite: bool = False
     seed: int = 0
+    special_tokens: Literal["auto", "none", "bos"] = "auto"
     dtype: Literal["float32", "float64"] = "float32"
     device: str = "cpu"
     threads: int | None = None
@@ -130,8 +133,11 @@ def load_subject(
     Raises:
         InputError: anything about the input that cannot be used.
     """
+    check_options(settings.decay, settings.device)
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
+    progress.stage(f"reading {settings.text}")
+    corpus = load_corpus(settings.text, data=data)
     progress.stage(f"loading {settings.model}")
     loaded = load_model(
         settings.model,
@@ -139,10 +145,10 @@ def load_subject(
         device=settings.device,
         trust_remote_code=settings.trust_remote_code,
     )
-    progress.stage(f"reading {settings.text}")
+    progress.stage(f"cutting {settings.text} into tokens")
     ids, labels, text = load_groups(
-        settings.text,
-        load_tokenizer(settings.tokenizer or loaded.tokenizer, data=data),
+        corpus,
+        load_tokenizer(settings.tokenizer or loaded.tokenizer, data=data, special_tokens=settings.special_tokens),
         block=settings.block,
         groups=groups or settings.groups,
         sequences=settings.sequences,
@@ -151,7 +157,6 @@ def load_subject(
         reuse=reuse,
         vocabulary=vocabulary(loaded.model),
         context=loaded.record.context,
-        data=data,
     )
     objective = Objective(
         loaded.model,
@@ -163,6 +168,16 @@ def load_subject(
     )
     progress.stage("checking parameters")
     return Subject(loaded, text, objective, provenance_of(objective, settings.command(), settings.seed))
+
+
+def check_options(decay: str, device: str) -> None:
+    """Refuse options that no model could make right, before one is loaded.
+
+    Raises:
+        InputError: an unknown mask of what decays, or a device that is not there.
+    """
+    check_decay(decay)
+    check_device(device)
 
 
 def as_groups(ids: torch.Tensor, labels: torch.Tensor) -> list[dict[str, torch.Tensor]]:

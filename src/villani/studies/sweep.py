@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from itertools import product
 from pathlib import Path
-from typing import Any, ClassVar, cast, get_args
+from typing import Any, ClassVar, Literal, cast, get_args
 
 import numpy as np
 import torch
@@ -86,6 +86,7 @@ class SweepSettings(BaseModel):
     held_out_blocks: int | None = 256
     alpha: float = 0.1
     seed: int = 0
+    special_tokens: Literal["auto", "none", "bos"] = "auto"
     device: str = "cpu"
     threads: int | None = None
 
@@ -195,17 +196,19 @@ def read_sweep_text(settings: SweepSettings, data: Path | None = None) -> SweepT
     Raises:
         InputError: no such text, or one that does not fit the model or is too short.
     """
+    corpus = load_corpus(settings.text, data=data)
+    judging = load_corpus(settings.held_out, data=data) if settings.held_out else corpus
     loaded = load_model(settings.model)
     if loaded.record.context is not None and settings.block > loaded.record.context:
         raise InputError(f"block={settings.block}: the model accepts at most {loaded.record.context} tokens")
-    tokenizer = load_tokenizer(settings.tokenizer or loaded.tokenizer, data=data)
+    tokenizer = load_tokenizer(
+        settings.tokenizer or loaded.tokenizer, data=data, special_tokens=settings.special_tokens
+    )
     known = vocabulary(loaded.model)
-    corpus = judging = load_corpus(settings.text, data=data)
     whole, owners = cut_corpus(corpus, tokenizer, settings.block, known)
     end, start, other = len(whole.ids), 0, whole
     judged = owners
     if settings.held_out:
-        judging = load_corpus(settings.held_out, data=data)
         other, judged = cut_corpus(judging, tokenizer, settings.block, known)
     else:
         end -= max(2, round(HELD_OUT * end))
@@ -220,11 +223,9 @@ def read_sweep_text(settings: SweepSettings, data: Path | None = None) -> SweepT
     train_part = part_of(whole, owners, 0, end, f"blocks 0 to {end - 1} are trained on")
     held_part = part_of(other, judged, start, stop, f"blocks {start} to {stop - 1} are judged by")
     records = [
-        text_record(spec, tokenizer, source, blocks, blocks.ids, blocks.labels)
-        for spec, source, blocks in (
-            (settings.text, corpus, train_part), (settings.held_out or settings.text, judging, held_part),
-        )
-    ]  # fmt: skip
+        text_record(source, tokenizer, blocks, blocks.ids, blocks.labels)
+        for source, blocks in ((corpus, train_part), (judging, held_part))
+    ]
     return SweepText(train_part, held_part, _whole_documents(judged, start, stop), (records[0], records[1]))
 
 
