@@ -115,19 +115,36 @@ def test_gradients_changed_otherwise_belong_to_no_lambda(change):
     assert "not by a factor" in live.descent.why["bent"]
 
 
-def test_gradients_that_are_set_by_hand_are_not_seen():
-    def by_hand(model):
-        for p in model.parameters():
-            p.grad = torch.zeros_like(p)
-
+@pytest.mark.parametrize("broken", [False, True])
+def test_steps_that_are_not_seen_are_told_and_stopped_by_nothing(broken, monkeypatch):
     model, pool = quiet_model(), make_pool(4)
     live, stepper = Live(model, pool, temperature=0.2), torch.optim.SGD(model.parameters(), lr=RATE)
     live.start(stepper)
-    by_hand(model)
+    if broken:
+        mean_loss(model, IDS).backward()
+        monkeypatch.setattr(torch, "dot", lambda *_: 1 / 0)
+    else:
+        for p in model.parameters():
+            p.grad = torch.zeros_like(p)
     stepper.step()
     live.step(1)
+    monkeypatch.undo()
     assert live.measure(1)[PREFIX + "lambda_is_of_F"] == 0.0
     assert "unseen" in live.descent.why
+
+
+def test_a_loss_that_cannot_be_compared_costs_the_comparison_only():
+    model, pool = quiet_model(), make_pool(4)
+    live, stepper = Live(model, pool, temperature=0.2), torch.optim.SGD(model.parameters(), lr=RATE)
+    live.start(stepper)
+    live.training_loss = lambda objective: 1 / 0
+    mean_loss(model, IDS).backward()
+    stepper.step()
+    live.step(1)
+    figures = live.measure(1)
+    assert figures[PREFIX + "hessian_trace"]
+    assert figures[PREFIX + "lambda_is_of_F"] == 0.0
+    assert "ZeroDivisionError" in live.descent.why["comparison"]
 
 
 @pytest.mark.parametrize("fused", [False, True])
@@ -155,7 +172,7 @@ def test_the_scale_of_a_grad_scaler_is_no_clip(fused):
 
 
 def test_a_closure_is_looked_at_after_it_ran():
-    model, pool = quiet_model(), make_pool(4)
+    model = quiet_model()
     stepper = torch.optim.SGD(model.parameters(), lr=RATE, weight_decay=DECAY)
     watch = GradientWatch(model, stepper)
 

@@ -1,6 +1,7 @@
 """Watching gradients between `backward` and the optimiser's step."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -68,30 +69,34 @@ class GradientWatch:
         self._factor: Any = 1.0
 
     def _arrive(self, tensor: torch.Tensor) -> None:
-        if tensor.grad is not None and tensor.grad.layout == torch.strided:
-            self._raw[id(tensor)] = tensor.grad.detach().clone()
+        with suppress(Exception):
+            if tensor.grad is not None and tensor.grad.layout == torch.strided:
+                self._raw[id(tensor)] = tensor.grad.detach().clone()
 
     def _before(self, optimizer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if not _closure(args, kwargs):
-            self._look()
+            self._note()
 
     def _after(self, optimizer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if _closure(args, kwargs):  # which has called backward by now, and clipped
+            self._note()
+
+    def _note(self) -> None:
+        self._taken += 1
+        try:
             self._look()
+        except Exception:  # whatever it is, the run is worth more
+            self._unseen += 1
+        self._raw = {}
 
     @torch.no_grad()
     def _look(self) -> None:
-        self._taken += 1
         groups = self._optimizer.param_groups
         decays = [group.get("weight_decay") for group in groups]
         self._varied |= self._decays is not None and self._decays != decays
         self._decays = decays
         self._uneven = self._uneven or uneven(groups)
         pairs = [(self._raw[id(p)], p.grad) for p in self._tensors if id(p) in self._raw and p.grad is not None]
-        self._raw = {}
-        if not pairs:
-            self._unseen += 1
-            return
         raw = torch.cat([before.flatten() for before, _ in pairs]).float()
         used = torch.cat([after.flatten() for _, after in pairs]).float()
         if self._scale is not None and getattr(self._optimizer, "grad_scale", None) is None:  # else the step unscales

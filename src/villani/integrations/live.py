@@ -199,7 +199,7 @@ class Live:
         if self._watch:
             self._watch.close()
         if not self.measured:
-            self._warn("never", self._never(self.budget))
+            log.warning(self._never(self.budget))
         return self._account()
 
     def state_dict(self) -> dict[str, Any]:
@@ -243,7 +243,7 @@ class Live:
                 self.schedule.step()
         except Exception as error:
             self.schedule.steps = before + 1
-            self._give_up("decay schedule", step, error)
+            self._warn("schedule", f"step {step}: decay schedule: {_words(error)}; weight decay stays as it is")
             return {PREFIX + "failed": 1.0}
         return {}
 
@@ -251,8 +251,11 @@ class Live:
         """What is known of the λ that the steps since the last measurement descend."""
         steps, loss, same = self._watch.take() if self._watch else Steps(), TrainingLoss(), True
         if self.steps:
-            same = same_in_training(objective)
-            loss = self.training_loss(objective) if self.training_loss else loss
+            try:
+                same = same_in_training(objective)
+                loss = self.training_loss(objective) if self.training_loss else loss
+            except Exception as error:  # costs the comparison, not the measurement
+                loss = TrainingLoss(None, {"comparison": f"the run's loss cannot be held against L: {_words(error)}"})
         found = self.descent = descent_of(decay, loss, steps, same=same)
         asked, own = objective.weight_decay, found.weight_decay
         there = own is not None and math.isclose(asked, own, rel_tol=SAME_LOSS)

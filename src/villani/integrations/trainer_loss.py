@@ -39,9 +39,12 @@ class TrainerLoss:
         fetch = self.trainer.get_batch_samples
 
         def listening(*args: Any, **kwargs: Any) -> Any:
-            batches, items = fetch(*args, **kwargs)
-            self._note(batches, items)
-            return batches, items
+            found = fetch(*args, **kwargs)
+            try:
+                self._note(*found)
+            except Exception:  # whatever it is, the run is worth more; `compare` tells
+                self._batches = []
+            return found
 
         self.trainer.get_batch_samples = listening
 
@@ -99,7 +102,6 @@ class TrainerLoss:
                 f"batches predict different numbers of tokens (a step: {least} to {most}): a mean of their means "
                 "weights tokens unequally, which L does not"
             )
-        self._least = self._most = None
         return TrainingLoss(factor, why)
 
     def _note(self, batches: Sequence[Any], items: Any) -> None:
