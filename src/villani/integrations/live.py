@@ -161,10 +161,10 @@ class Live:
             return figures
         self._wait()  # what the run had still to do is not billed here
         with budget.spending(whole=True):
-            figures |= self.measure(step)
-        if PREFIX + "failed" in figures:
+            measured = self.measure(step)
+        if PREFIX + "failed" in measured:
             budget.failed(whole=True)
-        return figures | self._account()
+        return figures | measured | self._account()
 
     def measure(self, step: int) -> Figures:
         """Measure now, whatever the budget says; `seconds` of it are not counted.

@@ -30,12 +30,13 @@ class TrainerLoss:
         self._items: Any = None
         self._least: torch.Tensor | None = None  # (2,) predicted tokens and counted items of a step
         self._most: torch.Tensor | None = None
-        self._own: Callable[..., Any] | None = None
+        self._own: Callable[..., Any] | None = None  # that a user put in the Trainer's place
+        self._listening: Callable[..., Any] | None = None
 
     def attach(self) -> None:
         """Listen."""
         self.detach()
-        self._own = self.trainer.__dict__.get("get_batch_samples")
+        self._own = vars(self.trainer).get("get_batch_samples")
         fetch = self.trainer.get_batch_samples
 
         def listening(*args: Any, **kwargs: Any) -> Any:
@@ -46,15 +47,16 @@ class TrainerLoss:
                 self._batches = []
             return found
 
-        self.trainer.get_batch_samples = listening
+        self.trainer.get_batch_samples = self._listening = listening
 
     def detach(self) -> None:
         """Leave the Trainer as it was."""
-        if getattr(self.trainer.__dict__.get("get_batch_samples"), "__name__", "") == "listening":
+        if self._listening is not None and vars(self.trainer).get("get_batch_samples") is self._listening:
             del self.trainer.get_batch_samples
             if self._own is not None:
                 self.trainer.get_batch_samples = self._own
-        self._batches, self._items, self._own, self._least, self._most = [], None, None, None, None
+        self._own = self._listening = self._least = self._most = None
+        self._batches, self._items = [], None
 
     def compare(self, objective: Objective) -> TrainingLoss:
         """Hold the loss of the last step's first rows against L, at the θ of now and without dropout."""
