@@ -200,6 +200,29 @@ def test_dropout_trains_with_another_loss_than_l():
     assert "dropout" in live.descent.why["training mode"]
 
 
+@pytest.mark.parametrize(
+    ("alter", "words"),
+    [
+        (lambda m: setattr(m.transformer.wte, "padding_idx", int(IDS[0, 1])), "padding_idx="),
+        (lambda m: setattr(m.transformer.wte, "scale_grad_by_freq", True), "by frequency"),
+        (lambda m: m.transformer.wpe.weight.register_hook(lambda g: 2 * g), "gradient hook"),
+        (lambda m: m.lm_head.register_full_backward_hook(lambda m, i, o: (2 * i[0],)), "backward hooks"),
+    ],
+)
+def test_gradients_that_backward_alters_are_not_those_of_l(alter, words):
+    def retrace(model):
+        plain = flat(p.grad for p in model.parameters())
+        alter(model)
+        model.zero_grad()
+        mean_loss(model, IDS).backward()
+        assert not torch.allclose(flat(p.grad for p in model.parameters()), plain)
+
+    figures, (_, _, residual), live = one_step(retrace)
+    assert residual > 1e-3
+    assert figures["lambda_is_of_F"] == 0.0
+    assert words in live.descent.why["altered"]
+
+
 def test_a_lambda_that_was_given_is_of_f_only_where_the_run_has_it():
     assert one_step(weight_decay=DECAY)[0]["lambda_is_of_F"] == 1.0
     other = one_step(weight_decay=0.3)[0]

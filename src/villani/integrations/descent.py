@@ -174,7 +174,22 @@ def same_in_training(objective: Objective) -> bool:
     return bool((training - evaluated).abs() <= SAME_LOSS * evaluated.abs())
 
 
-def descent_of(decay: Decay, loss: TrainingLoss, steps: Steps, *, same: bool = True) -> Descent:
+def altered_gradients(model: nn.Module) -> str:
+    """What makes `backward` give another gradient than that of the loss, in a sentence; empty where nothing does."""
+    for name, module in model.named_modules():
+        where = name or type(module).__name__
+        if module._backward_hooks or module._backward_pre_hooks:
+            return f"{where} has backward hooks, which may change gradients"
+        if isinstance(module, nn.Embedding) and module.weight.requires_grad:
+            if module.padding_idx is not None:
+                return f"{where} has padding_idx={module.padding_idx}: that row gets decay, and no gradient as input"
+            if module.scale_grad_by_freq or module.max_norm is not None:
+                return f"{where} scales gradients by frequency or weights to a norm: its steps are not along ∇L"
+    hooked = [name for name, p in model.named_parameters() if p.requires_grad and p._backward_hooks]
+    return f"{hooked[0]} has a gradient hook, which may change it" if hooked else ""
+
+
+def descent_of(decay: Decay, loss: TrainingLoss, steps: Steps, *, same: bool = True, altered: str = "") -> Descent:
     """What steps descend.
 
     Args:
@@ -182,6 +197,7 @@ def descent_of(decay: Decay, loss: TrainingLoss, steps: Steps, *, same: bool = T
         loss: that the run trains with.
         steps: what was seen of them.
         same: whether the model's loss is the same in training as in evaluation.
+        altered: what `altered_gradients` found.
     """
     why = dict(loss.why)
     if decay.objective is None:
@@ -193,6 +209,8 @@ def descent_of(decay: Decay, loss: TrainingLoss, steps: Steps, *, same: bool = T
             "in training mode the model computes another loss (dropout, noise, batch statistics) than L, which is "
             "without them"
         )
+    if altered:
+        why["altered"] = altered
     if steps.varied:
         why["schedule"] = "weight decay changes in the run: F does too"
     factor = None if loss.factor is None or not same else loss.factor

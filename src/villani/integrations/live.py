@@ -24,6 +24,7 @@ from villani.integrations.descent import (
     Descent,
     Steps,
     TrainingLoss,
+    altered_gradients,
     decay_of,
     descent_of,
     same_in_training,
@@ -256,7 +257,8 @@ class Live:
                 loss = self.training_loss(objective) if self.training_loss else loss
             except Exception as error:  # costs the comparison, not the measurement
                 loss = TrainingLoss(None, {"comparison": f"the run's loss cannot be held against L: {_words(error)}"})
-        found = self.descent = descent_of(decay, loss, steps, same=same)
+        altered = altered_gradients(self.model)
+        found = self.descent = descent_of(decay, loss, steps, same=same, altered=altered)
         asked, own = objective.weight_decay, found.weight_decay
         there = own is not None and math.isclose(asked, own, rel_tol=SAME_LOSS)
         if there and asked and self._mask_asked:
