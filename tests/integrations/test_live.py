@@ -410,6 +410,8 @@ def test_a_step_before_the_start_is_told():
     with pytest.raises(InputError, match="call start"):
         live.step(1)
     assert live.finish() == {}
+    with pytest.raises(InputError, match="no param_groups"):
+        live.start(object())
 
 
 def test_untouched_restores_after_an_error():

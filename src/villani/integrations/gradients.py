@@ -10,6 +10,7 @@ from torch import nn
 from villani.integrations.descent import Steps, innermost, uneven
 
 _WATCHED = 4  # tensors
+_SAME = 1e-6  # relative change that is rounding, as of a scale that is divided out again
 _BENT = 1e-3  # relative residual of the best factor above which a change was not by a factor
 
 
@@ -48,7 +49,6 @@ class GradientWatch:
 
     def take(self) -> Steps:
         """What was seen since the last call; now waits for a GPU."""
-        # a step whose every gradient is 0 was not scaled
         factor = float(self._factor) if self._changed_last else 1.0
         seen = Steps(self._taken, self._unseen, int(self._changed), int(self._bent), factor, self._varied, self._uneven)
         self._clear()
@@ -101,10 +101,10 @@ class GradientWatch:
         used = torch.cat([after.flatten() for _, after in pairs]).float()
         if self._scale is not None and getattr(self._optimizer, "grad_scale", None) is None:  # else the step unscales
             raw = raw / self._scale()
-        changed = (raw != used).any()
+        changed = (used - raw).norm() > _SAME * raw.norm()
         factor = torch.dot(raw, used) / torch.dot(raw, raw)
         self._changed, self._changed_last, self._factor = self._changed + changed, changed, factor
-        self._bent = self._bent + ((used - factor * raw).norm() > _BENT * used.norm())
+        self._bent = self._bent + (changed & ((used - factor * raw).norm() > _BENT * used.norm()))
 
 
 def _closure(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:

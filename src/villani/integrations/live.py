@@ -118,8 +118,10 @@ class Live:
             watch: see `GradientWatch`; not where several processes average gradients.
 
         Raises:
-            InputError: what `DecaySchedule.attach` refuses.
+            InputError: no `param_groups`, or what `DecaySchedule.attach` refuses.
         """
+        if not hasattr(optimizer, "param_groups"):
+            raise InputError(f"{type(optimizer).__name__} has no param_groups: give the torch optimiser within it")
         self._optimizer = optimizer
         self.steps = 0
         if self.schedule:
