@@ -65,6 +65,16 @@ def test_the_decay_of_sgd_is_the_lambda_of_f():
     assert found.objective_weight_decay == 0.3
 
 
+def test_a_clip_that_acts_leaves_no_one_lambda():
+    before, after, gradient, found = one_step(optimizer="sgd", weight_decay=0.3, clip=0.01)
+    factor = 0.01 / float(torch.cat([g.flatten() for g in gradient]).norm())
+    for old, new, g in zip(before, after, gradient, strict=True):
+        torch.testing.assert_close(new.detach(), (old - 0.1 * (factor * g + 0.3 * old)).float(), rtol=1e-4, atol=1e-6)
+    assert found.objective_weight_decay is None
+    assert "acted in 1 of 1 steps" in found.why
+    assert one_step(optimizer="sgd", weight_decay=0.3, clip=1e6)[3].objective_weight_decay == 0.3
+
+
 def test_noisy_sgd_adds_the_noise_of_its_temperature():
     _, quiet, _, _ = one_step(optimizer="sgd", weight_decay=0.3)
     _, noisy, _, found = one_step(optimizer="noisy-sgd", weight_decay=0.3, temperature=0.01)

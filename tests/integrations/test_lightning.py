@@ -123,3 +123,49 @@ def test_a_resumed_schedule_goes_on(tmp_path):
 def test_several_optimisers_are_refused(tmp_path):
     with pytest.raises(InputError, match="2 optimisers"):
         fit(tmp_path, optimisers=2)
+
+
+class Plain(Task):
+    """SGD with L2 at one rate, without dropout; keeps what the steps were taken with."""
+
+    def __init__(self, clock):
+        super().__init__(clock)
+        self.norms = []
+        for module in self.model.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.0
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.model.parameters(), lr=0.01, weight_decay=0.1)
+
+    def on_after_backward(self):
+        self.norms.append(float(torch.cat([p.grad.flatten() for p in self.model.parameters()]).norm()))
+
+
+@pytest.mark.parametrize(
+    ("clip", "algorithm"), [(None, None), (1e6, "norm"), (0.3, "norm"), (1e6, "value"), (1e-3, "value")]
+)
+def test_clipping_inside_the_optimisers_closure_is_seen(tmp_path, clip, algorithm, caplog):
+    from villani.integrations.lightning import VillaniCallback
+
+    clock, logger = Clock(), Memory()
+    task = Plain(clock)
+    callback = VillaniCallback(tokens(6, 9).reshape(3, 2, 6), temperature=0.1, module=lambda t: t.model, clock=clock)
+    trainer = pl.Trainer(
+        max_steps=2, accelerator="cpu", logger=logger, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, callbacks=[callback], default_root_dir=tmp_path, gradient_clip_val=clip,
+        gradient_clip_algorithm=algorithm, limit_val_batches=0,
+    )  # fmt: skip
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        trainer.fit(task, torch.utils.data.DataLoader(tokens(8, 1), batch_size=2))
+    rows = [row for _, row in measured(logger)]
+    assert len(rows) == 2
+    for row, norm in zip(rows, task.norms, strict=True):
+        factor = min(1.0, clip / norm) if algorithm == "norm" else 1.0
+        assert row[PREFIX + "lambda_is_of_F"] == float(factor == 1.0 and algorithm != "value")
+        if algorithm == "value":  # may have acted on tensors that are not watched
+            assert PREFIX + "descended_lambda" not in row
+            assert "clipped by value" in caplog.text
+        else:
+            assert row[PREFIX + "descended_lambda"] == pytest.approx(0.1 / factor, rel=1e-4)

@@ -1,12 +1,14 @@
+import copy
 import random
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
+from transformers import RwkvConfig, RwkvForCausalLM
 
 from tests.conftest import make_model, make_pool
-from villani.dynamics.schedules import ConstantMemory
+from villani.dynamics.schedules import ConstantMemory, GuardFollowing
 from villani.errors import InputError
 from villani.integrations.live import PREFIX, Budget, Live, decay_of, untouched
 from villani.landscape.objective import Objective
@@ -235,11 +237,181 @@ def test_bad_settings_are_told_before_the_run(changes, words):
         Live(settings.pop("model"), settings.pop("groups"), **settings)
 
 
+@pytest.mark.parametrize("way", ["wrapped", "in place", "a layer"])
+def test_a_compiled_model_is_measured_as_the_module_that_it_wraps(way):
+    """`aot_eager` graphs have no second derivative; eager is the same function of the same tensors."""
+    groups = [torch.randn(4, 3, generator=torch.Generator().manual_seed(i)) for i in range(3)]
+    settings = {"temperature": 1.0, "loss_fn": lambda model, x: model(x).square().mean()}
+    model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1))
+    plain = Live(copy.deepcopy(model), groups, **settings).measure(0)
+    compiled = model
+    if way == "wrapped":
+        compiled = torch.compile(model, backend="aot_eager")
+    elif way == "in place":
+        model.compile(backend="aot_eager")
+    else:
+        model[0] = torch.compile(model[0], backend="aot_eager")
+    compiled(groups[0]).sum().backward()  # so that there is a graph
+    found = Live(compiled, groups, **settings).measure(0)
+    assert found == pytest.approx(plain, rel=1e-5)
+    compiled(groups[0]).sum().backward()
+
+
+class Moody(nn.Module):
+    """Fails when it is told to, in the middle of everything."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner, self.error, self.calls = nn.Linear(3, 1), None, 0
+        self.register_buffer("mean", torch.zeros(3))
+
+    def forward(self, x):
+        self.calls += 1
+        self.mean += x.detach().mean(0)
+        if self.error is not None:
+            with torch.no_grad():
+                self.inner.weight += 1.0  # as RWKV does in evaluation
+            random.random()
+            torch.rand(1)
+            self.requires_grad_(False)
+            raise self.error
+        return self.inner(x).square()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [RuntimeError("no double backward"), IndexError("Target -1 is out of bounds."), ZeroDivisionError(), MemoryError(),
+     NotImplementedError("no rule"), AssertionError("two\nlines"), torch.OutOfMemoryError("full"), KeyError("loss")],
+    ids=lambda e: type(e).__name__,
+)  # fmt: skip
+def test_whatever_fails_the_run_goes_on_as_it_was_and_hears_of_it_once(error, caplog):
+    clock, model = Clock(), Moody()
+    groups = [torch.randn(4, 3) for _ in range(3)]
+    live = Live(model, groups, temperature=1.0, loss_fn=lambda m, g: m(g).mean(), clock=clock)
+    stepper = torch.optim.SGD(model.parameters(), lr=0.1, weight_decay=0.1)
+    live.start(stepper)
+    model.error, model.inner.weight.grad = error, torch.ones(1, 3)
+    live.budget.expect(1e-3)
+    before = snapshot(model), model.calls
+    told = []
+    for step in range(1, 200):
+        clock.now += 1.0
+        told.append(live.step(step))
+        assert (snapshot(model), model.calls) == before
+    failed = [row for row in told if row]
+    assert all(row[PREFIX + "failed"] == 1.0 for row in failed)
+    assert 2 <= len(failed) <= 8  # tried again, ever more rarely
+    reasons = [record.message for record in caplog.records if "not measured" in record.message]
+    assert len({reason.split(": ", 1)[1] for reason in reasons}) == 1
+    assert len(reasons) <= 2  # of the trial, of the measurement
+    assert type(error).__name__ in reasons[0]
+    assert "\n" not in reasons[0]
+    live.finish()
+    assert "no measurement was made in 199 steps" in caplog.text
+    model.error = None
+    assert live.measure(200)[PREFIX + "loss"] > 0
+
+
+def test_an_interrupt_is_no_failure():
+    model = Moody()
+    live = Live(model, [torch.randn(4, 3) for _ in range(3)], temperature=1.0, loss_fn=lambda m, g: m(g).mean())
+    model.error, before = KeyboardInterrupt(), None
+    before = snapshot(model)
+    with pytest.raises(KeyboardInterrupt):
+        live.measure(1)
+    assert snapshot(model) == before
+
+
+def bad_labels(value):
+    ids = torch.zeros(2, 4, dtype=torch.int64)
+    return [{"input_ids": ids, "labels": torch.full_like(ids, value)}] * 3
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"groups": bad_labels(-1)}, "."),
+        ({"groups": bad_labels(11)}, "."),
+        ({"groups": [*make_pool(3), *bad_labels(-1)]}, "."),
+        ({"loss_fn": lambda m, g: 1.0}, "."),
+        ({"loss_fn": lambda m, g: m.no_such(g)}, "AttributeError"),
+        ({"loss_fn": lambda m, g: next(m.parameters()).sum(), "trace": "taylor"}, "."),
+    ],
+)
+def test_what_can_never_work_is_refused_in_a_line_and_leaves_no_trace(changes, words):
+    settings = {"model": make_model("gpt2"), "groups": make_pool(4), "temperature": 1.0} | changes
+    model = settings.pop("model")
+    before = snapshot(model)
+    with pytest.raises(InputError, match=words) as error:
+        Live(model, settings.pop("groups"), **settings)
+    assert len(str(error.value).splitlines()) == 1
+    assert snapshot(model) == before
+
+
+def test_rwkv_which_rescales_its_weights_in_evaluation_is_put_back():
+    torch.manual_seed(0)
+    model = RwkvForCausalLM(
+        RwkvConfig(vocab_size=11, hidden_size=8, num_hidden_layers=2, attention_hidden_size=8, intermediate_size=8,
+                   context_length=8, rescale_every=1)
+    ).train()  # fmt: skip
+    ids = torch.arange(6)[None]
+    with torch.no_grad():
+        before = model(input_ids=ids).logits
+    weights = [p.detach().clone() for p in model.parameters()]
+    with untouched(model):
+        model.eval()
+        model(input_ids=ids)
+        assert not all(torch.equal(p, w) for p, w in zip(model.parameters(), weights, strict=True))
+    assert all(torch.equal(p, w) for p, w in zip(model.parameters(), weights, strict=True))
+    with torch.no_grad():
+        assert torch.equal(model(input_ids=ids).logits, before)  # its note of having rescaled is put back, too
+
+
+def test_a_short_run_says_that_it_was_never_measured(caplog):
+    clock, model = Clock(), make_model("gpt2")
+    live = Live(model, make_pool(4), temperature=1.0, clock=clock)
+    live.start(torch.optim.SGD(model.parameters(), lr=0.1))
+    for step in range(1, 4):
+        clock.now += 1.0
+        assert live.step(step) == {}
+    assert live.finish()[PREFIX + "measurements"] == 0.0
+    assert "no measurement was made in 3 steps of 3 s: max_overhead=0.03 allowed 0.09 s of them, too few" in caplog.text
+    live.start(torch.optim.SGD(model.parameters(), lr=0.1))
+    live.budget.expect(20.0)
+    clock.now += 100.0
+    live.step(4)
+    live.finish()
+    assert "max_overhead=0.03 allowed 3 s of them, and one is expected to take 20 s" in caplog.text
+
+
+def test_a_schedule_that_fails_leaves_the_decay_as_it_is(caplog):
+    def guard(step):
+        if step == 2:
+            raise RuntimeError("lost")
+        return {"orbit": 0.04 * step}
+
+    model = make_model("gpt2")
+    schedule = GuardFollowing(guard, every=1, cap=1.0, smoothing=1.0)
+    live = Live(model, make_pool(4), temperature=1.0, schedule=schedule)
+    stepper = torch.optim.SGD(model.parameters(), lr=0.1, weight_decay=0.1)
+    live.start(stepper)
+    decays = []
+    for step in range(1, 4):
+        figures = live.step(step)
+        assert (PREFIX + "failed" in figures) == (step == 2)
+        decays.append(stepper.param_groups[0]["weight_decay"])
+    assert decays == pytest.approx([0.2, 0.2, 0.12**0.5])
+    assert schedule.steps == 3
+    assert "step 2: decay schedule: RuntimeError: lost; weight decay stays as it is" in caplog.text
+
+
 def test_a_step_before_the_start_is_told():
     live = Live(make_model("gpt2"), make_pool(4), temperature=1.0)
     with pytest.raises(InputError, match="call start"):
         live.step(1)
     assert live.finish() == {}
+    with pytest.raises(InputError, match="no param_groups"):
+        live.start(object())
 
 
 def test_untouched_restores_after_an_error():

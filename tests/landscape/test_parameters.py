@@ -1,8 +1,10 @@
+import contextlib
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
-from transformers.trainer_pt_utils import get_parameter_names
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedConfig, Trainer, TrainingArguments
 
 from tests.conftest import flat_parameters, make_model
 from villani.landscape.parameters import ParameterSpace
@@ -23,12 +25,76 @@ def test_all_decays_all(model):
     assert ParameterSpace(model, "all").decayed_size == ParameterSpace(model).size
 
 
-def test_hf_mask_is_the_trainers(model):
-    """Against the function that the Hugging Face Trainer calls, with the patterns that it passes."""
-    patterns = [r"bias", r"layernorm", r"rmsnorm", r"(?:^|\.)norm(?:$|\.)", r"_norm(?:$|\.)"]
-    wanted = set(get_parameter_names(model, [nn.LayerNorm], patterns))
-    names = {name for name, _ in model.named_parameters()}  # the Trainer lists tied weights under each name
-    assert decayed_names(model, "hf") == wanted & names
+def shrink(config, depth=0):
+    """Few layers and experts; widths are left alone, since on the meta device they cost nothing."""
+    for name in ("num_hidden_layers", "n_layer", "num_layers", "n_layers", "encoder_layers", "decoder_layers"):
+        if isinstance(getattr(config, name, None), int):
+            with contextlib.suppress(Exception):  # some of them are derived from others
+                setattr(config, name, 2)
+    for part in list(vars(config).values()):
+        if isinstance(part, PreTrainedConfig) and depth < 3:
+            shrink(part, depth + 1)
+
+
+def causal_classes():
+    """Every causal language model of transformers, on the meta device; those that do not build are left out."""
+    for make, classes in MODEL_FOR_CAUSAL_LM_MAPPING.items():
+        for kind in classes if isinstance(classes, tuple) else (classes,):
+            with contextlib.suppress(Exception), torch.device("meta"):
+                config = make()
+                shrink(config)
+                yield kind(config)
+
+
+def test_hf_mask_is_what_the_trainers_optimiser_decays_in_every_causal_class(tmp_path):
+    arguments = TrainingArguments(str(tmp_path), weight_decay=0.1, optim="sgd", report_to="none", use_cpu=True)
+    trainer = Trainer(make_model("gpt2"), arguments)
+    seen = set()
+    for model in causal_classes():
+        trainer.model, trainer.optimizer = model, None
+        groups = trainer.create_optimizer().param_groups
+        decays = {id(p) for group in groups if group["weight_decay"] for p in group["params"]}
+        space = ParameterSpace(model, "hf")
+        wrong = [p.name for p in space.parameters if p.decayed != (id(p.tensor) in decays)]
+        assert not wrong, (type(model).__name__, wrong)
+        seen.add(model.config.model_type)
+    assert seen > {"gpt2", "mamba", "mamba2", "falcon_mamba", "nemotron_h", "xlstm", "hyperclovax", "llama"}
+    assert len(seen) > 110
+
+
+class RMSNorm(nn.Module):
+    """A norm whose class the Trainer does not know: only a name can spare its weight."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight, self.gain = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2))
+
+
+class NormedEmbedding(nn.Embedding):
+    pass
+
+
+def test_hf_mask_of_a_module_that_is_no_model_of_transformers():
+    """By hand, from the Trainer's patterns: bias, layernorm, rmsnorm, norm or …_norm as a whole part of a name."""
+    model = nn.ModuleDict({
+        "normed": NormedEmbedding(3, 2), "scale": RMSNorm(), "q_norm": RMSNorm(), "norm_f": RMSNorm(),
+        "ln": nn.LayerNorm(2), "groupnorm": nn.GroupNorm(1, 2), "linear": nn.Linear(2, 2), "dt_biases": nn.Linear(2, 2),
+    })  # fmt: skip
+    assert decayed_names(model, "hf") == {
+        "normed.weight", "scale.weight", "scale.gain", "norm_f.weight", "norm_f.gain", "groupnorm.weight",
+        "linear.weight",
+    }  # fmt: skip
+
+
+def test_the_mask_in_a_ledger_tells_what_decays_and_not_its_name_alone(monkeypatch):
+    model = make_model("gpt2")
+    was = ParameterSpace(model, "hf").mask
+    assert was == ParameterSpace(make_model("gpt2"), "hf").mask != ParameterSpace(make_model("llama"), "hf").mask
+    assert ParameterSpace(model, "all").mask == "all"
+    assert ParameterSpace(model, "match:wte").mask == "match:wte"
+    monkeypatch.setattr(Trainer, "get_decay_parameter_names", lambda self, model: ["transformer.wte.weight"])
+    assert decayed_names(model, "hf") == {"transformer.wte.weight"}
+    assert ParameterSpace(model, "hf").mask != was
 
 
 def test_nanogpt_mask_is_tensors_of_two_dimensions():

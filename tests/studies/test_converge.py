@@ -10,6 +10,7 @@ import time
 import numpy as np
 import pytest
 import torch
+from transformers import Trainer
 
 from villani.errors import InputError
 from villani.report import write_report
@@ -77,7 +78,7 @@ def test_other_kernels_on_a_model(villani, tmp_path, method):
     assert (record.points[0].acceptance is not None) == (method == "mala")
 
 
-def test_undecayed_coordinates_have_no_law(villani, tmp_path):
+def test_undecayed_coordinates_have_no_law(villani, tmp_path, monkeypatch):
     words = ["converge", MODEL, *SMALL, "--steps", "4", "--chains", "1", "--decay", "hf", "--run", tmp_path / "r"]
     code, out, err = villani(*words, "--json")
     assert code == 0, err
@@ -86,6 +87,10 @@ def test_undecayed_coordinates_have_no_law(villani, tmp_path):
     claimed = next(rate for rate in record.points[0].rates if "C8" in rate.name)
     assert claimed.verdict == "not identifiable"
     assert "do not decay" in claimed.sentence
+    monkeypatch.setattr(Trainer, "get_decay_parameter_names", lambda *_: ["transformer.wte.weight"])
+    code, _, err = villani(*words)  # the same words, but the Trainer has come to decay something else
+    assert code == 2
+    assert "was begun with decay = 'hf " in err
 
 
 def test_divergence_keeps_what_was_measured_and_exits_with_0(villani, tmp_path):

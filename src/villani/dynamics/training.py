@@ -43,7 +43,8 @@ class Trained:
     Attributes:
         losses: of every step's batch, mean nats per predicted token.
         optimizer: in words.
-        objective_weight_decay: the λ of F that the decay stands for (THEORY.md §8); None where there is none.
+        objective_weight_decay: the λ of F that the decay stands for (THEORY.md §8); None where there is none, as where
+            clipping acted.
         why: in a sentence, why.
         held_out: (step, mean nats per predicted token of the held-out blocks).
     """
@@ -118,6 +119,7 @@ def train(
     model.train()
     losses: list[float] = []
     judged: list[tuple[int, float]] = []
+    clipped = 0  # steps
     for step in range(steps):
         rows = torch.from_numpy(stream(seed, Purpose.BATCHES, step).integers(len(ids), size=batch))
         logits = model(input_ids=ids[rows], use_cache=False).logits[:, :-1]
@@ -127,7 +129,7 @@ def train(
         stepper.zero_grad(set_to_none=True)
         loss.backward()
         if clip is not None:
-            nn.utils.clip_grad_norm_(model.parameters(), clip)
+            clipped += bool(nn.utils.clip_grad_norm_(model.parameters(), clip) > clip)
         size = stepper.param_groups[0]["lr"]
         stepper.step()
         if temperature is not None:
@@ -145,7 +147,10 @@ def train(
             progress(step + 1, steps)
     stepper.zero_grad(set_to_none=True)
     model.eval()
-    found, why = _meaning(optimizer, weight_decay, schedule, clip)
+    found, why = _meaning(optimizer, weight_decay, schedule)
+    if clipped and found:
+        # torch adds L2 after clipping: the decay is exact, the data's part of the drift is c∇L where it was clipped
+        found, why = None, f"{why} Clipping to c∇L acted in {clipped} of {steps} steps, which descend F at λ/c."
     if decay_schedule:
         found, why = None, f"λ varies in the run ({type(decay_schedule).__name__}): F does too. {why}"
     return Trained(losses, _WORDS[optimizer] + (f", momentum {momentum:g}" if momentum else ""), found, why, judged)
@@ -193,7 +198,7 @@ def _schedule(
     )
 
 
-def _meaning(name: Optimizer, weight_decay: float, schedule: Schedule, clip: float | None) -> tuple[float | None, str]:
+def _meaning(name: Optimizer, weight_decay: float, schedule: Schedule) -> tuple[float | None, str]:
     """Which λ of F a decay is, and why (THEORY.md §8)."""
     if weight_decay == 0:
         return 0.0, "No decay: F is the loss."
@@ -203,9 +208,6 @@ def _meaning(name: Optimizer, weight_decay: float, schedule: Schedule, clip: flo
             "λ_i = wd(√v̂_i + ε) that holds at frozen P only. No λ of F belongs to this decay."
         )
     words = "SGD's L2 term is the gradient of (λ/2)‖mθ‖² with λ = weight_decay exactly, for any fixed momentum."
-    if clip is not None:
-        # torch adds L2 after clipping: the decay is exact, the data's part of the drift is not ∇L where it was clipped
-        words += " Clipping acts on ∇L alone: where it does, the drift is not ∇F."
     if schedule != "constant":
         words += " The schedule scales the drift of both terms alike."
     return weight_decay, words

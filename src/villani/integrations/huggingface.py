@@ -9,6 +9,8 @@ from transformers import TrainerCallback
 from villani.dynamics.schedules import DecaySchedule
 from villani.errors import InputError
 from villani.integrations.live import Figures, Live
+from villani.integrations.trainer_loss import TrainerLoss
+from villani.integrations.untouched import uncompiled
 
 _KEY = "villani"  # in TrainerState.stateful_callbacks, which is saved with every checkpoint
 
@@ -19,8 +21,10 @@ class VillaniCallback(TrainerCallback):
         trainer = Trainer(model, arguments, train_dataset=…)
         trainer.add_callback(VillaniCallback(trainer, groups, temperature=1e-3))
 
-    λ, η and what decays are read from the Trainer's optimiser. The weights that come out have the same bits as without
-    the callback, unless a decay schedule is given. With several processes, process 0 measures and the others wait.
+    λ, η and what decays are read from the Trainer's optimiser, and its loss on its own batches is held against L, so
+    that `villani/descended_lambda` is the λ of F that its steps descend, if there is one. The weights that come out
+    have the same bits as without the callback, unless a decay schedule is given. With several processes, process 0
+    measures and the others wait.
 
     Args:
         trainer: that it is added to.
@@ -30,28 +34,35 @@ class VillaniCallback(TrainerCallback):
         settings: further ones of `Live`: weight_decay, decay, probes, trace, loss_fn, max_overhead, seed, clock.
 
     Raises:
-        InputError: what `Live` refuses.
+        InputError: what `Live` refuses, sharded weights, or a schedule in several processes.
     """
 
     def __init__(
         self, trainer: Any, groups: torch.Tensor | Sequence[Any], *, temperature: float,
         schedule: DecaySchedule | None = None, **settings: Any,
     ) -> None:  # fmt: skip
-        self.trainer = trainer
+        if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+            raise InputError("weights are sharded (FSDP or DeepSpeed): second derivatives need them whole")
+        if trainer.args.world_size > 1 and schedule is not None:
+            processes = trainer.args.world_size
+            raise InputError(f"{processes} processes: a decay schedule would have to agree among them; use one")
+        self.trainer, self._loss = trainer, TrainerLoss(trainer)
         self.live = Live(trainer.model, groups, temperature=temperature, schedule=schedule, **settings)
+        self.live.training_loss = self._loss.compare
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """The optimiser is there, with its state if the run resumes.
 
         Raises:
-            InputError: sharded weights, or a schedule that measures in each of several processes.
+            InputError: what a decay schedule refuses.
         """
-        if self.trainer.is_fsdp_enabled or self.trainer.is_deepspeed_enabled:
-            raise InputError("weights are sharded (FSDP or DeepSpeed): second derivatives need them whole")
-        if args.world_size > 1 and self.live.schedule is not None:
-            raise InputError(f"{args.world_size} processes: a decay schedule would have to agree among them; use one")
-        self.live.model = kwargs["model"]  # hyperparameter search makes a new one
-        self.live.start(kwargs["optimizer"], state.stateful_callbacks.get(_KEY) if state.global_step else None)
+        self.live.model = uncompiled(kwargs["model"])  # hyperparameter search makes a new one
+        scaler = getattr(self.trainer.accelerator, "scaler", None)
+        self.live.start(
+            kwargs["optimizer"], state.stateful_callbacks.get(_KEY) if state.global_step else None,
+            scale=scaler.get_scale if scaler is not None else None, watch=args.world_size == 1,
+        )  # fmt: skip
+        self._loss.attach()
         self._keep(state)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -62,6 +73,7 @@ class VillaniCallback(TrainerCallback):
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Log what measuring took."""
+        self._loss.detach()
         if state.is_world_process_zero:
             self._log(self.live.finish(), control)
 

@@ -9,6 +9,7 @@ from torch import nn
 
 from villani.dynamics.schedules import DecaySchedule
 from villani.errors import InputError
+from villani.integrations.descent import TrainingLoss
 from villani.integrations.live import Figures, Live
 
 
@@ -53,7 +54,11 @@ class VillaniCallback(Callback):  # type: ignore[misc] # its types are not looke
                 f"{trainer.world_size} processes: measure in a run of one, or with the Hugging Face Trainer"
             )
         self.live = Live(self.module(pl_module), self.groups, **self.settings)
-        self.live.start(trainer.optimizers[0], self._state)
+        if trainer.gradient_clip_val and "value" in str(trainer.gradient_clip_algorithm or "").lower():
+            why = f"gradients are clipped by value, at {trainer.gradient_clip_val:g}: not by a factor"
+            self.live.training_loss = lambda _: TrainingLoss(None, {"clipped by value": why})
+        scaler = getattr(trainer.precision_plugin, "scaler", None)
+        self.live.start(trainer.optimizers[0], self._state, scale=scaler.get_scale if scaler is not None else None)
         self._seen = trainer.global_step
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:

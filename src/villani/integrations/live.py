@@ -5,22 +5,33 @@ of the moment, leaves the run as it found it to the bit, and keeps account of th
 """
 
 import logging
-import random
+import math
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass
-from statistics import median
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
 from villani.curvature.trace import TraceMethod
 from villani.dynamics.schedules import DecaySchedule
 from villani.errors import InputError
-from villani.landscape.objective import LossFunction, Objective, check_weight_decay
+from villani.integrations.budget import TRIALS, Budget
+from villani.integrations.descent import (
+    SAME_LOSS,
+    Decay,
+    Descent,
+    Steps,
+    TrainingLoss,
+    altered_gradients,
+    decay_of,
+    descent_of,
+    same_in_training,
+)
+from villani.integrations.gradients import GradientWatch
+from villani.integrations.untouched import uncompiled, untouched
+from villani.landscape.objective import Batch, LossFunction, Objective, check_weight_decay
 from villani.landscape.parameters import ParameterSpace
 from villani.measurement import Measurement, check_design, check_temperature, measure
 from villani.statistics import Estimate
@@ -30,124 +41,7 @@ Figures = dict[str, float]
 log = logging.getLogger("villani")
 
 DEAREST = 20  # forward passes that a probe of one group is taken to cost, before one was measured: 12 to 15 are usual
-TRIALS = 2  # forward passes to know what one takes
-_AGAIN = 4.0  # times the length of the run between trials
-MARGIN = 1.25  # times the dearest of the last three measurements is what the next is expected to take
 PREFIX = "villani/"
-
-
-class Budget:
-    """Keeps measuring ≤ `max_overhead` × everything else, in seconds, from what measuring was seen to take.
-
-    Args:
-        max_overhead: in (0, 1).
-        clock: seconds.
-
-    Raises:
-        InputError: `max_overhead` out of range.
-    """
-
-    def __init__(self, max_overhead: float = 0.03, clock: Callable[[], float] = time.perf_counter) -> None:
-        if not 0 < max_overhead < 1:
-            raise InputError(f"max_overhead={max_overhead:g}: expected a number between 0 and 1, such as 0.03")
-        self.max_overhead, self._clock = max_overhead, clock
-        self.measuring = 0.0  # seconds
-        self._start = self._last_step = clock()
-        self._steps: list[float] = []
-        self._expected: float | None = None
-        self._tried = 0.0  # seconds into the run
-        self._recent: list[float] = []
-
-    @property
-    def total(self) -> float:
-        """Seconds since the start, measuring included."""
-        return self._clock() - self._start
-
-    @property
-    def overhead(self) -> float:
-        """Seconds of measuring for each second of everything else."""
-        other = self.total - self.measuring
-        return self.measuring / other if other > 0 else 0.0
-
-    def step(self) -> None:
-        """An optimiser step is over."""
-        now = self._clock()
-        self._steps = [*self._steps[-31:], now - self._last_step]
-        self._last_step = now
-
-    def affords(self, seconds: float) -> bool:
-        """Whether so many seconds of measuring, now, keep to the budget."""
-        return self.measuring + seconds <= self.max_overhead * (self.total - self.measuring)
-
-    @property
-    def due(self) -> bool:
-        """Whether a measurement, a little dearer than the dearest of the last three, keeps to the budget."""
-        return self._expected is not None and self.affords(self._expected)
-
-    @property
-    def may_try(self) -> bool:
-        """Whether to try out what measuring takes: none was made yet, two training steps are affordable, and the run is
-        four times as long as at the last trial, which may have met a busy moment.
-        """
-        again = not self._recent and self.total >= _AGAIN * self._tried
-        return again and bool(self._steps) and self.affords(TRIALS * median(self._steps))
-
-    def expect(self, seconds: float) -> None:
-        """What a measurement is going to take, until one has been made; of several trials the least counts."""
-        self._expected = min(seconds, self._expected or seconds)
-        self._tried = self.total
-
-    @contextmanager
-    def spending(self, *, whole: bool = False) -> Iterator[None]:
-        """Seconds that count as measuring; of a `whole` measurement they tell what the next will take."""
-        before = self._clock()
-        try:
-            yield
-        finally:
-            now = self._clock()
-            self.measuring += now - before
-            self._last_step += now - before  # the time of a step is without them
-            if whole:
-                self._recent = [*self._recent[-2:], now - before]
-                self._expected = MARGIN * max(self._recent)
-
-
-@dataclass(frozen=True)
-class Decay:
-    """The weight decay that an optimiser applies.
-
-    Attributes:
-        weight_decay: of the groups that decay; the largest where they differ.
-        objective: the λ of F that it is, or None (THEORY.md §8).
-        why: in a sentence.
-        mask: the tensors that decay, for `ParameterSpace`.
-    """
-
-    weight_decay: float
-    objective: float | None
-    why: str
-    mask: str
-
-
-def decay_of(optimizer: Any, model: nn.Module) -> Decay:
-    """Which λ of F, if any, an optimiser's weight decay is, and on what; a wrapper's `optimizer` is looked at."""
-    while isinstance(getattr(optimizer, "optimizer", None), torch.optim.Optimizer):
-        optimizer = optimizer.optimizer
-    decays = {id(p): float(g.get("weight_decay", 0.0)) for g in optimizer.param_groups for p in g["params"]}
-    trained = [(name, decays.get(id(p), 0.0)) for name, p in model.named_parameters() if p.requires_grad]
-    values = {value for _, value in trained if value}
-    if not values:
-        return Decay(0.0, 0.0, "No decay: F is the loss.", "all")
-    names = [name for name, value in trained if value]
-    mask = "all" if len(names) == len(trained) else ParameterSpace.matching(names)
-    largest, kind = max(values), type(optimizer).__name__
-    if len(values) > 1:
-        return Decay(largest, None, f"groups decay at {len(values)} different rates: no one λ of F", mask)
-    if isinstance(optimizer, torch.optim.SGD):
-        return Decay(largest, largest, "SGD's L2 term is the gradient of (λ/2)‖mθ‖² with λ = weight_decay", mask)
-    if type(optimizer) is torch.optim.Adam and not optimizer.param_groups[0].get("decoupled_weight_decay", False):
-        return Decay(largest, largest, "Adam with L2 has the fixed points of F, at another noise than F's", mask)
-    return Decay(largest, None, f"{kind} is no gradient descent on F: its weight decay is no λ of F", mask)
 
 
 class Live:
@@ -167,8 +61,13 @@ class Live:
         schedule: of the weight decay. Its own measurements are made at its own steps and count as measuring.
         clock: seconds.
 
+    Attributes:
+        descent: what the steps before the last measurement descend; None before one.
+        training_loss: holds the run's loss against L at a measurement. By default a run is taken to train with L.
+
     Raises:
-        InputError: anything about these that cannot be measured.
+        InputError: anything about these that cannot be measured, tried out on every group's loss and on the second
+            derivatives of one row. What fails later is logged, and raises nothing.
     """
 
     def __init__(
@@ -192,31 +91,46 @@ class Live:
             check_weight_decay(weight_decay)
         check_design(len(groups), probes, seed, finite=False)
         Budget(max_overhead)
-        self.model, self.groups, self.schedule = model, groups, schedule
+        self.model, self.groups, self.schedule = uncompiled(model), groups, schedule
         self._temperature, self._decay_asked, self._mask_asked = temperature, weight_decay, decay
         self._probes, self._trace, self._loss_fn, self._seed = probes, trace, loss_fn, seed
         self._max_overhead, self._clock = max_overhead, clock
         self._optimizer: Any = None
-        self._warned: set[str] = set()
+        self._watch: GradientWatch | None = None
+        self._warned: set[Any] = set()
+        self._reason = ""
         self.budget: Budget | None = None
-        self.measured = 0
-        self._objective(decay or "all", 0.0)  # refuses what cannot be measured before the run starts
+        self.measured = self.steps = 0
+        self.descent: Descent | None = None
+        self.training_loss: Callable[[Objective], TrainingLoss] | None = None
+        self._rehearse()
 
-    def start(self, optimizer: Any, state: dict[str, Any] | None = None) -> None:
+    def start(
+        self, optimizer: Any, state: dict[str, Any] | None = None, *, scale: Callable[[], float] | None = None,
+        watch: bool = True,
+    ) -> None:  # fmt: skip
         """The run begins, or goes on.
 
         Args:
             optimizer: with torch's `param_groups`, its own state already loaded.
             state: of `state_dict`, where the run goes on.
+            scale: what the loss is multiplied by before `backward`, such as a GradScaler's `get_scale`.
+            watch: see `GradientWatch`; not where several processes average gradients.
 
         Raises:
-            InputError: what `DecaySchedule.attach` refuses.
+            InputError: no `param_groups`, or what `DecaySchedule.attach` refuses.
         """
+        if not hasattr(optimizer, "param_groups"):
+            raise InputError(f"{type(optimizer).__name__} has no param_groups: give the torch optimiser within it")
         self._optimizer = optimizer
+        self.steps = 0
         if self.schedule:
             if state and state.get("schedule"):
                 self.schedule.load_state_dict(state["schedule"])
             self.schedule.attach(optimizer)
+        if self._watch:
+            self._watch.close()
+        self._watch = GradientWatch(self.model, optimizer, scale) if watch else None
         self.budget = Budget(self._max_overhead, self._clock)
 
     def step(self, step: int) -> Figures:
@@ -232,9 +146,8 @@ class Live:
             raise InputError("call start(optimizer) before the first step")
         budget = self.budget
         budget.step()
-        if self.schedule:
-            with budget.spending(), untouched(self.model) if self.schedule.measures_next else nullcontext():
-                self.schedule.step()
+        self.steps += 1
+        figures = self._follow_schedule(step, budget)
         if budget.may_try:
             try:
                 with budget.spending(), untouched(self.model):
@@ -244,14 +157,17 @@ class Live:
                         trial.loss(0)
                         self._wait()
                     budget.expect((self._clock() - before) * DEAREST * self._probes * len(self.groups))
-            except (InputError, torch.OutOfMemoryError) as error:
-                self._warn(f"step {step}: not measured: {error}")
+            except Exception as error:
+                budget.failed()
+                self._give_up("trial", step, error)
         if not budget.due:
-            return {}
+            return figures
         self._wait()  # what the run had still to do is not billed here
         with budget.spending(whole=True):
-            figures = self.measure(step)
-        return figures | self._account()
+            measured = self.measure(step)
+        if PREFIX + "failed" in measured:
+            budget.failed(whole=True)
+        return figures | measured | self._account()
 
     def measure(self, step: int) -> Figures:
         """Measure now, whatever the budget says; `seconds` of it are not counted.
@@ -259,31 +175,35 @@ class Live:
         A measurement that fails, as at weights that are not finite, is told in a warning and as `failed`: it does not
         stop the run.
         """
-        decay = decay_of(self._optimizer, self.model) if self._optimizer is not None else None
-        asked = self._decay_asked if self._decay_asked is not None else (decay.weight_decay if decay else 0.0)
-        mask = self._mask_asked or (decay.mask if decay else "all")
-        if self._decay_asked is None and decay and decay.objective is None:
-            self._warn(f"{decay.why}; Ψ is that of F at that λ, which this run does not descend")
         try:
             with untouched(self.model):
+                decay = decay_of(self._optimizer, self.model) if self._optimizer is not None else None
+                asked = self._decay_asked if self._decay_asked is not None else (decay.weight_decay if decay else 0.0)
+                objective = self._objective(self._mask_asked or (decay.mask if decay else "all"), asked)
                 found = measure(
-                    self._objective(mask, asked), self._probes, word(self._seed, Purpose.LIVE, step),
-                    trace=self._trace, shares=0,
-                )  # fmt: skip
-        except (InputError, torch.OutOfMemoryError) as error:
-            self._warn(f"step {step}: not measured: {error}")
+                    objective, self._probes, word(self._seed, Purpose.LIVE, step), trace=self._trace, shares=0
+                )
+                told = _figures(found, asked, self._temperature)
+                if decay:
+                    told |= self._descended(decay, objective)
+        except Exception as error:  # whatever it is, the run is worth more
+            self._give_up("measurement", step, error)
             return {PREFIX + "failed": 1.0}
         self.measured += 1
-        told = _figures(found, asked, self._temperature)
-        if decay:
-            rate = float(self._optimizer.param_groups[0]["lr"])
-            own = 1.0 if self._decay_asked is not None or decay.objective is not None else 0.0
-            told |= {"learning_rate": rate, "optimizer_weight_decay": decay.weight_decay, "lambda_is_of_F": own}
         return {PREFIX + name: value for name, value in told.items()}
 
     def finish(self) -> Figures:
-        """What measuring took of this session of the run: its seconds, and those for each second of everything else."""
-        return self._account() if self.budget else {}
+        """What measuring took of this session of the run: its seconds, and those for each second of everything else.
+
+        A run that was never measured is warned of.
+        """
+        if self.budget is None:
+            return {}
+        if self._watch:
+            self._watch.close()
+        if not self.measured:
+            log.warning(self._never(self.budget))
+        return self._account()
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs, as JSON can hold it."""
@@ -297,6 +217,79 @@ class Live:
         }  # fmt: skip
         return {PREFIX + name: value for name, value in numbers.items()}
 
+    def _rehearse(self) -> None:
+        """Refuse what can never be measured before the run starts."""
+        try:
+            with untouched(self.model):
+                objective = self._objective(self._mask_asked or "all", 0.0)
+                with objective.evaluating():
+                    for group in range(len(objective.groups)):
+                        for piece in objective.batches(group):
+                            objective.forward(piece)
+                piece = next(objective.batches(0))
+                if isinstance(piece, Batch):
+                    piece = next(row for i in range(len(piece.ids)) if (row := piece.rows(i, i + 1)).tokens)
+                small = Objective(self.model, [piece], finite=True, loss_fn=self._loss_fn)
+                measure(small, 2, 0, trace=self._trace, shares=0)
+        except InputError:
+            raise
+        except Exception as error:
+            raise InputError(f"these groups cannot be measured with this model: {_words(error)}") from None
+
+    def _follow_schedule(self, step: int, budget: Budget) -> Figures:
+        """λ of the step to come; where the schedule cannot tell, that of this one."""
+        if not self.schedule:
+            return {}
+        before = self.schedule.steps
+        try:
+            with budget.spending(), untouched(self.model) if self.schedule.measures_next else nullcontext():
+                self.schedule.step()
+        except Exception as error:
+            self.schedule.steps = before + 1
+            self._warn("schedule", f"step {step}: decay schedule: {_words(error)}; weight decay stays as it is")
+            return {PREFIX + "failed": 1.0}
+        return {}
+
+    def _descended(self, decay: Decay, objective: Objective) -> Figures:
+        """What is known of the λ that the steps since the last measurement descend."""
+        steps, loss, same = self._watch.take() if self._watch else Steps(), TrainingLoss(), True
+        if self.steps:
+            try:
+                same = same_in_training(objective)
+                loss = self.training_loss(objective) if self.training_loss else loss
+            except Exception as error:  # costs the comparison, not the measurement
+                loss = TrainingLoss(None, {"comparison": f"the run's loss cannot be held against L: {_words(error)}"})
+        altered = altered_gradients(self.model)
+        found = self.descent = descent_of(decay, loss, steps, same=same, altered=altered)
+        asked, own = objective.weight_decay, found.weight_decay
+        there = own is not None and math.isclose(asked, own, rel_tol=SAME_LOSS)
+        if there and asked and self._mask_asked:
+            decayed = ParameterSpace(self.model, decay.mask).decayed
+            there = bool((objective.parameters.decayed == decayed).all())
+        if not (found.exact and there):
+            words = "; ".join(found.why.values()) or f"λ = {asked:g} and its mask were given, and are not the run's"
+            self._warn(
+                ("descent", *found.why),
+                f"{words}; Ψ is that of F at that λ, which this run does not descend"
+                + (": no λ of F belongs to its steps" if own is None else f": its last step's λ is {own:.6g}"),
+            )
+        told = {
+            "learning_rate": float(self._optimizer.param_groups[0]["lr"]), "optimizer_weight_decay": decay.weight_decay,
+            "lambda_is_of_F": float(found.exact and there), "changed_steps": float(steps.changed),
+        }  # fmt: skip
+        told |= {"descended_lambda": own} if own is not None else {}
+        return told | ({"gradient_factor": found.factor} if found.factor is not None else {})
+
+    def _never(self, budget: Budget) -> str:
+        """Why a run was never measured."""
+        words = f"no measurement was made in {self.steps} steps of {budget.total:.3g} s"
+        if self._reason:
+            return f"{words}: {self._reason}"
+        spent = f"max_overhead={self._max_overhead:g} allowed {self._max_overhead * budget.total:.2g} s of them"
+        if budget.expected is None:
+            return f"{words}: {spent}, too few to try out what one takes; raise max_overhead, or call measure(step)"
+        return f"{words}: {spent}, and one is expected to take {budget.expected:.2g} s; raise it, or give less text"
+
     def _objective(self, mask: str, weight_decay: float) -> Objective:
         """Made afresh, since a run may freeze and thaw parameters."""
         return Objective(self.model, self.groups, weight_decay, mask, loss_fn=self._loss_fn)
@@ -305,56 +298,21 @@ class Live:
         if torch.cuda.is_available() and torch.cuda.is_initialized():
             torch.cuda.synchronize()
 
-    def _warn(self, message: str) -> None:
-        if message not in self._warned:
-            self._warned.add(message)
+    def _give_up(self, what: str, step: int, error: Exception) -> None:
+        self._reason = _words(error)
+        self._warn((what, self._reason), f"step {step}: not measured: {self._reason}")
+
+    def _warn(self, kind: Any, message: str) -> None:
+        """Once of a kind."""
+        if kind not in self._warned:
+            self._warned.add(kind)
             log.warning(message)
 
 
-@contextmanager
-def untouched(model: nn.Module) -> Iterator[None]:
-    """Put back what a measurement might move: every generator, train modes, `.grad`, buffers, `requires_grad`.
-
-    Inside, gradients are on, and autocast and inference mode are off; accelerate's own autocast around `forward`, too.
-    Forward hooks of the user's do run.
-    """
-    python, numpys = random.getstate(), np.random.get_state()  # noqa: NPY002 (the run's own global state)
-    modes = [(module, module.training) for module in model.modules()]
-    leaves = [(p, p.grad, p.requires_grad) for p in model.parameters()]
-    tables = [(module, dict(module._buffers)) for module in model.modules()]
-    copies = {id(b): (b, b.detach().clone()) for _, table in tables for b in table.values() if b is not None}
-    with ExitStack() as stack:
-        devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []
-        stack.enter_context(torch.random.fork_rng(devices=devices))
-        stack.enter_context(torch.inference_mode(False))
-        stack.enter_context(torch.enable_grad())
-        for kind in {"cpu", *(p.device.type for p in model.parameters())}:
-            stack.enter_context(torch.autocast(kind, enabled=False))
-        wrapped = model.__dict__.get("forward") if "_original_forward" in model.__dict__ else None
-        try:
-            if wrapped is not None:
-                model.forward = model.__dict__["_original_forward"]
-            for p, _, _ in leaves:
-                p.grad = None  # so that whatever is added goes elsewhere
-            yield
-        finally:
-            if wrapped is not None:
-                model.forward = wrapped
-            random.setstate(python)
-            np.random.set_state(numpys)  # noqa: NPY002
-            for module, mode in modes:
-                module.training = mode
-            for module, table in tables:
-                module._buffers.clear()
-                module._buffers.update(table)
-            with torch.no_grad():
-                for buffer, copy in copies.values():
-                    if not torch.equal(buffer, copy):
-                        buffer.copy_(copy)
-            for p, grad, flag in leaves:
-                p.grad = grad
-                if p.requires_grad != flag:
-                    p.requires_grad_(flag)
+def _words(error: Exception) -> str:
+    """An error in one line."""
+    text = " ".join(str(error).split())
+    return text if isinstance(error, InputError) else f"{type(error).__name__}: {text[:300]}"
 
 
 def _figures(found: Measurement, weight_decay: float, temperature: float) -> Figures:

@@ -4,6 +4,7 @@ import hashlib
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -12,7 +13,6 @@ from torch import nn
 from villani.errors import InputError
 
 NAMED_MASKS = ("all", "hf", "nanogpt", "olmo")
-_NORM = re.compile(r"layernorm|rmsnorm|groupnorm|(^|[._])norm($|[._])", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -37,9 +37,9 @@ class ParameterSpace:
 
     Args:
         model: the module.
-        decay: which tensors decay. `all`; `hf` (all but biases and norms, as the Hugging Face Trainer); `nanogpt`
-            (tensors of two or more dimensions); `olmo` (all but embeddings); or `match:REGEX` (names that contain a
-            match). DESIGN.md and PEERS.md list who uses which.
+        decay: which tensors decay. `all`; `hf` (what the installed Hugging Face Trainer decays: its own function names
+            it, mostly all but biases and norms); `nanogpt` (tensors of two or more dimensions); `olmo` (all but
+            embeddings); or `match:REGEX` (names that contain a match). DESIGN.md and PEERS.md list who uses which.
 
     Raises:
         InputError: no trainable parameter, an unknown mask, or a pattern that is invalid or matches nothing.
@@ -63,6 +63,14 @@ class ParameterSpace:
     def matching(names: Iterable[str]) -> str:
         """The mask under which exactly the tensors of these names decay, and those tied to them."""
         return "match:^(" + "|".join(re.escape(name) for name in names) + ")$"
+
+    @property
+    def mask(self) -> str:
+        """The mask as ledgers keep it: with a checksum of the names that decay where a library draws it up."""
+        if self.decay != "hf":
+            return self.decay
+        names = "\n".join(p.name for p in self.parameters if p.decayed)
+        return f"hf {hashlib.sha256(names.encode()).hexdigest()[:12]}"
 
     @property
     def tensors(self) -> list[nn.Parameter]:
@@ -132,26 +140,22 @@ def _mask(model: nn.Module, decay: str) -> dict[str, bool]:
     aliases: dict[int, list[str]] = {}
     for name, tensor in model.named_parameters(remove_duplicate=False):
         aliases.setdefault(id(tensor), []).append(name)
-    owners = {
-        f"{path}.{leaf}" if path else leaf: m
-        for path, m in model.named_modules(remove_duplicate=False)
-        for leaf, _ in m.named_parameters(recurse=False)
-    }
     pattern = _pattern(decay)
+    chosen = _chosen(model, decay)
 
-    def decays(names: list[str], tensor: nn.Parameter) -> bool:
+    def decays(name: str, tensor: nn.Parameter) -> bool:
         if decay == "all":
             return True
         if decay == "hf":
-            return not any("bias" in n or _is_norm(n, owners[n]) for n in names)
+            return name in chosen  # under its first name, as the Trainer looks it up
         if decay == "nanogpt":
             return tensor.dim() >= 2
         if decay == "olmo":
-            return not any(isinstance(owners[n], nn.Embedding) for n in names)
+            return not chosen.intersection(aliases[id(tensor)])
         assert pattern is not None
-        return any(pattern.search(n) for n in names)
+        return any(pattern.search(n) for n in aliases[id(tensor)])
 
-    mask = {name: decays(aliases[id(tensor)], tensor) for name, tensor in model.named_parameters()}
+    mask = {name: decays(name, tensor) for name, tensor in model.named_parameters()}
     if pattern is not None and not any(mask.values()):
         raise InputError(f"decay {decay!r} matches no parameter: names look like {next(iter(mask))!r}")
     return mask
@@ -173,5 +177,15 @@ def _pattern(decay: str) -> re.Pattern[str] | None:
         raise InputError(f"decay {decay!r} is not a regular expression: {error}") from None
 
 
-def _is_norm(name: str, owner: nn.Module) -> bool:
-    return bool(_NORM.search(name)) or "norm" in type(owner).__name__.lower()
+def _chosen(model: nn.Module, decay: str) -> set[str]:
+    """Names, under every alias: what the Trainer decays, for `hf`; the tables of embeddings, for `olmo`."""
+    if decay == "hf":
+        from transformers.trainer import Trainer  # here, since few ask for it; needs no accelerate
+
+        return set(Trainer.get_decay_parameter_names(cast(Any, None), model))  # a method that does not look at itself
+    return {
+        f"{path}.{leaf}" if path else leaf
+        for path, module in model.named_modules(remove_duplicate=False)
+        if decay == "olmo" and isinstance(module, nn.Embedding)
+        for leaf, _ in module.named_parameters(recurse=False)
+    }

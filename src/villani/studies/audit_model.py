@@ -84,7 +84,7 @@ def audit_model(
     subject = load_subject(settings, settings.weight_decay, show, data)
     keyed = {
         **settings.determining(subject.text, subject.provenance, {"temperature"}),  # it enters no measurement
-        "decay": settings.decay,
+        "decay": subject.objective.parameters.mask,
     }
     directory = run or Path("runs") / default_name("audit", settings.model, keyed)
     with Ledger(directory, keyed) as ledger:

@@ -214,10 +214,10 @@ def _on_model(
     settings: ConvergeSettings, run: Path | None, data: Path | None, show: Progress
 ) -> tuple[Path, ConvergenceRecord]:  # fmt: skip
     subject = load_subject(settings, settings.weight_decay[0], show, data)
-    free = {"weight_decay", "temperature", "chains", "coupled", "walkers", "parameters", "dimension"}
-    keyed = dict(settings.determining(subject.text, subject.provenance, free)) | {"decay": settings.decay}
-    directory = run or Path("runs") / default_name("converge", settings.model, settings.model_dump() | keyed)
     space = subject.objective.parameters
+    free = {"weight_decay", "temperature", "chains", "coupled", "walkers", "parameters", "dimension"}
+    keyed = dict(settings.determining(subject.text, subject.provenance, free)) | {"decay": space.mask}
+    directory = run or Path("runs") / default_name("converge", settings.model, settings.model_dump() | keyed)
     undecayed = space.size - space.decayed_size
     assert settings.chains is not None
     assert settings.log_every is not None

@@ -20,6 +20,7 @@ from pydantic import TypeAdapter
 
 from villani.landscape.models import load_model
 from villani.landscape.objective import Objective
+from villani.landscape.parameters import ParameterSpace
 from villani.measurement import peak_memory
 from villani.plan import duration
 from villani.runs.certificates import CertificatePoint
@@ -204,8 +205,9 @@ class _Study:
         landscape: list[LandscapePoint] = []
         spectra: list[SpectrumPoint] = []
         if settings.landscape and descended:
+            mask = ParameterSpace(load_model(settings.sweep.model).model, "hf").mask
             criteria_found = self._kept(
-                "criteria/all", list[CriteriaRecord], partial(criteria, settings, descended[0], text), "criteria"
+                f"criteria/{mask}", list[CriteriaRecord], partial(criteria, settings, descended[0], text), "criteria"
             )  # fmt: skip
             landscape = self._each(
                 "landscape", "E1, Ψ along rays and orbits", LandscapePoint, descended,

@@ -123,7 +123,7 @@ def spectrum_model(
     free |= {"weight_decay"} if settings.matrix == "loss" else set()
     keyed = settings.determining(subject.text, subject.provenance, free)
     if settings.matrix == "objective":
-        keyed = {**keyed, "decay": settings.decay}
+        keyed = {**keyed, "decay": subject.objective.parameters.mask}
     directory = run or Path("runs") / default_name("spectrum", settings.model, keyed)
     with Ledger(directory, keyed) as ledger:
         write_settings(directory, settings.model_dump())

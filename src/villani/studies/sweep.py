@@ -420,7 +420,10 @@ def _same_work(settings: SweepSettings, text: SweepText, ledger: Ledger | Scoped
     """Refuse a ledger whose cells are of another model, text or training."""
     trained = SweepSettings.model_fields.keys() - _OF_A_CELL  # and not what else a command asks
     digest = hashlib.sha256(settings.model_dump_json(include=trained).encode())
-    digest.update(ParameterSpace(load_model(settings.model).model).checksum().encode())
+    space = ParameterSpace(load_model(settings.model).model, settings.decay)
+    digest.update(space.checksum().encode())
+    if space.mask != settings.decay:
+        digest.update(space.mask.encode())
     for part in (text.train, text.held_out):
         digest.update(part.ids.numpy().tobytes() + part.labels.numpy().tobytes())
     versions = {name: version(name) for name in ("villani", "torch", "transformers", "numpy")}
