@@ -180,7 +180,8 @@ def _judged(
             f"{'refuted again' if still else 'not refuted again'}."
         )
     if claim.slab:
-        good.append(slab is not None and set(claim.slab) <= set(slab.tensors))
-        bound = f"at most {slab.bound:.3g} nats per token" if slab else "not shown to be bounded"
+        shown = slab is not None and not slab.contradiction
+        good.append(slab is not None and shown and set(claim.slab) <= set(slab.tensors))
+        bound = f"at most {slab.bound:.3g} nats per token" if slab and shown else "not shown to be bounded"
         sentences.append(f"Whatever the undecayed {claim.slab[0]} and {len(claim.slab) - 1} more, the loss is {bound}.")
     return sentences, all(good) and bool(good)
