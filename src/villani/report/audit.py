@@ -395,7 +395,7 @@ def _threshold(found: ThresholdRecord) -> str:
     value = "none seen" if found.value is None else format_number(found.value, 3)
     if found.upper is None:
         return f"{value} (no bound)"
-    return f"{value} (exact)" if found.level == 1 else f"{value} (< {format_number(found.upper, 3)})"
+    return f"{value} (up to rounding)" if found.level == 1 else f"{value} (< {format_number(found.upper, 3)})"
 
 
 def _worst(record: AuditRecord) -> OrbitRecord:

@@ -103,10 +103,11 @@ class ThresholdRecord(Record):
 
     value: float | None = Field(description="s*; null where Δ_B L ≤ 0")
     upper: float | None = Field(description="confidence bound of s*; null where the data do not show Δ_B L > 0")
-    level: float = Field(description="confidence of `upper`; 1 where nothing was sampled")
+    level: float = Field(description="confidence of `upper`; 1 where nothing was sampled, and only rounding is left")
     norm_squared: float = Field(description="λ²‖mA‖² if it counts, else 0")
     gradient_norm_squared: EstimateRecord = Field(description="‖∇_B L‖²")
     laplacian: EstimateRecord = Field(description="Δ_B L")
+    rounding: float | None = Field(default=None, description="what of Δ_B L rounding may be; null if it was not told")
 
 
 class StepRecord(Record):
