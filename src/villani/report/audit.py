@@ -69,6 +69,8 @@ def findings(record: AuditRecord | ReplayRecord) -> dict[str, str]:
         f"{name}: {outcome.verdict}": f"{_sentence(outcome.reason)}{_more(record, key)}"
         for key, (name, outcome) in zip(CRITERIA, outcomes(record).items(), strict=True)
     }
+    if record.spectral_gap:
+        found["What still holds without (iv)"] = record.spectral_gap.text
     found["Why rays look fine"] = _rays_words(record)
     found |= {f"What would rescue (iv): {rescue.name}": rescue.text for rescue in record.rescues}
     if record.constants:

@@ -13,6 +13,7 @@ from villani.runs.records import (
     Provenance,
     PsiRecord,
     Record,
+    SpectralGapRecord,
     TextRecord,
 )
 
@@ -204,6 +205,7 @@ class AuditRecord(Record):
     coverage_evidence: CoverageRecord
     differential_evidence: DifferentialRecord
     rescues: list[RescueRecord]
+    spectral_gap: SpectralGapRecord | None = Field(default=None, description="what still holds where (iv) fails: C10")
     constants: ModelConstants | None = Field(description="null where λ = 0 or some parameter does not decay")
     witness: str | None = Field(description="file beside records.json that `villani audit --replay` re-evaluates")
     provenance: Provenance
