@@ -262,6 +262,8 @@ def print_constants(record: ModelConstantsRecord, directory: Path) -> None:
     for point in record.points:
         console.print(point.sentence, style="bold", markup=False, soft_wrap=True)
         console.print(_constants(point.constants))
+        if point.spectral_gap:
+            console.print(point.spectral_gap.text, markup=False, soft_wrap=True)
     _print_page(console, directory)
 
 

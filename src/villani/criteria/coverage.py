@@ -21,7 +21,7 @@ import torch
 from villani.criteria.flat import STEPS, FlatDirection, flat_directions, widened
 from villani.criteria.intervals import ANYTHING, Range, of_tensor
 from villani.criteria.patterns import pieces
-from villani.criteria.ranges import fixed_ranges, ranges
+from villani.criteria.ranges import contradiction, fixed_values, ranges
 from villani.criteria.verdicts import Outcome
 from villani.errors import InputError
 from villani.landscape.graph import LossGraph, trace_loss
@@ -33,8 +33,10 @@ Orbit = Mapping[int, float | torch.Tensor]
 """θ_R: index of a tensor in θ → exponent e of its entries t·Rᵉ, a number or of the tensor's shape; others stay."""
 Traced = Sequence[tuple[LossGraph, float]]  # graphs with their number of terms
 
+_LOSS_ROUNDING = 1e-5  # relative, of a mean in float32
 _RADIUS = 1.0  # half the side of the box in which the other parameters may vary
 _SCALES = (2.0, 4.0, 8.0)
+_REFUSED = "a bound from interval arithmetic is refused, since a value lies outside it"
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,7 @@ class Slab:
         radius: of the box that holds the others.
         steps: distances, largest entry, of random moves of the tensors.
         losses: L after them, nats per token, the largest over the graphs looked at.
+        contradiction: a value that was seen outside the bounds that prove this one; it then proves nothing.
     """
 
     tensors: tuple[str, ...]
@@ -58,6 +61,7 @@ class Slab:
     radius: float
     steps: tuple[float, ...]
     losses: tuple[float, ...]
+    contradiction: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,10 +145,11 @@ def audit_coverage(
         seed: of random directions.
 
     Raises:
-        InputError: `loss_bound` is not finite, or an orbit names a tensor that θ does not have.
+        InputError: `loss_bound` is not finite, or L is below it at the given θ; an orbit names a tensor that θ does
+            not have.
     """
-    if loss_bound is not None and not math.isfinite(loss_bound):
-        raise InputError(f"loss_bound={loss_bound}: expected a finite number, below which L never falls")
+    if loss_bound is not None:
+        check_loss_bound(loss_bound, objective.loss())
     space = objective.parameters
     for name, orbit in (orbits or {}).items():
         if not all(0 <= i < len(space.parameters) for i in orbit):
@@ -159,7 +164,7 @@ def audit_coverage(
             traced = [(trace_loss(objective, b), objective_terms(objective, b)) for b in pieces(objective)]
         except InputError as error:
             untraced = str(error)
-    lower = loss_bound if loss_bound is not None else _lower_bound(objective, traced)
+    lower, doubt = (loss_bound, "") if loss_bound is not None else _lower_bound(objective, traced)
     facts: dict[str, Any] = {
         "weight_decay": objective.weight_decay,
         "parameters": space.size,
@@ -168,16 +173,20 @@ def audit_coverage(
         "lower_bound": lower,
     }
     if not undecayed:
-        outcome = _certify(lower, stated=loss_bound is not None)
+        outcome = _certify(lower, doubt, stated=loss_bound is not None)
         return Coverage(outcome, outcome, **facts)
     if not traced:
         outcome = Outcome("unknown", f"{_uncovered(facts)}; no witness was searched for: {untraced}")
         return Coverage(outcome, outcome, **facts)
     flat, proposed = flat_directions(objective, traced, undecayed, seed)
     slab = bounded_tensors(objective, traced, undecayed, seed)
+    doubt = slab.contradiction if slab is not None else ""
+    if doubt:
+        slab = None
     witnesses = [_walk(objective, traced, name, orbit, undecayed) for name, orbit in (orbits or {}).items()]
     found = tuple(w for w in witnesses if w is not None)
     tried = f"{_uncovered(facts)}; tried: {proposed} proposed shifts, bounds on L along every undecayed tensor"
+    tried += f" ({_REFUSED}: {doubt})" if doubt else ""
     against: list[str] = []
     if flat:
         against.append(f"L is constant along {flat[0].kind} of {flat[0].tensor}")
@@ -195,17 +204,28 @@ def audit_coverage(
     return Coverage(growth, tails, **facts, flat=tuple(flat), slab=slab, orbits=found)
 
 
+def check_loss_bound(bound: float, seen: float) -> None:
+    """Refuse a lower bound of L that a value of L contradicts.
+
+    Raises:
+        InputError: the bound is not finite, or above the value by more than rounding.
+    """
+    if not math.isfinite(bound):
+        raise InputError(f"loss_bound={bound}: expected a finite number, below which L never falls")
+    if seen < bound - _LOSS_ROUNDING * (1 + abs(bound)):
+        raise InputError(f"loss_bound={bound:g}: L = {seen:.9g} at the given θ; give a number that L never falls below")
+
+
 def objective_terms(objective: Objective, batch: Any) -> float:
     """Tokens, or terms of a custom loss, in a batch."""
     with objective.evaluating(), torch.no_grad():
         return float(batch.tokens) if objective.loss_fn is None else objective.forward(batch).tokens
 
 
-def _certify(lower: float | None, stated: bool) -> Outcome:
+def _certify(lower: float | None, doubt: str, stated: bool) -> Outcome:
     if lower is None:
-        return Outcome(
-            "not refuted", "every coordinate decays, but no lower bound of L is known: give loss_bound if there is one"
-        )
+        reason = f"{_REFUSED}: {doubt}" if doubt else "no lower bound of L is known"
+        return Outcome("not refuted", f"every coordinate decays, but {reason}: give loss_bound if there is one")
     given = " if L is bounded below as stated" if stated else ""
     bound = f" + {lower:g}" if lower else ""
     return Outcome("holds", f"every coordinate decays: F ≥ (λ/2)‖θ‖²{bound}{given}")
@@ -222,12 +242,25 @@ def _names(names: Sequence[str]) -> str:
     return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more tensors"
 
 
-def _lower_bound(objective: Objective, traced: Traced) -> float | None:
-    """0 for cross-entropy; else what intervals tell, if anything."""
+def _lower_bound(objective: Objective, traced: Traced) -> tuple[float | None, str]:
+    """0 for cross-entropy; else what intervals tell, if anything, and what was seen that contradicts them."""
     if objective.loss_fn is None:
-        return 0.0
-    bounds = [ranges(graph, {})[graph.loss].low / terms for graph, terms in traced]
-    return min(bounds) if bounds and min(bounds) > -math.inf else None
+        return 0.0, ""
+    bounds = []
+    with objective.evaluating(), torch.no_grad():
+        for graph, terms in traced:
+            found = ranges(graph, {})
+            for point in ([t.detach() for t in objective.parameters.tensors], widened(objective)):
+                if against := contradiction(graph, point, found):
+                    return None, against
+            bounds.append(_per_term(found[graph.loss].low, terms, -math.inf))
+    return (min(bounds), "") if bounds and min(bounds) > -math.inf else (None, "")
+
+
+def _per_term(bound: float, terms: float, toward: float) -> float:
+    """A bound of a sum as one of the mean, rounded outwards."""
+    share = bound / terms
+    return share if share * terms == bound else math.nextafter(share, toward)
 
 
 def bounded_tensors(objective: Objective, traced: Traced, undecayed: Sequence[int], seed: int = 0) -> Slab | None:
@@ -238,12 +271,13 @@ def bounded_tensors(objective: Objective, traced: Traced, undecayed: Sequence[in
     tensors = [t.detach() for t in objective.parameters.tensors]
     here = [of_tensor(t) for t in tensors]
     box = {i: Range(r.low - _RADIUS, r.high + _RADIUS) for i, r in enumerate(here)}
-    fixed = [fixed_ranges(graph) for graph, _ in traced]
+    fixed = [fixed_values(graph) for graph, _ in traced]
 
     def bound(free: Sequence[int]) -> float:
         opened = box | dict.fromkeys(free, ANYTHING)
         tops = zip(traced, fixed, strict=True)
-        return max(ranges(graph, opened, known)[graph.loss].high / terms for (graph, terms), known in tops)
+        highs = [(ranges(graph, opened, known)[graph.loss].high, terms) for (graph, terms), known in tops]
+        return max(_per_term(high, terms, math.inf) for high, terms in highs)
 
     free: list[int] = []
     for index in undecayed:
@@ -251,15 +285,20 @@ def bounded_tensors(objective: Objective, traced: Traced, undecayed: Sequence[in
             free.append(index)
     if not free:
         return None
-    losses = []
+    losses, against = [], ""
+    opened = box | dict.fromkeys(free, ANYTHING)
+    proved = [ranges(graph, opened, known) for (graph, _), known in zip(traced, fixed, strict=True)]
     with objective.evaluating(), torch.no_grad():
         point = widened(objective)
         for step in STEPS:
-            moved = list(point)
-            for i in free:
-                random = stream(seed, Purpose.DIRECTION, 2 * len(point) + i).uniform(-1, 1, point[i].shape)
-                moved[i] = point[i] + step * torch.from_numpy(random).to(point[i])
+            moved, apart = list(point), list(point)
+            for i, t in enumerate(point):
+                random = torch.from_numpy(stream(seed, Purpose.DIRECTION, 2 * len(point) + i).uniform(-1, 1, t.shape))
+                apart[i] = t + (step if i in free else _RADIUS) * random.to(t)  # within the box, as far as others go
+                moved[i] = apart[i] if i in free else t
             losses.append(max(float(graph.run(moved)) / terms for graph, terms in traced))
+            for (graph, _), found in zip(traced, proved, strict=True):
+                against = against or contradiction(graph, moved, found) or contradiction(graph, apart, found)
     parameters = objective.parameters.parameters
     return Slab(
         tensors=tuple(parameters[i].name for i in free),
@@ -269,6 +308,7 @@ def bounded_tensors(objective: Objective, traced: Traced, undecayed: Sequence[in
         radius=_RADIUS,
         steps=STEPS,
         losses=tuple(losses),
+        contradiction=against,
     )
 
 

@@ -10,6 +10,7 @@ A matrix W that maps x to y has entries of degree D(y_i) − D(x_j) whatever the
 of their own.
 """
 
+import math
 import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -59,11 +60,13 @@ class Degrees:
     # Operations
 
     def _run(self, node: torch.fx.Node, values: dict[torch.fx.Node, Any]) -> Any:
-        rule = _RULES.get(node.target)
+        real = all(v.is_floating_point() for v in _leaves(node.meta.get("val")) if isinstance(v, torch.Tensor))
+        known = real and not node.kwargs.keys() & _positional(node.target)  # a cast to whole numbers does not scale
+        rule = _RULES.get(node.target) if known else None
         arguments: Any = torch.fx.map_arg(node.args, values.__getitem__)
         if rule is not None:
             return rule(self, node, *arguments)
-        if node.target in _SHAPES:
+        if node.target in _SHAPES and known:
             return self._reshape(node, arguments)
         for leaf in _leaves(arguments) + _leaves(torch.fx.map_arg(node.kwargs, values.__getitem__)):
             if isinstance(leaf, torch.Tensor | _Weights):
@@ -201,6 +204,12 @@ def _zeros(shape: Sequence[int]) -> torch.Tensor:
     return torch.zeros((), dtype=torch.int64).expand(torch.Size(shape))
 
 
+def _positional(target: Any) -> set[str]:
+    """Names of the arguments that rules expect by position."""
+    schema = getattr(target, "_schema", None)
+    return set() if schema is None else {a.name for a in schema.arguments if not a.kwarg_only}
+
+
 def _leaves(arguments: Any) -> list[Any]:
     if isinstance(arguments, tuple | list):
         return [leaf for argument in arguments for leaf in _leaves(argument)]
@@ -232,10 +241,12 @@ def _quotient(d: Degrees, node: torch.fx.Node, a: Any, b: Any) -> torch.Tensor:
     return d.pairs(d.operand(a), d.operand(b), Fraction(-1)).expand(_shape_of(node))
 
 
-def _power(d: Degrees, _: torch.fx.Node, a: Any, n: Any) -> torch.Tensor:
-    if not isinstance(n, int | float):
-        raise TypeError("an exponent that depends on θ")
-    return d.scaled(d.plain(a), Fraction(n).limit_denominator(1000))
+def _power(d: Degrees, node: torch.fx.Node, a: Any, n: Any) -> torch.Tensor:
+    """The exponent is read exactly, as the float that it is: 0.1 three times is not 0.3."""
+    if not isinstance(n, int | float) or not math.isfinite(n):
+        d.demand_zero(d.plain(a))
+        return _zeros(_shape_of(node))
+    return d.scaled(d.plain(a), Fraction(n))
 
 
 def _of_power(n: Fraction) -> Callable[..., torch.Tensor]:

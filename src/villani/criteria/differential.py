@@ -4,13 +4,14 @@ Every rescaling symmetry that the traced loss shows is turned into orbits. Their
 groups; a second share of the groups leads a descent to a θ where s* is smaller; and the few orbits that came out
 smallest are measured again on groups that had no part in any choice, with probes of their own. Along the worst of them
 Ψ_s is measured and held against its exact expansion. A finite s* refutes (iv) for all s above it. Finding none proves
-nothing.
+nothing. What moves the loss beyond rounding is no orbit, whatever algebra says, and a Δ_B L that rounding explains is none
+(`rounding`): no verdict comes from either.
 """
 
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from itertools import pairwise
 
 import numpy as np
@@ -25,12 +26,13 @@ from villani.criteria.orbits import (
     threshold,
 )
 from villani.criteria.parts import EXACT, Parts, PartStatistics, part_statistics, parts_of
+from villani.criteria.rounding import drift, drift_allowed, laplacian_rounding
 from villani.criteria.search import candidate, descent, pool, promise
 from villani.criteria.symmetries import generators
 from villani.criteria.verdicts import Outcome
 from villani.criteria.walks import Step, walk_orbit
 from villani.errors import InputError
-from villani.landscape.graph import trace_loss
+from villani.landscape.graph import LossGraph, trace_loss
 from villani.landscape.objective import Batch, Objective
 from villani.measurement import check_temperature, peak_memory
 from villani.runs.distributed import Ledger, Rows, Scoped, Team
@@ -127,22 +129,84 @@ def audit_differential(
     if confirmed < 1 or search < 0:
         raise InputError(f"confirmed={confirmed}, search={search}: expected at least 1 and 0")
     try:
-        basis = generators(trace_loss(objective, short_batch(objective)))
+        graph = trace_loss(objective, short_batch(objective))
     except InputError as error:
         outcome = Outcome("unknown", f"the loss could not be traced: {error}")
         return Differential(outcome, temperature, math.inf, 0, ())
-    orbits = orbits_of(basis, objective.parameters)
+    basis = generators(graph)
+    orbits, notes = _confirmed_by_loss(objective, graph, orbits_of(basis, objective.parameters))
     if not orbits:
         reason = "no rescaling symmetry was found: sums, products, maps and norms of the traced loss were searched"
+        reason = f"{reason}. {' '.join(notes)}" if notes else reason
         return Differential(Outcome("not refuted", reason), temperature, math.inf, len(basis), ())
     parts = parts_of(objective.parameters, [g.exponents for g in basis])
     work = _Work(objective, parts, probes, seed, bool(search), ledger, progress)
     findings, rest, searched = _examine(work, orbits, temperature, confirmed, search)
-    if findings:
-        findings[0] = replace(findings[0], walk=_walk(work, findings[0], temperature, scales))
+    findings, vetoed = _settled(work, findings, temperature, scales, notes)
     above = min((f.threshold.upper for f in findings), default=math.inf)
     outcome = _outcome(above, findings, f"{len(basis)} rescaling symmetries{searched}", temperature)
-    return Differential(outcome, temperature, above, len(basis), (*findings, *rest))
+    outcome = replace(outcome, reason=" ".join([outcome.reason, *notes]))
+    return Differential(outcome, temperature, above, len(basis), (*findings, *vetoed, *rest))
+
+
+def _confirmed_by_loss(
+    objective: Objective, graph: LossGraph, orbits: Sequence[Orbit]
+) -> tuple[list[Orbit], list[str]]:
+    """Orbits on which the loss of a short batch does not move, and a sentence on those on which it does."""
+    tensors = [t.detach() for t in objective.parameters.tensors]
+    with objective.evaluating():
+        moves = {orbit.name: drift(graph, orbit, tensors) for orbit in orbits}
+    kept = [orbit for orbit in orbits if moves[orbit.name][0] <= moves[orbit.name][1]]
+    gone = [orbit for orbit in orbits if orbit not in kept]
+    if not gone:
+        return kept, []
+    moved = moves[gone[0].name][0]
+    return kept, [_vetoed(gone[0], moved, len(gone))]
+
+
+def _vetoed(orbit: Orbit, moved: float, count: int) -> str:
+    more = f" and {count - 1} more" if count > 1 else ""
+    return (
+        f"Dropped: {orbit.name}{more}, on which the loss moves by {moved:.2g}, beyond rounding, so that it is no orbit, "
+        "whatever the graph says."
+    )
+
+
+def _settled(
+    work: "_Work", findings: list[Finding], temperature: float, scales: Sequence[float], notes: list[str]
+) -> tuple[list[Finding], list[Finding]]:
+    """Findings whose first stands, with its walk; and those that rounding or the walk took the verdict from.
+
+    Adds a sentence on each of the latter to `notes`.
+    """
+    gone: list[Finding] = []
+    held: set[int] = set()  # what was told apart from rounding; an error may put another finding first
+    while findings:
+        worst = findings.pop(0)
+        if math.isfinite(worst.threshold.upper) and id(worst) not in held:
+            found = work.beyond_rounding(worst)
+            if math.isfinite(found.upper):
+                worst = replace(worst, threshold=found)
+                held.add(id(worst))
+                findings = sorted([worst, *findings], key=_promise)
+                continue
+            gone.append(replace(worst, threshold=found))
+            notes.append(
+                f"Δ_B L = {worst.threshold.laplacian.value:.3g} along {worst.orbit.name} is no more than rounding, "
+                f"which may be {found.rounding:.2g}."
+            )
+            continue
+        walk = _walk(work, worst, temperature, scales)
+        moved = max(step.loss_change for step in walk)
+        if moved <= work.drift_allowed:
+            return [replace(worst, walk=walk), *findings], gone
+        gone.append(replace(worst, threshold=replace(worst.threshold, value=math.inf, upper=math.inf), walk=walk))
+        notes.append(_vetoed(worst.orbit, moved, 1))
+    return findings, gone
+
+
+def _promise(finding: Finding) -> tuple[float, float]:
+    return finding.threshold.upper, finding.threshold.value
 
 
 class _Work:
@@ -170,6 +234,30 @@ class _Work:
 
     def threshold(self, orbit: Orbit, statistics: PartStatistics, comparisons: int = 1) -> Threshold:
         return threshold(self.exponents(orbit), statistics, self.objective.weight_decay, comparisons=comparisons)
+
+    @cached_property
+    def drift_allowed(self) -> float:
+        """How far rounding may move the loss, nats per token."""
+        return drift_allowed(self.objective.loss(self.fresh[0]), self.objective.parameters.dtype)
+
+    def beyond_rounding(self, finding: Finding) -> Threshold:
+        """The threshold of a finding again, with what rounding may have put into Δ_B L; infinite where that is all."""
+        small = self.objective.parameters.size <= EXACT
+        groups = list(self.fresh) if small else list(self.fresh)[:1]
+
+        def unit() -> Rows:
+            seed = 2 * self.seed + _FRESH
+            return {"error": laplacian_rounding(self.objective, self.parts, finding.orbit, groups, seed)}
+
+        memory = partial(peak_memory, self.objective.device)
+        scope = f"rounding/{finding.orbit.name}/{len(finding.moved)}"
+        with replaced(self.objective, finding.moved):
+            [row] = Team().map({"rounding": unit}, self._kept(scope), None, memory)
+        error, found = float(np.asarray(row["error"])), finding.threshold
+        trace, total = found.laplacian.value, found.rounding + error
+        if trace <= total:
+            return replace(found, value=math.inf, upper=math.inf, rounding=total)
+        return replace(found, upper=found.upper * trace / (trace - total), rounding=total)
 
     def statistics(self, what: str, scope: str, groups: range, kind: int, blocks: list[list[int]]) -> PartStatistics:
         """Of the parts, at the θ of the moment."""
@@ -237,7 +325,7 @@ def _examine(
                 "confirming the descent", "descended", work.fresh, _FRESH, [work.shrinking(further)]
             )  # fmt: skip
         findings.append(finding(further, there, moved))
-    findings.sort(key=lambda finding: (finding.threshold.upper, finding.threshold.value))
+    findings.sort(key=_promise)
     rest = [Finding(o, screened[o.name], False, math.nan, {}) for o in ranked if o not in chosen]
     return findings, rest, searched
 
@@ -305,15 +393,25 @@ def _guard(
     return math.sqrt(excess / norm) if orbit.theorem == "C" and norm else math.inf
 
 
+def _rounded_up(x: float) -> str:
+    """Three digits, none of them below x."""
+    text = f"{x:.3g}"
+    if float(text) >= x:
+        return text
+    digit = 10.0 ** (math.floor(math.log10(x)) - 2)
+    return f"{x + digit / 2:.3g}"
+
+
 def _outcome(above: float, findings: list[Finding], tried: str, temperature: float) -> Outcome:
     if math.isfinite(above):
         worst = findings[0]
         here = "which includes" if temperature > above else "which does not include"
-        how = "exactly" if worst.threshold.level == 1 else f"at confidence {worst.threshold.level:.0%}"
+        sure = worst.threshold
+        how = "up to rounding" if sure.level == 1 else f"at confidence {sure.level:.0%}"
         where = "at a θ that the search led to" if worst.moved else "at the given θ"
         return Outcome(
             "refuted",
-            f"for every s > {above:.3g} ({how}; {here} the s = {temperature:.3g} of this audit) Ψ_s falls to −∞ along "
+            f"for every s > {_rounded_up(above)} ({how}; {here} the s = {temperature:.3g} of this audit) Ψ_s falls to −∞ along "
             f"{worst.orbit.name}, on which the loss is constant. This is the smallest s* found, {where}; "
             f"tried were {tried}.",
         )

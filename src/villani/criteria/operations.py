@@ -1,8 +1,10 @@
 """How smooth the operations of ATen are, THEORY.md §7. What is in no list is unknown, and what uses it does not pass.
 
-Functions are taken as what they stand for: softplus is log(1 + eˣ), though torch returns x itself from 20 on.
+Functions are taken as what they stand for: softplus is log(1 + eˣ), though torch returns x itself from 20 on. With a
+threshold at which the two differ it is not, which `smoothness` looks at.
 """
 
+import math
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -101,7 +103,7 @@ class Demand:
 
 
 def _positive(position: int = 0) -> Demand:
-    return Demand(position, lambda a: a.positive, lambda x: x <= 0)
+    return Demand(position, lambda a: a.positive or a.low > 0, lambda x: x <= 0)
 
 
 def _nonzero(position: int = 0) -> Demand:
@@ -121,7 +123,7 @@ def _spread() -> Demand:
 
 def _power(node: torch.fx.Node) -> list[Demand]:
     n = node.args[1]
-    if isinstance(n, int | float) and n == int(n):
+    if isinstance(n, int | float) and math.isfinite(n) and n == int(n):
         return [] if n >= 0 else [_nonzero()]
     return [_positive()]
 

@@ -159,10 +159,11 @@ class Threshold:
     Attributes:
         value: s*; ∞ where Δ_B L ≤ 0 and nothing is seen at this θ.
         upper: Ψ_s → −∞ for every s above, with one-sided confidence `level`; ∞ where the data do not show Δ_B L > 0.
-        level: 1 where nothing was sampled.
+        level: 1 where nothing was sampled, and rounding alone stands between `value` and the truth.
         norm_squared: λ²‖mA‖² if it counts, else 0.
         gradient_norm_squared: ‖∇_B L‖².
         laplacian: Δ_B L.
+        rounding: what of Δ_B L rounding may be; where that is all of it, nothing is seen at this θ.
     """
 
     value: float
@@ -171,6 +172,7 @@ class Threshold:
     norm_squared: float
     gradient_norm_squared: Estimate
     laplacian: Estimate
+    rounding: float = 0.0
 
 
 def threshold(
@@ -193,14 +195,15 @@ def threshold(
     if statistics.finite and not statistics.exact:  # only probes are noise
         share = statistics.traces[:, :, b].sum(axis=2) / statistics.tokens.sum()
         trace_error = float(np.sqrt((share.var(axis=1, ddof=1) / share.shape[1]).sum()))
-    status = "certified" if statistics.finite and statistics.exact else "statistical"
-    estimates = (
-        Estimate(gradient, gradient_error, count, "certified" if statistics.finite else "statistical"),
-        Estimate(trace, trace_error, count, "certified" if status == "certified" else "statistical"),
+    whole = statistics.finite and statistics.exact
+    estimates = (  # rounding is estimated, so that nothing that was computed in floating point is certified
+        Estimate(gradient, gradient_error, count, "estimated" if statistics.finite else "statistical"),
+        Estimate(trace, trace_error, count, "estimated" if whole else "statistical"),
     )
-    value = (norm + max(gradient, 0.0)) / trace if trace > 0 else math.inf
-    if status == "certified":
-        return Threshold(value, value, 1.0, norm, *estimates)
+    floor = 0.0 if statistics.rounding is None else float(statistics.rounding[b].sum())
+    value = (norm + max(gradient, 0.0)) / trace if trace > floor else math.inf
+    if whole:
+        return Threshold(value, value, 1.0, norm, *estimates, floor)
     freedom = count * (statistics.traces.shape[1] - 1) if statistics.finite else count - 1
     quantile = float(student_t.ppf(1 - (1 - LEVEL) / (2 * comparisons), freedom))  # as of a two-sided interval
 
@@ -212,9 +215,9 @@ def threshold(
         else:
             replicates = gradient_replicates / s - trace_replicates
             error = math.sqrt((count - 1) / count * float(((replicates - replicates.mean()) ** 2).sum()))
-        return coefficient + quantile * error < 0
+        return coefficient + quantile * error + floor < 0
 
-    return Threshold(value, _smallest(ends_below), LEVEL, norm, *estimates)
+    return Threshold(value, _smallest(ends_below), LEVEL, norm, *estimates, floor)
 
 
 def _jackknife(statistic: Callable[[int | None], float], count: int, finite: bool) -> tuple[float, float, Array]:
@@ -260,8 +263,8 @@ def predicted_psi(
     if statistics.finite and not statistics.exact:
         share = (statistics.traces / grow).sum(axis=2) / statistics.tokens.sum()
         error = float(np.sqrt((share.var(axis=1, ddof=1) / share.shape[1]).sum()))
-    certified = statistics.finite and statistics.exact
-    return Estimate(exact + value, error, len(statistics.tokens), "certified" if certified else "statistical")
+    whole = statistics.finite and statistics.exact
+    return Estimate(exact + value, error, len(statistics.tokens), "estimated" if whole else "statistical")
 
 
 def exponents_of(orbit: Orbit, parts: Parts) -> Array:

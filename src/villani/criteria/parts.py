@@ -21,6 +21,7 @@ from villani.measurement import peak_memory
 from villani.runs.distributed import Ledger, Rows, Team
 from villani.statistics import Array
 
+_ROUNDINGS = 16  # by an ulp, of a product of a probe and the Hessian, relative to the sum of the moduli of its terms
 EXACT = 512  # entries of θ up to which traces are exact
 _KEPT = 4 << 30  # bytes of gradients that are kept at most
 
@@ -93,7 +94,8 @@ class PartStatistics:
         totals: (A,) ‖Σ h_a‖².
         traces: (G, m, A) samples of the trace; NaN in parts that were not probed. m = 1 where they are exact.
         finite: the groups are all there is.
-        exact: the traces are exact.
+        exact: the traces are exact, up to rounding.
+        rounding: (A,) what rounding of the terms that are summed may have put into `mean_traces`; None if not known.
     """
 
     tokens: Array
@@ -106,6 +108,7 @@ class PartStatistics:
     traces: Array
     finite: bool
     exact: bool
+    rounding: Array | None = None
 
     def gradient_norms(self, left_out: int | None = None) -> Array:
         """(A,) ‖∇_a L‖²: unbiased over groups, or exact where they are all there is."""
@@ -162,19 +165,19 @@ def part_statistics(
         progress: called with (done, all) units.
     """
     space = objective.parameters
-    small = space.size <= EXACT
 
     def traces(group: int) -> Rows:
-        found = _exact_traces(objective, parts, group) if small else None
-        return {"traces": _sampled_traces(objective, parts, group, seed, probes, blocks) if found is None else found}
+        return group_traces(objective, parts, group, seed=seed, probes=probes, blocks=blocks)
 
     units: dict[str, Callable[[], Rows]] = {"gradients": partial(_gradients, objective, parts, groups)}
     units |= {f"trace/{group}": partial(traces, group) for group in groups}
     first, *rest = Team().map(units, ledger, progress, partial(peak_memory, objective.device))
     norms = [p.tensor.detach().double().square() * float(p.decayed) for p in space.parameters]
+    moduli = np.sum([row["moduli"] for row in rest], axis=0) / np.sum(first["tokens"])
     return PartStatistics(
         **first, norms=parts.sums(norms), traces=np.array([row["traces"] for row in rest]),
-        finite=objective.finite, exact=small,
+        finite=objective.finite, exact=space.size <= EXACT,
+        rounding=_ROUNDINGS * torch.finfo(space.dtype).eps * moduli,
     )  # fmt: skip
 
 
@@ -221,7 +224,22 @@ def _products(
                 yield number, vector, product(gradient, vector, tensors, keep_graph=True)
 
 
-def _exact_traces(objective: Objective, parts: Parts, group: int) -> Array:
+def group_traces(
+    objective: Objective, parts: Parts, group: int, *, seed: int, probes: int, blocks: Sequence[Sequence[int]] = ()
+) -> Rows:
+    """`traces` (m, A) of one group's loss sum, and `moduli` (A,): the sum of |v·Hv| over entries, a mean over probes.
+
+    Exact where θ is small; else as `part_statistics` has it.
+    """
+    space = objective.parameters
+    if space.size <= EXACT:
+        traces, moduli = _exact_traces(objective, parts, group)
+    else:
+        traces, moduli = _sampled_traces(objective, parts, group, seed, probes, blocks)
+    return {"traces": traces, "moduli": moduli}
+
+
+def _exact_traces(objective: Objective, parts: Parts, group: int) -> tuple[Array, Array]:
     tensors = objective.parameters.tensors
 
     def units() -> Iterator[list[torch.Tensor]]:
@@ -231,15 +249,17 @@ def _exact_traces(objective: Objective, parts: Parts, group: int) -> Array:
                 unit[index].view(-1)[entry] = 1
                 yield unit
 
-    found = np.zeros(parts.count)
+    found, moduli = np.zeros(parts.count), np.zeros(parts.count)
     for _, vector, curved in _products(objective, group, units):
-        found += parts.sums([v * h for v, h in zip(vector, curved, strict=True)])
-    return found[None]
+        terms = [v * h for v, h in zip(vector, curved, strict=True)]
+        found += parts.sums(terms)
+        moduli += parts.sums([t.abs() for t in terms])
+    return found[None], moduli
 
 
 def _sampled_traces(
     objective: Objective, parts: Parts, group: int, seed: int, probes: int, blocks: Sequence[Sequence[int]]
-) -> Array:
+) -> tuple[Array, Array]:
     space = objective.parameters
     supports: list[Sequence[int]] = list(blocks) or [range(parts.count)]
 
@@ -249,9 +269,11 @@ def _sampled_traces(
             for support in supports:
                 yield parts.confine(whole, support) if blocks else whole
 
-    found = np.full((probes, parts.count), np.nan)
+    found, moduli = np.full((probes, parts.count), np.nan), np.zeros(parts.count)
     for number, vector, curved in _products(objective, group, confined):
         probe, support = number // len(supports), list(supports[number % len(supports)])
-        sums = parts.sums([v * h for v, h in zip(vector, curved, strict=True)])
+        terms = [v * h for v, h in zip(vector, curved, strict=True)]
+        sums = parts.sums(terms)
         found[probe, support] = np.nan_to_num(found[probe, support]) + sums[support]
-    return found
+        moduli += parts.sums([t.abs() for t in terms]) / probes
+    return found, moduli

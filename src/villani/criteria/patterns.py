@@ -1,6 +1,7 @@
 """Reading a traced loss: which nodes depend on θ, and what spelled-out normalisations and clamps amount to."""
 
-from collections.abc import Collection
+import operator
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import torch
@@ -35,16 +36,39 @@ def is_floating(node: torch.fx.Node) -> bool:
     return isinstance(value, torch.Tensor) and value.is_floating_point()
 
 
-def argument(node: torch.fx.Node, position: int, default: Any = None) -> Any:
-    """An argument by position, where trailing ones may be left out."""
-    return node.args[position] if len(node.args) > position else default
+def arguments(node: torch.fx.Node) -> dict[str, Any]:
+    """All arguments of an operation by name, in the order of its schema, with the defaults of those left out."""
+    if node.target is operator.getitem:
+        return dict(zip(("self", "index"), node.args, strict=True))
+    target: Any = node.target
+    found = {a.name: a.default_value if a.has_default_value() else None for a in target._schema.arguments}
+    return found | dict(zip(found, node.args, strict=False)) | dict(node.kwargs)
+
+
+def changed(node: torch.fx.Node) -> set[str]:
+    """The names of the arguments that are not what the schema has them by default."""
+    if node.target is operator.getitem:
+        return {"self", "index"}
+    target: Any = node.target
+    given = arguments(node)
+    defaults = {a.name: a.default_value for a in target._schema.arguments if a.has_default_value()}
+    return {
+        name for name, value in given.items()
+        if name not in defaults or isinstance(value, torch.fx.Node) or value != defaults[name]
+    }  # fmt: skip
 
 
 def original(node: Any) -> Any:
-    """The node before copies, casts and broadcasts."""
-    while isinstance(node, torch.fx.Node) and node.target in _COPIES:
+    """The node before copies, casts to at least float32, and broadcasts."""
+    while isinstance(node, torch.fx.Node) and node.target in _COPIES and _keeps_values(node):
         node = node.args[0]
     return node
+
+
+def _keeps_values(node: torch.fx.Node) -> bool:
+    before: Any = node.args[0]
+    a, b = before.meta["val"].dtype, node.meta["val"].dtype
+    return bool(a == b or (a.is_floating_point and b in (torch.float32, torch.float64)))
 
 
 def mean_square(node: Any) -> tuple[Any, int, float] | None:
@@ -52,12 +76,12 @@ def mean_square(node: Any) -> tuple[Any, int, float] | None:
     node, eps = original(node), 0.0
     if isinstance(node, torch.fx.Node) and node.target is aten.add.Tensor and not node.kwargs:
         terms = sorted(node.args, key=lambda a: isinstance(a, torch.fx.Node))
-        if not isinstance(terms[0], int | float) or terms[0] < 0:
+        if not isinstance(terms[0], int | float) or not terms[0] >= 0:
             return None
         eps, node = float(terms[0]), original(terms[1])
     if not isinstance(node, torch.fx.Node) or node.target not in (aten.mean.dim, aten.mean.default):
         return None
-    if node.target is aten.mean.dim and argument(node, 2) is not True:
+    if node.target is aten.mean.dim and not arguments(node)["keepdim"]:
         return None
     square = original(node.args[0])
     if not isinstance(square, torch.fx.Node):
@@ -92,14 +116,57 @@ def inverse_norm(node: Any) -> tuple[Any, int, float] | None:
 
 def limits(node: torch.fx.Node) -> tuple[Any, Any]:
     """Where a clamp begins to hold from below and from above; None where it does not."""
-    least, most = argument(node, 1, node.kwargs.get("min")), argument(node, 2, node.kwargs.get("max"))
     if node.target is aten.relu.default:
         return 0.0, None
     if node.target is aten.relu6.default:
         return 0.0, 6.0
+    given = arguments(node)
     if node.target is aten.hardtanh.default:
-        return -1.0 if least is None else least, 1.0 if most is None else most
-    return (None, least) if node.target is aten.clamp_max.default else (least, most)
+        return given["min_val"], given["max_val"]
+    return given.get("min"), given.get("max")
+
+
+def masks(node: Any, fixed: Mapping[torch.fx.Node, torch.Tensor], real: Callable[[torch.fx.Node], bool]) -> Any:
+    """What is added to real numbers to make up a node's value, −∞ where it is masked; None where that is not read off.
+
+    Args:
+        node: the node, or a number.
+        fixed: values of nodes that do not depend on θ.
+        real: whether all entries of a node are real numbers at every θ.
+    """
+
+    def look(part: Any) -> Any:
+        return masks(part, fixed, real)
+
+    if not isinstance(node, torch.fx.Node):
+        return torch.tensor(float(node), dtype=torch.float64)
+    if node in fixed:
+        return fixed[node].double()
+    if real(node):
+        return torch.zeros((), dtype=torch.float64)
+    if original(node) is not node:
+        return look(original(node))
+    given: Any = arguments(node) if node.op == "call_function" else {}
+    if node.target is aten.add.Tensor and given["alpha"] == 1:
+        parts = [look(given["self"]), look(given["other"])]
+        return None if any(p is None for p in parts) else parts[0] + parts[1]
+    chosen: Any = None
+    if node.target in (aten.where.self, aten.where.ScalarOther, aten.where.ScalarSelf):
+        chosen = given["condition"], given["self"], given["other"]
+    if node.target in (aten.masked_fill.Scalar, aten.masked_fill.Tensor):
+        chosen = given["mask"], given["value"], given["self"]
+    if chosen is None or chosen[0] not in fixed:
+        return None
+    parts = [look(chosen[1]), look(chosen[2])]
+    return None if any(p is None for p in parts) else torch.where(fixed[chosen[0]].bool(), *parts)
+
+
+def every_row_open(mask: Any, node: torch.fx.Node, dim: int) -> bool:
+    """Whether along a dimension something is always left that a mask, as `masks` reads it, does not take for −∞."""
+    largest = torch.finfo(node.meta["val"].dtype).max
+    if mask is None or not bool((mask <= largest).all()):  # NaN, or +∞
+        return False
+    return bool((mask >= -largest).expand(node.meta["val"].shape).any(dim).all())
 
 
 def depends_on(graph: LossGraph, tensors: Collection[int] | None = None) -> set[torch.fx.Node]:

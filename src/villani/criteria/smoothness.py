@@ -10,8 +10,8 @@ import torch
 
 from villani.criteria.intervals import Range, of_number
 from villani.criteria.operations import COMPARISONS, CUTS, DISCONTINUOUS, KINKED, ONCE, SINGULAR, SMOOTH, Demand
-from villani.criteria.patterns import argument, depends_on, is_floating, limits, mean_square, original, pieces
-from villani.criteria.ranges import ranges
+from villani.criteria.patterns import arguments, depends_on, is_floating, limits, mean_square, original, pieces
+from villani.criteria.ranges import contradiction, ranges
 from villani.criteria.verdicts import Verdict
 from villani.errors import InputError
 from villani.landscape.graph import LossGraph, place, trace_loss
@@ -36,6 +36,7 @@ _ONCE = "∇L is Lipschitz but not differentiable: ∇²L exists almost everywhe
 _REFUTING = ("lipschitz", "discontinuous", "singular")
 _CAST = aten._to_copy.default
 _GRADIENT_TOLERANCE = 1e-3  # relative; float32 rounding gives 1e-5
+_SOFTPLUS = 15.0  # from this threshold on, softplus jumps by less than float32 tells apart
 
 
 @dataclass(frozen=True)
@@ -125,7 +126,7 @@ def audit_smoothness(objective: Objective) -> Smoothness:
         for node in nodes:
             findings += _judge(node, moved, found) + singular.get(node, [])
             normalisations += _normalisation(node, found)
-        findings += _check_gradient(objective, graph, batch)
+        findings += _check_ranges(objective, graph, found) + _check_gradient(objective, graph, batch)
     unique = tuple(dict.fromkeys(findings))
     verdict, reason = _conclude(unique)
     return Smoothness(verdict, reason, unique, tuple(dict.fromkeys(normalisations)), operations)
@@ -153,18 +154,27 @@ def _judge(node: torch.fx.Node, moved: set[torch.fx.Node], found: dict[torch.fx.
         return _finding(node, "gradient")
     if target in COMPARISONS or target in DISCONTINUOUS or (target is _CAST and not is_floating(node)):
         return _finding(node, "discontinuous")
+    given = arguments(node) if target in (aten.softplus.default, aten.linalg_vector_norm.default, *ONCE) else {}
+    if target is aten.softplus.default and not _is_softplus(given["beta"], given["threshold"]):
+        return _finding(node, "discontinuous" if given["beta"] else "singular")
     if target in SMOOTH or target is _CAST or target in SINGULAR:
-        norm = target is aten.linalg_vector_norm.default and argument(node, 1, 2) != 2
+        norm = target is aten.linalg_vector_norm.default and given["ord"] != 2
         return _finding(node, "lipschitz") if norm else []
-    slopes = argument(node, 1, 1) * argument(node, 3, 1) if target is aten.elu.default else 1
     if target in ONCE:
-        return _finding(node, "lipschitz", _ONCE if slopes == 1 else None)
+        kink = target is aten.elu.default and given["alpha"] * given["input_scale"] != 1
+        kink |= target is aten.smooth_l1_loss.default and given["beta"] == 0
+        return _finding(node, "lipschitz", None if kink else _ONCE)
     if target in KINKED:
         if KINKED[target] and not _kink_within(node, found):
             return []
         chosen = any(u.target is operator.getitem and u.args[1] == 1 for u in node.users)
         return _finding(node, "discontinuous" if chosen else "lipschitz")  # what is largest jumps, how large does not
     return _finding(node, "unknown")
+
+
+def _is_softplus(beta: float, threshold: float) -> bool:
+    """Whether where torch returns x itself is where log(1 + e^{βx})/β is x up to rounding."""
+    return bool(beta != 0 and threshold >= _SOFTPLUS)
 
 
 def _kink_within(node: torch.fx.Node, found: dict[torch.fx.Node, Range]) -> bool:
@@ -205,9 +215,9 @@ def _judge_singular(
 def _own_eps(node: torch.fx.Node) -> float | None:
     """The ε of a normalisation that is one operation."""
     if node.target in (aten.layer_norm.default, aten.group_norm.default):
-        return float(argument(node, 4, 1e-5))
+        return float(arguments(node)["eps"])
     if node.target is aten.rms_norm.default:
-        eps = argument(node, 3)
+        eps = arguments(node)["eps"]
         return float(torch.finfo(node.meta["val"].dtype).eps) if eps is None else float(eps)
     return None
 
@@ -223,6 +233,14 @@ def _normalisation(node: torch.fx.Node, found: dict[torch.fx.Node, Range]) -> li
         elif isinstance(added, torch.fx.Node) and added.target is aten.add.Tensor:
             eps = next((float(a) for a in added.args if isinstance(a, int | float) and found[added].low == a), None)
     return [Normalisation(str(node.target), place(node), eps)] if eps else []
+
+
+def _check_ranges(objective: Objective, graph: LossGraph, found: dict[torch.fx.Node, Range]) -> list[Finding]:
+    """Hold the ranges that verdicts lean on against the values at the current θ."""
+    with objective.evaluating(), torch.no_grad():
+        against = contradiction(graph, [t.detach() for t in objective.parameters.tensors], found)
+    what = "its values lie outside the bounds that interval arithmetic gives, so that no verdict rests on them"
+    return [Finding("interval arithmetic", "unknown", against, what)] if against else []
 
 
 def _check_gradient(objective: Objective, graph: LossGraph, batch: Any) -> list[Finding]:

@@ -15,13 +15,16 @@ from villani.criteria.degrees import Degrees
 from villani.criteria.equations import Form
 from villani.landscape.graph import LossGraph
 
+_LARGEST = 1 << 20  # an exponent beyond it is no rescaling that anyone could make
+
 
 @dataclass(frozen=True, eq=False)
 class Generator:
     """One one-parameter group of rescalings that leaves L as it is: θ_i → θ_i·R^{e_i}.
 
     Attributes:
-        exponents: index of a tensor in θ → integers e that broadcast to its shape; tensors left out have e = 0.
+        exponents: index of a tensor in θ → integers e that broadcast to its shape; tensors left out have e = 0. None is
+            larger than 2²⁰, so that they are exact in every precision that θ may have.
     """
 
     exponents: dict[int, torch.Tensor]
@@ -48,21 +51,36 @@ def generators(graph: LossGraph) -> list[Generator]:
         families.setdefault(signature, set()).add(unknown)
     basis = []
     for family in families.values():
+        scale = _scale([resolved[form] for forms in parts.values() for piece in forms for form in piece.unique().tolist()],
+                       family)
+        if scale is None:
+            continue
         exponents: dict[int, torch.Tensor] = {}
         for index, pieces in sorted(parts.items()):
-            values = [_values(forms, resolved, family) for forms in pieces]
+            values = [_values(forms, resolved, family, scale) for forms in pieces]
             total = values[0] if len(values) == 1 else _outer(*values)
             if total is not None:
                 exponents[index] = total
         if exponents:
-            basis.append(Generator(_whole_numbers(exponents)))
+            basis.append(Generator(_without_common_factor(exponents)))
     return sorted(basis, key=lambda g: min(g.exponents))
 
 
-def _values(forms: torch.Tensor, resolved: dict[int, Form], family: set[int]) -> torch.Tensor | None:
-    """Σ of the coefficients of a family's unknowns, or None where all are zero; as small as it broadcasts."""
+def _scale(forms: list[Form], family: set[int]) -> int | None:
+    """What makes the sums of a family's coefficients whole numbers; None where these are larger than `_LARGEST`."""
+    sums = {_sum(form, family) for form in forms}
+    least = math.lcm(*(c.denominator for c in sums))
+    return least if all(abs(c * least) <= _LARGEST for c in sums) else None
+
+
+def _sum(form: Form, family: set[int]) -> Fraction:
+    return sum((c for u, c in form.items() if u in family), Fraction(0))
+
+
+def _values(forms: torch.Tensor, resolved: dict[int, Form], family: set[int], scale: int) -> torch.Tensor | None:
+    """Σ of the coefficients of a family's unknowns, scaled, or None where all are zero; as small as it broadcasts."""
     known, back = forms.unique(return_inverse=True)
-    sums = [float(sum((c for u, c in resolved[form].items() if u in family), Fraction(0))) for form in known.tolist()]
+    sums = [int(scale * _sum(resolved[form], family)) for form in known.tolist()]
     if not any(sums):
         return None
     values = torch.tensor(sums, dtype=torch.float64)[back]
@@ -80,9 +98,6 @@ def _outer(outputs: torch.Tensor | None, inputs: torch.Tensor | None) -> torch.T
     return total if total.any() else None
 
 
-def _whole_numbers(exponents: dict[int, torch.Tensor]) -> dict[int, torch.Tensor]:
-    """Scaled to integers without a common factor."""
-    values = [Fraction(v).limit_denominator(1000) for e in exponents.values() for v in e.unique().tolist() if v]
-    least = math.lcm(*(v.denominator for v in values))
-    common = math.gcd(*(int(v * least) for v in values))
-    return {index: e * least / common + 0.0 for index, e in exponents.items()}  # without −0
+def _without_common_factor(exponents: dict[int, torch.Tensor]) -> dict[int, torch.Tensor]:
+    common = math.gcd(*(int(v) for e in exponents.values() for v in e.unique().tolist()))
+    return {index: e / common + 0.0 for index, e in exponents.items()}  # without −0

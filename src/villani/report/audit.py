@@ -69,6 +69,8 @@ def findings(record: AuditRecord | ReplayRecord) -> dict[str, str]:
         f"{name}: {outcome.verdict}": f"{_sentence(outcome.reason)}{_more(record, key)}"
         for key, (name, outcome) in zip(CRITERIA, outcomes(record).items(), strict=True)
     }
+    if record.spectral_gap:
+        found["What still holds without (iv)"] = record.spectral_gap.text
     found["Why rays look fine"] = _rays_words(record)
     found |= {f"What would rescue (iv): {rescue.name}": rescue.text for rescue in record.rescues}
     if record.constants:
@@ -395,7 +397,7 @@ def _threshold(found: ThresholdRecord) -> str:
     value = "none seen" if found.value is None else format_number(found.value, 3)
     if found.upper is None:
         return f"{value} (no bound)"
-    return f"{value} (exact)" if found.level == 1 else f"{value} (< {format_number(found.upper, 3)})"
+    return f"{value} (up to rounding)" if found.level == 1 else f"{value} (< {format_number(found.upper, 3)})"
 
 
 def _worst(record: AuditRecord) -> OrbitRecord:

@@ -61,7 +61,9 @@ def findings(record: TheoryRecord) -> dict[str, str]:
             wrong = [f"{check.row}, {check.quantity}" for check in record.checks if not check.passes]
             return {"Not reproduced": f"{'; '.join(wrong)}."} if wrong else {}
         case ModelConstantsRecord():
-            return {"In full": record.points[0].sentence, "What it costs": _price(record)}
+            first = record.points[0]
+            gap = {"Without smoothing": first.spectral_gap.text} if first.spectral_gap else {}
+            return {"In full": first.sentence, "What it costs": _price(record)} | gap
 
 
 def model_finding(constants: ModelConstants) -> str:
@@ -120,7 +122,9 @@ def tables(record: TheoryRecord) -> str:
             each = [
                 section(
                     f"λ = {format_number(p.weight_decay)}, s = {format_number(p.temperature)}",
-                    (note(p.sentence) if len(record.points) > 1 else "") + _constants(p.constants),
+                    (note(p.sentence) if len(record.points) > 1 else "")
+                    + _constants(p.constants)
+                    + (note(p.spectral_gap.text) if p.spectral_gap else ""),
                 )
                 for p in record.points
             ]

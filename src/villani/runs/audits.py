@@ -13,6 +13,7 @@ from villani.runs.records import (
     Provenance,
     PsiRecord,
     Record,
+    SpectralGapRecord,
     TextRecord,
 )
 
@@ -103,10 +104,11 @@ class ThresholdRecord(Record):
 
     value: float | None = Field(description="s*; null where Δ_B L ≤ 0")
     upper: float | None = Field(description="confidence bound of s*; null where the data do not show Δ_B L > 0")
-    level: float = Field(description="confidence of `upper`; 1 where nothing was sampled")
+    level: float = Field(description="confidence of `upper`; 1 where nothing was sampled, and only rounding is left")
     norm_squared: float = Field(description="λ²‖mA‖² if it counts, else 0")
     gradient_norm_squared: EstimateRecord = Field(description="‖∇_B L‖²")
     laplacian: EstimateRecord = Field(description="Δ_B L")
+    rounding: float | None = Field(default=None, description="what of Δ_B L rounding may be; null if it was not told")
 
 
 class StepRecord(Record):
@@ -203,6 +205,7 @@ class AuditRecord(Record):
     coverage_evidence: CoverageRecord
     differential_evidence: DifferentialRecord
     rescues: list[RescueRecord]
+    spectral_gap: SpectralGapRecord | None = Field(default=None, description="what still holds where (iv) fails: C10")
     constants: ModelConstants | None = Field(description="null where λ = 0 or some parameter does not decay")
     witness: str | None = Field(description="file beside records.json that `villani audit --replay` re-evaluates")
     provenance: Provenance

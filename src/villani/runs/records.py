@@ -209,6 +209,13 @@ class ConstantRecord(Record):
     source: str
 
 
+class SpectralGapRecord(Record):
+    """C10: whether raw cross-entropy, nothing smoothed, is known to have a spectral gap, although (iv) fails."""
+
+    constant: ConstantRecord | None = Field(description="an upper bound on C_P; null where none is known")
+    text: str = Field(description="what follows, what does not, or the reason why there is none")
+
+
 class ModelPointRecord(Record):
     """The constants of a model's Gibbs law at one λ and s."""
 
@@ -216,7 +223,10 @@ class ModelPointRecord(Record):
     temperature: float = Field(gt=0)
     visible: float | None = Field(description="largest constant that a run of the given length can have seen")
     sentence: str
-    constants: list[ConstantRecord]
+    constants: list[ConstantRecord] = Field(description="of the smoothed loss")
+    spectral_gap: SpectralGapRecord | None = Field(
+        default=None, description="of the loss as it is; null where the graph was not looked at"
+    )
 
 
 class ModelConstants(Record):

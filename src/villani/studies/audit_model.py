@@ -22,7 +22,7 @@ from villani.studies.audit_records import (
     smoothness_record,
     threshold_record,
 )
-from villani.studies.constants import constants_beside
+from villani.studies.constants import constants_beside, read_head, spectral_gap
 from villani.studies.finish import default_name, finish
 from villani.studies.measure_model import CONFIDENCE
 from villani.studies.progress import Progress, Silent
@@ -119,7 +119,8 @@ def audit_model(
 
 def _record(found: Audit, settings: AuditSettings, subject: Subject, witness: str | None) -> AuditRecord:
     space = subject.objective.parameters
-    beside = constants_beside(subject.loaded.model, space, [settings.weight_decay], [settings.temperature, 2.0])
+    head = read_head(subject.objective) if settings.weight_decay > 0 else "λ = 0, so that there is no Gibbs law"
+    beside = constants_beside(subject.loaded.model, space, [settings.weight_decay], [settings.temperature, 2.0], head)
     return AuditRecord(
         model=subject.loaded.record,
         objective=objective_record(subject.objective),
@@ -145,6 +146,7 @@ def _record(found: Audit, settings: AuditSettings, subject: Subject, witness: st
         coverage_evidence=coverage_record(found.coverage, settings.temperature),
         differential_evidence=differential_record(found, settings.weight_decay, settings.temperature, space),
         rescues=[RescueRecord(name=name, text=text) for name, text in rescues(found.differential).items()],
+        spectral_gap=spectral_gap(head, settings.weight_decay, settings.temperature),
         constants=beside,
         witness=witness,
         provenance=subject.provenance,

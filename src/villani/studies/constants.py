@@ -5,20 +5,24 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+import torch
 from pydantic import BaseModel, ConfigDict
 from torch import nn
 
+from villani.criteria.head import NormalisedHead, normalised_head
 from villani.errors import InputError
 from villani.landscape.models import load_model
+from villani.landscape.objective import Objective
 from villani.landscape.parameters import ParameterSpace
-from villani.runs.records import ModelConstants, ModelConstantsRecord, ModelPointRecord
+from villani.runs.records import ModelConstants, ModelConstantsRecord, ModelPointRecord, SpectralGapRecord
 from villani.runs.store import Ledger, write_settings
 from villani.studies.exact import constant_record, versions
 from villani.studies.finish import default_name, finish
-from villani.theory.comparison import model_constants
-from villani.theory.constants import Smoothing, variance_quotient
+from villani.theory.comparison import model_constants, powers
+from villani.theory.constants import Smoothing, homogeneous_head, variance_quotient
 
 ALPHA = 0.1  # prediction smoothing of the certified constant
+_TOKENS = 4  # of the block that the graph is read on; shapes do not matter
 TIME = 100.0  # length of a run to compare with, Σ learning rates: 100,000 steps of 10⁻³
 
 
@@ -67,7 +71,9 @@ def run_constants(settings: ConstantsSettings, run: Path | None = None) -> tuple
     """
     loaded = load_model(settings.model, trust_remote_code=settings.trust_remote_code)
     space = ParameterSpace(loaded.model, settings.decay)
-    found = constants_of(loaded.model, space, settings)
+    block = torch.zeros((1, 1, _TOKENS), dtype=torch.int64)
+    head = read_head(Objective(loaded.model, block, decay=settings.decay))
+    found = constants_of(loaded.model, space, settings, head)
     if found is None:
         free = space.size - space.decayed_size
         raise InputError(
@@ -84,8 +90,10 @@ def run_constants(settings: ConstantsSettings, run: Path | None = None) -> tuple
     return directory, record
 
 
-def constants_of(model: nn.Module, space: ParameterSpace, settings: ConstantsSettings) -> ModelConstants | None:
-    """The comparison at every λ and s; None if some parameter does not decay."""
+def constants_of(
+    model: nn.Module, space: ParameterSpace, settings: ConstantsSettings, head: NormalisedHead | str | None = None
+) -> ModelConstants | None:
+    """The comparison at every λ and s; None if some parameter does not decay. `head`: what `read_head` gives, if asked."""
     if space.decayed_size < space.size:
         return None
     smoothing = Smoothing(outputs(model), settings.alpha)
@@ -102,6 +110,7 @@ def constants_of(model: nn.Module, space: ParameterSpace, settings: ConstantsSet
             ModelPointRecord(
                 weight_decay=decay, temperature=s, visible=found.visible, sentence=found.sentence,
                 constants=[constant_record(constant) for constant in found.comparison.constants],
+                spectral_gap=None if head is None else spectral_gap(head, decay, s),
             )
         )  # fmt: skip
     return ModelConstants(
@@ -111,12 +120,53 @@ def constants_of(model: nn.Module, space: ParameterSpace, settings: ConstantsSet
 
 
 def constants_beside(
-    model: nn.Module, space: ParameterSpace, weight_decay: Sequence[float], temperature: Sequence[float]
-) -> ModelConstants | None:
+    model: nn.Module, space: ParameterSpace, weight_decay: Sequence[float], temperature: Sequence[float],
+    head: NormalisedHead | str | None = None,
+) -> ModelConstants | None:  # fmt: skip
     """What a measurement is shown beside; None if no λ is positive or some parameter does not decay."""
     positive = [decay for decay in weight_decay if decay > 0]
     asked = ConstantsSettings(model="", weight_decay=positive, temperature=list(temperature))
-    return constants_of(model, space, asked) if positive else None
+    return constants_of(model, space, asked, head) if positive else None
+
+
+def read_head(objective: Objective) -> NormalisedHead | str:
+    """What C10 needs of a model, or the reason why it does not apply."""
+    try:
+        return normalised_head(objective)
+    except InputError as error:
+        return str(error)
+
+
+def spectral_gap(head: NormalisedHead | str, weight_decay: float, temperature: float) -> SpectralGapRecord:
+    """C10 of the loss as it is, with what it says and what it does not; or why it does not apply."""
+    if isinstance(head, str):
+        return _no_gap(head)
+    hypotheses = (
+        f"{head.words}, and used nowhere else; raw cross-entropy over V = {head.classes:,} of D = {head.features:,} "
+        f"normalised features, d_φ = {head.dimension:,}; every parameter decays"
+    )
+    try:
+        constant = homogeneous_head(
+            weight_decay, 2 / temperature, dimension=head.dimension, classes=head.classes, degree=head.degree,
+            slope=head.slope, hypotheses=hypotheses,
+        )  # fmt: skip
+    except (InputError, OverflowError) as error:
+        return _no_gap(str(error))
+    text = (
+        f"Raw cross-entropy has a spectral gap: C_P ≤ {powers(constant)} at λ = {weight_decay:g}, s = {temperature:g} "
+        f"(C10, certified), since {hypotheses}. So Langevin diffusion converges exponentially in χ², whether (iv) holds or "
+        "not. That is all it says: the size is astronomical and useless as a rate, and nothing follows about the "
+        "log-Sobolev constant C_LS or about KL."
+    )
+    return SpectralGapRecord(constant=constant_record(constant), text=text)
+
+
+def _no_gap(reason: str) -> SpectralGapRecord:
+    text = (
+        f"No Poincaré constant of raw cross-entropy is known here: C10 does not apply, since {reason}. Whether there is a "
+        "spectral gap without smoothing is open."
+    )
+    return SpectralGapRecord(constant=None, text=text)
 
 
 def outputs(model: nn.Module) -> int:

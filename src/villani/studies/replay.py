@@ -12,6 +12,7 @@ from villani.criteria.flat import FlatDirection, verified
 from villani.criteria.orbits import Orbit, Threshold, exponents_of, replaced, threshold
 from villani.criteria.parts import PartStatistics, part_statistics, parts_of
 from villani.criteria.patterns import pieces
+from villani.criteria.rounding import drift_allowed
 from villani.criteria.shifts import Proposal
 from villani.criteria.walks import Step, walk_orbit
 from villani.errors import InputError
@@ -26,7 +27,6 @@ from villani.studies.progress import Progress, Silent
 from villani.studies.subject import load_subject
 from villani.studies.witness import Claim, Witness, indexed, read_witness
 
-_ROUNDING = 1e-5  # nats per token: a loss that changes by less along an orbit is the same
 
 
 def replay(
@@ -84,7 +84,8 @@ def replay(
                 objective.parameters, whole=True,
             )  # fmt: skip
             slab = bounded_tensors(objective, _traced(objective), list(places), settings.seed)
-        sentences, reproduced = _judged(claim, found, walk, flat, slab)
+        allowed = drift_allowed(objective.loss(0), objective.parameters.dtype)
+        sentences, reproduced = _judged(claim, found, walk, flat, slab, allowed)
         record = ReplayRecord(
             model=subject.loaded.record,
             text=subject.text,
@@ -153,8 +154,13 @@ def _traced(objective: Objective) -> list[tuple[LossGraph, float]]:
     return [(trace_loss(objective, b), objective_terms(objective, b)) for b in pieces(objective)]
 
 
+def _surety(level: float) -> str:
+    return "up to rounding" if level == 1 else f"at confidence {level:.0%}"
+
+
 def _judged(
-    claim: Claim, found: Threshold | None, walk: Sequence[Step], flat: FlatDirection | None, slab: Slab | None
+    claim: Claim, found: Threshold | None, walk: Sequence[Step], flat: FlatDirection | None, slab: Slab | None,
+    allowed: float,
 ) -> tuple[list[str], bool]:
     """What came out, in sentences, and whether all of it refutes again."""
     sentences = []
@@ -162,13 +168,13 @@ def _judged(
     if found is not None and claim.threshold is not None:
         drift = max(step.loss_change for step in walk)
         same = "by not a single bit" if drift == 0 else f"by up to {drift:.1g} nats per token"
-        again = math.isfinite(found.upper) and drift <= _ROUNDING
+        again = math.isfinite(found.upper) and drift <= allowed
         good.append(again)
         claimed = "no bound" if claim.threshold.upper is None else f"s* < {claim.threshold.upper:.3g}"
         bound = f"s* < {found.upper:.3g}" if math.isfinite(found.upper) else "no finite bound of s*"
         sentences += [
             f"Along {claim.orbit} the loss changes {same} for R up to {walk[-1].scale:g}.",
-            f"The audit claimed {claimed}; these groups give {bound} at confidence {found.level:.0%}: criterion (iv) "
+            f"The audit claimed {claimed}; these groups give {bound} {_surety(found.level)}: criterion (iv) "
             f"is {'refuted again for every s above that' if again else 'not refuted again'}.",
         ]
     if flat is not None:
@@ -180,7 +186,8 @@ def _judged(
             f"{'refuted again' if still else 'not refuted again'}."
         )
     if claim.slab:
-        good.append(slab is not None and set(claim.slab) <= set(slab.tensors))
-        bound = f"at most {slab.bound:.3g} nats per token" if slab else "not shown to be bounded"
+        shown = slab is not None and not slab.contradiction
+        good.append(slab is not None and shown and set(claim.slab) <= set(slab.tensors))
+        bound = f"at most {slab.bound:.3g} nats per token" if slab and shown else "not shown to be bounded"
         sentences.append(f"Whatever the undecayed {claim.slab[0]} and {len(claim.slab) - 1} more, the loss is {bound}.")
     return sentences, all(good) and bool(good)

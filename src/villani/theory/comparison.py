@@ -3,10 +3,12 @@
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from fractions import Fraction
 
 from villani.errors import InputError
 from villani.theory.constants import (
     Constant,
+    Direction,
     Smoothing,
     bakry_emery,
     lipschitz,
@@ -159,11 +161,22 @@ def model_constants(
 def powers(constant: Constant) -> str:
     """The value for people: 0.12, 3010, 4.52·10⁶, or 10^1,234.5 beyond floats."""
     if abs(constant.log10) >= 300:
-        return f"10^{constant.log10:,.1f}"
+        return beyond_floats(constant.log10, constant.direction)
     mantissa, exponent = f"{constant.value:.2e}".split("e")
     if -4 <= int(exponent) < 6:
         return f"{float(f'{constant.value:.3g}'):.6g}"
     return f"{mantissa}·10{str(int(exponent)).translate(_SUPERSCRIPTS)}"
+
+
+def beyond_floats(log10: float, direction: Direction) -> str:
+    """A bound as a power of ten, away from the truth: 10^1,234.5, or 10^(7.17·10⁹)."""
+    outwards = math.ceil if direction == "upper" else math.floor
+    digits = 1 if abs(log10) < 1e6 else 2 - math.floor(math.log10(abs(log10)))
+    shown = outwards(Fraction(log10) * Fraction(10) ** digits) / Fraction(10) ** digits
+    if digits == 1:
+        return f"10^{float(shown):,.1f}"
+    mantissa, exponent = f"{float(shown):.2e}".split("e")
+    return f"10^({mantissa}·10{str(int(exponent)).translate(_SUPERSCRIPTS)})"
 
 
 def _beyond(constant: Constant, visible: float) -> str:

@@ -1,4 +1,4 @@
-"""Log-Sobolev and Poincaré constants of the Gibbs law exp(−βF), F = L + (λ/2)‖θ‖²: C1–C9 of THEORY.md §3.
+"""Log-Sobolev and Poincaré constants of the Gibbs law exp(−βF), F = L + (λ/2)‖θ‖²: C1–C10 of THEORY.md §3.
 
 Each function takes numbers that were proved or measured and returns a `Constant`: what it bounds, from which side,
 under which hypotheses, and how it may be used; `comparison.py` ranks them. Values are kept as logarithms, since e^{βω}
@@ -14,6 +14,7 @@ from typing import Literal
 from villani.errors import InputError, check_nonnegative
 from villani.statistics import Status
 
+_LOG_ROUNDING = 1e-13  # relative, of a logarithm that a dozen operations give
 Direction = Literal["upper", "lower"]
 Kind = Literal["log-Sobolev", "Poincaré"]
 
@@ -23,7 +24,7 @@ class Constant:
     """One bound on a constant of the Gibbs law.
 
     Attributes:
-        id: C1 … C9 of THEORY.md §3; "truth" for a computed value.
+        id: C1 … C10 of THEORY.md §3; "truth" for a computed value.
         name: in words.
         log_value: natural logarithm of the bound.
         direction: upper | lower.
@@ -240,6 +241,53 @@ def dissipative_radius(beta: float, dimension: int, growth: float, offset: float
     return math.sqrt(4 * (dimension + beta * offset) / (beta * growth))
 
 
+def homogeneous_head(
+    weight_decay: float, beta: float, *, dimension: int, classes: int, degree: int, slope: float, hypotheses: str,
+    proved: bool = True,
+) -> Constant:  # fmt: skip
+    """C10: raw cross-entropy of logits that a block φ of θ, decayed and used nowhere else, makes of bounded features.
+
+    Logits have degree K in φ ∈ R^{d_φ}, and no two differ by more than `slope`·‖φ‖^K, whatever the rest of θ. With
+    A = d_φ + Kβ ln V, R² = 4A/(βλ), M = slope·R^K and ω = ln(1 + (V−1)e^M) − ln(1 + (V−1)e^{−M}):
+
+        C_P ≤ 2/(βλA) + (2/(βλ)) e^{βω}.
+
+    ⟨φ, ∇_φL⟩ = K·E[ℓ − H(p)] ≥ −K ln V makes e^{βλ‖φ‖²/4} a Lyapunov function; on the slab ‖φ‖ ≤ R, which is convex, L
+    changes by at most ω. Nothing else of the network enters. It bounds no log-Sobolev constant, so that nothing about KL
+    follows, and its size is no statement about any run.
+
+    Args:
+        weight_decay: λ, on every coordinate of θ.
+        beta: β.
+        dimension: d_φ.
+        classes: V ≥ 2.
+        degree: K.
+        slope: as above.
+        hypotheses: what was read off, in words.
+        proved: whether it was.
+
+    Raises:
+        InputError: a number outside its range, or a bound whose logarithm is beyond floats.
+    """
+    prior = _log_gaussian(weight_decay, beta)
+    if dimension < 1 or classes < 2 or degree < 1:
+        raise InputError(f"dimension={dimension}, classes={classes}, degree={degree}: expected at least 1, 2 and 1")
+    check_nonnegative(slope=slope)
+    log_classes = math.log(classes)
+    weight = dimension + degree * beta * log_classes  # A
+    try:
+        difference = slope * math.exp(degree / 2 * (math.log(4 * weight) - prior))  # M
+    except OverflowError:
+        difference = math.inf
+    others = math.log(classes - 1)
+    oscillation = _softplus(others + difference) - _softplus(others - difference)
+    value = _log_sum(math.log(2 / weight) - prior, math.log(2) - prior + beta * oscillation)
+    value += _LOG_ROUNDING * (1 + abs(prior) + beta * (difference + log_classes))  # upwards
+    if not math.isfinite(value):
+        raise InputError(f"weight_decay={weight_decay:g}, beta={beta:g}: even the logarithm of C10 is beyond floats")
+    return _upper("C10", "bounded features, untied head", value, hypotheses, proved, "THEORY.md §3, C10", "Poincaré")
+
+
 def preprint(weight_decay: float, beta: float, dimension: int) -> Constant:
     """C8: the preprint's 1/λ + d/λ², read at β = 1, that is with βλ for λ. Never certified; false in general (§2.3)."""
     scaled = _log_gaussian(weight_decay, beta)
@@ -278,6 +326,11 @@ def _log_gaussian(weight_decay: float, beta: float) -> float:
         if not 0 < value < math.inf:
             raise InputError(f"{name}={value:g}: the constants of §3 need a finite number > 0")
     return math.log(beta) + math.log(weight_decay)
+
+
+def _softplus(x: float) -> float:
+    """ln(1 + e^x)."""
+    return max(x, 0.0) + math.log1p(math.exp(-abs(x)))
 
 
 def _log_sum(left: float, right: float) -> float:

@@ -1,0 +1,112 @@
+"""What rounding explains: whether the loss stays on an orbit, and how much of Δ_B L there is nothing but rounding.
+
+Algebra proposes orbits, and a derivative of a loss that cancels is a small number, not 0. Neither is believed before it
+was held against what the computer's own errors make of a true 0. These are estimates: what passes holds up to rounding,
+and is not certified.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from villani.criteria.orbits import Orbit, exponents_of, rescaled
+from villani.criteria.parts import EXACT, Parts, group_traces
+from villani.curvature.products import differentiable_gradient, product
+from villani.errors import InputError
+from villani.landscape.graph import LossGraph, trace_loss
+from villani.landscape.objective import Objective
+
+SCALES = (16.0, 0.125)  # R at which the loss has to be what it is at R = 1
+_ULPS = 100.0  # of 1 + |L|, by which a loss that is the same may come out differently
+_UNEVEN = (1.1, 0.83, 1.37)  # R that are no powers of two, so that all roundings are other ones
+_SAFETY = 10.0  # how much larger an error may be than those that were seen
+
+
+def drift_allowed(loss: float, dtype: torch.dtype) -> float:
+    """By how much a loss, nats per token, may move on an orbit; more is no rounding."""
+    return float(_ULPS * torch.finfo(dtype).eps * (1 + abs(loss)))
+
+
+def drift(graph: LossGraph, orbit: Orbit, tensors: Sequence[torch.Tensor]) -> tuple[float, float]:
+    """How far the loss sum of a graph moves on an orbit, and how far rounding may move it."""
+
+    def loss(scale: float) -> float:
+        moved = [
+            t * (scale ** orbit.exponents[i].double()).to(t) if i in orbit.exponents else t
+            for i, t in enumerate(tensors)
+        ]
+        return float(graph.run(moved))
+
+    with torch.no_grad():
+        here = loss(1.0)
+        changes = [abs(loss(scale) - here) for scale in SCALES]
+    # what is not a number is not the same loss
+    worst = max(changes) if all(np.isfinite(changes)) else float("inf")
+    return worst, drift_allowed(here, tensors[0].dtype)
+
+
+def laplacian_rounding(objective: Objective, parts: Parts, orbit: Orbit, groups: Sequence[int], seed: int) -> float:
+    """By how much Δ_B L, in nats per token, may be off: from Δ_B L(θ_R) = R^{−2e}·Δ_B L(θ), which rounding breaks.
+
+    The same probes at R that are no powers of two; and, where θ is small, float64 beside its own precision. Derivatives
+    in which terms cancel that are not summed here come out wrong by this much.
+
+    Args:
+        objective: at the θ in question, which is left as it was.
+        parts: among which B is.
+        orbit: whose B shrinks as R^−down.
+        groups: to look at; each is a unit of its own, and the largest error counts.
+        seed: of the probes.
+    """
+    along = exponents_of(orbit, parts)
+    block = np.flatnonzero(along == along.min())
+    small = objective.parameters.size <= EXACT
+
+    def laplacians(group: int) -> float:
+        rows = group_traces(objective, parts, group, seed=seed, probes=1, blocks=[block.tolist()])
+        return float(rows["traces"].mean(axis=0)[block].sum())
+
+    errors = []
+    for group in groups:
+        here, terms = laplacians(group), sum(batch_terms(objective, group))
+        for scale in _UNEVEN if small else _UNEVEN[:1]:
+            with rescaled(objective, orbit.exponents, scale):
+                errors.append(abs(laplacians(group) * scale ** (2 * float(along.min())) - here) / terms)
+    if small:
+        errors.append(_against_double(objective, parts, block.tolist(), groups[0]))
+    return _SAFETY * max(errors) if np.isfinite(errors).all() else float("inf")
+
+
+def batch_terms(objective: Objective, group: int) -> list[float]:
+    """Tokens, or terms of a custom loss, of a group's batches."""
+    with objective.evaluating(), torch.no_grad():
+        return [float(objective.forward(batch).tokens) for batch in objective.batches(group)]
+
+
+def _against_double(objective: Objective, parts: Parts, block: Sequence[int], group: int) -> float:
+    """|Δ_B L in the precision of θ − Δ_B L in float64| of a group's first batch, as the traced loss has it."""
+    tensors = [t.detach() for t in objective.parameters.tensors]
+    if tensors[0].dtype == torch.float64:
+        return 0.0
+    try:
+        graph = trace_loss(objective, next(objective.batches(group)))
+    except InputError:
+        return 0.0
+    inside = parts.confine([torch.ones_like(t) for t in tensors], block)
+    with objective.evaluating():
+        found = [_diagonal(graph, [t.to(dtype) for t in tensors], inside) for dtype in (torch.float32, torch.float64)]
+    return abs(found[0] - found[1]) / batch_terms(objective, group)[0]
+
+
+def _diagonal(graph: LossGraph, point: list[torch.Tensor], inside: Sequence[torch.Tensor]) -> float:
+    """Σ of the diagonal of the Hessian over the entries where `inside` is not 0."""
+    leaves = [t.requires_grad_() for t in point]
+    gradient = differentiable_gradient(graph.run(leaves), leaves)
+    total = 0.0
+    for index, mask in enumerate(inside):
+        for entry in mask.reshape(-1).nonzero()[:, 0].tolist():
+            unit = [torch.zeros_like(t) for t in leaves]
+            unit[index].view(-1)[entry] = 1
+            total += float(product(gradient, unit, leaves, keep_graph=True)[index].reshape(-1)[entry])
+    return total
