@@ -17,6 +17,7 @@ _LIMITS = (
     "hypotheses, such as bounded weights or small s, a verdict is about the statement without them.",
     "“Consistent” confirms nothing. Finitely many points cannot show what happens as θ → ∞, and a run cannot show that "
     "nothing moves more slowly than what it saw.",
+    "Seeds of a study that starts from a checkpoint share that start, and speak of that start only.",
     "Intervals over training seeds are t-intervals of few seeds, one at a time. Many are shown: some exclude 0 by "
     "chance.",
     "λ is torch's weight_decay. For SGD it is the λ of F; AdamW's belongs to no F, so that E1 to E3 leave it out.",

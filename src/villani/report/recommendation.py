@@ -7,7 +7,7 @@ import plotly.graph_objects as go
 
 from villani.report.elements import badge, details, facts, note, section, table
 from villani.report.figures import EXACT, NEGATIVE, POSITIVE, REMAINDER, TOTAL, UNRESOLVED, themed
-from villani.report.numbers import UNAVAILABLE, format_number, format_uncertain
+from villani.report.numbers import UNAVAILABLE, format_count, format_number, format_uncertain
 from villani.report.tables import origin_rows
 from villani.runs.recommendations import MarginRecord, OptimizerRecord, RecommendationRecord, RuleRecord
 
@@ -85,7 +85,9 @@ def tables(record: RecommendationRecord) -> str:
     about = {
         "trained on": f"{record.text.spec}; {record.text.cut}",
         "judged by": f"{record.held_out.spec}; {record.held_out.cut}",
-        "errors are over": f"{record.seeds} training seeds and {record.units} held-out {record.unit}",
+        "errors are over": f"{format_count(record.seeds, 'training seed')} "
+        f"{'from one start that all share, and of which alone they speak,' if record.shared_start else 'of own starts'} "
+        f"and {record.units} held-out {record.unit}",
         "training": f"{record.steps} steps of {record.batch} × {record.block} tokens ({record.epochs:.3g} epochs)",
         "parameters": f"{record.parameters:,}, of which {record.decayed_parameters:,} decay",
         "learning rates": ", ".join(f"{NAMES[one.optimizer]} {one.learning_rate:g}" for one in record.optimizers),
