@@ -14,7 +14,7 @@ from villani.curvature.basis import Basis, dot, norm
 from villani.curvature.blocks import layers_of
 from villani.curvature.lanczos import Ends, Ritz, examine, krylov
 from villani.curvature.operators import Budget, Curvature, resident
-from villani.curvature.spectrum import Density, Quadrature, quadrature, sign_probe
+from villani.curvature.spectrum import Density, Quadrature, quadrature, sphere_probe
 from villani.errors import InputError
 from villani.landscape.objective import check_weight_decay
 from villani.measurement import peak_memory
@@ -300,7 +300,8 @@ class _Work:
                 )
                 samples[-1].append(Quadrature(row["nodes"], row["weights"], row["residuals"]))
                 self.show.advance(s * settings.density_probes + probe + 1, total)
-        density = Density(self.objective.parameters.size, samples)
+        parameters = self.objective.parameters
+        density = Density(parameters.size, samples, torch.finfo(parameters.dtype).eps)
         grid, values, sem, resolution = density.curve()
         return DensityRecord(
             shares=len(shares), probes=settings.density_probes, steps=settings.density_steps,
@@ -368,7 +369,7 @@ class _Work:
 
 
 def _sample(operator: Curvature, seed: int, key: tuple[int, ...], steps: int) -> Rows:
-    found = quadrature(operator, sign_probe(operator.parameters, seed, *key), steps)
+    found = quadrature(operator, sphere_probe(operator.parameters, seed, *key), steps)
     return {"nodes": found.nodes, "weights": found.weights, "residuals": found.residuals}
 
 
