@@ -32,6 +32,7 @@ from villani.report.constants import value as constant_value
 from villani.report.numbers import format_interval, format_number, format_uncertain
 from villani.report.tables import named_statistics
 from villani.report.verdict import findings, headline
+from villani.rounding import upper
 from villani.runs.audits import AuditRecord, ReplayRecord, StepRecord
 from villani.runs.certificates import CertificateRecord
 from villani.runs.convergences import ConvergenceRecord
@@ -245,7 +246,7 @@ def print_exact(record: ExactRecord, directory: Path) -> None:
         gaps = ", ".join(f"{gap:.9g}" for gap in point.gaps)
         console.print(
             f"Gaps of Δ − ∇U·∇: {gaps}; gap of the diffusion: {point.diffusion_gap:.9g}. Two grids and boxes differ by "
-            f"{point.error:.0e}, the identities fail by at most {max(point.identities.values()):.0e}.",
+            f"{upper(point.error, 1)}, the identities fail by at most {upper(max(point.identities.values()), 1)}.",
             soft_wrap=True,
         )  # fmt: skip
         for gone in point.missing:
@@ -277,9 +278,9 @@ def print_certificate(record: CertificateRecord, directory: Path) -> None:
         for name, bound in (("path", point.path), ("c4", point.chain)):
             if bound is not None:
                 table.add_row(
-                    f"{point.weight_decay:g}", name, f"{bound.value:.4f}", f"{bound.empirical:.4f}",
-                    f"{bound.excess:.4f}", f"{bound.complexity:,.1f}", held, f"{point.held_out_bound:.4f}",
-                    bound.status,
+                    f"{point.weight_decay:g}", name, upper(bound.value, places=4), f"{bound.empirical:.4f}",
+                    upper(bound.excess, places=4), upper(bound.complexity, places=1), held,
+                    upper(point.held_out_bound, places=4), bound.status,
                 )  # fmt: skip
     console.print(table)
     for point in record.points:

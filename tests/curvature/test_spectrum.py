@@ -68,13 +68,13 @@ def test_intervals_cover_the_dense_moments(spread):
         low, high = found.effective_rank.interval(0.95)
         ranks.append(low <= np.abs(truth).sum() ** 2 / (truth**2).sum() <= high)
     for count in (*hits.values(), sum(ranks)):
-        assert 0.95 * 120 - 4 * (120 * 0.05 * 0.95) ** 0.5 <= count
+        assert count >= 0.95 * 120 - 4 * (120 * 0.05 * 0.95) ** 0.5
 
 
 @pytest.mark.parametrize("probes", [2, 4, 10])
 @pytest.mark.parametrize("values", [[1.0], [1.0, 0.7], [1.0] * 10, [1.0, -1.0], [3.0, *[-0.3] * 40]], ids=len)
 def test_intervals_of_few_probes_cover_where_few_eigenvalues_count(values, probes):
-    """The exact quadrature of diagonal matrices of size 200; t-intervals of 4 probes cover ‖H‖_F² in 83 % of the first."""
+    """The exact quadrature of diagonal matrices of size 200; t-intervals of 4 probes cover in 83 % of the first."""
     rng = np.random.default_rng(probes)
     nodes = np.sort(np.concatenate([values, np.zeros(200 - len(values))]))
     truths, hits, tries = (nodes.sum(), (nodes**2).sum()), np.zeros(2), 150

@@ -33,6 +33,7 @@ from villani.errors import InputError
 from villani.landscape.graph import trace_loss
 from villani.landscape.objective import Batch, Objective
 from villani.measurement import check_temperature, peak_memory
+from villani.rounding import upper
 from villani.runs.distributed import Ledger, Rows, Scoped, Team
 from villani.statistics import Array
 
@@ -313,8 +314,8 @@ def _outcome(above: float, findings: list[Finding], tried: str, temperature: flo
         where = "at a θ that the search led to" if worst.moved else "at the given θ"
         return Outcome(
             "refuted",
-            f"for every s > {above:.3g} ({how}; {here} the s = {temperature:.3g} of this audit) Ψ_s falls to −∞ along "
-            f"{worst.orbit.name}, on which the loss is constant. This is the smallest s* found, {where}; "
+            f"for every s > {upper(above, 3)} ({how}; {here} the s = {temperature:.3g} of this audit) Ψ_s falls to −∞ "
+            f"along {worst.orbit.name}, on which the loss is constant. This is the smallest s* found, {where}; "
             f"tried were {tried}.",
         )
     return Outcome("not refuted", f"none of {tried} showed Δ_B L > 0 beyond its error")

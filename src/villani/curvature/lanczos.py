@@ -10,8 +10,8 @@ shrinks to the Ritz vectors at both ends and goes on from there. What is proved 
 
 That none lies beyond is not proved: a vector that the basis never met stays unseen. The start has a random part, which
 makes that improbable; of an eigenvalue of multiplicity two, one copy may be missed until rounding brings it in. So a
-residual says that *an* eigenvalue is near, not which: where eigenvalues lie closer together than it, the i-th Ritz value
-may stand for one further in. What is proved of the rank is one-sided, the second statement above.
+residual says that *an* eigenvalue is near, not which: where eigenvalues lie closer together than it, the i-th Ritz
+value may stand for one further in. What is proved of the rank is one-sided, the second statement above.
 """
 
 import math

@@ -258,8 +258,8 @@ def trace_quantile(probes: int, level: float) -> float:
 
     The worst matrix has one eigenvalue apart from all others: X̄ − tr H is then as S − 1 and V̂ as S, mS a χ² of m
     degrees of freedom, and X̄ is far too small just where V̂ is small as well. S leaves the interval where √S or 1/√S is
-    (a + √(a² + 4))/2, a = c√(2/m). That no matrix is worse is shown by simulation (`benchmarks/coverage_worst_cases.py`),
-    and not proved. 1.96 for many probes, 2.76 for four at 95 %.
+    (a + √(a² + 4))/2, a = c√(2/m). That no matrix is worse is shown by simulation (docs/coverage.md), and not
+    proved. 1.96 for many probes, 2.76 for four at 95 %.
     """
 
     def missed(c: float) -> float:

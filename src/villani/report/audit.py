@@ -20,6 +20,7 @@ from villani.report.figures import (
 )
 from villani.report.numbers import format_count, format_interval, format_number, format_uncertain
 from villani.report.tables import origin_rows
+from villani.rounding import upper
 from villani.runs.audits import (
     AuditRecord,
     FlatRecord,
@@ -84,12 +85,12 @@ def _more(record: AuditRecord, key: str) -> str:
             least = min(norm.eps for norm in norms)
             text += (
                 f" {len(norms)} normalisations are smooth only as far as ε allows: with the smallest, "
-                f"ε = {format_number(least)}, Jacobians reach {format_number(least**-0.5, 3)} and second derivatives "
-                f"{format_number(1 / least, 3)}, gains apart."
+                f"ε = {format_number(least)}, Jacobians reach {upper(least**-0.5, 3)} and second derivatives "
+                f"{upper(1 / least, 3)}, gains apart."
             )
         return text
     if key == "tails" and record.coverage_evidence.log_integral_bound is not None:
-        bound = format_number(record.coverage_evidence.log_integral_bound, 4)
+        bound = upper(record.coverage_evidence.log_integral_bound, 4)
         return f" log ∫ exp(−2F/s) ≤ {bound} at this s (certified)."
     if key == "differential_growth" and record.differential_growth.verdict == "not refuted":
         return " Finding nothing proves nothing."
@@ -258,7 +259,7 @@ def tables(record: AuditRecord | ReplayRecord) -> str:
         sections.append(section("Operations that are not smooth", table(header, found)))
     if record.smoothness_evidence.normalisations:
         norms = [
-            [n.operation, format_number(n.eps), format_number(n.jacobian_bound, 3), format_number(n.laplacian_bound, 3),
+            [n.operation, format_number(n.eps), upper(n.jacobian_bound, 3), upper(n.laplacian_bound, 3),
              n.place]
             for n in record.smoothness_evidence.normalisations[:_LISTED]
         ]  # fmt: skip
@@ -337,7 +338,7 @@ def _slab(slab: SlabRecord) -> str:
         {
             "tensors": names,
             "coordinates": f"{slab.coordinates:,}",
-            "bound on L": f"{format_number(slab.bound, 3)} nats per token, all other parameters within {slab.radius:g}",
+            "bound on L": f"{upper(slab.bound, 3)} nats per token, all other parameters within {slab.radius:g}",
             "L when moved": f"by {_run(slab.steps)}: {', '.join(f'{loss:.3g}' for loss in slab.losses)}",
         }
     )
@@ -395,7 +396,7 @@ def _threshold(found: ThresholdRecord) -> str:
     value = "none seen" if found.value is None else format_number(found.value, 3)
     if found.upper is None:
         return f"{value} (no bound)"
-    return f"{value} (exact)" if found.level == 1 else f"{value} (< {format_number(found.upper, 3)})"
+    return f"{value} (exact)" if found.level == 1 else f"{value} (< {upper(found.upper, 3)})"
 
 
 def _worst(record: AuditRecord) -> OrbitRecord:

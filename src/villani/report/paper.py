@@ -7,6 +7,7 @@ from villani.report.figures import NEGATIVE, POSITIVE
 from villani.report.numbers import format_interval, format_number, format_uncertain
 from villani.report.paper_figures import NAMES
 from villani.report.paper_figures import pictures as pictures  # a page has them
+from villani.rounding import upper
 from villani.runs.papers import PaperRecord, TrainingPoint, TrendRecord
 from villani.runs.recommendations import RuleRecord
 from villani.runs.records import EstimateRecord
@@ -201,8 +202,9 @@ def _convergence_table(record: PaperRecord) -> str:
 def _certificate_table(record: PaperRecord) -> str:
     rows = [
         [
-            format_number(p.weight_decay), f"{p.path.value:.4f}", f"{p.path.empirical:.4f}", f"{p.path.excess:.4f}",
-            f"{p.path.complexity:,.1f}", _cell(p.held_out_loss), f"{p.held_out_bound:.4f}", badge(p.path.status),
+            format_number(p.weight_decay), upper(p.path.value, places=4), f"{p.path.empirical:.4f}",
+            upper(p.path.excess, places=4), upper(p.path.complexity, places=1), _cell(p.held_out_loss),
+            upper(p.held_out_bound, places=4), badge(p.path.status),
         ]
         for p in record.certificates
         if p.path

@@ -9,6 +9,7 @@ import numpy as np
 
 from villani.conventions import conventions, memory
 from villani.landscape.parameters import ParameterSpace
+from villani.rounding import lower, upper
 from villani.rules import RULES, Rule, Training
 from villani.runs.recommendations import (
     ConventionRecord,
@@ -282,7 +283,9 @@ def _sentence(record: OptimizerRecord) -> str:
 def _apart(found: MarginRecord) -> str:
     if found.value == 0:
         return "on the grid's best"
-    return f"{found.value:.4f} nats from the grid's best ({found.low:.4f} to {found.high:.4f})"
+    return (
+        f"{found.value:.4f} nats from the grid's best ({lower(found.low, places=4)} to {upper(found.high, places=4)})"
+    )
 
 
 def _listed(values: Sequence[float]) -> str:
