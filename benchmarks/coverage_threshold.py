@@ -26,7 +26,7 @@ from villani.studies.subject import as_groups
 PATH = Path(__file__).parents[1] / "docs" / "results" / "coverage-threshold.json"
 REPETITIONS = 2000
 GROUPS = (4, 6, 8, 12)
-RANKS = (1, 5, 20, 100)
+RANKS = (1, 2, 5, 20, 100)
 SIZES = (0.3, 1.0, 3.0, 10.0)  # ‖γ‖² over the squared noise of a mean over the groups
 TRACE_NOISE = (0.1, 0.5)  # of one group, where Δ_B L = 1
 ORBIT = np.array([1.0, -2.0])  # Theorem D's exponents of A and B
@@ -42,6 +42,7 @@ def statistics(gradients: np.ndarray, traces: np.ndarray) -> PartStatistics:
         squares=np.stack([zeros, (gradients**2).sum(axis=1)], axis=1),
         products=np.stack([zeros, gradients @ total], axis=1), totals=np.array([0.0, total @ total]),
         traces=np.stack([zeros, traces], axis=1)[:, None], finite=False, exact=False,
+        gram=np.stack([np.zeros((count, count)), gradients @ gradients.T], axis=2),
     )  # fmt: skip
 
 

@@ -23,12 +23,12 @@ def lower(value: float, digits: int = 6, places: int | None = None) -> str:
 
 
 def upper_power(log10: float, digits: int = 6) -> str:
-    """10^log10 as an upper bound, beyond floats too."""
+    """10^log10 as an upper bound: 0.12, 3010, 4.53·10⁶, or 10^1,234.5 beyond floats."""
     return _power(log10, digits, ROUND_CEILING)
 
 
 def lower_power(log10: float, digits: int = 6) -> str:
-    """10^log10 as a lower bound, beyond floats too."""
+    """10^log10 as a lower bound; as `upper_power`."""
     return _power(log10, digits, ROUND_FLOOR)
 
 
