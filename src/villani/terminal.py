@@ -181,11 +181,11 @@ def print_spectrum(record: SpectrumRecord, directory: Path) -> None:
     console.print(spectra.headline(record), style="bold", markup=False, soft_wrap=True)
     for title, paragraph in spectra.findings(record).items():
         console.print(f"{title}. {paragraph}", markup=False, soft_wrap=True)
-    table = Table("rank", "eigenvalue", "residual", "bound", "on fresh groups")
+    table = Table("rank", "eigenvalue", "residual", "bound", "of that rank", "on fresh groups")
     for e in record.eigenvalues:
         held = "" if e.held_out is None else _cells(e.held_out)[0]
         table.add_row(
-            str(e.rank), format_number(e.value, 7), format_number(e.residual, 2), format_number(e.bound, 2), held
+            str(e.rank), format_number(e.value, 7), upper(e.residual, 2), upper(e.bound, 2), spectra.rank_limit(e), held
         )
     console.print(table)
     if record.cost:

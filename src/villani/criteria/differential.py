@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from villani.criteria.orbits import (
+    ENOUGH,
     Orbit,
     Threshold,
     exponents_of,
@@ -306,6 +307,14 @@ def _guard(
     return math.sqrt(excess / norm) if orbit.theorem == "C" and norm else math.inf
 
 
+def _noise(found: Threshold) -> str:
+    """How many directions the noise has that the bound allows for, and what that means for it."""
+    if found.directions is None:
+        return ""
+    few = ", so that a bound for any number of them is given" if found.directions < ENOUGH else ""
+    return f" The noise of ∇_B L has about {found.directions:.2g} directions{few}."
+
+
 def _outcome(above: float, findings: list[Finding], tried: str, temperature: float) -> Outcome:
     if math.isfinite(above):
         worst = findings[0]
@@ -316,6 +325,6 @@ def _outcome(above: float, findings: list[Finding], tried: str, temperature: flo
             "refuted",
             f"for every s > {upper(above, 3)} ({how}; {here} the s = {temperature:.3g} of this audit) Ψ_s falls to −∞ "
             f"along {worst.orbit.name}, on which the loss is constant. This is the smallest s* found, {where}; "
-            f"tried were {tried}.",
+            f"tried were {tried}.{_noise(worst.threshold)}",
         )
     return Outcome("not refuted", f"none of {tried} showed Δ_B L > 0 beyond its error")

@@ -20,7 +20,7 @@ from villani.report.figures import (
 )
 from villani.report.numbers import format_count, format_interval, format_number, format_uncertain
 from villani.report.tables import origin_rows
-from villani.rounding import upper
+from villani.rounding import UNAVAILABLE, upper
 from villani.runs.audits import (
     AuditRecord,
     FlatRecord,
@@ -277,14 +277,28 @@ def _orbit_table(orbits: Sequence[OrbitRecord]) -> str:
             orbit.name, orbit.theorem, "fresh groups" if orbit.confirmed else "screened", _threshold(orbit.threshold),
             format_uncertain(orbit.threshold.gradient_norm_squared.value, orbit.threshold.gradient_norm_squared.sem),
             format_uncertain(orbit.threshold.laplacian.value, orbit.threshold.laplacian.sem),
-            format_number(orbit.threshold.norm_squared, 4), ", ".join(orbit.moved) or "the given θ",
+            format_number(orbit.threshold.norm_squared, 4),
+            UNAVAILABLE if orbit.threshold.directions is None else format_number(orbit.threshold.directions, 2),
+            ", ".join(orbit.moved) or "the given θ",
         ]
         for orbit in orbits[:_LISTED]
     ]  # fmt: skip
-    header = ["orbit", "theorem", "measured on", "s* (bound)", "‖∇_B L‖²", "Δ_B L", "λ²‖mA‖²", "θ"]
+    header = [
+        "orbit",
+        "theorem",
+        "measured on",
+        "s* (bound)",
+        "‖∇_B L‖²",
+        "Δ_B L",
+        "λ²‖mA‖²",
+        "directions of noise",
+        "θ",
+    ]
     more = f"{len(orbits) - _LISTED} more are in the record. " if len(orbits) > _LISTED else ""
     text = "s* = (λ²‖mA‖² + ‖∇_B L‖²)/Δ_B L with A what grows and B what shrinks; with theorem D no λ helps. A moved θ "
-    return table(header, rows) + note(f"{more}{text}is what a search led to: (iv) speaks of every θ.")
+    text += "is what a search led to: (iv) speaks of every θ. Of gradient noise in fewer than 20 directions, "
+    text += "(tr Σ)²/tr Σ², the bound is one that holds for any number of them, and wider."
+    return table(header, rows) + note(f"{more}{text}")
 
 
 def _walk_table(walk: Sequence[StepRecord]) -> str:

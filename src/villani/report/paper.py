@@ -179,7 +179,10 @@ def _spectrum_table(record: PaperRecord) -> str:
         if t.change is not None
     ]
     head = ["λ", "seed", "λ₁(∇²L)", "λ₁(∇²F)", "least of ∇²L", "tr ∇²L", "effective rank", "share below 0"]
-    words = "± of eigenvalues: bounds from residuals, for these groups; of the rest: standard errors over probes."
+    words = (
+        "± of eigenvalues: bounds from residuals, for these groups; of the share below 0: half of what the quadrature "
+        "leaves open; of the rest: standard errors over probes."
+    )
     learned = table(["λ", "the shift", "learned: change of λ₁(∇²L)", "seeds"], changes) if changes else ""
     return section("E2: spectra", note(words) + table(head, rows) + learned)
 

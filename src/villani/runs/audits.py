@@ -107,6 +107,10 @@ class ThresholdRecord(Record):
     norm_squared: float = Field(description="λ²‖mA‖² if it counts, else 0")
     gradient_norm_squared: EstimateRecord = Field(description="‖∇_B L‖²")
     laplacian: EstimateRecord = Field(description="Δ_B L")
+    directions: float | None = Field(
+        default=None,
+        description="of the noise of ∇_B L, (tr Σ)²/tr Σ²; below 20, or null, `upper` is a wider bound for any number",
+    )
 
 
 class StepRecord(Record):

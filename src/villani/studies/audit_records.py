@@ -126,6 +126,7 @@ def threshold_record(found: Threshold) -> ThresholdRecord:
         norm_squared=found.norm_squared,
         gradient_norm_squared=estimate_record(found.gradient_norm_squared),
         laplacian=estimate_record(found.laplacian),
+        directions=found.directions,
     )
 
 

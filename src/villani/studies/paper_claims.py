@@ -149,7 +149,8 @@ def _growth_everywhere(found: Found) -> ClaimRecord | None:
             f"At {len(above)} of {len(points)} trained models an orbit of constant loss was resolved on which Ψ_s → −∞ "
             f"for every s above a bound, each at confidence {first.level:.0%}: "
             f"{upper(middle.refuted_above or 0.0, 3)} at the median model, "
-            f"{upper(first.refuted_above or 0.0, 3)} at the one where it is smallest (λ = {first.weight_decay:g}, {name})."
+            f"{upper(first.refuted_above or 0.0, 3)} at the one where it is smallest "
+            f"(λ = {first.weight_decay:g}, {name})."
             + fallen
         ),
     )  # fmt: skip

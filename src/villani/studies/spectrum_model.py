@@ -173,9 +173,11 @@ class _Work:
         ranks = [*range(1, int(pairs["top"][0]) + 1)]
         ranks += [-i for i in range(1, len(pairs["value"]) - len(ranks) + 1)]
         quadratic = [None if np.isnan(x) else float(x) for x in pairs["quadratic"]]
+        rounding = float(pairs["bound"][0] - pairs["residual"][0])
         values = [
             EigenvalueRecord(
-                rank=rank, value=float(pairs["value"][i]), residual=float(pairs["residual"][i]),
+                rank=rank, rank_limit=float(pairs["value"][i] - rounding * np.sign(rank)),
+                value=float(pairs["value"][i]), residual=float(pairs["residual"][i]),
                 bound=float(pairs["bound"][i]), quadratic=quadratic[i], status="estimated",
                 held_out=held[i], shares=pairs["shares"][i].tolist(),
             )
@@ -193,7 +195,7 @@ class _Work:
             ),
             products=int(pairs["products"][0]),
             converged=bool(pairs["converged"][0]),
-            rounding=float(pairs["bound"][0] - pairs["residual"][0]),
+            rounding=rounding,
             layer_names=list(self.names),
             eigenvalues=values,
             density=density,
