@@ -35,8 +35,8 @@ Row = dict[str, Any]
 
 def selection(rng: np.random.Generator) -> Iterator[Row]:
     """J equally good λ, K seeds, U units; the error of seeds is `ratio` times that of units."""
-    for count, seeds, units in ((7, 2, 200), (7, 3, 200), (7, 3, 40), (8, 2, 40), (8, 3, 40), (2, 2, 40), (7, 5, 40)):
-        for ratio in (0.1, 0.5, 1.0, 2.0, 5.0, 10.0):
+    for count, seeds, units in ((7, 2, 200), (7, 3, 200), (8, 2, 40), (8, 3, 40), (2, 2, 40)):
+        for ratio in (0.1, 1.0, 2.0, 5.0, 10.0):
             lost, missed = 0, 0
             counts = np.full(units, 10.0)
             for _ in range(REPETITIONS):
@@ -125,7 +125,7 @@ def stepped(rng: np.random.Generator, chains: int, count: int, rate: float, ever
 
 
 def threshold(rng: np.random.Generator, repetitions: int = 500) -> Iterator[Row]:
-    """The bound of s* of Theorem D in the worst columns of `coverage_threshold.py`, which has all of them."""
+    """The bound of s* of Theorem D on the synthetic groups of `coverage_threshold.py`, over three sizes of ‖γ‖."""
     for skewed in (False, True):
         for rank in (1, 2, 5, 20, 100):
             for groups in (4, 12):
@@ -141,7 +141,6 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("parts", nargs="*", choices=[*PARTS, []], default=[])
     asked = parser.parse_args().parts or list(PARTS)
-    known = json.loads(PATH.read_text()) if PATH.exists() else {"nominal": NOMINAL, "parts": {}}
     for name in asked:
         rng = np.random.default_rng(0)
         rows = []
@@ -150,6 +149,7 @@ def main() -> None:
             print(
                 f"{name}: {row['case']}: " + ", ".join(f"{of} {x:.3f}" for of, x in row["misses"].items()), flush=True
             )
+        known = json.loads(PATH.read_text()) if PATH.exists() else {"nominal": NOMINAL, "parts": {}}
         known["parts"][name] = rows
         PATH.write_text(json.dumps(known, indent=1, ensure_ascii=False) + "\n")
 

@@ -18,6 +18,8 @@ _LIMITS = (
     "the noise together. A c4 certificate is about weights drawn afresh, by a run with new noise, not a run seen.",
     "Every setting has to have been fixed before the certified tokens were looked at, or chosen from a grid that was, "
     "whose size δ is divided by (--candidates). Any other search is not paid for.",
+    "Tokens may have any law. If their tokenizer was made from the certified text, as the builtin one was from the "
+    "builtin text, the bound is under the joint law of text and tokenizer, and not of a text cut by given rules.",
     "Losses are of smoothed predictions (1 − α)p + α/V, which is what makes them bounded.",
     "Held-out bounds use text that training never saw. They hold at the same δ, and they are usually better.",
     "Sums are taken in floating point; their rounding is not part of the certificate.",
