@@ -23,8 +23,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from scipy.optimize import brentq
-from scipy.stats import chi2
-from scipy.stats import t as student_t
+from scipy.special import chdtr, chdtrc, chdtri, stdtrit
 
 from villani.curvature.basis import dot, norm
 from villani.curvature.operators import Product
@@ -266,7 +265,7 @@ def trace_quantile(probes: int, level: float) -> float:
         a = c * math.sqrt(2 / probes)
         high = ((a + math.sqrt(a * a + 4)) / 2) ** 2
         low = 1 / high
-        return float(chi2.cdf(probes * low, probes) + chi2.sf(probes * high, probes)) - (1 - level)
+        return float(chdtr(probes, probes * low) + chdtrc(probes, probes * high)) - (1 - level)
 
     return float(brentq(missed, 0.0, 1e9, xtol=1e-9))
 
@@ -284,17 +283,17 @@ def square_limits(value: float, largest: float, probes: int, level: float) -> tu
     seen = probes * value / largest
 
     def limit(share: float) -> float:
-        if chi2.cdf(seen, probes) <= share:
-            return float(value * probes / chi2.ppf(share, probes))
+        if chdtr(probes, seen) <= share:
+            return float(value * probes / chdtri(probes, 1 - share))
         most = max(2 * seen, probes) + 100 * (1 + math.sqrt(seen))
-        freedom = brentq(lambda freedom: float(chi2.cdf(seen, freedom)) - share, probes, most)
+        freedom = brentq(lambda freedom: float(chdtr(freedom, seen)) - share, probes, most)
         return float(freedom) * largest / probes
 
     return limit((1 + level) / 2), limit((1 - level) / 2)
 
 
 def _quantile(units: int, level: float) -> float:
-    return float(student_t.ppf(0.5 + level / 2, units - 1)) if units > 1 else 0.0
+    return float(stdtrit(units - 1, 0.5 + level / 2)) if units > 1 else 0.0
 
 
 def _smooth(q: Quadrature, grid: Array, sigma: float) -> Array:
