@@ -7,7 +7,16 @@ import pytest
 from scipy.stats import t as student_t
 
 from villani.errors import InputError
-from villani.selection import GridLosses, held_out_bound, indistinguishable, joined, margin, nearest, paired
+from villani.selection import (
+    GridLosses,
+    half_width,
+    held_out_bound,
+    indistinguishable,
+    joined,
+    margin,
+    nearest,
+    paired,
+)
 from villani.theory.constants import Smoothing
 
 
@@ -59,6 +68,39 @@ def test_the_set_holds_the_best_and_margins_cover(noise, means):
     assert held / count >= allowed
     assert covered / count >= allowed
     assert np.mean(sizes) < 4 if means[-1] else np.mean(sizes) > 3.5  # sharp where it can be
+
+
+@pytest.mark.parametrize(("count", "seeds", "units", "of_seed"), [(8, 2, 40, 5.0), (7, 3, 200, 5.0), (7, 3, 200, 0.1)])
+def test_ties_of_few_seeds_do_not_lose_the_best(count, seeds, units, of_seed):
+    """All λ are equally good; `of_seed` is the error of seeds over that of units."""
+    rng = np.random.default_rng(5)
+    tries, lost, missed = 250, 0, 0
+    for _ in range(tries):
+        losses = simulated(rng, [0.0] * count, seeds, units, of_seed * math.sqrt(seeds / units), 1.0, 0.0)
+        lost += 0 not in indistinguishable(losses)
+        missed += margin(losses, losses.sums[0], own=0).low > 0
+    allowed = 0.05 + 4 * math.sqrt(0.05 * 0.95 / tries)
+    assert max(lost, missed) / tries <= allowed  # estimated degrees of freedom lost 24 % of the first
+
+
+@pytest.mark.parametrize("seeds", [2, 3, 5])
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.9, 0.99, 1.0])
+def test_two_sources_of_error_cover_together(seeds, share):
+    """Of a normal mean whose variance of 1 is seeds' by `share`; exact where it is all of one."""
+    rng = np.random.default_rng(6)
+    tries, units, level = 40_000, 20, 0.9
+    of_seeds = share * rng.chisquare(seeds - 1, tries) / (seeds - 1)
+    of_units = (1 - share) * rng.chisquare(units - 1, tries) / (units - 1)
+    halves = np.array([half_width(a, b, seeds, units, level) for a, b in zip(of_seeds, of_units, strict=True)])
+    covered = float((np.abs(rng.standard_normal(tries)) <= halves).mean())
+    noise = 4 * math.sqrt(level * (1 - level) / tries)
+    assert covered >= level - noise
+    if share in (0.0, 1.0):
+        assert covered <= level + noise
+    one, other = half_width(2.0, 0.0, seeds, units, level), half_width(0.0, 3.0, seeds, units, level)
+    assert one == pytest.approx(student_t.ppf(0.95, seeds - 1) * math.sqrt(2))
+    assert half_width(2.0, 3.0, seeds, units, level) == pytest.approx(math.hypot(one, other))
+    assert half_width(2.0, 3.0, seeds, units, level) <= student_t.ppf(0.95, seeds - 1) * math.sqrt(5)  # than K − 1
 
 
 def test_without_correction_the_best_would_be_lost():

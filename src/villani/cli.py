@@ -221,7 +221,7 @@ def spectrum(
     decay: Decay = "all",
     top: Annotated[int, typer.Option(help="how many of the largest eigenvalues")] = 10,
     bottom: Annotated[int, typer.Option(help="how many of the smallest")] = 4,
-    tolerance: Annotated[float, typer.Option(help="residual wanted, over the largest |eigenvalue|")] = 1e-3,
+    tolerance: Annotated[float, typer.Option(help="residual wanted, over the largest |eigenvalue| of its end")] = 1e-3,
     most: Annotated[int, typer.Option(help="products at most")] = 1000,
     basis: Annotated[int | None, typer.Option(help="vectors before a restart; default 2(top + bottom) + 20")] = None,
     density_probes: Annotated[int, typer.Option(help="probes for the density; 0 for none")] = 4,

@@ -2,7 +2,8 @@
 
 Losses are compared in pairs, on the same held-out units and at the same training seeds, so that what all λ share
 cancels. A standard error covers both, seeds and units: σ² ≤ s²_seeds/K + s²_units/U, which counts what is left of the
-two twice, and is therefore a little too large. No torch.
+two twice, and is therefore a little too large. Each of the two variances enters an interval with the quantile of its
+own degrees of freedom, so that levels hold with two seeds, too (`half_width`). No torch.
 """
 
 import math
@@ -77,8 +78,32 @@ class GridLosses:
         return paired(self.sums[index] - self.sums[other], self.counts)
 
 
+def half_width(of_seeds: float, of_units: float, seeds: int, units: int, level: float) -> float:
+    """√(t²_{K−1} s²_seeds/K + t²_{U−1} s²_units/U), of a two-sided interval at `level` (Banerjee, Sankhyā 22, 1960).
+
+    Of normal noise it covers with at least `level`, whatever the shares of the two: given both s², a normal error is
+    within h with probability G(h²/σ²), G the law of χ²₁, which is concave, so that with shares ρ and 1 − ρ of σ²
+
+        E G(ρ t₁² s₁²/σ₁² + (1 − ρ) t₂² s₂²/σ₂²) ≥ ρ E G(t₁² s₁²/σ₁²) + (1 − ρ) E G(t₂² s₂²/σ₂²) = level.
+
+    Degrees of freedom estimated from the two s² (Satterthwaite) have no such bound: where few seeds happen to agree
+    they say that seeds do not matter.
+
+    Args:
+        of_seeds: s²_seeds/K; 0 with one seed.
+        of_units: s²_units/U.
+        seeds: K.
+        units: U.
+        level: in [0, 1).
+    """
+    of_all = float(stdtrit(units - 1, 0.5 + level / 2)) ** 2 * of_units
+    if seeds > 1:
+        of_all += float(stdtrit(seeds - 1, 0.5 + level / 2)) ** 2 * of_seeds
+    return math.sqrt(of_all)
+
+
 def paired(sums: Array, counts: Array) -> Estimate:
-    """Mean per token of (K, U) sums, with the error over seeds and units, and Satterthwaite's degrees of freedom.
+    """Mean per token of (K, U) sums, with the error over seeds and units; its interval is of `half_width`.
 
     With one seed the error is over units alone: it is about the models that were trained, not about training.
     """
@@ -89,26 +114,28 @@ def paired(sums: Array, counts: Array) -> Estimate:
     residual = sums.mean(axis=0) - value * counts  # (U,) what a unit moves the ratio by, times tokens
     of_units = float((residual**2).sum()) * units / (units - 1) / tokens**2
     of_seeds = float(each.var(ddof=1)) / seeds if seeds > 1 else 0.0
-    variance = of_units + of_seeds
-    freedom = float(units - 1)
-    if of_seeds > 0:
-        freedom = variance**2 / (of_seeds**2 / (seeds - 1) + of_units**2 / (units - 1))
-    return Estimate(value, math.sqrt(variance), seeds * units, "statistical", freedom)
+
+    def limits(level: float) -> tuple[float, float]:
+        half = half_width(of_seeds, of_units, seeds, units, level)
+        return value - half, value + half
+
+    freedom = float(min(seeds, units) - 1 if of_seeds else units - 1)  # the lesser: safe beside the standard error
+    sem = math.sqrt(of_units + of_seeds)
+    return Estimate(value, sem, seeds * units, "statistical", freedom, limits=limits)
 
 
 def indistinguishable(losses: GridLosses, level: float = LEVEL) -> list[int]:
     """Indices of λ that may be the best: a set that holds the true best with probability ≥ `level`.
 
-    λ_j is left out if it is worse than some other λ_i by a one-sided paired t-test at (1 − level)/(J − 1). The true
-    best is left out only if one of its J − 1 comparisons fails, whatever came out best. λ that diverged at some seed
-    are out.
+    λ_j is left out if it is worse than some other λ_i by a one-sided paired test at (1 − level)/(J − 1). The true
+    best is left out only if one of its J − 1 comparisons fails, whatever came out best, and however many are as good.
+    λ that diverged at some seed are out.
     """
     candidates = losses.finite
-    share = (1 - level) / max(len(candidates) - 1, 1)
+    both = 1 - 2 * (1 - level) / max(len(candidates) - 1, 1)  # level of the two-sided interval with that lower end
 
     def beaten(j: int, i: int) -> bool:
-        found = losses.difference(j, i)
-        return found.value > _quantile(1 - share, found) * found.sem
+        return losses.difference(j, i).interval(both)[0] > 0
 
     return [j for j in candidates if not any(beaten(j, i) for i in candidates if i != j)]
 
@@ -134,18 +161,13 @@ def margin(losses: GridLosses, sums: Array, level: float = LEVEL, own: int | Non
     values, lows, highs = [], [], []
     for i in others:
         found = paired(sums - losses.sums[i], losses.counts)
-        half = _quantile(1 - (1 - level) / (2 * len(others)), found) * found.sem
+        low, high = found.interval(1 - (1 - level) / len(others))
         values.append(found.value)
-        lows.append(found.value - half)
-        highs.append(found.value + half)
+        lows.append(low)
+        highs.append(high)
     if own is None:  # off the grid a margin may be negative: better than all of the grid
         return Margin(max(values), max(lows), max(highs))
     return Margin(max(0.0, *values), max(0.0, *lows), max(0.0, *highs))
-
-
-def _quantile(level: float, found: Estimate) -> float:
-    assert found.degrees_of_freedom is not None
-    return float(stdtrit(found.degrees_of_freedom, level))
 
 
 def nearest(grid: Sequence[float], weight_decay: float) -> int | None:

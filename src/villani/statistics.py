@@ -27,9 +27,10 @@ class Estimate:
         status: THEORY.md (top): certified | statistical | estimated | as-claimed | refuted.
         degrees_of_freedom: of the t-interval; n − 1 unless given.
         parts: addends of `value`, by name, where it is a sum.
+        limits: level → interval, where a t-interval would not hold its level.
 
-    The interval is a Student t-interval: its level is approximate, and it covers what was sampled (data and probes),
-    not what was held fixed (the parameters, the corpus).
+    The interval is a Student t-interval unless `limits` are given: its level is approximate, and it covers what was
+    sampled (data and probes), not what was held fixed (the parameters, the corpus).
     """
 
     value: float
@@ -38,11 +39,14 @@ class Estimate:
     status: Status
     degrees_of_freedom: float | None = None
     parts: Mapping[str, "Estimate"] = field(default_factory=dict)
+    limits: Callable[[float], tuple[float, float]] | None = None
 
     def interval(self, level: float = 0.95) -> tuple[float, float]:
         """Two-sided interval at `level` in (0, 1); a point when nothing was sampled."""
         if not 0 < level < 1:
             raise ValueError(f"level={level}: expected a number between 0 and 1")
+        if self.limits is not None:
+            return self.limits(level)
         if self.sem == 0:
             return self.value, self.value
         freedom = self.n - 1 if self.degrees_of_freedom is None else self.degrees_of_freedom

@@ -32,6 +32,7 @@ from villani.report.constants import value as constant_value
 from villani.report.numbers import format_interval, format_number, format_uncertain
 from villani.report.tables import named_statistics
 from villani.report.verdict import findings, headline
+from villani.rounding import upper
 from villani.runs.audits import AuditRecord, ReplayRecord, StepRecord
 from villani.runs.certificates import CertificateRecord
 from villani.runs.convergences import ConvergenceRecord
@@ -180,11 +181,11 @@ def print_spectrum(record: SpectrumRecord, directory: Path) -> None:
     console.print(spectra.headline(record), style="bold", markup=False, soft_wrap=True)
     for title, paragraph in spectra.findings(record).items():
         console.print(f"{title}. {paragraph}", markup=False, soft_wrap=True)
-    table = Table("rank", "eigenvalue", "residual", "bound", "on fresh groups")
+    table = Table("rank", "eigenvalue", "residual", "bound", "of that rank", "on fresh groups")
     for e in record.eigenvalues:
         held = "" if e.held_out is None else _cells(e.held_out)[0]
         table.add_row(
-            str(e.rank), format_number(e.value, 7), format_number(e.residual, 2), format_number(e.bound, 2), held
+            str(e.rank), format_number(e.value, 7), upper(e.residual, 2), upper(e.bound, 2), spectra.rank_limit(e), held
         )
     console.print(table)
     if record.cost:
@@ -245,7 +246,7 @@ def print_exact(record: ExactRecord, directory: Path) -> None:
         gaps = ", ".join(f"{gap:.9g}" for gap in point.gaps)
         console.print(
             f"Gaps of Δ − ∇U·∇: {gaps}; gap of the diffusion: {point.diffusion_gap:.9g}. Two grids and boxes differ by "
-            f"{point.error:.0e}, the identities fail by at most {max(point.identities.values()):.0e}.",
+            f"{upper(point.error, 1)}, the identities fail by at most {upper(max(point.identities.values()), 1)}.",
             soft_wrap=True,
         )  # fmt: skip
         for gone in point.missing:
@@ -279,9 +280,9 @@ def print_certificate(record: CertificateRecord, directory: Path) -> None:
         for name, bound in (("path", point.path), ("c4", point.chain)):
             if bound is not None:
                 table.add_row(
-                    f"{point.weight_decay:g}", name, f"{bound.value:.4f}", f"{bound.empirical:.4f}",
-                    f"{bound.excess:.4f}", f"{bound.complexity:,.1f}", held, f"{point.held_out_bound:.4f}",
-                    bound.status,
+                    f"{point.weight_decay:g}", name, upper(bound.value, places=4), f"{bound.empirical:.4f}",
+                    upper(bound.excess, places=4), upper(bound.complexity, places=1), held,
+                    upper(point.held_out_bound, places=4), bound.status,
                 )  # fmt: skip
     console.print(table)
     for point in record.points:

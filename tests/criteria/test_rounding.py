@@ -119,7 +119,9 @@ def test_powers_that_are_exact_are_found():
 def test_a_small_exponent_is_no_zero():
     """w^0.0002·v: read as w⁰ it would let w go anywhere."""
     objective = factors(lambda t: t, 1.3, 0.7, weight_decay=0.1)
-    bent = Objective(objective.model, [0.0], 0.1, finite=True, loss_fn=lambda m, _: F.softplus(m.w[0] ** 0.0002 * m.w[1]))
+    bent = Objective(
+        objective.model, [0.0], 0.1, finite=True, loss_fn=lambda m, _: F.softplus(m.w[0] ** 0.0002 * m.w[1])
+    )
     assert found(bent) == []
     assert audit(bent, 1.0, rays=(), search=0).differential.outcome.verdict == "not refuted"
 

@@ -374,3 +374,31 @@ def test_a_product_lets_go_of_its_graph(kind):
         assert not [one for one in gc.get_objects() if type(one) is headed._Head]
     finally:
         gc.enable()
+
+
+@pytest.mark.parametrize("other", [10.0, 1e3, 1e5])
+@pytest.mark.parametrize("flip", [1, -1])
+def test_each_end_has_a_tolerance_of_its_own(other, flip):
+    """The top of 1, 0.999, 0.998, … beside −other: relative to that, 0.955 and worse would pass for the second."""
+    values = np.concatenate([1 - 1e-3 * np.arange(20), np.linspace(0.9, -0.5, 170), [-other, -0.7 * other]])
+    h = matrix(flip * values)
+    ends = Ends(4, 2, 1e-3, 1500) if flip > 0 else Ends(2, 4, 1e-3, 1500)
+    pairs, ritz = solve(h, ends)
+    small = pairs[:4] if flip > 0 else pairs[2:]
+    assert ritz.converged
+    assert max(pair.residual for pair in small) <= 1e-3
+    assert np.allclose([flip * pair.value for pair in small], values[:4], atol=4e-3)  # not by residual alone
+    order = sorted(flip * values, reverse=flip > 0)
+    for pair, truth in zip(small, order, strict=False):  # Cauchy interlacing: what is proved of the rank
+        assert flip * (truth - pair.value) >= -1e-9 * other
+
+
+def test_an_end_that_is_nothing_is_held_to_the_other():
+    """Of a positive matrix with many zeros the lower end is 0 as far as the tolerance of the upper one tells."""
+    values = np.concatenate([np.linspace(1, 2, 30), np.logspace(0, -9, 120), np.zeros(50)])
+    pairs, ritz = solve(matrix(values), Ends(2, 2, 1e-3, 200))
+    assert ritz.converged
+    assert all(abs(pair.value) <= 2e-3 * 2 for pair in pairs[2:])
+    own, ritz = solve(matrix(np.concatenate([[1.0, 1.01, 1.2], np.linspace(1.5, 100, 197)])), Ends(2, 2, 1e-3, 500))
+    assert ritz.converged
+    assert np.allclose([pair.value for pair in own[2:]], [1, 1.01], atol=1e-3)  # something, if small beside 100

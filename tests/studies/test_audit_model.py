@@ -50,7 +50,11 @@ def test_the_record_says_what_was_found(audited):
     assert [ray.direction for ray in record.differential_evidence.rays] == ["parameters"]
     assert record.differential_evidence.rays[0].radii[0] == 0
     assert all(orbit.theorem in "CD" for orbit in record.differential_evidence.orbits)
-    walk = record.differential_evidence.orbits[0].walk
+    worst = record.differential_evidence.orbits[0]
+    assert worst.threshold.directions >= 1
+    assert f"has about {worst.threshold.directions:.2g} directions" in record.differential_growth.reason
+    assert "directions of noise" in (directory / "report.html").read_text()
+    walk = worst.walk
     assert walk[0].scale == 1
     assert all(step.loss_change == 0 for step in walk)
 

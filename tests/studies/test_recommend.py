@@ -157,3 +157,21 @@ def test_bad_input_is_one_line(villani, words, told):
     assert told in err
     assert told in err.strip().splitlines()[-1]
     assert "Traceback" not in err
+
+
+def test_seeds_that_share_a_checkpoint_say_so(villani, checkpoint, tmp_path, capsys):
+    words = [*QUICK, "--rules", "constants", "--optimizer", "sgd", "--tokenizer", "builtin"]
+    code, out, err = villani("recommend", checkpoint, *words, "--run", "shared", "--json")
+    assert code == 0, err
+    shared = RecommendationRecord.model_validate_json(out)
+    code, out, err = villani("recommend", SMALL, *words, "--run", "own", "--json")
+    assert code == 0, err
+    own = RecommendationRecord.model_validate_json(out)
+    for record, run, said in ((shared, "shared", True), (own, "own", False)):
+        assert record.shared_start is said
+        assert ("speak of that start only" in record.sentence) is said
+        page = (tmp_path / run / "report.html").read_text()
+        assert ("speak of that start only" in page) is said
+        assert ("2 training seeds of own starts" in page) is not said
+        print_recommendation(record, tmp_path / run)
+        assert ("speak of that start only" in capsys.readouterr().out) is said

@@ -50,6 +50,7 @@ def test_the_record_is_what_its_vectors_say(whole):
         assert e.residual <= 1.1e-4 * largest
         assert e.residual < e.bound
         assert e.status == "estimated"
+        assert e.rank_limit == pytest.approx(e.value - record.rounding * np.sign(e.rank))
         assert sum(e.shares) == pytest.approx(1)
         assert e.held_out.n == 3
         fresh = [float(u @ Curvature(subject.objective, groups=[g])(u)) for g in (2, 3, 4)]
@@ -62,7 +63,13 @@ def test_the_record_is_what_its_vectors_say(whole):
     first = record.eigenvalues[0]
     assert max(b.largest for b in record.layers) <= first.value + first.bound + 1e-5  # interlacing
     assert not (run / "basis").exists()
-    assert "<html" in (run / "report.html").read_text()
+    page = (run / "report.html").read_text()
+    assert "which one is not proved" in page
+    assert "an error of the quadrature too, which is not in their intervals" in page
+    density = record.density
+    assert (density.trace.status, density.effective_rank.status) == ("statistical", "estimated")
+    low, high = density.negative_share.interval
+    assert 0 <= low <= density.negative_share.value <= high <= 1
     kept = SpectrumRecord.model_validate(json.loads((run / "records.json").read_text())["records"][0])
     assert kept == record.model_copy(update={"cost": None})
 
@@ -130,6 +137,7 @@ def test_the_command_prints_a_table_or_a_record(villani, tmp_path):
     code, out, err = villani(*words)
     assert code == 0, err
     assert "That none was missed beyond is not proved" in out
+    assert "of that rank" in out
     code, out, err = villani(*words, "--json")
     record = json.loads(out)
     assert (code, record["kind"], record["density"]) == (0, "spectrum", None)

@@ -62,12 +62,12 @@ def test_gpt_neo_125m():
     assert found.comparison.best.id == "C3"
     assert found.visible == 100
     for fragment in (
-        "1.25·10¹⁰",
-        "4.52·10⁶",
+        "1.26·10¹⁰",
+        "4.53·10⁶",
         "3.4 orders of magnitude below",
         "8.1 orders",
         "4.7 orders",
-        "0.105 nats",
+        "0.106 nats",
     ):
         assert fragment in found.sentence
 
@@ -82,16 +82,24 @@ def test_curvature_beyond_the_decay_says_nothing_and_samples_may_refute():
     }
     assert "(refuted)" in found.sentence
     assert "κ = 3 ≥ λ, rules C2 out" in found.sentence
-    assert "at least 2.00·10¹⁰. They contradict the certified constant" in found.sentence
+    assert "at least 2·10¹⁰. They contradict the certified constant" in found.sentence
 
 
 @pytest.mark.parametrize(
     ("log10", "shown"),
-    [(math.log10(0.12), "0.12"), (math.log10(3010), "3010"), (6.65536, "4.52·10⁶"), (-7.0, "1.00·10⁻⁷"),
-     (11309.04, "10^11,309.0")],
+    [(math.log10(0.12), "0.12"), (math.log10(3010), "3010"), (6.65536, "4.53·10⁶"), (-7.0, "1·10⁻⁷"),
+     (math.log10(4423690), "4.43·10⁶"), (11309.04, "10^11,309.1")],
 )  # fmt: skip
 def test_values_for_people(log10, shown):
     constant = Constant("C3", "", log10 * math.log(10), "upper", "log-Sobolev", "", "certified", "")
+    assert powers(constant) == shown
+
+
+@pytest.mark.parametrize(
+    ("log10", "shown"), [(6.65536, "4.52·10⁶"), (math.log10(0.1299), "0.129"), (11309.09, "10^11,309.0")]
+)
+def test_lower_bounds_are_rounded_down(log10, shown):
+    constant = Constant("C9", "", log10 * math.log(10), "lower", "log-Sobolev", "", "certified", "")
     assert powers(constant) == shown
 
 

@@ -27,6 +27,7 @@ from villani.errors import InputError
 from villani.landscape.graph import LossGraph, trace_loss
 from villani.landscape.objective import Objective
 from villani.measurement import check_temperature
+from villani.rounding import upper
 from villani.streams import Purpose, stream
 
 Orbit = Mapping[int, float | torch.Tensor]
@@ -191,7 +192,7 @@ def audit_coverage(
     if flat:
         against.append(f"L is constant along {flat[0].kind} of {flat[0].tensor}")
     if slab is not None:
-        against.append(f"L ≤ {slab.bound:.3g} whatever the {slab.coordinates} entries of {_names(slab.tensors)}")
+        against.append(f"L ≤ {upper(slab.bound, 3)} whatever the {slab.coordinates} entries of {_names(slab.tensors)}")
     tails = Outcome("refuted", f"{'; '.join(against)}: the integral of exp(−2F/s) diverges for every s")
     growth = Outcome("refuted", f"{'; '.join(against)}: F is bounded on the way to infinity")
     if not against:

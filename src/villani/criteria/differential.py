@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from villani.criteria.orbits import (
+    ENOUGH,
     Orbit,
     Threshold,
     exponents_of,
@@ -35,6 +36,7 @@ from villani.errors import InputError
 from villani.landscape.graph import LossGraph, trace_loss
 from villani.landscape.objective import Batch, Objective
 from villani.measurement import check_temperature, peak_memory
+from villani.rounding import upper
 from villani.runs.distributed import Ledger, Rows, Scoped, Team
 from villani.statistics import Array
 
@@ -393,13 +395,12 @@ def _guard(
     return math.sqrt(excess / norm) if orbit.theorem == "C" and norm else math.inf
 
 
-def _rounded_up(x: float) -> str:
-    """Three digits, none of them below x."""
-    text = f"{x:.3g}"
-    if float(text) >= x:
-        return text
-    digit = 10.0 ** (math.floor(math.log10(x)) - 2)
-    return f"{x + digit / 2:.3g}"
+def _noise(found: Threshold) -> str:
+    """How many directions the noise has that the bound allows for, and what that means for it."""
+    if found.directions is None:
+        return ""
+    few = ", so that a bound for any number of them is given" if found.directions < ENOUGH else ""
+    return f" The noise of ∇_B L has about {found.directions:.2g} directions{few}."
 
 
 def _outcome(above: float, findings: list[Finding], tried: str, temperature: float) -> Outcome:
@@ -411,8 +412,8 @@ def _outcome(above: float, findings: list[Finding], tried: str, temperature: flo
         where = "at a θ that the search led to" if worst.moved else "at the given θ"
         return Outcome(
             "refuted",
-            f"for every s > {_rounded_up(above)} ({how}; {here} the s = {temperature:.3g} of this audit) Ψ_s falls to −∞ along "
-            f"{worst.orbit.name}, on which the loss is constant. This is the smallest s* found, {where}; "
-            f"tried were {tried}.",
+            f"for every s > {upper(above, 3)} ({how}; {here} the s = {temperature:.3g} of this audit) Ψ_s falls to −∞ "
+            f"along {worst.orbit.name}, on which the loss is constant. This is the smallest s* found, {where}; "
+            f"tried were {tried}.{_noise(worst.threshold)}",
         )
     return Outcome("not refuted", f"none of {tried} showed Δ_B L > 0 beyond its error")

@@ -29,6 +29,7 @@ from villani.landscape.parameters import ParameterSpace
 from villani.statistics import Array, Estimate
 
 LEVEL = 0.95
+ENOUGH = 20.0  # directions of noise from which on the jackknife holds its level (docs/coverage.md)
 _LAYERED = 3  # parts of a name, as in model.layers.0, that are worth naming once
 
 
@@ -164,6 +165,7 @@ class Threshold:
         gradient_norm_squared: ‖∇_B L‖².
         laplacian: Δ_B L.
         rounding: what of Δ_B L rounding may be; where that is all of it, nothing is seen at this θ.
+        directions: how many directions the noise of ∇_B L has, (tr Σ)²/tr Σ²; None where it is not known.
     """
 
     value: float
@@ -173,6 +175,7 @@ class Threshold:
     gradient_norm_squared: Estimate
     laplacian: Estimate
     rounding: float = 0.0
+    directions: float | None = None
 
 
 def threshold(
@@ -180,7 +183,9 @@ def threshold(
 ) -> Threshold:
     """s* of an orbit whose exponents of every part are given (A,).
 
-    With several `comparisons` the level of each is raised, so that all hold together (Bonferroni).
+    With several `comparisons` the level of each is raised, so that all hold together (Bonferroni). The jackknife of
+    the leading coefficient holds its level where the noise of ∇_B L has `ENOUGH` directions; with fewer, or where their
+    number is not known, the two limits are taken apart (`_apart`), which holds for any, and is wider.
     """
     up, low = orbit_exponents.max(), orbit_exponents.min()
     b = orbit_exponents == low
@@ -207,6 +212,11 @@ def threshold(
     freedom = count * (statistics.traces.shape[1] - 1) if statistics.finite else count - 1
     quantile = float(student_t.ppf(1 - (1 - LEVEL) / (2 * comparisons), freedom))  # as of a two-sided interval
 
+    directions = statistics.directions(b)
+    if not statistics.finite and (directions is None or directions < ENOUGH):
+        upper = _apart(norm, statistics.mean_gradient(b), (trace - floor, trace_error), freedom, comparisons)
+        return Threshold(value, upper, LEVEL, norm, *estimates, floor, directions)
+
     def ends_below(s: float) -> bool:
         """Whether the leading coefficient at s is negative beyond its error."""
         coefficient = (norm + gradient) / s - trace
@@ -217,7 +227,22 @@ def threshold(
             error = math.sqrt((count - 1) / count * float(((replicates - replicates.mean()) ** 2).sum()))
         return coefficient + quantile * error + floor < 0
 
-    return Threshold(value, _smallest(ends_below), LEVEL, norm, *estimates, floor)
+    return Threshold(value, _smallest(ends_below), LEVEL, norm, *estimates, floor, directions)
+
+
+def _apart(
+    norm: float, gradient: tuple[float, float], trace: tuple[float, float], freedom: int, comparisons: int
+) -> float:  # fmt: skip
+    """An upper limit of s* from one of ‖γ‖ and a lower one of Δ_B L, half of what may be missed each.
+
+    ‖γ‖ ≤ ‖ḡ‖ + ‖ḡ − γ‖, and of normal noise ‖ḡ − γ‖² over its unbiased estimate is at most t² with the probability
+    that it has in one direction: in r equal ones it is F of r and r(G − 1) degrees of freedom, with smaller quantiles.
+    """
+    missed = (1 - LEVEL) / (2 * comparisons) / 2
+    square, variance = gradient
+    most = math.sqrt(square) + float(student_t.ppf(1 - missed / 2, freedom)) * math.sqrt(variance)
+    least = trace[0] - float(student_t.ppf(1 - missed, freedom)) * trace[1]
+    return (norm + most**2) / least if least > 0 else math.inf
 
 
 def _jackknife(statistic: Callable[[int | None], float], count: int, finite: bool) -> tuple[float, float, Array]:

@@ -13,17 +13,21 @@ from functools import partial
 import numpy as np
 import torch
 
-from villani.curvature.probes import rademacher_probe
+from villani.curvature.probes import rademacher, rademacher_probe
 from villani.curvature.products import differentiable_gradient, product
 from villani.landscape.objective import Objective
 from villani.landscape.parameters import ParameterSpace
 from villani.measurement import peak_memory
 from villani.runs.distributed import Ledger, Rows, Team
 from villani.statistics import Array
+from villani.streams import Purpose, stream
 
 _ROUNDINGS = 16  # by an ulp, of a product of a probe and the Hessian, relative to the sum of the moduli of its terms
 EXACT = 512  # entries of θ up to which traces are exact
 _KEPT = 4 << 30  # bytes of gradients that are kept at most
+_BUCKETS = 1021  # of a part's sketch: tells up to about so many directions of noise apart
+_PAIRED = 32  # groups whose pairs are compared, at most
+_PIECE = 1 << 22  # entries that are sketched at a time
 
 Exponents = Mapping[int, torch.Tensor]
 """Index of a tensor in θ → integers that broadcast to its shape; zero for tensors left out."""
@@ -93,6 +97,7 @@ class PartStatistics:
         products: (G, A) ⟨h_g,a, Σ h_a⟩.
         totals: (A,) ‖Σ h_a‖².
         traces: (G, m, A) samples of the trace; NaN in parts that were not probed. m = 1 where they are exact.
+        gram: (G, G, A) ⟨h_g,a, h_g',a⟩, sketched; None where it was not worked out.
         finite: the groups are all there is.
         exact: the traces are exact, up to rounding.
         rounding: (A,) what rounding of the terms that are summed may have put into `mean_traces`; None if not known.
@@ -109,6 +114,37 @@ class PartStatistics:
     finite: bool
     exact: bool
     rounding: Array | None = None
+    gram: Array | None = None
+
+    def directions(self, chosen: Array) -> float | None:
+        """(tr Σ)²/tr Σ² of the groups' gradient noise in the chosen parts: how many equal directions would do as much.
+
+        Both from differences of disjoint pairs of groups, which are independent and know no mean; None of fewer than
+        four groups, and where the groups are all there is.
+        """
+        count = min(len(self.tokens), _PAIRED)
+        if self.gram is None or self.finite or count < 4:
+            return None
+        n = self.tokens[:count]
+        gram = self.gram[:count, :count, chosen].sum(axis=2) / np.outer(n, n)
+        first, second = np.triu_indices(count, 1)
+        rows = gram[first] - gram[second]  # (P, G)
+        products = rows[:, first] - rows[:, second]  # (P, P) of differences
+        apart = ~(
+            (first[:, None] == first) | (first[:, None] == second) | (second[:, None] == first)
+            | (second[:, None] == second)
+        )  # fmt: skip
+        squares = np.diag(products)
+        both = float((np.outer(squares, squares) * apart).sum())
+        return both / max(float((products**2 * apart).sum()), 1e-300) if both > 0 else None
+
+    def mean_gradient(self, chosen: Array) -> tuple[float, float]:
+        """‖ḡ‖² of the mean gradient in the chosen parts, and an unbiased tr of its covariance over groups."""
+        n, count = self.tokens, len(self.tokens)
+        square = float(self.totals[chosen].sum()) / n.sum() ** 2
+        squares, products = self.squares[:, chosen].sum(axis=1), self.products[:, chosen].sum(axis=1)
+        scatter = float((squares - 2 * n * products / n.sum() + n**2 * square).sum())
+        return square, max(scatter, 0.0) * count / (count - 1) / n.sum() ** 2
 
     def gradient_norms(self, left_out: int | None = None) -> Array:
         """(A,) ‖∇_a L‖²: unbiased over groups, or exact where they are all there is."""
@@ -186,6 +222,7 @@ def _gradients(objective: Objective, parts: Parts, groups: Sequence[int]) -> Row
     space = objective.parameters
     keep = len(groups) * space.size * space.dtype.itemsize <= _KEPT and not objective.finite
     kept: list[list[torch.Tensor]] = []
+    sketches: list[Array] = []
     total = [torch.zeros(t.shape, dtype=torch.float64, device=t.device) for t in space.tensors]
     rows: dict[str, list[Array | float]] = {name: [] for name in ("tokens", "losses", "dots", "squares", "products")}
     for group in groups:
@@ -202,6 +239,8 @@ def _gradients(objective: Objective, parts: Parts, groups: Sequence[int]) -> Row
         rows["squares"].append(parts.sums([g.square() for g in gradient]))
         if keep:
             kept.append([g.to(space.dtype) for g in gradient])
+        if not objective.finite and len(sketches) < _PAIRED:
+            sketches.append(_sketch(parts, gradient))
     for number, group in enumerate(groups):
         if objective.finite:
             rows["products"].append(np.zeros(parts.count))
@@ -209,7 +248,25 @@ def _gradients(objective: Objective, parts: Parts, groups: Sequence[int]) -> Row
             gradient = kept[number] if keep else objective.gradient_sum([group])[0]
             rows["products"].append(parts.sums([g * t for g, t in zip(gradient, total, strict=True)]))
     found = {name: np.array(row) for name, row in rows.items()}
-    return found | {"totals": parts.sums([t.square() for t in total])}
+    found["totals"] = parts.sums([t.square() for t in total])
+    if sketches:
+        found["gram"] = np.einsum("gak,hak->gha", *[np.array(sketches)] * 2)
+    return found
+
+
+def _sketch(parts: Parts, tensors: Sequence[torch.Tensor]) -> Array:
+    """(A, k) every part of tensors of θ's shapes, its entries added up with random signs in k buckets."""
+    total = torch.zeros(parts.count * _BUCKETS, dtype=torch.float64, device=tensors[0].device)
+    for index, (labels, tensor) in enumerate(zip(parts.labels, tensors, strict=True)):
+        flat = tensor.detach().reshape(-1)
+        signs = rademacher(len(flat), stream(0, Purpose.SKETCH, index), flat.dtype)
+        where = labels.reshape(-1) if labels.numel() == 1 else labels.expand(tensor.shape).reshape(-1)
+        for start in range(0, len(flat), _PIECE):
+            piece = slice(start, min(start + _PIECE, len(flat)))
+            part = where if len(where) == 1 else where[piece]
+            buckets = torch.arange(piece.start, piece.stop) % _BUCKETS + _BUCKETS * part
+            total.index_add_(0, buckets.to(flat.device), (flat[piece] * signs[piece].to(flat.device)).double())
+    return np.asarray(total.cpu().numpy().reshape(parts.count, _BUCKETS))
 
 
 def _products(

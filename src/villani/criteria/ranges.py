@@ -74,9 +74,7 @@ def _evaluated(
     return values
 
 
-def ranges(
-    graph: LossGraph, box: Mapping[int, Range], fixed: Fixed | None = None
-) -> dict[torch.fx.Node, Range]:
+def ranges(graph: LossGraph, box: Mapping[int, Range], fixed: Fixed | None = None) -> dict[torch.fx.Node, Range]:
     """The range of every node for θ in a box.
 
     Args:

@@ -3,6 +3,7 @@
 import math
 
 from villani.criteria.differential import Differential
+from villani.rounding import lower
 
 RESCUES = {
     "a bounded logit Jacobian (R1)": "(iv) holds for every s where ‖∇L‖ = o(‖θ‖) and (ΔL)⁺ = o(‖θ‖²): softmax "
@@ -32,9 +33,9 @@ def _guard(found: Differential) -> str:
             "makes Ψ fall"
         )
         if finite:
-            text += f"; against the orbits of Theorem C alone, λ ≥ {max(finite):.3g} would be needed"
+            text += f"; against the orbits of Theorem C alone, λ ≥ {lower(max(finite), 3)} would be needed"
     elif finite:
-        text += f"λ ≥ {max(finite):.3g} is needed against the orbits that were confirmed, and may not be enough"
+        text += f"λ ≥ {lower(max(finite), 3)} is needed against the orbits that were confirmed, and may not be enough"
     else:
         text += "no orbit that was confirmed lets Ψ fall at this s; above the s* that was found, one does"
     return f"{text}."

@@ -51,8 +51,9 @@ def generators(graph: LossGraph) -> list[Generator]:
         families.setdefault(signature, set()).add(unknown)
     basis = []
     for family in families.values():
-        scale = _scale([resolved[form] for forms in parts.values() for piece in forms for form in piece.unique().tolist()],
-                       family)
+        scale = _scale(
+            [resolved[form] for forms in parts.values() for piece in forms for form in piece.unique().tolist()], family
+        )
         if scale is None:
             continue
         exponents: dict[int, torch.Tensor] = {}

@@ -9,7 +9,9 @@ shrinks to the Ritz vectors at both ends and goes on from there. What is proved 
   smallest (Cauchy interlacing).
 
 That none lies beyond is not proved: a vector that the basis never met stays unseen. The start has a random part, which
-makes that improbable; of an eigenvalue of multiplicity two, one copy may be missed until rounding brings it in.
+makes that improbable; of an eigenvalue of multiplicity two, one copy may be missed until rounding brings it in. So a
+residual says that *an* eigenvalue is near, not which: where eigenvalues lie closer together than it, the i-th Ritz
+value may stand for one further in. What is proved of the rank is one-sided, the second statement above.
 """
 
 import math
@@ -43,7 +45,9 @@ class Ends:
     Attributes:
         top: the so many largest.
         bottom: the so many smallest (most negative).
-        tolerance: residual norm over the largest |Ritz value|, at most.
+        tolerance: residual norm, at most, over the largest |Ritz value| of the pair's own end; rounding is allowed for.
+            An end with nothing on its own side of 0, as the lower one of a Gauss–Newton matrix, and nothing on the
+            other side beyond `tolerance` of the other end, is 0 beside it, and held to `tolerance` of the other.
         most: products at most.
         length: columns of the basis before it restarts; by default twice the wanted pairs and 20.
     """
@@ -80,6 +84,7 @@ class Ritz:
         values: (k,).
         weights: (m, k) their vectors in the basis.
         residuals: (k,) as the recurrence has them; `examine` measures them.
+        allowed: (k,) what residuals were asked to be at most.
         top: how many of them are top ones.
         products: spent so far.
         converged: whether every residual is as small as was asked.
@@ -88,6 +93,7 @@ class Ritz:
     values: Array
     weights: Array
     residuals: Array
+    allowed: Array
     top: int
     products: int
     converged: bool
@@ -168,7 +174,7 @@ def krylov(
                 _restart(state, basis, top, bottom)
         basis.settle()
         if after is not None:
-            trail.append(float(after.residuals.max() / (ends.tolerance * np.abs(after.values).max() or 1.0)))
+            trail.append(float((after.residuals / np.maximum(after.allowed, 1e-300)).max()))
         if progress:
             progress(state.products, min(ends.most, state.products + _left(trail, length)))
 
@@ -288,8 +294,18 @@ def _ritz(state: _State, basis: Basis, top: int, bottom: int, tolerance: float) 
     # A random start is nearly a null vector, since most eigenvalues are tiny: a Ritz value about 0 of small residual
     # comes with the first steps, and must not be taken for an end of the spectrum that the basis has not met yet.
     believed = len(basis) == m or state.products >= top + bottom + _LEAST
-    converged = believed and bool((residuals <= tolerance * np.abs(values).max()).all())
-    return Ritz(values[order], weights, residuals, top, state.products, converged)
+    rounding = _BREAKDOWN * torch.finfo(basis.dtype).eps * float(np.abs(values).max())
+    sizes = [_size(values[-1], values[0], tolerance, rounding)] * top
+    sizes += [_size(-values[0], -values[-1], tolerance, rounding)] * bottom
+    allowed = np.maximum(tolerance * np.array(sizes), rounding)
+    converged = believed and bool((residuals <= allowed).all())
+    return Ritz(values[order], weights, residuals, allowed, top, state.products, converged)
+
+
+def _size(outermost: float, other: float, tolerance: float, rounding: float) -> float:
+    """What residuals of an end are relative to; its outermost value is positive if it is on its own side of 0."""
+    nothing = outermost <= rounding and abs(outermost) <= tolerance * abs(other)
+    return abs(other) if nothing else abs(outermost)
 
 
 def _restart(state: _State, basis: Basis, top: int, bottom: int) -> None:

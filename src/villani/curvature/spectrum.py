@@ -1,9 +1,14 @@
 """The density of a spectrum by stochastic Lanczos quadrature, with errors over probes and over data.
 
-For a probe v of independent signs, ‖v‖² = d and E vᵀf(H)v = tr f(H). Lanczos from v gives nodes t_j, weights w_j with
+For a probe v uniform on the sphere ‖v‖² = d, E vᵀf(H)v = tr f(H). Lanczos from v gives nodes t_j and weights w_j with
 Σ_j w_j f(t_j) = vᵀf(H)v/d, exactly for polynomials f of degree up to 2k − 1 after k steps (Golub & Meurant 1994; Ubaru,
 Chen & Saad, SIAM J. Matrix Anal. Appl. 38, 2017). Nothing is reorthogonalised: what rounding does to Lanczos moves
 weight between copies of a node, and leaves the quadrature accurate (Greenbaum 1989). Two vectors are all it holds.
+
+tr H and ‖H‖_F² are moments of degree 1 and 2: the quadrature has no error in them, and their intervals are over probes
+(`probe_limits`). The share of negative eigenvalues is that of a step function, which no quadrature integrates: it is
+bounded (`Quadrature.below`). What is made of |λ| and the curve carry the quadrature's error beside that of probes, and
+are `estimated`.
 
 Where the matrix is that of all data, only probes are noise. With several shares, each an independent part of the data
 with probes of its own, the errors cover data too; the density is then that of the matrix of *one share*, averaged. It
@@ -11,22 +16,25 @@ is wider than that of the population's matrix, since a spectrum is not linear in
 has no such bias.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from scipy.optimize import brentq
+from scipy.special import chdtr, chdtrc, chdtri, stdtrit
 
 from villani.curvature.basis import dot, norm
 from villani.curvature.operators import Product
-from villani.curvature.probes import rademacher
 from villani.errors import InputError
 from villani.landscape.parameters import Parameter
-from villani.statistics import Array, Estimate
+from villani.statistics import Array, Estimate, Status
 from villani.streams import Purpose, stream
 
 BROADENING = 0.01  # standard deviation of the Gaussian that a node is drawn as, over the width of the spectrum
 _POINTS = 401
+_ROUNDING = 64  # times the rounding unit and the largest |node|: a node that near to 0 may be on either side of it
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,17 +52,37 @@ class Quadrature:
     residuals: Array
 
     def moment(self, power: int) -> float:
-        """Σ_j w_j t_j^power: of 1 it is one Hutchinson sample of tr H/d, of 2 one of ‖H‖_F²/d."""
+        """Σ_j w_j t_j^power: of 1 it is one sample of tr H/d, of 2 one of ‖H‖_F²/d."""
         return float(self.weights @ self.nodes**power)
 
+    def below(self, rounding: float) -> tuple[float, float]:
+        """Bounds on vᵀ1(H < 0)v/d, the probe's weight on negative eigenvalues.
 
-def sign_probe(parameters: list[Parameter], seed: int, *indices: int) -> torch.Tensor:
-    """A flat probe of independent signs over some tensors."""
+        Between two nodes a Gauss quadrature does not say where weight lies, but each of them has no more than its own
+        on either side (Chebyshev, Markov and Stieltjes): with t_k the last node below 0, w_1 + … + w_{k−1} is a lower
+        bound and w_1 + … + w_{k+1} an upper one. Where Krylov's space ended there is nothing left in between, and the
+        nodes that are nearer to 0 than `rounding` are all the doubt.
+        """
+        low, high = (int(np.searchsorted(self.nodes, edge)) for edge in (-rounding, rounding))
+        if self.residuals.max() > 0:
+            low, high = max(low - 1, 0), high + 1
+        return float(self.weights[:low].sum()), float(self.weights[:high].sum())
+
+
+def sphere_probe(parameters: list[Parameter], seed: int, *indices: int) -> torch.Tensor:
+    """A flat probe over some tensors, uniform on the sphere ‖v‖² = d.
+
+    Signs would do for means, but not for intervals: an eigenvector of two equal entries has no part in every other
+    vector of signs, and a few probes may miss an eigenvalue altogether.
+    """
     pieces = [
-        rademacher(p.tensor.numel(), stream(seed, Purpose.SPECTRUM, *indices, i), p.tensor.dtype)
+        torch.from_numpy(
+            stream(seed, Purpose.SPECTRUM, *indices, i).standard_normal(p.tensor.numel(), dtype=np.float32)
+        ).to(p.tensor.dtype)
         for i, p in enumerate(parameters)
     ]
-    return torch.cat(pieces).to(parameters[0].tensor.device)
+    probe = torch.cat(pieces).to(parameters[0].tensor.device)
+    return probe.mul_(math.sqrt(len(probe)) / norm(probe))
 
 
 def quadrature(product: Product, probe: torch.Tensor, steps: int) -> Quadrature:
@@ -94,31 +122,75 @@ class Density:
     Attributes:
         size: d.
         samples: S lists of m.
+        epsilon: the rounding unit of products.
     """
 
     size: int
     samples: list[list[Quadrature]]
-
-    def estimate(self, function: Callable[[Quadrature], float]) -> Estimate:
-        """The mean of a function of quadratures over probes and shares; its error is over shares, or probes of one."""
-        values = np.array([[function(q) for q in share] for share in self.samples])  # (S, m)
-        return _mean(values)
+    epsilon: float = 2**-23
 
     @property
     def trace(self) -> Estimate:
         """Tr H."""
-        return self.estimate(lambda q: self.size * q.moment(1))
+        values = self._each(lambda q: self.size * q.moment(1))
+        squares = self._each(lambda q: self.size * q.moment(2))
+        value, n = float(values.mean()), len(self._units(values))
+        spread = max(float(squares.mean()) - value**2 / self.size, 0.0)  # ‖H − (tr H/d)I‖_F²
+        of_probes = math.sqrt(2 * spread / values.size)
+        sem, of_data = self._errors(values, of_probes)
+
+        def limits(level: float) -> tuple[float, float]:
+            half = math.hypot(trace_quantile(values.size, level) * of_probes, _quantile(n, level) * of_data)
+            return value - half, value + half
+
+        return Estimate(value, sem, n, "statistical" if values.size > 1 else "estimated", limits=limits)
 
     @property
     def frobenius_squared(self) -> Estimate:
         """‖H‖_F²; of several shares, the mean of theirs, which exceeds the population's by what data noise adds."""
-        return self.estimate(lambda q: self.size * q.moment(2))
+        values = self._each(lambda q: self.size * q.moment(2))
+        fourth = self._each(lambda q: self.size * q.moment(4))
+        value, n = float(values.mean()), len(self._units(values))
+        largest = self._largest**2
+        sem, of_data = self._errors(values, math.sqrt(2 * float(fourth.mean()) / values.size))
+
+        def limits(level: float) -> tuple[float, float]:
+            low, high = square_limits(value, largest, values.size, level)
+            more = _quantile(n, level) * of_data
+            low, high = value - math.hypot(value - low, more), value + math.hypot(high - value, more)
+            return max(low, 0.0), high
+
+        status: Status = "statistical" if values.size > 1 and len(values) == 1 else "estimated"
+        return Estimate(value, sem, n, status, limits=limits)
+
+    @property
+    def _largest(self) -> float:
+        """The largest |eigenvalue|, as far as quadratures saw it."""
+        return max(float((np.abs(q.nodes[[0, -1]]) + q.residuals[[0, -1]]).max()) for s in self.samples for q in s)
+
+    def _each(self, function: Callable[[Quadrature], float]) -> Array:
+        """(S, m) a function of every quadrature."""
+        return np.array([[function(q) for q in share] for share in self.samples])
+
+    @staticmethod
+    def _units(values: Array) -> Array:
+        """Of (S, m) samples: the means of shares where there are several, else probes."""
+        units: Array = values.mean(axis=1) if len(values) > 1 else values[0]
+        return units
+
+    def _errors(self, values: Array, of_probes: float) -> tuple[float, float]:
+        """The standard error of a mean of (S, m) samples, and what shares scatter by, which is 0 with one of them."""
+        if len(values) == 1:
+            return of_probes, 0.0
+        scatter = float(self._units(values).std(ddof=1)) / math.sqrt(len(values))
+        return max(scatter, of_probes), scatter
 
     @property
     def effective_rank(self) -> Estimate:
         """(Σ|λ_i|)²/Σλ_i², the participation ratio of |λ|: how many eigenvalues of equal size would do as much.
 
-        A ratio of means, by the delete-one jackknife; between 1 and d.
+        A ratio of means, by the delete-one jackknife; between 1 and d. Its interval is over probes or shares alone:
+        what the quadrature misses of |λ| about 0 is not in it.
         """
         pairs = np.array(
             [[(float(q.weights @ np.abs(q.nodes)), q.moment(2)) for q in share] for share in self.samples]
@@ -137,8 +209,28 @@ class Density:
         return Estimate(n * full - (n - 1) * float(left_out.mean()), sem, n, "estimated")
 
     def negative_share(self) -> Estimate:
-        """Share of the eigenvalues below 0, as far as the quadrature tells them from 0."""
-        return self.estimate(lambda q: float(q.weights[q.nodes < 0].sum()))
+        """Share of the eigenvalues below 0: the middle of what quadratures leave open, and as interval all of it.
+
+        The standard error has half of what is left open in it.
+
+        A probe's weight on r of d eigenvectors has the law Beta(r/2, (d − r)/2), sub-Gaussian of variance proxy
+        1/(2d + 4) whatever r is (Marchal & Arbel 2017): that is what probes add to the bounds.
+        """
+        rounding = _ROUNDING * self.epsilon * self._largest
+        bounds = np.array([[q.below(rounding) for q in share] for share in self.samples])  # (S, m, 2)
+        low, high = (float(x) for x in bounds.mean(axis=(0, 1)))
+        count = bounds.shape[0] * bounds.shape[1]
+        scatter = [self._errors(bounds[:, :, i], 0.0)[1] for i in (0, 1)]
+        n = len(self._units(bounds[:, :, 0]))
+
+        def limits(level: float) -> tuple[float, float]:
+            of_probes = math.sqrt(math.log(2 / (1 - level)) / (count * (self.size + 2)))
+            left, right = (math.hypot(of_probes, _quantile(n, level) * s) for s in scatter)
+            return max(low - left, 0.0), min(high + right, 1.0)
+
+        sem = math.hypot((high - low) / 2, max(math.sqrt(1 / (2 * self.size + 4) / count), *scatter))
+        status: Status = "statistical" if len(self.samples) == 1 else "estimated"
+        return Estimate((low + high) / 2, sem, n, status, limits=limits)
 
     def curve(self, broadening: float = BROADENING, points: int = _POINTS) -> tuple[Array, Array, Array, float]:
         """The density on a grid, its standard error at each point, and the width of the Gaussians it is made of.
@@ -160,12 +252,48 @@ class Density:
         return grid, units.mean(axis=0), sem, sigma
 
 
-def _mean(values: Array) -> Estimate:
-    """Of (S, m) samples: over shares where there are several, else over probes."""
-    units = values.mean(axis=1) if len(values) > 1 else values[0]
-    n = len(units)
-    sem = float(units.std(ddof=1) / n**0.5) if n > 1 else 0.0
-    return Estimate(float(units.mean()), sem, n, "statistical" if n > 1 else "estimated")
+def trace_quantile(probes: int, level: float) -> float:
+    """c such that |X̄ − tr H| ≤ c √(2 V̂/m) with probability ≥ `level`, V̂ the mean of ‖H̄v‖² over the m probes of X̄.
+
+    The worst matrix has one eigenvalue apart from all others: X̄ − tr H is then as S − 1 and V̂ as S, mS a χ² of m
+    degrees of freedom, and X̄ is far too small just where V̂ is small as well. S leaves the interval where √S or 1/√S is
+    (a + √(a² + 4))/2, a = c√(2/m). That no matrix is worse is shown by simulation (docs/coverage.md), and not
+    proved. 1.96 for many probes, 2.76 for four at 95 %.
+    """
+
+    def missed(c: float) -> float:
+        a = c * math.sqrt(2 / probes)
+        high = ((a + math.sqrt(a * a + 4)) / 2) ** 2
+        low = 1 / high
+        return float(chdtr(probes, probes * low) + chdtrc(probes, probes * high)) - (1 - level)
+
+    return float(brentq(missed, 0.0, 1e9, xtol=1e-9))
+
+
+def square_limits(value: float, largest: float, probes: int, level: float) -> tuple[float, float]:
+    """Limits of ‖H‖_F² from the mean of ‖Hv‖² over probes, where no eigenvalue's square is above `largest`.
+
+    The mean of Σ_i λ_i² g_i² scatters most, at a given ‖H‖_F² = F, where as many λ_i² as can be are as large as they
+    may. For F ≥ `largest` it is then `largest`/m times a χ² of mF/`largest` degrees of freedom, and below that F/m
+    times one of m; limits are the F at which what was seen is a quantile. `largest` is what quadratures saw: that
+    nothing larger was missed is not proved, nor is that no matrix scatters more, which is shown by simulation.
+    """
+    if not value > 0:
+        return 0.0, 0.0
+    seen = probes * value / largest
+
+    def limit(share: float) -> float:
+        if chdtr(probes, seen) <= share:
+            return float(value * probes / chdtri(probes, 1 - share))
+        most = max(2 * seen, probes) + 100 * (1 + math.sqrt(seen))
+        freedom = brentq(lambda freedom: float(chdtr(freedom, seen)) - share, probes, most)
+        return float(freedom) * largest / probes
+
+    return limit((1 + level) / 2), limit((1 - level) / 2)
+
+
+def _quantile(units: int, level: float) -> float:
+    return float(stdtrit(units - 1, 0.5 + level / 2)) if units > 1 else 0.0
 
 
 def _smooth(q: Quadrature, grid: Array, sigma: float) -> Array:

@@ -178,7 +178,8 @@ class Ceiling:
     Attributes:
         name: of what was looked at.
         value: the bound's estimate.
-        limit: its upper confidence limit.
+        limit: its upper confidence limit, at the level that was asked for. The least of several holds at a level that
+            allows for their number, not at theirs.
         sem: standard error of the value.
         n: chains.
     """

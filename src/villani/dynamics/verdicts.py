@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from villani.dynamics.convergence import Ceiling
+from villani.rounding import upper
 from villani.statistics import Status
 from villani.theory.constants import Constant
 
@@ -40,7 +41,7 @@ class Setting:
     """What judging needs to know of a run.
 
     Attributes:
-        ceilings: upper bounds on the gap found at equilibrium.
+        ceilings: upper bounds on the gap found at equilibrium, whose limits hold all at once.
         truth: the exact gap, where it is known.
         obstacle: why the ceilings cannot be used, or "".
         fitted: the slowest rate that was fitted to a transient, if any.
@@ -79,11 +80,14 @@ def judge(claim: Claim, run: Setting) -> tuple[Verdict, str]:
     usable = () if run.obstacle else run.ceilings
     if usable:
         least = min(usable, key=lambda ceiling: ceiling.limit)
+        bound = (
+            f"{upper(MARGIN * least.limit, 3)} (95 % for all bounds of the run at once, {MARGIN:g} times for O(η) bias)"
+        )
         if claim.log_rate > math.log(MARGIN * least.limit):
-            return "refuted", f"The {least.name} bounds the gap by {least.limit:.3g} (95 %), below what is promised."
+            return "refuted", f"The {least.name} bounds the gap by {bound}, below what is promised."
         return (
             "consistent",
-            f"The least bound on the gap, {least.limit:.3g} from the {least.name}, is above what is promised. "
+            f"The least bound on the gap, {bound} from the {least.name}, is above what is promised. "
             "Slower modes may have gone unseen.",
         )  # fmt: skip
     why = run.obstacle or "nothing bounds the gap"

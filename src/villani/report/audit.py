@@ -20,6 +20,7 @@ from villani.report.figures import (
 )
 from villani.report.numbers import format_count, format_interval, format_number, format_uncertain
 from villani.report.tables import origin_rows
+from villani.rounding import UNAVAILABLE, upper
 from villani.runs.audits import (
     AuditRecord,
     FlatRecord,
@@ -86,12 +87,12 @@ def _more(record: AuditRecord, key: str) -> str:
             least = min(norm.eps for norm in norms)
             text += (
                 f" {len(norms)} normalisations are smooth only as far as ε allows: with the smallest, "
-                f"ε = {format_number(least)}, Jacobians reach {format_number(least**-0.5, 3)} and second derivatives "
-                f"{format_number(1 / least, 3)}, gains apart."
+                f"ε = {format_number(least)}, Jacobians reach {upper(least**-0.5, 3)} and second derivatives "
+                f"{upper(1 / least, 3)}, gains apart."
             )
         return text
     if key == "tails" and record.coverage_evidence.log_integral_bound is not None:
-        bound = format_number(record.coverage_evidence.log_integral_bound, 4)
+        bound = upper(record.coverage_evidence.log_integral_bound, 4)
         return f" log ∫ exp(−2F/s) ≤ {bound} at this s (certified)."
     if key == "differential_growth" and record.differential_growth.verdict == "not refuted":
         return " Finding nothing proves nothing."
@@ -260,7 +261,7 @@ def tables(record: AuditRecord | ReplayRecord) -> str:
         sections.append(section("Operations that are not smooth", table(header, found)))
     if record.smoothness_evidence.normalisations:
         norms = [
-            [n.operation, format_number(n.eps), format_number(n.jacobian_bound, 3), format_number(n.laplacian_bound, 3),
+            [n.operation, format_number(n.eps), upper(n.jacobian_bound, 3), upper(n.laplacian_bound, 3),
              n.place]
             for n in record.smoothness_evidence.normalisations[:_LISTED]
         ]  # fmt: skip
@@ -278,14 +279,28 @@ def _orbit_table(orbits: Sequence[OrbitRecord]) -> str:
             orbit.name, orbit.theorem, "fresh groups" if orbit.confirmed else "screened", _threshold(orbit.threshold),
             format_uncertain(orbit.threshold.gradient_norm_squared.value, orbit.threshold.gradient_norm_squared.sem),
             format_uncertain(orbit.threshold.laplacian.value, orbit.threshold.laplacian.sem),
-            format_number(orbit.threshold.norm_squared, 4), ", ".join(orbit.moved) or "the given θ",
+            format_number(orbit.threshold.norm_squared, 4),
+            UNAVAILABLE if orbit.threshold.directions is None else format_number(orbit.threshold.directions, 2),
+            ", ".join(orbit.moved) or "the given θ",
         ]
         for orbit in orbits[:_LISTED]
     ]  # fmt: skip
-    header = ["orbit", "theorem", "measured on", "s* (bound)", "‖∇_B L‖²", "Δ_B L", "λ²‖mA‖²", "θ"]
+    header = [
+        "orbit",
+        "theorem",
+        "measured on",
+        "s* (bound)",
+        "‖∇_B L‖²",
+        "Δ_B L",
+        "λ²‖mA‖²",
+        "directions of noise",
+        "θ",
+    ]
     more = f"{len(orbits) - _LISTED} more are in the record. " if len(orbits) > _LISTED else ""
     text = "s* = (λ²‖mA‖² + ‖∇_B L‖²)/Δ_B L with A what grows and B what shrinks; with theorem D no λ helps. A moved θ "
-    return table(header, rows) + note(f"{more}{text}is what a search led to: (iv) speaks of every θ.")
+    text += "is what a search led to: (iv) speaks of every θ. Of gradient noise in fewer than 20 directions, "
+    text += "(tr Σ)²/tr Σ², the bound is one that holds for any number of them, and wider."
+    return table(header, rows) + note(f"{more}{text}")
 
 
 def _walk_table(walk: Sequence[StepRecord]) -> str:
@@ -339,7 +354,7 @@ def _slab(slab: SlabRecord) -> str:
         {
             "tensors": names,
             "coordinates": f"{slab.coordinates:,}",
-            "bound on L": f"{format_number(slab.bound, 3)} nats per token, all other parameters within {slab.radius:g}",
+            "bound on L": f"{upper(slab.bound, 3)} nats per token, all other parameters within {slab.radius:g}",
             "L when moved": f"by {_run(slab.steps)}: {', '.join(f'{loss:.3g}' for loss in slab.losses)}",
         }
     )
@@ -397,7 +412,7 @@ def _threshold(found: ThresholdRecord) -> str:
     value = "none seen" if found.value is None else format_number(found.value, 3)
     if found.upper is None:
         return f"{value} (no bound)"
-    return f"{value} (up to rounding)" if found.level == 1 else f"{value} (< {format_number(found.upper, 3)})"
+    return f"{value} (up to rounding)" if found.level == 1 else f"{value} (< {upper(found.upper, 3)})"
 
 
 def _worst(record: AuditRecord) -> OrbitRecord:

@@ -7,6 +7,7 @@ import plotly.graph_objects as go
 from villani.report.elements import badge, facts, note, section, table
 from villani.report.figures import EXACT, NEGATIVE, POSITIVE, REMAINDER, TOTAL, UNRESOLVED, themed
 from villani.report.numbers import format_number, format_uncertain
+from villani.rounding import upper
 from villani.runs.certificates import BoundRecord, CertificatePoint, CertificateRecord
 
 Pictures = dict[str, tuple[str, go.Figure, str]]
@@ -17,6 +18,8 @@ _LIMITS = (
     "the noise together. A c4 certificate is about weights drawn afresh, by a run with new noise, not a run seen.",
     "Every setting has to have been fixed before the certified tokens were looked at, or chosen from a grid that was, "
     "whose size δ is divided by (--candidates). Any other search is not paid for.",
+    "Tokens may have any law. If their tokenizer was made from the certified text, as the builtin one was from the "
+    "builtin text, the bound is under the joint law of text and tokenizer, and not of a text cut by given rules.",
     "Losses are of smoothed predictions (1 − α)p + α/V, which is what makes them bounded.",
     "Held-out bounds use text that training never saw. They hold at the same δ, and they are usually better.",
     "Sums are taken in floating point; their rounding is not part of the certificate.",
@@ -65,8 +68,9 @@ def tables(record: CertificateRecord) -> str:
     ]
     rows = [
         [
-            format_number(point.weight_decay), bound.predictor, f"{bound.value:.4f}", f"{bound.bits:.4f}",
-            f"{bound.empirical:.4f}", f"{bound.monte_carlo:.4f}", f"{bound.excess:.4f}", f"{bound.complexity:,.1f}",
+            format_number(point.weight_decay), bound.predictor, upper(bound.value, places=4),
+            upper(bound.bits, places=4), f"{bound.empirical:.4f}", upper(bound.monte_carlo, places=4),
+            upper(bound.excess, places=4), upper(bound.complexity, places=1),
             format_number(bound.alpha), bound.bound, badge(bound.status),
         ]
         for point in record.points for bound in (point.path, point.chain) if bound is not None
@@ -74,8 +78,8 @@ def tables(record: CertificateRecord) -> str:
     runs = [
         [
             format_number(p.weight_decay), str(p.chains), f"{p.training_loss:.4f}",
-            format_uncertain(p.held_out_loss.value, p.held_out_loss.sem), f"{p.held_out_bound:.4f}",
-            f"{p.path_cost:,.1f}", "—" if p.clip_complexity is None else f"{p.clip_complexity:,.1f}",
+            format_uncertain(p.held_out_loss.value, p.held_out_loss.sem), upper(p.held_out_bound, places=4),
+            f"{p.path_cost:,.1f}", "—" if p.clip_complexity is None else upper(p.clip_complexity, places=1),
             format_number(p.noise, 3), format_number(p.moved, 3), f"{p.clipped:.0%}",
         ]
         for p in record.points

@@ -9,6 +9,7 @@ import plotly.graph_objects as go
 from villani.report.elements import Markup, badge, html, note, section, table
 from villani.report.figures import themed
 from villani.report.numbers import format_number
+from villani.rounding import lower, lower_power, upper, upper_power
 from villani.runs.records import (
     ConstantRecord,
     ExactRecord,
@@ -142,7 +143,7 @@ def model_table(record: ModelConstants) -> str:
             [
                 format_number(point.weight_decay), format_number(point.temperature), _with_badge(claimed),
                 _with_badge(certified), f"{abs(apart):,.1f} {'more' if apart > 0 else 'less'}",
-                _power(_decay_alone(point)), "—" if point.visible is None else format_number(point.visible, 3),
+                _power(_decay_alone(point)), "—" if point.visible is None else lower(point.visible, 3),
             ]
         )  # fmt: skip
     header = ["λ", "s", "claimed (C8)", "certified (C3)", "orders of magnitude", "decay alone", "visible to a run"]
@@ -249,8 +250,10 @@ def sweep(record: ExactRecord) -> go.Figure:
 
 
 def value(constant: ConstantRecord) -> str:
-    """A constant for people, as a power of ten beyond floats."""
-    return _power(constant.log10)
+    """A constant for people, as a power of ten beyond floats; bounds are rounded outwards."""
+    if constant.id == "truth":
+        return _power(constant.log10)
+    return upper_power(constant.log10) if constant.direction == "upper" else lower_power(constant.log10)
 
 
 def sign(constant: ConstantRecord) -> str:
@@ -310,7 +313,7 @@ def _with_badge(constant: ConstantRecord) -> Markup:
 def _price(record: ModelConstants) -> str:
     return (
         f"Smoothing the predictions with α = {format_number(record.alpha)} over V = {record.vocabulary:,} adds at most "
-        f"{format_number(record.smoothing_cost, 3)} nats to a token's loss."
+        f"{upper(record.smoothing_cost, 3)} nats to a token's loss."
     )
 
 

@@ -9,6 +9,7 @@ from villani.report.constants import STATUS_COLOURS
 from villani.report.elements import badge, html, note, section, table
 from villani.report.figures import NEGATIVE, POSITIVE, REMAINDER, TOTAL, UNRESOLVED, themed
 from villani.report.numbers import format_interval, format_number, format_uncertain
+from villani.rounding import lower, lower_power, upper, upper_power
 from villani.runs.convergences import ChainsRecord, ConvergenceRecord, CurveRecord, FitRecord, RateRecord
 from villani.runs.records import EstimateRecord
 
@@ -66,8 +67,8 @@ def findings(record: ConvergenceRecord) -> dict[str, str]:
     if noise := first.gradient_noise:
         found["Mini-batches"] = (
             f"Steps take gradients of {record.design.batch} of {record.design.blocks} blocks. Beside the injected "
-            f"noise, theirs is at most {format_number(noise.isotropic, 2)} of s spread over all directions, and at "
-            f"most {format_number(noise.worst_direction, 2)} of s in one (heuristic: the chain's law is not exactly "
+            f"noise, theirs is at most {upper(noise.isotropic, 2)} of s spread over all directions, and at "
+            f"most {upper(noise.worst_direction, 2)} of s in one (heuristic: the chain's law is not exactly "
             "the Gibbs law, and ‖∇F‖² of a batch is biased upwards)."
         )
     if record.undecayed:
@@ -91,8 +92,8 @@ def _equilibrium(point: ChainsRecord) -> str:
         worst = max(known, key=lambda m: m.rhat or 0)
         least = min(known, key=lambda m: m.ess or 0)
         words += (
-            f" Over the second half R̂ is at most {format_number(worst.rhat or 0, 4)} ({named(worst.name)}), the "
-            f"effective sample size at least {format_number(least.ess or 0, 3)} ({named(least.name)})."
+            f" Over the second half R̂ is at most {upper(worst.rhat or 0, 4)} ({named(worst.name)}), the "
+            f"effective sample size at least {lower(least.ess or 0, 3)} ({named(least.name)})."
         )
     for identity in point.identities:
         if identity.ratio:
@@ -298,8 +299,10 @@ def _where(point: ChainsRecord) -> str:
 
 
 def _rate(row: RateRecord) -> str:
-    value = power(row.log10)
-    return f"{value} (95 %: {power(row.limit_log10)})" if row.limit_log10 is not None else value
+    value = lower_power(row.log10, 3) if row.side == "at least" else power(row.log10)
+    if row.limit_log10 is None:
+        return value
+    return f"{value} (at most {upper_power(row.limit_log10, 3)}: 95 %, all such bounds at once)"
 
 
 def power(log10: float) -> str:

@@ -5,10 +5,10 @@ The page does the same rounding in JavaScript (`template.html`); `tests/report` 
 
 import math
 from collections.abc import Sequence
-from decimal import Decimal
+from decimal import ROUND_CEILING, ROUND_FLOOR, ROUND_HALF_EVEN, Decimal
 
-UNAVAILABLE = "—"
-_SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+from villani.rounding import UNAVAILABLE, decimal, lower, plain, ten_to, upper
+
 _MOST_DIGITS = 12  # an error this far below the value is shown beside it, not by rounding the value to it
 
 
@@ -21,8 +21,8 @@ def format_number(value: float, digits: int = 6) -> str:
     mantissa, exponent = f"{value:.{digits - 1}e}".split("e")
     power = int(exponent)
     if -4 <= power < 7:
-        return _plain(f"{value:.{max(digits - 1 - power, 0)}f}", strip=True)
-    return f"{_plain(mantissa, strip=True)}·{_ten_to(power)}"
+        return plain(f"{value:.{max(digits - 1 - power, 0)}f}", strip=True)
+    return f"{plain(mantissa, strip=True)}·{ten_to(power)}"
 
 
 def format_uncertain(value: float, sem: float) -> str:
@@ -37,21 +37,37 @@ def format_uncertain(value: float, sem: float) -> str:
     place = _last_place(sem)
     if value != 0 and math.floor(math.log10(abs(value))) - place > _MOST_DIGITS:
         return f"{format_number(value)} ± {format_number(sem, 2)}"
-    (centre, error), power = _scaled([value, sem], place)
-    return f"({centre} ± {error})·{_ten_to(power)}" if power else f"{centre} ± {error}"
+    (centre, error), power = _scaled([_rounded(value, place), _rounded(sem, place)], place)
+    return f"({centre} ± {error})·{ten_to(power)}" if power else f"{centre} ± {error}"
+
+
+def format_bounded(value: float, bound: float) -> str:
+    """`value ± bound` where what is meant lies within `bound` of `value`: it lies within what is printed, too."""
+    if bound == 0 or not (math.isfinite(value) and math.isfinite(bound)):
+        return format_uncertain(value, bound)
+    place = _last_place(bound)
+    if value != 0:
+        place = max(place, decimal(value).adjusted() - _MOST_DIGITS)
+    centre = _rounded(value, place)
+    error = decimal(bound).scaleb(-place) + abs(decimal(value).scaleb(-place) - centre)
+    (middle, half), power = _scaled([centre, error.to_integral_value(ROUND_CEILING)], place)
+    return f"({middle} ± {half})·{ten_to(power)}" if power else f"{middle} ± {half}"
 
 
 def format_interval(low: float, high: float) -> str:
-    """`[low, high]` with one power of ten, cut at the second digit of the half-width; a point has no sampling error."""
+    """`[low, high]` with one power of ten, rounded outwards at the second digit of the half-width.
+
+    A point has no sampling error.
+    """
     if not (math.isfinite(low) and math.isfinite(high)):
         return UNAVAILABLE
     if low == high:
         return "no sampling error"
     place = int(f"{(high - low) / 2:.1e}".split("e")[1]) - 1
     if math.floor(math.log10(max(abs(low), abs(high)))) - place > _MOST_DIGITS:
-        return f"[{format_number(low)}, {format_number(high)}]"
-    (left, right), power = _scaled([low, high], place)
-    return f"[{left}, {right}]·{_ten_to(power)}" if power else f"[{left}, {right}]"
+        return f"[{lower(low)}, {upper(high)}]"
+    (left, right), power = _scaled([_rounded(low, place, ROUND_FLOOR), _rounded(high, place, ROUND_CEILING)], place)
+    return f"[{left}, {right}]·{ten_to(power)}" if power else f"[{left}, {right}]"
 
 
 def format_count(count: int, thing: str) -> str:
@@ -65,32 +81,14 @@ def _last_place(error: float) -> int:
     return int(exponent) - (mantissa < "2")
 
 
-def _scaled(values: Sequence[float], place: int) -> tuple[list[str], int]:
-    """The values with their last digit at 10^`place`, divided by a common power of ten (0 if they read well as is)."""
-    top = max(_magnitude(value, place) for value in values)
+def _scaled(units: Sequence[Decimal], place: int) -> tuple[list[str], int]:
+    """Whole numbers of units of 10^`place`, divided by a common power of ten (0 if they read well as they are)."""
+    top = max(place + len(str(abs(int(number)))) - 1 for number in units)
     power = 0 if (-3 <= top < 5 and place <= 0) or 0 <= top < 3 else top
     digits = max(power - place, 0)
-    return [_plain(f"{_rounded(value, place).scaleb(place - power):.{digits}f}") for value in values], power
+    return [plain(f"{number.scaleb(place - power):.{digits}f}") for number in units], power
 
 
-def _magnitude(value: float, place: int) -> int:
-    """Power of ten of the first digit of `value` after rounding at 10^`place`."""
-    return place + len(str(abs(int(_rounded(value, place))))) - 1
-
-
-def _rounded(value: float, place: int) -> Decimal:
-    """`value` in units of 10^`place`, to the nearest whole number."""
-    return Decimal(round(Decimal(repr(float(value))).scaleb(-place)))
-
-
-def _plain(text: str, strip: bool = False) -> str:
-    """A typographic minus, no negative zero, and (with `strip`) no trailing zeros behind the point."""
-    if strip and "." in text:
-        text = text.rstrip("0").rstrip(".")
-    if not text.strip("-0."):
-        text = text.lstrip("-")
-    return text.replace("-", "−")
-
-
-def _ten_to(power: int) -> str:
-    return "10" + str(power).translate(_SUPERSCRIPTS)
+def _rounded(value: float, place: int, way: str = ROUND_HALF_EVEN) -> Decimal:
+    """`value` in units of 10^`place`, to a whole number."""
+    return decimal(value).scaleb(-place).to_integral_value(way)

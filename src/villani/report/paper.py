@@ -7,6 +7,7 @@ from villani.report.figures import NEGATIVE, POSITIVE
 from villani.report.numbers import format_interval, format_number, format_uncertain
 from villani.report.paper_figures import NAMES
 from villani.report.paper_figures import pictures as pictures  # a page has them
+from villani.rounding import upper
 from villani.runs.papers import PaperRecord, TrainingPoint, TrendRecord
 from villani.runs.recommendations import RuleRecord
 from villani.runs.records import EstimateRecord
@@ -17,6 +18,7 @@ _LIMITS = (
     "hypotheses, such as bounded weights or small s, a verdict is about the statement without them.",
     "“Consistent” confirms nothing. Finitely many points cannot show what happens as θ → ∞, and a run cannot show that "
     "nothing moves more slowly than what it saw.",
+    "Seeds of a study that starts from a checkpoint share that start, and speak of that start only.",
     "Intervals over training seeds are t-intervals of few seeds, one at a time. Many are shown: some exclude 0 by "
     "chance.",
     "λ is torch's weight_decay. For SGD it is the λ of F; AdamW's belongs to no F, so that E1 to E3 leave it out.",
@@ -177,7 +179,10 @@ def _spectrum_table(record: PaperRecord) -> str:
         if t.change is not None
     ]
     head = ["λ", "seed", "λ₁(∇²L)", "λ₁(∇²F)", "least of ∇²L", "tr ∇²L", "effective rank", "share below 0"]
-    words = "± of eigenvalues: bounds from residuals, for these groups; of the rest: standard errors over probes."
+    words = (
+        "± of eigenvalues: bounds from residuals, for these groups; of the share below 0: half of what the quadrature "
+        "leaves open; of the rest: standard errors over probes."
+    )
     learned = table(["λ", "the shift", "learned: change of λ₁(∇²L)", "seeds"], changes) if changes else ""
     return section("E2: spectra", note(words) + table(head, rows) + learned)
 
@@ -200,8 +205,9 @@ def _convergence_table(record: PaperRecord) -> str:
 def _certificate_table(record: PaperRecord) -> str:
     rows = [
         [
-            format_number(p.weight_decay), f"{p.path.value:.4f}", f"{p.path.empirical:.4f}", f"{p.path.excess:.4f}",
-            f"{p.path.complexity:,.1f}", _cell(p.held_out_loss), f"{p.held_out_bound:.4f}", badge(p.path.status),
+            format_number(p.weight_decay), upper(p.path.value, places=4), f"{p.path.empirical:.4f}",
+            upper(p.path.excess, places=4), upper(p.path.complexity, places=1), _cell(p.held_out_loss),
+            upper(p.held_out_bound, places=4), badge(p.path.status),
         ]
         for p in record.certificates
         if p.path

@@ -7,8 +7,9 @@ import plotly.graph_objects as go
 
 from villani.report.elements import badge, details, facts, note, section, table
 from villani.report.figures import EXACT, NEGATIVE, POSITIVE, REMAINDER, TOTAL, UNRESOLVED, themed
-from villani.report.numbers import UNAVAILABLE, format_number, format_uncertain
+from villani.report.numbers import format_count, format_number, format_uncertain
 from villani.report.tables import origin_rows
+from villani.rounding import UNAVAILABLE, lower, upper
 from villani.runs.recommendations import MarginRecord, OptimizerRecord, RecommendationRecord, RuleRecord
 
 Pictures = dict[str, tuple[str, go.Figure, str]]
@@ -70,7 +71,7 @@ def tables(record: RecommendationRecord) -> str:
         grid = ["λ", "held-out loss", "from the best", "interval", "training loss", "held-out bound", ""]
         more = ["document bound", "certified", "‖θ‖²"]
         points = [
-            [*cells[:6], _number(p.document_bound), _number(p.certified), _number(p.norm_squared), cells[6]]
+            [*cells[:6], _above(p.document_bound), _above(p.certified), _number(p.norm_squared), cells[6]]
             for cells, p in zip(grid_rows(one), one.points, strict=True)
         ]
         sections.append(section(f"{NAMES[one.optimizer]}: the grid", table([*grid[:6], *more, ""], points)))
@@ -85,7 +86,9 @@ def tables(record: RecommendationRecord) -> str:
     about = {
         "trained on": f"{record.text.spec}; {record.text.words}",
         "judged by": f"{record.held_out.spec}; {record.held_out.words}",
-        "errors are over": f"{record.seeds} training seeds and {record.units} held-out {record.unit}",
+        "errors are over": f"{format_count(record.seeds, 'training seed')} "
+        f"{'from one start, of which alone they speak,' if record.shared_start else 'of own starts'} "
+        f"and {record.units} held-out {record.unit}",
         "training": f"{record.steps} steps of {record.batch} × {record.block} tokens ({record.epochs:.3g} epochs)",
         "parameters": f"{record.parameters:,}, of which {record.decayed_parameters:,} decay",
         "learning rates": ", ".join(f"{NAMES[one.optimizer]} {one.learning_rate:g}" for one in record.optimizers),
@@ -116,7 +119,7 @@ def grid_rows(one: OptimizerRecord) -> list[list[str]]:
                 format_number(point.weight_decay), format_uncertain(held.value, held.sem) if held else UNAVAILABLE,
                 f"{apart.value:.4f}" if apart else UNAVAILABLE,
                 interval(apart), format_uncertain(seen.value, seen.sem) if seen else UNAVAILABLE,
-                _number(point.held_out_bound), word,
+                _above(point.held_out_bound), word,
             ]
         )  # fmt: skip
     return rows
@@ -142,13 +145,13 @@ def _asked(rule: RuleRecord) -> str:
         return "refuses"
     words = format_number(rule.weight_decay, 3)
     if rule.interval and rule.interval[0] < rule.interval[1]:
-        words += f" ({format_number(rule.interval[0], 3)} to {format_number(rule.interval[1], 3)})"
+        words += f" ({lower(rule.interval[0], 3)} to {upper(rule.interval[1], 3)})"
     return words
 
 
 def interval(found: MarginRecord | None) -> str:
     """Of a margin; it may be 0 at both ends, which is not the same as not being sampled."""
-    return f"{found.low:.4f} to {found.high:.4f}" if found else UNAVAILABLE
+    return f"{lower(found.low, places=4)} to {upper(found.high, places=4)}" if found else UNAVAILABLE
 
 
 def rule_notes(rule: RuleRecord) -> str:
@@ -161,6 +164,10 @@ def rule_notes(rule: RuleRecord) -> str:
 
 def _number(value: float | None) -> str:
     return UNAVAILABLE if value is None else format_number(value)
+
+
+def _above(bound: float | None) -> str:
+    return UNAVAILABLE if bound is None else upper(bound)
 
 
 _CURVE_CAPTION = (

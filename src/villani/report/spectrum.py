@@ -8,8 +8,9 @@ import plotly.graph_objects as go
 from villani.report.constants import Pictures
 from villani.report.elements import badge, facts, html, note, section, table
 from villani.report.figures import DENSITY_FLOOR, NEGATIVE, POSITIVE, REMAINDER, SignedLog, themed
-from villani.report.numbers import format_count, format_interval, format_number, format_uncertain
+from villani.report.numbers import format_bounded, format_count, format_interval, format_number, format_uncertain
 from villani.report.tables import origin_rows
+from villani.rounding import UNAVAILABLE, lower, upper
 from villani.runs.spectra import DensityRecord, EigenvalueRecord, SpectrumRecord
 
 
@@ -25,7 +26,7 @@ def headline(record: SpectrumRecord) -> str:
     if sharp and sharp.unstable:
         return (
             f"A step of η = {format_number(sharp.learning_rate)} is too long here: λ₁(∇²F) is at least "
-            f"{format_number(sharp.low, 4)}, above 2/η = {format_number(sharp.threshold, 4)}."
+            f"{lower(sharp.low, 4)}, above 2/η = {format_number(sharp.threshold, 4)}."
         )
     if sharp and sharp.unstable is False:
         return (
@@ -45,8 +46,9 @@ def findings(record: SpectrumRecord) -> dict[str, str]:
     design = record.design
     found = {
         "What the bounds say": "An eigenvalue lies within each bound: the residual of a product made for the purpose, "
-        f"plus {format_number(record.rounding, 2)} for the rounding of products, which is estimated. The i-th largest "
-        "is at least the i-th value shown, up to rounding. That none was missed beyond is not proved."
+        f"plus {upper(record.rounding, 2)} for the rounding of products, which is estimated. A residual does not "
+        "say which eigenvalue that is: of the rank it is proved, up to rounding, that the i-th largest is at least the "
+        "i-th value shown, and no more. That none was missed beyond is not proved."
         + ("" if record.converged else " Not all residuals came down to the wanted tolerance.")
     }
     if record.sharpness:
@@ -61,7 +63,9 @@ def findings(record: SpectrumRecord) -> dict[str, str]:
         found["How many directions count"] = (
             f"The effective rank (Σ|λ|)²/Σλ² is {format_uncertain(d.effective_rank.value, d.effective_rank.sem)} of "
             f"{record.objective.parameters:,}; ‖H‖_F = {format_number(math.sqrt(d.frobenius_squared.value), 4)}, "
-            f"tr H = {format_uncertain(d.trace.value, d.trace.sem)}."
+            f"tr H = {format_uncertain(d.trace.value, d.trace.sem)}. What the quadrature misses of |λ| about 0 is not "
+            f"in the error of the rank. Below 0 lie between {lower(100 * d.negative_share.interval[0], 3)} and "
+            f"{upper(100 * d.negative_share.interval[1], 3)} % of the eigenvalues."
         )
     if not record.objective.finite:
         held = first.held_out
@@ -103,15 +107,24 @@ def _sharpness(record: SpectrumRecord) -> str:
         f"eigenvector of ∇²F above 2/η = {format_number(sharp.threshold, 4)}. "
     )
     if sharp.unstable:
-        return means + f"λ₁(∇²F) ≥ {format_number(sharp.low, 5)} is: the step is locally unstable on these data."
+        return means + f"λ₁(∇²F) ≥ {lower(sharp.low, 5)} is: the step is locally unstable on these data."
     if sharp.unstable is False:
-        return means + f"λ₁(∇²F) ≤ {format_number(sharp.high, 5)} is not, if no eigenvalue was missed."
+        return means + f"λ₁(∇²F) ≤ {upper(sharp.high, 5)} is not, if no eigenvalue was missed."
     return means + "The bounds do not tell on which side λ₁(∇²F) is."
 
 
 def value(eigenvalue: EigenvalueRecord) -> str:
     """An eigenvalue with its bound."""
-    return format_uncertain(eigenvalue.value, eigenvalue.bound)
+    return format_bounded(eigenvalue.value, eigenvalue.bound)
+
+
+def rank_limit(eigenvalue: EigenvalueRecord) -> str:
+    """What is proved of the eigenvalue of that rank, up to rounding."""
+    if eigenvalue.rank_limit is None:
+        return UNAVAILABLE
+    if eigenvalue.rank > 0:
+        return f"≥ {lower(eigenvalue.rank_limit, 7)}"
+    return f"≤ {upper(eigenvalue.rank_limit, 7)}"
 
 
 def pictures(record: SpectrumRecord) -> Pictures:
@@ -240,7 +253,7 @@ def _blocks(record: SpectrumRecord) -> go.Figure:
                 "type": "data", "symmetric": False, "thickness": 1.6, "width": 5, "color": "#7a8494",
                 "array": [up(x + r) - up(x) for x, r in end], "arrayminus": [up(x) - up(x - r) for x, r in end],
             },
-            text=[f"{format_number(x, 4)} ± {format_number(r, 2)}" for x, r in end],
+            text=[format_bounded(x, r) for x, r in end],
             hovertemplate="%{text}<extra></extra>",
         )
         for name, colour, end in (("largest", POSITIVE, ends[0]), ("smallest", NEGATIVE, ends[1]))
@@ -253,17 +266,24 @@ def _blocks(record: SpectrumRecord) -> go.Figure:
 
 def tables(record: SpectrumRecord) -> str:
     """Sections of tables, as HTML."""
-    header = ["rank", "value", "residual", "bound", "residual²/gap", "status", "fresh groups", "95 % interval"]
+    header = [
+        "rank", "value", "residual", "bound", "of that rank", "residual²/gap", "status", "fresh groups", "95 % interval"
+    ]  # fmt: skip
     rows = [
         [
-            format_number(e.rank), format_number(e.value, 8), format_number(e.residual, 2), format_number(e.bound, 2),
-            "" if e.quadratic is None else format_number(e.quadratic, 2), badge(e.status),
+            format_number(e.rank), format_number(e.value, 8), upper(e.residual, 2), upper(e.bound, 2), rank_limit(e),
+            "" if e.quadratic is None else upper(e.quadratic, 2), badge(e.status),
             "" if e.held_out is None else format_uncertain(e.held_out.value, e.held_out.sem),
             "" if e.held_out is None else format_interval(*e.held_out.interval),
         ]
         for e in record.eigenvalues
     ]  # fmt: skip
-    text = "residual²/gap is closer than the bound, and holds only if no eigenvalue was missed in between."
+    text = (
+        "An eigenvalue lies within the bound of a value; which one is not proved. Of that rank: the i-th largest is at "
+        "least, the i-th smallest at most the number given, up to rounding; it may be further out where eigenvalues "
+        "lie closer together than residuals. residual²/gap is closer than the bound, and holds only if no eigenvalue "
+        "was missed in between."
+    )
     sections = [section(f"Eigenvalues of {matrix(record)}", table(header, rows) + note(text))]
     if record.density:
         d = record.density
@@ -276,15 +296,20 @@ def tables(record: SpectrumRecord) -> str:
             for name, e in named.items()
         ]
         what = "all the data" if d.shares == 1 else f"one of {d.shares} shares of the data, on average"
-        words = f"{format_count(d.probes, 'probe')} × {format_count(d.steps, 'product')} for the matrix of {what}."
+        words = (
+            f"{format_count(d.probes, 'probe')} × {format_count(d.steps, 'product')} for the matrix of {what}. The "
+            "trace and ‖H‖_F² are exact but for the probes, and their intervals allow for the worst spectrum. The "
+            "effective rank and the curve have an error of the quadrature too, which is not in their intervals; of the "
+            "share below 0 the interval holds all that the quadrature leaves open."
+        )
         sections.append(
             section("Over the whole spectrum", table(["", "estimate", "interval", "status"], body) + note(words))
         )
     if record.layers:
         blocks = [
             [
-                _layer(b.name), f"{b.parameters:,}", format_uncertain(b.largest, b.largest_residual),
-                format_uncertain(b.smallest, b.smallest_residual), format_uncertain(b.trace.value, b.trace.sem),
+                _layer(b.name), f"{b.parameters:,}", format_bounded(b.largest, b.largest_residual),
+                format_bounded(b.smallest, b.smallest_residual), format_uncertain(b.trace.value, b.trace.sem),
             ]
             for b in record.layers
         ]  # fmt: skip
@@ -303,7 +328,7 @@ def _how(record: SpectrumRecord) -> str:
         "text": f"{record.text.spec}, {format_count(record.text.documents, 'document')}, tokens "
         f"{record.text.token_checksum[:12]}…",
         "groups": f"{design.groups} of {design.sequences} × {design.block} tokens, and {design.held_out} held out",
-        "products": f"{record.products} for residuals of {design.tolerance:g} of the largest |eigenvalue|: "
+        "products": f"{record.products} for residuals of {design.tolerance:g} of the largest |eigenvalue| of each end: "
         + ("reached" if record.converged else "not reached"),
     }
     return facts(rows | origin_rows(record.provenance, record.cost))

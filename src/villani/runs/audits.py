@@ -109,6 +109,10 @@ class ThresholdRecord(Record):
     gradient_norm_squared: EstimateRecord = Field(description="‖∇_B L‖²")
     laplacian: EstimateRecord = Field(description="Δ_B L")
     rounding: float | None = Field(default=None, description="what of Δ_B L rounding may be; null if it was not told")
+    directions: float | None = Field(
+        default=None,
+        description="of the noise of ∇_B L, (tr Σ)²/tr Σ²; below 20, or null, `upper` is a wider bound for any number",
+    )
 
 
 class StepRecord(Record):

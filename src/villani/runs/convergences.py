@@ -102,7 +102,10 @@ class RateRecord(Record):
         description="what it says about the gap"
     )
     log10: float = Field(description="of the rate, per unit of diffusion time")
-    limit_log10: float | None = Field(default=None, description="upper confidence limit, of bounds from the run")
+    limit_log10: float | None = Field(
+        default=None,
+        description="upper confidence limit, of bounds from the run; those of one λ and s hold all at once",
+    )
     status: Status
     verdict: Verdict | None = Field(default=None, description="null where there is no promise to judge")
     sentence: str

@@ -95,6 +95,9 @@ class RecommendationRecord(Record):
     block: int
     epochs: float
     seeds: int
+    shared_start: bool = Field(
+        default=False, description="whether all seeds began at the same weights: what they say is of that start only"
+    )
     units: int = Field(description="independent pieces of the held-out text that errors are over")
     unit: Literal["documents", "blocks"]
     level: float = Field(description="of the set of λ that cannot be told apart, and of margins")

@@ -24,6 +24,11 @@ class EigenvalueRecord(Record):
     residual: float = Field(ge=0, description="‖Hu − ρu‖ of a product made for the purpose")
     bound: float = Field(ge=0, description="residual plus the estimated rounding of products")
     quadratic: float | None = Field(description="residual²/gap, valid if no eigenvalue was missed; null where not less")
+    rank_limit: float | None = Field(
+        default=None,
+        description="the i-th largest eigenvalue is at least this (rank > 0), the i-th smallest at most this; it may "
+        "be further out, for a residual does not say which eigenvalue is near: that none was missed is not proved",
+    )
     status: Status
     held_out: EstimateRecord | None = Field(
         default=None, description="uᵀH u on groups that u never met: unbiased for the population at this u"
@@ -51,8 +56,13 @@ class DensityRecord(Record):
     resolution: float
     trace: EstimateRecord
     frobenius_squared: EstimateRecord = Field(description="‖H‖_F²; of several shares, the mean of theirs")
-    effective_rank: EstimateRecord = Field(description="(Σ|λ|)²/Σλ²")
-    negative_share: EstimateRecord = Field(description="share of the eigenvalues below 0, in the quadrature")
+    effective_rank: EstimateRecord = Field(
+        description="(Σ|λ|)²/Σλ²; its interval is over probes or shares, without the quadrature's error in |λ| about 0"
+    )
+    negative_share: EstimateRecord = Field(
+        description="share of the eigenvalues below 0: the middle of what the quadrature leaves open, whose bounds are "
+        "in the interval with the error of probes"
+    )
 
 
 class BlockRecord(Record):
@@ -88,7 +98,7 @@ class SpectrumDesign(Record):
     held_out: int = Field(description="groups beside these, for Rayleigh quotients")
     top: int
     bottom: int
-    tolerance: float = Field(description="of residuals, over the largest |eigenvalue|")
+    tolerance: float = Field(description="of residuals, over the largest |eigenvalue| of the same end")
     basis: int | None = Field(description="columns before a restart; null: by default")
     seed: int
     confidence: float

@@ -127,6 +127,7 @@ def threshold_record(found: Threshold) -> ThresholdRecord:
         gradient_norm_squared=estimate_record(found.gradient_norm_squared),
         laplacian=estimate_record(found.laplacian),
         rounding=_finite(found.rounding),
+        directions=found.directions,
     )
 
 

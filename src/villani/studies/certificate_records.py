@@ -9,6 +9,7 @@ import numpy as np
 
 from villani.dynamics.certificate import Moments, Plan, chain_complexity, token_bound
 from villani.errors import InputError
+from villani.rounding import upper
 from villani.runs.certificates import BoundRecord, CertificatePoint, CertificateRecord
 from villani.runs.records import EstimateRecord, ModelRecord, Provenance, TextRecord
 from villani.statistics import Array, Estimate, ratio_estimates
@@ -144,13 +145,17 @@ def sentence(record: CertificateRecord) -> str:
     beats = f"It is below {' and below '.join(beaten)}" if beaten else "It beats nothing"
     if "guessing (ln V)" not in beaten:
         beats += ": it is vacuous, since guessing does better"
+
+    def at_most(nats: float) -> str:
+        return upper(nats, places=3)
+
     return (
-        f"With probability {1 - record.delta:g} the risk of {bound.predictor} is at most {bound.value:.3f} nats per "
-        f"token ({bound.bits:.3f} bits; λ = {point.weight_decay:g}, {bound.status}): empirical {bound.empirical:.3f}, "
-        f"of which {bound.monte_carlo:.3f} is Monte Carlo, and {bound.excess:.3f} for a complexity of "
-        f"{bound.complexity:,.0f} nats over {record.tokens:,} tokens. {beats}; ln V = {record.log_vocabulary:.3f}, the "
-        f"unigram entropy {record.unigram_entropy:.3f}, the centre's own certificate {record.prior_bound:.3f}, and the "
-        f"held-out bound at the same δ {point.held_out_bound:.3f}."
+        f"With probability {1 - record.delta:g} the risk of {bound.predictor} is at most {at_most(bound.value)} nats "
+        f"per token ({at_most(bound.bits)} bits; λ = {point.weight_decay:g}, {bound.status}): empirical "
+        f"{bound.empirical:.3f}, of which {at_most(bound.monte_carlo)} is Monte Carlo, and {at_most(bound.excess)} for "
+        f"a complexity of {upper(bound.complexity, places=0)} nats over {record.tokens:,} tokens. {beats}; ln V = "
+        f"{record.log_vocabulary:.3f}, the unigram entropy {record.unigram_entropy:.3f}, the centre's own certificate "
+        f"{at_most(record.prior_bound)}, and the held-out bound at the same δ {at_most(point.held_out_bound)}."
     )
 
 
@@ -181,7 +186,7 @@ def _point(
     noise = plan.variance if plan.start == "prior" else noise
     certified = plan.descent is not None and plan.clip is not None and plan.start == "prior"
     return CertificatePoint(
-        weight_decay=decay, chains=len(runs), log_ratio=drawn.value,
+        weight_decay=decay, chains=len(runs), log_ratio=float(first.row["log_ratio"]),
         path_cost=float((plan.rates**2 * squares / (2 * plan.noises**2)).sum()),
         clip_complexity=plan.descent.clipped(plan.clip).value if certified and plan.descent and plan.clip else None,
         noise=noise**0.5, moved=float(first.row["moved"]), clipped=float(first.row["clipped"]),

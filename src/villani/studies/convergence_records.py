@@ -256,20 +256,23 @@ def _obstacle(
     return ""
 
 
-def _ceilings(seen: Seen, curves: dict[str, Array], times: Array) -> Iterator[Ceiling]:
+def _ceilings(seen: Seen, curves: dict[str, Array], times: Array) -> list[Ceiling]:
+    """Bounds on the gap, whose limits hold all at once: the least of them is the one that gets quoted.
+
+    The level of each allows for all that are looked for, found or not (Bonferroni).
+    """
     if len(times) < 2:
-        return
-    spacing = float(times[1] - times[0])
-    for name in ("loss", "objective", "norm_squared", *(n for n in seen.names if n.startswith("linear"))):
-        if seen.settings.potential is None and name in ("loss", "objective") and not seen.settings.full:
-            continue  # the noise of batches is not a function of θ
-        found = autocorrelation_ceiling(name, spacing, second_half(curves[name]))
-        if found:
-            yield found
-        if name.startswith("linear"):
-            found = variance_ceiling(name, seen.rule.beta, second_half(curves[name]), seen.settings.walkers or 1)
-            if found:
-                yield found
+        return []
+    spacing, walkers = float(times[1] - times[0]), seen.settings.walkers or 1
+    linear = [name for name in seen.names if name.startswith("linear")]
+    names = ["norm_squared", *linear]
+    if seen.settings.potential is not None or seen.settings.full:  # else the noise of batches, no function of θ
+        names = ["loss", "objective", *names]
+    level = 1 - (1 - CONFIDENCE) / (len(names) + len(linear))
+    halves = {name: second_half(curves[name]) for name in names}
+    found = [autocorrelation_ceiling(name, spacing, halves[name], level) for name in names]
+    found += [variance_ceiling(name, seen.rule.beta, halves[name], walkers, level) for name in linear]
+    return [ceiling for ceiling in found if ceiling is not None]
 
 
 def _claims(seen: Seen, known: Known) -> Iterator[Claim]:
@@ -309,7 +312,8 @@ def _rates(
             )
         )  # fmt: skip
     for ceiling in run.ceilings:
-        words = "At equilibrium, for a reversible chain." if not run.obstacle else f"Of no use here: {run.obstacle}."
+        words = "At equilibrium, for a reversible chain; limits of all bounds at once, O(η) bias apart."
+        words = words if not run.obstacle else f"Of no use here: {run.obstacle}."
         rates.append(
             RateRecord(
                 name=ceiling.name, side="at most", log10=math.log10(ceiling.value),

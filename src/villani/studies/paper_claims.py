@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+from villani.rounding import lower, upper
 from villani.runs.certificates import CertificatePoint
 from villani.runs.papers import (
     ClaimRecord,
@@ -140,15 +141,16 @@ def _growth_everywhere(found: Found) -> ClaimRecord | None:
             f" Through the model where Ψ falls most (λ = {steepest.weight_decay:g}) it goes from "
             f"{walk[0].measured.value:.3g} at R = {walk[0].scale:g} to {walk[-1].measured.value:.3g} at "
             f"R = {walk[-1].scale:g} at the largest s, while the loss "
-            + (f"changes by at most {change:.1g} nats." if change else "keeps its last bit.")
+            + (f"changes by at most {upper(change, 1)} nats." if change else "keeps its last bit.")
         )
     return ClaimRecord(
         claim=claim, verdict="refuted", status="statistical", experiment="E1",
         measured=(
             f"At {len(above)} of {len(points)} trained models an orbit of constant loss was resolved on which Ψ_s → −∞ "
-            f"for every s above a bound, each at confidence {first.level:.0%}: {middle.refuted_above:.3g} at the "
-            f"median model, {first.refuted_above:.3g} at the one where it is smallest (λ = {first.weight_decay:g}, "
-            f"{name})."
+            f"for every s above a bound, each at confidence {first.level:.0%}: "
+            f"{upper(middle.refuted_above or 0.0, 3)} at the median model, "
+            f"{upper(first.refuted_above or 0.0, 3)} at the one where it is smallest "
+            f"(λ = {first.weight_decay:g}, {name})."
             + fallen
         ),
     )  # fmt: skip
@@ -279,7 +281,7 @@ def _inflation(found: Found) -> ClaimRecord | None:
     verdict: Verdict = "refuted" if down else "consistent" if up == len(signs) else "not identifiable"
     least = min(changes, key=lambda t: t.change.value if t.change else 0.0)
     assert least.change is not None
-    same = f" Worked out twice, they differ from that by at most {max(checked):.2g}." if checked else ""
+    same = f" Worked out twice, they differ from that by at most {upper(max(checked), 2)}." if checked else ""
     return ClaimRecord(
         claim="Weight decay inflates the spectrum of the Hessian.",
         measured=(
@@ -368,7 +370,7 @@ def choice_sentence(choices: Sequence[OptimizerRecord]) -> str:
 
 def _margin(rule: RuleRecord) -> str:
     assert rule.margin is not None
-    return f"+{rule.margin.value:.3g} [{rule.margin.low:.2g}, {rule.margin.high:.2g}] for {rule.share:.0%}"
+    return f"+{rule.margin.value:.3g} [{lower(rule.margin.low, 2)}, {upper(rule.margin.high, 2)}] for {rule.share:.0%}"
 
 
 def sentence(judged: Sequence[ClaimRecord]) -> str:

@@ -9,6 +9,7 @@ import numpy as np
 
 from villani.conventions import conventions, memory
 from villani.landscape.parameters import ParameterSpace
+from villani.rounding import lower, upper
 from villani.rules import RULES, Rule, Training
 from villani.runs.recommendations import (
     ConventionRecord,
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from villani.studies.recommend import RecommendSettings
 
 WORDS = {"adamw": "AdamW", "sgd": "SGD with L2", "noisy-sgd": "noisy SGD with L2"}
+SHARED_START = "All training began at the same weights: seeds that share a start speak of that start only."
 _MEANING = {
     "adamw": (
         "AdamW is no gradient descent on F = L + (λ/2)‖θ‖²: no λ of F belongs to its weight_decay (THEORY.md §8)."
@@ -81,7 +83,8 @@ def assemble(
     return RecommendationRecord(
         model=model, text=text.records[0], held_out=text.records[1], parameters=space.size,
         decayed_parameters=space.decayed_size, steps=settings.steps, batch=settings.batch, block=settings.block,
-        epochs=found[0].training.epochs, seeds=settings.seeds, units=units, unit=unit, level=LEVEL,
+        epochs=found[0].training.epochs, seeds=settings.seeds, shared_start=not settings.from_scratch, units=units,
+        unit=unit, level=LEVEL,
         delta=settings.delta, alpha=smoothing.alpha, log_vocabulary=math.log(smoothing.vocabulary),
         optimizers=optimizers, sentence=" ".join(one.sentence for one in optimizers), provenance=provenance,
     )  # fmt: skip
@@ -128,7 +131,8 @@ def _optimizer(settings: "RecommendSettings", found: Found, smoothing: Smoothing
         ] if best is not None else [],
         refusals=list(found.refusals), sentence="",
     )  # fmt: skip
-    return record.model_copy(update={"sentence": _sentence(record)})
+    words = "" if settings.from_scratch else f" {SHARED_START}"
+    return record.model_copy(update={"sentence": _sentence(record) + words})
 
 
 def _meaning(run: Training) -> str:
@@ -279,7 +283,9 @@ def _sentence(record: OptimizerRecord) -> str:
 def _apart(found: MarginRecord) -> str:
     if found.value == 0:
         return "on the grid's best"
-    return f"{found.value:.4f} nats from the grid's best ({found.low:.4f} to {found.high:.4f})"
+    return (
+        f"{found.value:.4f} nats from the grid's best ({lower(found.low, places=4)} to {upper(found.high, places=4)})"
+    )
 
 
 def _listed(values: Sequence[float]) -> str:

@@ -18,6 +18,7 @@ from villani.criteria.walks import Step, walk_orbit
 from villani.errors import InputError
 from villani.landscape.graph import LossGraph, trace_loss
 from villani.landscape.objective import Objective
+from villani.rounding import upper
 from villani.runs.audits import ReplayRecord
 from villani.runs.store import Ledger, write_settings
 from villani.studies.audit_model import AuditSettings
@@ -26,7 +27,6 @@ from villani.studies.finish import default_name, finish
 from villani.studies.progress import Progress, Silent
 from villani.studies.subject import load_subject
 from villani.studies.witness import Claim, Witness, indexed, read_witness
-
 
 
 def replay(
@@ -159,7 +159,11 @@ def _surety(level: float) -> str:
 
 
 def _judged(
-    claim: Claim, found: Threshold | None, walk: Sequence[Step], flat: FlatDirection | None, slab: Slab | None,
+    claim: Claim,
+    found: Threshold | None,
+    walk: Sequence[Step],
+    flat: FlatDirection | None,
+    slab: Slab | None,
     allowed: float,
 ) -> tuple[list[str], bool]:
     """What came out, in sentences, and whether all of it refutes again."""
@@ -170,8 +174,8 @@ def _judged(
         same = "by not a single bit" if drift == 0 else f"by up to {drift:.1g} nats per token"
         again = math.isfinite(found.upper) and drift <= allowed
         good.append(again)
-        claimed = "no bound" if claim.threshold.upper is None else f"s* < {claim.threshold.upper:.3g}"
-        bound = f"s* < {found.upper:.3g}" if math.isfinite(found.upper) else "no finite bound of s*"
+        claimed = "no bound" if claim.threshold.upper is None else f"s* < {upper(claim.threshold.upper, 3)}"
+        bound = f"s* < {upper(found.upper, 3)}" if math.isfinite(found.upper) else "no finite bound of s*"
         sentences += [
             f"Along {claim.orbit} the loss changes {same} for R up to {walk[-1].scale:g}.",
             f"The audit claimed {claimed}; these groups give {bound} {_surety(found.level)}: criterion (iv) "
@@ -182,12 +186,12 @@ def _judged(
         good.append(still)
         sentences.append(
             f"Along {flat.kind} of {flat.tensor}, moves of {', '.join(f'{c:g}' for c in flat.steps)} change the loss "
-            f"by at most {max(flat.changes):.1g} nats per token: criteria (ii) and (iii) are "
+            f"by at most {upper(max(flat.changes), 1)} nats per token: criteria (ii) and (iii) are "
             f"{'refuted again' if still else 'not refuted again'}."
         )
     if claim.slab:
         shown = slab is not None and not slab.contradiction
         good.append(slab is not None and shown and set(claim.slab) <= set(slab.tensors))
-        bound = f"at most {slab.bound:.3g} nats per token" if slab and shown else "not shown to be bounded"
+        bound = f"at most {upper(slab.bound, 3)} nats per token" if slab and shown else "not shown to be bounded"
         sentences.append(f"Whatever the undecayed {claim.slab[0]} and {len(claim.slab) - 1} more, the loss is {bound}.")
     return sentences, all(good) and bool(good)

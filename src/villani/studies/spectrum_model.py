@@ -14,7 +14,7 @@ from villani.curvature.basis import Basis, dot, norm
 from villani.curvature.blocks import layers_of
 from villani.curvature.lanczos import Ends, Ritz, examine, krylov
 from villani.curvature.operators import Budget, Curvature, resident
-from villani.curvature.spectrum import Density, Quadrature, quadrature, sign_probe
+from villani.curvature.spectrum import Density, Quadrature, quadrature, sphere_probe
 from villani.errors import InputError
 from villani.landscape.objective import check_weight_decay
 from villani.measurement import peak_memory
@@ -173,9 +173,11 @@ class _Work:
         ranks = [*range(1, int(pairs["top"][0]) + 1)]
         ranks += [-i for i in range(1, len(pairs["value"]) - len(ranks) + 1)]
         quadratic = [None if np.isnan(x) else float(x) for x in pairs["quadratic"]]
+        rounding = float(pairs["bound"][0] - pairs["residual"][0])
         values = [
             EigenvalueRecord(
-                rank=rank, value=float(pairs["value"][i]), residual=float(pairs["residual"][i]),
+                rank=rank, rank_limit=float(pairs["value"][i] - rounding * np.sign(rank)),
+                value=float(pairs["value"][i]), residual=float(pairs["residual"][i]),
                 bound=float(pairs["bound"][i]), quadratic=quadratic[i], status="estimated",
                 held_out=held[i], shares=pairs["shares"][i].tolist(),
             )
@@ -193,7 +195,7 @@ class _Work:
             ),
             products=int(pairs["products"][0]),
             converged=bool(pairs["converged"][0]),
-            rounding=float(pairs["bound"][0] - pairs["residual"][0]),
+            rounding=rounding,
             layer_names=list(self.names),
             eigenvalues=values,
             density=density,
@@ -300,7 +302,8 @@ class _Work:
                 )
                 samples[-1].append(Quadrature(row["nodes"], row["weights"], row["residuals"]))
                 self.show.advance(s * settings.density_probes + probe + 1, total)
-        density = Density(self.objective.parameters.size, samples)
+        parameters = self.objective.parameters
+        density = Density(parameters.size, samples, torch.finfo(parameters.dtype).eps)
         grid, values, sem, resolution = density.curve()
         return DensityRecord(
             shares=len(shares), probes=settings.density_probes, steps=settings.density_steps,
@@ -368,7 +371,7 @@ class _Work:
 
 
 def _sample(operator: Curvature, seed: int, key: tuple[int, ...], steps: int) -> Rows:
-    found = quadrature(operator, sign_probe(operator.parameters, seed, *key), steps)
+    found = quadrature(operator, sphere_probe(operator.parameters, seed, *key), steps)
     return {"nodes": found.nodes, "weights": found.weights, "residuals": found.residuals}
 
 

@@ -3,12 +3,12 @@
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from fractions import Fraction
 
+from villani import rounding
 from villani.errors import InputError
+from villani.rounding import lower_power, upper, upper_power
 from villani.theory.constants import (
     Constant,
-    Direction,
     Smoothing,
     bakry_emery,
     lipschitz,
@@ -16,7 +16,6 @@ from villani.theory.constants import (
     smoothed_cross_entropy,
 )
 
-_SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 _ROUNDING = 1e-9  # relative: closer constants do not contradict each other
 
 
@@ -135,13 +134,13 @@ def model_constants(
     words = (
         f"At λ = {weight_decay:g}, s = {temperature:g} and d = {dimension:,} the preprint claims "
         f"C_LS ≤ {powers(claimed)} ({claimed.status}). Certified is C_LS ≤ {powers(certified)}, for predictions "
-        f"smoothed with α = {alpha:g} at a cost of at most {smoothing.cost:.3g} nats a token: {abs(apart):,.1f} orders "
-        f"of magnitude {'above' if apart > 0 else 'below'} the claim. The decay alone, without a loss, has "
+        f"smoothed with α = {alpha:g} at a cost of at most {upper(smoothing.cost, 3)} nats a token: {abs(apart):,.1f} "
+        f"orders of magnitude {'above' if apart > 0 else 'below'} the claim. The decay alone, without a loss, has "
         f"1/(βλ) = {1 / (beta * weight_decay):.3g}."
     )
     if visible is not None:
         words += (
-            f" A run whose learning rates add up to {time:g} can see constants up to {visible:.3g}: "
+            f" A run whose learning rates add up to {time:g} can see constants up to {rounding.lower(visible, 3)}: "
             f"{_beyond(claimed, visible)} "
             f"the claimed one and {_beyond(certified, visible)} the certified one."
         )
@@ -151,7 +150,7 @@ def model_constants(
         words += f" Samples show at least {powers(comparison.floor)}"
         if comparison.best and comparison.log_looseness is not None:
             orders = comparison.log_looseness / math.log(10)
-            words += f", so that {comparison.best.id} is loose by at most {orders:.1f} orders of magnitude"
+            words += f", so that {comparison.best.id} is loose by at most {upper(orders, places=1)} orders of magnitude"
         words += "."
     if any(constant.id == "C3" for constant in comparison.refuted):
         words += " They contradict the certified constant, so that they are wrong, or of another law."
@@ -159,24 +158,8 @@ def model_constants(
 
 
 def powers(constant: Constant) -> str:
-    """The value for people: 0.12, 3010, 4.52·10⁶, or 10^1,234.5 beyond floats."""
-    if abs(constant.log10) >= 300:
-        return beyond_floats(constant.log10, constant.direction)
-    mantissa, exponent = f"{constant.value:.2e}".split("e")
-    if -4 <= int(exponent) < 6:
-        return f"{float(f'{constant.value:.3g}'):.6g}"
-    return f"{mantissa}·10{str(int(exponent)).translate(_SUPERSCRIPTS)}"
-
-
-def beyond_floats(log10: float, direction: Direction) -> str:
-    """A bound as a power of ten, away from the truth: 10^1,234.5, or 10^(7.17·10⁹)."""
-    outwards = math.ceil if direction == "upper" else math.floor
-    digits = 1 if abs(log10) < 1e6 else 2 - math.floor(math.log10(abs(log10)))
-    shown = outwards(Fraction(log10) * Fraction(10) ** digits) / Fraction(10) ** digits
-    if digits == 1:
-        return f"10^{float(shown):,.1f}"
-    mantissa, exponent = f"{float(shown):.2e}".split("e")
-    return f"10^({mantissa}·10{str(int(exponent)).translate(_SUPERSCRIPTS)})"
+    """The value for people, rounded outwards: 0.12, 3010, 4.53·10⁶, 10^1,234.5 beyond floats, or 10^(7.17·10⁹)."""
+    return upper_power(constant.log10, 3) if constant.direction == "upper" else lower_power(constant.log10, 3)
 
 
 def _beyond(constant: Constant, visible: float) -> str:

@@ -278,14 +278,15 @@ def path(log_ratio: float, steps: int) -> Complexity:
     """ln dQ/dP of the realised path, Σ_k [‖η_k g_k‖²/(2τ_k²) − ⟨η_k g_k, ξ_k⟩/τ_k], in the place of KL.
 
     For the one θ_K that training ended at, with probability over data, batches and noise together; any start that the
-    data had no part in, with or without decay, no clip and no expectation. Proof: docs/certificates.md.
+    data had no part in, with or without decay, no clip and no expectation. Proof: docs/certificates.md. The value has
+    a floor at 0: a path that was luckier than its prior's typical ones is charged as one that learned nothing.
     """
     if not math.isfinite(log_ratio):
         raise InputError(f"log_ratio={log_ratio:g}: expected a finite number")
     hypotheses = (
         f"Gaussian noise independent of state and direction at all {steps} steps, start independent of the data"
     )
-    return Complexity("path", "path", log_ratio, hypotheses, "certified", "docs/certificates.md")
+    return Complexity("path", "path", max(log_ratio, 0.0), hypotheses, "certified", "docs/certificates.md")
 
 
 def _best_share(kept: float, shift: float, kl: float) -> float:

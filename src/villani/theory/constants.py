@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from villani.errors import InputError, check_nonnegative
+from villani.rounding import lower, upper
 from villani.statistics import Status
 
 _LOG_ROUNDING = 1e-13  # relative, of a logarithm that a dozen operations give
@@ -113,14 +114,14 @@ def bakry_emery(weight_decay: float, beta: float, curvature: float, proved: bool
     if not curvature < weight_decay:
         raise InputError(f"curvature={curvature:g}: C2 needs κ < λ = {weight_decay:g}; use C3 or C7")
     value = -math.log(beta * (weight_decay - curvature))
-    return _upper("C2", "Bakry–Émery", value, f"∇²L ⪰ {0.0 - curvature:.4g}·I everywhere", proved, "Bakry–Émery 1985")
+    return _upper("C2", "Bakry–Émery", value, f"∇²L ⪰ {lower(-curvature, 4)}·I everywhere", proved, "Bakry–Émery 1985")
 
 
 def holley_stroock(weight_decay: float, beta: float, oscillation: float, proved: bool) -> Constant:
     """C3: sup L − inf L ≤ ω, no smoothness needed; C_LS ≤ e^{βω}/(βλ)."""
     check_nonnegative(oscillation=oscillation)
     value = beta * oscillation - _log_gaussian(weight_decay, beta)
-    return _upper("C3", "Holley–Stroock", value, f"sup L − inf L ≤ {oscillation:.6g}", proved, "Holley–Stroock 1987")
+    return _upper("C3", "Holley–Stroock", value, f"sup L − inf L ≤ {upper(oscillation)}", proved, "Holley–Stroock 1987")
 
 
 def smoothed_cross_entropy(weight_decay: float, beta: float, smoothing: Smoothing) -> Constant:
@@ -148,7 +149,9 @@ def lipschitz(weight_decay: float, beta: float, gradient_bound: float, proved: b
     check_nonnegative(gradient_bound=gradient_bound)
     prior = _log_gaussian(weight_decay, beta)
     value = 2 * lipschitz_growth(gradient_bound * math.sqrt(beta / weight_decay)) - prior
-    return _upper("C4", "Lipschitz loss", value, f"‖∇L‖ ≤ {gradient_bound:.4g} everywhere", proved, "THEORY.md §3, C4")
+    return _upper(
+        "C4", "Lipschitz loss", value, f"‖∇L‖ ≤ {upper(gradient_bound, 4)} everywhere", proved, "THEORY.md §3, C4"
+    )
 
 
 def local_poincare(weight_decay: float, beta: float, oscillation: float) -> float:
@@ -176,7 +179,10 @@ def lyapunov_poincare(
     s = 2 / beta
     local = local_poincare(weight_decay, beta, oscillation)
     value = math.log(s / outside) + _log_sum(0.0, math.log((outside + inside) / s) + local)
-    hypotheses = f"Ψ_s ≥ {outside:.4g} off a ball, ≥ −{inside:.4g} on it, where L changes by at most {oscillation:.4g}"
+    hypotheses = (
+        f"Ψ_s ≥ {lower(outside, 4)} off a ball, ≥ {lower(-inside, 4)} on it, where L changes by at most "
+        f"{upper(oscillation, 4)}"
+    )
     return _upper("C5", "Lyapunov, from Ψ", value, hypotheses, proved, "THEORY.md §3, C5", "Poincaré")
 
 
@@ -209,7 +215,10 @@ def lyapunov_log_sobolev(
         math.log(k * b / c) + log_rest if k * b > 0 else -math.inf,
     )
     value = _log_sum(math.log(2) + log_slope / 2, log_fixed)
-    hypotheses = f"Ψ_s ≥ {growth:.4g}‖θ‖² − {offset:.4g}, ∇²F ⪰ {0.0 - curvature:.4g}·I, and the C_P of {poincare.id}"
+    hypotheses = (
+        f"Ψ_s ≥ {lower(growth, 4)}‖θ‖² − {upper(offset, 4)}, ∇²F ⪰ {lower(-curvature, 4)}·I, and the C_P of "
+        f"{poincare.id}"
+    )
     usable = proved and poincare.status == "certified"
     return _upper("C6", "Lyapunov, log-Sobolev", value, hypotheses, usable, "THEORY.md §3, C6")
 
@@ -231,7 +240,8 @@ def dissipative(
     value = _log_sum(math.log(2 / (beta * growth * (dimension + beta * offset))), math.log(2) + local)
     radius = dissipative_radius(beta, dimension, growth, offset)
     hypotheses = (
-        f"⟨θ, ∇F⟩ ≥ {growth:.4g}‖θ‖² − {offset:.4g}; L changes by at most {oscillation:.4g} within ‖θ‖ ≤ {radius:.4g}"
+        f"⟨θ, ∇F⟩ ≥ {lower(growth, 4)}‖θ‖² − {upper(offset, 4)}; L changes by at most {upper(oscillation, 4)} within "
+        f"‖θ‖ ≤ {upper(radius, 4)}"
     )
     return _upper("C7", "dissipative", value, hypotheses, proved, "THEORY.md §3, C7", "Poincaré")
 
