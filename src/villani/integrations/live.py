@@ -315,8 +315,8 @@ class Live:
 def untouched(model: nn.Module) -> Iterator[None]:
     """Put back what a measurement might move: every generator, train modes, `.grad`, buffers, `requires_grad`.
 
-    Inside, gradients are on, and autocast and inference mode are off; accelerate's own autocast around `forward`, too.
-    Forward hooks of the user's do run.
+    Inside, gradients are on, and inference mode is off; `Objective.evaluating` does the rest. Forward hooks of the
+    user's do run.
     """
     python, numpys = random.getstate(), np.random.get_state()  # noqa: NPY002 (the run's own global state)
     modes = [(module, module.training) for module in model.modules()]
@@ -328,18 +328,11 @@ def untouched(model: nn.Module) -> Iterator[None]:
         stack.enter_context(torch.random.fork_rng(devices=devices))
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
-        for kind in {"cpu", *(p.device.type for p in model.parameters())}:
-            stack.enter_context(torch.autocast(kind, enabled=False))
-        wrapped = model.__dict__.get("forward") if "_original_forward" in model.__dict__ else None
         try:
-            if wrapped is not None:
-                model.forward = model.__dict__["_original_forward"]
             for p, _, _ in leaves:
                 p.grad = None  # so that whatever is added goes elsewhere
             yield
         finally:
-            if wrapped is not None:
-                model.forward = wrapped
             random.setstate(python)
             np.random.set_state(numpys)  # noqa: NPY002
             for module, mode in modes:
