@@ -21,6 +21,7 @@ from villani.curvature.basis import dot, norm
 from villani.curvature.operators import Product
 from villani.curvature.probes import rademacher
 from villani.errors import InputError
+from villani.landscape.evaluation import plain_arithmetic
 from villani.landscape.parameters import Parameter
 from villani.statistics import Array, Estimate
 from villani.streams import Purpose, stream
@@ -57,6 +58,7 @@ def sign_probe(parameters: list[Parameter], seed: int, *indices: int) -> torch.T
     return torch.cat(pieces).to(parameters[0].tensor.device)
 
 
+@plain_arithmetic()
 def quadrature(product: Product, probe: torch.Tensor, steps: int) -> Quadrature:
     """Nodes and weights after `steps` products, or fewer where the probe's Krylov space ends.
 

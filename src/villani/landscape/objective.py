@@ -3,19 +3,21 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from functools import wraps
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import nn
 
 from villani.errors import InputError
-from villani.landscape.evaluation import evaluating
+from villani.landscape.evaluation import evaluating, plain_arithmetic
 from villani.landscape.parameters import ParameterSpace
 from villani.landscape.trial import check_forward
 
 IGNORED = -100  # the label of a position that is not predicted
 MICRO_TOKENS = 512  # tokens in one forward pass: what fits a 125M-parameter double backward into 8 GiB
 
+Work = TypeVar("Work", bound=Callable[..., Any])
 LossFunction = Callable[[nn.Module, Any], torch.Tensor | tuple[torch.Tensor, float]]
 
 
@@ -230,6 +232,17 @@ class Objective:
             with torch.no_grad():
                 for t, original in zip(tensors, saved, strict=True):
                     t.copy_(original)
+
+
+def at_one_theta(work: Work) -> Work:
+    """A function of an objective, in plain arithmetic, that raises InputError if θ is not what it was in the end."""
+
+    @wraps(work)
+    def checked(objective: Objective, *args: Any, **kwargs: Any) -> Any:
+        with objective.unchanged(), plain_arithmetic():
+            return work(objective, *args, **kwargs)
+
+    return cast(Work, checked)
 
 
 def check_weight_decay(weight_decay: float) -> None:

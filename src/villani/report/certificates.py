@@ -17,6 +17,8 @@ _LIMITS = (
     "the noise together. A c4 certificate is about weights drawn afresh, by a run with new noise, not a run seen.",
     "Every setting has to have been fixed before the certified tokens were looked at, or chosen from a grid that was, "
     "whose size δ is divided by (--candidates). Any other search is not paid for.",
+    "Every bound on tokens needs causality: a model that sees what it is to predict makes it void. That was tried out, "
+    "by changing tokens and looking at the logits before them, not proved.",
     "Losses are of smoothed predictions (1 − α)p + α/V, which is what makes them bounded.",
     "Held-out bounds use text that training never saw. They hold at the same δ, and they are usually better.",
     "Sums are taken in floating point; their rounding is not part of the certificate.",
@@ -34,6 +36,7 @@ def findings(record: CertificateRecord) -> dict[str, str]:
     if best := _best(record):
         found["What the predictor is"] = f"{best.predictor}; predictions smoothed with α = {best.alpha:g}."
         found["What the bound is about"] = f"{best.about}."
+        found["What has to hold"] = f"{best.hypotheses}."
     refused = [f"λ = {p.weight_decay:g}: {reason}" for p in record.points for reason in p.refusals]
     if refused:
         found["Not given"] = "; ".join(refused) + "."
