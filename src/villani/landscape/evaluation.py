@@ -18,7 +18,7 @@ _DEVICES = ("cpu", "cuda", "mps", "xpu")  # kinds that autocast knows
 def plain_arithmetic() -> Iterator[None]:
     """Arithmetic in the dtypes of its operands, and gradients of embeddings whole, whatever the surroundings ask for.
 
-    Autocast is off, products of float32 matrices are not rounded to TF32 or bfloat16, and `padding_idx`,
+    Autocast and inference mode are off, products of float32 are not rounded to TF32 or bfloat16, and `padding_idx`,
     `scale_grad_by_freq` and `sparse` are ignored in lookups: they leave the loss as it is and change its gradient. An
     embedding bag's `padding_idx` stays, since it takes rows out of the loss itself.
     """
@@ -34,6 +34,7 @@ def plain_arithmetic() -> Iterator[None]:
         return bag(weight, indices, offsets, False, mode, False, *rest)
 
     with ExitStack() as stack:
+        stack.enter_context(torch.inference_mode(False))
         for kind in _DEVICES:
             if torch.is_autocast_enabled(kind):
                 stack.enter_context(torch.autocast(kind, enabled=False))
@@ -81,7 +82,6 @@ def evaluating(model: nn.Module, device: torch.device, *, fused: bool = False) -
     fill = filling.fill_uninitialized_memory
     python, numpys = random.getstate(), np.random.get_state()  # noqa: NPY002 (the caller's own global state)
     with ExitStack() as stack:
-        stack.enter_context(torch.inference_mode(False))
         stack.enter_context(plain_arithmetic())
         stack.enter_context(_whole_lookups(model))
         stack.enter_context(_unwrapped(model))
