@@ -8,6 +8,7 @@
 A `loss_fn` says what L is: of it only `max_norm` is looked at here, and θ after a measurement.
 """
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -43,7 +44,7 @@ def check_forward(objective: "Objective") -> None:
     if row is None:
         return
     row = row.to(objective.device)
-    with _put_back(objective) as (changed, restore), objective.evaluating(fused=True), torch.no_grad():
+    with _put_back(objective) as (changed, restore), _uncompiled(), objective.evaluating(fused=True), torch.no_grad():
         first, again = _logits(objective, row), _logits(objective, row)
         if found := changed():
             raise InputError(
@@ -127,6 +128,16 @@ def _unit_gain(tensors: Sequence[torch.Tensor]) -> None:
             tensor.copy_(wanted * torch.randn(tensor.shape, generator=generator, dtype=tensor.dtype))
         elif size < wanted and tensor.dim() > 1:
             tensor.mul_(wanted / size)
+
+
+@contextmanager
+def _uncompiled() -> Iterator[None]:
+    """Without code of torch.compile, which would be made for shapes that are not those of the data."""
+    if "torch._dynamo" not in sys.modules:  # seconds to import
+        yield
+        return
+    with torch.compiler.set_stance("force_eager"):
+        yield
 
 
 @contextmanager
