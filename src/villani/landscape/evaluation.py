@@ -135,11 +135,9 @@ def _unwrapped(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def threads(count: int | None = None) -> Iterator[None]:
-    """So many CPU threads of torch, or as many as it has; the number before comes back, whatever is set inside."""
+def same_threads() -> Iterator[None]:
+    """Torch's number of CPU threads comes back, whatever is set inside; around a function, too."""
     before = torch.get_num_threads()
-    if count is not None:
-        torch.set_num_threads(count)
     try:
         yield
     finally:

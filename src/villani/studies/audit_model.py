@@ -9,7 +9,7 @@ from villani.criteria.audit import RAY_GROUPS, RAYS, Audit, audit
 from villani.criteria.differential import CONFIRMED, SEARCH
 from villani.criteria.rescue import rescues
 from villani.errors import InputError
-from villani.landscape.evaluation import threads
+from villani.landscape.evaluation import same_threads
 from villani.landscape.objective import check_weight_decay
 from villani.measurement import check_design, check_temperature
 from villani.runs.audits import AuditDesign, AuditRecord, RescueRecord
@@ -61,7 +61,7 @@ class AuditSettings(SubjectSettings):
         self.check_least(confirmed=1, search=0, ray_groups=3)
 
 
-@threads()
+@same_threads()
 def audit_model(
     settings: AuditSettings, run: Path | None = None, data: Path | None = None, progress: Progress | None = None
 ) -> tuple[Path, AuditRecord]:

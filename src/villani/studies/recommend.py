@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from villani.dynamics.training import Optimizer, learning_rates
 from villani.errors import InputError
-from villani.landscape.evaluation import threads
+from villani.landscape.evaluation import same_threads
 from villani.landscape.models import load_model
 from villani.landscape.objective import Objective
 from villani.rules import (
@@ -97,7 +97,7 @@ class Certificates:
     refusals: list[str]
 
 
-@threads()
+@same_threads()
 def recommend(
     settings: RecommendSettings, run: Path | None = None, data: Path | None = None, progress: Progress | None = None
 ) -> tuple[Path, RecommendationRecord]:

@@ -15,7 +15,7 @@ from villani.criteria.patterns import pieces
 from villani.criteria.shifts import Proposal
 from villani.criteria.walks import Step, walk_orbit
 from villani.errors import InputError
-from villani.landscape.evaluation import threads
+from villani.landscape.evaluation import same_threads
 from villani.landscape.graph import LossGraph, trace_loss
 from villani.landscape.objective import Objective
 from villani.runs.audits import ReplayRecord
@@ -30,7 +30,7 @@ from villani.studies.witness import Claim, Witness, indexed, read_witness
 _ROUNDING = 1e-5  # nats per token: a loss that changes by less along an orbit is the same
 
 
-@threads()
+@same_threads()
 def replay(
     path: Path,
     run: Path | None = None,

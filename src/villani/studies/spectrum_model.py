@@ -16,7 +16,7 @@ from villani.curvature.lanczos import Ends, Ritz, examine, krylov
 from villani.curvature.operators import Budget, Curvature, resident
 from villani.curvature.spectrum import Density, Quadrature, quadrature, sign_probe
 from villani.errors import InputError
-from villani.landscape.evaluation import plain_arithmetic, threads
+from villani.landscape.evaluation import plain_arithmetic, same_threads
 from villani.landscape.objective import check_weight_decay
 from villani.measurement import peak_memory
 from villani.runs.distributed import Rows, alone
@@ -99,7 +99,7 @@ class SpectrumSettings(SubjectSettings):
             raise InputError("probes: does not apply; see density_probes")
 
 
-@threads()
+@same_threads()
 def spectrum_model(
     settings: SpectrumSettings, run: Path | None = None, data: Path | None = None, progress: Progress | None = None
 ) -> tuple[Path, SpectrumRecord]:
