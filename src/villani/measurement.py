@@ -22,7 +22,7 @@ from villani.curvature.products import ProductMethod
 from villani.curvature.sketch import GradientSketch, buckets_for
 from villani.curvature.trace import GroupStatistics, TraceMethod, group_statistics
 from villani.errors import InputError
-from villani.landscape.objective import Objective, check_weight_decay
+from villani.landscape.objective import Objective, at_one_theta, check_weight_decay
 from villani.runs.distributed import Ledger, Rows, Team
 from villani.statistics import (
     Array,
@@ -157,6 +157,7 @@ class Measurement:
         return self.joint.propagate(function)
 
 
+@at_one_theta
 def measure(
     objective: Objective,
     probes: int = 1,
@@ -198,7 +199,7 @@ def measure(
 
     Raises:
         InputError: too few groups or probes, a negative seed, ways to the trace that do not go together, a loss or
-            derivative that is not finite, or finite differences that are off by more than 10⁻³.
+            derivative that is not finite, finite differences that are off by more than 10⁻³, or a θ that has changed.
         LostProcess: another process of the team is gone.
     """
     chosen = range(len(objective.groups)) if groups is None else groups

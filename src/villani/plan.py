@@ -22,7 +22,7 @@ from villani.curvature.blocks import Blocks, BlockTrace
 from villani.curvature.sketch import GradientSketch, buckets_for
 from villani.curvature.trace import TraceMethod, group_statistics
 from villani.errors import InputError
-from villani.landscape.objective import Objective, check_weight_decay
+from villani.landscape.objective import Objective, at_one_theta, check_weight_decay
 from villani.measurement import SHARES, Measurement, check_temperature, group_row, group_sums, measure, peak_memory
 from villani.runs.distributed import Ledger, Rows, Team
 from villani.statistics import Array, Estimate, GroupSums, sampled_statistics
@@ -124,6 +124,7 @@ class Plan:
         return f"{way}, {self.groups} groups of {probes} (give or take {100 * self.uncertainty:.0f} %)"
 
 
+@at_one_theta
 def measure_to(
     objective: Objective,
     target: Target,

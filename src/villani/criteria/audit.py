@@ -12,7 +12,7 @@ from villani.criteria.verdicts import Outcome
 from villani.curvature.blocks import BlockTrace
 from villani.curvature.trace import TraceMethod
 from villani.errors import InputError
-from villani.landscape.objective import Objective
+from villani.landscape.objective import Objective, at_one_theta
 from villani.runs.distributed import Ledger, Scoped
 
 RAYS = ("random", "gradient", "parameters")
@@ -56,6 +56,7 @@ class Audit:
         return False if "refuted" in verdicts else True if verdicts == {"holds"} else None
 
 
+@at_one_theta
 def audit(
     objective: Objective,
     temperature: float = 1e-3,

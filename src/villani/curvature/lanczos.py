@@ -27,6 +27,7 @@ import torch
 from villani.curvature.basis import Basis, dot, norm
 from villani.curvature.operators import Budget, Product
 from villani.errors import InputError
+from villani.landscape.evaluation import plain_arithmetic
 from villani.runs.distributed import Ledger
 from villani.runs.store import writing
 from villani.statistics import Array
@@ -127,6 +128,7 @@ class _State:
         return cls(projected, int(done), int(products), float(noise), float(level), int(turns))
 
 
+@plain_arithmetic()
 def krylov(
     product: Product,
     basis: Basis,
@@ -393,6 +395,7 @@ class Eigenpair:
     vector: torch.Tensor | Path
 
 
+@plain_arithmetic()
 def examine(
     product: Product,
     basis: Basis,
@@ -489,6 +492,7 @@ def save_vector(path: Path, vector: torch.Tensor) -> None:
         temporary.replace(path)
 
 
+@plain_arithmetic()
 def eigenpairs(
     product: Product,
     size: int,

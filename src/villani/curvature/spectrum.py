@@ -28,6 +28,7 @@ from scipy.special import chdtr, chdtrc, chdtri, stdtrit
 from villani.curvature.basis import dot, norm
 from villani.curvature.operators import Product
 from villani.errors import InputError
+from villani.landscape.evaluation import plain_arithmetic
 from villani.landscape.parameters import Parameter
 from villani.statistics import Array, Estimate, Status
 from villani.streams import Purpose, stream
@@ -85,6 +86,7 @@ def sphere_probe(parameters: list[Parameter], seed: int, *indices: int) -> torch
     return probe.mul_(math.sqrt(len(probe)) / norm(probe))
 
 
+@plain_arithmetic()
 def quadrature(product: Product, probe: torch.Tensor, steps: int) -> Quadrature:
     """Nodes and weights after `steps` products, or fewer where the probe's Krylov space ends.
 

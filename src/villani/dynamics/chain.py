@@ -14,7 +14,8 @@ from torch import nn
 
 from villani.dynamics.certificate import Account, Plan
 from villani.errors import InputError
-from villani.landscape.objective import IGNORED
+from villani.landscape.evaluation import plain_arithmetic
+from villani.landscape.objective import IGNORED, Objective
 from villani.statistics import Array
 from villani.streams import Purpose, stream
 
@@ -90,6 +91,7 @@ class Outcome:
     account: Account
 
 
+@plain_arithmetic()
 def run_chain(
     moving: Moving, ids: torch.Tensor, labels: torch.Tensor, plan: Plan, *, batch: int, seed: int, index: int = 0,
     direction: Direction = "sgd", progress: Callable[[int, int], None] | None = None,
@@ -108,8 +110,10 @@ def run_chain(
         progress: called with (step, steps).
 
     Raises:
-        InputError: a loss that is not finite.
+        InputError: a loss that is not finite, or a model that no bound is about: one that is not causal, is random or
+            writes to its weights.
     """
+    Objective(moving.model, ids[:1][None])  # refuses such a model
     moving.model.eval()  # dropout off
     w = torch.zeros_like(moving.centre)
     if plan.start == "prior":
@@ -147,6 +151,7 @@ def batch_loss(model: nn.Module, ids: torch.Tensor, labels: torch.Tensor) -> tor
     return nn.functional.cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten(), ignore_index=IGNORED)
 
 
+@plain_arithmetic()
 def label_probabilities(
     model: nn.Module, ids: torch.Tensor, labels: torch.Tensor, *, micro_tokens: int = 4096,
     progress: Callable[[int, int], None] | None = None,

@@ -11,6 +11,7 @@ from torch import nn
 from villani.dynamics.noise import add_gaussian
 from villani.dynamics.schedules import DecaySchedule
 from villani.errors import InputError
+from villani.landscape.evaluation import plain_arithmetic
 from villani.landscape.objective import IGNORED, Objective, check_weight_decay
 from villani.landscape.parameters import ParameterSpace
 from villani.streams import Purpose, stream
@@ -56,6 +57,7 @@ class Trained:
     held_out: list[tuple[int, float]]
 
 
+@plain_arithmetic()
 def train(
     model: nn.Module,
     ids: torch.Tensor,

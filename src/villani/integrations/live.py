@@ -33,6 +33,7 @@ from villani.integrations.gradients import GradientWatch
 from villani.integrations.untouched import uncompiled, untouched
 from villani.landscape.objective import Batch, LossFunction, Objective, check_weight_decay
 from villani.landscape.parameters import ParameterSpace
+from villani.landscape.trial import already_tried
 from villani.measurement import Measurement, check_design, check_temperature, measure
 from villani.statistics import Estimate
 from villani.streams import Purpose, word
@@ -103,7 +104,9 @@ class Live:
         self.measured = self.steps = 0
         self.descent: Descent | None = None
         self.training_loss: Callable[[Objective], TrainingLoss] | None = None
+        self._rehearsed = False
         self._rehearse()
+        self._rehearsed = True
 
     def start(
         self, optimizer: Any, state: dict[str, Any] | None = None, *, scale: Callable[[], float] | None = None,
@@ -292,7 +295,8 @@ class Live:
 
     def _objective(self, mask: str, weight_decay: float) -> Objective:
         """Made afresh, since a run may freeze and thaw parameters."""
-        return Objective(self.model, self.groups, weight_decay, mask, loss_fn=self._loss_fn)
+        with already_tried() if self._rehearsed else nullcontext():
+            return Objective(self.model, self.groups, weight_decay, mask, loss_fn=self._loss_fn)
 
     def _wait(self) -> None:
         if torch.cuda.is_available() and torch.cuda.is_initialized():

@@ -14,6 +14,7 @@ import torch
 
 from villani.errors import InputError
 from villani.landscape.architectures import random_model
+from villani.landscape.evaluation import plain_lookups
 from villani.landscape.hub import first_line, hub_folder, looks_like_path, quiet
 from villani.runs.records import ModelRecord
 
@@ -85,9 +86,8 @@ def _prepare(model: Any, dtype: torch.dtype, device: str) -> None:
     model.config.use_cache = False
     if getattr(model, "loss_type", None) is None:
         model.loss_type = "ForCausalLM"  # which it falls back to anyway, with a warning at the first loss
-    for module in model.modules():
-        if isinstance(module, torch.nn.Embedding):
-            module.padding_idx = None  # it would zero that row's gradient, and leave the loss as it is
+    for module in plain_lookups(model):
+        module.padding_idx = None  # it would zero that row's gradient, and leave the loss as it is
 
 
 def _check_weights(model: torch.nn.Module, name: str) -> None:

@@ -1,20 +1,23 @@
 """The objective F = L + (λ/2)‖m⊙θ‖² over groups of token blocks: what everything that measures is handed."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from functools import wraps
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from villani.errors import InputError
+from villani.landscape.evaluation import evaluating, plain_arithmetic
 from villani.landscape.parameters import ParameterSpace
+from villani.landscape.trial import check_forward
 
 IGNORED = -100  # the label of a position that is not predicted
 MICRO_TOKENS = 512  # tokens in one forward pass: what fits a 125M-parameter double backward into 8 GiB
 
+Work = TypeVar("Work", bound=Callable[..., Any])
 LossFunction = Callable[[nn.Module, Any], torch.Tensor | tuple[torch.Tensor, float]]
 
 
@@ -81,7 +84,8 @@ class Objective:
 
     Raises:
         InputError: λ negative or not finite, no groups, ids outside the vocabulary, blocks longer than the model's
-            context, nothing to predict in a group, or a θ that cannot be measured.
+            context, nothing to predict in a group, a θ that cannot be measured, or a forward pass that is no function
+            of θ or, without `loss_fn`, predicts no next token (see `landscape/trial.py`).
     """
 
     def __init__(
@@ -105,39 +109,43 @@ class Objective:
         self.parameters = ParameterSpace(model, decay)
         self.parameters.check()
         self.device = self.parameters.tensors[0].device
+        self._watched = False
         self.traced: dict[Any, Any] = {}  # the graphs that landscape/graph.py made of it
         self.groups: list[Any] = list(groups) if loss_fn else [_as_batch(g, i) for i, g in enumerate(groups)]
         if not self.groups:
             raise InputError("groups is empty: expected a tensor (G, B, T) or a sequence of groups")
         if loss_fn is None:
             _check_tokens(model, self.groups)
+        check_forward(self)
 
     @contextmanager
     def evaluating(self, *, fused: bool = False) -> Iterator[None]:
-        """Dropout off, twice-differentiable attention, deterministic kernels; everything is put back afterwards.
+        """Plain arithmetic, dropout off, twice-differentiable attention; see `landscape/evaluation.py`."""
+        with evaluating(self.model, self.device, fused=fused):
+            yield
 
-        With `fused`, attention kernels are left to the model: enough where only first derivatives are taken.
+    @contextmanager
+    def unchanged(self) -> Iterator[None]:
+        """Refuse, at the end, what has changed θ for good; one such block in another leaves that to the outer one.
+
+        Raises:
+            InputError: names the first tensor whose bits are not what they were.
         """
-        modes = {module: module.training for module in self.model.modules()}
-        deterministic = torch.are_deterministic_algorithms_enabled()
-        warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
-        filling: Any = torch.utils.deterministic
-        fill = filling.fill_uninitialized_memory
-        with ExitStack() as stack:
-            if not fused:
-                stack.enter_context(sdpa_kernel(SDPBackend.MATH))
-            stack.enter_context(torch.random.fork_rng(devices=[] if self.device.type == "cpu" else [self.device]))
-            stack.enter_context(torch.enable_grad())
-            torch.use_deterministic_algorithms(True, warn_only=True)
-            filling.fill_uninitialized_memory = False  # every `empty` would be written twice
-            self.model.eval()
-            try:
-                yield
-            finally:
-                torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
-                filling.fill_uninitialized_memory = fill
-                for module, mode in modes.items():
-                    module.training = mode
+        if self._watched:
+            yield
+            return
+        before = self.parameters.fingerprint()
+        self._watched = True
+        try:
+            yield
+        finally:
+            self._watched = False
+        pairs = zip(self.parameters.parameters, before, self.parameters.fingerprint(), strict=True)
+        if changed := [p.name for p, old, new in pairs if old != new]:
+            raise InputError(
+                f"parameter {changed[0]} has changed ({len(changed)} in all): evaluating the loss writes to θ, so that "
+                "no figure belongs to one θ; load the weights anew, and take that out of the model's forward"
+            )
 
     def batches(self, group: int) -> Iterator[Any]:
         """The group in pieces of at most `micro_tokens` tokens; a custom group is one piece."""
@@ -224,6 +232,17 @@ class Objective:
             with torch.no_grad():
                 for t, original in zip(tensors, saved, strict=True):
                     t.copy_(original)
+
+
+def at_one_theta(work: Work) -> Work:
+    """A function of an objective, in plain arithmetic, that raises InputError if θ is not what it was in the end."""
+
+    @wraps(work)
+    def checked(objective: Objective, *args: Any, **kwargs: Any) -> Any:
+        with objective.unchanged(), plain_arithmetic():
+            return work(objective, *args, **kwargs)
+
+    return cast(Work, checked)
 
 
 def check_weight_decay(weight_decay: float) -> None:

@@ -20,6 +20,8 @@ _LIMITS = (
     "whose size δ is divided by (--candidates). Any other search is not paid for.",
     "Tokens may have any law. If their tokenizer was made from the certified text, as the builtin one was from the "
     "builtin text, the bound is under the joint law of text and tokenizer, and not of a text cut by given rules.",
+    "Every bound on tokens needs causality: a model that sees what it is to predict makes it void. That was tried out, "
+    "by changing tokens and looking at the logits before them, not proved.",
     "Losses are of smoothed predictions (1 − α)p + α/V, which is what makes them bounded.",
     "Held-out bounds use text that training never saw. They hold at the same δ, and they are usually better.",
     "Sums are taken in floating point; their rounding is not part of the certificate.",
@@ -37,6 +39,7 @@ def findings(record: CertificateRecord) -> dict[str, str]:
     if best := _best(record):
         found["What the predictor is"] = f"{best.predictor}; predictions smoothed with α = {best.alpha:g}."
         found["What the bound is about"] = f"{best.about}."
+        found["What has to hold"] = f"{best.hypotheses}."
     refused = [f"λ = {p.weight_decay:g}: {reason}" for p in record.points for reason in p.refusals]
     if refused:
         found["Not given"] = "; ".join(refused) + "."

@@ -10,6 +10,7 @@ from villani.criteria.differential import CONFIRMED, SEARCH
 from villani.criteria.rays import check_kinds
 from villani.criteria.rescue import rescues
 from villani.errors import InputError
+from villani.landscape.evaluation import same_threads
 from villani.landscape.objective import check_weight_decay
 from villani.measurement import check_design, check_temperature
 from villani.runs.audits import AuditDesign, AuditRecord, RescueRecord
@@ -62,6 +63,7 @@ class AuditSettings(SubjectSettings):
         check_kinds(self.rays)
 
 
+@same_threads()
 def audit_model(
     settings: AuditSettings, run: Path | None = None, data: Path | None = None, progress: Progress | None = None
 ) -> tuple[Path, AuditRecord]:

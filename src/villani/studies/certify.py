@@ -16,6 +16,7 @@ from villani.dynamics.chain import Moving, label_probabilities, run_chain
 from villani.dynamics.training import train
 from villani.errors import InputError, check_positive
 from villani.landscape.corpora import Corpus, load_corpus
+from villani.landscape.evaluation import same_threads
 from villani.landscape.models import LoadedModel, load_model
 from villani.landscape.objective import Objective
 from villani.landscape.text import Blocks, cut_corpus, part_of, text_record
@@ -124,6 +125,7 @@ class _Text:
     tokenizer: Tokenizer
 
 
+@same_threads()
 def certify(
     settings: CertifySettings, run: Path | None = None, data: Path | None = None, progress: Progress | None = None
 ) -> tuple[Path, CertificateRecord]:

@@ -16,6 +16,7 @@ from villani.dynamics.network import NetworkTarget
 from villani.dynamics.potential import PotentialTarget
 from villani.dynamics.potential import largest_curvature as curvature_of
 from villani.errors import InputError, check_positive
+from villani.landscape.evaluation import same_threads
 from villani.landscape.models import load_model
 from villani.landscape.objective import Objective
 from villani.measurement import measure, peak_memory
@@ -128,6 +129,7 @@ class ConvergeSettings(SubjectSettings):
         )
 
 
+@same_threads()
 def converge(
     settings: ConvergeSettings, run: Path | None = None, data: Path | None = None, progress: Progress | None = None
 ) -> tuple[Path, ConvergenceRecord]:

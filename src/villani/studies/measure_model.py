@@ -9,6 +9,7 @@ from pydantic import Field
 
 from villani.curvature.deflation import Deflation, deflation_from
 from villani.errors import InputError
+from villani.landscape.evaluation import same_threads
 from villani.landscape.objective import check_weight_decay
 from villani.measurement import SHARES, Measurement, check_design, check_temperature, check_trace, measure
 from villani.plan import PILOT, Plan, Quantity, Target, duration, measure_to
@@ -102,6 +103,7 @@ class MeasureSettings(SubjectSettings):
         return Target(error, relative, self.target, self.weight_decay[0], self.temperature[0])
 
 
+@same_threads()
 def measure_model(
     settings: MeasureSettings,
     run: Path | None = None,

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from pydantic import TypeAdapter
 
+from villani.landscape.evaluation import same_threads
 from villani.landscape.models import load_model
 from villani.landscape.objective import Objective
 from villani.landscape.parameters import ParameterSpace
@@ -73,6 +74,7 @@ _PATIENCE = 60.0  # seconds between two tellings of what is left
 _PREFIXES = {"sweep": "sweep/cell/"}  # a sweep has a row beside its cells
 
 
+@same_threads()
 def study_paper(
     settings: PaperSettings, run: Path | None = None, data: Path | None = None, progress: Progress | None = None
 ) -> tuple[Path, PaperRecord]:

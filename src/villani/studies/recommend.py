@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from villani.dynamics.training import Optimizer, learning_rates
 from villani.errors import InputError
+from villani.landscape.evaluation import same_threads
 from villani.landscape.models import load_model
 from villani.landscape.objective import Objective
 from villani.rules import (
@@ -96,6 +97,7 @@ class Certificates:
     refusals: list[str]
 
 
+@same_threads()
 def recommend(
     settings: RecommendSettings, run: Path | None = None, data: Path | None = None, progress: Progress | None = None
 ) -> tuple[Path, RecommendationRecord]:

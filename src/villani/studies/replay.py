@@ -16,6 +16,7 @@ from villani.criteria.rounding import drift_allowed
 from villani.criteria.shifts import Proposal
 from villani.criteria.walks import Step, walk_orbit
 from villani.errors import InputError
+from villani.landscape.evaluation import same_threads
 from villani.landscape.graph import LossGraph, trace_loss
 from villani.landscape.objective import Objective
 from villani.rounding import upper
@@ -29,6 +30,7 @@ from villani.studies.subject import load_subject
 from villani.studies.witness import Claim, Witness, indexed, read_witness
 
 
+@same_threads()
 def replay(
     path: Path,
     run: Path | None = None,

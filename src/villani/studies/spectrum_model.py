@@ -16,6 +16,7 @@ from villani.curvature.lanczos import Ends, Ritz, examine, krylov
 from villani.curvature.operators import Budget, Curvature, resident
 from villani.curvature.spectrum import Density, Quadrature, quadrature, sphere_probe
 from villani.errors import InputError
+from villani.landscape.evaluation import plain_arithmetic, same_threads
 from villani.landscape.objective import check_weight_decay
 from villani.measurement import peak_memory
 from villani.runs.distributed import Rows, alone
@@ -98,6 +99,7 @@ class SpectrumSettings(SubjectSettings):
             raise InputError("probes: does not apply; see density_probes")
 
 
+@same_threads()
 def spectrum_model(
     settings: SpectrumSettings, run: Path | None = None, data: Path | None = None, progress: Progress | None = None
 ) -> tuple[Path, SpectrumRecord]:
@@ -142,7 +144,8 @@ def spectrum_of(
     subject: Subject, settings: SpectrumSettings, ledger: Ledger | ScopedLedger, directory: Path, show: Progress
 ) -> SpectrumRecord:  # fmt: skip
     """The record of one subject; products are kept in the ledger, and vectors in the directory, which must exist."""
-    return _Work(subject, settings, ledger, directory, show).record()
+    with subject.objective.unchanged(), plain_arithmetic():
+        return _Work(subject, settings, ledger, directory, show).record()
 
 
 class _Work:

@@ -22,6 +22,7 @@ from villani.dynamics.chain import label_probabilities
 from villani.dynamics.training import Diverged, Optimizer, Schedule, train
 from villani.errors import InputError, check_positive
 from villani.landscape.corpora import load_corpus
+from villani.landscape.evaluation import same_threads
 from villani.landscape.models import LoadedModel, load_model
 from villani.landscape.objective import check_weight_decay
 from villani.landscape.parameters import ParameterSpace
@@ -250,6 +251,7 @@ def sweep(
     return run_cells(settings, asked, directory, ledger, data, progress)
 
 
+@same_threads()
 def run_cells(
     settings: SweepSettings, asked: Sequence[tuple[Optimizer, float, int]], directory: Path,
     ledger: Ledger | ScopedLedger, data: Path | None, progress: Progress, text: SweepText | None = None,

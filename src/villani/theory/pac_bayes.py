@@ -94,6 +94,7 @@ class RiskBound:
 
 _IID = "new documents: n independent ones, all from the law of those seen"
 _OBSERVED = "the observed contexts: the mean of E[loss of a token | everything before it] over the m tokens seen"
+CAUSAL = "causality: the loss of a token depends on no later token"
 
 
 def kl_inverse(risk: float, budget: float) -> float:
@@ -174,7 +175,7 @@ def linear(
     _finite("kl", kl)
     _unit(risk, span, lowest)
     value = risk + (kl - math.log(delta)) / beta + beta * span**2 / (8 * n)
-    what = f"tokens of one text, m = {n}" if tokens else f"independent documents, n = {n}"
+    what = f"tokens of one text, m = {n}; {CAUSAL}" if tokens else f"independent documents, n = {n}"
     about = _OBSERVED if tokens else _IID
     return _capped(RiskBound("linear", value, risk, about, f"{what}; β fixed before", delta, beta), lowest + span)
 
@@ -208,7 +209,7 @@ def bernstein(
         raise InputError(f"rate={rate:g}: the bound needs 0 < tB < 1, B = {reach:g}")
     spread = (-math.log1p(-x) - x) / (x * reach)  # ψ(tB)/(tB²)
     value = risk + (kl - math.log(delta)) / (rate * m) + spread * second_moment
-    what = f"tokens of one text, m = {m}; centres that the past determines; t fixed before"
+    what = f"tokens of one text, m = {m}; {CAUSAL}; centres that the past determines; t fixed before"
     return _capped(RiskBound("Bernstein", value, risk, _OBSERVED, what, delta, rate), highest)
 
 
