@@ -1,5 +1,7 @@
 """One row tells whether a forward pass leaves θ alone, is no matter of chance, and sees nothing that it predicts."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -98,7 +100,9 @@ def test_an_encoder_is_refused_wherever_it_goes_and_a_decoder_is_not(kind):
     model = encoder(kind, decoder=False)
     before = [p.detach().clone() for p in model.parameters()]
     plan = Plan([0.1], 1.0, 1e-3, 1.0, "prior")
-    trainer = type("Trainer", (), {"model": model})()
+    trainer = SimpleNamespace(
+        model=model, is_fsdp_enabled=False, is_deepspeed_enabled=False, args=SimpleNamespace(world_size=1)
+    )
     for work in (
         lambda: measure(Objective(model, IDS)), lambda: audit(Objective(model, IDS)),
         lambda: Curvature(Objective(model, IDS)), lambda: Live(model, IDS, temperature=1.0),
