@@ -15,6 +15,7 @@ from torch import nn
 from torch.func import functional_call, grad, jvp
 
 from villani.errors import InputError
+from villani.landscape.hub import first_line
 from villani.landscape.objective import Objective
 
 Tensors = Sequence[torch.Tensor]
@@ -72,6 +73,9 @@ def forward_product(objective: Objective, batch: object, vector: Tensors) -> tup
         objective: whose model, loss and θ.
         batch: one of `objective.batches(g)`.
         vector: v, as tensors of θ's shapes and dtype.
+
+    Raises:
+        InputError: an operation has no forward derivative.
     """
     module = _LossSum(objective)
     names = [f"model.{p.name}" for p in objective.parameters.parameters]
@@ -82,7 +86,17 @@ def forward_product(objective: Objective, batch: object, vector: Tensors) -> tup
 
     theta = {name: t.detach() for name, t in zip(names, objective.parameters.tensors, strict=True)}
     tangent = dict(zip(names, vector, strict=True))
-    found: Any = jvp(grad(loss, has_aux=True), (theta,), (tangent,), has_aux=True)
+    try:
+        found: Any = jvp(grad(loss, has_aux=True), (theta,), (tangent,), has_aux=True)
+    except torch.OutOfMemoryError:
+        raise
+    except (NotImplementedError, RuntimeError, InputError) as error:
+        cause = error.__cause__ if isinstance(error, InputError) else error
+        if cause is None:  # a refusal of its own
+            raise
+        raise InputError(
+            f"forward-over-reverse does not go through this loss: {first_line(cause)}: use reverse-over-reverse"
+        ) from error
     _, curved, tokens = found
     return [curved[name] for name in names], float(tokens)
 
