@@ -35,7 +35,8 @@ def small(spec, *, mask=False):
     group = {"input_ids": ids}
     if mask:
         group["attention_mask"] = torch.ones_like(ids)
-        group["attention_mask"][0, 4:] = 0
+        group["attention_mask"][0, 4:6] = 0  # a hole, or the mask would not be needed
+        group["position_ids"] = torch.arange(7).expand(2, -1)
     return model, Objective(model, [group])
 
 

@@ -142,8 +142,10 @@ def group_statistics(
         traces += gauss_newton
     for name, values in (("gradient", gradient.numpy()), ("Hessian trace", traces)):
         if not np.isfinite(values).all():
+            wide = space.dtype == torch.float64
+            advice = "is a root, a logarithm or a masked softmax taken of nothing?" if wide else "try float64"
             raise InputError(
-                f"group {group}: the {name} is not finite though the loss is {loss / tokens:.6g}: try float64"
+                f"group {group}: the {name} is not finite though the loss is {loss / tokens:.6g}: {advice}"
             )
     return GroupStatistics(tokens, loss, gradient.numpy(), dots, traces, gauss_newton)
 

@@ -4,8 +4,9 @@ What is measured is what `transformers` computes for the same batch: keys that t
 every other key is refused. Two things are decided here, since a batch does not say them.
 
 Padding on the left is moved to the right, where no causal model sees it: positions then follow from the mask as in
-generation, and recurrent models need no mask. A row stays as it is where labels ask for predictions from its padding;
-its positions follow from the mask even then.
+generation, and recurrent models keep no state of padding. A row stays as it is where labels ask for predictions from
+its padding; its positions follow from the mask even then. A mask that says no more than where the padding on the right
+is goes: nothing that is predicted depends on it, and the softmax of a row that is masked throughout is NaN in float64.
 
 Without `labels`, a token is predicted where it and the token before it are real and its position is the next one: not
 the first of a row, nor of a document in a packed row. Whether documents in a row see each other is up to the model:
@@ -76,18 +77,19 @@ class Batch:
 
     def rows(self, start: int, stop: int) -> "Batch":
         """Some of the blocks."""
-        return self._each(lambda t: t[start:stop])
+        return self.each(lambda t: t[start:stop])
 
     def beginning(self, tokens: int) -> "Batch":
         """The first tokens of every block; what is not (B, T) stays whole."""
         shape = self.ids.shape
-        return self._each(lambda t: t[:, :tokens] if t.shape == shape else t)
+        return self.each(lambda t: t[:, :tokens] if t.shape == shape else t)
 
     def to(self, device: torch.device) -> "Batch":
         """The same blocks on another device."""
-        return self._each(lambda t: t.to(device))
+        return self.each(lambda t: t.to(device))
 
-    def _each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "Batch":
+    def each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "Batch":
+        """A function of every tensor."""
         attention = None if self.attention is None else change(self.attention)
         ids = change(self.ids)
         labels = ids if self.labels is self.ids else change(self.labels)
@@ -246,32 +248,41 @@ def _predicted(ids: torch.Tensor, attention: torch.Tensor | None, positions: tor
     return labels
 
 
-def _arranged(batch: Batch, attention: torch.Tensor, model: nn.Module, where: str) -> Batch:
-    """Padding moved from the left to the right, and positions that follow from the mask; see the module."""
-    ids = batch.ids
-    places = torch.arange(ids.shape[1], device=ids.device)
-    some = attention.any(dim=1)
-    first = attention.argmax(dim=1) * some  # (B,) of real tokens
+def _arranged(batch: Batch, mask: torch.Tensor, model: nn.Module, where: str) -> Batch:
+    """Padding moved to the right, positions from the mask where it cannot move, and no mask where none is needed."""
+    if not bool(mask.any()):
+        return batch
+    if not bool(mask.any(dim=1).all()):  # rows of padding alone
+        rows = mask.any(dim=1)
+        batch, mask = batch.each(lambda t: t[rows]), mask[rows]
+    length = mask.shape[1]
+    places = torch.arange(length, device=mask.device)
+    first, last = mask.argmax(dim=1), length - 1 - mask.flip(1).argmax(dim=1)  # (B,) of real tokens
+    whole = mask.sum(dim=1) == last - first + 1  # (B,) no hole
     positioned = _POSITIONS in takes(model)[0] and _POSITIONS not in batch.more
-    if positioned:
-        last = ids.shape[1] - 1 - attention.flip(1).argmax(dim=1)
-        if bool((some & (attention.sum(dim=1) != last - first + 1)).any()):
-            raise InputError(
-                f"{where}: {_MASK} has zeros between ones, so that positions are not clear: give {_POSITIONS}"
-            )
+    if positioned and not bool(whole.all()):
+        raise InputError(
+            f"{where}: {_MASK} has zeros between ones, so that positions are not clear: give {_POSITIONS}"
+        )
     asked = batch.labels[:, 1:] != IGNORED
-    free = ~(asked & (places[:-1] < first[:, None])).any(dim=1)  # (B,) nothing is predicted from padding on the left
-    if any(t.shape != ids.shape for t in batch.more.values()):
-        free = torch.zeros_like(free)
-    shift = first * free
-    if bool(shift.any()):
-        source = (places + shift[:, None]) % ids.shape[1]
-        batch = batch._each(lambda t: t.gather(1, source))
-        batch = replace(batch, labels=batch.labels.masked_fill(places >= ids.shape[1] - shift[:, None], IGNORED))
-    stay = first - shift
+    movable = ~(asked & (places[:-1] < first[:, None])).any(dim=1)  # (B,) nothing is predicted from padding on the left
+    if any(t.shape != mask.shape for t in batch.more.values()):
+        movable = torch.zeros_like(movable)
+    shift = (first * movable)[:, None]
+    batch = batch.each(lambda t: t.gather(1, (places + shift) % length) if t.shape == mask.shape else t)
+    batch = replace(batch, labels=batch.labels.masked_fill(places >= length - shift, IGNORED))
+    stay = first[:, None] - shift
     if positioned and bool(stay.any()):
-        return replace(batch, more={**batch.more, _POSITIONS: (places - stay[:, None]).clamp(min=0)})
-    return batch
+        return replace(batch, more={**batch.more, _POSITIONS: (places - stay).clamp(min=0)})
+    return replace(batch, attention=None) if bool(whole.all()) and _unmasked(batch) else batch
+
+
+def _unmasked(batch: Batch) -> bool:
+    """Whether what is predicted from tokens that see a mask's ones alone is all there is; see the module."""
+    mask, positions = batch.inputs[_MASK], batch.more.get(_POSITIONS)
+    if not bool(mask[:, 0].all()) or bool((mask[:, :-1][batch.labels[:, 1:] != IGNORED] == 0).any()):
+        return False
+    return positions is None or bool((positions.diff(dim=1)[mask[:, 1:] == 1] == 1).all())
 
 
 def _check_ranges(batch: Batch, model: nn.Module, where: str) -> None:

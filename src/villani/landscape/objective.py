@@ -160,6 +160,11 @@ class Objective:
             mixed = self.parameters.dtype == torch.float64 and isinstance(error, RuntimeError)
             advice = "; some models mix precisions: try float32" if mixed else ""
             raise InputError(f"{type(self.model).__name__} fails on a batch: {first_line(error)}{advice}") from error
+        if batch.attention is not None and not bool(torch.isfinite(loss)) and not bool(batch.attention.all()):
+            raise InputError(
+                f"{type(self.model).__name__} gives {float(loss.detach())} for a batch with padding that cannot be moved "
+                "to the right: set labels to −100 in padding and at the first token after it, and give no other inputs"
+            )
         return Forward(loss, float(len(labels)), logits, labels)
 
     def logits(self, batch: Batch) -> torch.Tensor:
