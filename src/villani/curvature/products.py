@@ -16,7 +16,7 @@ from torch.func import functional_call, grad, jvp
 
 from villani.errors import InputError
 from villani.landscape.hub import first_line
-from villani.landscape.objective import Objective
+from villani.landscape.objective import Objective, check_differentiable
 
 Tensors = Sequence[torch.Tensor]
 ProductMethod = Literal["reverse-over-reverse", "forward-over-reverse", "finite-differences"]
@@ -26,7 +26,12 @@ TOLERANCE = 1e-3  # the largest relative error of a finite difference that is le
 
 
 def differentiable_gradient(loss: torch.Tensor, tensors: Tensors) -> list[torch.Tensor]:
-    """The gradient of a scalar, with its own graph; zero for tensors that the scalar does not depend on."""
+    """The gradient of a scalar, with its own graph; zero for tensors that the scalar does not depend on.
+
+    Raises:
+        InputError: the scalar has no graph.
+    """
+    check_differentiable(loss)
     gradient = torch.autograd.grad(loss, tensors, create_graph=True, allow_unused=True)
     return [torch.zeros_like(t) if g is None else g for g, t in zip(gradient, tensors, strict=True)]
 

@@ -133,16 +133,23 @@ def read_batch(group: Any, model: nn.Module, where: str) -> Batch:
 def takes(model: nn.Module) -> tuple[tuple[str, ...], bool]:
     """Names of the arguments of a model's forward, and whether it takes any others (`**kwargs`) as well.
 
-    A wrapper that names none (`torch.compile`, DistributedDataParallel) is asked for what it wraps.
+    What names none is asked for what it wraps: a function put in the forward's place (accelerate), `torch.compile`,
+    DistributedDataParallel.
     """
-    parameters = inspect.signature(model.forward).parameters.values()
-    names = tuple(p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY))
-    any_name = any(p.kind is p.VAR_KEYWORD for p in parameters)
+    names, any_name = _arguments(model.forward)
+    if any_name and not names:
+        names = _arguments(type(model).forward)[0][1:]  # without self
     adapted = getattr(model, "get_base_model", None)  # PEFT's name for what its own forward hands arguments to
     inner = adapted() if callable(adapted) else getattr(model, "_orig_mod", getattr(model, "module", None))
     if any_name and isinstance(inner, nn.Module) and (not names or callable(adapted)):
         return takes(inner)
     return names, any_name
+
+
+def _arguments(function: Callable[..., Any]) -> tuple[tuple[str, ...], bool]:
+    parameters = inspect.signature(function).parameters.values()
+    names = tuple(p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY))
+    return names, any(p.kind is p.VAR_KEYWORD for p in parameters)
 
 
 def options(model: nn.Module) -> dict[str, Any]:

@@ -142,8 +142,7 @@ class Objective:
         """Run the model on one piece. Cross-entropy is taken in float32 or wider, in nats.
 
         Raises:
-            InputError: the model fails on it or its output has no logits; the custom loss is no tensor of one entry, or
-                has no gradient where gradients are on.
+            InputError: the model fails on it or its output has no logits; the custom loss is no tensor of one entry.
         """
         if self.loss_fn is not None:
             return _custom(self.loss_fn(self.model, batch))
@@ -204,6 +203,7 @@ class Objective:
                     forward = self.forward(batch)
                     tokens += forward.tokens
                     loss += float(forward.loss.detach().double())
+                    check_differentiable(forward.loss)
                     pieces = torch.autograd.grad(forward.loss, self.parameters.tensors, allow_unused=True)
                     for total, piece in zip(sums, pieces, strict=True):
                         if piece is not None:
@@ -232,6 +232,12 @@ def check_weight_decay(weight_decay: float) -> None:
         raise InputError(f"weight_decay={weight_decay}: expected a finite number ≥ 0")
 
 
+def check_differentiable(loss: torch.Tensor) -> None:
+    """Refuse a loss that autograd has no graph of."""
+    if not loss.requires_grad:
+        raise InputError("the loss has no gradient: loss_fn has to compute it without detach, item or no_grad")
+
+
 def _custom(result: Any) -> Forward:
     """What a custom loss function returns, as a loss sum."""
     loss, tokens = result if isinstance(result, tuple) and len(result) == 2 else (result, 1.0)
@@ -242,8 +248,6 @@ def _custom(result: Any) -> Forward:
         tokens = float(tokens)
     if not is_number(tokens) or not 0 < tokens < float("inf"):
         raise InputError(f"loss_fn returns {tokens!r} as its number of terms: expected a finite number > 0")
-    if torch.is_grad_enabled() and not loss.requires_grad:
-        raise InputError("loss_fn returns a loss without a gradient: compute it without detach, item or no_grad")
     return Forward(loss if loss.dim() == 0 else loss.reshape(()), float(tokens))
 
 
