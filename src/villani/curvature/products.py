@@ -100,7 +100,7 @@ def forward_product(objective: Objective, batch: object, vector: Tensors) -> tup
         if cause is None:  # a refusal of its own
             raise
         raise InputError(
-            f"forward-over-reverse does not go through this loss: {first_line(cause)}: use reverse-over-reverse"
+            f"no forward-over-reverse of this loss: {first_line(cause).rstrip('.')}: use reverse-over-reverse"
         ) from error
     _, curved, tokens = found
     return [curved[name] for name in names], float(tokens)

@@ -268,9 +268,7 @@ def _arranged(batch: Batch, mask: torch.Tensor, model: nn.Module, where: str) ->
     whole = mask.sum(dim=1) == last - first + 1  # (B,) no hole
     positioned = _POSITIONS in takes(model)[0] and _POSITIONS not in batch.more
     if positioned and not bool(whole.all()):
-        raise InputError(
-            f"{where}: {_MASK} has zeros between ones, so that positions are not clear: give {_POSITIONS}"
-        )
+        raise InputError(f"{where}: {_MASK} has zeros between ones, so that positions are not clear: give {_POSITIONS}")
     asked = batch.labels[:, 1:] != IGNORED
     movable = ~(asked & (places[:-1] < first[:, None])).any(dim=1)  # (B,) nothing is predicted from padding on the left
     if any(t.shape != mask.shape for t in batch.more.values()):

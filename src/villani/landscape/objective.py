@@ -75,7 +75,8 @@ class Objective:
             raise InputError(f"model is a {type(model).__name__}: expected a torch.nn.Module")
         if loss_fn is not None and not callable(loss_fn):
             raise InputError(f"loss_fn is a {type(loss_fn).__name__}: expected a function of (model, group)")
-        if isinstance(groups, Mapping | str) or not isinstance(groups, Iterable):
+        single = isinstance(groups, Mapping | str) or (isinstance(groups, torch.Tensor) and groups.dim() == 0)
+        if single or not isinstance(groups, Iterable):
             raise InputError(
                 f"groups is a {type(groups).__name__}: expected a tensor (G, B, T) or a sequence of groups"
             )
@@ -85,12 +86,12 @@ class Objective:
         self.loss_fn = loss_fn
         self.micro_tokens = micro_tokens
         self.parameters = ParameterSpace(model, decay)
-        self.parameters.check()
-        self.device = self.parameters.tensors[0].device
-        self.traced: dict[Any, Any] = {}  # the graphs that landscape/graph.py made of it
         _check_inference_mode()
         if any(t.is_inference() for t in self.parameters.tensors):
             raise InputError("the model was made in torch.inference_mode: it has no derivatives; make it outside")
+        self.parameters.check()
+        self.device = self.parameters.tensors[0].device
+        self.traced: dict[Any, Any] = {}  # the graphs that landscape/graph.py made of it
         self.options = {} if loss_fn else options(model)
         self.groups: list[Any] = list(groups)
         if not self.groups:
@@ -161,8 +162,8 @@ class Objective:
             raise InputError(f"{type(self.model).__name__} fails on a batch: {first_line(error)}{advice}") from error
         if batch.attention is not None and not bool(torch.isfinite(loss)) and not bool(batch.attention.all()):
             raise InputError(
-                f"{type(self.model).__name__} gives {float(loss.detach())} for a batch with padding that cannot be moved "
-                "to the right: set labels to −100 in padding and at the first token after it, and give no other inputs"
+                f"{type(self.model).__name__} gives {float(loss.detach())} where padding cannot be moved to the "
+                "right: set labels to −100 in padding and at the first token after it, and give no other inputs"
             )
         return Forward(loss, float(len(labels)), logits, labels)
 
