@@ -281,3 +281,42 @@ def test_ledger_supplies_finished_groups(few):
     assert Memory.puts == 10
     assert calls == [(i + 1, 9) for i in range(9)]
     assert np.array_equal(first.joint.covariance, again.joint.covariance)
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"probes": 1.0}, "probes=1.0: expected a whole number"),
+        ({"probes": "1"}, "probes='1': expected a whole number"),
+        ({"probes": True}, "probes=True: expected a whole number"),
+        ({"probes": None}, "probes=None: expected a whole number"),
+        ({"probes": np.int64(0)}, "probes=0: expected at least 1"),
+        ({"seed": 1.0}, "seed=1.0: expected a whole number"),
+        ({"seed": np.int64(-1)}, "seed=-1: expected a non-negative integer"),
+        ({"groups": [0, 1, 8]}, "group=8: the objective has 8, counted from 0"),
+        ({"groups": [-1, 0, 1]}, "group=-1: expected at least 0"),
+        ({"groups": [0, 1, 1]}, "more than once"),
+        ({"groups": ["a", "b", "c"]}, "group='a': expected a whole number"),
+        ({"shares": 1.5}, "shares=1.5"),
+        ({"sketch": -1}, "sketch=-1: expected at least 1"),
+        ({"sketch": 2.5}, "sketch=2.5: expected a whole number"),
+    ],
+)
+def test_numbers_that_are_none_are_told(asked, message):
+    with pytest.raises(InputError, match=message):
+        measure(Objective(make_model("gpt2"), make_pool()), **asked)
+
+
+def test_numpys_integers_are_integers():
+    objective = Objective(make_model("gpt2"), make_pool())
+    ours = measure(objective, np.int64(1), np.uint32(3), groups=np.arange(3), shares=np.int8(3), sketch=np.int64(500))
+    theirs = measure(objective, 1, 3, groups=range(3), shares=3, sketch=500)
+    assert ours.hessian_trace == theirs.hessian_trace
+    assert ours.gradient_norm_squared == theirs.gradient_norm_squared
+
+
+def test_taylor_of_a_custom_loss_is_told():
+    model = nn.Linear(3, 1, bias=False).double()
+    objective = Objective(model, [torch.ones(5, 3).double()] * 3, loss_fn=lambda m, x: m(x).square().mean())
+    with pytest.raises(InputError, match=r"a custom loss_fn has no head.*use trace='hutchinson'"):
+        measure(objective, trace="taylor")

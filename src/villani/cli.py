@@ -49,6 +49,7 @@ from villani.options import (
     optional,
     whole_numbers,
 )
+from villani.plain_text import degrade, print_json
 
 app = typer.Typer(
     help="What weight decay does to a Transformer's loss landscape, and which guarantees really follow.",
@@ -129,7 +130,7 @@ def measure(
     if not team.main:
         return
     if json:
-        sys.stdout.write(record.model_dump_json() + "\n")
+        print_json(record)
     else:
         print_measurement(record, directory)
 
@@ -181,7 +182,7 @@ def audit(
         with progress() as bar:
             directory, again = evaluate_again(replay, run, data, bar, model=model, seed=seed)
         if json:
-            sys.stdout.write(again.model_dump_json() + "\n")
+            print_json(again)
         else:
             print_replay(again, directory)
         if not again.reproduced:
@@ -200,7 +201,7 @@ def audit(
     with progress() as bar:
         directory, record = audit_model(settings, run, data, bar)
     if json:
-        sys.stdout.write(record.model_dump_json() + "\n")
+        print_json(record)
     else:
         print_audit(record, directory)
 
@@ -265,7 +266,7 @@ def spectrum(
     with progress() as bar:
         directory, record = spectrum_model(settings, run, data, bar)
     if json:
-        sys.stdout.write(record.model_dump_json() + "\n")
+        print_json(record)
     else:
         print_spectrum(record, directory)
 
@@ -284,7 +285,7 @@ def demo(
     with progress() as bar:
         record = run_demo(run, steps=steps, seed=seed, progress=bar)
     if json:
-        sys.stdout.write(record.model_dump_json() + "\n")
+        print_json(record)
     else:
         print_measurement(record, run)
 
@@ -340,7 +341,7 @@ def exact(
     if output is not None:
         write_atomically(output, (directory / "report.html").read_text(encoding="utf-8"))
     if json:
-        sys.stdout.write(found.model_dump_json() + "\n")
+        print_json(found)
     elif isinstance(found, ReferenceRecord):
         print_reference(found, directory)
     else:
@@ -386,7 +387,7 @@ def constants(
     )  # fmt: skip
     directory, record = run_constants(settings, run)
     if json:
-        sys.stdout.write(record.model_dump_json() + "\n")
+        print_json(record)
     else:
         print_constants(record, directory)
 
@@ -432,6 +433,7 @@ _INTERRUPTED = 130  # what typer returns after Ctrl-C
 
 def main() -> None:
     """Run a command and turn what goes wrong into one line and an exit code."""
+    degrade(sys.stdout, sys.stderr)
     try:
         code = app(standalone_mode=False)
     except (InputError, TyperException) as error:

@@ -1,6 +1,5 @@
 """The command line of studies: parse, call, show."""
 
-import sys
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -8,6 +7,7 @@ from typing import Annotated
 import typer
 
 from villani.options import Data, Json, Run
+from villani.plain_text import print_json
 
 study = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 
@@ -49,6 +49,6 @@ def paper(
     with progress() as bar:
         directory, record = study_paper(settings, run, data, bar)
     if json:
-        sys.stdout.write(record.model_dump_json() + "\n")
+        print_json(record)
     else:
         print_paper(record, directory)

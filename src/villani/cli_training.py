@@ -1,6 +1,5 @@
 """The commands that train: parse, call, show; `villani.cli` has the others."""
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -37,6 +36,7 @@ from villani.options import (
     optional,
     rates,
 )
+from villani.plain_text import print_json
 
 
 def converge(
@@ -104,7 +104,7 @@ def converge(
     with progress() as bar:
         directory, record = run_converge(settings, run, data, bar)
     if json:
-        sys.stdout.write(record.model_dump_json() + "\n")
+        print_json(record)
     else:
         print_convergence(record, directory)
 
@@ -173,7 +173,7 @@ def certify(
     with progress() as bar:
         directory, record = run_certify(settings, run, data, bar)
     if json:
-        sys.stdout.write(record.model_dump_json() + "\n")
+        print_json(record)
     else:
         print_certificate(record, directory)
 
@@ -249,6 +249,6 @@ def recommend(
     with progress() as bar:
         directory, record = run_recommend(settings, run, data, bar)
     if json:
-        sys.stdout.write(record.model_dump_json() + "\n")
+        print_json(record)
     else:
         print_recommendation(record, directory)

@@ -1,6 +1,8 @@
 """What stops the work without being a bug: bad input, and the loss of another process."""
 
 import math
+from numbers import Integral, Real
+from typing import Any
 
 
 class InputError(ValueError):
@@ -34,3 +36,17 @@ def check_nonnegative(**named: float) -> None:
     for name, value in named.items():
         if not 0 <= value < math.inf:
             raise InputError(f"{name}={value:g}: expected a finite number ≥ 0")
+
+
+def check_whole(least: float, **named: Any) -> None:
+    """Refuse what is no whole number (Python's or numpy's) or less than `least`, by name."""
+    for name, value in named.items():
+        if not isinstance(value, Integral) or isinstance(value, bool):
+            raise InputError(f"{name}={value!r}: expected a whole number")
+        if value < least:
+            raise InputError(f"{name}={value}: expected at least {least}")
+
+
+def is_number(value: Any) -> bool:
+    """Whether it is a real number, Python's or numpy's."""
+    return isinstance(value, Real) and not isinstance(value, bool)

@@ -5,6 +5,7 @@ enters the measurement. The design is nested: every group has its own gradient a
 over groups covers data and probe noise together.
 """
 
+import math
 import resource
 import sys
 from collections.abc import Callable, Sequence
@@ -21,7 +22,7 @@ from villani.curvature.deflation import Deflation
 from villani.curvature.products import ProductMethod
 from villani.curvature.sketch import GradientSketch, buckets_for
 from villani.curvature.trace import GroupStatistics, TraceMethod, group_statistics
-from villani.errors import InputError
+from villani.errors import InputError, check_whole, is_number
 from villani.landscape.objective import Objective, at_one_theta, check_weight_decay
 from villani.runs.distributed import Ledger, Rows, Team
 from villani.statistics import (
@@ -202,9 +203,13 @@ def measure(
             derivative that is not finite, finite differences that are off by more than 10⁻³, or a θ that has changed.
         LostProcess: another process of the team is gone.
     """
-    chosen = range(len(objective.groups)) if groups is None else groups
+    chosen = range(len(objective.groups)) if groups is None else _chosen(groups, len(objective.groups))
     count = len(chosen)
     check_design(count, probes, seed, objective.finite)
+    check_whole(0, shares=shares)
+    if sketch is not None:
+        check_whole(1, sketch=sketch)
+    probes, seed = int(probes), int(seed)
     method: TraceMethod = trace or ("hutchinson" if objective.loss_fn else "gauss-newton")
     check_trace(method, blocks, products)
     if deflate is not None and (method, products) != ("hutchinson", "reverse-over-reverse"):
@@ -318,7 +323,7 @@ def check_trace(method: TraceMethod, blocks: Blocks, products: ProductMethod) ->
 
 def check_temperature(temperature: float) -> None:
     """Refuse an s that is not positive and finite."""
-    if not 0 < temperature < float("inf"):
+    if not is_number(temperature) or not 0 < temperature < float("inf"):
         raise InputError(f"temperature={temperature}: expected a finite number > 0")
 
 
@@ -326,12 +331,26 @@ def check_design(groups: int, probes: int, seed: int, finite: bool) -> None:
     """Refuse a design that gives no interval."""
     if not finite and groups < 3:
         raise InputError(f"groups={groups}: expected at least 3 (12 or more for good intervals), or finite=True")
+    for name, value in (("probes", probes), ("seed", seed)):
+        check_whole(-math.inf, **{name: value})
     least = 2 if finite else 1
     if probes < least:
         why = " with finite=True, where only probes tell the error" if finite else ""
         raise InputError(f"probes={probes}: expected at least {least}{why}")
     if seed < 0:
         raise InputError(f"seed={seed}: expected a non-negative integer")
+
+
+def _chosen(groups: Sequence[int], supply: int) -> list[int]:
+    """Groups that were asked for, each once and there."""
+    chosen = [*groups]
+    for group in chosen:
+        check_whole(0, group=group)
+        if group >= supply:
+            raise InputError(f"group={group}: the objective has {supply}, counted from 0")
+    if len({*chosen}) < len(chosen):
+        raise InputError("groups are asked for more than once: each is one draw of the data")
+    return [int(group) for group in chosen]
 
 
 def group_row(found: GroupStatistics) -> Rows:

@@ -225,3 +225,33 @@ def test_products_go_with_hutchinson_only():
         measure(objective, products="finite-differences")
     with pytest.raises(InputError, match="expected reverse-over-reverse"):
         measure(objective, trace="hutchinson", products="backward")
+
+
+class Halved(torch.autograd.Function):
+    """x/2, with a reverse derivative and no forward one."""
+
+    @staticmethod
+    def forward(x):
+        return x / 2
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        pass
+
+    @staticmethod
+    def backward(ctx, g):
+        return g / 2
+
+
+def test_an_operation_without_a_forward_derivative_is_told():
+    model = nn.Linear(3, 1, bias=False).double()
+    x = torch.randn(5, 3).double()
+    objective = Objective(model, [x], loss_fn=lambda m, x: Halved.apply(m(x)).square().mean())
+    vector = [torch.ones(1, 3).double()]
+    expected = x.T @ (x @ vector[0][0]) / 10  # the Hessian of mean((xw/2)²) is xᵀx/2n
+    assert torch.allclose(hessian_vector_product(objective, vector)[0][0], expected)
+    with pytest.raises(
+        InputError, match=r"no forward-over-reverse of this loss: .*: use reverse-over-reverse"
+    ) as caught:
+        hessian_vector_product(objective, vector, method="forward-over-reverse")
+    assert "\n" not in str(caught.value)

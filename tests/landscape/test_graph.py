@@ -62,9 +62,12 @@ def test_padding_and_labels_that_nobody_asks_for():
     labels = torch.randint(0, 13, (2, 7), generator=torch.Generator().manual_seed(2))
     labels[0, 3:] = -100
     attention = torch.ones(2, 7, dtype=torch.int64)
-    attention[0, 3:] = 0
-    graph = check_same_function(language_model("gpt2", labels=labels, attention_mask=attention))
-    assert len(graph.inputs) == 3
+    attention[0, 3:5] = 0  # a hole: a mask of padding at the end alone would not be needed
+    places = torch.arange(7).expand(2, -1)
+    graph = check_same_function(
+        language_model("gpt2", labels=labels, attention_mask=attention, position_ids=places.clone())
+    )
+    assert len(graph.inputs) == 4
 
 
 class Product(nn.Module):

@@ -7,6 +7,7 @@ from tests.conftest import dense, flat_parameters, make_model, make_pool
 from villani.curvature.probes import random_direction
 from villani.errors import InputError
 from villani.landscape.objective import Objective
+from villani.measurement import measure
 
 
 def test_loss_and_gradient_equal_the_dense_oracle(model):
@@ -112,3 +113,50 @@ def test_a_weight_that_is_not_finite_is_named():
         model.transformer.h[0].mlp.c_fc.weight[1, 1] = float("nan")
     with pytest.raises(InputError, match=r"transformer.h.0.mlp.c_fc.weight has 1 non-finite"):
         Objective(model, make_pool())
+
+
+@pytest.mark.parametrize(
+    ("returned", "message"),
+    [
+        (lambda _: 0.5, "loss_fn returns float, no tensor of one entry"),
+        (lambda y: y[:, 0], r"loss_fn returns torch.float64 of shape \(5,\)"),
+        (lambda y: y.sum().long(), "loss_fn returns torch.int64"),
+        (lambda y: (y.sum(), 5, 1), "loss_fn returns tuple"),
+        (lambda y: {"loss": y.sum()}, "loss_fn returns dict"),
+        (lambda _: None, "loss_fn returns NoneType"),
+        (lambda y: (y.sum(), 0), "loss_fn returns 0 as its number of terms"),
+        (lambda y: (y.sum(), float("nan")), "loss_fn returns nan as its number"),
+        (lambda y: (y.sum(), "5"), "loss_fn returns '5' as its number"),
+        (lambda y: y.sum().detach(), "the loss has no gradient"),
+    ],
+)
+def test_what_a_custom_loss_cannot_return_is_told(returned, message):
+    model = nn.Linear(3, 1, bias=False).double()
+    objective = Objective(model, [torch.ones(5, 3).double()] * 3, loss_fn=lambda m, x: returned(m(x)))
+    with pytest.raises(InputError, match=message):
+        objective.gradient()
+    with pytest.raises(InputError, match=message):
+        measure(objective)
+
+
+def test_a_count_may_be_a_tensor_and_a_loss_of_one_entry_have_a_shape():
+    model = nn.Linear(3, 1, bias=False).double()
+    x = torch.randn(5, 3).double()
+    plain = Objective(model, [x], loss_fn=lambda m, x: m(x).square().mean())
+    other = Objective(model, [x], loss_fn=lambda m, x: (m(x).square().sum(dim=0), torch.tensor(5)))
+    assert other.loss() == pytest.approx(plain.loss(), abs=1e-14)
+    assert torch.allclose(other.gradient()[0], plain.gradient()[0])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model": "gpt2"}, "model is a str: expected a torch.nn.Module"),
+        ({"loss_fn": 3}, "loss_fn is a int"),
+        ({"micro_tokens": 1.5}, "micro_tokens=1.5: expected a whole number"),
+        ({"weight_decay": "0.1"}, "weight_decay=0.1: expected a finite number"),
+    ],
+)
+def test_arguments_of_the_wrong_kind_are_told(change, message):
+    with pytest.raises(InputError, match=message):
+        Objective(**{"model": make_model("gpt2"), "groups": make_pool(), **change})

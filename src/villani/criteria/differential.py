@@ -33,8 +33,9 @@ from villani.criteria.symmetries import generators
 from villani.criteria.verdicts import Outcome
 from villani.criteria.walks import Step, walk_orbit
 from villani.errors import InputError
+from villani.landscape.batches import Batch
 from villani.landscape.graph import LossGraph, trace_loss
-from villani.landscape.objective import Batch, Objective
+from villani.landscape.objective import Objective
 from villani.measurement import check_temperature, peak_memory
 from villani.rounding import upper
 from villani.runs.distributed import Ledger, Rows, Scoped, Team
@@ -380,8 +381,7 @@ def short_batch(objective: Objective) -> object:
     batch = next(objective.batches(0))
     if not isinstance(batch, Batch):
         return batch
-    attention = None if batch.attention is None else batch.attention[:1, :_TOKENS]
-    return Batch(batch.ids[:1, :_TOKENS], batch.labels[:1, :_TOKENS], attention)
+    return batch.rows(0, 1).beginning(_TOKENS)
 
 
 def _guard(

@@ -6,8 +6,9 @@ from typing import Any
 
 import torch
 
+from villani.landscape.batches import Batch
 from villani.landscape.graph import LossGraph
-from villani.landscape.objective import Batch, Objective
+from villani.landscape.objective import Objective
 
 aten = torch.ops.aten
 _COPIES = {
@@ -179,13 +180,13 @@ def depends_on(graph: LossGraph, tensors: Collection[int] | None = None) -> set[
 
 
 def pieces(objective: Objective) -> list[Any]:
-    """Batches whose graphs stand for all: one block with and one without a mask; of custom groups every one."""
+    """Batches whose graphs stand for all: one block of each kind of input; of custom groups every one."""
     if objective.loss_fn is not None:
         return list(objective.groups)
-    kinds: dict[bool, Batch] = {}
+    kinds: dict[frozenset[str], Batch] = {}
     for index, group in enumerate(objective.groups):
-        if (group.attention is None) not in kinds:
+        if (kind := frozenset(group.inputs)) not in kinds:
             batch = next(objective.batches(index))
             row = next(r for r in range(len(batch.ids)) if batch.rows(r, r + 1).tokens)
-            kinds[group.attention is None] = batch.rows(row, row + 1)
+            kinds[kind] = batch.rows(row, row + 1)
     return list(kinds.values())

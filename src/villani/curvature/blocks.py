@@ -10,8 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -21,13 +20,15 @@ from villani.curvature.jets import Jet, Probed
 from villani.curvature.probes import rademacher
 from villani.curvature.taylor import Sweep, check_rules, isolated_nodes
 from villani.errors import InputError
+from villani.landscape.batches import IGNORED, Batch
 from villani.landscape.graph import LogitGraph, aten, trace_logits
-from villani.landscape.objective import IGNORED, Batch, Objective
+from villani.landscape.objective import Objective
 from villani.landscape.parameters import ParameterSpace
 from villani.statistics import Array
 from villani.streams import Purpose, stream
 
 Blocks = Literal["whole", "layer", "tensor"]
+_GRAPHS = 4  # kept, of different forms of batch
 Key = tuple[int, ...]
 
 
@@ -72,23 +73,30 @@ class BlockTrace:
     """
 
     def __init__(self, objective: Objective, kind: Blocks = "whole") -> None:
+        if objective.loss_fn is not None:
+            raise InputError("a custom loss_fn has no head that Taylor mode could integrate: use trace='hutchinson'")
         self.objective = objective
         self.blocks = blocks_of(objective.parameters, kind)
         self._block_of = {index: k for k, block in enumerate(self.blocks) for index in block}
         self._first = [block[0] for block in self.blocks]
-        self._graph = lru_cache(maxsize=4)(self._trace)
+        self._graphs: dict[tuple[Any, ...], tuple[LogitGraph, frozenset[torch.fx.Node]]] = {}
 
-    def _trace(self, rows: int, length: int, masked: bool) -> tuple[LogitGraph, frozenset[torch.fx.Node]]:
-        """The graph for blocks of this shape, and the nodes that keep sequences apart."""
-        ids = torch.zeros((rows, length), dtype=torch.int64, device=self.objective.device)
-        graph = trace_logits(self.objective, Batch(ids, ids, torch.ones_like(ids) if masked else None))
+    def _graph(self, batch: Batch) -> tuple[LogitGraph, frozenset[torch.fx.Node]]:
+        """The graph for blocks of this form, and the nodes that keep sequences apart."""
+        if batch.form not in self._graphs:
+            self._graphs = dict([*self._graphs.items()][1 - _GRAPHS :])  # the oldest goes
+            self._graphs[batch.form] = self._trace(batch.plain())
+        return self._graphs[batch.form]
+
+    def _trace(self, batch: Batch) -> tuple[LogitGraph, frozenset[torch.fx.Node]]:
+        graph = trace_logits(self.objective, batch)
         check_rules(graph)
         for node in graph.nodes:
             tied = [a for a in node.all_input_nodes if graph.parameters.get(a) == graph.head.weight]
             if tied and node is not graph.head.node and node.target is not aten.embedding.default:
                 raise InputError(f"the head's matrix is also used by {node.target}: use trace='gauss-newton'")
         with self.objective.evaluating(), torch.no_grad():
-            return graph, isolated_nodes(graph, self.objective.parameters.tensors, ids)
+            return graph, isolated_nodes(graph, self.objective.parameters.tensors, batch)
 
     def check(self, batch: Batch) -> None:
         """Refuse a model for which blocks of this batch's shape cannot be sampled, before any work is done.
@@ -96,14 +104,14 @@ class BlockTrace:
         Raises:
             InputError: see the class.
         """
-        self._graph(*batch.ids.shape, batch.attention is not None)
+        self._graph(batch)
 
     def sample(self, batch: Batch, seed: int, *keys: Key) -> BlockSample:
         """The mean of one sample from each (seed, key), by one sweep for all of them.
 
         Probes, and labels for the Gauss–Newton part of the head, are drawn from the keys alone.
         """
-        graph, isolated = self._graph(*batch.ids.shape, batch.attention is not None)
+        graph, isolated = self._graph(batch)
         space = self.objective.parameters
         head, count = graph.head, len(space.parameters)
         uses = Counter(graph.parameters[a] for n in graph.nodes if n is not head.node for a in n.all_input_nodes
@@ -134,7 +142,7 @@ class BlockTrace:
 
         sweep = Sweep(graph, parameter, block_of * len(keys), joins, isolated)
         with self.objective.evaluating(), torch.no_grad():
-            jet = sweep.features(batch.ids, batch.attention)
+            jet = sweep.features(batch)
             wanted = batch.labels[:, 1:] != IGNORED
             features = Jet(jet.x[:, :-1][wanted], {k: t[:, :-1][wanted] for k, t in jet.first.items()},
                            {c: t[:, :-1][wanted] for c, t in jet.second.items()})  # fmt: skip

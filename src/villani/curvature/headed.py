@@ -15,7 +15,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from villani.curvature.products import Tensors
-from villani.landscape.objective import IGNORED, Batch, Objective
+from villani.landscape.batches import IGNORED, Batch, takes
+from villani.landscape.objective import Objective
 
 _POSITIONS = 128  # worked on at a time: 26 MB for each array at V = 50,257
 
@@ -31,11 +32,14 @@ def linear_head(objective: Objective) -> torch.Tensor | None:
         return None
     if trunk is None or trunk is model or head.bias is not None:
         return None
+    names, any_name = takes(trunk)
+    given = {name for group in objective.groups for name in group.inputs}
+    if not given <= {*names} or not (any_name or {*objective.options} <= {*names}):
+        return None
     batch = whole.rows(0, 1).to(objective.device)
     with objective.evaluating(), torch.no_grad():
-        output = model(**_arguments(batch))
-        features = getattr(trunk(**_arguments(batch)), "last_hidden_state", None)
-        if features is None or not torch.equal(F.linear(features, head.weight), output.logits):
+        features = getattr(trunk(**batch.inputs, **objective.options), "last_hidden_state", None)
+        if features is None or not torch.equal(F.linear(features, head.weight), objective.logits(batch)):
             return None
     return head.weight
 
@@ -59,7 +63,8 @@ class HeadedCurvature:
         predicted = targets != IGNORED
         self._tensors = tensors
         self._place = next((i for i, t in enumerate(tensors) if t is weight), None)
-        self._live = trunk(**_arguments(batch)).last_hidden_state[:, :-1][predicted]  # (n, D), with a graph
+        trunk_output = trunk(**batch.inputs, **objective.options)
+        self._live = trunk_output.last_hidden_state[:, :-1][predicted]  # (n, D), with a graph
         self.head = _Head(self._live.detach(), weight.detach(), targets[predicted], exact=not gauss_newton)
         self.tokens = float(predicted.sum())
         self._gauss_newton = gauss_newton
@@ -168,8 +173,3 @@ class _Slopes(torch.autograd.Function):
         if moved is None:
             moved = torch.zeros_like(ctx.head.features)
         return *ctx.head.move(moved, turned), None
-
-
-def _arguments(batch: Batch) -> dict[str, Any]:
-    found: dict[str, Any] = {"input_ids": batch.ids, "use_cache": False}
-    return found if batch.attention is None else {**found, "attention_mask": batch.attention}

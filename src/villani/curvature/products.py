@@ -15,7 +15,8 @@ from torch import nn
 from torch.func import functional_call, grad, jvp
 
 from villani.errors import InputError
-from villani.landscape.objective import Objective
+from villani.landscape.hub import first_line
+from villani.landscape.objective import Objective, check_differentiable
 
 Tensors = Sequence[torch.Tensor]
 ProductMethod = Literal["reverse-over-reverse", "forward-over-reverse", "finite-differences"]
@@ -25,7 +26,12 @@ TOLERANCE = 1e-3  # the largest relative error of a finite difference that is le
 
 
 def differentiable_gradient(loss: torch.Tensor, tensors: Tensors) -> list[torch.Tensor]:
-    """The gradient of a scalar, with its own graph; zero for tensors that the scalar does not depend on."""
+    """The gradient of a scalar, with its own graph; zero for tensors that the scalar does not depend on.
+
+    Raises:
+        InputError: the scalar has no graph.
+    """
+    check_differentiable(loss)
     gradient = torch.autograd.grad(loss, tensors, create_graph=True, allow_unused=True)
     return [torch.zeros_like(t) if g is None else g for g, t in zip(gradient, tensors, strict=True)]
 
@@ -72,6 +78,9 @@ def forward_product(objective: Objective, batch: object, vector: Tensors) -> tup
         objective: whose model, loss and θ.
         batch: one of `objective.batches(g)`.
         vector: v, as tensors of θ's shapes and dtype.
+
+    Raises:
+        InputError: an operation has no forward derivative.
     """
     module = _LossSum(objective)
     names = [f"model.{p.name}" for p in objective.parameters.parameters]
@@ -82,7 +91,17 @@ def forward_product(objective: Objective, batch: object, vector: Tensors) -> tup
 
     theta = {name: t.detach() for name, t in zip(names, objective.parameters.tensors, strict=True)}
     tangent = dict(zip(names, vector, strict=True))
-    found: Any = jvp(grad(loss, has_aux=True), (theta,), (tangent,), has_aux=True)
+    try:
+        found: Any = jvp(grad(loss, has_aux=True), (theta,), (tangent,), has_aux=True)
+    except torch.OutOfMemoryError:
+        raise
+    except (NotImplementedError, RuntimeError, InputError) as error:
+        cause = error.__cause__ if isinstance(error, InputError) else error
+        if cause is None:  # a refusal of its own
+            raise
+        raise InputError(
+            f"no forward-over-reverse of this loss: {first_line(cause).rstrip('.')}: use reverse-over-reverse"
+        ) from error
     _, curved, tokens = found
     return [curved[name] for name in names], float(tokens)
 

@@ -27,6 +27,7 @@ E[((W_ŷ − Wᵀp)·h_k)²], so that no tangent is ever as large as the vocabul
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -34,6 +35,7 @@ import torch
 from villani.curvature.jets import Jet, Probed, Tangents, add_to, as_jet
 from villani.curvature.rules import BY_SEQUENCE, RULES
 from villani.errors import InputError
+from villani.landscape.batches import Batch
 from villani.landscape.graph import LogitGraph, place
 
 
@@ -65,14 +67,12 @@ class Sweep:
         self._joined: dict[int, int] = {}
         self._factors: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
 
-    def features(self, ids: torch.Tensor, attention: torch.Tensor | None) -> Jet:
+    def features(self, batch: Batch) -> Jet:
         """The input of the head, (B, T, D), for a graph that `check_rules` lets through."""
         stop = self.graph.head.features
-        self.sequences = len(ids)
+        self.sequences = len(batch.ids)
         uses = _uses(self.graph)
-        values: dict[torch.fx.Node, Any] = {self.graph.ids: ids, **self.graph.constants}
-        if self.graph.attention is not None:
-            values[self.graph.attention] = attention
+        values: dict[torch.fx.Node, Any] = {**self.graph.placed(batch), **self.graph.constants}
         for node in self.graph.nodes:
             if node.op == "call_function":
                 values[node] = self._run(node, values)
@@ -192,12 +192,13 @@ def check_rules(graph: LogitGraph) -> None:
             return
 
 
-def isolated_nodes(graph: LogitGraph, tensors: Sequence[torch.Tensor], ids: torch.Tensor) -> frozenset[torch.fx.Node]:
+def isolated_nodes(graph: LogitGraph, tensors: Sequence[torch.Tensor], batch: Batch) -> frozenset[torch.fx.Node]:
     """Nodes whose output, as (B, N, E), has the rows of each sequence in its own part, apart from all others.
 
-    Found by trial: of the sequences `ids` (B, T), the first is changed. None are isolated where features of the others
-    move. `tensors` are those of θ.
+    Found by trial: of the batch's sequences the first is changed. None are isolated where features of the others move.
+    `tensors` are those of θ.
     """
+    ids = batch.ids
     shapes = {node: node.meta["val"].shape for node in graph.nodes if isinstance(node.meta.get("val"), torch.Tensor)}
     if len(ids) == 1:
         return frozenset(shapes)
@@ -206,10 +207,8 @@ def isolated_nodes(graph: LogitGraph, tensors: Sequence[torch.Tensor], ids: torc
     isolated = set()
     values: list[dict[torch.fx.Node, Any]] = []
     for tokens in (ids, changed):
-        start: dict[torch.fx.Node, Any] = {graph.ids: tokens, **graph.constants}
+        start: dict[torch.fx.Node, Any] = {**graph.placed(replace(batch, ids=tokens)), **graph.constants}
         values.append(start | {node: tensors[index].detach() for node, index in graph.parameters.items()})
-        if graph.attention is not None:
-            values[-1][graph.attention] = torch.ones_like(ids)
     uses = _uses(graph)
     for node in graph.nodes:
         if node.op == "call_function":

@@ -30,7 +30,7 @@ from villani.curvature.products import (
 )
 from villani.curvature.sketch import GradientSketch
 from villani.errors import InputError
-from villani.landscape.objective import Forward, Objective
+from villani.landscape.objective import Forward, Objective, check_differentiable
 from villani.statistics import Array
 from villani.streams import Purpose, stream
 
@@ -95,6 +95,7 @@ def group_statistics(
             _check_finite(forward.loss, f"group {group}: the loss")
             tokens += forward.tokens
             loss += float(forward.loss.detach().double())
+            check_differentiable(forward.loss)
             if sampler is not None or products != "reverse-over-reverse":
                 slopes = list(
                     torch.autograd.grad(forward.loss, space.tensors, allow_unused=True, materialize_grads=True)
@@ -142,8 +143,10 @@ def group_statistics(
         traces += gauss_newton
     for name, values in (("gradient", gradient.numpy()), ("Hessian trace", traces)):
         if not np.isfinite(values).all():
+            wide = space.dtype == torch.float64
+            advice = "is a root, a logarithm or a masked softmax taken of nothing?" if wide else "try float64"
             raise InputError(
-                f"group {group}: the {name} is not finite though the loss is {loss / tokens:.6g}: try float64"
+                f"group {group}: the {name} is not finite though the loss is {loss / tokens:.6g}: {advice}"
             )
     return GroupStatistics(tokens, loss, gradient.numpy(), dots, traces, gauss_newton)
 

@@ -10,7 +10,8 @@ import torch
 from villani.dynamics.langevin import Evaluation, Sums
 from villani.dynamics.noise import gaussian
 from villani.errors import InputError
-from villani.landscape.objective import Batch, Objective
+from villani.landscape.batches import Batch
+from villani.landscape.objective import Objective
 from villani.statistics import Array
 from villani.streams import Purpose, stream
 
@@ -35,7 +36,8 @@ class NetworkTarget:
     as far from 0 as it can be, so that slow odd modes are seen, where the loss may be blind to them (THEORY.md §4).
 
     Raises:
-        InputError: a parameter is not stored contiguously, or the batch is larger than the data set.
+        InputError: a parameter is not stored contiguously, the batch is larger than the data set, or groups have other
+            inputs than ids, or blocks of unequal length.
     """
 
     walkers = replicates = 1
@@ -56,9 +58,18 @@ class NetworkTarget:
         self.decayed = [p.decayed for p in space.parameters]
         self.dimension = space.size
         self.extras = tuple(f"linear_{number}" for number in range(LINEAR))
-        self._data = Batch(*(torch.cat([getattr(g, name) for g in groups]) for name in ("ids", "labels")))
-        if any(group.attention is not None for group in groups):
-            raise InputError("groups with an attention mask: dynamics need blocks of text that are padded on the right")
+        given = sorted({name for group in groups for name in group.inputs} - {"input_ids"})
+        if given:
+            raise InputError(
+                f"groups with {', '.join(given)}: dynamics need blocks of text that are padded on the right, with "
+                "labels of −100 in place of a mask"
+            )
+        lengths = sorted({group.ids.shape[1] for group in groups})
+        if len(lengths) > 1:
+            raise InputError(
+                f"groups have blocks of {lengths[0]} to {lengths[-1]} tokens: dynamics need one; pad on the right"
+            )
+        self._data = Batch(torch.cat([group.ids for group in groups]), torch.cat([group.labels for group in groups]))
         if batch is not None and not 1 <= batch <= len(self._data.ids):
             raise InputError(f"batch={batch}: expected 1 to {len(self._data.ids)}, the blocks of the data set")
         self._offsets = np.concatenate([[0], np.cumsum(space.sizes)])

@@ -22,7 +22,8 @@ from torch.fx.subgraph_rewriter import replace_pattern_with_filters
 from torch.utils import _pytree as pytree
 
 from villani.errors import InputError
-from villani.landscape.objective import IGNORED, Batch, Objective
+from villani.landscape.batches import IGNORED, Batch
+from villani.landscape.objective import Objective
 
 aten = torch.ops.aten
 _INTERNAL = tuple(f"{folder}/" for folder in (Path(__file__).parents[1], Path(torch.__file__).parent))
@@ -54,8 +55,7 @@ class LogitGraph:
         nodes: in an order that can be executed; placeholders included.
         parameters: placeholder node → index of its tensor in θ.
         constants: placeholder node → buffer or constant tensor.
-        ids: the placeholder of the token ids.
-        attention: the placeholder of the attention mask, or None.
+        inputs: the placeholders of what `Batch.inputs` holds, by name.
         logits: the node of the logits, (B, T, V).
         head: the last linear map.
     """
@@ -63,10 +63,13 @@ class LogitGraph:
     nodes: tuple[torch.fx.Node, ...]
     parameters: dict[torch.fx.Node, int]
     constants: dict[torch.fx.Node, torch.Tensor]
-    ids: torch.fx.Node
-    attention: torch.fx.Node | None
+    inputs: dict[str, torch.fx.Node]
     logits: torch.fx.Node
     head: Head
+
+    def placed(self, batch: Batch) -> dict[torch.fx.Node, torch.Tensor]:
+        """A batch's tensors by placeholder."""
+        return {self.inputs[name]: tensor for name, tensor in batch.inputs.items()}
 
 
 @dataclass(frozen=True)
@@ -77,7 +80,7 @@ class LossGraph:
         nodes: in an order that can be executed; placeholders included.
         parameters: placeholder node → index of its tensor in θ; a tied tensor may have several, some without users.
         constants: placeholder node → buffer or constant tensor.
-        inputs: placeholder node → the batch's tensor (ids, labels, attention; or the tensors of a custom group).
+        inputs: placeholder node → the batch's tensor (labels, then `Batch.inputs`; or the tensors of a custom group).
         loss: the node of the loss, a scalar: what `Objective.forward(batch).loss` is.
     """
 
@@ -138,14 +141,13 @@ class LossGraph:
 
 
 class _Logits(nn.Module):
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, objective: Objective, batch: Batch) -> None:
         super().__init__()
-        self.model = model
+        self.model = objective.model
+        self._objective, self._batch = objective, batch
 
-    def forward(self, ids: torch.Tensor, attention: torch.Tensor | None = None) -> torch.Tensor:
-        more = {} if attention is None else {"attention_mask": attention}
-        logits: torch.Tensor = self.model(input_ids=ids, use_cache=False, **more).logits
-        return logits
+    def forward(self, *tensors: torch.Tensor) -> torch.Tensor:
+        return self._objective.logits(self._batch.holding(tensors))
 
 
 class _Loss(nn.Module):
@@ -155,9 +157,10 @@ class _Loss(nn.Module):
         super().__init__()
         self.model = objective.model
         self._objective = objective
+        self._batch = batch
         if isinstance(batch, Batch):
             labels = batch.labels.clone() if batch.labels is batch.ids else batch.labels  # or export makes them one
-            self._leaves: list[Any] = [t for t in (batch.ids, labels, batch.attention) if t is not None]
+            self._leaves: list[Any] = [labels, *batch.inputs.values()]
         else:
             self._leaves, self._tree = pytree.tree_flatten(batch)
         self.inputs = tuple(leaf for leaf in self._leaves if isinstance(leaf, torch.Tensor))
@@ -169,15 +172,9 @@ class _Loss(nn.Module):
         leaves = [next(given) if isinstance(leaf, torch.Tensor) else leaf for leaf in self._leaves]
         return self._objective.forward(pytree.tree_unflatten(leaves, self._tree)).loss
 
-    def _cross_entropy(
-        self, ids: torch.Tensor, labels: torch.Tensor, attention: torch.Tensor | None = None
-    ) -> torch.Tensor:
+    def _cross_entropy(self, labels: torch.Tensor, *inputs: torch.Tensor) -> torch.Tensor:
         """`Objective.forward` without the selection of predicted positions, whose shape depends on data."""
-        more = {} if attention is None else {"attention_mask": attention}
-        output = self.model(input_ids=ids, use_cache=False, **more)
-        if not hasattr(output, "logits"):
-            raise InputError(f"{type(self.model).__name__} returns no logits: give loss_fn(model, group)")
-        logits = output.logits[:, :-1].flatten(0, 1)  # (B(T−1), V)
+        logits = self._objective.logits(self._batch.holding(inputs))[:, :-1].flatten(0, 1)  # (B(T−1), V)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         targets = labels[:, 1:].flatten()
         loss: torch.Tensor = nn.functional.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="sum")
@@ -185,7 +182,7 @@ class _Loss(nn.Module):
 
 
 def trace_logits(objective: Objective, batch: Batch) -> LogitGraph:
-    """Trace the forward pass for blocks of this shape (with or without a mask); about a second, once for an objective.
+    """Trace the forward pass for blocks of this form; about a second, once for an objective.
 
     Raises:
         InputError: the model has a loss function of its own, its forward cannot be exported, or its logits do not come
@@ -196,14 +193,13 @@ def trace_logits(objective: Objective, batch: Batch) -> LogitGraph:
     key = _key("logits", objective, batch)
     if key in objective.traced:
         return objective.traced[key]  # type: ignore[no-any-return]
-    inputs = (batch.ids,) if batch.attention is None else (batch.ids, batch.attention)
-    nodes, parameters, constants, users, logits = _trace(objective, _Logits(objective.model), inputs)
+    inputs = batch.inputs
+    nodes, parameters, constants, users, logits = _trace(objective, _Logits(objective, batch), tuple(inputs.values()))
     graph = objective.traced[key] = LogitGraph(
         nodes=nodes,
         parameters=parameters,
         constants=constants,
-        ids=users[0],
-        attention=users[1] if len(users) > 1 else None,
+        inputs=dict(zip(inputs, users, strict=True)),
         logits=logits,
         head=_find_head(logits, parameters),
     )
@@ -238,8 +234,7 @@ def _key(what: str, objective: Objective, batch: Batch) -> tuple[Any, ...]:
     """What a language model's graph depends on, but for what is changed inside a module after it was traced."""
     tensors = objective.parameters.tensors
     return (
-        what, batch.ids.shape, batch.attention is not None, frozenset((t.dtype, t.device) for t in tensors),
-        tuple(objective.model.named_modules()),
+        what, batch.form, frozenset((t.dtype, t.device) for t in tensors), tuple(objective.model.named_modules()),
     )  # fmt: skip
 
 

@@ -84,6 +84,7 @@ def _prepare(model: Any, dtype: torch.dtype, device: str) -> None:
         raise InputError(f"device {device!r} cannot be used: {first_line(error)}") from error
     model.eval()
     model.config.use_cache = False
+    model.config.return_dict = True
     if getattr(model, "loss_type", None) is None:
         model.loss_type = "ForCausalLM"  # which it falls back to anyway, with a warning at the first loss
     for module in plain_lookups(model):
@@ -100,7 +101,7 @@ def _check_weights(model: torch.nn.Module, name: str) -> None:
 
 def _context(model: torch.nn.Module) -> int | None:
     context = getattr(model.config.get_text_config(), "max_position_embeddings", None)  # type: ignore[union-attr, operator]
-    return int(context) if context else None
+    return int(context) if context and context > 0 else None  # XLNet's is −1: there is no limit
 
 
 def _locate(spec: str) -> tuple[Path, str]:

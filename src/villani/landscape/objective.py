@@ -9,46 +9,19 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import nn
 
-from villani.errors import InputError
+from villani.errors import InputError, check_whole, is_number
 from villani.landscape.evaluation import evaluating, plain_arithmetic
+from villani.landscape.batches import IGNORED as IGNORED
+from villani.landscape.batches import Batch as Batch
+from villani.landscape.batches import logits_of, options, read_batch
+from villani.landscape.hub import first_line
 from villani.landscape.parameters import ParameterSpace
 from villani.landscape.trial import check_forward
 
-IGNORED = -100  # the label of a position that is not predicted
 MICRO_TOKENS = 512  # tokens in one forward pass: what fits a 125M-parameter double backward into 8 GiB
 
 Work = TypeVar("Work", bound=Callable[..., Any])
 LossFunction = Callable[[nn.Module, Any], torch.Tensor | tuple[torch.Tensor, float]]
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Token blocks that go through the model together; all (B, T).
-
-    Attributes:
-        ids: token ids.
-        labels: ids again, or −100 where the position is not predicted; label t is predicted from position t − 1.
-        attention: 1 for real tokens, 0 for padding; None when nothing is masked.
-    """
-
-    ids: torch.Tensor
-    labels: torch.Tensor
-    attention: torch.Tensor | None = None
-
-    @property
-    def tokens(self) -> int:
-        """Predicted tokens."""
-        return int((self.labels[:, 1:] != IGNORED).sum())
-
-    def rows(self, start: int, stop: int) -> "Batch":
-        """Some of the blocks."""
-        attention = None if self.attention is None else self.attention[start:stop]
-        return Batch(self.ids[start:stop], self.labels[start:stop], attention)
-
-    def to(self, device: torch.device) -> "Batch":
-        """The same blocks on another device."""
-        attention = None if self.attention is None else self.attention.to(device)
-        return Batch(self.ids.to(device), self.labels.to(device), attention)
 
 
 @dataclass(frozen=True)
@@ -74,18 +47,20 @@ class Objective:
     Args:
         model: a module whose forward is that of a Hugging Face causal language model, or any module with `loss_fn`.
         groups: int64 token ids (G, B, T); or a sequence of G groups, each ids (B, T) or a mapping with `input_ids` and,
-            if wanted, `labels` (−100: not predicted) and `attention_mask`; sizes may differ. With `loss_fn`, a sequence
-            of whatever it takes. A group is the unit of data noise: groups are taken as independent draws.
+            if wanted, `labels` (−100: not predicted), `attention_mask`, `position_ids` and what else the model's
+            forward names; sizes may differ, and `landscape/batches.py` says what becomes of padding and of packed rows.
+            With `loss_fn`, a sequence of whatever it takes. A group is the unit of data noise: groups are taken as
+            independent draws.
         weight_decay: λ ≥ 0, the default of `Measurement.psi`; it enters no measurement.
         decay: the mask m, see `ParameterSpace`.
         finite: the groups are the whole data set, rather than a sample of it.
-        loss_fn: `loss_fn(model, group)` returns a mean loss, or (sum of losses, number of terms).
+        loss_fn: `loss_fn(model, group)` returns a mean loss, or (sum of losses, number of terms); losses are tensors.
         micro_tokens: tokens in one forward pass at most; blocks are never split. Fixes memory, and rounding.
 
     Raises:
-        InputError: λ negative or not finite, no groups, ids outside the vocabulary, blocks longer than the model's
-            context, nothing to predict in a group, a θ that cannot be measured, or a forward pass that is no function
-            of θ or, without `loss_fn`, predicts no next token (see `landscape/trial.py`).
+        InputError: λ negative or not finite, no groups, what `read_batch` refuses, inference mode, a θ that cannot be
+            measured, or a forward pass that is no function of θ or, without `loss_fn`, predicts no next token (see
+            `landscape/trial.py`).
     """
 
     def __init__(
@@ -99,28 +74,45 @@ class Objective:
         micro_tokens: int = MICRO_TOKENS,
     ) -> None:
         check_weight_decay(weight_decay)
-        if micro_tokens < 1:
-            raise InputError(f"micro_tokens={micro_tokens}: expected at least 1")
+        check_whole(1, micro_tokens=micro_tokens)
+        if not isinstance(model, nn.Module):
+            raise InputError(f"model is a {type(model).__name__}: expected a torch.nn.Module")
+        if loss_fn is not None and not callable(loss_fn):
+            raise InputError(f"loss_fn is a {type(loss_fn).__name__}: expected a function of (model, group)")
+        single = isinstance(groups, Mapping | str) or (isinstance(groups, torch.Tensor) and groups.dim() == 0)
+        if single or not isinstance(groups, Iterable):
+            raise InputError(
+                f"groups is a {type(groups).__name__}: expected a tensor (G, B, T) or a sequence of groups"
+            )
         self.model = model
         self.weight_decay = float(weight_decay)
         self.finite = finite
         self.loss_fn = loss_fn
         self.micro_tokens = micro_tokens
         self.parameters = ParameterSpace(model, decay)
+        _check_inference_mode()
+        if any(t.is_inference() for t in self.parameters.tensors):
+            raise InputError("the model was made in torch.inference_mode: it has no derivatives; make it outside")
         self.parameters.check()
         self.device = self.parameters.tensors[0].device
         self._watched = False
         self.traced: dict[Any, Any] = {}  # the graphs that landscape/graph.py made of it
-        self.groups: list[Any] = list(groups) if loss_fn else [_as_batch(g, i) for i, g in enumerate(groups)]
+        self.options = {} if loss_fn else options(model)
+        self.groups: list[Any] = list(groups)
         if not self.groups:
             raise InputError("groups is empty: expected a tensor (G, B, T) or a sequence of groups")
         if loss_fn is None:
-            _check_tokens(model, self.groups)
+            self.groups = [read_batch(group, model, f"group {index}") for index, group in enumerate(self.groups)]
         check_forward(self)
 
     @contextmanager
     def evaluating(self, *, fused: bool = False) -> Iterator[None]:
-        """Plain arithmetic, dropout off, twice-differentiable attention; see `landscape/evaluation.py`."""
+        """Plain arithmetic, dropout off, twice-differentiable attention; see `landscape/evaluation.py`.
+
+        Raises:
+            InputError: inference mode is on.
+        """
+        _check_inference_mode()
         with evaluating(self.model, self.device, fused=fused):
             yield
 
@@ -163,25 +155,37 @@ class Objective:
         """Run the model on one piece. Cross-entropy is taken in float32 or wider, in nats.
 
         Raises:
-            InputError: the model's output has no logits.
+            InputError: the model fails on it or its output has no logits; the custom loss is no tensor of one entry.
         """
         if self.loss_fn is not None:
-            result = self.loss_fn(self.model, batch)
-            loss, tokens = result if isinstance(result, tuple) else (result, 1.0)
-            return Forward(loss, float(tokens))
-        arguments = {"input_ids": batch.ids, "use_cache": False}
-        if batch.attention is not None:
-            arguments["attention_mask"] = batch.attention
-        output = self.model(**arguments)
-        if not hasattr(output, "logits"):
-            raise InputError(f"{type(self.model).__name__} returns no logits: give loss_fn(model, group)")
+            return _custom(self.loss_fn(self.model, batch))
         targets = batch.labels[:, 1:]
         predicted = targets != IGNORED
-        logits = output.logits[:, :-1][predicted]  # (n, V)
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         labels = targets[predicted]  # (n,)
-        loss = nn.functional.cross_entropy(logits, labels, reduction="sum")
+        try:
+            logits = self.logits(batch)[:, :-1][predicted]  # (n, V)
+            logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+            loss = nn.functional.cross_entropy(logits, labels, reduction="sum")
+        except (InputError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:  # a forward fails in as many ways as there are models
+            mixed = self.parameters.dtype == torch.float64 and isinstance(error, RuntimeError)
+            advice = "; some models mix precisions: try float32" if mixed else ""
+            raise InputError(f"{type(self.model).__name__} fails on a batch: {first_line(error)}{advice}") from error
+        if batch.attention is not None and not bool(torch.isfinite(loss)) and not bool(batch.attention.all()):
+            raise InputError(
+                f"{type(self.model).__name__} gives {float(loss.detach())} where padding cannot be moved to the "
+                "right: set labels to −100 in padding and at the first token after it, and give no other inputs"
+            )
         return Forward(loss, float(len(labels)), logits, labels)
+
+    def logits(self, batch: Batch) -> torch.Tensor:
+        """What the model gives for a batch, (B, T, V).
+
+        Raises:
+            InputError: it gives no logits.
+        """
+        return logits_of(self.model(**batch.inputs, **self.options), self.model, batch.ids)
 
     def loss(self, group: int | None = None) -> float:
         """Mean nats per predicted token, of one group or of all."""
@@ -212,6 +216,7 @@ class Objective:
                     forward = self.forward(batch)
                     tokens += forward.tokens
                     loss += float(forward.loss.detach().double())
+                    check_differentiable(forward.loss)
                     pieces = torch.autograd.grad(forward.loss, self.parameters.tensors, allow_unused=True)
                     for total, piece in zip(sums, pieces, strict=True):
                         if piece is not None:
@@ -247,39 +252,29 @@ def at_one_theta(work: Work) -> Work:
 
 def check_weight_decay(weight_decay: float) -> None:
     """Refuse a λ that is negative or not finite."""
-    if not 0 <= weight_decay < float("inf"):
+    if not is_number(weight_decay) or not 0 <= weight_decay < float("inf"):
         raise InputError(f"weight_decay={weight_decay}: expected a finite number ≥ 0")
 
 
-def _as_batch(group: Any, index: int) -> Batch:
-    if isinstance(group, Batch):
-        return group
-    fields = group if isinstance(group, Mapping) else {"input_ids": group}
-    ids = fields["input_ids"]
-    if not isinstance(ids, torch.Tensor) or ids.dim() != 2 or ids.dtype != torch.int64:
-        shape = (tuple(ids.shape), ids.dtype) if isinstance(ids, torch.Tensor) else type(ids).__name__
-        raise InputError(f"group {index}: expected int64 token ids of shape (B, T), got {shape}")
-    attention = fields.get("attention_mask")
-    labels = fields.get("labels")
-    if labels is None:
-        labels = ids if attention is None else ids.masked_fill(attention == 0, IGNORED)
-    return Batch(ids, labels, attention)
+def check_differentiable(loss: torch.Tensor) -> None:
+    """Refuse a loss that autograd has no graph of."""
+    if not loss.requires_grad:
+        raise InputError("the loss has no gradient: loss_fn has to compute it without detach, item or no_grad")
 
 
-def _check_tokens(model: nn.Module, groups: list[Batch]) -> None:
-    find = getattr(model, "get_input_embeddings", None)
-    vocabulary = getattr(find() if callable(find) else None, "num_embeddings", None)
-    context = getattr(getattr(model, "config", None), "max_position_embeddings", None)
-    for index, batch in enumerate(groups):
-        low, high = int(batch.ids.min()), int(batch.ids.max())
-        if low < 0 or (vocabulary is not None and high >= vocabulary):
-            raise InputError(
-                f"group {index}: token ids run from {low} to {high}, outside the model's vocabulary of {vocabulary}: "
-                "use the model's own tokenizer"
-            )
-        if context is not None and batch.ids.shape[1] > context:
-            raise InputError(
-                f"group {index}: blocks of {batch.ids.shape[1]} tokens are longer than the model's context of {context}"
-            )
-        if batch.tokens == 0:
-            raise InputError(f"group {index}: nothing to predict (every label after the first position is −100)")
+def _custom(result: Any) -> Forward:
+    """What a custom loss function returns, as a loss sum."""
+    loss, tokens = result if isinstance(result, tuple) and len(result) == 2 else (result, 1.0)
+    if not isinstance(loss, torch.Tensor) or loss.numel() != 1 or not loss.is_floating_point():
+        found = f"{loss.dtype} of shape {tuple(loss.shape)}" if isinstance(loss, torch.Tensor) else type(loss).__name__
+        raise InputError(f"loss_fn returns {found}, no tensor of one entry: expected that, or (that, number of terms)")
+    if isinstance(tokens, torch.Tensor) and tokens.numel() == 1:
+        tokens = float(tokens)
+    if not is_number(tokens) or not 0 < tokens < float("inf"):
+        raise InputError(f"loss_fn returns {tokens!r} as its number of terms: expected a finite number > 0")
+    return Forward(loss if loss.dim() == 0 else loss.reshape(()), float(tokens))
+
+
+def _check_inference_mode() -> None:
+    if torch.is_inference_mode_enabled():
+        raise InputError("torch.inference_mode is on, where nothing has derivatives: leave it, or use torch.no_grad")
