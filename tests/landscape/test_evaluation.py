@@ -20,7 +20,7 @@ from transformers import (
 from tests.conftest import dense, make_model, make_pool
 from villani.curvature.operators import Curvature
 from villani.curvature.products import hessian_vector_product
-from villani.curvature.spectrum import quadrature, sign_probe
+from villani.curvature.spectrum import quadrature, sphere_probe
 from villani.dynamics.training import train
 from villani.errors import InputError
 from villani.integrations.live import PREFIX, Live
@@ -221,7 +221,7 @@ def test_eigenvalues_and_sweeps_do_not_depend_on_autocast():
 
     def work():
         operator = Curvature(objective)
-        first = quadrature(operator, sign_probe(operator.parameters, 0, 0), 6)
+        first = quadrature(operator, sphere_probe(operator.parameters, 0, 0), 6)
         swept = measure(objective, trace="taylor", shares=0)
         return first.nodes.tolist(), swept.joint.values.tolist()
 
