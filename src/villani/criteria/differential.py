@@ -4,8 +4,8 @@ Every rescaling symmetry that the traced loss shows is turned into orbits. Their
 groups; a second share of the groups leads a descent to a θ where s* is smaller; and the few orbits that came out
 smallest are measured again on groups that had no part in any choice, with probes of their own. Along the worst of them
 Ψ_s is measured and held against its exact expansion. A finite s* refutes (iv) for all s above it. Finding none proves
-nothing. What moves the loss beyond rounding is no orbit, whatever algebra says, and a Δ_B L that rounding explains is none
-(`rounding`): no verdict comes from either.
+nothing. What moves the loss beyond rounding is no orbit, whatever algebra says, and a Δ_B L that rounding explains is
+none (`rounding`): no verdict comes from either.
 """
 
 import math
@@ -167,8 +167,8 @@ def _confirmed_by_loss(
 def _vetoed(orbit: Orbit, moved: float, count: int) -> str:
     more = f" and {count - 1} more" if count > 1 else ""
     return (
-        f"Dropped: {orbit.name}{more}, on which the loss moves by {moved:.2g}, beyond rounding, so that it is no orbit, "
-        "whatever the graph says."
+        f"Dropped: {orbit.name}{more}, on which the loss moves by {moved:.2g}, beyond rounding, so that it is no "
+        "orbit, whatever the graph says."
     )
 
 
@@ -247,13 +247,13 @@ class _Work:
 
         def unit() -> Rows:
             seed = 2 * self.seed + _FRESH
-            return {"error": laplacian_rounding(self.objective, self.parts, finding.orbit, groups, seed)}
+            return {"error": np.array(laplacian_rounding(self.objective, self.parts, finding.orbit, groups, seed))}
 
         memory = partial(peak_memory, self.objective.device)
         scope = f"rounding/{finding.orbit.name}/{len(finding.moved)}"
         with replaced(self.objective, finding.moved):
             [row] = Team().map({"rounding": unit}, self._kept(scope), None, memory)
-        error, found = float(np.asarray(row["error"])), finding.threshold
+        error, found = float(row["error"]), finding.threshold
         trace, total = found.laplacian.value, found.rounding + error
         if trace <= total:
             return replace(found, value=math.inf, upper=math.inf, rounding=total)
@@ -411,8 +411,8 @@ def _outcome(above: float, findings: list[Finding], tried: str, temperature: flo
         where = "at a θ that the search led to" if worst.moved else "at the given θ"
         return Outcome(
             "refuted",
-            f"for every s > {_rounded_up(above)} ({how}; {here} the s = {temperature:.3g} of this audit) Ψ_s falls to −∞ along "
-            f"{worst.orbit.name}, on which the loss is constant. This is the smallest s* found, {where}; "
+            f"for every s > {_rounded_up(above)} ({how}; {here} the s = {temperature:.3g} of this audit) Ψ_s falls to "
+            f"−∞ along {worst.orbit.name}, on which the loss is constant. This is the smallest s* found, {where}; "
             f"tried were {tried}.",
         )
     return Outcome("not refuted", f"none of {tried} showed Δ_B L > 0 beyond its error")

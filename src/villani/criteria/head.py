@@ -71,7 +71,9 @@ class _Reader:
         classes, features = self.parameters[head.weight].tensor.shape
         gain, bias, eps = self._norm(self._back(head.features, head.node), features)
         if not eps > 0:
-            raise InputError(f"the last norm has ε = {eps:g}: without ε > 0 it has no value where its input is constant")
+            raise InputError(
+                f"the last norm has ε = {eps:g}: without ε > 0 it has no value where its input is constant"
+            )
         moving = [i for i in (gain, bias) if isinstance(i, int)]
         for index in moving:
             self._used_once(index, "the last norm's")
@@ -99,7 +101,9 @@ class _Reader:
         users = [u for n, i in self.graph.parameters.items() if i == index for u in n.users]
         name = self.parameters[index].name
         if len(users) != 1:
-            raise InputError(f"{what} {name} is used {len(users)} times, as a tied one is: also in {self._elsewhere(users)}")
+            raise InputError(
+                f"{what} {name} is used {len(users)} times, as a tied one is: also in {self._elsewhere(users)}"
+            )
 
     def _elsewhere(self, users: list[torch.fx.Node]) -> str:
         other = next((u for u in users if u is not self.graph.head.node), users[0])
@@ -126,24 +130,24 @@ class _Reader:
         if node.target is aten.add.Tensor and not node.kwargs:
             pairs = [(a, self._factor(b)) for a, b in (node.args, node.args[::-1]) if self._is_factor(b)]
             if len(pairs) == 1:
-                (inner, bias), = pairs
+                ((inner, bias),) = pairs
                 node = self._back(inner, node)
-        eps = _spelled_out(node, features)
-        if eps is not None and bias is None:
-            return None, None, eps
+        plain = _spelled_out(node, features)
+        if plain is not None and bias is None:
+            return None, None, plain
         if node.target is aten.mul.Tensor:
             for a, b in (node.args, node.args[::-1]):
                 if self._is_factor(b) and isinstance(a, torch.fx.Node):
-                    eps = _spelled_out(self._back(a, node), features)
-                    if eps is not None:
-                        return self._factor(b), bias, eps
-        raise InputError(f"what the head reads comes from {node.target} at {place(node)}, not from a norm that is known")
+                    inside = _spelled_out(self._back(a, node), features)
+                    if inside is not None:
+                        return self._factor(b), bias, inside
+        raise InputError(
+            f"what the head reads comes from {node.target} at {place(node)}, not from a norm that is known"
+        )
 
     def _is_factor(self, node: Any) -> bool:
         source = original(node)
-        return isinstance(source, torch.fx.Node) and (
-            source in self.graph.parameters or source in self.graph.constants
-        )
+        return isinstance(source, torch.fx.Node) and (source in self.graph.parameters or source in self.graph.constants)
 
     def _factor(self, node: Any) -> Any:
         """What a gain or bias is: an index in θ, a tensor that does not move, or None."""
@@ -154,7 +158,9 @@ class _Reader:
             return self.graph.parameters[source]
         if source in self.graph.constants:
             return self.graph.constants[source]
-        raise InputError("the last norm's gain is computed, not a tensor of its own, so that logits have no degree in it")
+        raise InputError(
+            "the last norm's gain is computed, not a tensor of its own, so that logits have no degree in it"
+        )
 
 
 def _spelled_out(node: Any, features: int) -> float | None:

@@ -28,7 +28,6 @@ from villani.studies.subject import load_subject
 from villani.studies.witness import Claim, Witness, indexed, read_witness
 
 
-
 def replay(
     path: Path,
     run: Path | None = None,
@@ -159,7 +158,11 @@ def _surety(level: float) -> str:
 
 
 def _judged(
-    claim: Claim, found: Threshold | None, walk: Sequence[Step], flat: FlatDirection | None, slab: Slab | None,
+    claim: Claim,
+    found: Threshold | None,
+    walk: Sequence[Step],
+    flat: FlatDirection | None,
+    slab: Slab | None,
     allowed: float,
 ) -> tuple[list[str], bool]:
     """What came out, in sentences, and whether all of it refutes again."""

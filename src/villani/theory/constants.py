@@ -252,9 +252,9 @@ def homogeneous_head(
 
         C_P ≤ 2/(βλA) + (2/(βλ)) e^{βω}.
 
-    ⟨φ, ∇_φL⟩ = K·E[ℓ − H(p)] ≥ −K ln V makes e^{βλ‖φ‖²/4} a Lyapunov function; on the slab ‖φ‖ ≤ R, which is convex, L
-    changes by at most ω. Nothing else of the network enters. It bounds no log-Sobolev constant, so that nothing about KL
-    follows, and its size is no statement about any run.
+    ⟨φ, ∇_φL⟩ = K·E[ℓ − H(p)] ≥ −K ln V makes e^{βλ‖φ‖²/4} a Lyapunov function; on the slab ‖φ‖ ≤ R, which is convex,
+    L changes by at most ω. Nothing else of the network enters. It bounds no log-Sobolev constant, so that nothing about
+    KL follows, and its size is no statement about any run.
 
     Args:
         weight_decay: λ, on every coordinate of θ.
