@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from villani.errors import InputError
-from villani.theory.comparison import beyond_floats, powers
+from villani.theory.comparison import rounded_outwards
 from villani.theory.constants import homogeneous_head
 
 
@@ -102,17 +102,21 @@ def test_size_of_a_head_in_powers_of_ten():
     """Pythia-70M at λ = 0.1, β = 1: M = √(513/2)·4(25,756,672 + 2 ln 50,304)/0.1 = 1.65·10¹⁰, over ln 10."""
     found = homogeneous_head(0.1, 1.0, dimension=25756672, classes=50304, degree=2, slope=math.sqrt(513 / 2),
                              hypotheses="")  # fmt: skip
-    assert powers(found) == "10^(7.17·10⁹)"
+    assert rounded_outwards(found.log10, found.direction) == "10^(7.17·10⁹)"
     assert found.value == math.inf
 
 
 def test_powers_beyond_floats_round_outwards():
-    assert beyond_floats(1234.51, "upper") == "10^1,234.6"
-    assert beyond_floats(1234.59, "lower") == "10^1,234.5"
-    assert beyond_floats(7.160001e9, "upper") == "10^(7.17·10⁹)"
-    assert beyond_floats(7.169999e9, "lower") == "10^(7.16·10⁹)"
-    assert beyond_floats(9.9999e9, "upper") == "10^(1.00·10¹⁰)"
-    assert beyond_floats(-400.01, "upper") == "10^-400.0"
+    assert rounded_outwards(1234.51, "upper") == "10^1,234.6"
+    assert rounded_outwards(1234.59, "lower") == "10^1,234.5"
+    assert rounded_outwards(7.160001e9, "upper") == "10^(7.17·10⁹)"
+    assert rounded_outwards(7.169999e9, "lower") == "10^(7.16·10⁹)"
+    assert rounded_outwards(9.9999e9, "upper") == "10^(1.00·10¹⁰)"
+    assert rounded_outwards(-400.01, "upper") == "10^-400.0"
+    assert rounded_outwards(math.log10(28.1739), "upper") == "28.2"
+    assert rounded_outwards(math.log10(4.42369e6), "upper") == "4.43·10⁶"
+    assert rounded_outwards(math.log10(4.42969e6), "lower") == "4.42·10⁶"
+    assert rounded_outwards(math.log10(9.999e7), "upper") == "1.00·10⁸"
 
 
 def test_what_cannot_be_told_is_refused():

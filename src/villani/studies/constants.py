@@ -18,7 +18,7 @@ from villani.runs.records import ModelConstants, ModelConstantsRecord, ModelPoin
 from villani.runs.store import Ledger, write_settings
 from villani.studies.exact import constant_record, versions
 from villani.studies.finish import default_name, finish
-from villani.theory.comparison import model_constants, powers
+from villani.theory.comparison import model_constants, rounded_outwards
 from villani.theory.constants import Smoothing, homogeneous_head, variance_quotient
 
 ALPHA = 0.1  # prediction smoothing of the certified constant
@@ -152,8 +152,9 @@ def spectral_gap(head: NormalisedHead | str, weight_decay: float, temperature: f
         )  # fmt: skip
     except (InputError, OverflowError) as error:
         return _no_gap(str(error))
+    shown = rounded_outwards(constant.log10, "upper")
     text = (
-        f"Raw cross-entropy has a spectral gap: C_P ≤ {powers(constant)} at λ = {weight_decay:g}, s = {temperature:g} "
+        f"Raw cross-entropy has a spectral gap: C_P ≤ {shown} at λ = {weight_decay:g}, s = {temperature:g} "
         f"(C10, certified), since {hypotheses}. So Langevin diffusion converges exponentially in χ², whether (iv) "
         "holds or not. That is all it says: the size is astronomical and useless as a rate, and nothing follows about "
         "the log-Sobolev constant C_LS or about KL."

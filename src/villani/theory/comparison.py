@@ -161,22 +161,33 @@ def model_constants(
 def powers(constant: Constant) -> str:
     """The value for people: 0.12, 3010, 4.52·10⁶, or 10^1,234.5 beyond floats."""
     if abs(constant.log10) >= 300:
-        return beyond_floats(constant.log10, constant.direction)
+        return f"10^{constant.log10:,.1f}"
     mantissa, exponent = f"{constant.value:.2e}".split("e")
     if -4 <= int(exponent) < 6:
         return f"{float(f'{constant.value:.3g}'):.6g}"
     return f"{mantissa}·10{str(int(exponent)).translate(_SUPERSCRIPTS)}"
 
 
-def beyond_floats(log10: float, direction: Direction) -> str:
-    """A bound as a power of ten, away from the truth: 10^1,234.5, or 10^(7.17·10⁹)."""
+def rounded_outwards(log10: float, direction: Direction) -> str:
+    """10^log10 for people, away from the truth: 28.2, 2.42·10⁶, 10^1,234.5, or 10^(7.17·10⁹)."""
     outwards = math.ceil if direction == "upper" else math.floor
-    digits = 1 if abs(log10) < 1e6 else 2 - math.floor(math.log10(abs(log10)))
-    shown = outwards(Fraction(log10) * Fraction(10) ** digits) / Fraction(10) ** digits
-    if digits == 1:
-        return f"10^{float(shown):,.1f}"
-    mantissa, exponent = f"{float(shown):.2e}".split("e")
-    return f"10^({mantissa}·10{str(int(exponent)).translate(_SUPERSCRIPTS)})"
+    if abs(log10) < 300:
+        exponent = math.floor(log10)
+        sure = 1e-12 if direction == "upper" else -1e-12
+        hundredths = outwards(10 ** (log10 - exponent) * (1 + sure) * 100)
+        if -4 <= exponent < 6:
+            return f"{float(hundredths * Fraction(10) ** (exponent - 2)):.12g}"
+        return _scientific(hundredths, exponent)
+    if abs(log10) < 1e6:
+        return f"10^{outwards(Fraction(log10) * 10) / 10:,.1f}"
+    digits = math.floor(math.log10(abs(log10)))
+    return f"10^({_scientific(outwards(Fraction(log10) / Fraction(10) ** (digits - 2)), digits)})"
+
+
+def _scientific(hundredths: int, exponent: int) -> str:
+    if abs(hundredths) >= 1000:
+        hundredths, exponent = round(hundredths / 10), exponent + 1
+    return f"{hundredths / 100:.2f}·10{str(exponent).translate(_SUPERSCRIPTS)}"
 
 
 def _beyond(constant: Constant, visible: float) -> str:
