@@ -22,6 +22,7 @@ from rich.progress import Progress as RichProgress
 from rich.table import Column, Table
 
 from villani.doctor import Finding
+from villani.outwards import upper
 from villani.plan import duration
 from villani.report import audit as auditing
 from villani.report import convergence as converging
@@ -32,7 +33,6 @@ from villani.report.constants import value as constant_value
 from villani.report.numbers import format_interval, format_number, format_uncertain
 from villani.report.tables import named_statistics
 from villani.report.verdict import findings, headline
-from villani.rounding import upper
 from villani.runs.audits import AuditRecord, ReplayRecord, StepRecord
 from villani.runs.certificates import CertificateRecord
 from villani.runs.convergences import ConvergenceRecord

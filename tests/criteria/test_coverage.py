@@ -1,5 +1,6 @@
 """Criteria (ii) and (iii): certified where everything decays, refuted with a witness where not."""
 
+import dataclasses
 import math
 
 import pytest
@@ -233,3 +234,51 @@ def test_what_cannot_be_traced_is_unknown_unless_everything_decays():
     assert (found.growth.verdict, found.tails.verdict) == ("unknown", "unknown")
     assert "cannot be traced" in found.growth.reason
     assert audit_coverage(objective("all"), loss_bound=0.0).growth.verdict == "holds"
+
+
+FALSE_BEFORE = {
+    # name → loss, and the bound from below that it truly has over all of space, if any
+    "softplus, β = 0.1": (lambda w: F.softplus(w, beta=0.1).sum() - F.softplus(w, beta=0.1).sum(), None),
+    "softplus, β < 0": (lambda w: F.softplus(w, beta=-1.0).sum(), None),
+    "unbounded times underflow": (lambda w: -((w[0].tanh() - 800).exp() * w[1] ** 2), None),
+    "sigmoid of −800": (lambda w: -((w[0].tanh() - 800).sigmoid() * w[1] ** 2), None),
+    "root of log": (lambda w: w[0].log().tanh(), None),
+    "masked rows": (lambda w: w.masked_fill(torch.ones(3, dtype=torch.bool), -math.inf).softmax(0)[0], None),
+    "a mean of nothing": (lambda w: F.cross_entropy(w[None], torch.tensor([-100])), None),
+}
+
+
+@pytest.mark.parametrize("case", list(FALSE_BEFORE))
+def test_what_has_no_lower_bound_gets_none(case):
+    function, bound = FALSE_BEFORE[case]
+    assert audit_coverage(closed(function, 0.5, 1.0, 2.0)).lower_bound is bound
+
+
+def test_variance_reads_its_correction():
+    """Of 16 numbers in [−1, 1], over 16 − 15: 16 at the most, reached by ±1."""
+    loss = lambda w: -torch.var(w.tanh(), correction=15)  # noqa: E731
+    found = audit_coverage(closed(loss, *[(-1.0) ** i * 9 for i in range(16)])).lower_bound
+    assert found == pytest.approx(-16, rel=1e-5)
+    assert found <= -16
+
+
+def test_a_bound_that_a_value_contradicts_is_refused_with_a_sentence(monkeypatch):
+    from villani.criteria import enclosures
+    from villani.criteria.intervals import Range
+
+    monkeypatch.setitem(
+        enclosures.RULES, torch.ops.aten.square.default,
+        dataclasses.replace(enclosures.RULES[torch.ops.aten.square.default], range=lambda _: Range(3.0, 3.5)),
+    )  # fmt: skip
+    certified = audit_coverage(closed(lambda w: w.square().sum()))
+    assert certified.lower_bound is None
+    assert certified.growth.verdict == "not refuted"
+    assert "a value lies outside it: aten.square.default" in certified.growth.reason
+    slab = audit_coverage(closed(lambda w: w.square().sum(), weight_decay=0.0))
+    assert slab.slab is None
+    assert "a value lies outside it: aten.square.default" in slab.tails.reason
+
+
+def test_a_stated_bound_that_the_loss_contradicts_is_refused():
+    with pytest.raises(InputError, match=r"loss_bound=7: L = 5\.25 at the given θ"):
+        audit_coverage(closed(lambda w: w.square().sum()), loss_bound=7.0)

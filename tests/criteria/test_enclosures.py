@@ -1,4 +1,4 @@
-"""Every rule of interval arithmetic: what an operation gives, at random arguments and points of random boxes, lies inside.
+"""Every rule of interval arithmetic: what an operation gives at random arguments and points of random boxes is inside.
 
 The table of rules drives the test: one without a case here fails it.
 """
@@ -193,7 +193,7 @@ CASES = {
     aten.mean.default: of(),
     aten.mean.dim: lambda d: ([matrix(d)], reduced(d)),
     aten.cumsum.default: lambda d: ([matrix(d), scalar(d, 0, 1)], {}),
-    aten.var.correction: lambda d: ([matrix(d)], reduced(d) | {"correction": scalar(d, None, 0, 1, 2.5, 3, 11, 15, -4)}),
+    aten.var.correction: lambda d: ([matrix(d)], reduced(d) | {"correction": scalar(d, None, 0, 1, 2.5, 3, 11, 15)}),
     aten.var.dim: lambda d: ([matrix(d)], reduced(d) | {"unbiased": bool(d.integers(2))}),
     aten.var.default: lambda d: ([matrix(d), bool(d.integers(2))], {}),
     aten.linalg_vector_norm.default: lambda d: (

@@ -1,4 +1,4 @@
-"""No verdict from rounding: a Laplacian that is 0, a loss that moves on what is called an orbit, exponents as they are."""
+"""No verdict from rounding: Laplacians that are 0, losses that move on a supposed orbit, exponents as they are."""
 
 import math
 from fractions import Fraction
@@ -41,12 +41,11 @@ def cancelling(m, _=None):
     return (m.a * m.b[0]).exp().log() + m.a * m.b[1]
 
 
-POINTS = [(1.3, 0.7, -0.4), (2.0, 1.0, 0.3), (0.31, -1.7, 0.9), (5.0, 0.01, 2.0)]
+POINTS = [(1.3, 0.7, -0.4), (0.31, -1.7, 0.9)]
 
 
 @pytest.mark.parametrize("loss", [harmonic, cancelling])
-@pytest.mark.parametrize("finite", [True, False])
-@pytest.mark.parametrize("double", [True, False])
+@pytest.mark.parametrize(("finite", "double"), [(True, False), (True, True), (False, False)])
 def test_a_laplacian_that_is_zero_refutes_nothing(loss, finite, double):
     """Along a ↑ b ↓. The other way, a ↓ b ↑, Δ_a L is not 0."""
     for a, *b in POINTS:
@@ -95,7 +94,7 @@ def powers(p, q):
     return LossGraph(tuple(graph.nodes), {u: 0, v: 1}, {}, {}, loss)
 
 
-@settings(max_examples=300, deadline=None, derandomize=True)
+@settings(max_examples=100, deadline=None, derandomize=True)
 @given(EXPONENTS, EXPONENTS, st.integers(0, 2**31))
 def test_every_rescaling_that_is_found_leaves_the_loss(p, q, seed):
     """uᵖ·v^q: with exact exponents it is the same at R = 16 and R = 1/8, to float64."""

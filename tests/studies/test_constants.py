@@ -1,12 +1,14 @@
 """`villani constants MODEL`: shapes in, a sentence and a record out."""
 
 import json
+import math
 import re
 import sys
 
 import pytest
 
 from villani.cli import main
+from villani.studies.constants import ConstantsSettings, run_constants
 
 SMALL = "builtin:tiny?layers=1&width=8&context=32"
 
@@ -88,3 +90,30 @@ def test_bad_input_is_one_line(villani, words, fragment):
     lines = [line for line in err.splitlines() if line.startswith("villani: ")]
     assert len(lines) == 1
     assert fragment in lines[0]
+
+
+SHAPE = "layers=1&width=16&heads=2&vocab=64&context=16"
+
+
+def test_raw_cross_entropy_gets_a_constant_where_the_head_is_untied(tmp_path):
+    """d_φ = 64·16 + 2·16 for Pythia, M = √(17/2)·4(d_φ + 2β ln 64)/(βλ); ln C_P = M + ln 63 + … to a part in 10⁹."""
+    _, record = run_constants(
+        ConstantsSettings(model=f"config:pythia-70m?{SHAPE}", weight_decay=[0.1], temperature=[2.0]),
+        tmp_path / "untied",
+    )
+    found = record.points[0].spectral_gap
+    difference = math.sqrt(17 / 2) * 4 * (64 * 16 + 32 + 2 * math.log(64)) / 0.1
+    assert found.constant.log10 == pytest.approx((difference + math.log(63) + math.log(20)) / math.log(10), rel=1e-9)
+    assert (found.constant.id, found.constant.status, found.constant.kind) == ("C10", "certified", "Poincaré")
+    assert "nothing follows about the log-Sobolev constant C_LS or about KL" in found.text
+    assert {c.id for c in record.points[0].constants} == {"C3", "C8"}, "of another law: never ranked with these"
+    assert found.text in (tmp_path / "untied" / "records.json").read_text()
+
+
+@pytest.mark.parametrize("name", ["gpt-neo-125m", "smollm-135m"])
+def test_a_tied_head_is_told_why_not(tmp_path, name):
+    _, record = run_constants(ConstantsSettings(model=f"config:{name}?{SHAPE}"), tmp_path / "tied")
+    found = record.points[0].spectral_gap
+    assert found.constant is None
+    assert "as a tied one is: also in aten.embedding.default" in found.text
+    assert "open" in found.text

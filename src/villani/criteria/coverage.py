@@ -27,7 +27,7 @@ from villani.errors import InputError
 from villani.landscape.graph import LossGraph, trace_loss
 from villani.landscape.objective import Objective
 from villani.measurement import check_temperature
-from villani.rounding import upper
+from villani.outwards import upper
 from villani.streams import Purpose, stream
 
 Orbit = Mapping[int, float | torch.Tensor]

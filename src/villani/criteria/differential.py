@@ -4,8 +4,8 @@ Every rescaling symmetry that the traced loss shows is turned into orbits. Their
 groups; a second share of the groups leads a descent to a θ where s* is smaller; and the few orbits that came out
 smallest are measured again on groups that had no part in any choice, with probes of their own. Along the worst of them
 Ψ_s is measured and held against its exact expansion. A finite s* refutes (iv) for all s above it. Finding none proves
-nothing. What moves the loss beyond rounding is no orbit, whatever algebra says, and a Δ_B L that rounding explains is none
-(`rounding`): no verdict comes from either.
+nothing. What moves the loss beyond rounding is no orbit, whatever algebra says, and a Δ_B L that rounding explains is
+none (`rounding`): no verdict comes from either.
 """
 
 import math
@@ -37,7 +37,7 @@ from villani.landscape.batches import Batch
 from villani.landscape.graph import LossGraph, trace_loss
 from villani.landscape.objective import Objective
 from villani.measurement import check_temperature, peak_memory
-from villani.rounding import upper
+from villani.outwards import upper
 from villani.runs.distributed import Ledger, Rows, Scoped, Team
 from villani.statistics import Array
 
@@ -170,8 +170,8 @@ def _confirmed_by_loss(
 def _vetoed(orbit: Orbit, moved: float, count: int) -> str:
     more = f" and {count - 1} more" if count > 1 else ""
     return (
-        f"Dropped: {orbit.name}{more}, on which the loss moves by {moved:.2g}, beyond rounding, so that it is no orbit, "
-        "whatever the graph says."
+        f"Dropped: {orbit.name}{more}, on which the loss moves by {moved:.2g}, beyond rounding, so that it is no "
+        "orbit, whatever the graph says."
     )
 
 
@@ -250,13 +250,13 @@ class _Work:
 
         def unit() -> Rows:
             seed = 2 * self.seed + _FRESH
-            return {"error": laplacian_rounding(self.objective, self.parts, finding.orbit, groups, seed)}
+            return {"error": np.array(laplacian_rounding(self.objective, self.parts, finding.orbit, groups, seed))}
 
         memory = partial(peak_memory, self.objective.device)
         scope = f"rounding/{finding.orbit.name}/{len(finding.moved)}"
         with replaced(self.objective, finding.moved):
             [row] = Team().map({"rounding": unit}, self._kept(scope), None, memory)
-        error, found = float(np.asarray(row["error"])), finding.threshold
+        error, found = float(row["error"]), finding.threshold
         trace, total = found.laplacian.value, found.rounding + error
         if trace <= total:
             return replace(found, value=math.inf, upper=math.inf, rounding=total)

@@ -132,15 +132,15 @@ class _Reader:
             if len(pairs) == 1:
                 ((inner, bias),) = pairs
                 node = self._back(inner, node)
-        eps = _spelled_out(node, features)
-        if eps is not None and bias is None:
-            return None, None, eps
+        plain = _spelled_out(node, features)
+        if plain is not None and bias is None:
+            return None, None, plain
         if node.target is aten.mul.Tensor:
             for a, b in (node.args, node.args[::-1]):
                 if self._is_factor(b) and isinstance(a, torch.fx.Node):
-                    eps = _spelled_out(self._back(a, node), features)
-                    if eps is not None:
-                        return self._factor(b), bias, eps
+                    inside = _spelled_out(self._back(a, node), features)
+                    if inside is not None:
+                        return self._factor(b), bias, inside
         raise InputError(
             f"what the head reads comes from {node.target} at {place(node)}, not from a norm that is known"
         )

@@ -93,7 +93,7 @@ def minus(a: Range) -> Range:
 
 
 def times(a: Range, b: Range) -> Range:
-    """All products. An infinite bound is not attained, so that 0·∞ is 0 here; where an entry may be infinite it is none."""
+    """All products. 0·∞ is 0 of a bound, which is not attained; of an entry that may be infinite it is no number."""
     corners = [_product(x, y) for x in (a.low, a.high) for y in (b.low, b.high)]
     void = any(not x.finite and not x.bounded and not y.avoids_zero() for x, y in ((a, b), (b, a)))
     return Range(

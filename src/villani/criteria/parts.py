@@ -22,7 +22,7 @@ from villani.runs.distributed import Ledger, Rows, Team
 from villani.statistics import Array
 from villani.streams import Purpose, stream
 
-_ROUNDINGS = 16  # by an ulp, of a product of a probe and the Hessian, relative to the sum of the moduli of its terms
+_ROUNDINGS = 16  # by an ulp, of each entry of a product with the Hessian
 EXACT = 512  # entries of θ up to which traces are exact
 _KEPT = 4 << 30  # bytes of gradients that are kept at most
 _BUCKETS = 1021  # of a part's sketch: tells up to about so many directions of noise apart
@@ -209,11 +209,11 @@ def part_statistics(
     units |= {f"trace/{group}": partial(traces, group) for group in groups}
     first, *rest = Team().map(units, ledger, progress, partial(peak_memory, objective.device))
     norms = [p.tensor.detach().double().square() * float(p.decayed) for p in space.parameters]
-    moduli = np.sum([row["moduli"] for row in rest], axis=0) / np.sum(first["tokens"])
+    rounding = np.sum([row["rounding"] for row in rest], axis=0) / np.sum(first["tokens"])
     return PartStatistics(
         **first, norms=parts.sums(norms), traces=np.array([row["traces"] for row in rest]),
         finite=objective.finite, exact=space.size <= EXACT,
-        rounding=_ROUNDINGS * torch.finfo(space.dtype).eps * moduli,
+        rounding=rounding,
     )  # fmt: skip
 
 
@@ -284,16 +284,17 @@ def _products(
 def group_traces(
     objective: Objective, parts: Parts, group: int, *, seed: int, probes: int, blocks: Sequence[Sequence[int]] = ()
 ) -> Rows:
-    """`traces` (m, A) of one group's loss sum, and `moduli` (A,): the sum of |v·Hv| over entries, a mean over probes.
+    """`traces` (m, A) of one group's loss sum, and `rounding` (A,): what rounding may have put into their mean.
 
-    Exact where θ is small; else as `part_statistics` has it.
+    Exact where θ is small; else as `part_statistics` has it. Of the terms that a trace is the sum of, each may be off
+    by some ulps of its own, one way or the other, and all by one in the same way.
     """
     space = objective.parameters
     if space.size <= EXACT:
-        traces, moduli = _exact_traces(objective, parts, group)
+        traces, rounding = _exact_traces(objective, parts, group)
     else:
-        traces, moduli = _sampled_traces(objective, parts, group, seed, probes, blocks)
-    return {"traces": traces, "moduli": moduli}
+        traces, rounding = _sampled_traces(objective, parts, group, seed, probes, blocks)
+    return {"traces": traces, "rounding": rounding * torch.finfo(space.dtype).eps}
 
 
 def _exact_traces(objective: Objective, parts: Parts, group: int) -> tuple[Array, Array]:
@@ -306,12 +307,13 @@ def _exact_traces(objective: Objective, parts: Parts, group: int) -> tuple[Array
                 unit[index].view(-1)[entry] = 1
                 yield unit
 
-    found, moduli = np.zeros(parts.count), np.zeros(parts.count)
+    found, squares, moduli = np.zeros((3, parts.count))
     for _, vector, curved in _products(objective, group, units):
         terms = [v * h for v, h in zip(vector, curved, strict=True)]
         found += parts.sums(terms)
+        squares += parts.sums([t.square() for t in terms])
         moduli += parts.sums([t.abs() for t in terms])
-    return found[None], moduli
+    return found[None], _ROUNDINGS * np.sqrt(squares) + moduli
 
 
 def _sampled_traces(
@@ -326,11 +328,12 @@ def _sampled_traces(
             for support in supports:
                 yield parts.confine(whole, support) if blocks else whole
 
-    found, moduli = np.full((probes, parts.count), np.nan), np.zeros(parts.count)
+    found, rounding = np.full((probes, parts.count), np.nan), np.zeros(parts.count)
     for number, vector, curved in _products(objective, group, confined):
         probe, support = number // len(supports), list(supports[number % len(supports)])
         terms = [v * h for v, h in zip(vector, curved, strict=True)]
         sums = parts.sums(terms)
         found[probe, support] = np.nan_to_num(found[probe, support]) + sums[support]
-        moduli += parts.sums([t.abs() for t in terms]) / probes
-    return found, moduli
+        squares, moduli = parts.sums([t.square() for t in terms]), parts.sums([t.abs() for t in terms])
+        rounding += (_ROUNDINGS * np.sqrt(squares) + moduli) / probes
+    return found, rounding

@@ -1,11 +1,12 @@
 """Interval arithmetic over a traced loss: between which bounds every intermediate value stays as θ varies.
 
 The bounds hold for every θ in a box given tensor by tensor, a side of which may be infinite: for the values in real
-arithmetic, and, roundings of each operation included, for those that are computed. They say that an argument of log stays
-positive, that a kink is out of reach, that a loss is nonnegative, or that it is bounded along parameters that no decay
-holds back. They are as loose as intervals are: arguments that depend on each other are treated as if they did not, except
-for x·x and for x divided by its own root mean square. Where no rule is known (`enclosures`), a value may be anything. What
-does not depend on θ is taken as it comes out in the precision of the model and in float64.
+arithmetic, and, roundings of each operation included, for those that are computed. They say that an argument of log
+stays positive, that a kink is out of reach, that a loss is nonnegative, or that it is bounded along parameters that no
+decay holds back. They are as loose as intervals are: arguments that depend on each other are treated as if they did
+not, except for x·x and for x divided by its own root mean square. Where no rule is known (`enclosures`), a value may be
+anything. What does not depend on θ is taken as it comes out in the precision of the model and in float64; differences
+of far larger numbers inside a normalisation are taken for exact.
 
 `contradiction` holds the bounds against values that were seen: no bound is used that one of them violates.
 """
@@ -17,7 +18,8 @@ from typing import Any
 
 import torch
 
-from villani.criteria.enclosures import RULES, Operation
+from villani.criteria.enclosure import Operation
+from villani.criteria.enclosures import RULES
 from villani.criteria.intervals import ANYTHING, UNKNOWN, Range, of_tensor, union
 from villani.criteria.patterns import depends_on, is_floating
 from villani.landscape.graph import LossGraph, place
@@ -38,7 +40,7 @@ class Fixed:
 
 def fixed_values(graph: LossGraph) -> Fixed:
     """Work out what does not depend on θ."""
-    given = {n: v for n, v in (*graph.constants.items(), *graph.inputs.items())}
+    given = {**graph.constants, **graph.inputs}
     moved = depends_on(graph)
     own, wide = (_evaluated(graph, given, moved, double) for double in (False, True))
     found = {}

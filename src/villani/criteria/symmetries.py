@@ -51,9 +51,8 @@ def generators(graph: LossGraph) -> list[Generator]:
         families.setdefault(signature, set()).add(unknown)
     basis = []
     for family in families.values():
-        scale = _scale(
-            [resolved[form] for forms in parts.values() for piece in forms for form in piece.unique().tolist()], family
-        )
+        used = {form for pieces in parts.values() for forms in pieces for form in forms.unique().tolist()}
+        scale = _scale([resolved[form] for form in used], family)
         if scale is None:
             continue
         exponents: dict[int, torch.Tensor] = {}

@@ -10,10 +10,10 @@ import torch
 from torch import nn
 
 from villani.errors import InputError, check_whole, is_number
-from villani.landscape.evaluation import evaluating, plain_arithmetic
 from villani.landscape.batches import IGNORED as IGNORED
 from villani.landscape.batches import Batch as Batch
 from villani.landscape.batches import logits_of, options, read_batch
+from villani.landscape.evaluation import evaluating, plain_arithmetic
 from villani.landscape.hub import first_line
 from villani.landscape.parameters import ParameterSpace
 from villani.landscape.trial import check_forward

@@ -31,7 +31,7 @@ _tried: ContextVar[bool] = ContextVar("tried", default=False)
 
 @contextmanager
 def already_tried() -> Iterator[None]:
-    """Objectives made inside are of a model that was tried out before: a training run makes one at every measurement."""
+    """Objectives made inside are of a model that was tried out: a training run makes one at every measurement."""
     token = _tried.set(True)
     try:
         yield

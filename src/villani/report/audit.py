@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import plotly.graph_objects as go
 
+from villani.outwards import UNAVAILABLE, upper
 from villani.report import constants as theory
 from villani.report import figures
 from villani.report.elements import badge, facts, html, note, section, table
@@ -20,7 +21,6 @@ from villani.report.figures import (
 )
 from villani.report.numbers import format_count, format_interval, format_number, format_uncertain
 from villani.report.tables import origin_rows
-from villani.rounding import UNAVAILABLE, upper
 from villani.runs.audits import (
     AuditRecord,
     FlatRecord,

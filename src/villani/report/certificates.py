@@ -4,10 +4,10 @@ from collections.abc import Iterable
 
 import plotly.graph_objects as go
 
+from villani.outwards import upper
 from villani.report.elements import badge, facts, note, section, table
 from villani.report.figures import EXACT, NEGATIVE, POSITIVE, REMAINDER, TOTAL, UNRESOLVED, themed
 from villani.report.numbers import format_number, format_uncertain
-from villani.rounding import upper
 from villani.runs.certificates import BoundRecord, CertificatePoint, CertificateRecord
 
 Pictures = dict[str, tuple[str, go.Figure, str]]

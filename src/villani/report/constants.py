@@ -6,10 +6,10 @@ from itertools import chain
 
 import plotly.graph_objects as go
 
+from villani.outwards import lower, lower_power, upper, upper_power
 from villani.report.elements import Markup, badge, html, note, section, table
 from villani.report.figures import themed
 from villani.report.numbers import format_number
-from villani.rounding import lower, lower_power, upper, upper_power
 from villani.runs.records import (
     ConstantRecord,
     ExactRecord,

@@ -5,11 +5,11 @@ from collections.abc import Sequence
 
 import plotly.graph_objects as go
 
+from villani.outwards import lower, lower_power, upper, upper_power
 from villani.report.constants import STATUS_COLOURS
 from villani.report.elements import badge, html, note, section, table
 from villani.report.figures import NEGATIVE, POSITIVE, REMAINDER, TOTAL, UNRESOLVED, themed
 from villani.report.numbers import format_interval, format_number, format_uncertain
-from villani.rounding import lower, lower_power, upper, upper_power
 from villani.runs.convergences import ChainsRecord, ConvergenceRecord, CurveRecord, FitRecord, RateRecord
 from villani.runs.records import EstimateRecord
 

@@ -2,12 +2,12 @@
 
 from collections.abc import Iterable, Sequence
 
+from villani.outwards import upper
 from villani.report.elements import Markup, badge, facts, note, section, table
 from villani.report.figures import NEGATIVE, POSITIVE
 from villani.report.numbers import format_interval, format_number, format_uncertain
 from villani.report.paper_figures import NAMES
 from villani.report.paper_figures import pictures as pictures  # a page has them
-from villani.rounding import upper
 from villani.runs.papers import PaperRecord, TrainingPoint, TrendRecord
 from villani.runs.recommendations import RuleRecord
 from villani.runs.records import EstimateRecord

@@ -5,11 +5,11 @@ from collections.abc import Iterable, Sequence
 
 import plotly.graph_objects as go
 
+from villani.outwards import UNAVAILABLE, lower, upper
 from villani.report.elements import badge, details, facts, note, section, table
 from villani.report.figures import EXACT, NEGATIVE, POSITIVE, REMAINDER, TOTAL, UNRESOLVED, themed
 from villani.report.numbers import format_count, format_number, format_uncertain
 from villani.report.tables import origin_rows
-from villani.rounding import UNAVAILABLE, lower, upper
 from villani.runs.recommendations import MarginRecord, OptimizerRecord, RecommendationRecord, RuleRecord
 
 Pictures = dict[str, tuple[str, go.Figure, str]]

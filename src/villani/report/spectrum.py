@@ -5,12 +5,12 @@ from collections.abc import Sequence
 
 import plotly.graph_objects as go
 
+from villani.outwards import UNAVAILABLE, lower, upper
 from villani.report.constants import Pictures
 from villani.report.elements import badge, facts, html, note, section, table
 from villani.report.figures import DENSITY_FLOOR, NEGATIVE, POSITIVE, REMAINDER, SignedLog, themed
 from villani.report.numbers import format_bounded, format_count, format_interval, format_number, format_uncertain
 from villani.report.tables import origin_rows
-from villani.rounding import UNAVAILABLE, lower, upper
 from villani.runs.spectra import DensityRecord, EigenvalueRecord, SpectrumRecord
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from villani.dynamics.certificate import Moments, Plan, chain_complexity, token_bound
 from villani.errors import InputError
-from villani.rounding import upper
+from villani.outwards import upper
 from villani.runs.certificates import BoundRecord, CertificatePoint, CertificateRecord
 from villani.runs.records import EstimateRecord, ModelRecord, Provenance, TextRecord
 from villani.statistics import Array, Estimate, ratio_estimates

@@ -14,11 +14,12 @@ from villani.errors import InputError
 from villani.landscape.models import load_model
 from villani.landscape.objective import Objective
 from villani.landscape.parameters import ParameterSpace
+from villani.outwards import upper_power
 from villani.runs.records import ModelConstants, ModelConstantsRecord, ModelPointRecord, SpectralGapRecord
 from villani.runs.store import Ledger, write_settings
 from villani.studies.exact import constant_record, versions
 from villani.studies.finish import default_name, finish
-from villani.theory.comparison import model_constants, powers
+from villani.theory.comparison import model_constants
 from villani.theory.constants import Smoothing, homogeneous_head, variance_quotient
 
 ALPHA = 0.1  # prediction smoothing of the certified constant
@@ -93,7 +94,7 @@ def run_constants(settings: ConstantsSettings, run: Path | None = None) -> tuple
 def constants_of(
     model: nn.Module, space: ParameterSpace, settings: ConstantsSettings, head: NormalisedHead | str | None = None
 ) -> ModelConstants | None:
-    """The comparison at every λ and s; None if some parameter does not decay. `head`: what `read_head` gives, if asked."""
+    """The comparison at every λ and s; None if some parameter does not decay. `head`: from `read_head`, if asked."""
     if space.decayed_size < space.size:
         return None
     smoothing = Smoothing(outputs(model), settings.alpha)
@@ -152,19 +153,20 @@ def spectral_gap(head: NormalisedHead | str, weight_decay: float, temperature: f
         )  # fmt: skip
     except (InputError, OverflowError) as error:
         return _no_gap(str(error))
+    shown = upper_power(constant.log10, 3)
     text = (
-        f"Raw cross-entropy has a spectral gap: C_P ≤ {powers(constant)} at λ = {weight_decay:g}, s = {temperature:g} "
-        f"(C10, certified), since {hypotheses}. So Langevin diffusion converges exponentially in χ², whether (iv) holds or "
-        "not. That is all it says: the size is astronomical and useless as a rate, and nothing follows about the "
-        "log-Sobolev constant C_LS or about KL."
+        f"Raw cross-entropy has a spectral gap: C_P ≤ {shown} at λ = {weight_decay:g}, s = {temperature:g} "
+        f"(C10, certified), since {hypotheses}. So Langevin diffusion converges exponentially in χ², whether (iv) "
+        "holds or not. That is all it says: the size is astronomical and useless as a rate, and nothing follows about "
+        "the log-Sobolev constant C_LS or about KL."
     )
     return SpectralGapRecord(constant=constant_record(constant), text=text)
 
 
 def _no_gap(reason: str) -> SpectralGapRecord:
     text = (
-        f"No Poincaré constant of raw cross-entropy is known here: C10 does not apply, since {reason}. Whether there is a "
-        "spectral gap without smoothing is open."
+        f"No Poincaré constant of raw cross-entropy is known here: C10 does not apply, since {reason}. Whether there "
+        "is a spectral gap without smoothing is open."
     )
     return SpectralGapRecord(constant=None, text=text)
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from villani.rounding import lower, upper
+from villani.outwards import lower, upper
 from villani.runs.certificates import CertificatePoint
 from villani.runs.papers import (
     ClaimRecord,

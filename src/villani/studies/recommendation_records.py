@@ -9,7 +9,7 @@ import numpy as np
 
 from villani.conventions import conventions, memory
 from villani.landscape.parameters import ParameterSpace
-from villani.rounding import lower, upper
+from villani.outwards import lower, upper
 from villani.rules import RULES, Rule, Training
 from villani.runs.recommendations import (
     ConventionRecord,

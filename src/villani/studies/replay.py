@@ -19,7 +19,7 @@ from villani.errors import InputError
 from villani.landscape.evaluation import same_threads
 from villani.landscape.graph import LossGraph, trace_loss
 from villani.landscape.objective import Objective
-from villani.rounding import upper
+from villani.outwards import upper
 from villani.runs.audits import ReplayRecord
 from villani.runs.store import Ledger, write_settings
 from villani.studies.audit_model import AuditSettings

@@ -4,9 +4,9 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from villani import rounding
+from villani import outwards
 from villani.errors import InputError
-from villani.rounding import lower_power, upper, upper_power
+from villani.outwards import lower_power, upper, upper_power
 from villani.theory.constants import (
     Constant,
     Smoothing,
@@ -140,7 +140,7 @@ def model_constants(
     )
     if visible is not None:
         words += (
-            f" A run whose learning rates add up to {time:g} can see constants up to {rounding.lower(visible, 3)}: "
+            f" A run whose learning rates add up to {time:g} can see constants up to {outwards.lower(visible, 3)}: "
             f"{_beyond(claimed, visible)} "
             f"the claimed one and {_beyond(certified, visible)} the certified one."
         )

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from villani.errors import InputError, check_nonnegative
-from villani.rounding import lower, upper
+from villani.outwards import lower, upper
 from villani.statistics import Status
 
 _LOG_ROUNDING = 1e-13  # relative, of a logarithm that a dozen operations give
@@ -262,9 +262,9 @@ def homogeneous_head(
 
         C_P ≤ 2/(βλA) + (2/(βλ)) e^{βω}.
 
-    ⟨φ, ∇_φL⟩ = K·E[ℓ − H(p)] ≥ −K ln V makes e^{βλ‖φ‖²/4} a Lyapunov function; on the slab ‖φ‖ ≤ R, which is convex, L
-    changes by at most ω. Nothing else of the network enters. It bounds no log-Sobolev constant, so that nothing about KL
-    follows, and its size is no statement about any run.
+    ⟨φ, ∇_φL⟩ = K·E[ℓ − H(p)] ≥ −K ln V makes e^{βλ‖φ‖²/4} a Lyapunov function; on the slab ‖φ‖ ≤ R, which is convex,
+    L changes by at most ω. Nothing else of the network enters. It bounds no log-Sobolev constant, so that nothing about
+    KL follows, and its size is no statement about any run.
 
     Args:
         weight_decay: λ, on every coordinate of θ.

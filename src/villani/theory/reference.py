@@ -11,12 +11,12 @@ from scipy.optimize import minimize_scalar
 from villani.theory import rates
 from villani.theory.catalogue import Case, named
 from villani.theory.complexity import NoisyDescent, gaussian
-from villani.theory.constants import Smoothing, lipschitz, lipschitz_growth, preprint
+from villani.theory.constants import Smoothing, homogeneous_head, lipschitz, lipschitz_growth, preprint
 from villani.theory.exact import RelativeEntropy, Truth, relative_entropy, solve
 from villani.theory.expressions import Array, Expression, parse
 from villani.theory.line import first_gap, law, panels, support
 from villani.theory.pac_bayes import catoni, linear, maurer, mcallester
-from villani.theory.potential import Potential
+from villani.theory.potential import Potential, potential
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ def checks() -> Iterator[Check]:
     """All rows, one after the other; the planes of T18, T19 and CE2 take seconds each."""
     for rows in (
         _points, _softmax, _factors, _lines, _wells, _planes, _kinks, _entropies, _chains, _pac_bayes, _formulas,
-        _growth,
+        _growth, _heads,
     ):  # fmt: skip
         yield from rows()
 
@@ -278,3 +278,15 @@ def _kl(row: str, entropy: RelativeEntropy, printed: tuple[str, str, str, str]) 
     values = (entropy.value, entropy.log_sobolev, entropy.stam, entropy.jeffreys)
     for quantity, figure, value in zip(("KL", "LSI", "Stam", "Jeffreys"), printed, values, strict=True):
         yield Check(row, quantity, figure, value)
+
+
+def _heads() -> Iterator[Check]:
+    """T27: C10's degree-1 analogue, two classes and one bounded feature."""
+    for rate, decay, beta, truth, bound in (
+        (5.0, 1.0, 1.0, "1.38437314", "28.1739458"), (5.0, 0.5, 2.0, "1.94027420", "965.908756"),
+        (2.0, 0.3, 4.0, "2.60292346", "2.41085300e6"),
+    ):  # fmt: skip
+        case = potential("log(1+exp(-w*tanh(a*u)))", weight_decay=decay, beta=beta, parameters={"a": rate})
+        yield Check("T27", "C_P", truth, solve(case).poincare)
+        found = homogeneous_head(decay, beta, dimension=1, classes=2, degree=1, slope=1.0, hypotheses="|tanh| ≤ 1")
+        yield Check("T27", "C10", bound, found.value)
