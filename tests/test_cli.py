@@ -332,7 +332,8 @@ def test_messages_speak_of_flags_as_they_are_typed():
 
     assert with_flags("groups=1: expected 3, or finite=True") == "groups=1: expected 3, or --finite"
     assert with_flags("needs trust_remote_code=True.") == "needs --trust-remote-code."
-    assert with_flags("finite=Trueish, x=False") == "finite=Trueish, x=False"
+    for untouched in ("finite=Trueish", "finite=False", "set is_decoder=True if its config has that"):
+        assert with_flags(untouched) == untouched
 
 
 def test_special_tokens_are_measured_and_recorded(villani, checkpoint, tmp_path):

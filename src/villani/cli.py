@@ -425,7 +425,9 @@ def _root(version: Annotated[bool, typer.Option("--version", help="print the ver
 
 def with_flags(message: str) -> str:
     """A message of the library as the command line says it: `finite=True` is --finite."""
-    return re.sub(r"\b([a-z]\w*)=True\b", lambda match: "--" + match[1].replace("_", "-"), message)
+    commands = typer.main.get_command(app).commands.values()  # type: ignore[attr-defined]
+    flags = {p.name: p.opts[0] for command in commands for p in command.params if getattr(p, "is_flag", False)}
+    return re.sub(r"\b([a-z]\w*)=True\b", lambda match: flags.get(match[1], match[0]), message)
 
 
 _INTERRUPTED = 130  # what typer returns after Ctrl-C
