@@ -153,6 +153,13 @@ def test_a_row_of_padding_alone_counts_for_nothing():
     assert all(bool(torch.isfinite(g).all()) for g in padded.gradient())
 
 
+def test_labels_in_a_row_of_padding_alone_count_as_they_do_in_transformers():
+    model = make("GPT2")
+    group = {"input_ids": IDS, "labels": IDS, "attention_mask": torch.tensor([[1] * 6, [0] * 6])}
+    expected = model(**group).loss
+    assert Objective(model, [group]).loss() == pytest.approx(float(expected.detach()), abs=1e-6)
+
+
 @pytest.mark.parametrize("name", ["GPT2", "GPTNeo", "Llama", "Qwen3", "Gemma3"])
 def test_packed_documents_are_as_if_they_were_apart(name):
     model = make(name, torch.float64)

@@ -259,13 +259,13 @@ def _arranged(batch: Batch, mask: torch.Tensor, model: nn.Module, where: str) ->
     """Padding moved to the right, positions from the mask where it cannot move, and no mask where none is needed."""
     if not bool(mask.any()):
         return batch
-    if not bool(mask.any(dim=1).all()):  # rows of padding alone
-        rows = mask.any(dim=1)
+    rows = mask.any(dim=1) | (batch.labels[:, 1:] != IGNORED).any(dim=1)
+    if not bool(rows.all()):  # padding alone
         batch, mask = batch.each(lambda t: t[rows]), mask[rows]
     length = mask.shape[1]
     places = torch.arange(length, device=mask.device)
     first, last = mask.argmax(dim=1), length - 1 - mask.flip(1).argmax(dim=1)  # (B,) of real tokens
-    whole = mask.sum(dim=1) == last - first + 1  # (B,) no hole
+    whole = (mask.sum(dim=1) == last - first + 1) | ~mask.any(dim=1)  # (B,) no hole
     positioned = _POSITIONS in takes(model)[0] and _POSITIONS not in batch.more
     if positioned and not bool(whole.all()):
         raise InputError(f"{where}: {_MASK} has zeros between ones, so that positions are not clear: give {_POSITIONS}")
@@ -283,7 +283,7 @@ def _arranged(batch: Batch, mask: torch.Tensor, model: nn.Module, where: str) ->
 
 
 def _unmasked(batch: Batch) -> bool:
-    """Whether what is predicted from tokens that see a mask's ones alone is all there is; see the module."""
+    """Whether no prediction depends on the mask: padding is on the right, and positions keep no documents apart."""
     mask, positions = batch.inputs[_MASK], batch.more.get(_POSITIONS)
     if not bool(mask[:, 0].all()) or bool((mask[:, :-1][batch.labels[:, 1:] != IGNORED] == 0).any()):
         return False
