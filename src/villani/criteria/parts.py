@@ -229,8 +229,8 @@ def group_traces(
 ) -> Rows:
     """`traces` (m, A) of one group's loss sum, and `rounding` (A,): what rounding may have put into their mean.
 
-    Exact where θ is small; else as `part_statistics` has it. Of the terms that a trace is the sum of, each may be off by
-    some ulps of its own, one way or the other, and all by one in the same way.
+    Exact where θ is small; else as `part_statistics` has it. Of the terms that a trace is the sum of, each may be off
+    by some ulps of its own, one way or the other, and all by one in the same way.
     """
     space = objective.parameters
     if space.size <= EXACT:
