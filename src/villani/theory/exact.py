@@ -29,10 +29,11 @@ from villani.theory.unseen import search
 _DEPTHS = (60.0, 80.0)  # nats of U that the boxes of the two solutions on a line reach
 _ORDERS = (14, 18)
 _RADIAL_DEPTHS = (36.0, 42.0)
+_MOST = 300  # panels of the coarser mesh, which holds the edges of the finer one
 _HOLLOW = 0.02  # of the radius: where a law begins no nearer to 0, its volume is part of the energy
 _FINEST = 1e-10  # nats: what intervals can show of U in double precision
 _CLOSED = 5e-7  # relative: with more, fewer than the six digits that are shown would be certified
-_WIDENINGS = 6  # of a box at most
+_WIDENINGS = 8  # of a box at most
 _DEEPEST = 600.0  # nats above the least that a box may reach; a density underflows at 745
 _UNSEEN = "intervals ran out of work before they showed that the grid sees all of the potential"
 _FEATURES = 6  # on a plane, that edges crowd around
@@ -149,9 +150,8 @@ class Verified:
 def _line(case: Potential, tolerance: float, sobolev: bool, asked: bool) -> Truth:
     line, box, verified = _verified_line(case, tolerance)
     edges = line.mesh.edges
-    widened = not verified.why and box != support(_on_line(case), _DEPTHS[1])
-    ends = box if widened else support(_on_line(case), _DEPTHS[0])
-    coarse = law(_on_line(case), panels(_on_line(case), ends, _ORDERS[0], (*case.breaks, *edges)))
+    ends = support(_on_line(case), _DEPTHS[0]) if verified.why else box  # what lies beyond a verified box is bounded
+    coarse = law(_on_line(case), panels(_on_line(case), ends, _ORDERS[0], (*case.breaks, *edges), most=_MOST))
     known = gaps(line)
     difference = _settled(float(known[0]), first_gap(coarse), tolerance)
     error, status, why = verified.judge(difference, tolerance, asked)
@@ -197,14 +197,14 @@ def _verified_line(case: Potential, tolerance: float) -> tuple[Law, tuple[float,
         if not any(wide) or not np.isfinite(proof.worst):
             why = "" if np.isfinite(proof.worst) else _UNSEEN
             return line, box, Verified(proof.error + 4 * sum(left_out), why)
-        step = 0.25 * (box[1] - box[0])
+        step = 0.5 * (box[1] - box[0])
         wider = [
-            end if not more else max((beyond.trouble + side * step / 20) * side, (end + side * step) * side) * side
+            end if not more else max((beyond.trouble + side * step / 40) * side, (end + side * step) * side) * side
             for end, side, more, beyond in zip(box, (-1, 1), wide, tails, strict=True)
         ]
         heights = energy(np.array(wider)) - energy(line.mesh.points).min()
         excess = max(8 * beyond.hardy * gap for beyond in tails)
-        stalled = np.isfinite(excess) and excess > max(1.0, 0.7 * before)  # a tail too heavy, however far out
+        stalled = np.isfinite(excess) and excess > max(1.0, 0.95 * before)  # a tail too heavy, however far out
         if stalled or not (heights <= _DEEPEST).all():
             break
         box, before = (wider[0], wider[1]), excess
@@ -271,10 +271,10 @@ def _radial(case: Potential, tolerance: float, asked: bool) -> Truth:
     mesh, found, verified = _verified_radial(case, effective, tolerance)
     ends = support(effective, _RADIAL_DEPTHS[0], half_line=True)
     within = mesh.edges
-    if verified.why or mesh.edges[-1] <= support(effective, _RADIAL_DEPTHS[1], half_line=True)[1]:
+    if verified.why:
         first = 0.0 if within[0] == 0 else ends[0]
         within = np.unique([first, *within[(within > first) & (within < ends[1])], ends[1]])
-    other = radial_gaps(energy, within, d, 12, _RADIAL_DEPTHS[0])
+    other = radial_gaps(energy, within, d, 12, _RADIAL_DEPTHS[0 if verified.why else 1])
     difference = _settled(min(found.gaps), min(other.gaps), tolerance)
     error, status, why = verified.judge(difference, tolerance, asked)
     # near 0, where d is small, r^{d−1} is a polynomial that the nodes integrate; far from 0 it is part of the energy

@@ -13,7 +13,7 @@ from villani.theory.enclosures import REACH, Enclosure, enclose
 from villani.theory.expressions import Array, Jet
 from villani.theory.potential import Potential
 
-_WORK = 40_000  # cells
+_WORK = 15_000  # cells
 _CLOSE = 1e-6  # relative: how near a bound comes to a value that was seen
 _UNBOUNDED = 1e30  # a supremum above is called infinite
 

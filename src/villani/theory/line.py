@@ -131,7 +131,7 @@ class Watch(Protocol):
 
 def panels(
     energy: Function, box: tuple[float, float], order: int, breaks: Sequence[float] = (), also: Function | None = None,
-    watch: Watch | None = None,
+    watch: Watch | None = None, most: int = _PANELS,
 ) -> Mesh:  # fmt: skip
     """Split `box` until U is a polynomial on each panel and changes by at most 8 there.
 
@@ -141,6 +141,7 @@ def panels(
         order: nodes on a panel.
         breaks: points that have to be edges (kinks, and edges of a mesh to refine).
         watch: asked about every panel that points find fine.
+        most: panels; the whole spectrum costs their cube, the first gap their square.
         also: a function that has to be a polynomial on each panel too, whatever its changes.
 
     Raises:
@@ -151,9 +152,9 @@ def panels(
     pending = np.array(list(pairwise(starts)))
     done: list[Array] = []
     while len(pending):
-        if len(pending) + sum(map(len, done)) > _PANELS:
+        if len(pending) + sum(map(len, done)) > most:
             raise InputError(
-                f"the potential needs more than {_PANELS} panels: it varies too fast, or is not smooth; "
+                f"the potential needs more than {most} panels: it varies too fast, or is not smooth; "
                 "a milder potential can be solved"
             )
         middle, half = pending.mean(axis=1), np.diff(pending)[:, 0] / 2
