@@ -3,8 +3,8 @@
     python benchmarks/exact_hidden_features.py            # the table of docs/constants.md
 
 The second solver is a Markov chain: finite volumes with exact conductances 1/∫e^U on a mesh crowded around the features
-that are named beside each potential, and shooting for its gap. It shares
-nothing with the package but the reading of the expression. Errors fall like h²; two meshes are extrapolated.
+that are named beside each potential, and shooting for its gap. It
+shares nothing with the package but the reading of the expression. Errors fall like h²; two meshes are extrapolated.
 """
 
 import time
