@@ -1,4 +1,4 @@
-"""`villani exact` on potentials with features that points miss, against a solver of another kind that knows where they are.
+"""`villani exact` on potentials with features that points miss, against another solver that knows where they are.
 
     python benchmarks/exact_hidden_features.py            # the table of docs/constants.md
 

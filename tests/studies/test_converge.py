@@ -242,7 +242,7 @@ def test_bad_input_is_one_line(villani, tmp_path, monkeypatch, words, fragments)
 
 
 def test_the_status_of_a_gap_is_carried_on(tmp_path):
-    """A spike that points miss: the gap is certified and refutes; a plane's is estimated, and only its floor refutes."""
+    """A spike that points miss: the gap is certified and refutes; a plane's is estimated, and its floor refutes."""
     small = {"steps": 40, "chains": 2, "walkers": 4}
     spike = ConvergeSettings(
         model="exact:14*exp(-(w-0.7077)**2/(2*0.001**2))", weight_decay=[0.1], temperature=[2.0], learning_rate=1e-8,

@@ -1,6 +1,7 @@
 """What points miss: spikes, walls, wells far away. Truths from a Markov chain on a mesh that knows where they are."""
 
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -11,37 +12,40 @@ from villani.theory.catalogue import named
 from villani.theory.comparison import compare
 from villani.theory.constants import preprint
 from villani.theory.exact import solve
-from villani.theory.extremes import Line
 from villani.theory.expressions import parse
+from villani.theory.extremes import Line
 from villani.theory.potential import potential
 from villani.theory.resolution import tail
 
 
-def chain_constant(text, decay, at, width, size=8_000, reach=40.0):
+def integral(energy, left, right, sign):
+    """∫ e^{sign·U} over each cell, by four Gauss nodes."""
+    points, weights = np.polynomial.legendre.leggauss(4)
+    half = (right - left)[:, None] / 2
+    x = (left + right)[:, None] / 2 + half * points
+    return (half * np.exp(np.minimum(sign * energy(x), 700))) @ weights
+
+
+def chain_constant(text, decay, at, width, size=5_000, reach=40.0):
     """C_P of a finite-volume chain, by inverse iteration; nodes crowd around `at`. Two meshes, extrapolated."""
     loss = parse(text)
+
+    def raw(w):
+        return loss(w.reshape(1, -1)).reshape(w.shape) + decay / 2 * w**2
+
     found = []
     for count in (size, 2 * size):
         top = np.arcsinh(2 * reach / width)
         nodes = np.union1d(np.linspace(-reach, reach, count), at + width * np.sinh(np.linspace(-top, top, count)))
         nodes = nodes[(np.abs(nodes) <= reach)]
         nodes = nodes[np.concatenate([[True], np.diff(nodes) > 1e-12])]
-
-        def energy(w):
-            return loss(w[None]) + decay / 2 * w**2
-
-        least = energy(nodes).min()
-        points, weights = np.polynomial.legendre.leggauss(4)
-
-        def integral(left, right, sign, energy=energy, least=least):
-            half = (right - left)[:, None] / 2
-            x = (left + right)[:, None] / 2 + half * points
-            value = np.exp(np.minimum(sign * (energy(x.ravel()).reshape(x.shape) - least), 700))
-            return (half * value) @ weights
-
+        least = raw(nodes).min()
+        energy = partial(lambda least, w: raw(w) - least, least)
         middle = (nodes[1:] + nodes[:-1]) / 2
-        mass = np.append(integral(nodes[:-1], middle, -1), 0) + np.append(0, integral(middle, nodes[1:], -1))
-        resistance = integral(nodes[:-1], nodes[1:], 1) * mass.sum()
+        mass = np.append(integral(energy, nodes[:-1], middle, -1), 0) + np.append(
+            0, integral(energy, middle, nodes[1:], -1)
+        )
+        resistance = integral(energy, nodes[:-1], nodes[1:], 1) * mass.sum()
         mass = mass / mass.sum()
         f = (nodes - nodes @ mass) / np.sqrt(np.maximum(mass, 1e-280))  # of weight wherever a mode may live
         f = f - f @ mass
