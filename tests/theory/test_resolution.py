@@ -79,7 +79,7 @@ def test_narrow_features_are_found_and_the_digits_are_right(text, decay, at, wid
     truth = solve(potential(text, weight_decay=decay, beta=1.0), sobolev=False)
     assert (truth.status, truth.why) == ("certified", "")
     assert truth.error < 3e-8
-    assert truth.poincare == pytest.approx(chain_constant(text, decay, at, width), rel=4e-8)
+    assert truth.poincare == pytest.approx(chain_constant(text, decay, at, width), rel=2e-7)
     assert truth.floor <= truth.poincare
 
 
@@ -95,7 +95,7 @@ def test_a_theorem_is_not_refuted_where_a_search_missed_a_spike():
     text = "log(1+exp(-2*w))+10*exp(-(w-0.5021)**2/(2*0.0009**2))"
     case = potential(text, weight_decay=0.25, beta=1.0)
     truth = solve(case, sobolev=False)
-    assert truth.poincare == pytest.approx(chain_constant(text, 0.25, 0.5021, 0.0009), rel=4e-8)
+    assert truth.poincare == pytest.approx(chain_constant(text, 0.25, 0.5021, 0.0009), rel=2e-7)
     upper, missing = upper_bounds(case)
     assert "C2" in {gone.id for gone in missing}
     assert compare([*upper, *lower_bounds(truth)]).refuted == ()
