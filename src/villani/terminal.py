@@ -243,10 +243,13 @@ def print_exact(record: ExactRecord, directory: Path) -> None:
             style="bold", markup=False, soft_wrap=True,
         )  # fmt: skip
         console.print(_constants(point.constants))
-        gaps = ", ".join(f"{gap:.9g}" for gap in point.gaps)
+        first, *others = point.gaps
+        gaps = ", ".join([f"{first:.{point.digits}g}", *(f"{gap:.{min(point.digits, 6)}g}" for gap in others)])
+        what = "C_P is certified within" if point.status == "certified" else "Two grids and boxes differ by"
         console.print(
-            f"Gaps of Δ − ∇U·∇: {gaps}; gap of the diffusion: {point.diffusion_gap:.9g}. Two grids and boxes differ by "
-            f"{upper(point.error, 1)}, the identities fail by at most {upper(max(point.identities.values()), 1)}.",
+            f"Gaps of Δ − ∇U·∇: {gaps}; gap of the diffusion: {point.diffusion_gap:.{point.digits}g}. "
+            f"{what} {upper(point.error, 1)} (relative), the identities fail by at most "
+            f"{upper(max(point.identities.values()), 1)}.",
             soft_wrap=True,
         )  # fmt: skip
         for gone in point.missing:

@@ -244,3 +244,28 @@ def test_bad_input_is_one_line(villani, tmp_path, monkeypatch, words, fragments)
     for fragment in fragments:
         assert fragment in lines[0], lines[0]
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_status_of_a_gap_is_carried_on(tmp_path):
+    """A spike that points miss: the gap is certified and refutes; a plane's is estimated, and its floor refutes."""
+    small = {"steps": 40, "chains": 2, "walkers": 4}
+    spike = ConvergeSettings(
+        model="exact:14*exp(-(w-0.7077)**2/(2*0.001**2))", weight_decay=[0.1], temperature=[2.0], learning_rate=1e-8,
+        **small,
+    )  # fmt: skip
+    point = converge(spike, tmp_path / "spike")[1].points[0]
+    assert point.exact_gap == pytest.approx(1 / 1639.0313, rel=1e-7)
+    assert point.exact_gap_status == "certified"
+    rates = {rate.name: rate for rate in point.rates}
+    claim = next(rate for name, rate in rates.items() if "C8" in name)
+    assert (claim.verdict, claim.status) == ("refuted", "refuted")
+    assert all(rate.verdict != "refuted" for name, rate in rates.items() if "C8" not in name)
+    plane = ConvergeSettings(model="exact:ce2", **small)
+    point = converge(plane, tmp_path / "plane")[1].points[0]
+    assert point.exact_gap_status == "estimated"
+    rates = {rate.name: rate for rate in point.rates}
+    assert rates["exact gap"].status == "estimated"
+    assert rates["gap, by intervals"].status == "certified"
+    claim = next(rate for name, rate in rates.items() if "C8" in name)
+    assert claim.verdict == "refuted"
+    assert "at most" in claim.sentence

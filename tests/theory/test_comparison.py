@@ -48,8 +48,20 @@ def test_only_solid_and_matching_lower_bounds_refute():
     assert statuses([claim, seventh, sobolev]) == {"C8": "refuted", "C7": "certified", "truth": "certified"}
 
 
-def test_a_refuted_certificate_is_said():
-    assert statuses([lipschitz(1, 1, 0, True), variance_quotient(2, 1, "certified", "x")])["C4"] == "refuted"
+@pytest.mark.parametrize("status", ["certified", "statistical", "estimated"])
+def test_a_theorem_is_never_refuted_its_hypothesis_fails(status):
+    """An input that was searched for missed a spike: the bound leaves the list, and is said to have failed."""
+    comparison = compare([bakry_emery(1, 1, 0, False), variance_quotient(2, 1, status, "x")])
+    assert [c.id for c in comparison.failed] == ["C2"]
+    assert [c.id for c in comparison.constants] == ["C9"]
+    assert comparison.refuted == ()
+    assert comparison.best is None
+
+
+def test_an_estimate_above_a_proved_bound_is_what_is_wrong():
+    comparison = compare([lipschitz(1, 1, 0, True), variance_quotient(2, 1, "estimated", "x")])
+    assert comparison.failed == ()
+    assert comparison.best.id == "C4"
 
 
 def test_gpt_neo_125m():
@@ -75,14 +87,18 @@ def test_gpt_neo_125m():
 def test_curvature_beyond_the_decay_says_nothing_and_samples_may_refute():
     lower = [variance_quotient(2e10, 1, "statistical", "samples")]
     found = model_constants(125_198_592, 0.1, 2.0, 50257, curvature=3.0, lower=lower)
+    # above a theorem whose hypothesis is proved, samples are wrong or of another law, and refute nothing
     assert {c.id: c.status for c in found.comparison.constants} == {
-        "C3": "refuted",
-        "C8": "refuted",
+        "C3": "certified",
+        "C8": "as-claimed",
         "C9": "statistical",
     }
-    assert "(refuted)" in found.sentence
     assert "κ = 3 ≥ λ, rules C2 out" in found.sentence
-    assert "at least 2·10¹⁰. They contradict the certified constant" in found.sentence
+    assert "Samples of 2·10¹⁰ contradict the certified constant" in found.sentence
+    lower = [variance_quotient(1e6, 1, "statistical", "samples")]
+    found = model_constants(125_198_592, 0.1, 2.0, 50257, curvature=0.05, lower=lower)
+    assert "the hypothesis of C2 fails" in found.sentence
+    assert [c.id for c in found.comparison.failed] == ["C2"]
 
 
 @pytest.mark.parametrize(

@@ -156,9 +156,12 @@ def limits(record: TheoryRecord) -> list[str]:
     match record:
         case ExactRecord():
             return [
-                "A truth is computed twice, on different boxes and grids, and certified up to the stated difference; "
-                "it is no interval arithmetic.",
-                "An estimated bound rests on a search on a grid out to 10⁶, a certified one on a closed form.",
+                "A certified C_P holds within the stated error: intervals show that the grid sees all of the potential "
+                "and that nothing beyond it counts, and two solutions agree; the spectrum is floating point. An "
+                "estimated one is only what two boxes and grids agree on.",
+                "An estimated bound rests on a search on a grid out to 10⁶, a certified one on a closed form or on "
+                "intervals. No theorem is refuted by a truth: where its bound lies below, its hypothesis fails.",
+                "“Everywhere” is as far as squares stay in the range of floats, |w| ≤ 10¹⁰⁰.",
                 claim,
             ]
         case ReferenceRecord():
@@ -263,9 +266,21 @@ def sign(constant: ConstantRecord) -> str:
 
 def _point(point: PointRecord) -> str:
     agree = "agree to rounding" if point.error < 1e-15 else f"differ by {format_number(point.error, 1)}"
-    words = note(f"{point.verdict}. Two grids and boxes {agree}.")
+    if point.status == "certified":
+        certain = f"C_P is certified within {format_number(point.error, 2)} (relative)."
+    else:
+        certain = f"Two grids and boxes {agree}; nothing proves that they see all of the potential."
+        if point.floor:
+            certain += f" Certified is C_P ≥ {_rounded_down(point.floor)}."
+    words = note(f"{point.verdict}. {certain}")
     gone = "; ".join(f"{missing.id}, since {missing.reason}" for missing in point.missing)
     return words + _constants(point.constants) + (note(f"What does not apply: {gone}.") if gone else "")
+
+
+def _rounded_down(value: float) -> str:
+    """Four digits, towards 0."""
+    exponent = math.floor(math.log10(value)) - 3
+    return format_number(math.floor(value / 10.0**exponent) * 10.0**exponent, 4)
 
 
 def _constants(constants: Sequence[ConstantRecord]) -> str:

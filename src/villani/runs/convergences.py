@@ -143,6 +143,9 @@ class ChainsRecord(Record):
     beta: float
     time: float = Field(description="length of the run in time of the diffusion: Σ η/(1 − μ)")
     exact_gap: float | None = Field(description="of the diffusion, where it can be computed")
+    exact_gap_status: Status | None = Field(
+        default=None, description="certified by intervals, or estimated from two grids; null where there is no gap"
+    )
     sentence: str
     trap: str = Field(description="what the loss does not see; empty if nothing was found")
     equilibrium: Literal["not contradicted", "contradicted", "unknown"]

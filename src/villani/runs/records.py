@@ -324,7 +324,16 @@ class PointRecord(Record):
     dimension: int = Field(ge=1)
     gaps: list[float] = Field(description="lowest eigenvalues of −(Δ − ∇U·∇) above 0")
     poincare: float = Field(description="C_P = 1/gaps[0]")
-    error: float = Field(ge=0, description="relative, of C_P: the difference between two grids and boxes")
+    error: float = Field(
+        ge=0,
+        description="relative, of C_P: what two grids and boxes differ by, and, if certified, what intervals allow",
+    )
+    status: Status = Field(
+        default="estimated", description="of C_P: certified within `error` by intervals, or estimated from two grids"
+    )
+    why: str = Field(default="", description="what kept intervals from closing; empty if certified")
+    digits: int = Field(default=6, description="significant digits of C_P that its error leaves")
+    floor: float = Field(default=0.0, ge=0, description="a certified lower bound on C_P; 0: none")
     diffusion_gap: float = Field(description="1/(βC_P), the slowest rate of the Langevin diffusion")
     log_sobolev: LogSobolevRecord | None
     moments: dict[str, float] = Field(description="expectations under the Gibbs law")

@@ -175,10 +175,7 @@ def _on_potential(settings: ConvergeSettings, run: Path | None, show: Progress) 
             rule = settings.rule(law.weight_decay, 2 / law.beta)
             scope = ledger.scoped(f"{law.weight_decay!r}/{law.beta!r}")
             show.stage(f"solving for the exact gap at λ = {law.weight_decay:g}, β = {law.beta:g}")
-            try:
-                truth, unsolved = 1 / (law.beta * solve(law, sobolev=False).poincare), ""
-            except InputError as error:
-                truth, unsolved = None, str(error)
+            known = _known(one)
             target = PotentialTarget(law, settings.walkers, settings.chains, spread=settings.start == "spread")
             show.stage(f"walking at λ = {law.weight_decay:g}, s = {2 / law.beta:g}")
             chain = run_chain(
@@ -198,7 +195,7 @@ def _on_potential(settings: ConvergeSettings, run: Path | None, show: Progress) 
                 settings=settings, rule=rule, names=(*STANDARD, *target.extras), chains=(chain,), pair=pair,
                 diverged=left, dimension=law.dimension, undecayed=0,
             )  # fmt: skip
-            points.append(chains_record(seen, Known(truth=truth, unsolved=unsolved, case=one)))
+            points.append(chains_record(seen, known))
         record = ConvergenceRecord(
             model=None, objective=None, text=None,
             potential=PotentialRecord(
@@ -210,6 +207,17 @@ def _on_potential(settings: ConvergeSettings, run: Path | None, show: Progress) 
         cost = _cost(ledger, settings, len(points), 0, observing)
         _end(directory, settings, record, cost)
     return directory, record.model_copy(update={"cost": cost})
+
+
+def _known(one: Case) -> Known:
+    """The gap of the diffusion on a potential, with its status, or why it is not known."""
+    law = one.potential
+    try:
+        truth = solve(law, sobolev=False)
+    except InputError as error:
+        return Known(unsolved=str(error), case=one)
+    ceiling = 1 / (law.beta * truth.floor) if truth.status != "certified" and truth.floor > 0 else None
+    return Known(1 / (law.beta * truth.poincare), truth.status, ceiling, case=one)
 
 
 def _on_model(

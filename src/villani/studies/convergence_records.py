@@ -35,7 +35,7 @@ from villani.runs.convergences import (
     WindowRecord,
 )
 from villani.runs.records import EstimateRecord
-from villani.statistics import Array, Estimate
+from villani.statistics import Array, Estimate, Status
 from villani.studies.chains import Chain
 from villani.studies.coupling import Pair
 from villani.studies.measure_model import CONFIDENCE, estimate_record
@@ -98,9 +98,14 @@ class Seen:
 
 @dataclass(frozen=True)
 class Known:
-    """What theory knows: of a potential its case and gap (or why there is none), of a model its vocabulary."""
+    """What theory knows: of a potential its case and gap (or why there is none), of a model its vocabulary.
+
+    `status` is that of the gap, and `ceiling` a certified upper bound on it where it is estimated.
+    """
 
     truth: float | None = None
+    status: Status = "certified"
+    ceiling: float | None = None
     unsolved: str = ""
     case: Case | None = None
     vocabulary: int | None = None
@@ -128,18 +133,19 @@ def chains_record(seen: Seen, known: Known) -> ChainsRecord:
     length = float(rule.times([rule.steps])[0])
     run = Setting(
         tuple(_ceilings(seen, curves, times)), known.truth, _obstacle(seen, noise, state, mixed, identities),
-        min((fit.rate.value for fit in fits.values() if fit.rate), default=None), length,
+        min((fit.rate.value for fit in fits.values() if fit.rate), default=None), length, known.status, known.ceiling,
     )  # fmt: skip
     promised = list(_claims(seen, known))
     rates = _rates(seen, known, run, promised, fits)
     shown_times, shown = _shown(seen)
-    trap = _trap(fits, known.truth)
+    trap = _trap(fits, known)
     return ChainsRecord(
         weight_decay=rule.weight_decay,
         temperature=rule.temperature,
         beta=rule.beta,
         time=length,
         exact_gap=known.truth,
+        exact_gap_status=None if known.truth is None else known.status,
         sentence=_sentence(seen, fits, run, promised, known),
         trap=trap,
         equilibrium=state,
@@ -298,7 +304,11 @@ def _rates(
 ) -> list[RateRecord]:  # fmt: skip
     rates = []
     if known.truth is not None:
-        rates.append(_rate("exact gap", "equal", math.log(known.truth), "certified", "Computed by villani exact."))
+        words = "Computed by villani exact" + ("." if known.status == "certified" else ", from two grids: no proof.")
+        rates.append(_rate("exact gap", "equal", math.log(known.truth), known.status, words))
+        if known.ceiling is not None:
+            words = "The variance quotient (C9) of one function, by interval quadrature."
+            rates.append(_rate("gap, by intervals", "at most", math.log(known.ceiling), "certified", words))
     if seen.rule.weight_decay:
         alone = "Of the law without a loss: linear observables decay at λ, F at 2λ. A reference, no promise."
         rates.append(_rate("decay alone, λ", "reference", math.log(seen.rule.weight_decay), "certified", alone))
@@ -334,17 +344,18 @@ def _rate(name: str, side: str, log: float, status: str, sentence: str) -> RateR
     )
 
 
-def _trap(fits: dict[str, Fit], truth: float | None) -> str:
+def _trap(fits: dict[str, Fit], known: Known) -> str:
     """What the loss does not see, if anything tells."""
     loss = next((fits[name] for name in ("objective", "loss") if name in fits and fits[name].rate), None)
     if loss is None or loss.rate is None or loss.interval is None:
         return ""
-    words = ""
+    words, truth = "", known.truth
     if truth is not None and loss.interval[0] > _FASTER * truth:
         words = (
             f"The loss does not see the slow mode: F settles at a rate of {loss.rate.value:.3g}, while the gap is "
-            f"exactly {truth:.3g}, {loss.rate.value / truth:.3g} times smaller. A constant read off the loss curve "
-            "would be that many times too good."
+            f"{'exactly' if known.status == 'certified' else 'estimated as'} {truth:.3g}, "
+            f"{loss.rate.value / truth:.3g} times smaller. A constant read off the loss curve would be "
+            "that many times too good."
         )  # fmt: skip
     slow = [name for name in fits if name.startswith("linear")]
     for name in slow:

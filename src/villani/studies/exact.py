@@ -26,7 +26,7 @@ from villani.runs.records import (
 from villani.runs.store import Ledger, write_settings
 from villani.studies.finish import default_name, finish
 from villani.studies.progress import Progress, Silent
-from villani.theory.applicable import lower_bounds, upper_bounds
+from villani.theory.applicable import Missing, lower_bounds, upper_bounds
 from villani.theory.catalogue import CATALOGUE, Case, case
 from villani.theory.comparison import Comparison, compare, powers
 from villani.theory.constants import Constant
@@ -212,13 +212,17 @@ def _point(one: Case, digits: int | None) -> PointRecord:
         gaps=list(truth.gaps),
         poincare=truth.poincare,
         error=truth.error,
+        status=truth.status,
+        why=truth.why,
+        digits=truth.digits,
+        floor=truth.floor,
         diffusion_gap=1 / (law.beta * truth.poincare),
         log_sobolev=sobolev,
         moments=asdict(truth.moments),
         identities=truth.moments.identity_errors(law.beta, law.dimension),
         relative_entropy=entropy,
         constants=[constant_record(constant) for constant in comparison.constants],
-        missing=[MissingRecord(id=gone.id, reason=gone.reason) for gone in missing],
+        missing=[MissingRecord(id=gone.id, reason=gone.reason) for gone in (*missing, *failed_hypotheses(comparison))],
         verdict=_verdict(truth, comparison),
     )
 
@@ -232,10 +236,25 @@ def constant_record(constant: Constant) -> ConstantRecord:
     )  # fmt: skip
 
 
+def failed_hypotheses(comparison: Comparison) -> list[Missing]:
+    """Theorems whose bound lies below the truth: what was taken for their hypothesis does not hold."""
+    return [
+        Missing(
+            constant.id,
+            f"its hypothesis fails ({constant.hypotheses}): it would give {constant.kind} ≤ {powers(constant)}, "
+            "below the truth",
+        )
+        for constant in comparison.failed
+    ]
+
+
 def _verdict(truth: Truth, comparison: Comparison) -> str:
-    """One sentence: the truth, what it refutes, and how loose the best bound is."""
-    words = [f"C_P = {truth.poincare:.9g}"]
+    """One sentence: the truth and its status, what it refutes, and how loose the best bound is."""
+    words = [f"C_P = {truth.poincare:.{truth.digits}g} ({truth.status}{': ' if truth.why else ''}{truth.why})"]
     words += [f"{c.id}'s {powers(c)} is refuted" for c in comparison.refuted]
+    doubted = [c for c in comparison.constants if c.status == "as-claimed" and c.log_value < math.log(truth.poincare)]
+    words += [f"{c.id}'s {powers(c)} lies below this estimate, which refutes nothing" for c in doubted]
+    words += [f"the hypothesis of {c.id} fails" for c in comparison.failed]
     if comparison.best and comparison.log_looseness is not None:
         best = comparison.best
         orders = comparison.log_looseness / math.log(10)

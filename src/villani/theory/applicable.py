@@ -1,8 +1,10 @@
-"""Which constants of §3 apply to a potential, with their inputs: proved ones where given, else searched for.
+"""Which constants of §3 apply to a potential, with their inputs: proved ones where there are, else searched for.
 
 Constants tensorise (the constant of a product is the largest of its factors), so that all but C8, which counts
-dimensions, are taken for the core of a potential and hold for the whole. What is searched for is the largest value on a
-dense grid out to 1e6: plain evidence, hence "estimated". Proved inputs come with the catalogue.
+dimensions, are taken for the core of a potential and hold for the whole. Proved inputs come with the catalogue, or, of
+C2 to C4 on lines and radii, from intervals (`extremes.py`). What is searched for is the largest value on a dense grid
+out to 1e6: plain evidence, hence "estimated", and where a truth contradicts the bound, the hypothesis is what is
+false.
 """
 
 from collections.abc import Callable
@@ -27,6 +29,7 @@ from villani.theory.constants import (
     variance_quotient,
 )
 from villani.theory.exact import Truth
+from villani.theory.extremes import Line, Supremum
 from villani.theory.potential import Potential
 
 _FAR = 1e6
@@ -36,13 +39,15 @@ _FAR = 1e6
 class Proved:
     """Closed forms for L of one core; None where there is none, inf where the hypothesis fails.
 
+    They hold for the parameters that they were made for: whoever makes them checks these.
+
     Attributes:
         curvature: κ with ∇²L ⪰ −κI.
         oscillation: sup L − inf L.
         lipschitz: sup ‖∇L‖.
         offset: b with ⟨θ, ∇L⟩ ≥ −b.
         ball: R ↦ sup L − inf L on ‖θ‖ ≤ R.
-        why: one line of proof.
+        why: one line of proof, with the parameters that it needs.
     """
 
     curvature: float | None = None
@@ -67,13 +72,14 @@ def upper_bounds(case: Potential, proved: Proved | None = None) -> tuple[list[Co
     decay, beta = case.weight_decay, case.beta
     if decay == 0:
         return [], [Missing(f"C{i}", "λ = 0") for i in range(1, 9)]
-    search = _Search(case)
     found = [preprint(decay, beta, case.dimension)]
     missing = []
-    if search.gradient == 0:
+    if case.constant:
         return [*found, exact_quadratic(decay, beta)], []
+    line = Line(case) if case.core == 1 else None
+    search = _Search(case, line)
     missing.append(Missing("C1", "L is not constant"))
-    curvature, sure = _choose(proved.curvature, search.curvature)
+    curvature, sure = _choose(proved.curvature, search.curvature, line.concavity if line else None)
     _, gaussian = case.parts
     if gaussian:  # L is flat in the coordinates beside the core, however convex it is there
         curvature = max(curvature, 0.0)
@@ -83,14 +89,14 @@ def upper_bounds(case: Potential, proved: Proved | None = None) -> tuple[list[Co
         found.append(bakry_emery(decay, beta, curvature, sure))
     else:
         missing.append(Missing("C2", f"κ = {curvature:.4g} ≥ λ"))
-    oscillation, sure = _choose(proved.oscillation, search.oscillation)
+    oscillation, sure = _choose(proved.oscillation, search.oscillation, _sum(line.oscillation) if line else None)
     if oscillation < np.inf:
-        found.append(holley_stroock(decay, beta, oscillation, sure))
+        found.append(holley_stroock(decay, beta, max(oscillation, 0.0), sure))
     else:
         missing.append(Missing("C3", "L is unbounded"))
-    gradient, sure = _choose(proved.lipschitz, search.gradient)
+    gradient, sure = _choose(proved.lipschitz, search.gradient, line.slope if line else None)
     if gradient < np.inf:
-        found.append(lipschitz(decay, beta, gradient, sure))
+        found.append(lipschitz(decay, beta, max(gradient, 0.0), sure))
     else:
         missing.append(Missing("C4", "‖∇L‖ is unbounded"))
     for more, less in (_lyapunov(case, search), _dissipative(case, search, proved)):
@@ -100,21 +106,17 @@ def upper_bounds(case: Potential, proved: Proved | None = None) -> tuple[list[Co
 
 
 def lower_bounds(truth: Truth) -> list[Constant]:
-    """C9 with the best linear function, and the computed constants themselves as lower bounds."""
-    one_below = truth.poincare * (1 - truth.error)
+    """The computed constants as lower bounds, C9 with the best linear function, and what is certified of C_P if less.
+
+    An estimated truth gives estimated bounds, which refute nothing.
+    """
+    one_below = 1 - truth.error
     found = [
-        variance_quotient(truth.moments.top_variance, 1.0, "certified", "the widest direction"),
-        Constant(
-            "truth",
-            "computed C_P",
-            float(np.log(one_below)),
-            "lower",
-            "Poincaré",
-            "none",
-            "certified",
-            "theory/exact.py",
-        ),
+        variance_quotient(truth.moments.top_variance * one_below, 1.0, truth.status, "the widest direction"),
+        _computed("computed C_P", truth.poincare * one_below, "Poincaré", truth.status),
     ]
+    if truth.status != "certified" and truth.floor > 0:
+        found.append(variance_quotient(truth.floor, 1.0, "certified", "one function, by intervals"))
     if truth.log_sobolev is not None:
         found.append(_computed("computed C_LS", truth.log_sobolev, "log-Sobolev", "estimated"))
     return found
@@ -127,7 +129,7 @@ def _computed(name: str, value: float, kind: Kind, status: Status) -> Constant:
 class _Search:
     """Extremes of L and Ψ on a grid: lines and radii densely, the plane on rays that crowd around the axes."""
 
-    def __init__(self, case: Potential) -> None:
+    def __init__(self, case: Potential, line: Line | None = None) -> None:
         self.case = case
         outward = np.concatenate([[1e-9], np.linspace(0, 30, 3001)[1:], np.geomspace(30, _FAR, 1501)[1:]])
         scale = 1 / np.sqrt(case.beta * case.weight_decay)
@@ -144,6 +146,11 @@ class _Search:
             self.points = outward[None]
         else:
             self.points = np.concatenate([-outward[::-1], [0.0], outward])[None]
+        if line is not None:  # what intervals were led to: spikes between the points
+            crowded = np.concatenate([line.slope.points, line.concavity.points, *(s.points for s in line.oscillation)])
+            self.points = np.union1d(self.points[0], crowded[np.abs(crowded) <= _FAR])[None]
+            if case.shape == "radial":
+                self.points = self.points[:, self.points[0] > 0]
         self.radius = np.sqrt((self.points**2).sum(axis=0))
         jet = case.loss.jet(self.points)
         self.loss = jet.value
@@ -175,8 +182,18 @@ class _Search:
         return float(np.ptp(inside)) if inside.size else 0.0
 
 
-def _choose(proved: float | None, searched: float) -> tuple[float, bool]:
-    return (searched, False) if proved is None else (proved, True)
+def _choose(proved: float | None, searched: float, enclosed: Supremum | None) -> tuple[float, bool]:
+    """The value to use, and whether it is proved: a closed form, else intervals, else the search."""
+    if proved is not None:
+        return proved, True
+    if enclosed is not None and enclosed.closed:
+        return enclosed.bound, True
+    return searched, False
+
+
+def _sum(suprema: tuple[Supremum, Supremum]) -> Supremum:
+    one, other = suprema
+    return Supremum(one.bound + other.bound, one.seen + other.seen, one.points)
 
 
 def _lyapunov(case: Potential, search: _Search) -> tuple[list[Constant], list[Missing]]:

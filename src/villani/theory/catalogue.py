@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
+import numpy as np
 from scipy.optimize import brentq
 from scipy.special import expit, lambertw
 
@@ -28,7 +29,7 @@ class Entry:
         parameters: defaults of the named constants.
         dimension: default d; None: the number of coordinates.
         shape, breaks: see `Potential`.
-        proved: from parameters (with `d`) to what is known in closed form.
+        proved: from parameters (with `d`) to what is known in closed form for them; None outside its domain.
     """
 
     text: str
@@ -39,7 +40,7 @@ class Entry:
     dimension: int | None = None
     shape: Shape = "ridge"
     breaks: tuple[float, ...] = ()
-    proved: Callable[[Mapping[str, float]], Proved] | None = None
+    proved: Callable[[Mapping[str, float]], Proved | None] | None = None
 
 
 def _quadratic(_: Mapping[str, float]) -> Proved:
@@ -47,43 +48,67 @@ def _quadratic(_: Mapping[str, float]) -> Proved:
 
 
 def _binary(p: Mapping[str, float]) -> Proved:
-    steepest = max(p["y"], 1 - p["y"])
+    y = p["y"]
+    steepest = max(abs(y), abs(1 - y))
+    frequency = 0 <= y <= 1
+    why = "every y: L convex; |L′| = |σ(w) − y|"
     return Proved(
-        curvature=0.0, oscillation=math.inf, lipschitz=steepest, offset=math.log(2),
-        ball=lambda radius: 2 * steepest * radius, why="L convex; |L′| = |σ(w) − y|; wL′ = ℓ − H(p) ≥ −ln 2 per label",
+        curvature=0.0, oscillation=math.inf, lipschitz=steepest, offset=math.log(2) if frequency else None,
+        ball=lambda radius: 2 * steepest * radius,
+        why=f"{why}; 0 ≤ y ≤ 1: wL′ = ℓ − H(p) ≥ −ln 2 per label" if frequency else why,
     )  # fmt: skip
 
 
-def _tied(p: Mapping[str, float]) -> Proved:
-    n = p.get("n", p["d"])
+def _tied(p: Mapping[str, float]) -> Proved | None:
+    n, a = p.get("n", p["d"]), p["a"]
+    if n <= 0:
+        return None
+    if a < 0:  # L = n·softplus(|a|w²/n)
+        return Proved(
+            curvature=0.0, oscillation=math.inf, lipschitz=math.inf, offset=0.0,
+            ball=lambda radius: n * float(np.logaddexp(0, -a * radius**2 / n)),
+            why="a < 0 < n: L is even, convex and grows like |a|w²; wL′ ≥ 0",
+        )  # fmt: skip
     z = float(brentq(lambda z: 2 * z * expit(z) - 1, 0.1, 1.0))  # where √z·σ(−z) is largest
     return Proved(
-        curvature=p["a"], oscillation=n * math.log(2), lipschitz=2 * math.sqrt(p["a"] * n * z) * float(expit(-z)),
-        offset=2 * n * _LAMBERT, ball=lambda _: n * math.log(2),
-        why="0 < L ≤ n ln 2; L″ ≥ −2aσ(−z) ≥ −a with z = aw²/n; wL′ = −2nzσ(−z) ≥ −2n·W(1/e)",
+        curvature=a, oscillation=n * math.log(2), lipschitz=_up(2 * math.sqrt(a * n * z) * float(expit(-z))),
+        offset=_up(2 * n * _LAMBERT), ball=lambda _: n * math.log(2),
+        why="a ≥ 0 < n: 0 < L ≤ n ln 2; L″ ≥ −2aσ(−z) ≥ −a with z = aw²/n; wL′ = −2nzσ(−z) ≥ −2n·W(1/e)",
     )  # fmt: skip
 
 
-def _two_factors(p: Mapping[str, float]) -> Proved:
-    slope = p["n"] * p["a"]
+def _two_factors(p: Mapping[str, float]) -> Proved | None:
+    n, slope = p["n"], p["n"] * abs(p["a"])
+    if n < 0:
+        return None
     return Proved(
-        curvature=slope, oscillation=math.inf, lipschitz=math.inf, offset=2 * p["n"] * _LAMBERT,
-        ball=lambda radius: slope * radius**2 / 2,
-        why="∇²L = ℓ″vvᵀ + ℓ′J with |ℓ′| ≤ na; ⟨θ, ∇L⟩ = 2tℓ′(t) ≥ −2n·W(1/e); |w₁w₂| ≤ R²/2",
+        curvature=slope, oscillation=math.inf if slope else 0.0, lipschitz=math.inf if slope else 0.0,
+        offset=_up(2 * n * _LAMBERT), ball=lambda radius: slope * radius**2 / 2,
+        why="n ≥ 0: ∇²L = ℓ″vvᵀ + ℓ′J with |ℓ′| ≤ n|a|; ⟨θ, ∇L⟩ = 2tℓ′(t) ≥ −2n·W(1/e); |w₁w₂| ≤ R²/2",
     )  # fmt: skip
 
 
 def _mixture(p: Mapping[str, float]) -> Proved:
-    m = p["m"]
-    return Proved(curvature=m**2, oscillation=math.inf, lipschitz=m, why="L′ = −m·tanh(mw), L″ = −m²/cosh²(mw)")
+    m = abs(p["m"])
+    return Proved(
+        curvature=m**2, oscillation=math.inf if m else 0.0, lipschitz=m,
+        why="every m: L′ = −m·tanh(mw), L″ = −m²/cosh²(mw)",
+    )  # fmt: skip
 
 
 def _kink(p: Mapping[str, float]) -> Proved:
-    return Proved(oscillation=math.inf, lipschitz=p["l"], why="L = −ℓ|w|")
+    slope = abs(p["l"])
+    return Proved(oscillation=math.inf if slope else 0.0, lipschitz=slope, why="every ℓ: L = −ℓ|w|")
 
 
 def _linear_gaussian(p: Mapping[str, float]) -> Proved:
-    return Proved(curvature=-p["c"], oscillation=math.inf, lipschitz=math.inf, why="L″ = c")
+    unbounded = math.inf if p["c"] else 0.0
+    return Proved(curvature=-p["c"], oscillation=unbounded, lipschitz=unbounded, why="every c and m: L″ = c")
+
+
+def _up(value: float) -> float:
+    """Room for the rounding of a closed form."""
+    return value * (1 + 1e-14)
 
 
 CATALOGUE: dict[str, Entry] = {

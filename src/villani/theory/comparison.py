@@ -16,6 +16,7 @@ from villani.theory.constants import (
     smoothed_cross_entropy,
 )
 
+_SOLID = ("certified", "statistical")
 _ROUNDING = 1e-9  # relative: closer constants do not contradict each other
 
 
@@ -24,13 +25,15 @@ class Comparison:
     """Constants of one law.
 
     Attributes:
-        constants: upper bounds in increasing order, then lower bounds in decreasing order; refuted ones say so.
+        constants: upper bounds in increasing order, then lower bounds in decreasing order; a refuted claim says so.
         log_looseness: ln of (best upper bound that may be used) / (largest lower bound on the same constant), if both
             are known. "May be used" is certified, and failing that estimated; as-claimed and refuted ones never are.
+        failed: bounds of theorems that a lower bound contradicts, so that their hypotheses fail; not among `constants`.
     """
 
     constants: tuple[Constant, ...]
     log_looseness: float | None
+    failed: tuple[Constant, ...] = ()
 
     @property
     def best(self) -> Constant | None:
@@ -44,30 +47,41 @@ class Comparison:
 
     @property
     def refuted(self) -> tuple[Constant, ...]:
-        """Upper bounds that a lower bound contradicts."""
+        """Claims that a lower bound contradicts."""
         return tuple(constant for constant in self.constants if constant.status == "refuted")
 
 
 def compare(constants: Iterable[Constant]) -> Comparison:
     """Rank constants of one and the same law.
 
-    An upper bound is refuted by a larger lower bound on the same constant, or by one on Poincaré if it bounds
-    log-Sobolev (C_P ≤ C_LS). A lower bound that is only estimated refutes nothing. If something certified is refuted,
-    an input was wrong: that is said, not hidden.
+    An upper bound is contradicted by a larger lower bound on the same constant, or by one on Poincaré if it bounds
+    log-Sobolev (C_P ≤ C_LS). A claim (C8) is then refuted, if the lower bound is certified or statistical; one that
+    is only estimated refutes nothing. A theorem is never refuted: its hypothesis fails, or the lower bound is wrong;
+    of two estimates that contradict each other the hypothesis, which a search may have missed, is said to fail.
     """
     constants = list(constants)
     lower = sorted((c for c in constants if c.direction == "lower"), key=lambda c: -c.log_value)
-    solid = [c for c in lower if c.status in ("certified", "statistical")]
-    upper = []
+    upper, failed = [], []
     for constant in sorted((c for c in constants if c.direction == "upper"), key=lambda c: c.log_value):
-        against = [c for c in solid if c.kind == constant.kind or c.kind == "Poincaré"]
-        worst = max((c.log_value for c in against), default=-math.inf)
-        refuted = worst > constant.log_value + _ROUNDING
-        upper.append(replace(constant, status="refuted") if refuted else constant)
+        claim = constant.id == "C8"
+        against = [c for c in lower if contradicts(c, constant) and (not claim or c.status in _SOLID)]
+        if not against:
+            upper.append(constant)
+        elif claim:
+            upper.append(replace(constant, status="refuted"))
+        elif constant.status == "certified" and all(c.status == "estimated" for c in against):
+            upper.append(constant)  # the estimate is what is wrong
+        else:
+            failed.append(constant)
     best = _best(upper)
     below = [c for c in lower if best and (c.kind == best.kind or c.kind == "Poincaré")]
     looseness = best.log_value - below[0].log_value if best and below else None
-    return Comparison((*upper, *lower), looseness)
+    return Comparison((*upper, *lower), looseness, tuple(failed))
+
+
+def contradicts(lower: Constant, upper: Constant) -> bool:
+    """Whether a lower bound lies above an upper bound on the same constant, or on a larger one."""
+    return lower.kind in (upper.kind, "Poincaré") and lower.log_value > upper.log_value + _ROUNDING
 
 
 def _best(constants: Sequence[Constant]) -> Constant | None:
@@ -127,7 +141,10 @@ def model_constants(
         found.append(bakry_emery(weight_decay, beta, curvature, proved=False))
     if gradient_norms:
         found.append(lipschitz(weight_decay, beta, max(gradient_norms), proved=False))
-    comparison = compare(found)
+    # samples above a theorem whose hypothesis is proved are wrong, or of another law: they refute nothing
+    wrong = [c for c in lower if contradicts(c, certified)]
+    comparison = compare([c for c in found if c not in wrong])
+    comparison = replace(comparison, constants=(*comparison.constants, *wrong))
     claimed = next(c for c in comparison.constants if c.id == "C8")
     visible = None if time is None else time / beta
     apart = certified.log10 - claimed.log10
@@ -152,8 +169,13 @@ def model_constants(
             orders = comparison.log_looseness / math.log(10)
             words += f", so that {comparison.best.id} is loose by at most {upper(orders, places=1)} orders of magnitude"
         words += "."
-    if any(constant.id == "C3" for constant in comparison.refuted):
-        words += " They contradict the certified constant, so that they are wrong, or of another law."
+    if wrong:
+        words += (
+            f" Samples of {powers(max(wrong, key=lambda c: c.log_value))} contradict the certified constant, whose "
+            "hypothesis is proved, so that they are wrong, or of another law: they refute nothing."
+        )
+    for constant in comparison.failed:
+        words += f" They show that the hypothesis of {constant.id} fails ({constant.hypotheses})."
     return ModelConstants(comparison, smoothing, visible, words)
 
 

@@ -1,14 +1,15 @@
 """Smooth functions from text: a small grammar with exact first and second derivatives, evaluated on arrays.
 
 Nothing is executed that the text says: Python's `ast` only reads it, every node is checked against the tables below,
-and what remains is a tree of arithmetic on *jets*, (value, gradient, Hessian) triples that follow the chain rule.
+and what remains is a tree of arithmetic. Here it is evaluated on *jets*, (value, gradient, Hessian) triples that follow
+the chain rule; `enclosures.py` evaluates the same tree on intervals.
 Logarithms of sums of exponentials are recognised and computed without overflow.
 """
 
 import ast
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,7 +54,60 @@ class Jet:
         return total
 
 
-Node = Callable[[Array], Jet]
+@dataclass(frozen=True)
+class Number:
+    """A constant."""
+
+    value: float
+
+
+@dataclass(frozen=True)
+class Coordinate:
+    """A variable, by its place in `Expression.variables`."""
+
+    index: int
+
+
+@dataclass(frozen=True)
+class Sum:
+    """left + right."""
+
+    left: "Tree"
+    right: "Tree"
+
+
+@dataclass(frozen=True)
+class Product:
+    """left · right."""
+
+    left: "Tree"
+    right: "Tree"
+
+
+@dataclass(frozen=True)
+class Power:
+    """inner ** exponent."""
+
+    exponent: float
+    inner: "Tree"
+
+
+@dataclass(frozen=True)
+class Applied:
+    """A function of `FUNCTIONS`, by its name, of inner."""
+
+    function: str
+    inner: "Tree"
+
+
+@dataclass(frozen=True)
+class LogSumExp:
+    """ln Σ exp(terms)."""
+
+    terms: tuple["Tree", ...]
+
+
+Tree = Number | Coordinate | Sum | Product | Power | Applied | LogSumExp
 
 
 @dataclass(frozen=True)
@@ -65,6 +119,7 @@ class Expression:
         variables: names of the coordinates, in alphabetical order.
         kinked: whether it uses `abs`, which has no derivative at 0.
         constants: the named constants that it was read with.
+        tree: what the text says.
 
     Call it with points (k, n) for the values (n,); `jet` also gives the derivatives.
     """
@@ -73,7 +128,7 @@ class Expression:
     variables: tuple[str, ...]
     kinked: bool
     constants: tuple[tuple[str, float], ...]
-    _node: Node = field(compare=False)
+    tree: Tree
 
     def __call__(self, points: Array) -> Array:
         """Values at points (k, n)."""
@@ -82,7 +137,7 @@ class Expression:
     def jet(self, points: Array) -> Jet:
         """Value, gradient and Hessian at points (k, n); overflow gives inf or nan, never a warning."""
         with np.errstate(all="ignore"):
-            return self._node(np.asarray(points, dtype=float))
+            return _jet(self.tree, np.asarray(points, dtype=float))
 
 
 def parse(text: str, parameters: Mapping[str, float] | None = None) -> Expression:
@@ -95,13 +150,16 @@ def parse(text: str, parameters: Mapping[str, float] | None = None) -> Expressio
     Raises:
         InputError: anything outside the grammar.
     """
+    for name, value in (parameters or {}).items():
+        if not math.isfinite(value):
+            raise InputError(f"{name}={value:g}: expected a finite number")
     if len(text) > _LONGEST:
         raise InputError(f"expression of {len(text)} characters: expected at most {_LONGEST}")
     try:
         tree = ast.parse(text.strip(), mode="eval").body
         reader = _Reader(text, {"pi": math.pi, **(parameters or {})})
         variables = tuple(sorted(reader.names(tree)))
-        node = reader.build(tree, variables)
+        built = reader.build(tree, variables)
     except (SyntaxError, ValueError, OverflowError, RecursionError, MemoryError) as error:
         if isinstance(error, InputError):
             raise
@@ -109,7 +167,7 @@ def parse(text: str, parameters: Mapping[str, float] | None = None) -> Expressio
             f"expression {shortened(text)}: not readable as arithmetic; write it as in 'log(1+exp(-w))'"
         ) from None
     kinked = any(isinstance(part, ast.Name) and part.id == "abs" for part in ast.walk(tree))
-    return Expression(text, variables or ("w",), kinked, tuple(sorted((parameters or {}).items())), node)
+    return Expression(text, variables or ("w",), kinked, tuple(sorted((parameters or {}).items())), built)
 
 
 def shortened(text: str, most: int = 80) -> str:
@@ -118,7 +176,7 @@ def shortened(text: str, most: int = 80) -> str:
 
 
 class _Reader:
-    """Turns checked `ast` nodes into functions on jets."""
+    """Turns checked `ast` nodes into a `Tree`."""
 
     def __init__(self, text: str, constants: Mapping[str, float]) -> None:
         self.text, self.constants = text, constants
@@ -132,54 +190,58 @@ class _Reader:
         called = {p.func.id for p in ast.walk(tree) if isinstance(p, ast.Call) and isinstance(p.func, ast.Name)}
         return found - set(self.constants) - set(FUNCTIONS) - called
 
-    def build(self, tree: ast.expr, variables: tuple[str, ...]) -> Node:
-        """The function of one subtree."""
+    def build(self, tree: ast.expr, variables: tuple[str, ...]) -> Tree:
+        """What one subtree says."""
 
-        def below(child: ast.expr) -> Node:
+        def below(child: ast.expr) -> Tree:
             return self.build(child, variables)
 
         match tree:
             case ast.Constant(value=bool() | complex()):
                 raise self.refuse(f"{tree.value!r} is not a real number")
             case ast.Constant(value=int() | float() as number):
-                return _constant(float(number))
+                if not math.isfinite(number):
+                    raise self.refuse("a number in it is not finite")
+                return Number(float(number))
             case ast.Name(id=name):
                 if name in self.constants:
-                    return _constant(float(self.constants[name]))
+                    return Number(float(self.constants[name]))
                 if name in FUNCTIONS:
                     raise self.refuse(f"{name} is a function: write {name}(…)")
-                return _coordinate(variables.index(name))
+                return Coordinate(variables.index(name))
             case ast.UnaryOp(op=ast.USub()):
-                return _product(_constant(-1.0), below(tree.operand))
+                return Product(Number(-1.0), below(tree.operand))
             case ast.UnaryOp(op=ast.UAdd()):
                 return below(tree.operand)
             case ast.BinOp(op=ast.Add()):
-                return _sum(below(tree.left), below(tree.right))
+                return Sum(below(tree.left), below(tree.right))
             case ast.BinOp(op=ast.Sub()):
-                return _sum(below(tree.left), _product(_constant(-1.0), below(tree.right)))
+                return Sum(below(tree.left), Product(Number(-1.0), below(tree.right)))
             case ast.BinOp(op=ast.Mult()):
-                return _product(below(tree.left), below(tree.right))
+                return Product(below(tree.left), below(tree.right))
             case ast.BinOp(op=ast.Div()):
-                return _product(below(tree.left), _composed(_power(-1.0), below(tree.right)))
+                return Product(below(tree.left), Power(-1.0, below(tree.right)))
             case ast.BinOp(op=ast.Pow()):
-                return _composed(_power(self._number(tree.right)), below(tree.left))
+                return Power(self._number(tree.right), below(tree.left))
             case ast.BinOp(op=ast.BitXor()):
                 raise self.refuse("^ is not a power here: write **")
             case ast.Call(func=ast.Name(id="logsumexp"), args=terms, keywords=[]) if terms:
-                return _log_sum_exp([below(term) for term in terms])
+                return LogSumExp(tuple(below(term) for term in terms))
             case ast.Call(func=ast.Name(id="log"), args=[argument], keywords=[]):
                 exponents = _exponents(argument)
                 if exponents is not None:
-                    return _log_sum_exp([below(exponent) for exponent in exponents])
+                    return LogSumExp(tuple(below(exponent) for exponent in exponents))
                 if (
                     isinstance(argument, ast.Call)
                     and isinstance(argument.func, ast.Name)
                     and argument.func.id == "cosh"
+                    and len(argument.args) == 1
+                    and not argument.keywords
                 ):
-                    return _composed(FUNCTIONS["logcosh"], below(argument.args[0]))
-                return _composed(FUNCTIONS["log"], below(argument))
+                    return Applied("logcosh", below(argument.args[0]))
+                return Applied("log", below(argument))
             case ast.Call(func=ast.Name(id=name), args=[argument], keywords=[]) if name in FUNCTIONS:
-                return _composed(FUNCTIONS[name], below(argument))
+                return Applied(name, below(argument))
             case ast.Call(func=ast.Name(id=name)):
                 if name in FUNCTIONS or name == "logsumexp":
                     raise self.refuse(f"{name} takes one argument" + ("" if name in FUNCTIONS else " or more"))
@@ -193,40 +255,31 @@ class _Reader:
         if self.names(tree):
             raise self.refuse("an exponent has to be a number: write exp(p*log(x)) for a power that varies")
         with np.errstate(all="ignore"):
-            value = float(self.build(tree, ())(np.zeros((0, 1))).value[0])
+            value = float(_jet(self.build(tree, ()), np.zeros((0, 1))).value[0])
         if not math.isfinite(value):
             raise self.refuse("an exponent is no finite number")
         return value
 
 
-def _constant(value: float) -> Node:
-    def node(points: Array) -> Jet:
-        size, count = points.shape
-        return Jet(np.full(count, value), np.zeros((size, count)), np.zeros((size, size, count)))
-
-    return node
-
-
-def _coordinate(index: int) -> Node:
-    def node(points: Array) -> Jet:
-        size, count = points.shape
-        gradient = np.zeros((size, count))
-        gradient[index] = 1.0
-        return Jet(points[index], gradient, np.zeros((size, size, count)))
-
-    return node
-
-
-def _sum(left: Node, right: Node) -> Node:
-    return lambda points: left(points) + right(points)
-
-
-def _product(left: Node, right: Node) -> Node:
-    return lambda points: left(points) * right(points)
-
-
-def _composed(curve: Curve, inner: Node) -> Node:
-    return lambda points: inner(points).through(curve)
+def _jet(tree: Tree, points: Array) -> Jet:
+    size, count = points.shape
+    match tree:
+        case Number(value):
+            return Jet(np.full(count, value), np.zeros((size, count)), np.zeros((size, size, count)))
+        case Coordinate(index):
+            gradient = np.zeros((size, count))
+            gradient[index] = 1.0
+            return Jet(points[index], gradient, np.zeros((size, size, count)))
+        case Sum(left, right):
+            return _jet(left, points) + _jet(right, points)
+        case Product(left, right):
+            return _jet(left, points) * _jet(right, points)
+        case Power(exponent, inner):
+            return _jet(inner, points).through(power(exponent))
+        case Applied(function, inner):
+            return _jet(inner, points).through(FUNCTIONS[function])
+        case LogSumExp(terms):
+            return _log_sum_exp([_jet(term, points) for term in terms])
 
 
 def _outer(left: Array, right: Array) -> Array:
@@ -234,24 +287,19 @@ def _outer(left: Array, right: Array) -> Array:
     return product
 
 
-def _log_sum_exp(terms: list[Node]) -> Node:
+def _log_sum_exp(jets: list[Jet]) -> Jet:
     """ln Σ e^{z_i}: gradient Σ p_i ∇z_i, Hessian Σ p_i (∇²z_i + ∇z_i∇z_iᵀ) − ∇∇ᵀ, with p = softmax(z)."""
-
-    def node(points: Array) -> Jet:
-        jets = [term(points) for term in terms]
-        exponents = np.array([jet.value for jet in jets])
-        top = exponents.max(axis=0)
-        shares = np.exp(exponents - top)
-        total = shares.sum(axis=0)
-        shares = shares / total
-        gradient = sum((p * jet.gradient for p, jet in zip(shares, jets, strict=True)), np.zeros(points.shape))
-        hessian = np.zeros((len(points), *points.shape))
-        for p, jet in zip(shares, jets, strict=True):
-            apart = jet.gradient - gradient  # covariance of the slopes, as a sum of squares: no cancellation
-            hessian += p * (jet.hessian + _outer(apart, apart))
-        return Jet(top + np.log(total), gradient, hessian)
-
-    return node
+    exponents = np.array([jet.value for jet in jets])
+    top = exponents.max(axis=0)
+    shares = np.exp(exponents - top)
+    total = shares.sum(axis=0)
+    shares = shares / total
+    gradient = sum((p * jet.gradient for p, jet in zip(shares, jets, strict=True)), np.zeros_like(jets[0].gradient))
+    hessian = np.zeros_like(jets[0].hessian)
+    for p, jet in zip(shares, jets, strict=True):
+        apart = jet.gradient - gradient  # covariance of the slopes, as a sum of squares: no cancellation
+        hessian += p * (jet.hessian + _outer(apart, apart))
+    return Jet(top + np.log(total), gradient, hessian)
 
 
 def _exponents(tree: ast.expr) -> list[ast.expr] | None:
@@ -267,7 +315,9 @@ def _exponents(tree: ast.expr) -> list[ast.expr] | None:
     return None
 
 
-def _power(exponent: float) -> Curve:
+def power(exponent: float) -> Curve:
+    """x ↦ x**exponent and its derivatives."""
+
     def curve(x: Array) -> tuple[Array, Array, Array]:
         def term(factor: float, power: float) -> Array:
             return factor * x**power if factor else np.zeros_like(x)
@@ -280,12 +330,14 @@ def _power(exponent: float) -> Curve:
 
 def _log_cosh(x: Array) -> tuple[Array, Array, Array]:
     size = np.abs(x)
-    return size + np.log1p(np.exp(-2 * size)) - math.log(2), np.tanh(x), 1 / np.cosh(x) ** 2
+    far = size + np.log1p(np.exp(-2 * size)) - math.log(2)
+    near = np.log1p(2 * np.sinh(np.minimum(size, 1) / 2) ** 2)  # keeps its digits at 0
+    return np.where(size < 1, near, far), np.tanh(x), 1 / np.cosh(x) ** 2
 
 
 def _sigmoid(x: Array) -> tuple[Array, Array, Array]:
     p, q = expit(x), expit(-x)
-    return p, p * q, p * q * (q - p)
+    return p, p * q, -p * q * np.tanh(x / 2)  # q − p without cancellation
 
 
 def _erf(x: Array) -> tuple[Array, Array, Array]:
@@ -296,7 +348,7 @@ def _erf(x: Array) -> tuple[Array, Array, Array]:
 FUNCTIONS: dict[str, Curve] = {
     "exp": lambda x: (np.exp(x), np.exp(x), np.exp(x)),
     "log": lambda x: (np.log(x), 1 / x, -1 / x**2),
-    "sqrt": _power(0.5),
+    "sqrt": power(0.5),
     "sin": lambda x: (np.sin(x), np.cos(x), -np.sin(x)),
     "cos": lambda x: (np.cos(x), -np.sin(x), -np.cos(x)),
     "tanh": lambda x: (np.tanh(x), 1 / np.cosh(x) ** 2, -2 * np.tanh(x) / np.cosh(x) ** 2),

@@ -11,6 +11,7 @@ All terms have one sign in each tail: a gap of 1e-30 comes with the same relativ
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Protocol
 
 import numpy as np
 from numpy.polynomial import legendre
@@ -121,16 +122,26 @@ def support(energy: Function, depth: float, half_line: bool = False) -> tuple[fl
     return left, right
 
 
+class Watch(Protocol):
+    """Looks for what points miss: `resolution.Proof`."""
+
+    def sees(self, panels: Array, coefficients: Array) -> NDArray[np.bool_]:
+        """Which panels (m, 2) hold nothing that the Legendre series (m, p) of U misses."""
+
+
 def panels(
-    energy: Function, box: tuple[float, float], order: int, breaks: Sequence[float] = (), also: Function | None = None
-) -> Mesh:
+    energy: Function, box: tuple[float, float], order: int, breaks: Sequence[float] = (), also: Function | None = None,
+    watch: Watch | None = None, most: int = _PANELS,
+) -> Mesh:  # fmt: skip
     """Split `box` until U is a polynomial on each panel and changes by at most 8 there.
 
     Args:
         energy: U, in nats, (n,) → (n,).
         box: ends.
         order: nodes on a panel.
-        breaks: points that have to be edges (kinks).
+        breaks: points that have to be edges (kinks, and edges of a mesh to refine).
+        watch: asked about every panel that points find fine.
+        most: panels; the whole spectrum costs their cube, the first gap their square.
         also: a function that has to be a polynomial on each panel too, whatever its changes.
 
     Raises:
@@ -141,23 +152,28 @@ def panels(
     pending = np.array(list(pairwise(starts)))
     done: list[Array] = []
     while len(pending):
-        if len(pending) + sum(map(len, done)) > _PANELS:
+        if len(pending) + sum(map(len, done)) > most:
             raise InputError(
-                f"the potential needs more than {_PANELS} panels: it varies too fast, or is not smooth; "
+                f"the potential needs more than {most} panels: it varies too fast, or is not smooth; "
                 "a milder potential can be solved"
             )
         middle, half = pending.mean(axis=1), np.diff(pending)[:, 0] / 2
         points = middle[:, None] + half[:, None] * reference.nodes
         values = energy(points.ravel()).reshape(points.shape)
         with np.errstate(invalid="ignore"):
-            fine = _resolved(values, reference) & (np.ptp(values, axis=1) <= _OSCILLATION)
+            slope = np.abs(np.diff(values, axis=1) / np.diff(points, axis=1)).max(axis=1)
+            rounding = 4 * np.spacing(np.abs(pending).max(axis=1)) * slope  # of U, from that of the points
+            fine = _resolved(values, reference, rounding) & (np.ptp(values, axis=1) <= _OSCILLATION)
         if also is not None:
-            fine &= _resolved(also(points.ravel()).reshape(points.shape), reference)
+            fine &= _resolved(also(points.ravel()).reshape(points.shape), reference, 0.0)
         # a spike may hide between the nodes
         looked = middle[fine, None] + half[fine, None] * _BETWEEN
         seen = energy(looked.ravel()).reshape(looked.shape)
         predicted = values[fine] @ reference.transform.T @ legendre.legvander(_BETWEEN, order - 1).T
-        fine[fine] = np.abs(seen - predicted).max(axis=1) <= 1e-9 * (1 + np.abs(values[fine]).max(axis=1))
+        allowed = 1e-9 * (1 + np.abs(values[fine]).max(axis=1)) + 10 * rounding[fine]
+        fine[fine] = np.abs(seen - predicted).max(axis=1) <= allowed
+        if watch is not None and fine.any():
+            fine[fine] = watch.sees(pending[fine], values[fine] @ reference.transform.T)
         done.append(pending[fine])
         left, right = pending[~fine].T
         middle = middle[~fine]
@@ -165,11 +181,11 @@ def panels(
     return Mesh(np.unique(np.concatenate(done)), reference)
 
 
-def _resolved(values: Array, reference: Reference) -> NDArray[np.bool_]:
+def _resolved(values: Array, reference: Reference, rounding: Array | float) -> NDArray[np.bool_]:
     """Which rows are polynomials of less than full degree, to rounding; (m, p) → (m,)."""
     with np.errstate(invalid="ignore"):
         tail = np.abs(values @ reference.transform[-2:].T).max(axis=1)
-        small: NDArray[np.bool_] = tail <= 1e-12 + 1e-14 * np.abs(values).max(axis=1)
+        small: NDArray[np.bool_] = tail <= 1e-12 + 1e-14 * np.abs(values).max(axis=1) + rounding
     return small & np.isfinite(values).all(axis=1)
 
 
@@ -215,10 +231,18 @@ class Spectrum:
 
 def first_gap(of: Law) -> float:
     """The first gap alone, by Lanczos: a tenth of the time of the whole spectrum."""
+    return slowest(of)[0]
+
+
+def slowest(of: Law) -> tuple[float, tuple[float, float]]:
+    """The first gap, and ρf² at the first and at the last node, f its mode of variance 1."""
     matrix, scale = _inverse(of)
     square = LinearOperator(matrix.shape, lambda f: matrix.T @ (matrix @ f), dtype=np.float64)
     start = scale * (1 + of.mesh.points / np.abs(of.mesh.points).max())
-    return float(1 / eigsh(square, k=1, v0=start, tol=1e-14, return_eigenvectors=False)[0])
+    value, vector = eigsh(square, k=1, v0=start, tol=1e-14)
+    mode = matrix @ vector[:, 0] / np.sqrt(value[0])  # √masses·f
+    ends = (float(mode[i] ** 2 / of.mesh.weights[i]) for i in (0, -1))
+    return float(1 / value[0]), (next(ends), next(ends))
 
 
 def gaps(of: Law) -> Array:

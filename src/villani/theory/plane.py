@@ -6,7 +6,7 @@ on each: H is a sparse symmetric matrix after the diagonal mass is divided out, 
 Rectangles on which U exceeds its minimum by `depth` everywhere are left out, ψ being 0 there.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -87,13 +87,27 @@ def box(value: Callable[[Array], Array], depth: float) -> tuple[Array, Array]:
     return corners[:, 0], corners[:, 1]
 
 
-def grade(value: Callable[[Array], Array], corners: tuple[Array, Array], degree: int) -> list[Array]:
+def grade(
+    value: Callable[[Array], Array], corners: tuple[Array, Array], degree: int,
+    features: Sequence[tuple[Array, Array]] = (),
+) -> list[Array]:  # fmt: skip
     """Edges along each axis such that exp(−U/2) is a polynomial of the given degree on every rectangle.
+
+    Args:
+        value: U.
+        corners: of the box.
+        degree: of the polynomials.
+        features: points (2,) and sizes (2,) of what points alone would miss: edges crowd around them.
 
     Raises:
         InputError: more unknowns than can be solved for.
     """
     edges = [np.unique([low, *np.linspace(low, high, 5), 0.0]) for low, high in zip(*corners, strict=True)]
+    for point, size in features:
+        for axis, (at, smallest) in enumerate(zip(point, size, strict=True)):
+            count = int(np.ceil(np.log2(max((corners[1][axis] - corners[0][axis]) / smallest, 2.0))))
+            apart = smallest / 2 * 2.0 ** np.arange(count)
+            edges[axis] = np.union1d(edges[axis], np.concatenate([at - apart, [at], at + apart]))
     edges = [edge[(edge >= low) & (edge <= high)] for edge, low, high in zip(edges, *corners, strict=True)]
     nodes, _, _ = lobatto(degree)
     transform = np.linalg.inv(legendre.legvander(nodes, degree))[-2:]

@@ -11,6 +11,7 @@ from typing import Literal
 import numpy as np
 
 from villani.errors import InputError
+from villani.theory.enclosures import REACH, enclose
 from villani.theory.expressions import Array, Expression, Jet, parse, shortened
 
 Shape = Literal["ridge", "copies", "radial"]
@@ -72,6 +73,12 @@ class Potential:
     def core(self) -> int:
         """Number of core coordinates k."""
         return len(self.loss.variables)
+
+    @property
+    def constant(self) -> bool:
+        """Whether L is shown to be a constant, within ±`REACH`."""
+        span = np.full((self.core, 1), REACH)
+        return all(not part.size.any() for part in enclose(self.loss, -span, span).gradient)
 
     @property
     def parts(self) -> tuple[int, int]:

@@ -6,6 +6,7 @@ and the lowest one at ℓ = 1 (it grows with ℓ). Both come from polynomial ele
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
@@ -15,17 +16,30 @@ from scipy.linalg import eigh
 from villani.errors import InputError
 from villani.theory.expressions import Array
 
-_ELEMENTS = 60  # at most
+_ELEMENTS = 120  # at most
 
 
-def radial_gaps(
-    energy: Callable[[Array], Array], radius: float, dimension: int, order: int, depth: float
-) -> tuple[float, float]:
+@dataclass(frozen=True)
+class Radial:
+    """The two lowest gaps of a radial law.
+
+    Attributes:
+        gaps: among radial functions (ℓ = 0) and among those that are linear on spheres (ℓ = 1).
+        ends: of the elements.
+        at_ends: ρf² there, the larger of the two modes f, of variance 1.
+    """
+
+    gaps: tuple[float, float]
+    ends: tuple[float, float]
+    at_ends: tuple[float, float]
+
+
+def radial_gaps(energy: Callable[[Array], Array], within: Array, dimension: int, order: int, depth: float) -> Radial:
     """The first gap among radial functions (ℓ = 0) and among those that are linear on spheres (ℓ = 1).
 
     Args:
         energy: U, (n,) → (n,).
-        radius: beyond which ρ is negligible.
+        within: edges from 0 to where ρ is negligible, between which U is a polynomial.
         dimension: d ≥ 2.
         order: degree of the polynomials.
         depth: nats below the largest ρ at which elements are left out.
@@ -37,20 +51,21 @@ def radial_gaps(
             value: Array = energy(r) - (dimension - 1) * np.log(r)
         return value
 
-    scan = np.geomspace(radius * 1e-6, radius, 4000)
-    least = float(np.nanmin(effective(scan)))
-    edges = _edges(energy, effective, radius, dimension, nodes, least + depth)
+    middle, half = (within[1:] + within[:-1]) / 2, np.diff(within) / 2
+    least = float(np.nanmin(effective((middle[:, None] + half[:, None] * nodes).ravel())))
+    edges = _edges(energy, effective, within, dimension, nodes, least + depth)
     inner = _gap(edges, effective, least, order, nodes, weights, 0.0)
     outer = _gap(edges, effective, least, order, nodes, weights, float(dimension - 1))
-    return inner, outer
+    left, right = (max(side) for side in zip(inner[1], outer[1], strict=True))
+    return Radial((inner[0], outer[0]), (float(edges[0]), float(edges[-1])), (left, right))
 
 
 def _edges(
-    energy: Callable[[Array], Array], effective: Callable[[Array], Array], radius: float, dimension: int,
+    energy: Callable[[Array], Array], effective: Callable[[Array], Array], within: Array, dimension: int,
     nodes: Array, highest: float,
 ) -> Array:  # fmt: skip
     """Elements from 0 out, halved until U changes by at most 6 nats and the weight r^{d−1} is integrated well."""
-    stack, done = [(0.0, radius)], []
+    stack, done = list(pairwise(within.tolist()))[::-1], []
     while stack:
         a, b = stack.pop()
         r = (a + b) / 2 + (b - a) / 2 * nodes
@@ -61,7 +76,7 @@ def _edges(
             done.append((a, b))
         else:
             stack += [((a + b) / 2, b), (a, (a + b) / 2)]
-        if len(done) + len(stack) > _ELEMENTS:
+        if len(done) > _ELEMENTS:
             raise InputError("the radial potential varies too fast: it needs too many elements; use a milder one")
     return np.array(sorted({edge for pair in done for edge in pair}))
 
@@ -69,8 +84,11 @@ def _edges(
 def _gap(
     edges: Array, effective: Callable[[Array], Array], least: float, order: int, nodes: Array, weights: Array,
     angular: float,
-) -> float:  # fmt: skip
-    """Lowest positive eigenvalue of (stiffness, mass) on Lagrange elements; with `angular` > 0, f(0) = 0."""
+) -> tuple[float, tuple[float, float]]:  # fmt: skip
+    """Lowest positive eigenvalue of (stiffness, mass) on Lagrange elements, and ρf² at both ends, f its mode.
+
+    With `angular` > 0, f(0) = 0.
+    """
     size = (len(edges) - 1) * order + 1
     stiffness, mass = np.zeros((size, size)), np.zeros((size, size))
     # hat functions and, inside an element, integrated Legendre polynomials: all well conditioned
@@ -85,13 +103,16 @@ def _gap(
         stiffness[block, block] += angular * (values * measure / r**2) @ values.T
     first = 1 if angular > 0 and edges[0] == 0 else 0
     scale = 1 / np.sqrt(np.diag(mass)[first:])
-    found = eigh(
+    which = 0 if angular > 0 else 1
+    found, modes = eigh(
         scale[:, None] * stiffness[first:, first:] * scale,
         scale[:, None] * mass[first:, first:] * scale,
-        eigvals_only=True,
-        subset_by_index=(0, 1),
+        subset_by_index=(which, which),
     )
-    return float(found[0] if angular > 0 else found[1])
+    mode = np.concatenate([np.zeros(first), scale * modes[:, 0]])  # values at the ends are coefficients
+    with np.errstate(over="ignore"):
+        squares = mode[[0, -1]] ** 2 * np.exp(-(effective(edges[[0, -1]]) - least))
+    return float(found[0]), (float(squares[0]), float(squares[1]))
 
 
 def _shapes(order: int, x: Array) -> tuple[Array, Array]:
