@@ -38,7 +38,7 @@ from villani.statistics import Array
 
 CONFIRMED = 4  # orbits that are measured again
 SCALES = (2.0, 4.0, 8.0, 16.0)
-_FURTHEST = 4096.0  # R up to which a walk goes on until Ψ has fallen
+FURTHEST = 4096.0  # R up to which a walk goes on until Ψ has fallen
 SEARCH = 3  # rounds of descent
 _LEAST = 4  # groups for each purpose
 _STEPS = 3  # of L-BFGS in a round
@@ -271,7 +271,7 @@ def _walk(work: _Work, worst: Finding, temperature: float, scales: Sequence[floa
     with replaced(work.objective, worst.moved):
         return walk_orbit(
             work.objective, worst.orbit, work.exponents(worst.orbit), measured, temperature, scales,
-            until=_FURTHEST if temperature > worst.threshold.upper else 0.0,
+            until=FURTHEST if temperature > worst.threshold.upper else 0.0,
         )  # fmt: skip
 
 
