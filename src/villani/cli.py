@@ -135,7 +135,7 @@ def audit(
     context: typer.Context,
     model: Annotated[
         str | None,
-        typer.Argument(help="as for measure; with --replay, where the model is, if the witness names a folder"),
+        typer.Argument(help="as for measure; with --replay, where the model is on this machine"),
     ] = None,
     model_: Annotated[str | None, typer.Option("--model", help="the same as MODEL")] = None,
     text: Annotated[

@@ -1,7 +1,7 @@
 """Files that somebody else may have written: data, never instructions, read whole or refused in one line.
 
-Every such file comes in through here. What is wrong with it becomes an `InputError` that names the file and says what to
-do with it; nothing in it chooses code, and nothing is unpickled. No torch.
+Every such file comes in through here. What is wrong with it becomes an `InputError` that names the file and says what
+to do with it; nothing in it chooses code, and nothing is unpickled. No torch.
 """
 
 import io

@@ -48,8 +48,8 @@ class Ledger:
         settings: whatever determines the rows, as flat JSON values; compared with what the run was begun with.
 
     Raises:
-        InputError: the directory is something else, belongs to other settings, is damaged, leads elsewhere by a link, is
-            in use by another process, or cannot be written.
+        InputError: the directory is something else, belongs to other settings, is damaged, leads elsewhere by a link,
+            is in use by another process, or cannot be written.
     """
 
     def __init__(self, directory: Path, settings: Settings) -> None:

@@ -2,8 +2,8 @@
 
 A stretch of a chain is a unit of work, kept under the step that it begins with. Its end depends on the clock, its
 content does not: a chain may be cut anywhere. First the state at its end is written, under the name of that step;
-then the unit is kept with the state's checksum, in one transaction; then the state before it is removed. Whatever moment a kill comes at, the
-last unit has its state. θ of a 125M model does not belong into SQLite.
+then the unit is kept with the state's checksum, in one transaction; then the state before it is removed. Whatever
+moment a kill comes at, the last unit has its state. θ of a 125M model does not belong into SQLite.
 """
 
 import hashlib

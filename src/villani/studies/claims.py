@@ -1,13 +1,14 @@
 """What a witness claims of an orbit, held against what a replay finds: every number of it.
 
-A claimed bound of s* comes from a third of an audit's groups, a replay's from all of them, with other probes: two honest
-ones differ. A claim counts as reproduced where the replay's bound is at most twice the claimed one, and its best estimate
-of s* is not above it. What is refuted again is refuted above the replay's own bound, never above the claimed one.
+A claimed bound of s* comes from a third of an audit's groups, a replay's from all of them, with other probes: two
+honest ones differ. A claim counts as reproduced where the replay's bound is at most twice the claimed one, and its best
+estimate of s* is not above it. What is refuted again is refuted above the replay's own bound, never the claimed one.
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from villani.criteria.orbits import Threshold
 from villani.runs.audits import ThresholdRecord
@@ -32,7 +33,7 @@ def scale_checks(
 ) -> tuple[list[Check], Sequence[float]]:
     """The R to walk at: those claimed if they are ascending powers of two from 2 to `furthest`, or else some others."""
     powers = all(2 <= scale <= furthest and math.frexp(scale)[0] == 0.5 for scale in claimed)
-    ascending = all(a < b for a, b in zip(claimed, claimed[1:], strict=False))
+    ascending = all(a < b for a, b in pairwise(claimed))
     if claimed and powers and ascending:
         return [], list(claimed)
     words = f"The witness was not walked at powers of two that ascend from 2 to at most {furthest:g}: others are taken."

@@ -1,8 +1,8 @@
 """What a witness may ask for: its settings are data from a stranger, and trust comes from the command line alone.
 
-A witness says which model and text it is of. Followed are names that lead to nothing of the reader's: shapes with random
-weights, corpora by name, ids on the hub, whose checkpoints run no code. Folders and files are opened only where the one
-who replays names them. Device, threads and leave to run code are never the witness's to choose.
+A witness says which model and text it is of. Followed are names that lead to nothing of the reader's: shapes with
+random weights, corpora by name, ids on the hub, whose checkpoints run no code. Folders and files are opened only where
+the one who replays names them. Device, threads and leave to run code are never the witness's to choose.
 """
 
 import re
@@ -47,9 +47,7 @@ def replayed_settings(
         )
     work = settings.groups * settings.sequences * settings.block * settings.probes
     if work > _WORK or settings.seed >= 1 << 62:
-        raise InputError(
-            f"--replay {path}: asks for {work:.3g} tokens × probes, seed {settings.seed}: more than audits do"
-        )
+        raise InputError(f"--replay {path}: settings: more tokens, probes or digits than a replay takes on; {remedy}")
     _check_pattern(path, settings.decay)
     refused = [
         f"{name} {foreign.clipped(repr(value))} (give it with --{name})"
