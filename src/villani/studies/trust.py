@@ -14,7 +14,13 @@ from villani.errors import InputError
 from villani.runs import foreign
 from villani.studies.audit_model import AuditSettings
 
-_OWN = {"device", "threads", "micro_tokens", "trust_remote_code"}  # the reader's machine, and the reader's trust
+_OWN = {
+    "device",
+    "threads",
+    "micro_tokens",
+    "trust_remote_code",
+    "allow_unused",
+}  # the reader's to choose
 _CORPUS = re.compile(r"builtin|ptb(:\w+)?|wikitext(-103)?(:\w+)?")
 _ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?")  # owner/name, or a name alone
 _WORK = 1 << 34  # tokens times probes that a replay takes on at most
