@@ -17,7 +17,7 @@ from villani.statistics import Estimate
 
 _FACTOR = 2.0  # between a claimed bound that was sampled and the one that is found
 _EXACT = 1e-3  # of numbers that should be the same: s* is searched for to one in a thousand
-_APART = 4.0  # standard errors of both, between a claimed figure and the one that is found
+_APART = 2.0  # times both half-widths of 95 %, between a claimed figure and the one that is found
 
 
 @dataclass(frozen=True)
@@ -99,5 +99,5 @@ def _close(a: float, b: float) -> bool:
 
 
 def _agree(claimed: EstimateRecord, found: Estimate) -> bool:
-    apart = abs(claimed.value - found.value)
-    return apart <= _APART * (claimed.sem + found.sem) or _close(claimed.value, found.value)
+    widths = [(high - low) / 2 for low, high in (claimed.interval, found.interval())]
+    return abs(claimed.value - found.value) <= _APART * sum(widths) or _close(claimed.value, found.value)

@@ -45,8 +45,10 @@ def replayed_settings(
     changed = {name: value for name, value in claimed.items() if name not in _OWN} | dict(given) | dict(own)
     remedy = "give the witness.safetensors of an audit"
     settings = foreign.validated(AuditSettings, changed, f"--replay {path}: settings", remedy)
-    with foreign.reading(f"--replay {path}: settings", remedy):
+    try:
         settings.check()
+    except InputError as error:
+        raise InputError(f"--replay {path}: settings: {error}") from None
     if seed is not None and seed != settings.seed and settings.finite:
         raise InputError(
             f"--seed {seed}: the witness's groups are its whole data; with another seed they are other data"
