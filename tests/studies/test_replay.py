@@ -159,6 +159,7 @@ OWN = {"device": "cpu", "threads": None, "micro_tokens": 512, "trust_remote_code
         ({"text": "builtin,/etc/shadow"}, "give it with --text"),
         ({"text": "hub:/etc"}, "give it with --text"),
         ({"text": "hub:../x"}, "give it with --text"),
+        ({"text": "hub:text?split=train"}, "give it with --text"),
         ({"text": "hub:folder?split=train"}, "give it with --text"),
         ({"text": "ptb:../../etc"}, "give it with --text"),
         ({"tokenizer": "/etc"}, "give it with --tokenizer"),

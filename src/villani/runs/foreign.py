@@ -82,11 +82,9 @@ def read_content(path: Path, most: int, remedy: str) -> bytes:
             raise InputError(f"{path}: no such file; {remedy}")
         if not path.is_file():
             raise InputError(f"{path}: not a file; {remedy}")
-        with path.open("rb") as file:
-            content = file.read(most + 1)
-        if len(content) > most:
+        if path.stat().st_size > most:
             raise InputError(f"{path}: larger than {most:,} bytes; {remedy}")
-        return content
+        return path.read_bytes()
 
 
 def json_value(content: bytes | str) -> Any:

@@ -89,6 +89,8 @@ def _harmless(name: str, value: str) -> bool:
         return True
     identity = value.removeprefix("hub:").partition("?")[0] if name != "model" else value
     local = Path(identity).exists() or Path(value).exists()
+    if name == "text" and "/" not in identity:  # such as `text`, a builder that reads the files of the current folder
+        return False
     return bool(_ID.fullmatch(identity)) and ".." not in identity and not local
 
 
