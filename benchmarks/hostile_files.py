@@ -14,6 +14,7 @@ import json
 import os
 import random
 import shutil
+import subprocess
 import sys
 import tempfile
 import time
@@ -73,6 +74,20 @@ class Watch:
         place = os.path.realpath(os.fsdecode(path))
         if place not in ("/dev/null", os.path.realpath(":memory:")) and not place.startswith(self.allowed):
             self.writes.append(f"{event} {place}")
+
+
+def tried_out(watch: Watch) -> None:
+    """A watch that sees nothing proves nothing: a write elsewhere, a process and code of the folder must be seen."""
+    watch.on = True
+    with tempfile.NamedTemporaryFile("w"):
+        pass
+    subprocess.run(["true"], check=True)
+    exec(compile("1", f"{watch.allowed}/evil.py", "exec"))
+    watch.on = False
+    if len(watch.writes) < 1 or len(watch.code) < 2:
+        raise SystemExit("the watch does not see what it should")
+    watch.code.clear()
+    watch.writes.clear()
 
 
 def command(*words: object) -> int:
@@ -199,6 +214,7 @@ def campaign(count: int, seed: int) -> dict[str, Any]:
     with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
         inputs = Inputs(work / "honest")
     watch = Watch(work)
+    tried_out(watch)
     codes: dict[str, Counter[str]] = {}
     faults: list[str] = []
     kinds = [kind for kind, share in SHARES.items() for _ in range(share)]

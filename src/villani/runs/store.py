@@ -36,6 +36,7 @@ CREATE TABLE IF NOT EXISTS units (
     checksum TEXT NOT NULL
 );
 """
+_ROWS = "SELECT key, arrays, seconds, peak_memory_bytes, checksum FROM units"
 _DISK = {sqlite3.SQLITE_FULL, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN}
 _REMEDY = "delete that run folder and run the command again, or choose another --run"
 
@@ -91,7 +92,7 @@ class Ledger:
                 self._connection.executemany("INSERT INTO settings VALUES (?, ?)", rows)
             execute("COMMIT")
         with self._reading():
-            for row in execute("SELECT key, arrays, seconds, peak_memory_bytes, checksum FROM units"):
+            for row in execute(_ROWS):
                 self._check(*row)
 
     def _checked(self) -> Settings:
@@ -138,11 +139,12 @@ class Ledger:
 
     def get(self, key: str) -> dict[str, Array] | None:
         """The arrays of a finished unit, or None."""
-        found = self._connection.execute("SELECT arrays FROM units WHERE key = ?", (key,)).fetchone()
-        if found is None:
-            return None
-        with self._reading():
-            return _Row(self._file, key, foreign.arrays(found[0]))
+        with self._reading():  # checked again: an index of the database might lead to another row
+            found = self._connection.execute(f"{_ROWS} WHERE key = ?", (key,)).fetchone()
+            if found is None:
+                return None
+            self._check(*found)
+            return _Row(self._file, key, foreign.arrays(found[1]))
 
     def put(self, key: str, arrays: Mapping[str, NDArray[Any]], *, seconds: float, peak_memory_bytes: int) -> None:
         """Keep a finished unit in one transaction; on return it survives a kill."""
