@@ -44,6 +44,7 @@ from villani.options import (
     TraceChoice,
     TrustRemoteCode,
     assignments,
+    given,
     number,
     numbers,
     optional,
@@ -137,10 +138,16 @@ def measure(
 
 @app.command()
 def audit(
+    context: typer.Context,
     model: Annotated[
-        str | None, typer.Argument(help="as for measure; with --replay, where the model is now if it has moved")
+        str | None,
+        typer.Argument(help="as for measure; with --replay, where the model is on this machine"),
     ] = None,
-    text: Text = "builtin",
+    model_: Annotated[str | None, typer.Option("--model", help="the same as MODEL")] = None,
+    text: Annotated[
+        str | None,
+        typer.Option(help="builtin, ptb, wikitext-103, hub:NAME, or UTF-8 files; default builtin or the witness's"),
+    ] = None,
     tokenizer: Tokenizer = None,
     special_tokens: SpecialTokens = SpecialTokensChoice.auto,
     weight_decay: Annotated[str, typer.Option(help="λ ≥ 0")] = "0.1",
@@ -178,9 +185,18 @@ def audit(
     from villani.terminal import print_audit, print_replay, progress
 
     alone("villani audit")
+    if model_ is not None:
+        if model is not None:
+            raise InputError(f"audit: {model!r} and --model {model_!r} are both models; give one")
+        model = model_
     if replay is not None:
+        if idle := given(context) - _REPLAYED:
+            raise InputError(f"--replay: the witness says what {', '.join(sorted(idle))} is; leave it out")
         with progress() as bar:
-            directory, again = evaluate_again(replay, run, data, bar, model=model, seed=seed)
+            directory, again = evaluate_again(
+                replay, run, data, bar, model=model, text=text, tokenizer=tokenizer, seed=seed, device=device,
+                threads=threads, micro_tokens=micro_tokens, trust_remote_code=trust_remote_code,
+            )  # fmt: skip
         if json:
             print_json(again)
         else:
@@ -191,7 +207,7 @@ def audit(
     if model is None:
         raise InputError("audit: give a model, or --replay with a witness")
     settings = AuditSettings(
-        model=model, text=text, tokenizer=tokenizer, special_tokens=special_tokens.value,
+        model=model, text=text or "builtin", tokenizer=tokenizer, special_tokens=special_tokens.value,
         weight_decay=number("weight-decay", weight_decay),
         temperature=number("temperature", temperature), decay=decay, groups=groups, sequences=sequences, block=block,
         probes=probes, confirmed=confirmed, search=search, rays=[] if rays == "none" else rays.split(","),
@@ -430,6 +446,10 @@ def with_flags(message: str) -> str:
     return re.sub(r"\b([a-z]\w*)=True\b", lambda match: flags.get(match[1], match[0]), message)
 
 
+_REPLAYED = {  # what a replay takes from the command line; the rest is the witness's
+    "model", "--model", "--text", "--tokenizer", "--seed", "--device", "--threads", "--micro-tokens",
+    "--trust-remote-code", "--replay", "--data", "--run", "--json",
+}  # fmt: skip
 _INTERRUPTED = 130  # what typer returns after Ctrl-C
 
 
@@ -451,8 +471,9 @@ def main() -> None:
 
 
 def _say(text: str) -> None:
-    """One line on stderr, from one process."""
+    """One line on stderr, from one process; what a terminal would obey is shown, not sent."""
     from villani.runs.distributed import rank
 
+    line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
     if rank() == 0:
-        sys.stderr.write(f"villani: {text}\n")
+        sys.stderr.write(f"villani: {line}\n")

@@ -154,6 +154,13 @@ Data = Annotated[Path | None, typer.Option(help="folder of PTB, WikiText and GPT
 Json = Annotated[bool, typer.Option("--json", help="print one record on stdout, and nothing else")]
 
 
+def given(context: typer.Context) -> set[str]:
+    """The options and arguments that stand on the command line, as they are written there."""
+    named = {parameter.name: parameter.opts[0] for parameter in context.command.params if parameter.name}
+    sources = ((name, context.get_parameter_source(name)) for name in named)
+    return {named[name] for name, source in sources if source is not None and source.name == "COMMANDLINE"}
+
+
 def numbers(name: str, text: str) -> list[float]:
     """Numbers with commas between them.
 

@@ -167,3 +167,97 @@ def test_ledger_holds_no_pickle(tmp_path):
         assert ledger.get("x") is None
     rows = sqlite3.connect(tmp_path / "ledger.sqlite").execute("SELECT COUNT(*) FROM units").fetchone()
     assert json.dumps(rows) == "[0]"
+
+
+def damaged(folder, *statements):
+    with sqlite3.connect(folder / "ledger.sqlite") as connection:
+        for statement in statements:
+            connection.execute(*statement if isinstance(statement, tuple) else (statement,))
+    connection.close()
+
+
+def begun(folder, settings=None):
+    with Ledger(folder, {"seed": 0} if settings is None else settings) as ledger:
+        put(ledger, "group/0")
+        put(ledger, "group/1")
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "UPDATE units SET arrays = (SELECT arrays || x'00' FROM units) WHERE key = 'group/1'",
+        "UPDATE units SET arrays = x''",
+        "UPDATE units SET arrays = 'text'",
+        "UPDATE units SET seconds = 1e300",
+        "UPDATE units SET seconds = 'long'",
+        "UPDATE units SET peak_memory_bytes = -1",
+        "UPDATE units SET peak_memory_bytes = 1.5",
+        "UPDATE units SET key = 'group/2' WHERE key = 'group/1'",
+        "UPDATE units SET key = 7 WHERE key = 'group/1'",
+        "UPDATE units SET checksum = ''",
+        "UPDATE units SET checksum = (SELECT checksum FROM units WHERE key = 'group/0') WHERE key = 'group/1'",
+        "UPDATE settings SET value = '{'",
+        "UPDATE settings SET value = x'ff'",
+        "ALTER TABLE units RENAME COLUMN arrays TO content",
+        "ALTER TABLE units ADD COLUMN more TEXT",
+        "DROP TABLE settings",
+        "CREATE TRIGGER t AFTER INSERT ON units BEGIN DELETE FROM units; END",
+        "CREATE TABLE other (x)",
+    ],
+)
+def test_a_changed_ledger_is_refused_in_one_line(tmp_path, statement):
+    begun(tmp_path)
+    damaged(tmp_path, statement)
+    with pytest.raises(InputError) as caught:
+        Ledger(tmp_path, {"seed": 0})
+    assert str(tmp_path / "ledger.sqlite") in str(caught.value)
+    assert "delete that run folder" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_rows_of_other_settings_are_never_taken(tmp_path):
+    """Whoever deletes or rewrites the settings does not thereby own the rows."""
+    begun(tmp_path)
+    damaged(tmp_path, "DELETE FROM settings")
+    with pytest.raises(InputError, match="of other settings"):
+        Ledger(tmp_path, {"seed": 1})
+    begun(tmp_path / "b", {"seed": 0})
+    damaged(tmp_path / "b", ("UPDATE settings SET value = ? WHERE name = 'seed'", ("1",)))
+    with pytest.raises(InputError, match="of other settings"):
+        Ledger(tmp_path / "b", {"seed": 1})
+    begun(tmp_path / "c", {"seed": 0})
+    damaged(tmp_path / "c", "DELETE FROM settings")
+    with Ledger(tmp_path / "c", {"seed": 0}) as ledger:  # nothing is lost with the settings that the rows are of
+        assert ledger.spent()[2] == 2
+
+
+def test_a_ledger_without_checksums_is_refused(tmp_path):
+    old = (
+        "CREATE TABLE units (key TEXT PRIMARY KEY, arrays BLOB NOT NULL, seconds REAL NOT NULL, "
+        "peak_memory_bytes INTEGER NOT NULL)"
+    )
+    damaged(tmp_path, "CREATE TABLE settings (name TEXT PRIMARY KEY, value TEXT NOT NULL)", old)
+    with pytest.raises(InputError, match="carry no checksum, as those of older versions"):
+        Ledger(tmp_path, {})
+
+
+def test_an_array_that_a_row_lacks_is_told(tmp_path):
+    begun(tmp_path)
+    with Ledger(tmp_path, {"seed": 0}) as ledger, pytest.raises(InputError, match=r"'group/0' has no 'traces'"):
+        ledger.get("group/0")["traces"]
+
+
+def test_links_in_a_run_folder_are_refused(tmp_path):
+    """They would lead what is written out of it."""
+    elsewhere = tmp_path / "elsewhere"
+    begun(elsewhere)
+    before = (elsewhere / "ledger.sqlite").read_bytes()
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "ledger.sqlite").symlink_to(elsewhere / "ledger.sqlite")
+    with pytest.raises(InputError, match="is a link"):
+        Ledger(tmp_path / "run", {"seed": 0})
+    begun(tmp_path / "r")
+    (tmp_path / "r" / "state").symlink_to(elsewhere)
+    with pytest.raises(InputError, match="is a link"):
+        Ledger(tmp_path / "r", {"seed": 0})
+    assert (elsewhere / "ledger.sqlite").read_bytes() == before

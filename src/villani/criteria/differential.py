@@ -27,7 +27,7 @@ from villani.criteria.orbits import (
     threshold,
 )
 from villani.criteria.parts import EXACT, Parts, PartStatistics, part_statistics, parts_of
-from villani.criteria.rounding import drift, drift_allowed, laplacian_rounding
+from villani.criteria.rounding import beyond, drift, drift_allowed, laplacian_rounding
 from villani.criteria.search import candidate, descent, pool, promise
 from villani.criteria.symmetries import generators
 from villani.criteria.verdicts import Outcome
@@ -43,7 +43,7 @@ from villani.statistics import Array
 
 CONFIRMED = 4  # orbits that are measured again
 SCALES = (2.0, 4.0, 8.0, 16.0)
-_FURTHEST = 4096.0  # R up to which a walk goes on until Ψ has fallen
+FURTHEST = 4096.0  # R up to which a walk goes on until Ψ has fallen
 SEARCH = 3  # rounds of descent
 _LEAST = 4  # groups for each purpose
 _STEPS = 3  # of L-BFGS in a round
@@ -256,11 +256,7 @@ class _Work:
         scope = f"rounding/{finding.orbit.name}/{len(finding.moved)}"
         with replaced(self.objective, finding.moved):
             [row] = Team().map({"rounding": unit}, self._kept(scope), None, memory)
-        error, found = float(row["error"]), finding.threshold
-        trace, total = found.laplacian.value, found.rounding + error
-        if trace <= total:
-            return replace(found, value=math.inf, upper=math.inf, rounding=total)
-        return replace(found, upper=found.upper * trace / (trace - total), rounding=total)
+        return beyond(finding.threshold, float(row["error"]))
 
     def statistics(self, what: str, scope: str, groups: range, kind: int, blocks: list[list[int]]) -> PartStatistics:
         """Of the parts, at the θ of the moment."""
@@ -362,7 +358,7 @@ def _walk(work: _Work, worst: Finding, temperature: float, scales: Sequence[floa
     with replaced(work.objective, worst.moved):
         return walk_orbit(
             work.objective, worst.orbit, work.exponents(worst.orbit), measured, temperature, scales,
-            until=_FURTHEST if temperature > worst.threshold.upper else 0.0,
+            until=FURTHEST if temperature > worst.threshold.upper else 0.0,
         )  # fmt: skip
 
 

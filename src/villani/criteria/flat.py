@@ -17,6 +17,7 @@ from villani.streams import Purpose, stream
 aten = torch.ops.aten
 STEPS = (1.0, 10.0, 100.0)
 _WIDE = 500_000_000  # coordinates up to which a copy of θ in float64 is made
+_NORMALISED = 1e-6  # how far from 1 the largest entry of a stated direction may be
 _SPREAD = 0.1  # how far from θ the point lies where gradients propose
 
 
@@ -46,6 +47,11 @@ class FlatDirection:
     changes: tuple[float, ...]
     tolerance: tuple[float, ...]
 
+    @property
+    def holds(self) -> bool:
+        """Whether rounding explains every change."""
+        return all(c <= t for c, t in zip(self.changes, self.tolerance, strict=True))
+
 
 def widened(objective: Objective) -> list[torch.Tensor]:
     """θ in float64, or as it is where a copy would be too large."""
@@ -64,32 +70,92 @@ def flat_directions(
         undecayed: indices of the tensors to look at.
         seed: of the random point and the random directions.
     """
-    tensors = widened(objective)
-    generic = [
-        t + _SPREAD * torch.from_numpy(stream(seed, Purpose.DIRECTION, i).standard_normal(t.shape)).to(t)
-        for i, t in enumerate(tensors)
-    ]
+    generic = _generic(objective, seed)
     with objective.evaluating():
         proposals = _propose(graphs[0], generic, undecayed, seed)
-    deletions: list[list[str]] = [[] for _ in proposals]
-    proved = [True for _ in proposals]
+    proofs = _proofs(objective, graphs, generic, proposals)
     with objective.evaluating(), torch.no_grad():
-        for graph, _ in graphs:
-            shifts = Shifts(graph, proposals)
-            graph.values(generic, [], shifts.observe)
-            for k in range(len(proposals)):
-                proved[k] &= shifts.gone(k)
-                deletions[k] += [d for d in shifts.deletions[k] if d not in deletions[k]]
         found = [
-            verified(objective, graphs, proposal, tuple(deletions[k]))
-            for k, proposal in enumerate(proposals)
-            if proved[k]
+            verified(objective, graphs, proposal, deletions)
+            for proposal, deletions in zip(proposals, proofs, strict=True)
+            if deletions is not None
         ]
         if objective.finite:
             unread = _unread_rows(objective, graphs[0][0], undecayed, seed)
             proposals += unread
             found += [verified(objective, graphs, proposal, ()) for proposal in unread]
-    return [f for f in found if all(c <= t for c, t in zip(f.changes, f.tolerance, strict=True))], len(proposals)
+    return [f for f in found if f.holds], len(proposals)
+
+
+def reproved(
+    objective: Objective,
+    graphs: Sequence[tuple[LossGraph, float]],
+    undecayed: Sequence[int],
+    index: int,
+    direction: torch.Tensor,
+    seed: int = 0,
+) -> FlatDirection | str:
+    """A flat direction that somebody states, proved and verified again; if it is none, why, as after "it".
+
+    Args:
+        objective: model and names.
+        graphs: traced losses; of a table, one of them must look up the row that moves.
+        undecayed: indices of the tensors that do not decay.
+        index: of the tensor in θ.
+        direction: in its shape.
+        seed: of the random point.
+    """
+    largest = float(direction.abs().max()) if direction.numel() else 0.0
+    if index not in undecayed:
+        return "lies in a tensor that decays, so that F grows along it"
+    if not abs(largest - 1) <= _NORMALISED:
+        return f"has {largest:.3g} as its largest entry, and not 1"
+    point = _generic(objective, seed)
+    count = int((direction != 0).sum())
+    proposal = Proposal(index, direction.to(point[index]), f"a shift of {count} of {direction.numel()} entries")
+    proof: tuple[str, ...] | None
+    if _is_table(graphs[0][0], index):
+        moved = (direction != 0).any(-1)
+        if objective.finite and not bool((objective.gradient(fused=True)[index][moved] != 0).any()):
+            proof = ()  # no group looks them up
+        elif int(moved.sum()) > 1:
+            return "moves rows that not every text looks up"
+        else:
+            [proof] = _proofs(objective, graphs, point, [proposal])
+    else:
+        [proof] = _proofs(objective, graphs, point, [proposal])
+    if proof is None:
+        return "is not shown by the traced graph to leave the loss alone"
+    with objective.evaluating(), torch.no_grad():
+        found = verified(objective, graphs, proposal, proof)
+    return found if found.holds else f"changes the loss by {max(found.changes):.1g} nats per token"
+
+
+def _generic(objective: Objective, seed: int) -> list[torch.Tensor]:
+    """A random point near θ, where an identity holds only if it holds everywhere."""
+    return [
+        t + _SPREAD * torch.from_numpy(stream(seed, Purpose.DIRECTION, i).standard_normal(t.shape)).to(t)
+        for i, t in enumerate(widened(objective))
+    ]
+
+
+def _proofs(
+    objective: Objective,
+    graphs: Sequence[tuple[LossGraph, float]],
+    point: Sequence[torch.Tensor],
+    proposals: Sequence[Proposal],
+) -> list[tuple[str, ...] | None]:
+    """Of each proposal the operations that delete its shift, on all graphs; None where one of them does not."""
+    deletions: list[list[str]] = [[] for _ in proposals]
+    proved = [True for _ in proposals]
+    with objective.evaluating(), torch.no_grad():
+        for graph, _ in graphs:
+            shifts = Shifts(graph, proposals)
+            graph.values(point, [], shifts.observe)
+            for k in range(len(proposals)):
+                proved[k] &= shifts.gone(k)
+                deletions[k] += [d for d in shifts.deletions[k] if d not in deletions[k]]
+    return [tuple(d) if p else None for d, p in zip(deletions, proved, strict=True)]
 
 
 def _is_table(graph: LossGraph, index: int) -> bool:

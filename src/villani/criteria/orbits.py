@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from scipy.stats import t as student_t
 
-from villani.criteria.parts import Exponents, Parts, PartStatistics
+from villani.criteria.parts import Exponents, Parts, PartStatistics, parts_of
 from villani.criteria.symmetries import Generator
 from villani.landscape.objective import Objective
 from villani.landscape.parameters import ParameterSpace
@@ -30,6 +30,7 @@ from villani.statistics import Array, Estimate
 
 LEVEL = 0.95
 ENOUGH = 20.0  # directions of noise from which on the jackknife holds its level (docs/coverage.md)
+_EXACT = 1e-9  # rounding of combinations of small whole numbers
 _LAYERED = 3  # parts of a name, as in model.layers.0, that are worth naming once
 
 
@@ -67,6 +68,45 @@ def orbits_of(basis: Sequence[Generator], space: ParameterSpace) -> list[Orbit]:
         if orbit is not None:
             unique.setdefault(orbit.name, orbit)
     return list(unique.values())
+
+
+def orbit_of(exponents: Exponents, basis: Sequence[Generator], space: ParameterSpace) -> Orbit | str:
+    """The orbit that somebody states by its exponents; if it is none, why, as a sentence goes on after "it".
+
+    An orbit is a combination of symmetries that the graph shows, of the kinds that `orbits_of` makes.
+    """
+    if not any(bool(e.any()) for e in exponents.values()):
+        return "moves nothing: all exponents are zero"
+    if not all(bool((e == e.round()).all()) for e in exponents.values()):
+        return "has exponents that are no whole numbers"
+    if not _spanned(exponents, basis, space):
+        return "is no rescaling symmetry that the traced loss shows"
+    orbit = _orbit([(1, Generator(dict(exponents)))], space, (1, 2))
+    return orbit or "does not grow as R while something shrinks as R⁻¹ or R⁻²"
+
+
+def _spanned(exponents: Exponents, basis: Sequence[Generator], space: ParameterSpace) -> bool:
+    """Whether exponents are a linear combination of the symmetries'."""
+    for index, e in exponents.items():
+        shapes = [g.exponents[index].shape for g in basis if index in g.exponents]
+        varies = torch.broadcast_shapes(*shapes)[::-1] if shapes else ()
+        for dim in range(e.dim()):  # from the last; a symmetry is the same along where all symmetries are
+            along = e.movedim(-1 - dim, 0)
+            if (varies[dim] if dim < len(varies) else 1) == 1 and not bool((along == along[:1]).all()):
+                return False
+    narrow = {index: e[tuple(_first_where_same(e))] for index, e in exponents.items()}
+    *known, wanted = parts_of(space, [*(g.exponents for g in basis), narrow]).exponents
+    if not known:
+        return False
+    matrix = np.stack(known, axis=1)  # (parts, symmetries)
+    weights = np.linalg.lstsq(matrix, wanted, rcond=None)[0]
+    return bool(np.abs(matrix @ weights - wanted).max() <= _EXACT)
+
+
+def _first_where_same(e: torch.Tensor) -> list[slice]:
+    """Of each dimension all entries, or the first where they are all the same."""
+    same = [bool((e == e.narrow(dim, 0, 1)).all()) for dim in range(e.dim())]
+    return [slice(0, 1) if alike else slice(None) for alike in same]
 
 
 def pooled(orbits: Sequence[Orbit], space: ParameterSpace) -> Orbit | None:

@@ -5,12 +5,14 @@ was held against what the computer's own errors make of a true 0. These are esti
 and is not certified.
 """
 
+import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
 
-from villani.criteria.orbits import Orbit, exponents_of, rescaled
+from villani.criteria.orbits import Orbit, Threshold, exponents_of, rescaled
 from villani.criteria.parts import EXACT, Parts, group_traces
 from villani.curvature.products import differentiable_gradient, product
 from villani.errors import InputError
@@ -76,6 +78,14 @@ def laplacian_rounding(objective: Objective, parts: Parts, orbit: Orbit, groups:
     if small:
         errors.append(_against_double(objective, parts, block.tolist(), groups[0]))
     return _SAFETY * max(errors) if np.isfinite(errors).all() else float("inf")
+
+
+def beyond(found: Threshold, error: float) -> Threshold:
+    """A threshold with another error of rounding in Δ_B L; infinite where rounding is all that there is."""
+    trace, total = found.laplacian.value, found.rounding + error
+    if trace <= total:
+        return replace(found, value=math.inf, upper=math.inf, rounding=total)
+    return replace(found, upper=found.upper * trace / (trace - total), rounding=total)
 
 
 def batch_terms(objective: Objective, group: int) -> list[float]:

@@ -9,11 +9,11 @@ import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from villani.errors import InputError
 from villani.landscape.parameters import ParameterSpace
+from villani.runs import foreign
 
 _CHUNK = 1 << 20  # coordinates that are held in float64 at a time
 _TOLERANCE = 1e-4  # |⟨q_i, q_j⟩ − δ_ij| of what is taken as orthonormal
@@ -79,10 +79,6 @@ def deflation_from(run: Path, space: ParameterSpace) -> Deflation:
     paths = sorted(run.glob("vector-*.npy"))
     if not paths:
         raise InputError(f"deflate {run}: no eigenvectors there; give the run directory of villani spectrum")
-    vectors = []
-    for path in paths:
-        try:
-            vectors.append(torch.from_numpy(np.load(path, allow_pickle=False)))
-        except (ValueError, OSError) as error:
-            raise InputError(f"{path}: not a vector ({' '.join(str(error).split())})") from None
+    remedy = "give the run directory of villani spectrum, or run that again"
+    vectors = [torch.from_numpy(foreign.read_vector(path, remedy)) for path in paths]
     return Deflation(space, vectors)

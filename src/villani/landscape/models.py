@@ -16,6 +16,7 @@ from villani.errors import InputError
 from villani.landscape.architectures import random_model
 from villani.landscape.evaluation import plain_lookups
 from villani.landscape.hub import first_line, hub_folder, looks_like_path, quiet
+from villani.runs import foreign
 from villani.runs.records import ModelRecord
 
 _HUB_FILES = ("config.json", "generation_config.json", "model*.safetensors", "model.safetensors.index.json")
@@ -48,6 +49,11 @@ def load_model(
     Raises:
         InputError: no such model, or one that cannot be measured; the message says what to change.
     """
+    with foreign.reading(f"model {foreign.clipped(spec)!r}", "mend its files, or give another"):
+        return _loaded(spec, dtype, device, trust_remote_code)
+
+
+def _loaded(spec: str, dtype: torch.dtype, device: str, trust_remote_code: bool) -> LoadedModel:
     name, description, tokenizer = spec, "", spec
     if spec.startswith(("config:", "builtin:")):
         model, description, tokenizer = random_model(spec)

@@ -15,7 +15,8 @@ from tokenizers import Tokenizer as Backend
 from tokenizers import models, pre_tokenizers, trainers
 
 from villani.errors import InputError
-from villani.landscape.hub import first_line, hub_folder, looks_like_path, quiet
+from villani.landscape.hub import hub_folder, looks_like_path, quiet
+from villani.runs import foreign
 from villani.runs.records import SourceFile
 
 SPECIAL_TOKENS = ("auto", "none", "bos")
@@ -171,18 +172,15 @@ def _backend(folder: Path) -> Backend:
 
 @contextlib.contextmanager
 def _readable(name: str) -> Any:
-    """Turn whatever a broken tokenizer file raises into one line."""
-    try:
+    """Turn whatever a broken tokenizer raises, at once or on a text that it has no token for, into one line."""
+    with foreign.reading(f"tokenizer {name!r} cannot be read", "mend its files, or name another with --tokenizer"):
         yield
-    except InputError:
-        raise
-    except Exception as error:  # `tokenizers` raises bare Exception
-        raise InputError(f"tokenizer {name!r} cannot be read: {first_line(error)}") from error
 
 
 def _wrap(name: str, backend: Backend, sources: tuple[SourceFile, ...]) -> Tokenizer:
     def encode(documents: Sequence[str]) -> list[np.ndarray]:
-        batch = backend.encode_batch_fast(list(documents), add_special_tokens=False)
+        with _readable(name):
+            batch = backend.encode_batch_fast(list(documents), add_special_tokens=False)
         return [np.asarray(encoding.ids, dtype=np.int64) for encoding in batch]
 
     specials = frozenset(token.content for token in backend.get_added_tokens_decoder().values() if token.special)

@@ -15,7 +15,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 from scipy.stats import t as student
 
 from villani.errors import InputError
@@ -30,9 +30,10 @@ from villani.report import spectrum as spectra
 from villani.report.elements import note
 from villani.report.tables import psi_table, tables
 from villani.report.verdict import findings, headline
+from villani.runs import foreign
 from villani.runs.audits import AuditRecord, ReplayRecord
 from villani.runs.certificates import CertificateRecord
-from villani.runs.content import RunRecords
+from villani.runs.content import RunRecords, read_records
 from villani.runs.convergences import ConvergenceRecord
 from villani.runs.papers import PaperRecord
 from villani.runs.recommendations import RecommendationRecord
@@ -53,7 +54,6 @@ _PAGES: Mapping[type, ModuleType] = {  # what tells of a record that is not a me
     AuditRecord: auditing, ReplayRecord: auditing, SpectrumRecord: spectra, ConvergenceRecord: converging,
     CertificateRecord: certifying, RecommendationRecord: recommending, PaperRecord: papers,
 }  # fmt: skip
-_SCHEMA_VERSION = RunRecords.model_fields["schema_version"].default
 
 
 def render(records: RunRecords, costs: Mapping[int, Cost]) -> str:
@@ -89,57 +89,35 @@ def render(records: RunRecords, costs: Mapping[int, Cost]) -> str:
 def write_report(run: Path) -> Path:
     """Write `run/report.html` from `run/records.json` and, if there is one, `run/cost.json`; returns its path.
 
-    Raises InputError, in one line, if the folder or the records are missing, not JSON, or of another schema version.
+    Raises InputError, in one line, if the folder or the records are missing, not JSON, of another schema version, or
+    such that no page can be made of them.
     """
     if not run.is_dir():
         raise InputError(f"{run}: no such run directory; give the folder that a villani command wrote.")
-    records = _read_records(run / "records.json")
-    page = render(records, _read_costs(run / "cost.json", len(records.records)))
+    with foreign.reading(f"{run / 'records.json'}: no page can be made of it", "run the measurement again"):
+        page = page_of(run)
     write_atomically(run / "report.html", page)
     return run / "report.html"
 
 
-def _read_records(path: Path) -> RunRecords:
-    content = _read_json(path)
-    version = content.get("schema_version", _SCHEMA_VERSION) if isinstance(content, dict) else None
-    if isinstance(content, dict) and version != _SCHEMA_VERSION:
-        raise InputError(
-            f"{path}: schema version {version!r}, but this villani reads {_SCHEMA_VERSION}; "
-            "use the version that wrote it."
-        )
-    try:
-        return RunRecords.model_validate(content)
-    except ValidationError as error:
-        raise InputError(f"{path}: not a villani record ({_first(error)}); run the measurement again.") from error
+def page_of(run: Path) -> str:
+    """The page of a run as `write_report` writes it, where records are villani's own and a fault in them is a bug."""
+    records = read_records(run / "records.json")
+    return render(records, _read_costs(run / "cost.json", len(records.records)))
 
 
 def _read_costs(path: Path, count: int) -> dict[int, Cost]:
     if not path.exists():
         return {}
-    try:
-        costs = TypeAdapter(dict[int, Cost]).validate_python(_read_json(path))
-    except ValidationError as error:
-        raise InputError(f"{path}: not a table of costs ({_first(error)}); delete it to go without.") from error
+    remedy = "delete it to go without"
+    content = foreign.read_json(path, remedy)
+    with foreign.reading(f"{path}: not a table of costs", remedy):
+        costs = TypeAdapter(dict[int, Cost]).validate_python(content)
     if stray := [index for index in costs if not 0 <= index < count]:
         raise InputError(
             f"{path}: a cost for record {stray[0]}, but there are {count} records; delete it to go without."
         )
     return costs
-
-
-def _read_json(path: Path) -> object:
-    if not path.is_file():
-        raise InputError(f"{path}: no such file; give the folder that a villani command wrote.")
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"{path}: not JSON ({reason}); run the measurement again.") from error
-
-
-def _first(error: ValidationError) -> str:
-    detail = error.errors(include_url=False, include_input=False)[0]
-    return f"{'.'.join(map(str, detail['loc'])) or 'top level'}: {detail['msg']}"
 
 
 # Pictures

@@ -57,6 +57,8 @@ class SmoothnessRecord(Record):
 class FlatRecord(Record):
     """A direction along which L is constant at every θ."""
 
+    parallel = ("steps", "changes", "tolerance")
+
     tensor: str
     coordinates: int
     kind: str
@@ -69,6 +71,8 @@ class FlatRecord(Record):
 class SlabRecord(Record):
     """Undecayed tensors along which L is bounded."""
 
+    parallel = ("steps", "losses")
+
     tensors: list[str]
     coordinates: int
     bound: float = Field(description="nats per token")
@@ -79,6 +83,8 @@ class SlabRecord(Record):
 
 class BoundedOrbitRecord(Record):
     """A curve to infinity with constant loss and bounded decayed norm."""
+
+    parallel = ("scales", "changes", "decayed_norms_squared", "norms_squared")
 
     name: str
     scales: list[float]
@@ -151,6 +157,8 @@ class FitRecord(Record):
 
 class RayRecord(Record):
     """Ψ along θ + r·u."""
+
+    parallel = ("radii", "psi", "data")
 
     direction: str
     radii: list[float] = Field(description="in the units of θ")

@@ -1,9 +1,12 @@
 """The content of `records.json`: records of every kind."""
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field
 
+from villani.errors import InputError
+from villani.runs import foreign
 from villani.runs.audits import AuditRecord, ReplayRecord
 from villani.runs.certificates import CertificateRecord
 from villani.runs.convergences import ConvergenceRecord
@@ -43,3 +46,22 @@ class RunRecords(Record):
     villani: str = Field(description="version of villani that wrote the file")
     title: str
     records: list[AnyRecord]
+
+
+_SCHEMA_VERSION = RunRecords.model_fields["schema_version"].default
+
+
+def read_records(path: Path, remedy: str = "run the measurement again") -> RunRecords:
+    """The records of a run, whoever wrote them.
+
+    Raises:
+        InputError: no such file, not JSON, of another schema version, or not records; `remedy` ends the line.
+    """
+    content = foreign.read_json(path, remedy)
+    version = content.get("schema_version", _SCHEMA_VERSION) if isinstance(content, dict) else None
+    if isinstance(content, dict) and version != _SCHEMA_VERSION:
+        raise InputError(
+            f"{path}: schema version {foreign.clipped(repr(version))}, but this villani reads {_SCHEMA_VERSION}; "
+            "use the version that wrote it."
+        )
+    return foreign.validated(RunRecords, content, f"{path}: not a villani record", remedy)

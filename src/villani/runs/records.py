@@ -5,17 +5,25 @@ bytes as one that was left alone. What the work cost is kept apart, in `Cost`, a
 The JSON schema is published in `docs/schema/`; `tests/runs/test_records.py` holds the two together.
 """
 
-from typing import Literal
+from typing import ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Status = Literal["certified", "statistical", "estimated", "as-claimed", "refuted"]
 
 
 class Record(BaseModel):
-    """Base of all records: unknown keys and non-finite numbers are refused."""
+    """Base of all records: unknown keys and non-finite numbers are refused, and lists that should be of one length."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    parallel: ClassVar[tuple[str, ...]] = ()  # fields that are lists of one length
+
+    @model_validator(mode="after")
+    def _check_lengths(self) -> Self:
+        lengths = {name: len(getattr(self, name)) for name in self.parallel}
+        if len(set(lengths.values())) > 1:
+            raise ValueError(f"lists of one length are {', '.join(f'{name} {n}' for name, n in lengths.items())}")
+        return self
 
 
 class EstimateRecord(Record):
@@ -26,6 +34,12 @@ class EstimateRecord(Record):
     n: int = Field(ge=1, description="groups behind the number")
     interval: tuple[float, float] = Field(description="at the confidence level of `design.confidence`")
     status: Status
+
+    @model_validator(mode="after")
+    def _check_interval(self) -> Self:
+        if self.interval[0] > self.interval[1]:
+            raise ValueError("an interval that ends before it begins")
+        return self
 
 
 class PsiParts(Record):
@@ -274,10 +288,17 @@ class MeasurementRecord(Record):
     provenance: Provenance
     cost: Cost | None = Field(default=None, description="null inside records.json, where every byte is reproducible")
 
+    @model_validator(mode="after")
+    def _check_covariance(self) -> Self:
+        if [len(row) for row in self.covariance] != [4] * 4:
+            raise ValueError("a covariance that is not 4 by 4")
+        return self
+
 
 class TrainingRecord(Record):
     """A short training run: what was trained, and how the loss went."""
 
+    parallel = ("steps", "loss")
     kind: Literal["training"] = "training"
     model: ModelRecord
     text: TextRecord

@@ -1,17 +1,19 @@
 """The run directory: a ledger of finished work in SQLite, settings, records, and the rules that keep them honest.
 
 One row per finished unit, one transaction per unit. The ledger remembers the settings that determine its rows; a run of
-other settings is refused, never reused. An exclusive SQLite lock keeps a second writer out and dies with its process.
+other settings is refused, never reused. Every row carries a checksum over itself and those settings, and all are held
+against it before any is used. An exclusive SQLite lock keeps a second writer out and dies with its process.
 """
 
 import errno
+import hashlib
 import io
 import json
 import os
 import sqlite3
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -20,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from villani.errors import InputError
+from villani.runs import foreign
 from villani.runs.content import RunRecords
 from villani.runs.distributed import Scoped
 from villani.runs.records import Cost
@@ -29,9 +32,13 @@ Settings = Mapping[str, Any]
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS settings (name TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS units (
-    key TEXT PRIMARY KEY, arrays BLOB NOT NULL, seconds REAL NOT NULL, peak_memory_bytes INTEGER NOT NULL
+    key TEXT PRIMARY KEY, arrays BLOB NOT NULL, seconds REAL NOT NULL, peak_memory_bytes INTEGER NOT NULL,
+    checksum TEXT NOT NULL
 );
 """
+_ROWS = "SELECT key, arrays, seconds, peak_memory_bytes, checksum FROM units"
+_DISK = {sqlite3.SQLITE_FULL, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN}
+_REMEDY = "delete that run folder and run the command again, or choose another --run"
 
 
 class Ledger:
@@ -42,42 +49,85 @@ class Ledger:
         settings: whatever determines the rows, as flat JSON values; compared with what the run was begun with.
 
     Raises:
-        InputError: the directory is something else, belongs to other settings, is in use by another process, or cannot
-            be written.
+        InputError: the directory is something else, belongs to other settings, is damaged, leads elsewhere by a link,
+            is in use by another process, or cannot be written.
     """
 
     def __init__(self, directory: Path, settings: Settings) -> None:
         self.directory = directory
+        self._file = directory / "ledger.sqlite"
         with writing(directory):
             _claim(directory)
-            self._connection = sqlite3.connect(directory / "ledger.sqlite", timeout=0.0, isolation_level=None)
-            try:
-                self._open(settings)
-            except BaseException:
-                self._connection.close()
-                raise
+            self._connection = sqlite3.connect(self._file, timeout=0.0, isolation_level=None)
+        try:
+            self._open(settings)
+        except BaseException:
+            self._connection.close()
+            raise
 
     def _open(self, settings: Settings) -> None:
         execute = self._connection.execute
-        execute("PRAGMA locking_mode=EXCLUSIVE")
-        try:
-            execute("PRAGMA journal_mode=WAL")
-            execute("PRAGMA synchronous=FULL")
-            execute("BEGIN EXCLUSIVE")
-        except sqlite3.OperationalError as error:
-            if "locked" in str(error):
-                raise InputError(
-                    f"run {self.directory} is being written by another process: wait, or choose --run"
-                ) from None
-            raise
-        for statement in _SCHEMA.split(";"):
-            execute(statement)
-        kept = {name: json.loads(value) for name, value in execute("SELECT name, value FROM settings")}
+        with self._reading():
+            execute("PRAGMA trusted_schema=OFF")
+            execute("PRAGMA locking_mode=EXCLUSIVE")
+            try:
+                execute("PRAGMA journal_mode=WAL")
+                execute("PRAGMA synchronous=FULL")
+                execute("BEGIN EXCLUSIVE")
+            except sqlite3.OperationalError as error:
+                if "locked" in str(error):
+                    raise InputError(
+                        f"run {self.directory} is being written by another process: wait, or choose --run"
+                    ) from None
+                raise
+            kept = self._checked()
         _compare(self.directory, kept, settings)
-        if not kept:
-            rows = [(name, json.dumps(value, sort_keys=True)) for name, value in settings.items()]
-            self._connection.executemany("INSERT INTO settings VALUES (?, ?)", rows)
-        execute("COMMIT")
+        belonging = json.dumps(kept or dict(settings), sort_keys=True)
+        self._digest = hashlib.sha256(belonging.encode()).digest()
+        with writing(self.directory):
+            for statement in _SCHEMA.split(";"):
+                execute(statement)
+            if not kept:
+                rows = [(name, json.dumps(value, sort_keys=True)) for name, value in settings.items()]
+                self._connection.executemany("INSERT INTO settings VALUES (?, ?)", rows)
+            execute("COMMIT")
+        with self._reading():
+            for row in execute(_ROWS):
+                self._check(*row)
+
+    def _checked(self) -> Settings:
+        """The settings that the run was begun with, of tables that are as villani makes them."""
+        found = _tables(self._connection)
+        if found and found != _MADE:
+            older = "checksum" not in next((sql for kind, name, sql in found if name == "units"), "checksum")
+            why = "its rows carry no checksum, as those of older versions" if older else "its tables are not villani's"
+            raise InputError(f"{self._file}: {why}; {_REMEDY} (villani report still opens the old one)")
+        rows = self._connection.execute("SELECT name, value FROM settings") if found else ()
+        return {name: json.loads(value) for name, value in rows}
+
+    def _check(self, key: Any, content: Any, seconds: Any, peak: Any, checksum: Any) -> None:
+        whole = isinstance(key, str) and isinstance(content, bytes) and isinstance(peak, int)
+        if not (whole and isinstance(seconds, float) and checksum == self._checksum(key, content, seconds, peak)):
+            name = foreign.clipped(repr(key))
+            raise InputError(f"{self._file}: the row {name} is damaged, or of other settings; {_REMEDY}")
+
+    def _checksum(self, key: str, content: bytes, seconds: float, peak: int) -> str:
+        """Of a row and of the settings that it belongs to."""
+        digest = hashlib.sha256(self._digest)
+        digest.update(f"{key!r} {seconds!r} {peak!r} ".encode())
+        digest.update(content)
+        return digest.hexdigest()
+
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        with foreign.reading(self._file, _REMEDY):
+            try:
+                yield
+            except sqlite3.Error as error:
+                code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
+                if code in _DISK:
+                    raise InputError(f"cannot write to {self._file}: {error}") from None
+                raise ValueError(str(error)) from error
 
     def __enter__(self) -> "Ledger":
         return self
@@ -89,20 +139,20 @@ class Ledger:
 
     def get(self, key: str) -> dict[str, Array] | None:
         """The arrays of a finished unit, or None."""
-        found = self._connection.execute("SELECT arrays FROM units WHERE key = ?", (key,)).fetchone()
-        if found is None:
-            return None
-        with np.load(io.BytesIO(found[0]), allow_pickle=False) as archive:
-            return {name: archive[name] for name in archive.files}
+        with self._reading():  # checked again: an index of the database might lead to another row
+            found = self._connection.execute(f"{_ROWS} WHERE key = ?", (key,)).fetchone()
+            if found is None:
+                return None
+            self._check(*found)
+            return _Row(self._file, key, foreign.arrays(found[1]))
 
     def put(self, key: str, arrays: Mapping[str, NDArray[Any]], *, seconds: float, peak_memory_bytes: int) -> None:
         """Keep a finished unit in one transaction; on return it survives a kill."""
         buffer = io.BytesIO()
         np.savez(buffer, allow_pickle=False, **arrays)
+        row = (key, buffer.getvalue(), float(seconds), int(peak_memory_bytes))
         with writing(self.directory):
-            self._connection.execute(
-                "INSERT INTO units VALUES (?, ?, ?, ?)", (key, buffer.getvalue(), seconds, peak_memory_bytes)
-            )
+            self._connection.execute("INSERT INTO units VALUES (?, ?, ?, ?, ?)", (*row, self._checksum(*row)))
 
     def scoped(self, prefix: str) -> "ScopedLedger":
         """The same ledger with every key under `prefix/`."""
@@ -118,6 +168,17 @@ class Ledger:
         return float(seconds), int(peak), int(count)
 
 
+class _Row(dict[str, Array]):
+    """The arrays of a unit; one that is not there is the file's fault."""
+
+    def __init__(self, file: Path, key: str, arrays: Mapping[str, Array]) -> None:
+        super().__init__(arrays)
+        self._of = f"{file}: the row {foreign.clipped(repr(key))}"
+
+    def __missing__(self, name: str) -> Array:
+        raise InputError(f"{self._of} has no {name!r}; {_REMEDY}")
+
+
 class ScopedLedger(Scoped):
     """A view of a ledger whose keys carry a prefix, for runs of several measurements."""
 
@@ -130,10 +191,28 @@ class ScopedLedger(Scoped):
         return self._store.spent(self._within + prefix)
 
 
+def _tables(connection: sqlite3.Connection) -> set[tuple[str, str, str]]:
+    """What a database is made of: kinds, names and definitions."""
+    return set(connection.execute("SELECT type, name, sql FROM sqlite_master WHERE sql IS NOT NULL"))
+
+
+def _made() -> set[tuple[str, str, str]]:
+    with closing(sqlite3.connect(":memory:")) as fresh:
+        fresh.executescript(_SCHEMA)
+        return _tables(fresh)
+
+
+_MADE = _made()
+
+
 def _claim(directory: Path) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     if not (directory / "ledger.sqlite").exists() and any(directory.iterdir()):
         raise InputError(f"run directory {directory} holds other files and no ledger.sqlite: choose another --run")
+    for folder, folders, files in os.walk(directory):
+        for link in (Path(folder) / name for name in (*folders, *files)):
+            if link.is_symlink():
+                raise InputError(f"{link} is a link, and what is written there would lie elsewhere; {_REMEDY}")
 
 
 def _compare(directory: Path, kept: Settings, asked: Settings) -> None:

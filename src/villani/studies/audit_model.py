@@ -28,7 +28,7 @@ from villani.studies.finish import default_name, finish
 from villani.studies.measure_model import CONFIDENCE
 from villani.studies.progress import Progress, Silent
 from villani.studies.subject import Subject, SubjectSettings, load_subject, objective_record
-from villani.studies.witness import NAME, Claim, Witness
+from villani.studies.witness import NAME, Claim, Witness, text_checksum
 
 _LEAST = 12  # groups: a third each to choose orbits, to descend, and to confirm
 
@@ -172,6 +172,7 @@ def _witness(found: Audit, settings: AuditSettings, subject: Subject) -> Witness
         scales=tuple(step.scale for step in worst.walk if step.scale > 1) if worst else (),
         flat=flat.kind if flat else None,
         slab=slab.tensors if slab else (),
+        text_checksum=text_checksum(subject.text),
     )
     names = [p.name for p in space.parameters]
     return Witness(

@@ -2,10 +2,11 @@
 
 A stretch of a chain is a unit of work, kept under the step that it begins with. Its end depends on the clock, its
 content does not: a chain may be cut anywhere. First the state at its end is written, under the name of that step;
-then the unit is kept, in one transaction; then the state before it is removed. Whatever moment a kill comes at, the
-last unit has its state. θ of a 125M model does not belong into SQLite.
+then the unit is kept with the state's checksum, in one transaction; then the state before it is removed. Whatever
+moment a kill comes at, the last unit has its state. θ of a 125M model does not belong into SQLite.
 """
 
+import hashlib
 import json
 import os
 import time
@@ -15,10 +16,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 
 from villani.dynamics.langevin import Rule, Target, advance
-from villani.errors import InputError
+from villani.runs import foreign
 from villani.runs.distributed import Rows
 from villani.runs.store import ScopedLedger, writing
 from villani.statistics import Array
@@ -83,7 +84,7 @@ def run_chain(
     velocity = [torch.zeros_like(t) for t in target.tensors] if rule.momentum else None
     moving = [*target.tensors, *(velocity or [])]
     if done:
-        read_state(_at(states, chain, done), moving)
+        read_state(_at(states, chain, done), moving, kept[-1]["state"])
     else:
         target.reset(chain)
     while True:
@@ -100,15 +101,17 @@ def run_chain(
             inspect_every=inspect_every,
         )  # fmt: skip
         over = piece.stop == rule.steps or piece.diverged is not None
+        state: Array = np.zeros(0, dtype=np.uint8)
         if not over:
             for tensor in target.tensors:
                 tensor.grad = None
             write_state(_at(states, chain, piece.stop), moving)
+            state = checksum(_at(states, chain, piece.stop))
         row = {
             "stop": np.array(piece.stop), "ceiling": np.array(piece.ceiling), "observing": np.array(piece.observing),
             "steps": np.array(piece.steps, dtype=int), "rows": np.array(piece.rows, dtype=float),
             "inspected": np.array(piece.inspected, dtype=int), "findings": np.array(piece.findings, dtype=float),
-            "accepted": np.array(piece.accepted),
+            "accepted": np.array(piece.accepted), "state": state,
             "diverged": np.array(-1 if piece.diverged is None else piece.diverged),
         }  # fmt: skip
         ledger.put(
@@ -169,18 +172,29 @@ def write_state(path: Path, tensors: list[torch.Tensor]) -> None:
             raise
 
 
-def read_state(path: Path, tensors: list[torch.Tensor]) -> None:
+def checksum(*paths: Path) -> Array:
+    """(32,) bytes: sha256 over the content of files."""
+    digest = hashlib.sha256()
+    for path in paths:
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    found: Array = np.frombuffer(digest.digest(), dtype=np.uint8)
+    return found
+
+
+def read_state(path: Path, tensors: list[torch.Tensor], expected: Array | None = None) -> None:
     """Put what `write_state` wrote back into the tensors, one at a time.
 
     Raises:
-        InputError: no such file, or not one of these.
+        InputError: no such file, not one of these, or not of the checksum that is expected.
     """
-    try:
+    remedy = "the weights that the chain stopped at are not there; use another --run"
+    with foreign.reading(path, remedy):
+        if expected is not None and not np.array_equal(checksum(path), expected):
+            raise ValueError("not the file that the run left")
         with safe_open(path, framework="pt") as file, torch.no_grad():
             for index, tensor in enumerate(tensors):
-                tensor.copy_(file.get_tensor(str(index)))
-    except (OSError, SafetensorError, RuntimeError) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(
-            f"{path}: the weights that the chain stopped at are not there ({reason}); use another --run"
-        ) from None
+                found = file.get_tensor(str(index))
+                if found.shape != tensor.shape or found.dtype != tensor.dtype:
+                    raise ValueError(f"tensor {index} is {tuple(found.shape)}, expected {tuple(tensor.shape)}")
+                tensor.copy_(found)

@@ -20,6 +20,7 @@ from villani.runs.distributed import alone
 from villani.runs.records import Displacement, MeasurementRecord, ModelRecord, TextRecord, TrainingRecord
 from villani.runs.store import Ledger, write_settings, writing
 from villani.streams import Purpose, stream
+from villani.studies.chains import checksum
 from villani.studies.finish import finish
 from villani.studies.measure_model import MeasureSettings, measured
 from villani.studies.progress import Progress, Silent
@@ -103,7 +104,12 @@ def split(blocks: Blocks, seed: int) -> tuple[Blocks, Blocks]:
 def _trained(run: Path, ledger: Ledger, blocks: Blocks, steps: int, seed: int, show: Progress) -> list[float]:
     """Train once; the weights go to run/model, the losses into the ledger."""
     row = ledger.get("training")
-    if row is not None and (run / "model" / "model.safetensors").is_file():
+    files = [run / "model" / name for name in ("config.json", "model.safetensors")]
+    if row is not None and files[1].is_file():
+        if not (files[0].is_file() and np.array_equal(checksum(*files), row["model"])):
+            raise InputError(
+                f"{run / 'model'}: not the model that the demo trained; delete that folder, or choose --run"
+            )
         return [float(loss) for loss in row["loss"]]
     start = time.perf_counter()
     model = load_model(f"{MODEL}?seed={seed}").model
@@ -118,7 +124,8 @@ def _trained(run: Path, ledger: Ledger, blocks: Blocks, steps: int, seed: int, s
         shutil.rmtree(run / "model", ignore_errors=True)
         (run / "model.partial").replace(run / "model")
     if row is None:
-        ledger.put("training", {"loss": np.array(losses)}, seconds=time.perf_counter() - start, peak_memory_bytes=0)
+        rows = {"loss": np.array(losses), "model": checksum(*files)}
+        ledger.put("training", rows, seconds=time.perf_counter() - start, peak_memory_bytes=0)
     return losses
 
 

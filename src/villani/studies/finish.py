@@ -7,16 +7,16 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from villani.report.page import write_report
+from villani.report.page import page_of
 from villani.runs.content import RunRecords
 from villani.runs.records import Cost
-from villani.runs.store import Settings, write_records
+from villani.runs.store import Settings, write_atomically, write_records
 
 
 def finish(directory: Path, title: str, records: list[Any], costs: dict[int, Cost]) -> None:
     """Write the records, what they cost, and the report."""
     write_records(directory, RunRecords(villani=version("villani"), title=title, records=records), costs)
-    write_report(directory)
+    write_atomically(directory / "report.html", page_of(directory))
 
 
 def default_name(command: str, model: str, settings: Settings) -> str:

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from villani.errors import InputError, check_positive
 from villani.measurement import check_temperature
+from villani.runs import foreign
 from villani.studies.certify import CertifySettings
 from villani.studies.converge import ConvergeSettings
 from villani.studies.sweep import SweepSettings
@@ -203,12 +204,9 @@ def read_settings(
         raise InputError(f"--size {size!r}: expected {', '.join(SIZES)}")
     if config is not None:
         name = str(config)
-        try:
-            content = tomllib.loads(config.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise InputError(f"--config {config}: no such file") from None
-        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-            raise InputError(f"--config {config}: not a TOML file ({' '.join(str(error).split())})") from None
+        if not config.exists():
+            raise InputError(f"--config {config}: no such file")
+        content = foreign.read_toml(config, "give a study as docs/rerunning.md describes one")
     else:
         name = f"--size {size}"
         file = resources.files("villani.studies") / "sizes" / f"{size}.toml"
@@ -221,11 +219,12 @@ def read_settings(
         changes["model"] = model
     if isinstance(content.get("sweep"), dict):
         content["sweep"] = {k: v for k, v in (content["sweep"] | changes).items() if v is not None}
-    try:
-        settings = PaperSettings.model_validate(content)
-    except ValidationError as error:
-        raise InputError(f"{name}: {_first(error)}") from None
-    settings.check()
+    with foreign.reading(name, "mend that key"):
+        try:
+            settings = PaperSettings.model_validate(content)
+        except ValidationError as error:
+            raise InputError(f"{name}: {_first(error)}") from None
+        settings.check()
     return settings
 
 
@@ -236,11 +235,12 @@ def _first(error: ValidationError) -> str:
     match found["type"]:
         case "extra_forbidden":
             parent: Any = PaperSettings
-            if len(found["loc"]) > 1:
-                part = PaperSettings.model_fields[str(found["loc"][0])].annotation
+            for key in found["loc"][:-1]:
+                part = parent.model_fields[str(key)].annotation
                 parent = next(kind for kind in (part, *get_args(part)) if hasattr(kind, "model_fields"))
-            return f"unknown key {where!r}; known are {', '.join(parent.model_fields)}"
+            return f"unknown key {foreign.clipped(repr(where))}; known are {', '.join(parent.model_fields)}"
         case "missing":
             return f"{where} is missing"
         case _:
-            return f"{where}: {found['msg'][0].lower()}{found['msg'][1:]}, found {found['input']!r}"
+            seen = foreign.clipped(repr(found["input"]))
+            return f"{where}: {found['msg'][0].lower()}{found['msg'][1:]}, found {seen}"

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import ClassVar
 
 import torch
-from pydantic import ValidationError
 
 from villani.dynamics.training import Optimizer, learning_rates
 from villani.errors import InputError
@@ -29,7 +28,7 @@ from villani.rules import (
     power_lines,
 )
 from villani.runs.audits import AuditRecord
-from villani.runs.content import RunRecords
+from villani.runs.content import read_records
 from villani.runs.distributed import alone
 from villani.runs.recommendations import RecommendationRecord
 from villani.runs.records import Cost
@@ -256,13 +255,9 @@ def pairs_of(
 
 def _read_audit(folder: Path) -> AuditRecord:
     """The record of a run of `villani audit`."""
-    file = folder / "records.json"
-    try:
-        content = RunRecords.model_validate_json(file.read_text(encoding="utf-8"))
-    except OSError:
-        raise InputError(f"--audit {folder}: no records.json there; give the run directory of villani audit") from None
-    except ValidationError:
-        raise InputError(f"--audit {folder}: records.json is not a record of this villani; audit again") from None
+    if not (folder / "records.json").is_file():
+        raise InputError(f"--audit {folder}: no records.json there; give the run directory of villani audit")
+    content = read_records(folder / "records.json", "give --audit the run directory of villani audit, or audit again")
     found = next((record for record in content.records if isinstance(record, AuditRecord)), None)
     if found is None:
         raise InputError(f"--audit {folder}: that run is no audit; give the run directory of villani audit")

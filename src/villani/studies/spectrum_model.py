@@ -19,6 +19,7 @@ from villani.errors import InputError
 from villani.landscape.evaluation import plain_arithmetic, same_threads
 from villani.landscape.objective import check_weight_decay
 from villani.measurement import peak_memory
+from villani.runs import foreign
 from villani.runs.distributed import Rows, alone
 from villani.runs.records import Cost, EstimateRecord
 from villani.runs.spectra import (
@@ -285,7 +286,10 @@ class _Work:
         operator = self._operator([group])
         quotients = []
         for i in range(pairs):
-            u = read_vector(self.directory / f"vector-{i:02d}.npy").to(self.objective.device)
+            kept = foreign.read_vector(
+                self.directory / f"vector-{i:02d}.npy", "the run has lost its eigenvectors; choose another --run"
+            )
+            u = torch.from_numpy(kept).to(self.objective.device)
             quotients.append(dot(u, operator(u)))
         return {"tokens": np.array([float(self.objective.groups[group].tokens)]), "quotients": np.array(quotients)}
 
@@ -376,17 +380,3 @@ class _Work:
 def _sample(operator: Curvature, seed: int, key: tuple[int, ...], steps: int) -> Rows:
     found = quadrature(operator, sphere_probe(operator.parameters, seed, *key), steps)
     return {"nodes": found.nodes, "weights": found.weights, "residuals": found.residuals}
-
-
-def read_vector(path: Path) -> torch.Tensor:
-    """A vector that a run left.
-
-    Raises:
-        InputError: there is none, or it is no vector.
-    """
-    try:
-        return torch.from_numpy(np.load(path, allow_pickle=False)).reshape(-1)
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file: the run has lost its eigenvectors; choose another --run") from None
-    except (ValueError, OSError) as error:
-        raise InputError(f"{path}: not a vector ({' '.join(str(error).split())})") from None

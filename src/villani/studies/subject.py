@@ -17,6 +17,7 @@ from villani.landscape.objective import Objective
 from villani.landscape.parameters import check_decay
 from villani.landscape.text import load_groups
 from villani.landscape.tokenizers import load_tokenizer
+from villani.runs import foreign
 from villani.runs.records import ObjectiveRecord, Provenance, TensorGroup, TextRecord
 from villani.runs.store import Settings
 from villani.studies.progress import Progress
@@ -166,6 +167,12 @@ def load_subject(
         finite=settings.finite,
         micro_tokens=settings.micro_tokens,
     )
+    with (
+        foreign.reading(f"model {settings.model}", "mend its config.json, or give another model"),
+        objective.evaluating(),
+        torch.no_grad(),
+    ):
+        objective.forward(next(objective.batches(0)).rows(0, 1))  # a configuration may be wrong in ways unforeseen
     progress.stage("checking parameters")
     return Subject(loaded, text, objective, provenance_of(objective, settings.command(), settings.seed))
 

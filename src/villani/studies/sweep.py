@@ -33,7 +33,7 @@ from villani.runs.records import TextRecord
 from villani.runs.store import Ledger, ScopedLedger
 from villani.statistics import Array, Estimate, ratio_estimates
 from villani.streams import Purpose, word
-from villani.studies.chains import read_state, write_state
+from villani.studies.chains import checksum, read_state, write_state
 from villani.studies.constants import outputs
 from villani.studies.progress import Progress
 from villani.studies.subject import vocabulary
@@ -156,6 +156,7 @@ class SweepCell:
         seconds: what it took.
         weights: where they are.
         diverged: whether a loss or a weight was not finite.
+        checksum: (32,) of the file of weights; None where nobody told.
     """
 
     optimizer: Optimizer
@@ -172,6 +173,7 @@ class SweepCell:
     seconds: float
     weights: Path
     diverged: bool
+    checksum: Array | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -295,7 +297,7 @@ def load_cell(settings: SweepSettings, cell: SweepCell) -> LoadedModel:
     if cell.diverged:
         raise InputError(f"{cell.optimizer}, λ = {cell.weight_decay:g}, seed {cell.seed} diverged: it has no weights")
     loaded = _start(settings, cell.seed)
-    read_state(cell.weights, list(loaded.model.parameters()))
+    read_state(cell.weights, list(loaded.model.parameters()), cell.checksum)
     return loaded
 
 
@@ -349,7 +351,7 @@ def _train_cell(
     norms = ParameterSpace(model).norms_squared()
     return row | {
         "sums": held, "smoothed": smoothed, "train_sums": seen, "train_counts": _predicted(sample),
-        "norm_squared": np.array(float(norms.sum())),
+        "norm_squared": np.array(float(norms.sum())), "weights": checksum(weights),
     }  # fmt: skip
 
 
@@ -386,7 +388,7 @@ def _cell(directory: Path, asked: tuple[Optimizer, float, int], text: SweepText,
         held_out=None if diverged else _mean(row["sums"], counts),
         sums=row.get("sums", empty), smoothed=row.get("smoothed", empty), counts=counts, documents=text.documents,
         norm_squared=float(row.get("norm_squared", np.array(np.nan))), seconds=float(row["seconds"]),
-        weights=_weights(directory, *asked), diverged=diverged,
+        weights=_weights(directory, *asked), diverged=diverged, checksum=row.get("weights"),
     )  # fmt: skip
 
 

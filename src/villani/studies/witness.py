@@ -4,23 +4,28 @@ It holds no weights but those that the search moved. Its settings say which mode
 """
 
 import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Self
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from safetensors.torch import load, save
 
 from villani.errors import InputError
 from villani.landscape.parameters import ParameterSpace
+from villani.runs import foreign
 from villani.runs.audits import ThresholdRecord
+from villani.runs.records import TextRecord
 from villani.runs.store import write_bytes
 
 NAME = "witness.safetensors"
 _KINDS = ("orbit", "moved", "flat")
+_FORMAT = "witness 1"
+_REMEDY = f"give the {NAME} of an audit"
+_MOST, _MOST_HEADER = 4 << 30, 16 << 20  # bytes
+_DTYPES = {"F32", "F64"}
 
 
 class Claim(BaseModel):
@@ -32,17 +37,25 @@ class Claim(BaseModel):
         orbit: its name, with `threshold` and `scales`; None where (iv) was not refuted.
         flat: the kind of the flat direction; None where there is none.
         slab: tensors along which L is bounded.
+        text_checksum: of the files that text and tokenizer came from (`text_checksum`); None in older witnesses.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     settings: dict[str, object]
     parameter_checksum: str
     orbit: str | None = None
     threshold: ThresholdRecord | None = None
-    scales: tuple[float, ...] = ()
+    scales: tuple[float, ...] = Field(default=(), max_length=64)
     flat: str | None = None
-    slab: tuple[str, ...] = ()
+    slab: tuple[str, ...] = Field(default=(), max_length=100_000)
+    text_checksum: str | None = None
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        if (self.orbit is None) != (self.threshold is None):
+            raise ValueError("an orbit and its threshold come together")
+        return self
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,7 +81,13 @@ class Witness:
             for kind in _KINDS
             for name, tensor in getattr(self, kind).items()
         }
-        write_bytes(path, save(tensors, {"villani": "witness 1", "claim": self.claim.model_dump_json()}))
+        write_bytes(path, save(tensors, {"villani": _FORMAT, "claim": self.claim.model_dump_json()}))
+
+
+def text_checksum(text: TextRecord) -> str:
+    """sha256 over what a text and its tokens come from, whatever the files are called and wherever they lie."""
+    sources = [*text.sources, *text.tokenizer_sources]
+    return hashlib.sha256(" ".join(f"{s.bytes}:{s.md5}" for s in sources).encode()).hexdigest()
 
 
 def read_witness(path: Path) -> tuple[Witness, str]:
@@ -79,21 +98,35 @@ def read_witness(path: Path) -> tuple[Witness, str]:
     """
     if not path.is_file():
         raise InputError(f"--replay {path}: no such file; give the {NAME} of an audit's run directory")
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        claim = Claim.model_validate(json.loads(metadata["claim"]))
-    except (SafetensorError, KeyError, ValueError, ValidationError) as error:
-        reason = " ".join(str(error).split())[:120]
-        raise InputError(f"--replay {path}: not a witness ({reason}); give the {NAME} of an audit") from None
-    groups: dict[str, dict[str, torch.Tensor]] = {kind: {} for kind in _KINDS}
-    for name, tensor in tensors.items():
-        kind, _, tensor_name = name.partition("/")
-        if kind not in groups:
-            raise InputError(f"--replay {path}: not a witness (tensor {name!r}); give the {NAME} of an audit")
-        groups[kind][tensor_name] = tensor
-    return Witness(claim, **groups), hashlib.sha256(path.read_bytes()).hexdigest()
+    content = foreign.read_content(path, _MOST, _REMEDY)
+    with foreign.reading(f"--replay {path}: not a witness", _REMEDY):
+        header = _header(content)
+        metadata = header.pop("__metadata__")
+        if metadata.get("villani") != _FORMAT:
+            raise ValueError(f"of another kind or version than {_FORMAT!r}")
+        claim = Claim.model_validate(foreign.json_value(metadata["claim"]))
+        groups: dict[str, dict[str, torch.Tensor]] = {kind: {} for kind in _KINDS}
+        for name, tensor in load(content).items():
+            kind, _, tensor_name = name.partition("/")
+            if kind not in groups or header[name]["dtype"] not in _DTYPES:
+                raise ValueError(f"tensor {foreign.clipped(repr(name))}")
+            groups[kind][tensor_name] = tensor
+        if (claim.orbit is None and (groups["orbit"] or groups["moved"])) or (claim.flat is None and groups["flat"]):
+            raise ValueError("tensors of what it does not claim")
+        if claim.flat is not None and len(groups["flat"]) != 1:
+            raise ValueError(f"{len(groups['flat'])} tensors of one flat direction")
+        if claim.orbit is not None and not groups["orbit"]:
+            raise ValueError("an orbit without exponents")
+    return Witness(claim, **groups), hashlib.sha256(content).hexdigest()
+
+
+def _header(content: bytes) -> dict[str, dict[str, str]]:
+    """The header of a safetensors file: that library's own reader takes the last of two entries of one name."""
+    length = int.from_bytes(content[:8], "little")
+    if not 0 < length <= min(_MOST_HEADER, len(content) - 8):
+        raise ValueError("not a safetensors file")
+    header: dict[str, dict[str, str]] = foreign.json_value(content[8 : 8 + length])
+    return header
 
 
 def indexed(tensors: Mapping[str, torch.Tensor], space: ParameterSpace, *, whole: bool) -> dict[int, torch.Tensor]:
@@ -111,7 +144,8 @@ def indexed(tensors: Mapping[str, torch.Tensor], space: ParameterSpace, *, whole
     found = {}
     for name, tensor in tensors.items():
         if name not in places:
-            raise InputError(f"the witness speaks of {name!r}, which the model does not have: give the model it is of")
+            told = foreign.clipped(repr(name))
+            raise InputError(f"the witness speaks of {told}, which the model does not have: give the model it is of")
         shape = space.parameters[places[name]].tensor.shape
         try:
             fits = tensor.shape == shape if whole else torch.broadcast_shapes(tensor.shape, shape) == shape
