@@ -125,7 +125,7 @@ REFUSED = {
     "no norm": (lambda: Model(nn.Tanh()), "not from a norm that is known"),
     "two layers": (lambda: Model(nn.Sequential(nn.LayerNorm(4), nn.Linear(4, 4))), "not from a norm that is known"),
     "1 + gain": (lambda: Model(Squared(offset=1.0)), "not from a norm that is known"),
-    "another dimension": (lambda: Model(Squared(dim=1)), "not from a norm that is known"),
+    "another dimension": (lambda: Model(Squared(dim=1)), "is not causal"),
     "gain used twice": (lambda: Model(Shared()), "used 2 times"),
     "capped logits": (lambda: Model(nn.LayerNorm(4), after=lambda z: 30 * (z / 30).tanh()), "no head"),
 }
