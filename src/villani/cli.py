@@ -16,6 +16,7 @@ from villani.cli_study import study
 from villani.cli_training import certify, converge, recommend
 from villani.errors import InputError, LostProcess
 from villani.options import (
+    AllowUnused,
     Block,
     BlocksChoice,
     Data,
@@ -98,6 +99,7 @@ def measure(
     threads: Threads = None,
     micro_tokens: MicroTokens = 512,
     trust_remote_code: TrustRemoteCode = False,
+    allow_unused: AllowUnused = None,
     data: Data = None,
     run: Run = None,
     json: Json = False,
@@ -117,7 +119,7 @@ def measure(
         target=target.value, max_groups=max_groups, shares=shares, deflate=str(deflate) if deflate else None,
         finite=finite, seed=seed,
         dtype=dtype.value, device=device, threads=threads, micro_tokens=micro_tokens,
-        trust_remote_code=trust_remote_code,
+        trust_remote_code=trust_remote_code, allow_unused=allow_unused,
     )  # fmt: skip
     with join(device) as team, progress() if team.main else nullcontext() as bar:
         directory, record = measure_model(settings, run, data, bar, team)
@@ -156,6 +158,7 @@ def audit(
     threads: Threads = None,
     micro_tokens: MicroTokens = 512,
     trust_remote_code: TrustRemoteCode = False,
+    allow_unused: AllowUnused = None,
     replay: Annotated[Path | None, typer.Option(help="a witness.safetensors to evaluate again")] = None,
     data: Data = None,
     run: Run = None,
@@ -188,7 +191,7 @@ def audit(
         temperature=number("temperature", temperature), decay=decay, groups=groups, sequences=sequences, block=block,
         probes=probes, confirmed=confirmed, search=search, rays=[] if rays == "none" else rays.split(","),
         ray_groups=ray_groups, finite=finite, seed=seed or 0, dtype=dtype.value, device=device, threads=threads,
-        micro_tokens=micro_tokens, trust_remote_code=trust_remote_code,
+        micro_tokens=micro_tokens, trust_remote_code=trust_remote_code, allow_unused=allow_unused,
     )  # fmt: skip
     with progress() as bar:
         directory, record = audit_model(settings, run, data, bar)
@@ -236,6 +239,7 @@ def spectrum(
     threads: Threads = None,
     micro_tokens: MicroTokens = 512,
     trust_remote_code: TrustRemoteCode = False,
+    allow_unused: AllowUnused = None,
     data: Data = None,
     run: Run = None,
     json: Json = False,
@@ -251,7 +255,7 @@ def spectrum(
         density_shares=density_shares, layers=layers, layer_steps=layer_steps, held_out=held_out,
         learning_rate=learning_rate, memory=memory, groups=groups, sequences=sequences, block=block, finite=finite,
         seed=seed, dtype=dtype.value, device=device, threads=threads, micro_tokens=micro_tokens,
-        trust_remote_code=trust_remote_code,
+        trust_remote_code=trust_remote_code, allow_unused=allow_unused,
     )  # fmt: skip
     with progress() as bar:
         directory, record = spectrum_model(settings, run, data, bar)
@@ -362,6 +366,7 @@ def constants(
         typer.Option(help="lower confidence limit of a variance u·θ at equilibrium: C9, may refute, statistical"),
     ] = None,
     trust_remote_code: TrustRemoteCode = False,
+    allow_unused: AllowUnused = None,
     run: Run = None,
     json: Json = False,
 ) -> None:
@@ -373,7 +378,7 @@ def constants(
         model=model, weight_decay=numbers("weight-decay", weight_decay),
         temperature=numbers("temperature", temperature), alpha=alpha, decay=decay, time=time, curvature=curvature,
         gradient_norms=optional(numbers, "gradient-norms", gradient_norms), variance=variance,
-        trust_remote_code=trust_remote_code,
+        trust_remote_code=trust_remote_code, allow_unused=allow_unused,
     )  # fmt: skip
     directory, record = run_constants(settings, run)
     if json:

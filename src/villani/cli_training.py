@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from villani.options import (
+    AllowUnused,
     Block,
     ChainStartChoice,
     Data,
@@ -76,6 +77,7 @@ def converge(
     threads: Threads = None,
     micro_tokens: MicroTokens = 512,
     trust_remote_code: TrustRemoteCode = False,
+    allow_unused: AllowUnused = None,
     data: Data = None,
     run: Run = None,
     json: Json = False,
@@ -95,7 +97,7 @@ def converge(
         start=start.value, coupled=coupled, log_every=log_every, psi_every=psi_every, psi_groups=psi_groups,
         decay=decay, groups=groups, sequences=sequences, block=block, parameters=assignments(set_ or []),
         dimension=dimension, seed=seed, dtype=dtype.value, device=device, threads=threads, micro_tokens=micro_tokens,
-        trust_remote_code=trust_remote_code,
+        trust_remote_code=trust_remote_code, allow_unused=allow_unused,
     )  # fmt: skip
     with progress() as bar:
         directory, record = run_converge(settings, run, data, bar)
@@ -143,6 +145,7 @@ def certify(
     device: Device = "cpu",
     threads: Threads = None,
     micro_tokens: MicroTokens = 4096,
+    allow_unused: AllowUnused = None,
     data: Data = None,
     run: Run = None,
     json: Json = False,
@@ -162,7 +165,7 @@ def certify(
         temperature=number("temperature", temperature), learning_rate=learning_rate, steps=steps, batch=batch,
         clip=None if clip == "none" else number("clip", clip), chains=chains, delta=delta, candidates=candidates,
         alpha=numbers("alpha", alpha), seed=seed, device=device, threads=threads,
-        micro_tokens=micro_tokens,
+        micro_tokens=micro_tokens, allow_unused=allow_unused,
     )  # fmt: skip
     with progress() as bar:
         directory, record = run_certify(settings, run, data, bar)
@@ -212,6 +215,7 @@ def recommend(
     seed: Annotated[int, typer.Option(help="of everything random")] = 0,
     device: Device = "cpu",
     threads: Threads = None,
+    allow_unused: AllowUnused = None,
     data: Data = None,
     run: Run = None,
     json: Json = False,
@@ -237,6 +241,7 @@ def recommend(
         evaluate_every=evaluate_every, train_blocks=train_blocks, held_out_blocks=held_out_blocks,
         rules=list(RULES) if rules == "all" else choices("rules", rules, tuple(RULES)), verify_rules=verify_rules,
         audit=str(audit) if audit else None, delta=delta, alpha=alpha, seed=seed, device=device, threads=threads,
+        allow_unused=allow_unused,
     )  # fmt: skip
     with progress() as bar:
         directory, record = run_recommend(settings, run, data, bar)

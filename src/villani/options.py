@@ -137,6 +137,9 @@ Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, …")]
 Threads = Annotated[int | None, typer.Option(help="CPU threads; rounding depends on it; default: torch's choice")]
 MicroTokens = Annotated[int, typer.Option(help="tokens in one forward pass at most: sets the memory needed")]
 TrustRemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="let a checkpoint run its code")]
+AllowUnused = Annotated[
+    str | None, typer.Option(help="names of stored weights that the model may leave unused, a regular expression")
+]
 Run = Annotated[Path | None, typer.Option(help="run directory; made from the settings when not given")]
 Data = Annotated[Path | None, typer.Option(help="folder of PTB, WikiText and GPT-2 BPE files; default VILLANI_DATA")]
 Json = Annotated[bool, typer.Option("--json", help="print one record on stdout, and nothing else")]

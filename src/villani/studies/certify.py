@@ -70,6 +70,7 @@ class CertifySettings(BaseModel):
     device: str = "cpu"
     threads: int | None = None
     micro_tokens: int = 4096
+    allow_unused: str | None = None
 
     def plan(self, weight_decay: float) -> Plan:
         """The plan of the runs at one λ."""
@@ -146,7 +147,7 @@ def certify(
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     show.stage(f"loading {settings.model}")
-    loaded = load_model(settings.model, device=settings.device)
+    loaded = load_model(settings.model, device=settings.device, allow_unused=settings.allow_unused)
     show.stage(f"reading {settings.text}")
     text = _read(settings, loaded, data)
     provenance = provenance_of(Objective(loaded.model, text.certified.ids[:1][None]), settings.command(), settings.seed)
@@ -194,7 +195,7 @@ def _determining(settings: CertifySettings, checksums: list[str], provenance: di
     versions = provenance["versions"]
     assert isinstance(versions, dict)
     return {
-        **settings.model_dump(mode="json", exclude={"threads"}),
+        **settings.model_dump(mode="json", exclude={"threads", "allow_unused"}),
         "parameter_checksum": provenance["parameter_checksum"],
         "checksums": checksums,  # of the certified tokens, the held-out ones, and the prior's
         "device": provenance["device"],

@@ -308,7 +308,7 @@ def _twin(subject: Subject, settings: ConvergeSettings) -> Objective:
     """A second copy of the model on the same data."""
     model = load_model(
         settings.model, dtype=subject.objective.parameters.dtype, device=settings.device,
-        trust_remote_code=settings.trust_remote_code,
+        trust_remote_code=settings.trust_remote_code, allow_unused=settings.allow_unused,
     ).model  # fmt: skip
     return Objective(
         model, subject.objective.groups, decay=settings.decay, finite=True, micro_tokens=settings.micro_tokens

@@ -154,6 +154,7 @@ class PaperSettings(_Part):
         return ConvergeSettings(
             model=asked.model, text=asked.text, tokenizer=asked.tokenizer, decay=asked.decay, block=asked.block,
             weight_decay=asked.weight_decay, seed=asked.seed, threads=asked.threads, device=asked.device,
+            allow_unused=asked.allow_unused,
             **(part | {"temperature": [self.convergence.temperature]}),
         )  # fmt: skip
 
@@ -164,6 +165,7 @@ class PaperSettings(_Part):
         return CertifySettings(
             model=asked.model, text=asked.text, held_out=asked.held_out, tokenizer=asked.tokenizer, block=asked.block,
             start="centre", clip=None, seed=asked.seed, threads=asked.threads, device=asked.device,
+            allow_unused=asked.allow_unused,
             **self.certificates.model_dump(),
         )  # fmt: skip
 

@@ -48,7 +48,7 @@ GRID = [0.0, 1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0]
 RATES: Mapping[str, float] = {"sgd": 0.1, "noisy-sgd": 0.5, "adamw": 2e-3}
 TEMPERATURE = 1e-6
 ALL = list(RULES)
-_QUESTIONS = {"rules", "verify_rules", "audit", "delta", "threads"}  # asked of the cells, not trained into them
+_QUESTIONS = {"rules", "verify_rules", "audit", "delta", "threads", "allow_unused"}  # asked of the cells, not trained into them
 
 
 class RecommendSettings(SweepSettings):
@@ -120,7 +120,7 @@ def recommend(
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     show.stage(f"loading {settings.model}")
-    loaded = load_model(settings.model, device=settings.device)
+    loaded = load_model(settings.model, device=settings.device, allow_unused=settings.allow_unused)
     show.stage(f"reading {settings.text}")
     text = read_sweep_text(settings, data)
     objective = Objective(loaded.model, text.train.ids[:1][None], decay=settings.decay)
@@ -208,7 +208,7 @@ def _certificates(
             temperature=settings.temperature, learning_rate=settings.learning_rate["noisy-sgd"], steps=settings.steps,
             batch=settings.batch, clip=settings.clip, chains=1, delta=settings.delta / 2,
             candidates=len(settings.weight_decay), alpha=[settings.alpha], seed=settings.seed, device=settings.device,
-            threads=settings.threads,
+            threads=settings.threads, allow_unused=settings.allow_unused,
         )  # fmt: skip
         show.stage(f"certifying a noisy run at λ = {decay:g}")
         try:
@@ -234,7 +234,7 @@ def pairs_of(
             model=settings.model, text=settings.text, tokenizer=settings.tokenizer, decay=settings.decay, groups=12,
             sequences=2, block=settings.block, weight_decay=max(settings.weight_decay),
             temperature=settings.temperature, search=0, rays=[], seed=settings.seed, device=settings.device,
-            threads=settings.threads,
+            threads=settings.threads, allow_unused=settings.allow_unused,
         )  # fmt: skip
         try:
             _, audited = audit_model(asked, directory / "audit", data, show)

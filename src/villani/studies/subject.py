@@ -20,7 +20,7 @@ from villani.runs.store import Settings
 from villani.studies.progress import Progress
 
 _DTYPES = {"float32": torch.float32, "float64": torch.float64}
-_FREE = {"decay", "device", "threads", "trust_remote_code"}  # what a ledger's rows do not depend on, or know better
+_FREE = {"decay", "device", "threads", "trust_remote_code", "allow_unused"}  # what a ledger's rows do not depend on, or know better
 
 
 class SubjectSettings(BaseModel):
@@ -44,6 +44,7 @@ class SubjectSettings(BaseModel):
     threads: int | None = None
     micro_tokens: int = 512
     trust_remote_code: bool = False
+    allow_unused: str | None = None
 
     def check_least(self, **least: int) -> None:
         """Refuse numbers that are too small, before anything is loaded.
@@ -138,6 +139,7 @@ def load_subject(
         dtype=_DTYPES[settings.dtype],
         device=settings.device,
         trust_remote_code=settings.trust_remote_code,
+        allow_unused=settings.allow_unused,
     )
     progress.stage(f"reading {settings.text}")
     ids, labels, text = load_groups(

@@ -60,6 +60,7 @@ class SweepSettings(BaseModel):
         train_blocks: train on this many, the first ones; None for all.
         held_out_blocks: judge by this many, the first ones; None for all.
         alpha: prediction smoothing of the bounded losses.
+        allow_unused: see `load_model`.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -88,6 +89,7 @@ class SweepSettings(BaseModel):
     seed: int = 0
     device: str = "cpu"
     threads: int | None = None
+    allow_unused: str | None = None
 
     def check(self) -> None:
         """Refuse what cannot be swept, before anything is loaded.
@@ -195,7 +197,7 @@ def read_sweep_text(settings: SweepSettings, data: Path | None = None) -> SweepT
     Raises:
         InputError: no such text, or one that does not fit the model or is too short.
     """
-    loaded = load_model(settings.model)
+    loaded = load_model(settings.model, allow_unused=settings.allow_unused)
     if loaded.record.context is not None and settings.block > loaded.record.context:
         raise InputError(f"block={settings.block}: the model accepts at most {loaded.record.context} tokens")
     tokenizer = load_tokenizer(settings.tokenizer or loaded.tokenizer, data=data)
@@ -307,7 +309,7 @@ def start_spec(settings: SweepSettings, seed: int) -> str:
 
 
 def _start(settings: SweepSettings, seed: int) -> LoadedModel:
-    return load_model(start_spec(settings, seed), device=settings.device)
+    return load_model(start_spec(settings, seed), device=settings.device, allow_unused=settings.allow_unused)
 
 
 def _train_cell(
@@ -412,14 +414,14 @@ def _weights(directory: Path, optimizer: Optimizer, decay: float, seed: int) -> 
     return directory / "models" / f"{optimizer}-{decay!r}-{seed}.safetensors"
 
 
-_OF_A_CELL = {"optimizers", "weight_decay", "seeds", "threads"}  # what tells cells apart, or is told otherwise
+_OF_A_CELL = {"optimizers", "weight_decay", "seeds", "threads", "allow_unused"}  # what tells cells apart, or is told otherwise
 
 
 def _same_work(settings: SweepSettings, text: SweepText, ledger: Ledger | ScopedLedger) -> None:
     """Refuse a ledger whose cells are of another model, text or training."""
     trained = SweepSettings.model_fields.keys() - _OF_A_CELL  # and not what else a command asks
     digest = hashlib.sha256(settings.model_dump_json(include=trained).encode())
-    digest.update(ParameterSpace(load_model(settings.model).model).checksum().encode())
+    digest.update(ParameterSpace(load_model(settings.model, allow_unused=settings.allow_unused).model).checksum().encode())
     for part in (text.train, text.held_out):
         digest.update(part.ids.numpy().tobytes() + part.labels.numpy().tobytes())
     versions = {name: version(name) for name in ("villani", "torch", "transformers", "numpy")}
