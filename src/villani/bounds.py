@@ -1,4 +1,4 @@
-"""Which numbers any command takes, whatever else it asks of them: one place, for options, TOML files and witnesses alike.
+"""Which numbers any command takes: one place, for options, TOML files and witnesses alike.
 
 Wide enough for every use that has a meaning, and narrow enough that no product of two of them overflows, no loop runs
 for ever and no library gets a number that it cannot hold. What a command needs beyond that, it checks itself.
@@ -24,7 +24,7 @@ def check_bounds(settings: BaseModel) -> None:
     """Refuse a number that no command can use, in the settings of any command.
 
     Raises:
-        InputError: by the name of the field: an integer out of range, or a float that is not finite, or too large or small.
+        InputError: an integer out of range, or a float that is not finite, or too large or small; by the field's name.
     """
     for name in type(settings).model_fields:
         _check(name, getattr(settings, name))

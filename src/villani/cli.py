@@ -1,6 +1,6 @@
 """The command line: parse, call, show. No mathematics here.
 
-Progress goes to stderr. Exit codes: 0 done, 2 bad input (one line), 1 anything else.
+Progress goes to stderr. Exit codes: 0 done, 2 bad input (one line), 1 anything else; `session` sees to them.
 """
 
 import sys
@@ -9,16 +9,18 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from pydantic import ValidationError
 from typer.exceptions import TyperException
 
 from villani import __version__
 from villani.cli_study import study
 from villani.cli_training import certify, converge, recommend
-from villani.errors import InputError, LostProcess
+from villani.errors import InputError
 from villani.options import (
     AllowUnused,
     Block,
     BlocksChoice,
+    Command,
     Data,
     Decay,
     Device,
@@ -45,8 +47,10 @@ from villani.options import (
     number,
     numbers,
     optional,
+    path_of,
     whole_numbers,
 )
+from villani.session import run as run_session
 
 app = typer.Typer(
     help="What weight decay does to a Transformer's loss landscape, and which guarantees really follow.",
@@ -58,7 +62,7 @@ app = typer.Typer(
 app.add_typer(study, name="study")
 
 
-@app.command()
+@app.command(cls=Command)
 def measure(
     model: Model,
     text: Text = "builtin",
@@ -90,7 +94,11 @@ def measure(
     ] = 6,
     deflate: Annotated[
         Path | None,
-        typer.Option(help="with --trace hutchinson, a run of villani spectrum whose eigenvectors are taken exactly"),
+        typer.Option(
+            help="with --trace hutchinson, a run of villani spectrum whose eigenvectors are taken exactly",
+            parser=path_of,
+            metavar="PATH",
+        ),
     ] = None,
     finite: Finite = False,
     seed: Annotated[int, typer.Option(help="of everything random")] = 0,
@@ -131,7 +139,7 @@ def measure(
         print_measurement(record, directory)
 
 
-@app.command()
+@app.command(cls=Command)
 def audit(
     model: Annotated[
         str | None, typer.Argument(help="as for measure; with --replay, where the model is now if it has moved")
@@ -159,7 +167,9 @@ def audit(
     micro_tokens: MicroTokens = 512,
     trust_remote_code: TrustRemoteCode = False,
     allow_unused: AllowUnused = None,
-    replay: Annotated[Path | None, typer.Option(help="a witness.safetensors to evaluate again")] = None,
+    replay: Annotated[
+        Path | None, typer.Option(help="a witness.safetensors to evaluate again", parser=path_of, metavar="PATH")
+    ] = None,
     data: Data = None,
     run: Run = None,
     json: Json = False,
@@ -201,7 +211,7 @@ def audit(
         print_audit(record, directory)
 
 
-@app.command()
+@app.command(cls=Command)
 def spectrum(
     model: Model,
     text: Text = "builtin",
@@ -265,9 +275,11 @@ def spectrum(
         print_spectrum(record, directory)
 
 
-@app.command()
+@app.command(cls=Command)
 def demo(
-    run: Annotated[Path, typer.Option(help="run directory")] = Path("runs/demo"),
+    run: Annotated[
+        Path, typer.Option(help="run directory", parser=path_of, metavar="PATH", default_factory=lambda: "runs/demo")
+    ],
     steps: Annotated[int, typer.Option(help="training steps")] = 1000,
     seed: Annotated[int, typer.Option(help="of everything random")] = 0,
     json: Json = False,
@@ -284,7 +296,7 @@ def demo(
         print_measurement(record, run)
 
 
-@app.command()
+@app.command(cls=Command)
 def exact(
     potential: Annotated[
         str | None, typer.Argument(help="name, or L as an expression such as 'log(1+exp(-3*w))'; none: list the names")
@@ -300,12 +312,14 @@ def exact(
     digits: Annotated[int | None, typer.Option(help="wanted of C_P; default 8, on planes 6")] = None,
     all_: Annotated[bool, typer.Option("--all", help="recompute the reference values of the theory")] = False,
     run: Run = None,
-    output: Annotated[Path | None, typer.Option(help="write the page to this file too")] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="write the page to this file too", parser=path_of, metavar="PATH")
+    ] = None,
     json: Json = False,
 ) -> None:
     """The exact truth about a low-dimensional potential, beside every bound that theory offers for it."""
     from villani.runs.records import ExactRecord, ReferenceRecord
-    from villani.runs.store import write_atomically
+    from villani.runs.store import check_writable, write_atomically
     from villani.studies.exact import ExactSettings, run_exact, run_reference
     from villani.terminal import print_catalogue, print_exact, print_reference, progress
 
@@ -314,9 +328,8 @@ def exact(
         raise InputError("exact: options need a potential; give a name or an expression, or none to list the names")
     if all_ and potential is not None:
         raise InputError(f"--all: recomputes every reference value; leave out {potential!r}")
-    if output is not None and (output.is_dir() or not output.parent.is_dir()):
-        wrong = "is a folder; give a file in it" if output.is_dir() else "no such folder; make it, or choose another"
-        raise InputError(f"--output {output}: {wrong}")
+    if output is not None:
+        check_writable(output)
     if potential is None and not all_:
         print_catalogue()
         return
@@ -344,7 +357,7 @@ def exact(
         raise typer.Exit(1)
 
 
-@app.command()
+@app.command(cls=Command)
 def constants(
     model: Model,
     weight_decay: Annotated[str, typer.Option(help="λ > 0; several with commas")] = "0.1",
@@ -388,18 +401,18 @@ def constants(
 
 
 for _command in (converge, certify, recommend):
-    app.command()(_command)
+    app.command(cls=Command)(_command)
 
 
-@app.command()
-def report(run: Annotated[Path, typer.Argument(help="run directory")]) -> None:
+@app.command(cls=Command)
+def report(run: Annotated[Path, typer.Argument(help="run directory", parser=path_of, metavar="RUN")]) -> None:
     """Write RUN/report.html, one self-contained page, from the run's records."""
     from villani.report import write_report
 
     typer.echo(str(write_report(run)))
 
 
-@app.command()
+@app.command(cls=Command)
 def doctor(data: Data = None) -> None:
     """Show versions, device, threads, attention support and data found; exit 1 if measuring would not work."""
     from villani.doctor import examine
@@ -418,28 +431,24 @@ def _root(version: Annotated[bool, typer.Option("--version", help="print the ver
         raise typer.Exit
 
 
-_INTERRUPTED = 130  # what typer returns after Ctrl-C
+_INTERRUPTED = 130  # what typer makes of Ctrl-C
+
+
+def command() -> int | None:
+    """Parse and run one command; its exit code."""
+    try:
+        code: int | None = app(standalone_mode=False)
+    except TyperException as error:
+        raise InputError(error.format_message()) from error
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(map(str, first["loc"]))
+        raise InputError(f"{where}={str(first['input'])[:80]!r}: {first['msg'].lower()}") from error
+    if code == _INTERRUPTED:
+        raise KeyboardInterrupt
+    return code
 
 
 def main() -> None:
-    """Run a command and turn what goes wrong into one line and an exit code."""
-    try:
-        code = app(standalone_mode=False)
-    except (InputError, TyperException) as error:
-        _say(error.format_message() if isinstance(error, TyperException) else str(error))
-        sys.exit(2)
-    except LostProcess as error:
-        _say(str(error))
-        sys.exit(1)
-    if code == _INTERRUPTED:
-        _say("interrupted; what was finished is kept, and the same command resumes")
-        sys.exit(1)
-    sys.exit(code or 0)
-
-
-def _say(text: str) -> None:
-    """One line on stderr, from one process."""
-    from villani.runs.distributed import rank
-
-    if rank() == 0:
-        sys.stderr.write(f"villani: {text}\n")
+    """Run a command and turn what goes wrong into one line and an exit code; see `villani.session`."""
+    run_session(command)

@@ -34,6 +34,7 @@ from villani.options import (
     number,
     numbers,
     optional,
+    path_of,
     rates,
 )
 
@@ -208,7 +209,12 @@ def recommend(
         bool, typer.Option("--verify-rules", help="train at the rules' own λ too, not only on the grid")
     ] = False,
     audit: Annotated[
-        Path | None, typer.Option(help="a run of villani audit, for the guard; default: a short audit at the start")
+        Path | None,
+        typer.Option(
+            help="a run of villani audit, for the guard; default: a short audit at the start",
+            parser=path_of,
+            metavar="PATH",
+        ),
     ] = None,
     delta: Annotated[float, typer.Option(help="δ: all bounds hold at once with probability 1 − δ")] = 0.05,
     alpha: Annotated[float, typer.Option(help="prediction smoothing of the bounds")] = 0.1,

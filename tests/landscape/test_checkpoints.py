@@ -42,7 +42,9 @@ def configure(folder, **changes):
 
 
 @pytest.mark.parametrize("key", ["_attn_implementation", "attn_implementation", "_attn_implementation_internal"])
-@pytest.mark.parametrize("value", ["sdpa", "flex_attention", "flash_attention_2", "kernels-community/flash-attn3:f", {}])
+@pytest.mark.parametrize(
+    "value", ["sdpa", "flex_attention", "flash_attention_2", "kernels-community/flash-attn3:f", {}]
+)
 def test_attention_is_eager_whatever_the_configuration_says(folder, key, value):
     configure(folder, **{key: value})
     assert load_model(str(folder)).model.config._attn_implementation == "eager"

@@ -120,7 +120,11 @@ def random_model(spec: str) -> tuple[Any, str, str]:
     changed = ", ".join(f"{key}={value:d}" if key == "tied" else f"{key}={value}" for key, value in shown.items())
     description = f"random weights, seed {seed}, of {name}" + (f" with {changed}" if changed else "")
     tokenizer = "gpt2" if scheme == "config" and sizes["vocab"] >= GPT2_VOCABULARY else "builtin"
-    hold(Needs(memory=memory_of(shapes[name], sizes)), what=f"{shortened(spec)}: the weights", instead="choose smaller sizes")
+    hold(
+        Needs(memory=memory_of(shapes[name], sizes)),
+        what=f"{shortened(spec)}: the weights",
+        instead="choose smaller sizes",
+    )
     return _build(shapes[name], sizes, seed), description, tokenizer
 
 

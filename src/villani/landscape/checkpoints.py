@@ -21,7 +21,12 @@ from villani.landscape.hub import closed, first_line, quiet
 from villani.runs.budget import Needs, hold
 
 INDEX = "model.safetensors.index.json"
-_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}  # no float8: scales
+_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+}  # no float8: scales
 # Keys that choose code, kernels, files, devices or outputs rather than the function that the model is.
 _CHOICES = re.compile(
     r"_(?!sliding_window_pattern).*|.*implementation.*|.*_kernels|kernel_config|.*_plan|auto_map|custom_pipelines|transformers_weights|fusion_config|"
@@ -150,7 +155,11 @@ def _weight_files(folder: Path) -> list[str]:
 
 
 def _built(
-    folder: Path, name: str, dtype: torch.dtype, content: dict[str, Any], stored: dict[str, tuple[str, str, tuple[int, ...]]]
+    folder: Path,
+    name: str,
+    dtype: torch.dtype,
+    content: dict[str, Any],
+    stored: dict[str, tuple[str, str, tuple[int, ...]]],
 ) -> tuple[Any, dict[str, Any]]:
     from safetensors import safe_open
     from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING
@@ -175,7 +184,7 @@ def _built(
                 instead="choose a smaller model",
             )  # fmt: skip
             _check_fit(drawn, stored, name)
-            state = {}
+            state: dict[str, torch.Tensor] = {}
             for file in sorted({file for file, _, _ in stored.values()}):
                 with safe_open(folder / file, framework="pt") as tensors:
                     state |= {key: tensors.get_tensor(key) for key, (there, _, _) in stored.items() if there == file}
@@ -266,8 +275,8 @@ def _check_unused(unused: list[str], allowed: str | None, name: str) -> None:
     stray = [key for key in unused if pattern is None or not pattern.search(key)]
     if stray:
         raise InputError(
-            f"{name}: {len(stray)} stored tensors are unused, such as {shortened(stray[0])}: config.json does not fit the "
-            "weights; where it does, allow them by name, as with --allow-unused 'value_head'"
+            f"{name}: {len(stray)} stored tensors are unused, such as {shortened(stray[0])}: config.json does not fit "
+            "the weights; where it does, allow them by name, as with --allow-unused 'value_head'"
         )
 
 

@@ -192,7 +192,9 @@ def _control_group() -> float | None:
                 break
             most, taken = _fields(str(folder / limit)), _fields(str(folder / used))
             if most and taken and most[0] < 2**60:
-                cached = [int(x.split()[1]) for x in _lines(str(folder / "memory.stat")) if x.startswith("inactive_file ")]
+                cached = [
+                    int(x.split()[1]) for x in _lines(str(folder / "memory.stat")) if x.startswith("inactive_file ")
+                ]
                 left.append(float(most[0] - taken[0] + sum(cached)))
     return min(left) if left else None
 

@@ -5,6 +5,7 @@ from typing import ClassVar
 
 from pydantic import Field
 
+from villani.bounds import check_bounds
 from villani.criteria.audit import RAY_GROUPS, RAYS, Audit, audit
 from villani.criteria.differential import CONFIRMED, SEARCH
 from villani.criteria.rescue import rescues
@@ -77,6 +78,7 @@ def audit_model(
     Raises:
         InputError: anything about the input that cannot be audited; finished units are kept.
     """
+    check_bounds(settings)
     settings.check()
     show = progress or Silent()
     subject = load_subject(settings, settings.weight_decay, show, data)

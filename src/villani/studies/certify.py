@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict
 
+from villani.bounds import check_bounds
 from villani.dynamics.certificate import Plan
 from villani.dynamics.chain import Moving, label_probabilities, run_chain
 from villani.dynamics.training import train
@@ -142,6 +143,7 @@ def certify(
         InputError: anything about the input that cannot be certified; finished chains are kept.
     """
     alone("villani certify")
+    check_bounds(settings)
     settings.check()
     show = progress or Silent()
     if settings.threads is not None:

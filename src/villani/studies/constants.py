@@ -8,6 +8,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 from torch import nn
 
+from villani.bounds import check_bounds
 from villani.errors import InputError
 from villani.landscape.models import load_model
 from villani.landscape.parameters import ParameterSpace
@@ -67,6 +68,7 @@ def run_constants(settings: ConstantsSettings, run: Path | None = None) -> tuple
     Raises:
         InputError: some parameter does not decay, so that there is no Gibbs law to speak of (THEORY.md §2.1).
     """
+    check_bounds(settings)
     loaded = load_model(
         settings.model, trust_remote_code=settings.trust_remote_code, allow_unused=settings.allow_unused
     )

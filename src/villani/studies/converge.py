@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
+from villani.bounds import check_bounds
 from villani.dynamics.advice import largest_curvature, smaller_step
 from villani.dynamics.langevin import STANDARD, Method, Rule, Schedule, Target
 from villani.dynamics.network import NetworkTarget
@@ -147,6 +148,7 @@ def converge(
             no error: it is in the record.
     """
     alone("villani converge")
+    check_bounds(settings)
     settings = settings.filled()
     show = progress or Silent()
     if settings.potential is not None:

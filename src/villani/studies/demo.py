@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from villani.bounds import check_number
 from villani.curvature.probes import random_direction
 from villani.dynamics.training import train
 from villani.errors import InputError
@@ -49,6 +50,8 @@ def run_demo(run: Path, *, steps: int = 1000, seed: int = 0, progress: Progress 
         InputError: steps < 1, a negative seed, a run directory that cannot be used, or several processes.
     """
     alone("villani demo")
+    check_number("steps", steps)
+    check_number("seed", seed)
     if steps < 1 or seed < 0:
         raise InputError(f"steps={steps}, seed={seed}: expected steps ≥ 1 and seed ≥ 0")
     show = progress or Silent()

@@ -7,6 +7,7 @@ from typing import ClassVar, Literal
 import torch
 from pydantic import Field
 
+from villani.bounds import check_bounds
 from villani.curvature.deflation import Deflation, deflation_from
 from villani.errors import InputError
 from villani.landscape.objective import check_weight_decay
@@ -123,6 +124,7 @@ def measure_model(
         LostProcess: another process of the team is gone; finished groups are kept.
     """
     team = team or Team()
+    check_bounds(settings)
     settings.check()
     show = progress or Silent()
     wanted = settings.wanted is not None

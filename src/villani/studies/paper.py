@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from pydantic import TypeAdapter
 
+from villani.bounds import check_bounds
 from villani.landscape.models import load_model
 from villani.landscape.objective import Objective
 from villani.measurement import peak_memory
@@ -91,6 +92,7 @@ def study_paper(
         InputError: anything about the input that cannot be used; finished units are kept.
     """
     alone("villani study paper")
+    check_bounds(settings)
     settings.check()
     show = progress or Silent()
     if settings.sweep.threads is not None:

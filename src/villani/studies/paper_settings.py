@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from villani.bounds import check_bounds
 from villani.errors import InputError, check_positive
 from villani.measurement import check_temperature
 from villani.studies.certify import CertifySettings
@@ -227,6 +228,7 @@ def read_settings(
         settings = PaperSettings.model_validate(content)
     except ValidationError as error:
         raise InputError(f"{name}: {_first(error)}") from None
+    check_bounds(settings)
     settings.check()
     return settings
 

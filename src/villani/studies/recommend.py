@@ -9,6 +9,7 @@ from typing import ClassVar
 import torch
 from pydantic import ValidationError
 
+from villani.bounds import check_bounds
 from villani.dynamics.training import Optimizer, learning_rates
 from villani.errors import InputError
 from villani.landscape.models import load_model
@@ -48,7 +49,14 @@ GRID = [0.0, 1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0]
 RATES: Mapping[str, float] = {"sgd": 0.1, "noisy-sgd": 0.5, "adamw": 2e-3}
 TEMPERATURE = 1e-6
 ALL = list(RULES)
-_QUESTIONS = {"rules", "verify_rules", "audit", "delta", "threads", "allow_unused"}  # asked of the cells, not trained into them
+_QUESTIONS = {
+    "rules",
+    "verify_rules",
+    "audit",
+    "delta",
+    "threads",
+    "allow_unused",
+}  # asked of the cells, not trained into them
 
 
 class RecommendSettings(SweepSettings):
@@ -114,6 +122,7 @@ def recommend(
         InputError: anything about the input that cannot be used; finished cells are kept.
     """
     alone("villani recommend")
+    check_bounds(settings)
     settings.check()
     audited = _read_audit(Path(settings.audit)) if settings.audit and "guard" in settings.rules else None
     show = progress or Silent()

@@ -10,6 +10,7 @@ from typing import ClassVar, Literal
 import numpy as np
 import torch
 
+from villani.bounds import check_bounds
 from villani.curvature.basis import Basis, dot, norm
 from villani.curvature.blocks import layers_of
 from villani.curvature.lanczos import Ends, Ritz, examine, krylov
@@ -116,6 +117,7 @@ def spectrum_model(
         InputError: anything about the input that cannot be worked out; finished products are kept.
     """
     alone("villani spectrum")
+    check_bounds(settings)
     settings.check()
     show = progress or Silent()
     subject = load_subject(settings, settings.weight_decay, show, data, groups=settings.groups + settings.held_out)

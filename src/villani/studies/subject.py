@@ -20,7 +20,13 @@ from villani.runs.store import Settings
 from villani.studies.progress import Progress
 
 _DTYPES = {"float32": torch.float32, "float64": torch.float64}
-_FREE = {"decay", "device", "threads", "trust_remote_code", "allow_unused"}  # what a ledger's rows do not depend on, or know better
+_FREE = {
+    "decay",
+    "device",
+    "threads",
+    "trust_remote_code",
+    "allow_unused",
+}  # what a ledger's rows do not depend on, or know better
 
 
 class SubjectSettings(BaseModel):

@@ -414,14 +414,22 @@ def _weights(directory: Path, optimizer: Optimizer, decay: float, seed: int) -> 
     return directory / "models" / f"{optimizer}-{decay!r}-{seed}.safetensors"
 
 
-_OF_A_CELL = {"optimizers", "weight_decay", "seeds", "threads", "allow_unused"}  # what tells cells apart, or is told otherwise
+_OF_A_CELL = {
+    "optimizers",
+    "weight_decay",
+    "seeds",
+    "threads",
+    "allow_unused",
+}  # what tells cells apart, or is told otherwise
 
 
 def _same_work(settings: SweepSettings, text: SweepText, ledger: Ledger | ScopedLedger) -> None:
     """Refuse a ledger whose cells are of another model, text or training."""
     trained = SweepSettings.model_fields.keys() - _OF_A_CELL  # and not what else a command asks
     digest = hashlib.sha256(settings.model_dump_json(include=trained).encode())
-    digest.update(ParameterSpace(load_model(settings.model, allow_unused=settings.allow_unused).model).checksum().encode())
+    digest.update(
+        ParameterSpace(load_model(settings.model, allow_unused=settings.allow_unused).model).checksum().encode()
+    )
     for part in (text.train, text.held_out):
         digest.update(part.ids.numpy().tobytes() + part.labels.numpy().tobytes())
     versions = {name: version(name) for name in ("villani", "torch", "transformers", "numpy")}
