@@ -112,7 +112,7 @@ def _by(number: int) -> str:
 
 
 def _open_streams() -> None:
-    """Give standard streams that are closed the null device: the next file would take their number, and their output."""
+    """Give closed standard streams the null device: the next file would take their number, and their output."""
     for number in (0, 1, 2):
         try:
             os.fstat(number)

@@ -12,6 +12,7 @@ from villani.errors import InputError
 from villani.landscape.corpora import Corpus, load_corpus
 from villani.landscape.objective import IGNORED
 from villani.landscape.tokenizers import Tokenizer
+from villani.runs.budget import Needs, hold
 from villani.runs.records import TextRecord
 from villani.streams import Purpose, stream
 
@@ -46,6 +47,11 @@ def cut_blocks(documents: Sequence[np.ndarray], block: int, *, boundaries: str =
     """
     if block < 2:
         raise InputError(f"block={block}: expected at least 2 tokens, since the first is not predicted")
+    counts = [-(-len(document) // block) for document in documents]
+    hold(
+        Needs(memory=16.0 * block * sum(counts)), what=f"text in blocks of {block:,} tokens",
+        instead="lower --block",
+    )  # fmt: skip
     tails = [len(document) % block for document in documents]
     ids = [_padded(document, block, 0) for document in documents]
     labels = [_padded(document, block, IGNORED) for document in documents]
@@ -102,6 +108,10 @@ def choose_groups(
             f"text has {available} blocks of {length} tokens; {groups} groups × {sequences} sequences need "
             f"{groups * sequences}: give more text, or fewer groups or shorter blocks"
         )
+    hold(
+        Needs(memory=16.0 * groups * sequences * length), what=f"{groups:,} groups of {sequences:,} blocks",
+        instead="lower groups or sequences",
+    )  # fmt: skip
     if disjoint:
         chosen = stream(seed, Purpose.GROUPS).permutation(available)[: groups * sequences].reshape(groups, sequences)
     else:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import plotly.graph_objects as go
 
 from villani.report.constants import STATUS_COLOURS
-from villani.report.elements import badge, html, note, section, table
+from villani.report.elements import badge, note, section, table
 from villani.report.figures import NEGATIVE, POSITIVE, REMAINDER, TOTAL, UNRESOLVED, themed
 from villani.report.numbers import format_interval, format_number, format_uncertain
 from villani.runs.convergences import ChainsRecord, ConvergenceRecord, CurveRecord, FitRecord, RateRecord
@@ -151,13 +151,13 @@ def rates(rows: Sequence[RateRecord]) -> go.Figure:
             "symbol": [symbols[row.side] for row in ordered],
             "line": {"width": 2},
         },
-        text=[f"{html(row.name)}: {_rate(row)}" for row in ordered],
+        text=[f"{row.name}: {_rate(row)}" for row in ordered],
         hovertemplate="%{text}<extra></extra>",
         cliponaxis=False,
     )
     figure = themed([trace], 110 + 44 * len(ordered))
     for index, row in enumerate(ordered):
-        words = f"{html(row.name)}: <b>{_rate(row)}</b> ({row.verdict or row.status})"
+        words = f"{row.name}: <b>{_rate(row)}</b> ({row.verdict or row.status})"
         figure.add_annotation(
             text=words, x=0, xref="x domain", xanchor="left", y=index, yshift=17, showarrow=False, font={"size": 12}
         )

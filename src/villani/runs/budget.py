@@ -11,13 +11,23 @@ import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from villani.errors import InputError
 
+LESS = "choose a smaller model, or lower --micro-tokens or --block"
 DISK_LIMIT = 24.0  # GiB that one command may keep, unless VILLANI_DISK_GIB says otherwise
+_LIBRARIES = 1.5e8  # bytes that libraries take when they are first used
+_PAGE = 5e6  # bytes of a page, most of which is plotly
 _TOUCH = 40e-6  # seconds that an operation takes however small it is: Python, autograd and dispatch
 _OPERATIONS = 60  # of a layer, forward and backward
+
+
+class Progress(Protocol):
+    """What is told."""
+
+    def stage(self, text: str) -> None:
+        """A sentence."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +46,7 @@ class Needs:
 
     def __str__(self) -> str:
         parts = [] if self.seconds is None else [_duration(self.seconds)]
-        parts += [f"{size(self.memory)} of memory", f"{size(self.disk)} on disk"]
+        parts += [f"{size(self.memory + _resident())} of memory", f"{size(self.disk)} on disk"]
         return f"expecting roughly {', '.join(parts)}"
 
 
@@ -64,6 +74,25 @@ class Shape:
         return cls(
             sum(p.numel() for p in tensors), told("num_hidden_layers"), told("hidden_size"),
             told("num_attention_heads"), told("vocab_size"), max(p.element_size() for p in tensors),
+        )  # fmt: skip
+
+    def work(
+        self, tokens: float, *, at_once: int, block: int, vectors: float, kept: float = 0.0, device: str = "cpu"
+    ) -> Needs:
+        """What gradients take.
+
+        Args:
+            tokens: that gradients are taken over, in all; a product with the Hessian counts as about three.
+            at_once: of them in one pass.
+            block: in one sequence.
+            vectors: arrays of the size of θ that are held at once, beside θ itself.
+            kept: such arrays on disk.
+            device: where.
+        """
+        size = float(self.parameters * self.itemsize)
+        return Needs(
+            memory=_LIBRARIES + vectors * size + self.activations(at_once, block), disk=_PAGE + kept * size,
+            seconds=self.seconds(tokens, at_once, device),
         )  # fmt: skip
 
     def activations(self, tokens: int, block: int) -> float:
@@ -108,6 +137,12 @@ def hold(needs: Needs, directory: Path | None = None, *, what: str, instead: str
         )
 
 
+def announce(show: Progress, needs: Needs, directory: Path, *, what: str, instead: str, device: str = "cpu") -> None:
+    """Refuse what does not fit, as `hold`; else tell what the command is going to take, before it begins."""
+    hold(needs, directory, what=what, instead=instead, device=device)
+    show.stage(f"{needs}")
+
+
 def available_memory(device: str = "cpu") -> tuple[float, str]:
     """Bytes that this process may still take, and in words what sets that bound."""
     if device.startswith("cuda"):
@@ -125,8 +160,7 @@ def available_memory(device: str = "cpu") -> tuple[float, str]:
         bounds.append((group, "left in the control group"))
     stated = _stated("VILLANI_MEMORY_GIB", float("inf"))
     if stated < float("inf"):
-        taken = pages[1] * resource.getpagesize() if len(pages) > 1 else 0
-        bounds.append((stated - taken, "left of VILLANI_MEMORY_GIB"))
+        bounds.append((stated - _resident(), "left of VILLANI_MEMORY_GIB"))
     have, source = min(bounds)
     return max(have, 0.0), source
 
@@ -173,6 +207,12 @@ def _free() -> float:
         if line.startswith("MemAvailable:"):
             return float(line.split()[1]) * 1024
     return float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+
+
+def _resident() -> float:
+    """Bytes that this process has in memory now."""
+    pages = _fields("/proc/self/statm")
+    return float(pages[1] * resource.getpagesize()) if len(pages) > 1 else 0.0
 
 
 def _control_group() -> float | None:

@@ -13,6 +13,7 @@ from villani.errors import InputError
 from villani.landscape.objective import check_weight_decay
 from villani.measurement import check_design, check_temperature
 from villani.runs.audits import AuditDesign, AuditRecord, RescueRecord
+from villani.runs.budget import LESS, Shape, announce
 from villani.runs.records import Cost
 from villani.runs.store import Ledger, write_settings
 from villani.studies.audit_records import (
@@ -87,6 +88,11 @@ def audit_model(
         "decay": settings.decay,
     }
     directory = run or Path("runs") / default_name("audit", settings.model, keyed)
+    tokens = settings.groups * settings.sequences * settings.block * 12 * (1 + 3 * settings.probes)  # parts, and walks
+    needs = Shape.of(subject.loaded.model).work(
+        tokens, at_once=settings.at_once, block=settings.block, vectors=6, device=settings.device
+    )  # fmt: skip
+    announce(show, needs, directory, what="this audit", instead=LESS, device=settings.device)
     with Ledger(directory, keyed) as ledger:
         write_settings(directory, settings.model_dump())
         show.stage("reading the graph of the loss")

@@ -3,7 +3,7 @@
 import hashlib
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -22,6 +22,7 @@ from villani.landscape.objective import Objective
 from villani.landscape.text import Blocks, cut_corpus, part_of, text_record
 from villani.landscape.tokenizers import Tokenizer, load_tokenizer
 from villani.measurement import peak_memory
+from villani.runs.budget import LESS, Needs, Shape, announce
 from villani.runs.certificates import CertificateRecord
 from villani.runs.distributed import alone
 from villani.runs.records import Cost
@@ -168,6 +169,8 @@ def certify(
         )
     keyed = _determining(settings, checksums, provenance.model_dump())
     directory = run or Path("runs") / default_name("certify", settings.model, keyed)
+    needs, less = _needs(settings, loaded, text), f"lower --batch, or {LESS}"
+    announce(show, needs, directory, what="this certificate", instead=less, device=settings.device)
     with Ledger(directory, keyed) as ledger:
         write_settings(directory, settings.model_dump())
         _centre(ledger, loaded, settings, text, show)
@@ -191,6 +194,21 @@ def certify(
         cost = Cost(seconds=seconds, seconds_per_group=seconds / count, peak_memory_bytes=peak, tokens=tokens, probes=0)
         finish(directory, f"villani certify {settings.model}", [record], {0: cost})
     return directory, record.model_copy(update={"cost": cost})
+
+
+def _needs(settings: CertifySettings, loaded: LoadedModel, text: _Text) -> Needs:
+    """A gradient a step, and a pass over all blocks, a third of one, after every chain."""
+    runs = settings.chains * len(settings.weight_decay)
+    judged = len(text.certified.ids) + len(text.held_out.ids)
+    blocks = runs * settings.steps * settings.batch + (runs + 1) * judged / 3
+    blocks += settings.prior_steps * PRIOR_BATCH if text.prior is not None else 0
+    at_once = max(settings.block, min(settings.micro_tokens, settings.batch * settings.block))
+    needs = Shape.of(loaded.model).work(
+        blocks * settings.block, at_once=at_once,
+        block=settings.block, vectors=5, kept=len(settings.weight_decay) + int(text.prior is not None),
+        device=settings.device,
+    )  # fmt: skip
+    return replace(needs, memory=needs.memory + 16.0 * settings.batch * settings.block)
 
 
 def _determining(settings: CertifySettings, checksums: list[str], provenance: dict[str, object]) -> Settings:

@@ -20,6 +20,7 @@ from villani.errors import InputError, check_positive
 from villani.landscape.models import load_model
 from villani.landscape.objective import Objective
 from villani.measurement import measure, peak_memory
+from villani.runs.budget import LESS, Needs, Shape, announce
 from villani.runs.convergences import ConvergenceRecord, DivergenceRecord, PotentialRecord
 from villani.runs.distributed import alone
 from villani.runs.records import Cost
@@ -168,6 +169,10 @@ def _on_potential(settings: ConvergeSettings, run: Path | None, show: Progress) 
     assert settings.walkers is not None
     assert settings.log_every is not None
     points, observing = [], 0.0
+    rows = settings.chains * (settings.steps or 0) // settings.log_every
+    positions = settings.chains * settings.walkers * max(one.potential.dimension for one in cases)
+    needs = Needs(memory=8.0 * (6 * positions + 20 * rows), disk=8.0 * (2 * positions + 20 * rows * len(cases)))
+    announce(show, needs, directory, what="these chains", instead="choose fewer --chains, --walkers or --steps")
     with Ledger(directory, keyed) as ledger:
         write_settings(directory, asked | {"parameters": keyed["parameters"]})
         for one in cases:
@@ -224,6 +229,8 @@ def _on_model(
     assert settings.chains is not None
     assert settings.log_every is not None
     points, observing = [], 0.0
+    needs = _needs(settings, subject)
+    announce(show, needs, directory, what="these chains", instead=LESS, device=settings.device)
     with Ledger(directory, keyed) as ledger:
         write_settings(
             directory,
@@ -273,6 +280,19 @@ def _on_model(
         cost = _cost(ledger, settings, len(points), tokens, observing)
         _end(directory, settings, record, cost)
     return directory, record.model_copy(update={"cost": cost})
+
+
+def _needs(settings: ConvergeSettings, subject: Subject) -> Needs:
+    """A gradient a step of every chain; θ at the start, where it is and where it was, on disk."""
+    whole = settings.groups if settings.full or settings.method == "mala" else 1
+    steps = (settings.steps or 0) * (settings.chains or 0) * len(settings.weight_decay) * len(settings.temperature)
+    measured = 4 * settings.psi_groups / settings.psi_every if settings.psi_every else 0.0
+    tokens = steps * settings.sequences * settings.block * (whole + measured)
+    moving = 2 if settings.momentum else 1
+    return Shape.of(subject.loaded.model).work(
+        tokens, at_once=settings.at_once, block=settings.block, vectors=3 * moving + 4 * settings.coupled,
+        kept=1 + 2 * moving, device=settings.device,
+    )  # fmt: skip
 
 
 class _Restarting(NetworkTarget):

@@ -17,12 +17,13 @@ from villani.landscape.models import LoadedModel, load_model
 from villani.landscape.objective import Objective
 from villani.landscape.text import Blocks, choose_groups, cut_blocks, text_record
 from villani.landscape.tokenizers import load_tokenizer
+from villani.runs.budget import Shape, announce
 from villani.runs.distributed import alone
 from villani.runs.records import Displacement, MeasurementRecord, ModelRecord, TextRecord, TrainingRecord
 from villani.runs.store import Ledger, write_settings, writing
 from villani.streams import Purpose, stream
 from villani.studies.finish import finish
-from villani.studies.measure_model import MeasureSettings, measured
+from villani.studies.measure_model import MeasureSettings, measured, row_bytes
 from villani.studies.progress import Progress, Silent
 from villani.studies.subject import Subject, as_groups, provenance_of
 
@@ -64,6 +65,13 @@ def run_demo(run: Path, *, steps: int = 1000, seed: int = 0, progress: Progress 
     kept, held_out = split(blocks, seed)
     ids, labels = choose_groups(kept, settings.groups, settings.sequences, seed)
     text = text_record("builtin", tokenizer, corpus, kept, ids, labels)
+    shape = Shape.of(load_model(f"{MODEL}?seed={seed}").model)
+    measuring = 4 * (1 + len(RADII)) * settings.groups * settings.sequences
+    needs = shape.work(
+        (steps * BATCH + measuring) * settings.block, at_once=settings.at_once, block=settings.block, vectors=5, kept=2
+    )  # fmt: skip
+    rows = (1 + len(RADII)) * settings.groups * row_bytes(shape.parameters)
+    announce(show, replace(needs, disk=needs.disk + rows), run, what="the demo", instead="free some")
     with Ledger(run, {"command": command, **settings.model_dump(), "token_checksum": text.token_checksum}) as ledger:
         write_settings(run, settings.model_dump() | {"steps": steps})
         losses = _trained(run, ledger, kept, steps, seed, show)

@@ -29,6 +29,7 @@ from villani.rules import (
     power_lines,
 )
 from villani.runs.audits import AuditRecord
+from villani.runs.budget import LESS, announce
 from villani.runs.content import RunRecords
 from villani.runs.distributed import alone
 from villani.runs.recommendations import RecommendationRecord
@@ -42,7 +43,7 @@ from villani.studies.finish import default_name, finish
 from villani.studies.progress import Progress, Silent
 from villani.studies.recommendation_records import Found, assemble
 from villani.studies.subject import command_words, provenance_of
-from villani.studies.sweep import SweepCell, SweepSettings, SweepText, by_decay, read_sweep_text, run_cells
+from villani.studies.sweep import SweepCell, SweepSettings, SweepText, by_decay, needs_of, read_sweep_text, run_cells
 from villani.theory.constants import Smoothing
 
 GRID = [0.0, 1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0]
@@ -146,6 +147,11 @@ def recommend(
     directory = run or Path("runs") / default_name("recommend", settings.model, keyed)
     seeds = range(settings.seed, settings.seed + settings.seeds)
     grid = sorted(settings.weight_decay)
+    count = len(settings.optimizers) * len(grid) * len(seeds)
+    announce(
+        show, needs_of(settings, loaded.model, count, text), directory, what=f"a sweep of {count:,} training runs",
+        instead=f"train fewer cells, lower --batch, or {LESS}", device=settings.device,
+    )  # fmt: skip
     with Ledger(directory, keyed) as ledger:
         write_settings(directory, settings.model_dump())
 

@@ -63,6 +63,11 @@ class SubjectSettings(BaseModel):
             if value is not None and value < low:
                 raise InputError(f"{name}={value}: expected at least {low}")
 
+    @property
+    def at_once(self) -> int:
+        """Tokens in one pass: blocks are never split."""
+        return max(min(self.micro_tokens, self.sequences * self.block), self.block)
+
     def command(self) -> str:
         """The command that does this again, without where it is kept."""
         return command_words(self, self.name)

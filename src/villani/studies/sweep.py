@@ -8,7 +8,7 @@ import hashlib
 import platform
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from itertools import product
 from pathlib import Path
@@ -23,11 +23,12 @@ from villani.dynamics.training import Diverged, Optimizer, Schedule, train
 from villani.errors import InputError, check_positive
 from villani.landscape.corpora import load_corpus
 from villani.landscape.models import LoadedModel, load_model
-from villani.landscape.objective import check_weight_decay
+from villani.landscape.objective import MICRO_TOKENS, check_weight_decay
 from villani.landscape.parameters import ParameterSpace
 from villani.landscape.text import Blocks, cut_corpus, part_of, text_record
 from villani.landscape.tokenizers import load_tokenizer
 from villani.measurement import peak_memory
+from villani.runs.budget import Needs, Shape
 from villani.runs.records import TextRecord
 from villani.runs.store import Ledger, ScopedLedger
 from villani.statistics import Array, Estimate, ratio_estimates
@@ -283,6 +284,17 @@ def run_cells(
         peak = peak_memory(torch.device(settings.device))
         ledger.put(_key(optimizer, decay, seed), row, seconds=float(row["seconds"]), peak_memory_bytes=peak)
     return [_cell(directory, cell, text, cast(dict[str, Array], ledger.get(_key(*cell)))) for cell in asked]
+
+
+def needs_of(settings: SweepSettings, model: Any, cells: int, text: SweepText) -> Needs:
+    """Of so many cells: a gradient a step, a third of one over the held-out blocks at every point; weights on disk."""
+    points = 2 + (settings.steps // settings.evaluate_every if settings.evaluate_every else 0)
+    blocks = cells * (settings.steps * settings.batch + points * len(text.held_out.ids) / 3)
+    needs = Shape.of(model).work(
+        blocks * settings.block, at_once=max(settings.block, min(MICRO_TOKENS, settings.batch * settings.block)),
+        block=settings.block, vectors=5, kept=cells, device=settings.device,
+    )  # fmt: skip
+    return replace(needs, memory=needs.memory + 16.0 * settings.batch * settings.block)
 
 
 def load_cell(settings: SweepSettings, cell: SweepCell) -> LoadedModel:
