@@ -16,7 +16,13 @@ from villani.errors import InputError
 SEED = 2**63 - 1
 LEAST, MOST = 1e-30, 1e30  # sizes of λ, s, η and the like
 _COUNT = 10**9  # of anything that is counted
-_LARGEST = {"seed": SEED, "steps": 10**7, "prior_steps": 10**7, "threads": max(64, 4 * (os.cpu_count() or 1))}
+_LARGEST = {
+    "seed": SEED,
+    "steps": 10**7,
+    "prior_steps": 10**7,
+    "candidates": 10**18,  # nothing loops over them
+    "threads": max(64, 4 * (os.cpu_count() or 1)),
+}
 _FREE = {"parameters"}  # of a potential: its own domain says which
 
 

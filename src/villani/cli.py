@@ -443,6 +443,10 @@ def command() -> int | None:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(map(str, first["loc"]))
+        if first["type"] == "finite_number":  # records take no other
+            raise InputError(
+                f"the figure {where} overflows: ask for λ, s and the like of a more moderate size"
+            ) from error
         raise InputError(f"{where}={str(first['input'])[:80]!r}: {first['msg'].lower()}") from error
     if code == _INTERRUPTED:
         raise KeyboardInterrupt

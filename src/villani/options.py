@@ -3,6 +3,7 @@
 Which numbers they take is in `bounds`. `Command` refuses options that what was asked does not look at (`IGNORED`).
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -237,7 +238,11 @@ def assignments(texts: list[str]) -> dict[str, float]:
     for (name, sign, value), text in zip(pairs, texts, strict=True):
         if not (name.strip().isidentifier() and sign and value.strip()):
             raise InputError(f"--set {text!r}: expected NAME=VALUE")
-    return {name.strip(): numbers(f"set {name.strip()}", value)[0] for name, _, value in pairs}
+    found = {name.strip(): numbers(f"set {name.strip()}", value)[0] for name, _, value in pairs}
+    for name, value in found.items():
+        if not math.isfinite(value):
+            raise InputError(f"--set {name}={value}: expected a finite number")
+    return found
 
 
 @dataclass(frozen=True)

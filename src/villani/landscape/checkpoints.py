@@ -267,11 +267,20 @@ def _check_keys(info: dict[str, Any], name: str) -> None:
         raise InputError(f"{name}: {info['error_msgs'][0]}")
 
 
-def _check_unused(unused: list[str], allowed: str | None, name: str) -> None:
+def check_pattern(allowed: str | None) -> re.Pattern[str] | None:
+    """The pattern of names that may go unused.
+
+    Raises:
+        InputError: it is no regular expression.
+    """
     try:
-        pattern = re.compile(allowed) if allowed is not None else None
+        return re.compile(allowed) if allowed is not None else None
     except re.error as error:
         raise InputError(f"allow_unused {allowed!r}: not a regular expression: {error}") from None
+
+
+def _check_unused(unused: list[str], allowed: str | None, name: str) -> None:
+    pattern = check_pattern(allowed)
     stray = [key for key in unused if pattern is None or not pattern.search(key)]
     if stray:
         raise InputError(

@@ -14,7 +14,7 @@ import torch
 
 from villani.errors import InputError
 from villani.landscape.architectures import random_model
-from villani.landscape.checkpoints import absent_files, read_folder
+from villani.landscape.checkpoints import absent_files, check_pattern, read_folder
 from villani.landscape.folders import local_path, shortened
 from villani.landscape.hub import first_line, hub_folder, looks_like_path
 from villani.runs.records import ModelRecord
@@ -55,6 +55,7 @@ def load_model(
         InputError: no such model, or one that cannot be measured; the message says what to change.
     """
     _check_device(device)
+    check_pattern(allow_unused)
     name, description, tokenizer = spec, "", spec
     if spec.startswith(("config:", "builtin:")):
         model, description, tokenizer = random_model(spec)

@@ -151,10 +151,7 @@ def _claim(directory: Path) -> list[Path] | None:
 def _withdraw(directory: Path, made: list[Path]) -> None:
     """Take back a run that was refused before any of it was finished, and the folders that were made for it."""
     for path in directory.iterdir():
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            path.unlink(missing_ok=True)
+        _remove(path)
     for path in made:
         with suppress(OSError):  # somebody else's by now
             path.rmdir()
@@ -165,15 +162,22 @@ _TEMPORARY = re.compile(r"\..+\.\d+(\.\d+)?|.+\.partial")  # names that writers 
 
 def _sweep(directory: Path) -> None:
     """Remove what killed writers left half-written; the lock says that nobody else writes here."""
-    for folder in (directory, *(path for path in directory.iterdir() if path.is_dir() and not path.is_symlink())):
-        if folder != directory and (folder / "ledger.sqlite").exists():
-            continue  # a run of its own, with a lock of its own
-        for path in folder.iterdir():
-            if _TEMPORARY.fullmatch(path.name) and not path.is_symlink():
-                if path.is_dir():
-                    shutil.rmtree(path, ignore_errors=True)
-                else:
-                    path.unlink(missing_ok=True)
+    for path in directory.iterdir():
+        if path.is_symlink():
+            continue
+        if _TEMPORARY.fullmatch(path.name):
+            _remove(path)
+        elif path.is_dir() and not (path / "ledger.sqlite").exists():  # else a run with a lock of its own
+            for inner in path.iterdir():
+                if _TEMPORARY.fullmatch(inner.name):
+                    _remove(inner)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _compare(directory: Path, kept: Settings, asked: Settings) -> None:
