@@ -82,6 +82,7 @@ def test_a_signal_that_was_ignored_stays_so():
         ),
         ("raise MemoryError", 2, "villani: not enough memory: choose a smaller model"),
         ("raise RuntimeError('DefaultCPUAllocator: can\\'t allocate memory: x')", 2, "villani: not enough memory"),
+        ("raise ImportError('libx.so: failed to map segment from shared object')", 2, "villani: not enough memory"),
         ("return 1", 1, ""),
     ],
 )

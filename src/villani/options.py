@@ -239,9 +239,9 @@ def assignments(texts: list[str]) -> dict[str, float]:
         if not (name.strip().isidentifier() and sign and value.strip()):
             raise InputError(f"--set {text!r}: expected NAME=VALUE")
     found = {name.strip(): numbers(f"set {name.strip()}", value)[0] for name, _, value in pairs}
-    for name, value in found.items():
-        if not math.isfinite(value):
-            raise InputError(f"--set {name}={value}: expected a finite number")
+    for name, given in found.items():
+        if not math.isfinite(given):
+            raise InputError(f"--set {name}={given}: expected a finite number")
     return found
 
 

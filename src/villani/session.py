@@ -15,7 +15,7 @@ from types import FrameType
 from villani.errors import InputError, LostProcess
 
 _SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")
-_MEMORY = ("allocate memory", "out of memory", "bad_alloc", "can't start new thread")
+_MEMORY = ("allocate memory", "out of memory", "bad_alloc", "can't start new thread", "failed to map segment")
 
 
 def run(command: Callable[[], int | None]) -> None:
@@ -53,7 +53,7 @@ def _outcome(command: Callable[[], int | None]) -> int:
             _say(f"cannot write the output: {_reason(error)}; what was finished is kept")
             return 1
         return _refused(f"{error.filename}: {_reason(error)}")
-    except RuntimeError as error:  # torch's allocator
+    except (RuntimeError, ImportError) as error:  # of torch's allocator, or of its libraries when they are loaded
         if not any(words in str(error) for words in _MEMORY):
             raise
         return _refused(_too_large(str(error).splitlines()[0]))
