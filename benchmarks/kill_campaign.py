@@ -45,7 +45,6 @@ learning_rate = {{ sgd = 0.1 }}
 groups = 8
 sequences = 1
 ray_groups = 3
-radii = [0.0, 1.0]
 confirmed = 1
 
 [spectra]

@@ -108,7 +108,7 @@ def test_options_of_a_potential_that_are_not_refused_change_its_settings(villani
         ["report", ""],
         ["report", "/dev/null"],
         ["study", "paper", "--config", "."],
-        ["study", "paper", "--config", "/dev/null"],
+        ["study", "paper", "--config", "/dev/zero"],
         ["audit", "--replay", "."],
     ],
     ids=lambda words: " ".join(words)[:60],

@@ -86,6 +86,21 @@ def test_other_files_of_the_folder_have_no_say(folder):
     assert torch.equal(parameters(load_model(str(folder)).model), parameters(load_model(TINY).model))
 
 
+def test_weights_are_copies_of_the_file_both_ways(folder):
+    file = folder / "model.safetensors"
+    content = file.read_bytes()
+    model = load_model(str(folder)).model
+    before = parameters(model).clone()
+    with file.open("r+b") as stored:  # the same file, not another of its name
+        stored.seek(4000)
+        stored.write(b"\1" * 2000)
+    assert torch.equal(parameters(model), before)
+    file.write_bytes(content)
+    with torch.no_grad():
+        next(model.parameters()).add_(1.0)
+    assert file.read_bytes() == content
+
+
 LEGACY = {"rope_theta": 500.0, "rope_scaling": {"type": "linear", "factor": 2.0}}
 
 

@@ -186,8 +186,10 @@ def _built(
             _check_fit(drawn, stored, name)
             state: dict[str, torch.Tensor] = {}
             for file in sorted({file for file, _, _ in stored.values()}):
-                with safe_open(folder / file, framework="pt") as tensors:
-                    state |= {key: tensors.get_tensor(key) for key, (there, _, _) in stored.items() if there == file}
+                with safe_open(folder / file, framework="pt") as tensors:  # copies: the file may change under a map
+                    state |= {
+                        key: tensors.get_tensor(key).clone() for key, (there, _, _) in stored.items() if there == file
+                    }
             with torch.random.fork_rng(devices=[]):
                 model, info = builder.from_pretrained(
                     None, config=config, state_dict=state, attn_implementation="eager", dtype=dtype,

@@ -23,7 +23,7 @@ from villani.runs.records import Displacement, MeasurementRecord, ModelRecord, T
 from villani.runs.store import Ledger, write_settings, writing
 from villani.streams import Purpose, stream
 from villani.studies.finish import finish
-from villani.studies.measure_model import MeasureSettings, measured, row_bytes
+from villani.studies.measure_model import MeasureSettings, measured, rows_bytes
 from villani.studies.progress import Progress, Silent
 from villani.studies.subject import Subject, as_groups, provenance_of
 
@@ -70,7 +70,7 @@ def run_demo(run: Path, *, steps: int = 1000, seed: int = 0, progress: Progress 
     needs = shape.work(
         (steps * BATCH + measuring) * settings.block, at_once=settings.at_once, block=settings.block, vectors=5, kept=2
     )  # fmt: skip
-    rows = (1 + len(RADII)) * settings.groups * row_bytes(shape.parameters)
+    rows = (1 + len(RADII)) * rows_bytes(shape.parameters, settings.groups)
     announce(show, replace(needs, disk=needs.disk + rows), run, what="the demo", instead="free some")
     with Ledger(run, {"command": command, **settings.model_dump(), "token_checksum": text.token_checksum}) as ledger:
         write_settings(run, settings.model_dump() | {"steps": steps})

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from villani.bounds import check_bounds
 from villani.curvature.deflation import Deflation, deflation_from
-from villani.curvature.sketch import BUCKETS
+from villani.curvature.sketch import buckets_for
 from villani.errors import InputError
 from villani.landscape.objective import check_weight_decay
 from villani.measurement import SHARES, Measurement, check_design, check_temperature, measure
@@ -165,12 +165,12 @@ def _needs(settings: MeasureSettings, subject: Subject) -> Needs:
     needs = Shape.of(subject.loaded.model).work(
         tokens, at_once=settings.at_once, block=settings.block, vectors=4, device=settings.device
     )  # fmt: skip
-    return replace(needs, disk=needs.disk + groups * row_bytes(subject.objective.parameters.size))
+    return replace(needs, disk=needs.disk + rows_bytes(subject.objective.parameters.size, groups))
 
 
-def row_bytes(parameters: int) -> float:
-    """Of a group's row on disk: the sketch of its gradient."""
-    return 8.0 * min(parameters, BUCKETS)
+def rows_bytes(parameters: int, groups: int) -> float:
+    """Of the rows of so many groups on disk: sketches of gradients."""
+    return 8.0 * groups * min(parameters, buckets_for(groups))
 
 
 def measured(

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from villani.bounds import check_bounds
 from villani.errors import InputError, check_positive
+from villani.landscape.folders import is_regular
 from villani.measurement import check_temperature
 from villani.studies.certify import CertifySettings
 from villani.studies.converge import ConvergeSettings
@@ -206,6 +207,8 @@ def read_settings(
         raise InputError(f"--size {size!r}: expected {', '.join(SIZES)}")
     if config is not None:
         name = str(config)
+        if config.exists() and not is_regular(config):
+            raise InputError(f"--config {config}: not a regular file; give a study in TOML")
         try:
             content = tomllib.loads(config.read_text(encoding="utf-8"))
         except FileNotFoundError:
