@@ -13,15 +13,12 @@ CALLS = {  # a call of each mode, and for each type of option a value that it ta
     "without --trace hutchinson": ["measure", TINY],
     "without --trace taylor": ["measure", TINY],
     "with --replay the witness says": ["audit", "--replay", "w.safetensors"],
-    "with --rays none": ["audit", TINY, "--rays", "none"],
     "without --layers": ["spectrum", TINY],
     "with --density-probes 0": ["spectrum", TINY, "--density-probes", "0"],
     "of a potential": ["converge", "exact:tied"],
-    "of a model": ["converge", TINY],
     "without --psi-every": ["converge", TINY],
     "without --prior text": ["certify", TINY],
     "without sgd": ["recommend", TINY, "--optimizers", "adamw"],
-    "without noisy-sgd": ["recommend", TINY, "--optimizers", "sgd,adamw"],
     "without the rule guard": ["recommend", TINY, "--rules", "constants"],
 }
 

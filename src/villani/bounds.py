@@ -14,7 +14,7 @@ from pydantic import BaseModel
 from villani.errors import InputError
 
 SEED = 2**63 - 1
-LEAST, MOST = 1e-30, 1e30  # sizes of λ, s, η and the like
+LEAST, MOST = 1e-100, 1e100  # sizes of λ, s, η and the like
 _COUNT = 10**9  # of anything that is counted
 _LARGEST = {
     "seed": SEED,

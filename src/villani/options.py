@@ -262,6 +262,7 @@ class Mode:
     ignored: tuple[str, ...]
 
 
+# A number that is out of range is told first, by the command itself; so are some pairs that exclude each other.
 _TEXTUAL = ("text", "tokenizer", "decay", "groups", "sequences", "block", "dtype", "device", "threads", "micro_tokens")
 IGNORED = (
     Mode("measure", "without --target-error", lambda o: o["target_error"] is None, ("max_groups",)),
@@ -280,24 +281,17 @@ IGNORED = (
             "rays", "ray_groups", "finite", "dtype", "micro_tokens",
         ),
     ),
-    Mode("audit", "with --rays none", lambda o: o["rays"] == "none", ("ray_groups",)),
     Mode("spectrum", "without --layers", lambda o: not o["layers"], ("layer_steps",)),
-    Mode(
-        "spectrum", "with --density-probes 0", lambda o: o["density_probes"] == 0, ("density_steps", "density_shares")
-    ),
+    Mode("spectrum", "with --density-probes 0", lambda o: o["density_probes"] == 0, ("density_steps",)),
     Mode(
         "converge", "of a potential", lambda o: o["model"].startswith("exact:"),
         (*_TEXTUAL, "full", "coupled", "psi_groups", "trust_remote_code", "allow_unused", "data"),
     ),
     Mode(
-        "converge", "of a model", lambda o: not o["model"].startswith("exact:"), ("set_", "dimension", "walkers")
+        "converge", "without --psi-every", lambda o: not o["psi_every"] and o["psi_groups"] >= 3, ("psi_groups",)
     ),
-    Mode("converge", "without --psi-every", lambda o: not o["psi_every"], ("psi_groups",)),
     Mode("certify", "without --prior text", lambda o: o["prior"] != "text", ("prior_share", "prior_steps")),
     Mode("recommend", "without sgd", lambda o: "sgd" not in o["optimizer"].split(","), ("momentum",)),
-    Mode(
-        "recommend", "without noisy-sgd", lambda o: "noisy-sgd" not in o["optimizer"].split(","), ("temperature",)
-    ),
     Mode(
         "recommend", "without the rule guard", lambda o: not {"guard", "all"} & set(o["rules"].split(",")), ("audit",)
     ),
