@@ -102,8 +102,9 @@ def _equilibrium(point: ChainsRecord) -> str:
 
 def pictures(record: ConvergenceRecord) -> dict[str, tuple[str, go.Figure, str]]:
     """Name → title, figure, caption; the rates of the first λ and s stand first, over the whole width."""
-    found = {
-        "truth": (
+    found: dict[str, tuple[str, go.Figure, str]] = {}
+    if record.points[0].rates:  # at λ = 0 nothing is promised, and a short run may fit nothing
+        found["truth"] = (
             f"Rates at {_where(record.points[0])}",
             rates(record.points[0].rates),
             "Triangles to the right are promises (the gap is at least that; the faintest stand at the edge), "
@@ -111,7 +112,6 @@ def pictures(record: ConvergenceRecord) -> dict[str, tuple[str, go.Figure, str]]
             "most), diamonds exact, open circles fits to a transient, which bound nothing for sure; bars: references. "
             "Green is certified, blue statistical, amber estimated, grey as claimed, red refuted.",
         )
-    }
     for index, point in enumerate(record.points):
         curves = {curve.name: curve for curve in point.curves}
         fits = {fit.name: fit for fit in point.fits}
