@@ -1,5 +1,18 @@
-"""`python -m villani`."""
+"""The command `villani`, and `python -m villani`: nothing is imported before an interruption is one line."""
 
-from villani.cli import main
+from villani.session import run
 
-main()
+
+def main() -> None:
+    """Run a command; see `villani.session`."""
+    run(_command)
+
+
+def _command() -> int | None:
+    from villani.cli import command
+
+    return command()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,6 +1,6 @@
 """The command line: parse, call, show. No mathematics here.
 
-Progress goes to stderr. Exit codes: 0 done, 2 bad input (one line), 1 anything else.
+Progress goes to stderr. Exit codes: 0 done, 2 bad input (one line), 1 anything else; `session` sees to them.
 """
 
 import re
@@ -10,15 +10,18 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from pydantic import ValidationError
 from typer.exceptions import TyperException
 
 from villani import __version__
 from villani.cli_study import study
 from villani.cli_training import certify, converge, recommend
-from villani.errors import InputError, LostProcess
+from villani.errors import InputError
 from villani.options import (
+    AllowUnused,
     Block,
     BlocksChoice,
+    Command,
     Data,
     Decay,
     Device,
@@ -44,13 +47,14 @@ from villani.options import (
     TraceChoice,
     TrustRemoteCode,
     assignments,
-    given,
     number,
     numbers,
     optional,
+    path_of,
     whole_numbers,
 )
 from villani.plain_text import degrade, print_json
+from villani.session import run as run_session
 
 app = typer.Typer(
     help="What weight decay does to a Transformer's loss landscape, and which guarantees really follow.",
@@ -62,7 +66,7 @@ app = typer.Typer(
 app.add_typer(study, name="study")
 
 
-@app.command()
+@app.command(cls=Command)
 def measure(
     model: Model,
     text: Text = "builtin",
@@ -95,7 +99,11 @@ def measure(
     ] = 6,
     deflate: Annotated[
         Path | None,
-        typer.Option(help="with --trace hutchinson, a run of villani spectrum whose eigenvectors are taken exactly"),
+        typer.Option(
+            help="with --trace hutchinson, a run of villani spectrum whose eigenvectors are taken exactly",
+            parser=path_of,
+            metavar="PATH",
+        ),
     ] = None,
     finite: Finite = False,
     seed: Annotated[int, typer.Option(help="of everything random")] = 0,
@@ -104,6 +112,7 @@ def measure(
     threads: Threads = None,
     micro_tokens: MicroTokens = 512,
     trust_remote_code: TrustRemoteCode = False,
+    allow_unused: AllowUnused = None,
     data: Data = None,
     run: Run = None,
     json: Json = False,
@@ -124,7 +133,7 @@ def measure(
         target=target.value, max_groups=max_groups, shares=shares, deflate=str(deflate) if deflate else None,
         finite=finite, seed=seed,
         dtype=dtype.value, device=device, threads=threads, micro_tokens=micro_tokens,
-        trust_remote_code=trust_remote_code,
+        trust_remote_code=trust_remote_code, allow_unused=allow_unused,
     )  # fmt: skip
     with join(device) as team, progress() if team.main else nullcontext() as bar:
         directory, record = measure_model(settings, run, data, bar, team)
@@ -136,9 +145,8 @@ def measure(
         print_measurement(record, directory)
 
 
-@app.command()
+@app.command(cls=Command)
 def audit(
-    context: typer.Context,
     model: Annotated[
         str | None,
         typer.Argument(help="as for measure; with --replay, where the model is on this machine"),
@@ -170,7 +178,10 @@ def audit(
     threads: Threads = None,
     micro_tokens: MicroTokens = 512,
     trust_remote_code: TrustRemoteCode = False,
-    replay: Annotated[Path | None, typer.Option(help="a witness.safetensors to evaluate again")] = None,
+    allow_unused: AllowUnused = None,
+    replay: Annotated[
+        Path | None, typer.Option(help="a witness.safetensors to evaluate again", parser=path_of, metavar="PATH")
+    ] = None,
     data: Data = None,
     run: Run = None,
     json: Json = False,
@@ -190,12 +201,11 @@ def audit(
             raise InputError(f"audit: {model!r} and --model {model_!r} are both models; give one")
         model = model_
     if replay is not None:
-        if idle := given(context) - _REPLAYED:
-            raise InputError(f"--replay: the witness says what {', '.join(sorted(idle))} is; leave it out")
         with progress() as bar:
             directory, again = evaluate_again(
                 replay, run, data, bar, model=model, text=text, tokenizer=tokenizer, seed=seed, device=device,
                 threads=threads, micro_tokens=micro_tokens, trust_remote_code=trust_remote_code,
+                allow_unused=allow_unused,
             )  # fmt: skip
         if json:
             print_json(again)
@@ -212,7 +222,7 @@ def audit(
         temperature=number("temperature", temperature), decay=decay, groups=groups, sequences=sequences, block=block,
         probes=probes, confirmed=confirmed, search=search, rays=[] if rays == "none" else rays.split(","),
         ray_groups=ray_groups, finite=finite, seed=seed or 0, dtype=dtype.value, device=device, threads=threads,
-        micro_tokens=micro_tokens, trust_remote_code=trust_remote_code,
+        micro_tokens=micro_tokens, trust_remote_code=trust_remote_code, allow_unused=allow_unused,
     )  # fmt: skip
     with progress() as bar:
         directory, record = audit_model(settings, run, data, bar)
@@ -222,7 +232,7 @@ def audit(
         print_audit(record, directory)
 
 
-@app.command()
+@app.command(cls=Command)
 def spectrum(
     model: Model,
     text: Text = "builtin",
@@ -261,6 +271,7 @@ def spectrum(
     threads: Threads = None,
     micro_tokens: MicroTokens = 512,
     trust_remote_code: TrustRemoteCode = False,
+    allow_unused: AllowUnused = None,
     data: Data = None,
     run: Run = None,
     json: Json = False,
@@ -277,7 +288,7 @@ def spectrum(
         density_shares=density_shares, layers=layers, layer_steps=layer_steps, held_out=held_out,
         learning_rate=learning_rate, memory=memory, groups=groups, sequences=sequences, block=block, finite=finite,
         seed=seed, dtype=dtype.value, device=device, threads=threads, micro_tokens=micro_tokens,
-        trust_remote_code=trust_remote_code,
+        trust_remote_code=trust_remote_code, allow_unused=allow_unused,
     )  # fmt: skip
     with progress() as bar:
         directory, record = spectrum_model(settings, run, data, bar)
@@ -287,9 +298,11 @@ def spectrum(
         print_spectrum(record, directory)
 
 
-@app.command()
+@app.command(cls=Command)
 def demo(
-    run: Annotated[Path, typer.Option(help="run directory")] = Path("runs/demo"),
+    run: Annotated[
+        Path, typer.Option(help="run directory", parser=path_of, metavar="PATH", default_factory=lambda: "runs/demo")
+    ],
     steps: Annotated[int, typer.Option(help="training steps")] = 1000,
     seed: Annotated[int, typer.Option(help="of everything random")] = 0,
     json: Json = False,
@@ -306,7 +319,7 @@ def demo(
         print_measurement(record, run)
 
 
-@app.command()
+@app.command(cls=Command)
 def exact(
     potential: Annotated[
         str | None, typer.Argument(help="name, or L as an expression such as 'log(1+exp(-3*w))'; none: list the names")
@@ -322,12 +335,14 @@ def exact(
     digits: Annotated[int | None, typer.Option(help="wanted of C_P; default 8, on planes 6")] = None,
     all_: Annotated[bool, typer.Option("--all", help="recompute the reference values of the theory")] = False,
     run: Run = None,
-    output: Annotated[Path | None, typer.Option(help="write the page to this file too")] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="write the page to this file too", parser=path_of, metavar="PATH")
+    ] = None,
     json: Json = False,
 ) -> None:
     """The exact truth about a low-dimensional potential, beside every bound that theory offers for it."""
     from villani.runs.records import ExactRecord, ReferenceRecord
-    from villani.runs.store import write_atomically
+    from villani.runs.store import check_writable, write_atomically
     from villani.studies.exact import ExactSettings, run_exact, run_reference
     from villani.terminal import print_catalogue, print_exact, print_reference, progress
 
@@ -336,9 +351,8 @@ def exact(
         raise InputError("exact: options need a potential; give a name or an expression, or none to list the names")
     if all_ and potential is not None:
         raise InputError(f"--all: recomputes every reference value; leave out {potential!r}")
-    if output is not None and (output.is_dir() or not output.parent.is_dir()):
-        wrong = "is a folder; give a file in it" if output.is_dir() else "no such folder; make it, or choose another"
-        raise InputError(f"--output {output}: {wrong}")
+    if output is not None:
+        check_writable(output)
     if potential is None and not all_:
         print_catalogue()
         return
@@ -366,7 +380,7 @@ def exact(
         raise typer.Exit(1)
 
 
-@app.command()
+@app.command(cls=Command)
 def constants(
     model: Model,
     weight_decay: Annotated[str, typer.Option(help="λ > 0; several with commas")] = "0.1",
@@ -388,6 +402,7 @@ def constants(
         typer.Option(help="lower confidence limit of a variance u·θ at equilibrium: C9, may refute, statistical"),
     ] = None,
     trust_remote_code: TrustRemoteCode = False,
+    allow_unused: AllowUnused = None,
     run: Run = None,
     json: Json = False,
 ) -> None:
@@ -399,7 +414,7 @@ def constants(
         model=model, weight_decay=numbers("weight-decay", weight_decay),
         temperature=numbers("temperature", temperature), alpha=alpha, decay=decay, time=time, curvature=curvature,
         gradient_norms=optional(numbers, "gradient-norms", gradient_norms), variance=variance,
-        trust_remote_code=trust_remote_code,
+        trust_remote_code=trust_remote_code, allow_unused=allow_unused,
     )  # fmt: skip
     directory, record = run_constants(settings, run)
     if json:
@@ -409,18 +424,18 @@ def constants(
 
 
 for _command in (converge, certify, recommend):
-    app.command()(_command)
+    app.command(cls=Command)(_command)
 
 
-@app.command()
-def report(run: Annotated[Path, typer.Argument(help="run directory")]) -> None:
+@app.command(cls=Command)
+def report(run: Annotated[Path, typer.Argument(help="run directory", parser=path_of, metavar="RUN")]) -> None:
     """Write RUN/report.html, one self-contained page, from the run's records."""
     from villani.report import write_report
 
     typer.echo(str(write_report(run)))
 
 
-@app.command()
+@app.command(cls=Command)
 def doctor(data: Data = None) -> None:
     """Show versions, device, threads, attention support and data found; exit 1 if measuring would not work."""
     from villani.doctor import examine
@@ -446,34 +461,31 @@ def with_flags(message: str) -> str:
     return re.sub(r"\b([a-z]\w*)=True\b", lambda match: flags.get(match[1], match[0]), message)
 
 
-_REPLAYED = {  # what a replay takes from the command line; the rest is the witness's
-    "model", "--model", "--text", "--tokenizer", "--seed", "--device", "--threads", "--micro-tokens",
-    "--trust-remote-code", "--replay", "--data", "--run", "--json",
-}  # fmt: skip
-_INTERRUPTED = 130  # what typer returns after Ctrl-C
+_INTERRUPTED = 130  # what typer makes of Ctrl-C
+
+
+def command() -> int | None:
+    """Parse and run one command; its exit code."""
+    degrade(sys.stdout, sys.stderr)
+    try:
+        code: int | None = app(standalone_mode=False)
+    except InputError as error:
+        raise InputError(with_flags(str(error))) from error
+    except TyperException as error:
+        raise InputError(error.format_message()) from error
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(map(str, first["loc"]))
+        if first["type"] == "finite_number":  # records take no other
+            raise InputError(
+                f"the figure {where} overflows: ask for λ, s and the like of a more moderate size"
+            ) from error
+        raise InputError(f"{where}={str(first['input'])[:80]!r}: {first['msg'].lower()}") from error
+    if code == _INTERRUPTED:
+        raise KeyboardInterrupt
+    return code
 
 
 def main() -> None:
-    """Run a command and turn what goes wrong into one line and an exit code."""
-    degrade(sys.stdout, sys.stderr)
-    try:
-        code = app(standalone_mode=False)
-    except (InputError, TyperException) as error:
-        _say(error.format_message() if isinstance(error, TyperException) else with_flags(str(error)))
-        sys.exit(2)
-    except LostProcess as error:
-        _say(str(error))
-        sys.exit(1)
-    if code == _INTERRUPTED:
-        _say("interrupted; what was finished is kept, and the same command resumes")
-        sys.exit(1)
-    sys.exit(code or 0)
-
-
-def _say(text: str) -> None:
-    """One line on stderr, from one process; what a terminal would obey is shown, not sent."""
-    from villani.runs.distributed import rank
-
-    line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
-    if rank() == 0:
-        sys.stderr.write(f"villani: {line}\n")
+    """Run a command and turn what goes wrong into one line and an exit code; see `villani.session`."""
+    run_session(command)

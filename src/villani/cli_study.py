@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from villani.options import Data, Json, Run
+from villani.options import Command, Data, Json, Run, path_of
 from villani.plain_text import print_json
 
 study = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
@@ -25,9 +25,11 @@ def _studies() -> None:
     """Studies of several experiments, by one command."""
 
 
-@study.command()
+@study.command(cls=Command)
 def paper(
-    config: Annotated[Path | None, typer.Option(help="a study in TOML; a run's settings.toml is one")] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="a study in TOML; a run's settings.toml is one", parser=path_of, metavar="PATH")
+    ] = None,
     size: Annotated[SizeChoice | None, typer.Option(help="a study that comes with villani")] = None,
     text: Annotated[
         str | None, typer.Option(help="instead of the study's: ptb, wikitext, builtin, hub:NAME, or UTF-8 files")

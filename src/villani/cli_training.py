@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from villani.options import (
+    AllowUnused,
     Block,
     ChainStartChoice,
     Data,
@@ -34,6 +35,7 @@ from villani.options import (
     number,
     numbers,
     optional,
+    path_of,
     rates,
 )
 from villani.plain_text import print_json
@@ -79,6 +81,7 @@ def converge(
     threads: Threads = None,
     micro_tokens: MicroTokens = 512,
     trust_remote_code: TrustRemoteCode = False,
+    allow_unused: AllowUnused = None,
     data: Data = None,
     run: Run = None,
     json: Json = False,
@@ -99,7 +102,7 @@ def converge(
         start=start.value, coupled=coupled, log_every=log_every, psi_every=psi_every, psi_groups=psi_groups,
         decay=decay, groups=groups, sequences=sequences, block=block, parameters=assignments(set_ or []),
         dimension=dimension, seed=seed, dtype=dtype.value, device=device, threads=threads, micro_tokens=micro_tokens,
-        trust_remote_code=trust_remote_code,
+        trust_remote_code=trust_remote_code, allow_unused=allow_unused,
     )  # fmt: skip
     with progress() as bar:
         directory, record = run_converge(settings, run, data, bar)
@@ -148,6 +151,7 @@ def certify(
     device: Device = "cpu",
     threads: Threads = None,
     micro_tokens: MicroTokens = 4096,
+    allow_unused: AllowUnused = None,
     data: Data = None,
     run: Run = None,
     json: Json = False,
@@ -168,7 +172,7 @@ def certify(
         temperature=number("temperature", temperature), learning_rate=learning_rate, steps=steps, batch=batch,
         clip=None if clip == "none" else number("clip", clip), chains=chains, delta=delta, candidates=candidates,
         alpha=numbers("alpha", alpha), seed=seed, device=device, threads=threads,
-        micro_tokens=micro_tokens,
+        micro_tokens=micro_tokens, allow_unused=allow_unused,
     )  # fmt: skip
     with progress() as bar:
         directory, record = run_certify(settings, run, data, bar)
@@ -212,13 +216,19 @@ def recommend(
         bool, typer.Option("--verify-rules", help="train at the rules' own λ too, not only on the grid")
     ] = False,
     audit: Annotated[
-        Path | None, typer.Option(help="a run of villani audit, for the guard; default: a short audit at the start")
+        Path | None,
+        typer.Option(
+            help="a run of villani audit, for the guard; default: a short audit at the start",
+            parser=path_of,
+            metavar="PATH",
+        ),
     ] = None,
     delta: Annotated[float, typer.Option(help="δ: all bounds hold at once with probability 1 − δ")] = 0.05,
     alpha: Annotated[float, typer.Option(help="prediction smoothing of the bounds")] = 0.1,
     seed: Annotated[int, typer.Option(help="of everything random")] = 0,
     device: Device = "cpu",
     threads: Threads = None,
+    allow_unused: AllowUnused = None,
     data: Data = None,
     run: Run = None,
     json: Json = False,
@@ -245,6 +255,7 @@ def recommend(
         evaluate_every=evaluate_every, train_blocks=train_blocks, held_out_blocks=held_out_blocks,
         rules=list(RULES) if rules == "all" else choices("rules", rules, tuple(RULES)), verify_rules=verify_rules,
         audit=str(audit) if audit else None, delta=delta, alpha=alpha, seed=seed, device=device, threads=threads,
+        allow_unused=allow_unused,
     )  # fmt: skip
     with progress() as bar:
         directory, record = run_recommend(settings, run, data, bar)

@@ -1,13 +1,20 @@
-"""What the options of several commands have in common: their names, choices, help, and how their text is read."""
+"""What the options of several commands have in common: their names, choices, help, and how their text is read.
 
+Which numbers they take is in `bounds`. `Command` refuses options that what was asked does not look at (`IGNORED`).
+"""
+
+import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import typer
+from typer.core import TyperCommand
 
 from villani.errors import InputError
+from villani.landscape.folders import local_path
 
 T = TypeVar("T")
 
@@ -132,6 +139,16 @@ class StartChoice(StrEnum):
     spread = "spread"
 
 
+def path_of(text: str) -> Path:
+    """A path as it was typed, with `~` filled in; used as `parser`, so that the message names the option."""
+    if not text:
+        raise typer.BadParameter("'' is no path: name one, or leave the option out")
+    try:
+        return local_path(text, "path")
+    except InputError as error:
+        raise typer.BadParameter(str(error)) from None
+
+
 Model = Annotated[str, typer.Argument(help="folder, hub id, config:NAME[?layers=2&width=64] or builtin:tiny")]
 Text = Annotated[str, typer.Option(help="builtin, ptb, wikitext-103, hub:NAME, or UTF-8 files")]
 Tokenizer = Annotated[str | None, typer.Option(help="builtin, gpt2, folder or hub id; default: the model's own")]
@@ -149,16 +166,20 @@ Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, …")]
 Threads = Annotated[int | None, typer.Option(help="CPU threads; rounding depends on it; default: torch's choice")]
 MicroTokens = Annotated[int, typer.Option(help="tokens in one forward pass at most: sets the memory needed")]
 TrustRemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="let a checkpoint run its code")]
-Run = Annotated[Path | None, typer.Option(help="run directory; made from the settings when not given")]
-Data = Annotated[Path | None, typer.Option(help="folder of PTB, WikiText and GPT-2 BPE files; default VILLANI_DATA")]
+AllowUnused = Annotated[
+    str | None, typer.Option(help="names of stored weights that the model may leave unused, a regular expression")
+]
+Run = Annotated[
+    Path | None,
+    typer.Option(help="run directory; made from the settings when not given", parser=path_of, metavar="PATH"),
+]
+Data = Annotated[
+    Path | None,
+    typer.Option(
+        help="folder of PTB, WikiText and GPT-2 BPE files; default VILLANI_DATA", parser=path_of, metavar="PATH"
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="print one record on stdout, and nothing else")]
-
-
-def given(context: typer.Context) -> set[str]:
-    """The options and arguments that stand on the command line, as they are written there."""
-    named = {parameter.name: parameter.opts[0] for parameter in context.command.params if parameter.name}
-    sources = ((name, context.get_parameter_source(name)) for name in named)
-    return {named[name] for name, source in sources if source is not None and source.name == "COMMANDLINE"}
 
 
 def numbers(name: str, text: str) -> list[float]:
@@ -229,4 +250,83 @@ def assignments(texts: list[str]) -> dict[str, float]:
     for (name, sign, value), text in zip(pairs, texts, strict=True):
         if not (name.strip().isidentifier() and sign and value.strip()):
             raise InputError(f"--set {text!r}: expected NAME=VALUE")
-    return {name.strip(): numbers(f"set {name.strip()}", value)[0] for name, _, value in pairs}
+    found = {name.strip(): numbers(f"set {name.strip()}", value)[0] for name, _, value in pairs}
+    for name, given in found.items():
+        if not math.isfinite(given):
+            raise InputError(f"--set {name}={given}: expected a finite number")
+    return found
+
+
+@dataclass(frozen=True)
+class Mode:
+    """A way of calling a command that does not look at some of its options.
+
+    Attributes:
+        command: whose.
+        words: what such a call is, for a message.
+        applies: whether the values of all options make it one.
+        ignored: the options, by the names of their parameters.
+    """
+
+    command: str
+    words: str
+    applies: Callable[[Mapping[str, Any]], bool]
+    ignored: tuple[str, ...]
+
+
+# A number that is out of range is told first, by the command itself; so are some pairs that exclude each other.
+_TEXTUAL = (
+    "text", "tokenizer", "special_tokens", "decay", "groups", "sequences", "block", "dtype", "device", "threads",
+    "micro_tokens",
+)  # fmt: skip
+IGNORED = (
+    Mode("measure", "without --target-error", lambda o: o["target_error"] is None, ("max_groups",)),
+    Mode(
+        "measure", "without --trace hutchinson", lambda o: o["trace"] != "hutchinson" and o["target_error"] is None,
+        ("products",),
+    ),
+    Mode(
+        "measure", "without --trace taylor",
+        lambda o: o["trace"] != "taylor" and o["target_error"] is None and o["shares"] >= 0, ("shares",),
+    ),
+    Mode(
+        "audit", "with --replay the witness says", lambda o: o["replay"] is not None,
+        (
+            "weight_decay", "temperature", "decay", "groups", "sequences", "block", "probes", "confirmed", "search",
+            "rays", "ray_groups", "finite", "dtype", "special_tokens",
+        ),
+    ),
+    Mode("spectrum", "without --layers", lambda o: not o["layers"], ("layer_steps",)),
+    Mode("spectrum", "with --density-probes 0", lambda o: o["density_probes"] == 0, ("density_steps",)),
+    Mode(
+        "converge", "of a potential", lambda o: o["model"].startswith("exact:"),
+        (*_TEXTUAL, "full", "coupled", "psi_groups", "trust_remote_code", "allow_unused", "data"),
+    ),
+    Mode(
+        "converge", "without --psi-every", lambda o: not o["psi_every"] and o["psi_groups"] >= 3, ("psi_groups",)
+    ),
+    Mode("certify", "without --prior text", lambda o: o["prior"] != "text", ("prior_share", "prior_steps")),
+    Mode("recommend", "without sgd", lambda o: "sgd" not in o["optimizer"].split(","), ("momentum",)),
+    Mode(
+        "recommend", "without the rule guard", lambda o: not {"guard", "all"} & set(o["rules"].split(",")), ("audit",)
+    ),
+)  # fmt: skip
+
+
+class Command(TyperCommand):
+    """A command that refuses options which it would ignore."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Refuse, or run.
+
+        Raises:
+            InputError: an option was given that what was asked does not look at.
+        """
+        for mode in IGNORED:
+            if mode.command == self.name and mode.applies(ctx.params):
+                for name in mode.ignored:
+                    if (source := ctx.get_parameter_source(name)) is not None and source.name == "COMMANDLINE":
+                        raise InputError(
+                            f"--{name.strip('_').replace('_', '-')}: {mode.words}, it is not used; leave it out"
+                        )
+        return super().invoke(ctx)

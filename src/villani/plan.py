@@ -18,6 +18,7 @@ from typing import Literal
 
 import numpy as np
 
+from villani.bounds import check_number
 from villani.curvature.blocks import Blocks, BlockTrace
 from villani.curvature.sketch import GradientSketch, buckets_for
 from villani.curvature.trace import TraceMethod, group_statistics
@@ -59,6 +60,7 @@ class Target:
     temperature: float = 1e-3
 
     def __post_init__(self) -> None:
+        check_number("target_error", self.error)
         if not 0 < self.error < math.inf:
             raise InputError(f"target_error={self.error}: expected a finite number > 0")
         check_weight_decay(self.weight_decay)

@@ -3,7 +3,7 @@
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TextIO
 
@@ -77,7 +77,8 @@ class Lines:
 
     def _say(self, text: str) -> None:
         self._told = time.monotonic()
-        print(f"{time.strftime('%H:%M:%S')} {text}", file=self._stream, flush=True)
+        with suppress(OSError, ValueError):  # nobody reads any more: no reason to stop the work
+            print(f"{time.strftime('%H:%M:%S')} {text}", file=self._stream, flush=True)
 
 
 class Bar:

@@ -139,3 +139,15 @@ class TestRealText:
     def test_ptb_train_is_the_standard_file(self):
         corpus = load_corpus("ptb", data=Path(DATA))
         assert corpus.sources[0].md5 == "f26c4b92c5fdc7b3f8c7cdcb991d8420"
+
+
+def test_only_regular_files_of_a_size_that_fits_are_read(tmp_path, monkeypatch):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("/dev/zero")
+    for name in ("/dev/zero", "/dev/full", str(tmp_path / "pipe"), str(tmp_path / "link")):
+        refused("is a device, pipe or socket", load_corpus, name)
+    refused("no such path can be", load_corpus, "~nosuchuser/x")
+    refused("no such path can be", load_corpus, "x" * 300)
+    (tmp_path / "large").write_bytes(b"")
+    os.truncate(tmp_path / "large", 2**42)  # sparse
+    refused("would take about .* of memory", load_corpus, str(tmp_path / "large"))

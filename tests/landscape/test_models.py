@@ -79,9 +79,13 @@ def test_sharded_checkpoint_and_its_missing_shard(tmp_path):
     refused(shards[0].name, load_model, str(tmp_path / "shards"))
 
 
-def test_unused_tensors_are_told(folder):
-    rewrite(folder, lambda tensors: tensors | {"value_head.weight": torch.zeros(3)})
-    assert "1 tensors unused, such as value_head.weight" in load_model(str(folder)).record.description
+def test_unused_tensors_are_refused_unless_named_and_then_told(folder):
+    rewrite(folder, lambda tensors: tensors | {"value_head.weight": torch.zeros(3), "score.weight": torch.zeros(2)})
+    refused("2 stored tensors are unused, such as score.weight.*--allow-unused", load_model, str(folder))
+    refused("1 stored tensors are unused, such as score.weight", load_model, str(folder), allow_unused="^value_head")
+    refused("not a regular expression", load_model, str(folder), allow_unused="(")
+    loaded = load_model(str(folder), allow_unused=r"value_head|score")
+    assert "2 tensors unused, such as score.weight" in loaded.record.description
 
 
 def test_missing_tensor_is_refused(folder):

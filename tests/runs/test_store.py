@@ -6,6 +6,7 @@ import sqlite3
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -261,3 +262,69 @@ def test_links_in_a_run_folder_are_refused(tmp_path):
     with pytest.raises(InputError, match="is a link"):
         Ledger(tmp_path / "r", {"seed": 0})
     assert (elsewhere / "ledger.sqlite").read_bytes() == before
+
+
+def refused(directory, *, unit=False):
+    """Refuse work in a run, before or after a unit of it."""
+    with Ledger(directory, {"x": 1}) as ledger:
+        (directory / "settings.toml").write_text("")
+        (directory / "state").mkdir(exist_ok=True)
+        (directory / "state" / "file").write_text("")
+        if unit:
+            put(ledger, "u")
+        raise InputError("no")
+
+
+def test_a_run_that_is_refused_before_anything_is_finished_leaves_nothing(tmp_path):
+    with pytest.raises(InputError, match="no"):
+        refused(tmp_path / "a" / "b" / "run")
+    assert not (tmp_path / "a").exists()
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="no"):
+        refused(tmp_path / "empty")
+    assert not list((tmp_path / "empty").iterdir())
+
+
+def test_a_run_with_finished_units_or_an_interruption_stays(tmp_path):
+    for unit in (True, False):  # refused after one, and then again when it is resumed
+        with pytest.raises(InputError, match="no"):
+            refused(tmp_path / "run", unit=unit)
+    with Ledger(tmp_path / "run", {"x": 1}) as ledger:
+        assert ledger.get("u") is not None
+    with pytest.raises(KeyboardInterrupt), Ledger(tmp_path / "stopped", {"x": 1}):
+        raise KeyboardInterrupt
+    assert (tmp_path / "stopped" / "ledger.sqlite").exists()
+
+
+def test_what_killed_writers_left_is_swept_and_nothing_else(tmp_path):
+    run = tmp_path / "run"
+    with Ledger(run, {"x": 1}):
+        pass
+    (tmp_path / "outside").write_text("kept")
+    inner = Ledger(run / "certificates", {"y": 1})  # in use by somebody else
+    (run / "models").mkdir()
+    stale = [run / ".records.json.123.456", run / ".settings.toml.7.8", run / "models" / ".sgd-0.1-0.safetensors.99"]
+    keep = [run / "records.json", run / "models" / "sgd-0.1-0.safetensors", run / "certificates" / ".records.json.1.2"]
+    for path in stale + keep:
+        path.write_text("x")
+    (run / "model.partial").mkdir()
+    (run / "model.partial" / "config.json").write_text("x")
+    with Ledger(run, {"x": 1}):
+        assert not any(path.exists() for path in [*stale, run / "model.partial"])
+        assert all(path.exists() for path in [*keep, tmp_path / "outside"])
+    inner.__exit__(None, None, None)
+
+
+@pytest.mark.parametrize("kind", ["device", "pipe", "folder", "link to a device", "link to nothing"])
+def test_only_regular_files_are_written_over(tmp_path, kind):
+    path = tmp_path / "page.html"
+    make = {
+        "device": lambda: None, "pipe": lambda: os.mkfifo(path), "folder": path.mkdir,
+        "link to a device": lambda: path.symlink_to("/dev/null"), "link to nothing": lambda: path.symlink_to("nothing"),
+    }  # fmt: skip
+    make[kind]()
+    target = Path("/dev/full") if kind == "device" else path
+    before = os.lstat(target).st_mode
+    with pytest.raises(InputError, match=r"is not a regular file|is a folder"):
+        write_atomically(target, "text")
+    assert os.lstat(target).st_mode == before

@@ -8,11 +8,16 @@ from urllib.parse import parse_qsl
 
 import torch
 
+from villani.bounds import SEED
 from villani.errors import InputError
+from villani.landscape.folders import shortened
 from villani.landscape.hub import quiet
 from villani.landscape.tokenizers import BUILTIN_VOCABULARY, GPT2_VOCABULARY
+from villani.runs.budget import Needs, hold
 
 _SEED_OPTION = {"seed": 0}
+_MOST = {"layers": 10_000, "width": 10**6, "heads": 10**6, "kv_heads": 10**6, "seed": SEED}
+_LARGEST = 10**9  # of every other size
 
 
 @dataclass(frozen=True)
@@ -107,7 +112,7 @@ def random_model(spec: str) -> tuple[Any, str, str]:
     if name not in shapes:
         close = difflib.get_close_matches(name, shapes, n=1)
         hint = f"did you mean {scheme}:{close[0]}? " if close else ""
-        raise InputError(f"{scheme}:{name}: unknown model; {hint}Known: {', '.join(shapes)}")
+        raise InputError(f"{scheme}:{shortened(name)}: unknown model; {hint}Known: {', '.join(shapes)}")
     given = _options(spec, query, shapes[name])
     sizes = _resolve(spec, shapes[name], given)
     seed = given.get("seed", 0)
@@ -115,6 +120,11 @@ def random_model(spec: str) -> tuple[Any, str, str]:
     changed = ", ".join(f"{key}={value:d}" if key == "tied" else f"{key}={value}" for key, value in shown.items())
     description = f"random weights, seed {seed}, of {name}" + (f" with {changed}" if changed else "")
     tokenizer = "gpt2" if scheme == "config" and sizes["vocab"] >= GPT2_VOCABULARY else "builtin"
+    hold(
+        Needs(memory=memory_of(shapes[name], sizes)),
+        what=f"{shortened(spec)}: the weights",
+        instead="choose smaller sizes",
+    )
     return _build(shapes[name], sizes, seed), description, tokenizer
 
 
@@ -144,10 +154,13 @@ def _option(spec: str, key: str, value: str) -> Any:
             raise InputError(f"{spec}: unknown activation {value!r}; such as {close}")
         return value
     least = 0 if key in ("tied", "seed") else 1
-    number = int(value) if value.isascii() and value.isdigit() else -1
-    if number < least or (key == "tied" and number > 1):
+    most = 1 if key == "tied" else _MOST.get(key, _LARGEST)
+    number = int(value) if value.isascii() and value.isdigit() and len(value) <= 30 else -1
+    if number > most and key != "tied":
+        raise InputError(f"{shortened(spec)}: {key}={value}: expected at most {most:,}")
+    if not least <= number <= most:
         expected = "0 or 1" if key == "tied" else f"an integer of at least {least}"
-        raise InputError(f"{spec}: {key}={value}: expected {expected}")
+        raise InputError(f"{shortened(spec)}: {key}={shortened(value)}: expected {expected}")
     return bool(number) if key == "tied" else number
 
 
@@ -189,7 +202,16 @@ def _heads_fit(shape: _Shape, width: int, heads: int) -> bool:
     return rotated >= 2 and rotated % 2 == 0
 
 
-def _build(shape: _Shape, sizes: dict[str, Any], seed: int) -> Any:
+def memory_of(shape: _Shape, sizes: dict[str, Any]) -> float:
+    """Bytes of weights and tables, from models of one and two layers that are never allocated: layers are alike."""
+    one, two = (
+        sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))
+        for model in (_build(shape, sizes | {"layers": layers}, 0, "meta") for layers in (1, 2))
+    )
+    return float(one + (sizes["layers"] - 1) * (two - one))
+
+
+def _build(shape: _Shape, sizes: dict[str, Any], seed: int, device: str = "cpu") -> Any:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     builder: Any = AutoModelForCausalLM  # untyped in transformers
@@ -200,7 +222,7 @@ def _build(shape: _Shape, sizes: dict[str, Any], seed: int) -> Any:
     if shape.kind == "gpt_neo":
         kinds = [["global", "local"][layer % 2] for layer in range(sizes["layers"])]
         fields["attention_types"] = [[kinds, 1]]
-    with quiet(), torch.random.fork_rng(devices=[]):
+    with quiet(), torch.random.fork_rng(devices=[]), torch.device(device):
         torch.manual_seed(seed)
         config = AutoConfig.for_model(shape.kind, **fields)
         # float32 whatever is asked for: the same seed is the same point in every precision

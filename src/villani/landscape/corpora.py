@@ -8,10 +8,13 @@ from typing import Any
 from urllib.parse import parse_qsl
 
 from villani.errors import InputError
+from villani.landscape.folders import is_regular, local_path, shortened
 from villani.landscape.hub import first_line, hub_files
 from villani.landscape.tokenizers import builtin_documents, builtin_source, data_folder, text_source
+from villani.runs.budget import Needs, hold
 from villani.runs.records import SourceFile
 
+_PER_BYTE = 12  # bytes of memory for a byte of text: it, its copy, and up to a token of 8 bytes for every few
 _PTB = ("train", "valid", "test")
 _WIKITEXT = ("valid", "test", "train")
 _WIKITEXT_HUB = "hub:Salesforce/wikitext?config=wikitext-103-raw-v1&split=train&column=text"
@@ -96,14 +99,14 @@ def split_articles(text: str) -> tuple[str, ...]:
 
 
 def _load_files(spec: str) -> Corpus:
-    names = [spec] if Path(spec).expanduser().exists() else [part.strip() for part in spec.split(",")]
+    names = [spec] if local_path(spec, "text").exists() else [part.strip() for part in spec.split(",")]
     texts, sources = [], []
     for name in names:
         if not name:
             raise InputError(f"text {spec!r}: an empty file name; give files joined with commas, or one of: {_NAMED}")
-        path = Path(name).expanduser()
+        path = local_path(name, "text")
         if not path.exists():
-            raise InputError(f"text {name!r}: no such file, and not one of: {_NAMED}")
+            raise InputError(f"text {shortened(name)!r}: no such file, and not one of: {_NAMED}")
         text, source = _read_text(path, path.name)
         texts.append(text)
         sources.append(source)
@@ -120,7 +123,12 @@ def _read_data(name: str, spec: str, data: Path | None) -> tuple[str, SourceFile
 def _read_text(path: Path, name: str) -> tuple[str, SourceFile]:
     if path.is_dir():
         raise InputError(f"text {name!r} is a folder: give files, joined with commas")
+    if not is_regular(path):
+        raise InputError(f"text {name!r} is a device, pipe or socket: give regular files")
     try:
+        hold(
+            Needs(memory=float(_PER_BYTE * path.stat().st_size)), what=f"text {name!r}", instead="give a part of it"
+        )  # fmt: skip
         content = path.read_bytes()
     except OSError as error:
         raise InputError(f"text {name!r} cannot be read: {error.strerror}") from error

@@ -72,6 +72,19 @@ def hub_folder(repository: str, wanted: Sequence[str], complete: Callable[[Path]
 
 
 @contextlib.contextmanager
+def closed() -> Iterator[None]:
+    """No request to the hub goes out, whoever asks for it."""
+    from huggingface_hub import constants
+
+    before = constants.HF_HUB_OFFLINE
+    constants.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
+
+
+@contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Silence transformers' progress bars, log lines and warnings; what matters in them is checked here."""
     from transformers.utils import logging as untyped

@@ -12,6 +12,7 @@ from villani.errors import InputError
 from villani.landscape.corpora import Corpus, load_corpus
 from villani.landscape.objective import IGNORED
 from villani.landscape.tokenizers import Tokenizer
+from villani.runs.budget import Needs, hold
 from villani.runs.records import TextRecord
 from villani.streams import Purpose, stream
 
@@ -60,6 +61,11 @@ def cut_blocks(
             + (f" and {len(prefix)} are special" if prefix else "")
         )
     width = block - len(prefix)
+    counts = [-(-len(document) // width) for document in documents]
+    hold(
+        Needs(memory=16.0 * block * sum(counts)), what=f"text in blocks of {block:,} tokens",
+        instead="lower --block",
+    )  # fmt: skip
     rows = [_rows(document, width, bool(prefix)) for document in documents]
     if not any(map(len, rows)):
         raise InputError("the text has no two tokens in a row: there is nothing to predict")
@@ -130,6 +136,10 @@ def choose_groups(
             f"text has {available} blocks of {length} tokens; {groups} groups × {sequences} sequences need "
             f"{groups * sequences}: give more text, or fewer groups or shorter blocks"
         )
+    hold(
+        Needs(memory=16.0 * groups * sequences * length), what=f"{groups:,} groups of {sequences:,} blocks",
+        instead="lower groups or sequences",
+    )  # fmt: skip
     if disjoint:
         chosen = stream(seed, Purpose.GROUPS).permutation(available)[: groups * sequences].reshape(groups, sequences)
     else:

@@ -15,7 +15,8 @@ from tokenizers import Tokenizer as Backend
 from tokenizers import models, pre_tokenizers, trainers
 
 from villani.errors import InputError
-from villani.landscape.hub import hub_folder, looks_like_path, quiet
+from villani.landscape.folders import inside, local_path, shortened
+from villani.landscape.hub import closed, hub_folder, looks_like_path, quiet
 from villani.runs import foreign
 from villani.runs.records import SourceFile
 
@@ -75,13 +76,13 @@ def _load(spec: str, data: Path | None) -> tuple[Tokenizer, Backend, Path | None
         return _gpt2(data_folder(data, "tokenizer gpt2 reads gpt2-bpe/", "use --tokenizer builtin"))
     if spec.startswith("builtin:"):
         raise InputError(f"tokenizer {spec!r}: unknown; the built-in one is called 'builtin'")
-    path = Path(spec).expanduser()
+    path = local_path(spec, "tokenizer")
     if path.is_file():
         raise InputError(f"tokenizer {spec!r} is a file: give the folder that holds it")
     if path.is_dir():
         return _from_folder(path, path.resolve().name)
     if looks_like_path(spec):
-        raise InputError(f"tokenizer {spec!r}: no such folder")
+        raise InputError(f"tokenizer {shortened(spec)!r}: no such folder")
     repository = spec.removeprefix("hub:")
     return _from_folder(hub_folder(repository, _TOKENIZER_FILES, _has_tokenizer), spec)
 
@@ -150,7 +151,10 @@ def _has_tokenizer(folder: Path) -> bool:
 def _from_folder(folder: Path, name: str) -> tuple[Tokenizer, Backend, Path]:
     if not _has_tokenizer(folder):
         raise InputError(f"tokenizer {name!r}: no tokenizer.json there; name another with --tokenizer, such as builtin")
-    with _readable(name):
+    for file in _TOKENIZER_FILES:
+        if (folder / file).exists() or (folder / file).is_symlink():
+            inside(folder, file)
+    with _readable(name), closed():
         backend = _backend(folder)
         sources = tuple(file_source(folder / file) for file in _DEFINING if (folder / file).is_file())
     backend.no_truncation()  # both settings may be saved in tokenizer.json, and would change the text
@@ -266,7 +270,7 @@ def data_folder(data: Path | None, need: str, otherwise: str) -> Path:
     given = os.fspath(data) if data is not None else os.environ.get("VILLANI_DATA", "")
     if not given:
         raise InputError(f"{need} from the data folder: set VILLANI_DATA or --data to it, or {otherwise}")
-    folder = Path(given).expanduser()
+    folder = local_path(given, "data folder")
     if not folder.is_dir():
         raise InputError(f"{need} from the data folder, but {given!r} (--data or VILLANI_DATA) is not a folder")
     return folder

@@ -8,7 +8,7 @@ import plotly.graph_objects as go
 from villani.outwards import UNAVAILABLE, upper
 from villani.report import constants as theory
 from villani.report import figures
-from villani.report.elements import badge, facts, html, note, section, table
+from villani.report.elements import badge, facts, note, section, table
 from villani.report.figures import (
     NEGATIVE,
     POSITIVE,
@@ -206,7 +206,7 @@ def _threshold_figure(orbits: Sequence[OrbitRecord], temperature: float) -> go.F
             "type": "data", "symmetric": False, "array": reach, "arrayminus": [0.0] * len(shown), "color": "#7a8494",
             "thickness": 1.6, "width": 5,
         },
-        text=[f"{html(orbit.name)}: {_threshold(orbit.threshold)}" for orbit in shown],
+        text=[f"{orbit.name}: {_threshold(orbit.threshold)}" for orbit in shown],
         hovertemplate="%{text}<extra></extra>",
     )  # fmt: skip
     figure = themed([trace], 150 + 34 * len(shown))
@@ -433,7 +433,7 @@ def _run(values: Sequence[float]) -> str:
 
 
 def _short(name: str) -> str:
-    return html(name if len(name) <= 44 else f"{name[:21]}…{name[-21:]}")
+    return name if len(name) <= 44 else f"{name[:21]}…{name[-21:]}"
 
 
 def _sentence(text: str) -> str:

@@ -7,7 +7,7 @@ import plotly.graph_objects as go
 
 from villani.outwards import lower, lower_power, upper, upper_power
 from villani.report.constants import STATUS_COLOURS
-from villani.report.elements import badge, html, note, section, table
+from villani.report.elements import badge, note, section, table
 from villani.report.figures import NEGATIVE, POSITIVE, REMAINDER, TOTAL, UNRESOLVED, themed
 from villani.report.numbers import format_interval, format_number, format_uncertain
 from villani.runs.convergences import ChainsRecord, ConvergenceRecord, CurveRecord, FitRecord, RateRecord
@@ -103,8 +103,9 @@ def _equilibrium(point: ChainsRecord) -> str:
 
 def pictures(record: ConvergenceRecord) -> dict[str, tuple[str, go.Figure, str]]:
     """Name → title, figure, caption; the rates of the first λ and s stand first, over the whole width."""
-    found = {
-        "truth": (
+    found: dict[str, tuple[str, go.Figure, str]] = {}
+    if record.points[0].rates:  # at λ = 0 nothing is promised, and a short run may fit nothing
+        found["truth"] = (
             f"Rates at {_where(record.points[0])}",
             rates(record.points[0].rates),
             "Triangles to the right are promises (the gap is at least that; the faintest stand at the edge), "
@@ -112,7 +113,6 @@ def pictures(record: ConvergenceRecord) -> dict[str, tuple[str, go.Figure, str]]
             "most), diamonds exact, open circles fits to a transient, which bound nothing for sure; bars: references. "
             "Green is certified, blue statistical, amber estimated, grey as claimed, red refuted.",
         )
-    }
     for index, point in enumerate(record.points):
         curves = {curve.name: curve for curve in point.curves}
         fits = {fit.name: fit for fit in point.fits}
@@ -152,13 +152,13 @@ def rates(rows: Sequence[RateRecord]) -> go.Figure:
             "symbol": [symbols[row.side] for row in ordered],
             "line": {"width": 2},
         },
-        text=[f"{html(row.name)}: {_rate(row)}" for row in ordered],
+        text=[f"{row.name}: {_rate(row)}" for row in ordered],
         hovertemplate="%{text}<extra></extra>",
         cliponaxis=False,
     )
     figure = themed([trace], 110 + 44 * len(ordered))
     for index, row in enumerate(ordered):
-        words = f"{html(row.name)}: <b>{_rate(row)}</b> ({row.verdict or row.status})"
+        words = f"{row.name}: <b>{_rate(row)}</b> ({row.verdict or row.status})"
         figure.add_annotation(
             text=words, x=0, xref="x domain", xanchor="left", y=index, yshift=17, showarrow=False, font={"size": 12}
         )

@@ -1,6 +1,5 @@
 """The pictures of the report, as plotly figures built from records. Colours of axes and text are set by the page."""
 
-import html
 import math
 from collections.abc import Iterable, Sequence
 
@@ -82,7 +81,7 @@ def tensor_traces(record: MeasurementRecord, most: int = 14) -> go.Figure | None
     if not known:
         return None
     largest = sorted(known, key=lambda pair: -abs(pair[1].value))[:most]
-    labels = [html.escape(name) for name, _ in largest]
+    labels = [name for name, _ in largest]
     estimates = [estimate for _, estimate in largest]
     figure = _intervals(labels, estimates, "share of tr ∇²L", 38)
     # Names are long and phones narrow: they stand above their mark, inside the plot.

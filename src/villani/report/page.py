@@ -4,9 +4,12 @@ Everything here is read off the records (and the costs beside them); nothing is 
 recomputed in the page for any λ and s, since the five statistics and their covariance depend on neither (THEORY.md §6).
 """
 
+import functools
 import json
 import re
+from base64 import b64encode
 from collections.abc import Iterable, Mapping, Sequence
+from hashlib import sha256
 from html import escape
 from importlib import resources
 from pathlib import Path
@@ -28,6 +31,7 @@ from villani.report import paper as papers
 from villani.report import recommendation as recommending
 from villani.report import spectrum as spectra
 from villani.report.elements import note
+from villani.report.plain import drawn, guarded, written
 from villani.report.tables import psi_table, tables
 from villani.report.verdict import findings, headline
 from villani.runs import foreign
@@ -65,10 +69,12 @@ def render(records: RunRecords, costs: Mapping[int, Cost]) -> str:
     other = next((i for i, r in enumerate(records.records) if type(r) in _PAGES), None)
     told = None if other is None else _costed(records.records[other], costs.get(other))
     page = None if told is None else _PAGES[type(told)]
-    pictures = _pictures([r for _, r in measured], [r for _, r in trained], main[1] if main else None)
+    shown_records = [guarded(r) for _, r in measured]
+    first = next((g for g, (_, r) in zip(shown_records, measured, strict=True) if main and r is main[1]), None)
+    pictures = _pictures(shown_records, [guarded(r) for _, r in trained], first)
     if page:
-        pictures |= page.pictures(told)
-    specs = {name: json.loads(figure.to_json()) for name, (_, figure, _) in pictures.items()}
+        pictures |= page.pictures(guarded(told))
+    specs = {name: drawn(json.loads(figure.to_json())) for name, (_, figure, _) in pictures.items()}
     filled = {
         "title": escape(records.title),
         "subtitle": escape(_subtitle(records)),
@@ -79,11 +85,30 @@ def render(records: RunRecords, costs: Mapping[int, Cost]) -> str:
         "tables": tables(measured, trained, costs, main) + (page.tables(told) if page else ""),
         "limits": _items(page.limits(told) if page and not main else _LIMITS),
         "data": _json({"figures": specs, "point": _point(main[1]) if main else None}),
-        "plotly": get_plotlyjs(),
+        "plotly": _plotly(),
+        "scripts": script_hashes(),
     }
-    template = resources.files("villani.report").joinpath("template.html").read_text(encoding="utf-8")
+    template = _template()
     # One pass, so that nothing that comes from a record is ever taken for a placeholder.
     return re.sub(r"\{\{(\w+)\}\}", lambda found: filled[found[1]], template)
+
+
+@functools.cache
+def script_hashes() -> str:
+    """The page's own scripts, as its Content-Security-Policy names them: nothing else runs."""
+    scripts = re.findall(r"<script(?![^>]*application/json)[^>]*>(.*?)</script>", _template(), re.DOTALL)
+    texts = [text.replace("{{plotly}}", _plotly()) for text in scripts]
+    return " ".join(f"'sha256-{b64encode(sha256(text.encode()).digest()).decode()}'" for text in texts)
+
+
+@functools.cache
+def _template() -> str:
+    return resources.files("villani.report").joinpath("template.html").read_text(encoding="utf-8")
+
+
+@functools.cache
+def _plotly() -> str:
+    return str(get_plotlyjs()).replace("\r\n", "\n").replace("\r", "\n")  # as a browser reads it before it hashes
 
 
 def write_report(run: Path) -> Path:
@@ -203,7 +228,8 @@ def _picture(name: str, title: str, caption: str) -> str:
         return ""
     plot = f'<div class="plot" id="figure-{name}"></div>'
     wide = ' class="wide"' if name in ("grid", "truth") else ""
-    return f"<figure{wide}><h3>{escape(title)}</h3>{plot}<figcaption>{escape(caption)}</figcaption></figure>"
+    above, below = escape(written(title)), escape(written(caption))
+    return f"<figure{wide}><h3>{above}</h3>{plot}<figcaption>{below}</figcaption></figure>"
 
 
 # HTML and JSON

@@ -7,7 +7,7 @@ import plotly.graph_objects as go
 
 from villani.outwards import UNAVAILABLE, lower, upper
 from villani.report.constants import Pictures
-from villani.report.elements import badge, facts, html, note, section, table
+from villani.report.elements import badge, facts, note, section, table
 from villani.report.figures import DENSITY_FLOOR, NEGATIVE, POSITIVE, REMAINDER, SignedLog, themed
 from villani.report.numbers import format_bounded, format_count, format_interval, format_number, format_uncertain
 from villani.report.tables import origin_rows
@@ -349,4 +349,4 @@ def limits(record: SpectrumRecord) -> Sequence[str]:
 
 
 def _layer(name: str) -> str:
-    return f"layer {name}" if name.isdecimal() else html(name)
+    return f"layer {name}" if name.isdecimal() else name

@@ -10,10 +10,12 @@ import hashlib
 import io
 import json
 import os
+import re
+import shutil
 import sqlite3
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -57,13 +59,15 @@ class Ledger:
         self.directory = directory
         self._file = directory / "ledger.sqlite"
         with writing(directory):
-            _claim(directory)
+            self._begun = _claim(directory)
             self._connection = sqlite3.connect(self._file, timeout=0.0, isolation_level=None)
         try:
             self._open(settings)
         except BaseException:
             self._connection.close()
             raise
+        with writing(directory):
+            _sweep(directory)
 
     def _open(self, settings: Settings) -> None:
         execute = self._connection.execute
@@ -135,7 +139,10 @@ class Ledger:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        refused = isinstance(error, InputError) and self._begun is not None and not self.spent()[2]
         self._connection.close()
+        if refused and self._begun is not None:
+            _withdraw(self.directory, self._begun)
 
     def get(self, key: str) -> dict[str, Array] | None:
         """The arrays of a finished unit, or None."""
@@ -205,14 +212,50 @@ def _made() -> set[tuple[str, str, str]]:
 _MADE = _made()
 
 
-def _claim(directory: Path) -> None:
+def _claim(directory: Path) -> list[Path] | None:
+    """Make the directory if need be; gives the folders that were made, the outermost last, or None where a run is."""
+    made = [path for path in (directory, *directory.parents) if not path.exists()]
     directory.mkdir(parents=True, exist_ok=True)
-    if not (directory / "ledger.sqlite").exists() and any(directory.iterdir()):
+    ledger = directory / "ledger.sqlite"
+    if not ledger.exists() and any(directory.iterdir()):
         raise InputError(f"run directory {directory} holds other files and no ledger.sqlite: choose another --run")
     for folder, folders, files in os.walk(directory):
         for link in (Path(folder) / name for name in (*folders, *files)):
             if link.is_symlink():
                 raise InputError(f"{link} is a link, and what is written there would lie elsewhere; {_REMEDY}")
+    if ledger.exists() and not ledger.is_file():
+        raise InputError(f"{ledger} is not a regular file: choose another --run")
+    return None if ledger.exists() else made
+
+
+def _withdraw(directory: Path, made: list[Path]) -> None:
+    """Take back a run that was refused before any of it was finished, and the folders that were made for it."""
+    for path in directory.iterdir():
+        _remove(path)
+    for path in made:
+        with suppress(OSError):  # somebody else's by now
+            path.rmdir()
+
+
+_TEMPORARY = re.compile(r"\..+\.\d+(\.\d+)?|.+\.partial")  # names that writers give to what is not yet whole
+
+
+def _sweep(directory: Path) -> None:
+    """Remove what killed writers left half-written; the lock says that nobody else writes here."""
+    for path in directory.iterdir():
+        if _TEMPORARY.fullmatch(path.name):
+            _remove(path)
+        elif path.is_dir() and not (path / "ledger.sqlite").exists():  # else a run with a lock of its own
+            for inner in path.iterdir():
+                if _TEMPORARY.fullmatch(inner.name):
+                    _remove(inner)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _compare(directory: Path, kept: Settings, asked: Settings) -> None:
@@ -246,8 +289,23 @@ def write_atomically(path: Path, text: str) -> None:
     write_bytes(path, text.encode("utf-8"))
 
 
+def check_writable(path: Path) -> None:
+    """Refuse to write where something else than a regular file is, or no folder to put one in.
+
+    Raises:
+        InputError: a folder, device, pipe or socket has that name, or a link leads to one; or there is no such folder.
+    """
+    if path.is_dir():
+        raise InputError(f"{path} is a folder: give a file in it")
+    if os.path.lexists(path) and not path.is_file():
+        raise InputError(f"{path} is not a regular file: choose another")
+    if not path.parent.is_dir():
+        raise InputError(f"{path}: no such folder; make it, or choose another")
+
+
 def write_bytes(path: Path, content: bytes) -> None:
-    """As `write_atomically`, bytes."""
+    """As `write_atomically`, bytes; into regular files only."""
+    check_writable(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{time.monotonic_ns()}")
     with writing(path.parent):
         try:
@@ -271,6 +329,9 @@ _UNWRITABLE = {
     errno.ENOENT: "no such folder can be made there: choose another --run",
     errno.ENOTDIR: "a part of the path is a file: choose another --run",
     errno.EEXIST: "a file of that name is in the way: choose another --run",
+    errno.EISDIR: "a folder of that name is in the way: choose another --run",
+    errno.ENAMETOOLONG: "the name is too long: choose another --run",
+    errno.ELOOP: "links lead in a circle: choose another --run",
 }
 
 

@@ -5,6 +5,7 @@ from typing import ClassVar
 
 from pydantic import Field
 
+from villani.bounds import check_bounds
 from villani.criteria.audit import RAY_GROUPS, RAYS, Audit, audit
 from villani.criteria.differential import CONFIRMED, SEARCH
 from villani.criteria.rays import check_kinds
@@ -14,6 +15,7 @@ from villani.landscape.evaluation import same_threads
 from villani.landscape.objective import check_weight_decay
 from villani.measurement import check_design, check_temperature
 from villani.runs.audits import AuditDesign, AuditRecord, RescueRecord
+from villani.runs.budget import LESS, Shape, announce
 from villani.runs.records import Cost
 from villani.runs.store import Ledger, write_settings
 from villani.studies.audit_records import (
@@ -81,6 +83,7 @@ def audit_model(
     Raises:
         InputError: anything about the input that cannot be audited; finished units are kept.
     """
+    check_bounds(settings)
     settings.check()
     show = progress or Silent()
     subject = load_subject(settings, settings.weight_decay, show, data)
@@ -89,6 +92,11 @@ def audit_model(
         "decay": subject.objective.parameters.mask,
     }
     directory = run or Path("runs") / default_name("audit", settings.model, keyed)
+    tokens = settings.groups * settings.sequences * settings.block * 12 * (1 + 3 * settings.probes)  # parts, and walks
+    needs = Shape.of(subject.loaded.model).work(
+        tokens, at_once=settings.at_once, block=settings.block, vectors=6, device=settings.device
+    )  # fmt: skip
+    announce(show, needs, directory, what="this audit", instead=LESS, device=settings.device)
     with Ledger(directory, keyed) as ledger:
         write_settings(directory, settings.model_dump())
         show.stage("reading the graph of the loss")

@@ -3,7 +3,7 @@
 import hashlib
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict
 
+from villani.bounds import check_bounds
 from villani.dynamics.certificate import Plan
 from villani.dynamics.chain import Moving, label_probabilities, run_chain
 from villani.dynamics.training import train
@@ -22,6 +23,7 @@ from villani.landscape.objective import Objective
 from villani.landscape.text import Blocks, cut_corpus, part_of, text_record
 from villani.landscape.tokenizers import Tokenizer, load_tokenizer
 from villani.measurement import peak_memory
+from villani.runs.budget import LESS, Needs, Shape, announce
 from villani.runs.certificates import CertificateRecord
 from villani.runs.distributed import alone
 from villani.runs.records import Cost
@@ -72,6 +74,7 @@ class CertifySettings(BaseModel):
     device: str = "cpu"
     threads: int | None = None
     micro_tokens: int = 4096
+    allow_unused: str | None = None
 
     def plan(self, weight_decay: float) -> Plan:
         """The plan of the runs at one λ."""
@@ -144,6 +147,7 @@ def certify(
         InputError: anything about the input that cannot be certified; finished chains are kept.
     """
     alone("villani certify")
+    check_bounds(settings)
     settings.check()
     show = progress or Silent()
     if settings.threads is not None:
@@ -153,7 +157,7 @@ def certify(
     corpus = load_corpus(settings.text, data=data)
     held_corpus = load_corpus(settings.held_out, data=data) if settings.held_out else None
     show.stage(f"loading {settings.model}")
-    loaded = load_model(settings.model, device=settings.device)
+    loaded = load_model(settings.model, device=settings.device, allow_unused=settings.allow_unused)
     show.stage(f"cutting {settings.text} into tokens")
     text = _cut(settings, loaded, corpus, held_corpus, data)
     provenance = provenance_of(Objective(loaded.model, text.certified.ids[:1][None]), settings.command(), settings.seed)
@@ -169,6 +173,8 @@ def certify(
         )
     keyed = _determining(settings, checksums, provenance.model_dump())
     directory = run or Path("runs") / default_name("certify", settings.model, keyed)
+    needs, less = _needs(settings, loaded, text), f"lower --batch, or {LESS}"
+    announce(show, needs, directory, what="this certificate", instead=less, device=settings.device)
     with Ledger(directory, keyed) as ledger:
         write_settings(directory, settings.model_dump())
         _centre(ledger, loaded, settings, text, show)
@@ -194,11 +200,26 @@ def certify(
     return directory, record.model_copy(update={"cost": cost})
 
 
+def _needs(settings: CertifySettings, loaded: LoadedModel, text: _Text) -> Needs:
+    """A gradient a step, and a pass over all blocks, a third of one, after every chain."""
+    runs = settings.chains * len(settings.weight_decay)
+    judged = len(text.certified.ids) + len(text.held_out.ids)
+    blocks = runs * settings.steps * settings.batch + (runs + 1) * judged / 3
+    blocks += settings.prior_steps * PRIOR_BATCH if text.prior is not None else 0
+    at_once = max(settings.block, min(settings.micro_tokens, settings.batch * settings.block))
+    needs = Shape.of(loaded.model).work(
+        blocks * settings.block, at_once=at_once,
+        block=settings.block, vectors=5, kept=len(settings.weight_decay) + int(text.prior is not None),
+        device=settings.device,
+    )  # fmt: skip
+    return replace(needs, memory=needs.memory + 16.0 * settings.batch * settings.block)
+
+
 def _determining(settings: CertifySettings, checksums: list[str], provenance: dict[str, object]) -> Settings:
     versions = provenance["versions"]
     assert isinstance(versions, dict)
     return {
-        **settings.model_dump(mode="json", exclude={"threads"}),
+        **settings.model_dump(mode="json", exclude={"threads", "allow_unused"}),
         "parameter_checksum": provenance["parameter_checksum"],
         "checksums": checksums,  # of the certified tokens, the held-out ones, and the prior's
         "device": provenance["device"],

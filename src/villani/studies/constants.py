@@ -9,6 +9,7 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import nn
 
+from villani.bounds import check_bounds
 from villani.criteria.head import NormalisedHead, normalised_head
 from villani.errors import InputError
 from villani.landscape.models import load_model
@@ -41,6 +42,7 @@ class ConstantsSettings(BaseModel):
         gradient_norms: ‖∇L‖ wherever it was looked at.
         variance: lower confidence limit of the variance of some u·θ, |u| = 1, under the Gibbs law.
         trust_remote_code: whether a checkpoint may run its code.
+        allow_unused: see `load_model`.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -55,6 +57,7 @@ class ConstantsSettings(BaseModel):
     gradient_norms: list[float] = []
     variance: float | None = None
     trust_remote_code: bool = False
+    allow_unused: str | None = None
 
 
 def run_constants(settings: ConstantsSettings, run: Path | None = None) -> tuple[Path, ModelConstantsRecord]:
@@ -70,7 +73,10 @@ def run_constants(settings: ConstantsSettings, run: Path | None = None) -> tuple
     Raises:
         InputError: some parameter does not decay, so that there is no Gibbs law to speak of (THEORY.md §2.1).
     """
-    loaded = load_model(settings.model, trust_remote_code=settings.trust_remote_code)
+    check_bounds(settings)
+    loaded = load_model(
+        settings.model, trust_remote_code=settings.trust_remote_code, allow_unused=settings.allow_unused
+    )
     space = ParameterSpace(loaded.model, settings.decay)
     block = torch.zeros((1, 1, _TOKENS), dtype=torch.int64)
     head = read_head(Objective(loaded.model, block, decay=settings.decay))
@@ -84,6 +90,7 @@ def run_constants(settings: ConstantsSettings, run: Path | None = None) -> tuple
     record = ModelConstantsRecord(**dict(found), model=loaded.record)
     asked = settings.model_dump()
     keyed = {**asked, **versions(), "parameters": space.size}
+    keyed.pop("allow_unused")
     directory = run or Path("runs") / default_name("constants", settings.model, keyed)
     with Ledger(directory, keyed):
         write_settings(directory, asked)

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
+from villani.bounds import check_bounds
 from villani.dynamics.advice import largest_curvature, smaller_step
 from villani.dynamics.langevin import STANDARD, Method, Rule, Schedule, Target
 from villani.dynamics.network import NetworkTarget
@@ -20,6 +21,7 @@ from villani.landscape.evaluation import same_threads
 from villani.landscape.models import load_model
 from villani.landscape.objective import Objective
 from villani.measurement import measure, peak_memory
+from villani.runs.budget import LESS, Needs, Shape, announce
 from villani.runs.convergences import ConvergenceRecord, DivergenceRecord, PotentialRecord
 from villani.runs.distributed import alone
 from villani.runs.records import Cost
@@ -149,6 +151,7 @@ def converge(
             no error: it is in the record.
     """
     alone("villani converge")
+    check_bounds(settings)
     settings = settings.filled()
     show = progress or Silent()
     if settings.potential is not None:
@@ -168,6 +171,10 @@ def _on_potential(settings: ConvergeSettings, run: Path | None, show: Progress) 
     assert settings.walkers is not None
     assert settings.log_every is not None
     points, observing = [], 0.0
+    rows = settings.chains * (settings.steps or 0) // settings.log_every
+    positions = settings.chains * settings.walkers * max(one.potential.dimension for one in cases)
+    needs = Needs(memory=8.0 * (6 * positions + 20 * rows), disk=8.0 * (2 * positions + 20 * rows * len(cases)))
+    announce(show, needs, directory, what="these chains", instead="choose fewer --chains, --walkers or --steps")
     with Ledger(directory, keyed) as ledger:
         write_settings(directory, asked | {"parameters": keyed["parameters"]})
         for one in cases:
@@ -232,6 +239,8 @@ def _on_model(
     assert settings.chains is not None
     assert settings.log_every is not None
     points, observing = [], 0.0
+    needs = _needs(settings, subject)
+    announce(show, needs, directory, what="these chains", instead=LESS, device=settings.device)
     with Ledger(directory, keyed) as ledger:
         write_settings(
             directory,
@@ -283,6 +292,19 @@ def _on_model(
     return directory, record.model_copy(update={"cost": cost})
 
 
+def _needs(settings: ConvergeSettings, subject: Subject) -> Needs:
+    """A gradient a step of every chain; θ at the start, where it is and where it was, on disk."""
+    whole = settings.groups if settings.full or settings.method == "mala" else 1
+    steps = (settings.steps or 0) * (settings.chains or 0) * len(settings.weight_decay) * len(settings.temperature)
+    measured = 4 * settings.psi_groups / settings.psi_every if settings.psi_every else 0.0
+    tokens = steps * settings.sequences * settings.block * (whole + measured)
+    moving = 2 if settings.momentum else 1
+    return Shape.of(subject.loaded.model).work(
+        tokens, at_once=settings.at_once, block=settings.block, vectors=3 * moving + 4 * settings.coupled,
+        kept=1 + 2 * moving, device=settings.device,
+    )  # fmt: skip
+
+
 class _Restarting(NetworkTarget):
     """A model whose chains begin at the weights in a file: no second copy of them in memory."""
 
@@ -318,7 +340,7 @@ def _twin(subject: Subject, settings: ConvergeSettings) -> Objective:
     """A second copy of the model on the same data."""
     model = load_model(
         settings.model, dtype=subject.objective.parameters.dtype, device=settings.device,
-        trust_remote_code=settings.trust_remote_code,
+        trust_remote_code=settings.trust_remote_code, allow_unused=settings.allow_unused,
     ).model  # fmt: skip
     return Objective(
         model, subject.objective.groups, decay=settings.decay, finite=True, micro_tokens=settings.micro_tokens

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from villani.bounds import check_number
 from villani.curvature.probes import random_direction
 from villani.dynamics.training import train
 from villani.errors import InputError
@@ -16,13 +17,14 @@ from villani.landscape.models import LoadedModel, load_model
 from villani.landscape.objective import Objective
 from villani.landscape.text import Blocks, choose_groups, cut_blocks, text_record
 from villani.landscape.tokenizers import load_tokenizer
+from villani.runs.budget import Shape, announce
 from villani.runs.distributed import alone
 from villani.runs.records import Displacement, MeasurementRecord, ModelRecord, TextRecord, TrainingRecord
 from villani.runs.store import Ledger, write_settings, writing
 from villani.streams import Purpose, stream
 from villani.studies.chains import checksum
 from villani.studies.finish import finish
-from villani.studies.measure_model import MeasureSettings, measured
+from villani.studies.measure_model import MeasureSettings, measured, rows_bytes
 from villani.studies.progress import Progress, Silent
 from villani.studies.subject import Subject, as_groups, provenance_of
 
@@ -50,6 +52,8 @@ def run_demo(run: Path, *, steps: int = 1000, seed: int = 0, progress: Progress 
         InputError: steps < 1, a negative seed, a run directory that cannot be used, or several processes.
     """
     alone("villani demo")
+    check_number("steps", steps)
+    check_number("seed", seed)
     if steps < 1 or seed < 0:
         raise InputError(f"steps={steps}, seed={seed}: expected steps ≥ 1 and seed ≥ 0")
     show = progress or Silent()
@@ -62,6 +66,13 @@ def run_demo(run: Path, *, steps: int = 1000, seed: int = 0, progress: Progress 
     kept, held_out = split(blocks, seed)
     ids, labels = choose_groups(kept, settings.groups, settings.sequences, seed)
     text = text_record(corpus, tokenizer, kept, ids, labels)
+    shape = Shape.of(load_model(f"{MODEL}?seed={seed}").model)
+    measuring = 4 * (1 + len(RADII)) * settings.groups * settings.sequences
+    needs = shape.work(
+        (steps * BATCH + measuring) * settings.block, at_once=settings.at_once, block=settings.block, vectors=5, kept=2
+    )  # fmt: skip
+    rows = (1 + len(RADII)) * rows_bytes(shape.parameters, settings.groups)
+    announce(show, replace(needs, disk=needs.disk + rows), run, what="the demo", instead="free some")
     with Ledger(run, {"command": command, **settings.model_dump(), "token_checksum": text.token_checksum}) as ledger:
         write_settings(run, settings.model_dump() | {"steps": steps})
         losses = _trained(run, ledger, kept, steps, seed, show)

@@ -12,6 +12,7 @@ from typing import Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
+from villani.bounds import check_bounds
 from villani.errors import InputError
 from villani.runs.records import (
     CheckRecord,
@@ -97,6 +98,7 @@ def run_exact(
             leaves no directory.
     """
     progress = progress or Silent()
+    check_bounds(settings)
     cases = _cases(settings)
     progress.stage("solving")
     progress.advance(0, len(cases))

@@ -1,18 +1,22 @@
 """From a model and a text to a record and a run directory: what `villani measure` does."""
 
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
 
+from villani.bounds import check_bounds
 from villani.curvature.deflation import Deflation, deflation_from
+from villani.curvature.sketch import buckets_for
 from villani.errors import InputError
 from villani.landscape.evaluation import same_threads
 from villani.landscape.objective import check_weight_decay
 from villani.measurement import SHARES, Measurement, check_design, check_temperature, check_trace, measure
 from villani.plan import PILOT, Plan, Quantity, Target, duration, measure_to
+from villani.runs.budget import LESS, Needs, Shape, announce
 from villani.runs.distributed import Team
 from villani.runs.records import (
     Cost,
@@ -128,6 +132,7 @@ def measure_model(
         LostProcess: another process of the team is gone; finished groups are kept.
     """
     team = team or Team()
+    check_bounds(settings)
     settings.check()
     show = progress or Silent()
     wanted = settings.wanted is not None
@@ -141,6 +146,10 @@ def measure_model(
         keyed = {**keyed, "deflation_checksum": deflation.checksum}
     team.agree(keyed)
     directory = run or Path("runs") / default_name("measure", settings.model, keyed)
+    if team.main:
+        announce(
+            show, _needs(settings, subject), directory, what="this measurement", instead=LESS, device=settings.device
+        )
     with Ledger(directory, keyed) if team.main else nullcontext() as ledger:
         if ledger:
             write_settings(
@@ -152,6 +161,21 @@ def measure_model(
         if ledger:
             finish(directory, f"villani measure {settings.model}", [record], {0: cost})
     return directory, record.model_copy(update={"cost": cost})
+
+
+def _needs(settings: MeasureSettings, subject: Subject) -> Needs:
+    """A gradient and about three for every probe on each group; on few groups for a pilot."""
+    groups = settings.groups + (2 * PILOT if settings.wanted else 0)
+    tokens = groups * settings.sequences * settings.block * (1 + 3 * settings.probes + int(settings.finite))
+    needs = Shape.of(subject.loaded.model).work(
+        tokens, at_once=settings.at_once, block=settings.block, vectors=4, device=settings.device
+    )  # fmt: skip
+    return replace(needs, disk=needs.disk + rows_bytes(subject.objective.parameters.size, groups))
+
+
+def rows_bytes(parameters: int, groups: int) -> float:
+    """Of the rows of so many groups on disk: sketches of gradients."""
+    return 8.0 * groups * min(parameters, buckets_for(groups))
 
 
 def measured(

@@ -8,7 +8,7 @@ folders of their own, with their own ledgers and pages. Nothing is measured here
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -18,12 +18,14 @@ import numpy as np
 import torch
 from pydantic import TypeAdapter
 
+from villani.bounds import check_bounds
 from villani.landscape.evaluation import same_threads
 from villani.landscape.models import load_model
 from villani.landscape.objective import Objective
 from villani.landscape.parameters import ParameterSpace
 from villani.measurement import peak_memory
 from villani.plan import duration
+from villani.runs.budget import LESS, announce
 from villani.runs.certificates import CertificatePoint
 from villani.runs.distributed import Rows, alone
 from villani.runs.papers import (
@@ -62,7 +64,7 @@ from villani.studies.paper_training import (
 )
 from villani.studies.progress import Progress, Silent
 from villani.studies.subject import provenance_of
-from villani.studies.sweep import SweepCell, SweepText, read_sweep_text, sweep
+from villani.studies.sweep import SweepCell, SweepText, needs_of, read_sweep_text, sweep
 
 T = TypeVar("T")
 _NOMINAL = {  # rough seconds of a unit on one core at --size small: ratios matter, until units have been timed
@@ -94,6 +96,7 @@ def study_paper(
         InputError: anything about the input that cannot be used; finished units are kept.
     """
     alone("villani study paper")
+    check_bounds(settings)
     settings.check()
     show = progress or Silent()
     if settings.sweep.threads is not None:
@@ -111,6 +114,13 @@ def study_paper(
         **provenance.versions,
     }  # fmt: skip
     directory = run or Path("runs") / default_name("study-paper", settings.sweep.model, keyed)
+    counts = units(settings)
+    needs = needs_of(settings.sweep, loaded.model, counts["sweep"], text)
+    whole = sum(_NOMINAL[kind] * count for kind, count in counts.items()) / (_NOMINAL["sweep"] * counts["sweep"])
+    announce(
+        show, replace(needs, seconds=whole * (needs.seconds or 0.0)), directory, what="this study",
+        instead=f"train fewer cells, or {LESS}", device=settings.sweep.device,
+    )  # fmt: skip
     with Ledger(directory, keyed) as ledger:
         write_settings(directory, asked)
         work = _Study(settings, text, ledger, directory, data, Overall(show, ledger, units(settings)), provenance)

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from villani.bounds import check_bounds
 from villani.errors import InputError, check_positive
 from villani.measurement import check_temperature
 from villani.runs import foreign
@@ -155,7 +156,8 @@ class PaperSettings(_Part):
         return ConvergeSettings(
             model=asked.model, text=asked.text, tokenizer=asked.tokenizer, decay=asked.decay, block=asked.block,
             weight_decay=asked.weight_decay, seed=asked.seed, threads=asked.threads, device=asked.device,
-            special_tokens=asked.special_tokens, **(part | {"temperature": [self.convergence.temperature]}),
+            special_tokens=asked.special_tokens, allow_unused=asked.allow_unused,
+            **(part | {"temperature": [self.convergence.temperature]}),
         )  # fmt: skip
 
     def certified(self) -> CertifySettings:
@@ -165,7 +167,7 @@ class PaperSettings(_Part):
         return CertifySettings(
             model=asked.model, text=asked.text, held_out=asked.held_out, tokenizer=asked.tokenizer, block=asked.block,
             start="centre", clip=None, seed=asked.seed, threads=asked.threads, device=asked.device,
-            special_tokens=asked.special_tokens, **self.certificates.model_dump(),
+            special_tokens=asked.special_tokens, allow_unused=asked.allow_unused, **self.certificates.model_dump(),
         )  # fmt: skip
 
     def digest(self, part: str) -> str:
@@ -224,6 +226,7 @@ def read_settings(
             settings = PaperSettings.model_validate(content)
         except ValidationError as error:
             raise InputError(f"{name}: {_first(error)}") from None
+        check_bounds(settings)
         settings.check()
     return settings
 

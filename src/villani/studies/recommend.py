@@ -8,6 +8,7 @@ from typing import ClassVar
 
 import torch
 
+from villani.bounds import check_bounds
 from villani.dynamics.training import Optimizer, learning_rates
 from villani.errors import InputError
 from villani.landscape.evaluation import same_threads
@@ -28,6 +29,7 @@ from villani.rules import (
     power_lines,
 )
 from villani.runs.audits import AuditRecord
+from villani.runs.budget import LESS, announce
 from villani.runs.content import read_records
 from villani.runs.distributed import alone
 from villani.runs.recommendations import RecommendationRecord
@@ -41,14 +43,21 @@ from villani.studies.finish import default_name, finish
 from villani.studies.progress import Progress, Silent
 from villani.studies.recommendation_records import Found, assemble
 from villani.studies.subject import check_options, command_words, provenance_of
-from villani.studies.sweep import SweepCell, SweepSettings, SweepText, by_decay, read_sweep_text, run_cells
+from villani.studies.sweep import SweepCell, SweepSettings, SweepText, by_decay, needs_of, read_sweep_text, run_cells
 from villani.theory.constants import Smoothing
 
 GRID = [0.0, 1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0]
 RATES: Mapping[str, float] = {"sgd": 0.1, "noisy-sgd": 0.5, "adamw": 2e-3}
 TEMPERATURE = 1e-6
 ALL = list(RULES)
-_QUESTIONS = {"rules", "verify_rules", "audit", "delta", "threads"}  # asked of the cells, not trained into them
+_QUESTIONS = {
+    "rules",
+    "verify_rules",
+    "audit",
+    "delta",
+    "threads",
+    "allow_unused",
+}  # asked of the cells, not trained into them
 
 
 class RecommendSettings(SweepSettings):
@@ -115,6 +124,7 @@ def recommend(
         InputError: anything about the input that cannot be used; finished cells are kept.
     """
     alone("villani recommend")
+    check_bounds(settings)
     settings.check()
     audited = _read_audit(Path(settings.audit)) if settings.audit and "guard" in settings.rules else None
     show = progress or Silent()
@@ -124,7 +134,7 @@ def recommend(
     show.stage(f"reading {settings.text}")
     text = read_sweep_text(settings, data)
     show.stage(f"loading {settings.model}")
-    loaded = load_model(settings.model, device=settings.device)
+    loaded = load_model(settings.model, device=settings.device, allow_unused=settings.allow_unused)
     objective = Objective(loaded.model, text.train.ids[:1][None], decay=settings.decay)
     provenance = provenance_of(objective, settings.command(), settings.seed)
     space = objective.parameters
@@ -139,6 +149,11 @@ def recommend(
     directory = run or Path("runs") / default_name("recommend", settings.model, keyed)
     seeds = range(settings.seed, settings.seed + settings.seeds)
     grid = sorted(settings.weight_decay)
+    count = len(settings.optimizers) * len(grid) * len(seeds)
+    announce(
+        show, needs_of(settings, loaded.model, count, text), directory, what=f"a sweep of {count:,} training runs",
+        instead=f"train fewer cells, lower --batch, or {LESS}", device=settings.device,
+    )  # fmt: skip
     with Ledger(directory, keyed) as ledger:
         write_settings(directory, settings.model_dump())
 
@@ -210,7 +225,7 @@ def _certificates(
             temperature=settings.temperature, learning_rate=settings.learning_rate["noisy-sgd"], steps=settings.steps,
             batch=settings.batch, clip=settings.clip, chains=1, delta=settings.delta / 2,
             candidates=len(settings.weight_decay), alpha=[settings.alpha], seed=settings.seed, device=settings.device,
-            threads=settings.threads, special_tokens=settings.special_tokens,
+            threads=settings.threads, special_tokens=settings.special_tokens, allow_unused=settings.allow_unused,
         )  # fmt: skip
         show.stage(f"certifying a noisy run at λ = {decay:g}")
         try:
@@ -236,7 +251,7 @@ def pairs_of(
             model=settings.model, text=settings.text, tokenizer=settings.tokenizer, decay=settings.decay, groups=12,
             sequences=2, block=settings.block, weight_decay=max(settings.weight_decay),
             temperature=settings.temperature, search=0, rays=[], seed=settings.seed, device=settings.device,
-            threads=settings.threads, special_tokens=settings.special_tokens,
+            threads=settings.threads, special_tokens=settings.special_tokens, allow_unused=settings.allow_unused,
         )  # fmt: skip
         try:
             _, audited = audit_model(asked, directory / "audit", data, show)

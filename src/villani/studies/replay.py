@@ -71,6 +71,7 @@ def replay(
     threads: int | None = None,
     micro_tokens: int = MICRO_TOKENS,
     trust_remote_code: bool = False,
+    allow_unused: str | None = None,
 ) -> tuple[Path, ReplayRecord]:
     """Evaluate a witness on the model and text that it names; all groups measure, since none has to choose.
 
@@ -87,6 +88,7 @@ def replay(
         threads: of the CPU.
         micro_tokens: tokens in one forward pass at most.
         trust_remote_code: whether `model` may run its code.
+        allow_unused: see `load_model`.
 
     Raises:
         InputError: not a witness, one that names files, or a model that is not the one that it is of.
@@ -97,7 +99,13 @@ def replay(
     show.stage(wishes(claim.settings))
     named = (("model", model), ("text", text), ("tokenizer", tokenizer))
     given = {name: value for name, value in named if value is not None}
-    own = {"device": device, "threads": threads, "micro_tokens": micro_tokens, "trust_remote_code": trust_remote_code}
+    own = {
+        "device": device,
+        "threads": threads,
+        "micro_tokens": micro_tokens,
+        "trust_remote_code": trust_remote_code,
+        "allow_unused": allow_unused,
+    }
     settings = replayed_settings(path, claim.settings, given, own, seed)
     subject = load_subject(settings, settings.weight_decay, show, data)
     objective = subject.objective

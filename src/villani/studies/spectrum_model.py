@@ -10,6 +10,7 @@ from typing import ClassVar, Literal
 import numpy as np
 import torch
 
+from villani.bounds import check_bounds
 from villani.curvature.basis import Basis, dot, norm
 from villani.curvature.blocks import layers_of
 from villani.curvature.lanczos import Ends, Ritz, examine, krylov
@@ -20,6 +21,7 @@ from villani.landscape.evaluation import plain_arithmetic, same_threads
 from villani.landscape.objective import check_weight_decay
 from villani.measurement import peak_memory
 from villani.runs import foreign
+from villani.runs.budget import LESS, Needs, Shape, announce
 from villani.runs.distributed import Rows, alone
 from villani.runs.records import Cost, EstimateRecord
 from villani.runs.spectra import (
@@ -119,6 +121,7 @@ def spectrum_model(
         InputError: anything about the input that cannot be worked out; finished products are kept.
     """
     alone("villani spectrum")
+    check_bounds(settings)
     settings.check()
     show = progress or Silent()
     subject = load_subject(settings, settings.weight_decay, show, data, groups=settings.groups + settings.held_out)
@@ -128,6 +131,8 @@ def spectrum_model(
     if settings.matrix == "objective":
         keyed = {**keyed, "decay": subject.objective.parameters.mask}
     directory = run or Path("runs") / default_name("spectrum", settings.model, keyed)
+    needs = _needs(settings, subject)
+    announce(show, needs, directory, what="this spectrum", instead=f"lower --basis, or {LESS}", device=settings.device)
     with Ledger(directory, keyed) as ledger:
         write_settings(directory, settings.model_dump())
         record = spectrum_of(subject, settings, ledger, directory, show)
@@ -139,6 +144,20 @@ def spectrum_model(
         )  # fmt: skip
         finish(directory, f"villani spectrum {settings.model}", [record], {0: cost})
     return directory, record.model_copy(update={"cost": cost})
+
+
+def _needs(settings: SpectrumSettings, subject: Subject) -> Needs:
+    """Products by the rule of thumb of six for a pair, each of about three gradients, and the basis on disk."""
+    pairs = settings.top + settings.bottom
+    products = min(settings.most, 6 * pairs + 20) + 2 * pairs
+    density = settings.density_probes * settings.density_steps
+    tokens = 3 * settings.sequences * settings.block * (
+        settings.groups * (products + density + settings.layers * 2 * settings.layer_steps) + settings.held_out * pairs
+    )  # fmt: skip
+    columns = settings.basis or min(2 * pairs + 20, settings.most)
+    return Shape.of(subject.loaded.model).work(
+        tokens, at_once=settings.at_once, block=settings.block, vectors=6, kept=columns + pairs, device=settings.device
+    )  # fmt: skip
 
 
 def spectrum_of(

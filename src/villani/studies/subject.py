@@ -23,7 +23,13 @@ from villani.runs.store import Settings
 from villani.studies.progress import Progress
 
 _DTYPES = {"float32": torch.float32, "float64": torch.float64}
-_FREE = {"decay", "device", "threads", "trust_remote_code"}  # what a ledger's rows do not depend on, or know better
+_FREE = {
+    "decay",
+    "device",
+    "threads",
+    "trust_remote_code",
+    "allow_unused",
+}  # what a ledger's rows do not depend on, or know better
 
 
 class SubjectSettings(BaseModel):
@@ -48,6 +54,7 @@ class SubjectSettings(BaseModel):
     threads: int | None = None
     micro_tokens: int = 512
     trust_remote_code: bool = False
+    allow_unused: str | None = None
 
     def check_least(self, **least: int) -> None:
         """Refuse numbers that are too small, before anything is loaded.
@@ -59,6 +66,11 @@ class SubjectSettings(BaseModel):
             value = getattr(self, name)
             if value is not None and value < low:
                 raise InputError(f"{name}={value}: expected at least {low}")
+
+    @property
+    def at_once(self) -> int:
+        """Tokens in one pass: blocks are never split."""
+        return max(min(self.micro_tokens, self.sequences * self.block), self.block)
 
     def command(self) -> str:
         """The command that does this again, without where it is kept."""
@@ -145,6 +157,7 @@ def load_subject(
         dtype=_DTYPES[settings.dtype],
         device=settings.device,
         trust_remote_code=settings.trust_remote_code,
+        allow_unused=settings.allow_unused,
     )
     progress.stage(f"cutting {settings.text} into tokens")
     ids, labels, text = load_groups(

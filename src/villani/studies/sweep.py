@@ -8,7 +8,7 @@ import hashlib
 import platform
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from itertools import product
 from pathlib import Path
@@ -24,11 +24,12 @@ from villani.errors import InputError, check_positive
 from villani.landscape.corpora import load_corpus
 from villani.landscape.evaluation import same_threads
 from villani.landscape.models import LoadedModel, load_model
-from villani.landscape.objective import check_weight_decay
+from villani.landscape.objective import MICRO_TOKENS, check_weight_decay
 from villani.landscape.parameters import ParameterSpace
 from villani.landscape.text import Blocks, cut_corpus, part_of, text_record
 from villani.landscape.tokenizers import load_tokenizer
 from villani.measurement import peak_memory
+from villani.runs.budget import Needs, Shape
 from villani.runs.records import TextRecord
 from villani.runs.store import Ledger, ScopedLedger
 from villani.statistics import Array, Estimate, ratio_estimates
@@ -61,6 +62,7 @@ class SweepSettings(BaseModel):
         train_blocks: train on this many, the first ones; None for all.
         held_out_blocks: judge by this many, the first ones; None for all.
         alpha: prediction smoothing of the bounded losses.
+        allow_unused: see `load_model`.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -90,6 +92,7 @@ class SweepSettings(BaseModel):
     special_tokens: Literal["auto", "none", "bos"] = "auto"
     device: str = "cpu"
     threads: int | None = None
+    allow_unused: str | None = None
 
     def check(self) -> None:
         """Refuse what cannot be swept, before anything is loaded.
@@ -201,7 +204,7 @@ def read_sweep_text(settings: SweepSettings, data: Path | None = None) -> SweepT
     """
     corpus = load_corpus(settings.text, data=data)
     judging = load_corpus(settings.held_out, data=data) if settings.held_out else corpus
-    loaded = load_model(settings.model)
+    loaded = load_model(settings.model, allow_unused=settings.allow_unused)
     if loaded.record.context is not None and settings.block > loaded.record.context:
         raise InputError(f"block={settings.block}: the model accepts at most {loaded.record.context} tokens")
     tokenizer = load_tokenizer(
@@ -288,6 +291,17 @@ def run_cells(
     return [_cell(directory, cell, text, cast(dict[str, Array], ledger.get(_key(*cell)))) for cell in asked]
 
 
+def needs_of(settings: SweepSettings, model: Any, cells: int, text: SweepText) -> Needs:
+    """Of so many cells: a gradient a step, a third of one over the held-out blocks at every point; weights on disk."""
+    points = 2 + (settings.steps // settings.evaluate_every if settings.evaluate_every else 0)
+    blocks = cells * (settings.steps * settings.batch + points * len(text.held_out.ids) / 3)
+    needs = Shape.of(model).work(
+        blocks * settings.block, at_once=max(settings.block, min(MICRO_TOKENS, settings.batch * settings.block)),
+        block=settings.block, vectors=5, kept=cells, device=settings.device,
+    )  # fmt: skip
+    return replace(needs, memory=needs.memory + 16.0 * settings.batch * settings.block)
+
+
 def load_cell(settings: SweepSettings, cell: SweepCell) -> LoadedModel:
     """The model of a cell, as `load_model` gives it, with the weights that it was trained to.
 
@@ -312,7 +326,7 @@ def start_spec(settings: SweepSettings, seed: int) -> str:
 
 
 def _start(settings: SweepSettings, seed: int) -> LoadedModel:
-    return load_model(start_spec(settings, seed), device=settings.device)
+    return load_model(start_spec(settings, seed), device=settings.device, allow_unused=settings.allow_unused)
 
 
 def _train_cell(
@@ -417,14 +431,20 @@ def _weights(directory: Path, optimizer: Optimizer, decay: float, seed: int) -> 
     return directory / "models" / f"{optimizer}-{decay!r}-{seed}.safetensors"
 
 
-_OF_A_CELL = {"optimizers", "weight_decay", "seeds", "threads"}  # what tells cells apart, or is told otherwise
+_OF_A_CELL = {
+    "optimizers",
+    "weight_decay",
+    "seeds",
+    "threads",
+    "allow_unused",
+}  # what tells cells apart, or is told otherwise
 
 
 def _same_work(settings: SweepSettings, text: SweepText, ledger: Ledger | ScopedLedger) -> None:
     """Refuse a ledger whose cells are of another model, text or training."""
     trained = SweepSettings.model_fields.keys() - _OF_A_CELL  # and not what else a command asks
     digest = hashlib.sha256(settings.model_dump_json(include=trained).encode())
-    space = ParameterSpace(load_model(settings.model).model, settings.decay)
+    space = ParameterSpace(load_model(settings.model, allow_unused=settings.allow_unused).model, settings.decay)
     digest.update(space.checksum().encode())
     if space.mask != settings.decay:
         digest.update(space.mask.encode())

@@ -1,0 +1,266 @@
+"""What work takes, held against what there is before anything is allocated: memory, disk and stated limits.
+
+Figures are estimates from shapes and settings, meant to be right within a factor of about two for memory and disk, and
+of a few for time; what is refused is far beyond what there is, or beyond a limit that one may set:
+`VILLANI_MEMORY_GIB` (default: none) and `VILLANI_DISK_GIB` (default: 24).
+"""
+
+import os
+import resource
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from villani.errors import InputError
+
+LESS = "choose a smaller model, or lower --micro-tokens or --block"
+DISK_LIMIT = 24.0  # GiB that one command may keep, unless VILLANI_DISK_GIB says otherwise
+_LIBRARIES = 1.5e8  # bytes that libraries take when they are first used
+_PAGE = 5e6  # bytes of a page, most of which is plotly
+_TOUCH = 40e-6  # seconds that an operation takes however small it is: Python, autograd and dispatch
+_OPERATIONS = 60  # of a layer, forward and backward
+
+
+class Progress(Protocol):
+    """What is told."""
+
+    def stage(self, text: str) -> None:
+        """A sentence."""
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a command is going to take.
+
+    Attributes:
+        memory: bytes at the peak, beyond what the process has now.
+        disk: bytes kept in the run directory.
+        seconds: of one process; None where it is not known.
+    """
+
+    memory: float = 0.0
+    disk: float = 0.0
+    seconds: float | None = None
+
+    def __str__(self) -> str:
+        parts = [] if self.seconds is None else [_duration(self.seconds)]
+        parts += [f"{size(self.memory + _resident())} of memory", f"{size(self.disk)} on disk"]
+        return f"expecting roughly {', '.join(parts)}"
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Sizes of a model that time and memory follow from."""
+
+    parameters: int
+    layers: int
+    width: int
+    heads: int
+    vocabulary: int
+    itemsize: int = 4
+
+    @classmethod
+    def of(cls, model: Any) -> "Shape":
+        """Of a loaded model; sizes that its configuration does not tell are 1."""
+        config = model.config.get_text_config()
+
+        def told(name: str) -> int:
+            value = getattr(config, name, None)
+            return value if isinstance(value, int) and value > 0 else 1
+
+        tensors = list(model.parameters())
+        return cls(
+            sum(p.numel() for p in tensors), told("num_hidden_layers"), told("hidden_size"),
+            told("num_attention_heads"), told("vocab_size"), max(p.element_size() for p in tensors),
+        )  # fmt: skip
+
+    def work(
+        self, tokens: float, *, at_once: int, block: int, vectors: float, kept: float = 0.0, device: str = "cpu"
+    ) -> Needs:
+        """What gradients take.
+
+        Args:
+            tokens: that gradients are taken over, in all; a product with the Hessian counts as about three.
+            at_once: of them in one pass.
+            block: in one sequence.
+            vectors: arrays of the size of θ that are held at once, beside θ itself.
+            kept: such arrays on disk.
+            device: where.
+        """
+        size = float(self.parameters * self.itemsize)
+        return Needs(
+            memory=_LIBRARIES + vectors * size + self.activations(at_once, block), disk=_PAGE + kept * size,
+            seconds=self.seconds(tokens, at_once, device),
+        )  # fmt: skip
+
+    def activations(self, tokens: int, block: int) -> float:
+        """Bytes kept by a forward pass over so many tokens in blocks, for its backward pass."""
+        per_token = self.layers * (20 * self.width + 2 * self.heads * block) + 3 * self.vocabulary
+        return float(self.itemsize) * tokens * per_token
+
+    def seconds(self, tokens: float, at_once: int, device: str = "cpu") -> float:
+        """Of gradients over so many tokens, `at_once` in one pass."""
+        passes = tokens / max(at_once, 1)
+        return 6.0 * self.parameters * tokens / _speed(device) + passes * self.layers * _OPERATIONS * _TOUCH
+
+
+def hold(needs: Needs, directory: Path | None = None, *, what: str, instead: str, device: str = "cpu") -> None:
+    """Refuse work that does not fit.
+
+    Args:
+        needs: what it takes.
+        directory: where it would be kept.
+        what: what takes it, the subject of the sentence.
+        instead: what to change.
+        device: where the memory is.
+
+    Raises:
+        InputError: more memory or disk than there is, or than the limit.
+    """
+    have, source = available_memory(device)
+    if needs.memory > have:
+        raise InputError(
+            f"{what} would take about {size(needs.memory)} of memory, and {size(have)} are {source}: {instead}"
+        )
+    limit = _stated("VILLANI_DISK_GIB", DISK_LIMIT)
+    if needs.disk > limit:
+        raise InputError(
+            f"{what} would keep about {size(needs.disk)} on disk, and the limit is {size(limit)}: {instead}, or set "
+            "VILLANI_DISK_GIB higher"
+        )
+    if directory is not None and needs.disk > (free := available_disk(directory)):
+        raise InputError(
+            f"{what} would keep about {size(needs.disk)} on disk, and {size(free)} are free at {directory}: {instead}, "
+            "or choose another --run"
+        )
+
+
+def announce(show: Progress, needs: Needs, directory: Path, *, what: str, instead: str, device: str = "cpu") -> None:
+    """Refuse what does not fit, as `hold`; else tell what the command is going to take, before it begins."""
+    hold(needs, directory, what=what, instead=instead, device=device)
+    show.stage(f"{needs}")
+
+
+def available_memory(device: str = "cpu") -> tuple[float, str]:
+    """Bytes that this process may still take, and in words what sets that bound."""
+    if device.startswith("cuda"):
+        import torch
+
+        free, _ = torch.cuda.mem_get_info(device)
+        return float(free), f"free on {device}"
+    bounds = [(_free(), "free")]
+    pages = _fields("/proc/self/statm")
+    for kind, used, name in ((resource.RLIMIT_AS, 0, "ulimit -v"), (resource.RLIMIT_DATA, 5, "ulimit -d")):
+        limit = resource.getrlimit(kind)[0]
+        if limit != resource.RLIM_INFINITY and len(pages) > used:
+            bounds.append((limit - pages[used] * resource.getpagesize(), f"left under {name}"))
+    if (group := _control_group()) is not None:
+        bounds.append((group, "left in the control group"))
+    stated = _stated("VILLANI_MEMORY_GIB", float("inf"))
+    if stated < float("inf"):
+        bounds.append((stated - _resident(), "left of VILLANI_MEMORY_GIB"))
+    have, source = min(bounds)
+    return max(have, 0.0), source
+
+
+def available_disk(directory: Path) -> float:
+    """Bytes free where a directory is, or will be made."""
+    there = directory.absolute()
+    while not there.exists() and there != there.parent:
+        there = there.parent
+    return float(shutil.disk_usage(there).free)
+
+
+def size(count: float) -> str:
+    """Bytes for people."""
+    for unit, scale in (("TiB", 2**40), ("GiB", 2**30), ("MiB", 2**20)):
+        if count >= 0.95 * scale:
+            return f"{count / scale:.3g} {unit}" if count < 1000 * scale else f"{count / scale:.1e} {unit}"
+    return "less than a MiB" if count < 2**20 else f"{count / 2**20:.3g} MiB"
+
+
+def _duration(seconds: float) -> str:
+    for unit, scale in (("days", 86400.0), ("h", 3600.0), ("min", 60.0)):
+        if seconds >= 1.5 * scale:
+            return f"{seconds / scale:.2g} {unit}"
+    return f"{max(seconds, 1.0):.2g} s"
+
+
+def _stated(name: str, default: float) -> float:
+    """A limit in bytes from the environment, in GiB there."""
+    text = os.environ.get(name, "")
+    if not text:
+        return default * 2**30
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not value > 0:
+        raise InputError(f"{name}={text!r}: expected a number of GiB > 0")
+    return value * 2**30
+
+
+def _free() -> float:
+    for line in _lines("/proc/meminfo"):
+        if line.startswith("MemAvailable:"):
+            return float(line.split()[1]) * 1024
+    return float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+
+
+def _resident() -> float:
+    """Bytes that this process has in memory now."""
+    pages = _fields("/proc/self/statm")
+    return float(pages[1] * resource.getpagesize()) if len(pages) > 1 else 0.0
+
+
+def _control_group() -> float | None:
+    """Bytes left under the tightest limit of this process's control groups (version 2, or 1); None without one."""
+    left: list[float] = []
+    for line in _lines("/proc/self/cgroup"):
+        _, controllers, path = line.split(":", 2)
+        if controllers not in ("",) and "memory" not in controllers.split(","):
+            continue
+        root = Path("/sys/fs/cgroup" if not controllers else "/sys/fs/cgroup/memory")
+        limit, used = (
+            ("memory.max", "memory.current") if not controllers else ("memory.limit_in_bytes", "memory.usage_in_bytes")
+        )
+        here = root / path.strip("/")
+        for folder in (here, *here.parents):
+            if not folder.is_relative_to(root):
+                break
+            most, taken = _fields(str(folder / limit)), _fields(str(folder / used))
+            if most and taken and most[0] < 2**60:
+                cached = [
+                    int(x.split()[1]) for x in _lines(str(folder / "memory.stat")) if x.startswith("inactive_file ")
+                ]
+                left.append(float(most[0] - taken[0] + sum(cached)))
+    return min(left) if left else None
+
+
+def _lines(path: str) -> list[str]:
+    try:
+        return Path(path).read_text(encoding="ascii", errors="replace").splitlines()
+    except OSError:
+        return []
+
+
+def _fields(path: str) -> list[int]:
+    """The whole numbers on the first line of a file; none where there is no such file, or it says `max`."""
+    lines = _lines(path)
+    words = lines[0].split() if lines else []
+    return [int(word) for word in words] if words and all(word.isdigit() for word in words) else []
+
+
+def _speed(device: str) -> float:
+    """Multiplications and additions a second, from a few products of matrices; about a hundredth of a second."""
+    import torch
+
+    a = torch.ones(256, 256, device=device)
+    best = float("inf")
+    for _ in range(4):
+        began = time.perf_counter()
+        float((a @ a)[0, 0])
+        best = min(best, time.perf_counter() - began)
+    return 2 * 256**3 / max(best, 1e-6)
