@@ -310,7 +310,7 @@ def test_public_names_survive_any_order_of_imports():
         (["measure", "--device", "abacus"], "device 'abacus' cannot be used"),
         (["measure", "--text", "absent.txt"], "no such file"),
         (["measure", "--probes", "1", "--finite"], "probes=1: expected at least 2 with --finite"),
-        (["measure", "--trace", "hutchinson", "--deflate", "absent"], "deflate=absent: no such folder"),
+        (["measure", "--trace", "hutchinson", "--deflate", "absent"], "deflate=absent: no eigenvectors there"),
         (["audit", "--rays", "gamma"], "direction 'gamma' is unknown"),
         (["spectrum", "--decay", "some"], "decay 'some' is unknown"),
         (["certify", "--text", "absent.txt"], "no such file"),
