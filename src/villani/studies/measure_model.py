@@ -82,7 +82,8 @@ class MeasureSettings(SubjectSettings):
         if self.deflate is not None and self.wanted is not None:
             raise InputError(f"deflate={self.deflate}: does not go with target_error")
         if self.deflate is not None and not Path(self.deflate).is_dir():
-            raise InputError(f"deflate={self.deflate}: no eigenvectors there; give the run directory of villani spectrum")
+            remedy = "give the run directory of villani spectrum"
+            raise InputError(f"deflate={self.deflate}: no eigenvectors there; {remedy}")
         check_trace(self.trace, self.blocks, self.products)
         check_design(self.groups, self.probes, self.seed, self.finite)
         self.check_least(shares=0, max_groups=1)
