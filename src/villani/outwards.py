@@ -75,7 +75,7 @@ def _power(log10: float, digits: int, rounding: str) -> str:
     if not math.isfinite(log10):
         return UNAVAILABLE
     if abs(log10) >= _LONG:
-        return f"10^({_outwards(log10, 3, None, rounding)})"
+        return f"10^({_outwards(log10, 3, None, rounding, 6)})"
     if abs(log10) >= _BEYOND:
         return "10^" + plain(f"{decimal(log10).quantize(Decimal('0.1'), rounding):,.1f}")
     return _outwards(float(f"{10.0**log10:.12g}"), digits, None, rounding, 6)  # a logarithm has no further digits

@@ -396,7 +396,7 @@ def _noise(found: Threshold) -> str:
     if found.directions is None:
         return ""
     few = ", so that a bound for any number of them is given" if found.directions < ENOUGH else ""
-    return f" The noise of ∇_B L has about {found.directions:.2g} directions{few}."
+    return f" The noise of ∇_B L has about {found.directions:.0f} directions{few}."
 
 
 def _outcome(above: float, findings: list[Finding], tried: str, temperature: float) -> Outcome:
