@@ -210,6 +210,8 @@ class Inputs:
 def campaign(count: int, seed: int) -> dict[str, Any]:
     torch.set_num_threads(1)
     work = Path(tempfile.mkdtemp(prefix="villani-hostile-"))
+    (work / "tmp").mkdir()
+    tempfile.tempdir = str(work / "tmp")  # folders that are shown to transformers, too
     os.chdir(work)
     with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
         inputs = Inputs(work / "honest")

@@ -15,6 +15,7 @@ from types import FrameType
 from villani.errors import InputError, LostProcess
 
 _SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")
+_LONGEST = 1000  # characters of a line
 _MEMORY = ("allocate memory", "out of memory", "bad_alloc", "can't start new thread", "failed to map segment")
 
 
@@ -78,6 +79,8 @@ def _say(text: str) -> None:
     if "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("RANK", "0") != "0":
         return
     line = "".join(c if c.isprintable() else "�" for c in " ".join(text.split()))
+    if len(line) > _LONGEST:  # of a name that somebody made long; the end says what to do
+        line = f"{line[: _LONGEST // 2]} … {line[-_LONGEST // 2 :]}"
     with contextlib.suppress(OSError, ValueError):
         sys.stderr.write(f"villani: {line}\n")
         sys.stderr.flush()

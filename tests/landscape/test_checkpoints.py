@@ -144,6 +144,7 @@ def test_layers_that_are_stored_and_not_there_are_refused(folder, layers):
         ({"n_positions": 10**6}, "does not fit the weights|would take about"),
         ({"n_embd": float("1e999")}, "Infinity is no number of JSON"),
         ({"model_type": "gpt_neo", "attention_types": [[["global"], 10**9]]}, "attention_types .* out of range"),
+        ({"model_type": "gpt_neo", "attention_types": [[["local"] * 500, 10**5]]}, "attention_types .* more than"),
         ({"model_type": ["gpt2"]}, "is no causal language model"),
     ],
 )

@@ -83,3 +83,18 @@ def test_what_does_not_fit_is_told_by_its_place():
     with pytest.raises(InputError, match="x: Input should be a finite number"):
         foreign.validated(Point, {"x": float("inf")}, "f.json", "mend it")
     assert foreign.validated(Point, {"x": 1}, "f.json", "mend it").x == 1
+
+
+@pytest.mark.parametrize(
+    "text", ["(", "(" * 1500, "(" * 900 + ")" * 900, "a" * 2001, "a{99999999999}", "(?P<1>a)", "[z-a]"]
+)
+def test_what_is_no_regular_expression_is_one_short_line(text):
+    with pytest.raises(InputError) as caught:
+        foreign.pattern_of(text, "decay 'x'")
+    assert str(caught.value).startswith("decay 'x'")
+    assert len(str(caught.value)) < 250
+
+
+def test_a_regular_expression_is_what_python_makes_of_it():
+    assert foreign.pattern_of(r"h\.[02]\.", "decay").search("x.h.2.w")
+    assert not foreign.pattern_of(r"h\.[02]\.", "decay").search("x.h.1.w")

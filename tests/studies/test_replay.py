@@ -179,6 +179,8 @@ OWN = {"device": "cpu", "threads": None, "micro_tokens": 512, "trust_remote_code
         ({"dtype": "int8"}, "dtype"),
         ({"nonsense": 1}, "nonsense"),
         ({"groups": []}, "groups"),
+        ({"weight_decay": 1e308}, "weight_decay=1e+308"),
+        ({"temperature": 1e-320}, "temperature=9.99989e-321"),
     ],
 )
 def test_a_witness_opens_nothing_and_asks_for_little(tmp_path, monkeypatch, changes, words):

@@ -3,7 +3,6 @@
 θ₀ is the centre of the prior and S a diagonal scale, both fixed before the certified data. Noise is isotropic in w.
 """
 
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -16,6 +15,7 @@ from villani.dynamics.certificate import Account, Plan
 from villani.errors import InputError
 from villani.landscape.evaluation import plain_arithmetic
 from villani.landscape.objective import IGNORED, Objective
+from villani.runs.foreign import clipped, pattern_of
 from villani.statistics import Array
 from villani.streams import Purpose, stream
 
@@ -38,10 +38,7 @@ class Moving:
     """
 
     def __init__(self, model: nn.Module, pattern: str = "all", scale: Scale = "unit") -> None:
-        try:
-            wanted = re.compile("" if pattern == "all" else pattern)
-        except re.error as error:
-            raise InputError(f"train {pattern!r} is not a regular expression: {error}") from None
+        wanted = pattern_of("" if pattern == "all" else pattern, f"train {clipped(pattern)!r}")
         named = [(name, p) for name, p in model.named_parameters() if wanted.search(name)]
         if not named:
             first = next((name for name, _ in model.named_parameters()), "none")

@@ -19,6 +19,7 @@ from villani.errors import InputError
 from villani.landscape.folders import inside, json_object, shortened
 from villani.landscape.hub import closed, first_line, quiet
 from villani.runs.budget import Needs, hold
+from villani.runs.foreign import clipped, pattern_of
 
 INDEX = "model.safetensors.index.json"
 _DTYPES = {
@@ -31,7 +32,7 @@ _DTYPES = {
 _CHOICES = re.compile(
     r"_(?!sliding_window_pattern).*|.*implementation.*|.*_kernels|kernel_config|.*_plan|auto_map|custom_pipelines|transformers_weights|fusion_config|"
     r"distributed_config|device_map|compile_config|gguf_file|adapter_.*|base_model_name_or_path|name_or_path|dtype|"
-    r"torch_dtype|torchscript|use_cache|output_attentions|output_hidden_states|return_dict"
+    r"num_labels|id2label|label2id|torch_dtype|torchscript|use_cache|output_attentions|output_hidden_states|return_dict"
 )
 _COUNTS = re.compile(r"(n|num)_.*|.*layers.*|.*experts.*")
 _SIZE, _COUNT, _LISTED = 2**40, 10**6, 10**6  # largest integer of a configuration, of its counts, and within its lists
@@ -106,12 +107,23 @@ def _check_sizes(value: Any, name: str, key: str = "", *, listed: bool = False) 
     elif isinstance(value, list):
         for one in value:
             _check_sizes(one, name, key, listed=True)
+        words, times = _words_and_numbers(value)
+        if words * times > _LISTED:  # such as attention_types, where a number says how often words are repeated
+            raise InputError(f"{name}: {shortened(key)} in config.json asks for more than {_LISTED:,} entries")
     elif isinstance(value, int) and not isinstance(value, bool):
         most = _LISTED if listed else _COUNT if _COUNTS.fullmatch(key) else _SIZE
         if not -most <= value <= most:
             raise InputError(f"{name}: {shortened(key)} in config.json is out of range: expected at most {most:,}")
     elif isinstance(value, float) and not math.isfinite(value):
         raise InputError(f"{name}: {shortened(key)} in config.json is not finite")
+
+
+def _words_and_numbers(value: Any) -> tuple[int, int]:
+    """How many strings a nested list has, and its largest whole number."""
+    if isinstance(value, list):
+        found = [_words_and_numbers(one) for one in value]
+        return sum(words for words, _ in found), max((number for _, number in found), default=0)
+    return int(isinstance(value, str)), value if isinstance(value, int) and not isinstance(value, bool) else 0
 
 
 def _stored(folder: Path, name: str) -> dict[str, tuple[str, str, tuple[int, ...]]]:
@@ -198,10 +210,13 @@ def _built(
     except InputError:
         raise
     except Exception as error:  # a configuration can be wrong in as many ways as there are architectures
-        raise InputError(
-            f"{name}: transformers cannot build it: {type(error).__name__}: {first_line(error)}"
-        ) from error
+        raise InputError(f"{name}: transformers cannot build it: {type(error).__name__}: {_reason(error)}") from error
     return model, info
+
+
+def _reason(error: BaseException) -> str:
+    """What transformers says, whose first line is often a heading only."""
+    return clipped(" ".join(str(error).split()))
 
 
 def _check_fit(drawn: Any, stored: dict[str, tuple[str, str, tuple[int, ...]]], name: str) -> None:
@@ -245,9 +260,7 @@ def _trusted(folder: Path, name: str, dtype: torch.dtype) -> tuple[Any, dict[str
                 trust_remote_code=True, output_loading_info=True, ignore_mismatched_sizes=True,
             )  # fmt: skip
     except Exception as error:  # that code may raise anything
-        raise InputError(
-            f"{name}: transformers cannot build it: {type(error).__name__}: {first_line(error)}"
-        ) from error
+        raise InputError(f"{name}: transformers cannot build it: {type(error).__name__}: {_reason(error)}") from error
     model, info = loaded
     return model, info
 
@@ -275,10 +288,7 @@ def check_pattern(allowed: str | None) -> re.Pattern[str] | None:
     Raises:
         InputError: it is no regular expression.
     """
-    try:
-        return re.compile(allowed) if allowed is not None else None
-    except re.error as error:
-        raise InputError(f"allow_unused {allowed!r}: not a regular expression: {error}") from None
+    return None if allowed is None else pattern_of(allowed, f"allow_unused {clipped(allowed)!r}")
 
 
 def _check_unused(unused: list[str], allowed: str | None, name: str) -> None:

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from villani.errors import InputError
+from villani.runs.foreign import clipped, pattern_of
 
 NAMED_MASKS = ("all", "hf", "nanogpt", "olmo")
 _PIECE = 1 << 20  # entries looked at at once
@@ -188,11 +189,8 @@ def _pattern(decay: str) -> re.Pattern[str] | None:
     if decay in NAMED_MASKS:
         return None
     if not decay.startswith("match:"):
-        raise InputError(f"decay {decay!r} is unknown: expected {', '.join(NAMED_MASKS)} or match:REGEX")
-    try:
-        return re.compile(decay.removeprefix("match:"))
-    except re.error as error:
-        raise InputError(f"decay {decay!r} is not a regular expression: {error}") from None
+        raise InputError(f"decay {clipped(decay)!r} is unknown: expected {', '.join(NAMED_MASKS)} or match:REGEX")
+    return pattern_of(decay.removeprefix("match:"), f"decay {clipped(decay)!r}")
 
 
 def _chosen(model: nn.Module, decay: str) -> set[str]:

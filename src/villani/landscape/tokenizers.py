@@ -3,7 +3,6 @@
 import contextlib
 import functools
 import hashlib
-import json
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -16,15 +15,18 @@ from tokenizers import models, pre_tokenizers, trainers
 
 from villani.errors import InputError
 from villani.landscape.folders import inside, local_path, shortened
-from villani.landscape.hub import closed, hub_folder, looks_like_path, quiet
+from villani.landscape.hub import hub_folder, looks_like_path
+from villani.landscape.templates import SETTINGS, VOCABULARIES, settings, transformers_tokenizer
 from villani.runs import foreign
 from villani.runs.records import SourceFile
 
 SPECIAL_TOKENS = ("auto", "none", "bos")
 BUILTIN_VOCABULARY = 2048
+_GROWTH = 64  # times that a normalizer may lengthen a text; a published one puts about one character for one
+_LONGER = f"its normalizer makes texts more than {_GROWTH} times as long"
+_SHORT = "".join(map(chr, range(32, 127)))
 GPT2_VOCABULARY = 50257
-_DEFINING = ("tokenizer.json", "vocab.json", "merges.txt", "vocab.txt", "tokenizer.model")
-_TOKENIZER_FILES = (*_DEFINING, "tokenizer_config.json")
+_TOKENIZER_FILES = (*VOCABULARIES, SETTINGS, "special_tokens_map.json", "added_tokens.json")
 
 
 @dataclass(frozen=True)
@@ -154,24 +156,41 @@ def _from_folder(folder: Path, name: str) -> tuple[Tokenizer, Backend, Path]:
     for file in _TOKENIZER_FILES:
         if (folder / file).exists() or (folder / file).is_symlink():
             inside(folder, file)
-    with _readable(name), closed():
+    with _readable(name):
         backend = _backend(folder)
-        sources = tuple(file_source(folder / file) for file in _DEFINING if (folder / file).is_file())
+        sources = tuple(file_source(folder / file) for file in VOCABULARIES if (folder / file).is_file())
     backend.no_truncation()  # both settings may be saved in tokenizer.json, and would change the text
     backend.no_padding()
+    if getattr(backend.model, "dropout", None):
+        backend.model.dropout = None  # it would cut the same text in another way each time
     return _wrap(name, backend, sources), backend, folder
 
 
 def _backend(folder: Path) -> Backend:
     if (folder / "tokenizer.json").is_file():
-        return Backend.from_file(str(folder / "tokenizer.json"))
-    from transformers import AutoTokenizer
-
-    loaded: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    backend = getattr(loaded, "backend_tokenizer", None)
-    if not isinstance(backend, Backend):
+        content = (folder / "tokenizer.json").read_bytes()
+        _check_growth(foreign.json_value(content), folder.name)
+        backend = Backend.from_buffer(content)
+        if backend.normalizer and len(backend.normalizer.normalize_str(_SHORT)) > _GROWTH * len(_SHORT):
+            raise InputError(f"tokenizer {folder.name!r}: {_LONGER}")
+        return backend
+    found = getattr(transformers_tokenizer(folder), "backend_tokenizer", None)
+    if not isinstance(found, Backend):
         raise InputError(f"tokenizer {folder.name!r} has no fast form: save it as tokenizer.json first")
-    return backend
+    return found
+
+
+def _check_growth(content: Any, name: str) -> None:
+    """Refuse a normalizer that makes much text of little, which could fill any memory."""
+    steps = [content.get("normalizer")] if isinstance(content, dict) else []
+    growth = 1
+    while steps:
+        step = steps.pop()
+        if isinstance(step, dict):
+            steps += step["normalizers"] if isinstance(step.get("normalizers"), list) else []
+            growth *= max(1, *(len(step[key]) for key in ("content", "prepend") if isinstance(step.get(key), str)), 1)
+        if growth > _GROWTH:
+            raise InputError(f"tokenizer {name!r}: {_LONGER}")
 
 
 @contextlib.contextmanager
@@ -221,7 +240,7 @@ def _bos(tokenizer: Tokenizer, folder: Path | None) -> str | None:
     if tokenizer.name == "gpt2":
         return "<|endoftext|>"
     for file in ("tokenizer_config.json", "special_tokens_map.json"):
-        entry = _read_json(folder / file, tokenizer.name).get("bos_token") if folder else None
+        entry = settings(folder, file).get("bos_token") if folder else None
         content = entry.get("content") if isinstance(entry, dict) else entry
         if isinstance(content, str):
             return content
@@ -238,11 +257,9 @@ def _template_prefix(tokenizer: Tokenizer, backend: Backend, folder: Path | None
         return ()
     plain = (token for token in ("a", *sorted(backend.get_vocab())) if token not in tokenizer.specials)
     probe = next((text for text in plain if len(tokenizer.encode([text])[0])), "")
-    if folder is not None and (folder / "tokenizer_config.json").is_file():
-        from transformers import AutoTokenizer
-
-        with _readable(tokenizer.name), quiet():
-            loaded: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    if folder is not None and (folder / SETTINGS).is_file():
+        with _readable(tokenizer.name):
+            loaded = transformers_tokenizer(folder)
             whole = loaded(probe).input_ids
             bare = loaded(probe, add_special_tokens=False).input_ids
     else:
@@ -250,15 +267,6 @@ def _template_prefix(tokenizer: Tokenizer, backend: Backend, folder: Path | None
         bare = backend.encode(probe, add_special_tokens=False).ids
     starts = [k for k in range(len(whole) - len(bare) + 1) if whole[k : k + len(bare)] == bare]
     return tuple(whole[: starts[0]]) if starts else ()
-
-
-def _read_json(file: Path, name: str) -> dict[str, Any]:
-    """A JSON object, or nothing where there is no such file."""
-    if not file.is_file():
-        return {}
-    with _readable(name):
-        content = json.loads(file.read_text(encoding="utf-8"))
-    return content if isinstance(content, dict) else {}
 
 
 def data_folder(data: Path | None, need: str, otherwise: str) -> Path:

@@ -6,6 +6,7 @@ to do with it; nothing in it chooses code, and nothing is unpickled. No torch.
 
 import io
 import json
+import re
 import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ from villani.errors import InputError
 M = TypeVar("M", bound=BaseModel)
 MOST_TEXT = 1 << 28  # bytes of a file of text
 _LONGEST = 160  # characters of a reason
+_LONGEST_PATTERN = 2000
 _PANIC = "PanicException"  # of libraries in Rust: no Exception, and of no class that can be imported
 
 
@@ -63,6 +65,22 @@ def reason(error: BaseException) -> str:
 def clipped(text: str) -> str:
     """A text of somebody else's, short enough for a line."""
     return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…"
+
+
+def pattern_of(text: str, name: str) -> re.Pattern[str]:
+    """A regular expression; whether it may be run unseen is another question.
+
+    Raises:
+        InputError: it is none, or longer or deeper than any use of one; `name` begins the line.
+    """
+    if len(text) > _LONGEST_PATTERN:
+        raise InputError(f"{name}: a pattern of {len(text):,} characters; at most {_LONGEST_PATTERN:,} are read")
+    try:
+        return re.compile(text)
+    except re.error as error:
+        raise InputError(f"{name} is not a regular expression: {clipped(str(error))}") from None
+    except (RecursionError, OverflowError) as error:
+        raise InputError(f"{name} is not a regular expression: {reason(error)}") from None
 
 
 def first_problem(error: ValidationError) -> str:

@@ -6,10 +6,12 @@ the one who replays names them. Device, threads and leave to run code are never 
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from villani.bounds import check_bounds
 from villani.errors import InputError
 from villani.runs import foreign
 from villani.studies.audit_model import AuditSettings
@@ -45,10 +47,8 @@ def replayed_settings(
     changed = {name: value for name, value in claimed.items() if name not in _OWN} | dict(given) | dict(own)
     remedy = "give the witness.safetensors of an audit"
     settings = foreign.validated(AuditSettings, changed, f"--replay {path}: settings", remedy)
-    try:
+    with _of(path):
         settings.check()
-    except InputError as error:
-        raise InputError(f"--replay {path}: settings: {error}") from None
     if seed is not None and seed != settings.seed and settings.finite:
         raise InputError(
             f"--seed {seed}: the witness's groups are its whole data; with another seed they are other data"
@@ -56,6 +56,8 @@ def replayed_settings(
     work = settings.groups * settings.sequences * settings.block * settings.probes
     if work > _WORK or settings.seed >= 1 << 62:
         raise InputError(f"--replay {path}: settings: more tokens, probes or digits than a replay takes on; {remedy}")
+    with _of(path):
+        check_bounds(settings)
     _check_pattern(path, settings.decay)
     refused = [
         f"{name} {foreign.clipped(repr(value))} (give it with --{name})"
@@ -70,6 +72,15 @@ def replayed_settings(
     if settings.trust_remote_code and "model" not in given:
         raise InputError("--trust-remote-code: with --replay, only for a model that you name yourself with --model")
     return settings if seed is None else settings.model_copy(update={"seed": seed})
+
+
+@contextmanager
+def _of(path: Path) -> Iterator[None]:
+    """What is refused in settings, as a line about the witness."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"--replay {path}: settings: {error}") from None
 
 
 def wishes(claimed: Mapping[str, object]) -> str:
