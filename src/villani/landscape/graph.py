@@ -332,7 +332,9 @@ def _find_head(logits: torch.fx.Node, parameters: dict[torch.fx.Node, int]) -> H
         node = node.args[0]
     weight = node.args[1] if node.target is aten.linear.default else None
     bias = node.args[2] if weight is not None and len(node.args) > 2 else None
-    if weight not in parameters or (bias is not None and bias not in parameters):
+    if weight is not None and (weight not in parameters or (bias is not None and bias not in parameters)):
+        raise InputError("the head is frozen, or computed from other tensors: its weight or bias is no tensor of θ")
+    if weight is None:
         raise InputError(f"the logits come from {node.target}, not from a linear map of features: no head to integrate")
     return Head(node.args[0], parameters[weight], None if bias is None else parameters[bias], node)
 
