@@ -34,6 +34,13 @@ def test_places_behind_the_point(value, places):
     assert above - below <= Decimal(1).scaleb(-places)
 
 
+@given(st.floats(1e10, 1.7e308), st.integers(0, 6))
+def test_places_of_a_number_that_has_none(value, places):
+    above, below, exact = read(upper(value, places=places)), read(lower(value, places=places)), Decimal(repr(value))
+    assert below <= exact <= above
+    assert above - below <= max(Decimal(1).scaleb(-places), exact.scaleb(-5))
+
+
 @given(st.floats(-250, 250), st.integers(1, 6))
 def test_powers_of_ten(log10, digits):
     above, below = read(upper_power(log10, digits)), read(lower_power(log10, digits))

@@ -10,11 +10,15 @@ from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
 UNAVAILABLE = "—"
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 _BEYOND = 300  # powers of ten that are written as such
+_PLAIN = 1e15  # from which on places behind the point say nothing
 _LONG = 1e6  # exponents whose own digits say nothing
 
 
 def upper(value: float, digits: int = 6, places: int | None = None) -> str:
-    """An upper bound: never less than `value`, to `digits` significant digits, or to `places` behind the point."""
+    """An upper bound: never less than `value`, to `digits` significant digits, or to `places` behind the point.
+
+    From 10¹⁵ on it is `digits`, whatever was asked for.
+    """
     return _outwards(value, digits, places, ROUND_CEILING)
 
 
@@ -56,7 +60,7 @@ def _outwards(value: float, digits: int, places: int | None, rounding: str, most
     if not math.isfinite(value):
         return UNAVAILABLE
     exact = decimal(value)
-    if places is not None:
+    if places is not None and abs(exact) < _PLAIN:
         return plain(f"{exact.quantize(Decimal(1).scaleb(-places), rounding):,.{places}f}")
     if not exact:
         return "0"

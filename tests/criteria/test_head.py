@@ -117,6 +117,53 @@ class Shared(nn.Module):
         return nn.functional.layer_norm(x * self.gain, (4,), self.gain)
 
 
+class Copied(nn.Module):
+    """A gain that is copied once, and used twice."""
+
+    def __init__(self):
+        super().__init__()
+        self.gain = nn.Parameter(torch.ones(4))
+
+    def forward(self, x):
+        gain = self.gain.clone()
+        return nn.functional.layer_norm(x + gain.tanh(), (4,), gain)
+
+
+class Twice(nn.Module):
+    """One tensor for gain and bias."""
+
+    def __init__(self):
+        super().__init__()
+        self.gain = nn.Parameter(torch.ones(4))
+
+    def forward(self, x):
+        return nn.functional.layer_norm(x, (4,), self.gain, self.gain)
+
+
+class Mirrored(Model):
+    """A trunk that reads the head's memory through a buffer."""
+
+    def __init__(self):
+        super().__init__(nn.LayerNorm(4))
+        self.register_buffer("mirror", self.head.weight.data)
+        self.mix = nn.Sequential(self.mix, nn.Tanh(), _Through(lambda x: x + x @ self.mirror.T @ self.mirror))
+
+
+class _Through(nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, x):
+        return self.function(x)
+
+
+def frozen_head():
+    model = Model(nn.LayerNorm(4))
+    model.head.weight.requires_grad_(False)
+    return model
+
+
 REFUSED = {
     "head with bias": (lambda: Model(nn.LayerNorm(4), nn.Linear(4, 7)), "no single degree"),
     "frozen gain, moving bias": (lambda: Model(frozen_gain()), "no single degree"),
@@ -127,6 +174,15 @@ REFUSED = {
     "1 + gain": (lambda: Model(Squared(offset=1.0)), "not from a norm that is known"),
     "another dimension": (lambda: Model(Squared(dim=1)), "is not causal"),
     "gain used twice": (lambda: Model(Shared()), "used 2 times"),
+    "gain copied and used twice": (lambda: Model(Copied()), "used 2 times"),
+    "gain for a bias": (lambda: Model(Twice()), "used 2 times"),
+    "head read through its memory": (Mirrored, "shares memory with the constant"),
+    "ε that float32 has not": (lambda: Model(nn.LayerNorm(4, eps=1e-60)), "ε = 1e-60"),
+    "frozen head": (frozen_head, "the head is frozen"),
+    "head of two tensors": (
+        lambda: Model(nn.LayerNorm(4), nn.utils.parametrizations.weight_norm(nn.Linear(4, 7, bias=False))),
+        "computed from other tensors",
+    ),
     "capped logits": (lambda: Model(nn.LayerNorm(4), after=lambda z: 30 * (z / 30).tanh()), "no head"),
 }
 

@@ -61,6 +61,35 @@ def test_a_laplacian_that_is_zero_refutes_nothing(loss, finite, double):
         assert "exactly" not in iv.outcome.reason
 
 
+def test_rounding_that_is_the_same_all_along_an_orbit_refutes_nothing():
+    """log(eᵗ + e^{t+1}) = t + log(1 + e), linear in t = ab: what softmax is off by depends on t alone."""
+
+    def loss(t):
+        return torch.logsumexp(torch.stack([t, t + 1]), 0)
+
+    iv = audit_differential(factors(loss, 1.5791438e7, -0.4, weight_decay=0.1), 1.0, search=0)
+    assert iv.outcome.verdict == "not refuted", iv.outcome.reason
+
+
+def test_bounds_that_are_not_the_worst_allow_for_rounding_too():
+    """In float32, with s* = (λ²a² + (bℓ′)²)/(bb·ℓ″) of K = 3 factors by hand, in float64, along each pair."""
+    objective = factors(lambda t: F.softplus(t) - t / 2, 0.7, 0.4, 1.1, weight_decay=0.1)
+    objective.model.float()
+    w = [float(p.detach()) for p in objective.model.w]
+    t = math.prod(w)
+    p = 1 / (1 + math.exp(-t))
+    seen = 0
+    for finding in audit_differential(objective, 1.0, search=0).findings:
+        e = {i: int(v) for i, v in finding.orbit.exponents.items()}
+        if len(e) == 2 and finding.confirmed:
+            (up,), (down,) = ([i for i, v in e.items() if v == sign] for sign in (1, -1))
+            others = t / w[down]
+            exact = (0.01 * w[up] ** 2 + (others * (p - 0.5)) ** 2) / (others**2 * p * (1 - p))
+            assert exact <= finding.threshold.upper <= exact * (1 + 1e-4)
+            seen += 1
+    assert seen == 4
+
+
 @pytest.mark.parametrize("double", [True, False])
 def test_a_small_laplacian_that_is_true_is_still_seen(double):
     """L = 10⁻⁶·(ab − 1)²/2, at ab = 1: s* = λ²a²/(10⁻⁶a²), and rounding is a small part of it."""

@@ -25,7 +25,7 @@ TERMS = st.lists(st.one_of(BOUNDED, DIPS, STEPS, WAVES), min_size=1, max_size=3)
 FOUND = {f"C{i}": 0 for i in range(1, 9)}
 
 
-@settings(max_examples=200, deadline=None, derandomize=True)
+@settings(max_examples=100, deadline=None, derandomize=True)
 @given(TERMS, st.sampled_from([0.2, 1.0, 3.0]), st.sampled_from([0.5, 1.0, 2.0]))
 def test_variance_truth_and_upper_bounds_are_in_order(text, decay, beta):
     case = potential(text, weight_decay=decay, beta=beta)
@@ -56,10 +56,10 @@ def test_variance_truth_and_upper_bounds_are_in_order(text, decay, beta):
 
 
 def test_every_bound_was_met_often():
-    """The property above is about something: C2–C7 applied to at least 40 of its potentials each."""
+    """The property above is about something: C2–C7 applied to at least 20 of its potentials each."""
     if not sum(FOUND.values()):
         pytest.skip("runs after the property test")
-    assert min(FOUND[f"C{i}"] for i in range(2, 8)) >= 40, FOUND
+    assert min(FOUND[f"C{i}"] for i in range(2, 8)) >= 20, FOUND
 
 
 @pytest.mark.parametrize("name", sorted(CATALOGUE))

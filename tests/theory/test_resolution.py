@@ -50,7 +50,9 @@ def chain_constant(text, decay, at, width, size=5_000, reach=40.0):
         f = (nodes - nodes @ mass) / np.sqrt(np.maximum(mass, 1e-280))  # of weight wherever a mode may live
         f = f - f @ mass
         half = np.searchsorted(np.cumsum(mass), 0.5)
-        for _ in range(400):
+        constant, before = 0.0, math.inf
+        while abs(constant - before) > 1e-13 * constant:
+            before = constant
             moved = mass * f
             left, right = np.cumsum(moved)[:-1], -np.cumsum(moved[::-1])[::-1][1:]
             steps = -resistance * np.where(np.arange(len(left)) < half, left, right)

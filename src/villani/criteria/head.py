@@ -9,11 +9,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.utils import _pytree as pytree
 
-from villani.criteria.patterns import arguments, entries, inverse_norm, original, root_mean_square
+from villani.criteria.patterns import COPIES, arguments, entries, inverse_norm, original, root_mean_square
 from villani.errors import InputError
 from villani.landscape.graph import LogitGraph, place, trace_logits
 from villani.landscape.objective import Objective
+from villani.landscape.parameters import share_memory
 
 aten = torch.ops.aten
 _MOVES = {
@@ -70,9 +72,10 @@ class _Reader:
         self._used_once(head.weight, "the head")
         classes, features = self.parameters[head.weight].tensor.shape
         gain, bias, eps = self._norm(self._back(head.features, head.node), features)
-        if not eps > 0:
+        if not eps >= torch.finfo(self.parameters[head.weight].tensor.dtype).tiny:
             raise InputError(
-                f"the last norm has ε = {eps:g}: without ε > 0 it has no value where its input is constant"
+                f"the last norm has ε = {eps:g}: without an ε > 0 of its precision it has no value where its input is "
+                "constant"
             )
         moving = [i for i in (gain, bias) if isinstance(i, int)]
         for index in moving:
@@ -97,13 +100,33 @@ class _Reader:
         return NormalisedHead(size, features, int(classes), 1, math.sqrt(2) * reach, words)
 
     def _used_once(self, index: int, what: str) -> None:
-        """A tensor of θ has one use: else degrees in it are not those of the logits alone."""
-        users = [u for n, i in self.graph.parameters.items() if i == index for u in n.users]
+        """A tensor of θ has one use, copies of it included: else degrees in it are not those of the logits alone."""
+        users = self._uses(index)
         name = self.parameters[index].name
+        if (other := self._shares_memory(index)) is not None:
+            raise InputError(f"{what} {name} shares memory with {other}, as a tied one does")
         if len(users) != 1:
             raise InputError(
                 f"{what} {name} is used {len(users)} times, as a tied one is: also in {self._elsewhere(users)}"
             )
+
+    def _uses(self, index: int) -> list[torch.fx.Node]:
+        """The operations that a tensor of θ enters, once for each time, however it was copied on the way."""
+        pending = [n for n, i in self.graph.parameters.items() if i == index]
+        found: list[torch.fx.Node] = []
+        while pending:
+            node = pending.pop()
+            for user in node.users:
+                times = sum(argument is node for argument in pytree.tree_leaves((user.args, user.kwargs)))
+                (pending if user.target in COPIES or user.target in _MOVES else found).extend([user] * times)
+        return found
+
+    def _shares_memory(self, index: int) -> str | None:
+        """Another tensor that the logits depend on and that moves with this one, by name."""
+        tensor = self.parameters[index].tensor
+        others = [(p.name, p.tensor) for i, p in enumerate(self.parameters) if i != index]
+        others += [(f"the constant {node.name}", constant) for node, constant in self.graph.constants.items()]
+        return next((name for name, other in others if share_memory(tensor, other)), None)
 
     def _elsewhere(self, users: list[torch.fx.Node]) -> str:
         other = next((u for u in users if u is not self.graph.head.node), users[0])

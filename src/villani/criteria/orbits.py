@@ -248,7 +248,8 @@ def threshold(
     floor = 0.0 if statistics.rounding is None else float(statistics.rounding[b].sum())
     value = (norm + max(gradient, 0.0)) / trace if trace > floor else math.inf
     if whole:
-        return Threshold(value, value, 1.0, norm, *estimates, floor)
+        upper = (norm + max(gradient, 0.0)) / (trace - floor) if trace > floor else math.inf
+        return Threshold(value, upper, 1.0, norm, *estimates, floor)
     freedom = count * (statistics.traces.shape[1] - 1) if statistics.finite else count - 1
     quantile = float(student_t.ppf(1 - (1 - LEVEL) / (2 * comparisons), freedom))  # as of a two-sided interval
 

@@ -11,7 +11,7 @@ from villani.landscape.graph import LossGraph
 from villani.landscape.objective import Objective
 
 aten = torch.ops.aten
-_COPIES = {
+COPIES = {
     aten.alias.default, aten.clone.default, aten.contiguous.default, aten._to_copy.default, aten.expand.default,
     aten.detach.default,
 }  # fmt: skip
@@ -61,7 +61,7 @@ def changed(node: torch.fx.Node) -> set[str]:
 
 def original(node: Any) -> Any:
     """The node before copies, casts to at least float32, and broadcasts."""
-    while isinstance(node, torch.fx.Node) and node.target in _COPIES and _keeps_values(node):
+    while isinstance(node, torch.fx.Node) and node.target in COPIES and _keeps_values(node):
         node = node.args[0]
     return node
 

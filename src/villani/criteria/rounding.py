@@ -51,8 +51,9 @@ def drift(graph: LossGraph, orbit: Orbit, tensors: Sequence[torch.Tensor]) -> tu
 def laplacian_rounding(objective: Objective, parts: Parts, orbit: Orbit, groups: Sequence[int], seed: int) -> float:
     """By how much Δ_B L, in nats per token, may be off: from Δ_B L(θ_R) = R^{−2e}·Δ_B L(θ), which rounding breaks.
 
-    The same probes at R that are no powers of two; and, where θ is small, float64 beside its own precision. Derivatives
-    in which terms cancel that are not summed here come out wrong by this much.
+    The same probes at R that are no powers of two; and, where θ is small, the other of float32 and float64 beside its
+    own precision, since what is left as it is on the orbit is rounded there in the same way at every R. Derivatives in
+    which terms cancel that are not summed here come out wrong by this much.
 
     Args:
         objective: at the θ in question, which is left as it was.
@@ -76,7 +77,7 @@ def laplacian_rounding(objective: Objective, parts: Parts, orbit: Orbit, groups:
             with rescaled(objective, orbit.exponents, scale):
                 errors.append(abs(laplacians(group) * scale ** (2 * float(along.min())) - here) / terms)
     if small:
-        errors.append(_against_double(objective, parts, block.tolist(), groups[0]))
+        errors.append(_against_other(objective, parts, block.tolist(), groups[0]))
     return _SAFETY * max(errors) if np.isfinite(errors).all() else float("inf")
 
 
@@ -94,19 +95,25 @@ def batch_terms(objective: Objective, group: int) -> list[float]:
         return [float(objective.forward(batch).tokens) for batch in objective.batches(group)]
 
 
-def _against_double(objective: Objective, parts: Parts, block: Sequence[int], group: int) -> float:
-    """|Δ_B L in the precision of θ − Δ_B L in float64| of a group's first batch, as the traced loss has it."""
-    tensors = [t.detach() for t in objective.parameters.tensors]
-    if tensors[0].dtype == torch.float64:
-        return 0.0
+def _against_other(objective: Objective, parts: Parts, block: Sequence[int], group: int) -> float:
+    """|Δ_B L in float32 − Δ_B L in float64| of a group's first batch, in units of θ's own precision.
+
+    Of a θ in float64 it is that difference times the ratio of the two precisions; 0 where float32 has no such numbers.
+    """
     try:
         graph = trace_loss(objective, next(objective.batches(group)))
     except InputError:
         return 0.0
+    tensors = [t.detach() for t in objective.parameters.tensors]
     inside = parts.confine([torch.ones_like(t) for t in tensors], block)
     with objective.evaluating():
-        found = [_diagonal(graph, [t.to(dtype) for t in tensors], inside) for dtype in (torch.float32, torch.float64)]
-    return abs(found[0] - found[1]) / batch_terms(objective, group)[0]
+        narrow, wide = (_diagonal(graph, [t.to(d) for t in tensors], inside) for d in (torch.float32, torch.float64))
+    if tensors[0].dtype == torch.float64:
+        ratio = torch.finfo(torch.float64).eps / torch.finfo(torch.float32).eps
+        difference = abs(narrow - wide) * ratio if math.isfinite(narrow) else 0.0
+    else:
+        difference = abs(narrow - wide)
+    return difference / batch_terms(objective, group)[0]
 
 
 def _diagonal(graph: LossGraph, point: list[torch.Tensor], inside: Sequence[torch.Tensor]) -> float:

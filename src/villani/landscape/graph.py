@@ -93,8 +93,8 @@ class LossGraph:
     def run(self, tensors: Sequence[torch.Tensor]) -> torch.Tensor:
         """The loss sum at θ = `tensors`, differentiable in them.
 
-        With float64 tensors all of it is computed in float64, where the model would cast to float32 too. What the model
-        detaches is not detached here: the derivative is that of the function computed.
+        With float64 tensors all of it is computed in float64, where the model would cast to float32 too; and with
+        float32 tensors of a model in float64 all of it in float32. What the model detaches is not detached here: the derivative is that of the function computed.
         """
         loss: torch.Tensor = self.values(tensors, {self.loss})[self.loss]
         return loss
@@ -110,6 +110,9 @@ class LossGraph:
         `observe(node, arguments, options)` is called at every operation, with values in the place of nodes.
         """
         wide = tensors[0].dtype == torch.float64
+        own = next((node.meta["val"].dtype for node in self.parameters if "val" in node.meta), tensors[0].dtype)
+        recast = tensors[0].dtype if wide or own == torch.float64 else None
+        replaced = (torch.float32, torch.float64)
         uses: dict[torch.fx.Node, int] = dict.fromkeys(self.nodes, 0)
         for node in self.nodes:
             for used in node.all_input_nodes:
@@ -118,12 +121,12 @@ class LossGraph:
         def look(argument: Any) -> Any:
             if isinstance(argument, torch.fx.Node):
                 return values[argument]
-            return torch.float64 if wide and argument is torch.float32 else argument
+            return recast if recast and argument in replaced else argument
 
-        def widen(tensor: torch.Tensor) -> torch.Tensor:
-            return tensor.double() if wide and tensor.is_floating_point() else tensor
+        def fit(tensor: torch.Tensor) -> torch.Tensor:
+            return tensor.to(recast) if recast and tensor.is_floating_point() else tensor
 
-        values: dict[torch.fx.Node, Any] = {n: widen(t) for n, t in (*self.constants.items(), *self.inputs.items())}
+        values: dict[torch.fx.Node, Any] = {n: fit(t) for n, t in (*self.constants.items(), *self.inputs.items())}
         values |= {node: tensors[index] for node, index in self.parameters.items()}
         for node in self.nodes:
             if node.op != "call_function":
@@ -332,7 +335,9 @@ def _find_head(logits: torch.fx.Node, parameters: dict[torch.fx.Node, int]) -> H
         node = node.args[0]
     weight = node.args[1] if node.target is aten.linear.default else None
     bias = node.args[2] if weight is not None and len(node.args) > 2 else None
-    if weight not in parameters or (bias is not None and bias not in parameters):
+    if weight is not None and (weight not in parameters or (bias is not None and bias not in parameters)):
+        raise InputError("the head is frozen, or computed from other tensors: its weight or bias is no tensor of θ")
+    if weight is None:
         raise InputError(f"the logits come from {node.target}, not from a linear map of features: no head to integrate")
     return Head(node.args[0], parameters[weight], None if bias is None else parameters[bias], node)
 

@@ -4,6 +4,7 @@ import hashlib
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, cast
 
 import numpy as np
@@ -107,8 +108,16 @@ class ParameterSpace:
         """Refuse a θ that cannot be measured.
 
         Raises:
-            InputError: a dtype narrower than float32, a mixture of dtypes or devices, or an entry that is not finite.
+            InputError: a dtype narrower than float32, a mixture of dtypes or devices, an entry that is not finite, or
+                two tensors in the same memory, which are one parameter and would be moved as two.
         """
+        placed = sorted((p for p in self.parameters if p.tensor.is_contiguous()), key=lambda p: _span(p.tensor)[0])
+        for one, other in pairwise(placed):
+            if share_memory(one.tensor, other.tensor):
+                raise InputError(
+                    f"parameters {one.name} and {other.name} are two tensors in the same memory, so that θ has fewer "
+                    "coordinates than it seems: tie them by one nn.Parameter, or clone one"
+                )
         for p in self.parameters:
             if p.tensor.dtype not in (torch.float32, torch.float64):
                 raise InputError(f"parameter {p.name} is {p.tensor.dtype}: second derivatives need float32 or float64")
@@ -137,6 +146,21 @@ class ParameterSpace:
         Σ_i (2i + 1)·bits_i mod 2⁶⁴, a piece at a time: a quarter of a second for 125M float32 numbers on one core.
         """
         return [_fingerprint(p.tensor) for p in self.parameters]
+
+
+def share_memory(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Whether the stretches of memory that two tensors lie in overlap; entries between those of a view count, too."""
+    (start, end), (first, last) = _span(one), _span(other)
+    return one.device == other.device and start < last and first < end
+
+
+def _span(tensor: torch.Tensor) -> tuple[int, int]:
+    """Addresses from the first byte to behind the last; nothing of a tensor without entries or memory."""
+    start = tensor.data_ptr() if tensor.device.type != "meta" else 0
+    if not start or not tensor.numel():
+        return 0, 0
+    last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    return start, start + (last + 1) * tensor.element_size()
 
 
 def _fingerprint(tensor: torch.Tensor) -> int:
