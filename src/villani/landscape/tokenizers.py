@@ -225,7 +225,17 @@ def _bos(tokenizer: Tokenizer, folder: Path | None) -> str | None:
         content = entry.get("content") if isinstance(entry, dict) else entry
         if isinstance(content, str):
             return content
-    return None
+    if folder is None or not (folder / "tokenizer_config.json").is_file():
+        return None
+    named = _as_transformers(tokenizer, folder).bos_token  # by the rules of its class, as GPT-2's
+    return named if isinstance(named, str) else None
+
+
+def _as_transformers(tokenizer: Tokenizer, folder: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    with _readable(tokenizer.name), quiet():
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
 
 
 def _template_prefix(tokenizer: Tokenizer, backend: Backend, folder: Path | None) -> tuple[int, ...]:
@@ -239,10 +249,8 @@ def _template_prefix(tokenizer: Tokenizer, backend: Backend, folder: Path | None
     plain = (token for token in ("a", *sorted(backend.get_vocab())) if token not in tokenizer.specials)
     probe = next((text for text in plain if len(tokenizer.encode([text])[0])), "")
     if folder is not None and (folder / "tokenizer_config.json").is_file():
-        from transformers import AutoTokenizer
-
+        loaded = _as_transformers(tokenizer, folder)
         with _readable(tokenizer.name), quiet():
-            loaded: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
             whole = loaded(probe).input_ids
             bare = loaded(probe, add_special_tokens=False).input_ids
     else:
