@@ -329,3 +329,17 @@ def test_words_are_told_once_for_each_set_of_reasons(caplog):
         assert live.measure(step)[PREFIX + "lambda_is_of_F"] == 0.0
     assert caplog.text.count("AdamW is no gradient descent on F") == 1
     assert "no λ of F belongs to its steps" in caplog.text
+
+
+def test_weights_moved_by_a_hook_after_the_step_are_no_descent_of_F():
+    """A decay of its own: λ solved from the steps is not the optimiser's."""
+
+    def hooked(model):
+        optimizer = torch.optim.SGD(model.parameters(), lr=RATE, weight_decay=DECAY)
+        optimizer.register_step_post_hook(lambda *_: [p.data.mul_(0.99) for p in model.parameters()] and None)
+        return optimizer
+
+    figures, (_, found, _), live = one_step(optimizer=hooked)
+    assert found == pytest.approx(DECAY + 0.01 / RATE, rel=0.02)
+    assert figures["lambda_is_of_F"] == 0
+    assert "may move weights" in live.descent.why["metric"]

@@ -269,6 +269,10 @@ ONES = torch.ones_like(IDS)
         ("GPT2", {"attention_mask": 2 * ONES}, "other values than 0"),
         ("GPT2", {"attention_mask": 0 * ONES}, "nothing to predict"),
         ("GPT2", {"attention_mask": ONES.scatter(1, ONES * 2, 0)}, "zeros between ones.*give position_ids"),
+        ("GPT2", {"position_ids": IDS.cfloat()}, "position_ids are torch.complex64: expected integers"),
+        ("GPT2", {"input_ids": IDS.to_sparse()}, "input_ids is a tensor that is torch.sparse_coo: expected a dense one"),
+        ("GPT2", {"attention_mask": IDS.to_sparse()}, "attention_mask is a tensor that is torch.sparse_coo"),
+        ("GPT2", {"labels": IDS.to("meta")}, "labels is a tensor that is on the meta device"),
         ("GPT2", {"position_ids": IDS.float()}, "position_ids are torch.float32 from 1.0: expected integers"),
         ("GPT2", {"position_ids": IDS - 5}, "position_ids are torch.int64 from -4"),
         ("GPT2", {"position_ids": IDS + 10}, "blocks of 20 tokens are longer than the model's context of 16"),
@@ -285,6 +289,19 @@ def test_what_cannot_be_right_is_told_in_one_line(name, group, message):
     with pytest.raises(InputError, match=f"group 0: .*{message}") as caught:
         Objective(make(name), [{"input_ids": IDS, **group}])
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["GPT2", "Llama", "Gemma3"])
+def test_positions_stand_still_in_padding_on_the_right_of_a_row_that_keeps_its_left(name):
+    """A masked row of attention sees the keys of both: what is predicted from padding depends on their positions."""
+    model = make(name)
+    mask = torch.tensor([[0, 0, 1, 1, 0, 0], [1, 1, 1, 1, 0, 0]])
+    group = {"input_ids": IDS, "attention_mask": mask, "labels": IDS.masked_fill(mask == 0, -100)}
+    places = torch.tensor([[0, 0, 0, 1, 1, 1], [0, 1, 2, 3, 4, 5]])  # cumsum(mask) − 1, or those of the model itself
+    loss, gradient = transformers_loss(model, [group | {"position_ids": places}])
+    objective = Objective(model, [group])
+    assert objective.loss() == pytest.approx(loss, abs=1e-6)
+    assert all(torch.allclose(a, b.double(), atol=1e-5) for a, b in zip(objective.gradient(), gradient, strict=True))
 
 
 @pytest.mark.parametrize("group", [None, "text", [[1, 2], [3]], np.zeros((2, 3), dtype=np.int64), 7])

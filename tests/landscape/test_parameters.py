@@ -7,6 +7,7 @@ from torch import nn
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedConfig, Trainer, TrainingArguments
 
 from tests.conftest import flat_parameters, make_model
+from villani.errors import InputError
 from villani.landscape.parameters import ParameterSpace
 
 
@@ -135,3 +136,14 @@ def test_norms_and_checksum():
     with torch.no_grad():
         model.transformer.wpe.weight[0, 0] += 1e-12
     assert space.checksum() != before
+
+
+@pytest.mark.parametrize("decay", [None, ["all"], 0.1])
+def test_a_mask_that_is_no_text_is_told(decay):
+    with pytest.raises(InputError, match="is no text: expected all, hf"):
+        ParameterSpace(make_model("gpt2"), decay)
+
+
+def test_weights_without_values_are_told():
+    with pytest.raises(InputError, match="is on the meta device, without values"):
+        ParameterSpace(make_model("gpt2").to("meta")).check()

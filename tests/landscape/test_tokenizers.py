@@ -4,6 +4,7 @@ import sys
 
 import numpy as np
 import pytest
+from transformers import AutoTokenizer
 
 from tests.landscape.conftest import refused
 from villani.landscape.tokenizers import load_tokenizer
@@ -118,6 +119,10 @@ def test_bos_is_the_token_that_the_tokenizer_names(tmp_path):
     (tmp_path / "map").mkdir()
     (tmp_path / "map" / "special_tokens_map.json").write_text(json.dumps({"bos_token": {"content": "</s>"}}))
     assert load_tokenizer(saved(tmp_path / "map"), special_tokens="bos").prefix == (1,)
+    classed = saved(tmp_path / "classed", config={"tokenizer_class": "LlamaTokenizer"})  # whose own it is
+    assert load_tokenizer(classed, special_tokens="bos").prefix == (
+        AutoTokenizer.from_pretrained(classed).bos_token_id,
+    )
     refused("names no token for the beginning", load_tokenizer, "builtin", special_tokens="bos")
     refused("names no token", load_tokenizer, saved(tmp_path / "bare"), special_tokens="bos")
     refused("special_tokens=eos: expected auto, none, bos", load_tokenizer, "builtin", special_tokens="eos")

@@ -95,7 +95,9 @@ class GradientWatch:
         decays = [group.get("weight_decay") for group in groups]
         self._varied |= self._decays is not None and self._decays != decays
         self._decays = decays
-        self._uneven = self._uneven or uneven(groups)
+        others = len(self._optimizer._optimizer_step_post_hooks) - 1
+        hooked = f"{others} step hooks of others run after each step, and may move weights" if others > 0 else ""
+        self._uneven = self._uneven or uneven(groups) or hooked
         pairs = [(self._raw[id(p)], p.grad) for p in self._tensors if id(p) in self._raw and p.grad is not None]
         raw = torch.cat([before.flatten() for before, _ in pairs]).float()
         used = torch.cat([after.flatten() for _, after in pairs]).float()

@@ -25,7 +25,7 @@ from villani.errors import InputError
 
 IGNORED = -100  # the label of a position that is not predicted
 _TOKENS, _LABELS, _MASK, _POSITIONS = "input_ids", "labels", "attention_mask", "position_ids"
-_FRACTIONS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 _NO_DATA = {"inputs_embeds", "past_key_values", "cache_params", "cache_position", "state", "mems", "logits_to_keep"}
 
 
@@ -201,15 +201,23 @@ def _token_ids(ids: Any, where: str) -> torch.Tensor:
         raise InputError(
             f"{where}: expected int64 token ids of shape (B, T), got {shape}: pad rows of unequal length to one tensor"
         )
+    _check_dense(_TOKENS, ids, where)
     if not ids.numel():
         raise InputError(f"{where}: token ids of shape {tuple(ids.shape)} are empty")
     return ids
+
+
+def _check_dense(name: str, tensor: torch.Tensor, where: str) -> None:
+    if tensor.layout != torch.strided or tensor.is_nested or tensor.is_meta:
+        kind = "nested" if tensor.is_nested else "on the meta device" if tensor.is_meta else str(tensor.layout)
+        raise InputError(f"{where}: {name} is a tensor that is {kind}: expected a dense one, with values")
 
 
 def _like_ids(name: str, value: Any, ids: torch.Tensor, where: str) -> torch.Tensor:
     if not isinstance(value, torch.Tensor) or value.shape != ids.shape:
         shape = tuple(value.shape) if isinstance(value, torch.Tensor) else f"a {type(value).__name__}"
         raise InputError(f"{where}: {name} is {shape}: expected a tensor of the ids' shape {tuple(ids.shape)}")
+    _check_dense(name, value, where)
     tensor: torch.Tensor = value.to(ids.device)
     return tensor
 
@@ -233,8 +241,9 @@ def _other(name: str, value: Any, ids: torch.Tensor, where: str) -> torch.Tensor
         if isinstance(value, torch.Tensor) and value.shape in (ids.shape[1:], (1, ids.shape[1])):
             value = value.expand(ids.shape).clone()  # one row for all blocks
         places = _like_ids(name, value, ids, where)
-        if places.dtype in (torch.bool, *_FRACTIONS) or int(places.min()) < 0:
-            raise InputError(f"{where}: {name} are {places.dtype} from {places.min().item()}: expected integers ≥ 0")
+        if places.dtype not in _INTEGERS or int(places.min()) < 0:
+            least = "" if places.is_complex() else f" from {places.min().item()}"
+            raise InputError(f"{where}: {name} are {places.dtype}{least}: expected integers ≥ 0")
         return places.to(torch.int64)
     if not isinstance(value, torch.Tensor) or value.shape[:1] != ids.shape[:1]:
         shape = tuple(value.shape) if isinstance(value, torch.Tensor) else f"a {type(value).__name__}"
@@ -278,7 +287,8 @@ def _arranged(batch: Batch, mask: torch.Tensor, model: nn.Module, where: str) ->
     batch = replace(batch, labels=batch.labels.masked_fill(places >= length - shift, IGNORED))
     stay = first[:, None] - shift
     if positioned and bool(stay.any()):
-        return replace(batch, more={**batch.more, _POSITIONS: (places - stay).clamp(min=0)})
+        counted = (batch.inputs[_MASK].cumsum(dim=1) - 1).clamp(min=0)
+        return replace(batch, more={**batch.more, _POSITIONS: torch.where(stay > 0, counted, places)})
     return replace(batch, attention=None) if bool(whole.all()) and _unmasked(batch) else batch
 
 

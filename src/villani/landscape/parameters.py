@@ -126,6 +126,8 @@ class ParameterSpace:
                     f"parameter {p.name} is {p.tensor.dtype} on {p.tensor.device}, others are {self.dtype} on "
                     f"{self.parameters[0].tensor.device}: use one dtype and one device"
                 )
+            if p.tensor.is_meta:
+                raise InputError(f"parameter {p.name} is on the meta device, without values: load or make the weights")
             if not bool(torch.isfinite(p.tensor).all()):
                 bad = int((~torch.isfinite(p.tensor)).sum())
                 raise InputError(
@@ -210,6 +212,8 @@ def check_decay(decay: str) -> None:
 
 
 def _pattern(decay: str) -> re.Pattern[str] | None:
+    if not isinstance(decay, str):
+        raise InputError(f"decay {decay!r} is no text: expected {', '.join(NAMED_MASKS)} or match:REGEX")
     if decay in NAMED_MASKS:
         return None
     if not decay.startswith("match:"):

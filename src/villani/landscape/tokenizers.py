@@ -244,7 +244,15 @@ def _bos(tokenizer: Tokenizer, folder: Path | None) -> str | None:
         content = entry.get("content") if isinstance(entry, dict) else entry
         if isinstance(content, str):
             return content
-    return None
+    if folder is None or not (folder / SETTINGS).is_file():
+        return None
+    named = _as_transformers(tokenizer, folder).bos_token  # by the rules of its class, as GPT-2's
+    return named if isinstance(named, str) else None
+
+
+def _as_transformers(tokenizer: Tokenizer, folder: Path) -> Any:
+    with _readable(tokenizer.name):
+        return transformers_tokenizer(folder)
 
 
 def _template_prefix(tokenizer: Tokenizer, backend: Backend, folder: Path | None) -> tuple[int, ...]:
@@ -258,8 +266,8 @@ def _template_prefix(tokenizer: Tokenizer, backend: Backend, folder: Path | None
     plain = (token for token in ("a", *sorted(backend.get_vocab())) if token not in tokenizer.specials)
     probe = next((text for text in plain if len(tokenizer.encode([text])[0])), "")
     if folder is not None and (folder / SETTINGS).is_file():
+        loaded = _as_transformers(tokenizer, folder)
         with _readable(tokenizer.name):
-            loaded = transformers_tokenizer(folder)
             whole = loaded(probe).input_ids
             bare = loaded(probe, add_special_tokens=False).input_ids
     else:
