@@ -23,6 +23,7 @@ from torch.utils import _pytree as pytree
 
 from villani.errors import InputError
 from villani.landscape.batches import IGNORED, Batch
+from villani.landscape.decomposition import TABLE
 from villani.landscape.objective import Objective
 
 aten = torch.ops.aten
@@ -256,7 +257,7 @@ def _trace(objective: Objective, module: nn.Module, inputs: tuple[torch.Tensor, 
         patch.object(TracerBase, "_filter_traceback_frames", _frames),
     ):
         try:
-            exported = torch.export.export(module, inputs, strict=False).run_decompositions({})
+            exported = torch.export.export(module, inputs, strict=False).run_decompositions(dict(TABLE))
         except InputError:
             raise
         except Exception as error:  # torch.export fails in as many ways as there are models
