@@ -112,21 +112,6 @@ def norm_of(target):
     return case
 
 
-def mask(d):
-    """Additive or boolean, with rows that are masked as a whole among them."""
-    allowed = torch.tensor(d.random((3, 5)) < 0.4)
-    least = scalar(d, -math.inf, float(torch.finfo(torch.float32).min))
-    return allowed if d.integers(2) else torch.zeros(3, 5).masked_fill(~allowed, least)
-
-
-def attention(d):
-    given = {"attn_mask": scalar(d, None, mask(d)), "scale": scalar(d, None, 0.3)}
-    if given["attn_mask"] is None:
-        given["is_causal"] = bool(d.integers(2))
-    few = {"sizes": SIZES[:10]}
-    return [Box(d, 1, 3, 2, **few), Box(d, 1, 5, 2, **few), Box(d, 1, 5, 2)], given
-
-
 def classified(d, **more):
     given = {"reduction": scalar(d, 0, 1, 2), "ignore_index": scalar(d, -100, 7)}
     target = labels(d, given["ignore_index"]) if d.integers(2) else torch.full((3,), given["ignore_index"])
@@ -225,7 +210,6 @@ CASES = {
     aten.log_softmax.int: lambda d: ([matrix(d), scalar(d, 0, -1)], {}),
     aten._log_softmax.default: lambda d: ([matrix(d), 1, False], {}),
     aten.logsumexp.default: lambda d: ([matrix(d)], {"dim": scalar(d, [0], [1], [0, 1])}),
-    aten.scaled_dot_product_attention.default: attention,
     aten.layer_norm.default: norm_of(aten.layer_norm.default),
     aten.rms_norm.default: norm_of(aten.rms_norm.default),
     aten.cross_entropy_loss.default: lambda d: classified(d, label_smoothing=scalar(d, 0.0, 0.1, 1.0)),

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 from villani.criteria.equations import Equations
+from villani.criteria.patterns import SHAPED
 from villani.landscape.graph import LossGraph, aten
 
 _SMALL = 4096  # entries of a matrix that is used other than as a map, up to which each has an unknown of its own
@@ -43,6 +44,7 @@ class Degrees:
 
     def __init__(self, graph: LossGraph) -> None:
         self.equations = Equations()
+        self.constants = graph.constants
         self.tensors: dict[int, torch.Tensor] = {}  # exponents, as forms; a matrix map's in two parts
         self.maps: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}  # W (E, D): forms of outputs (E,) and inputs (D,)
         values: dict[torch.fx.Node, Any] = {}
@@ -369,6 +371,45 @@ def _embedding(d: Degrees, node: torch.fx.Node, weight: Any, *_: Any) -> torch.T
     return matrix[0].expand(_shape_of(node))
 
 
+def _index(d: Degrees, node: torch.fx.Node, a: Any, _: Any) -> torch.Tensor:
+    """Places that are constants are read; what a text or θ chooses has to be alike wherever it may be taken from."""
+    if a is None:
+        return _zeros(_shape_of(node))
+    forms = d.plain(a)
+    chosen: list[torch.Tensor | None] = []
+    for dim, given in enumerate(node.args[1]):  # type: ignore[arg-type]
+        places = None if given is None else _constant(d, given)
+        if given is not None and places is None:
+            if given.meta["val"].dtype == torch.bool:  # how many there are depends on data
+                d.demand_zero(forms)
+                return _zeros(_shape_of(node))
+            d.demand_equal_along(forms, dim)
+            places = torch.zeros(_shape_of(given), dtype=torch.int64)
+        chosen.append(places)
+    found: torch.Tensor = aten.index.Tensor(forms.contiguous(), chosen)
+    return found
+
+
+def _constant(d: Degrees, node: Any) -> torch.Tensor | None:
+    """The value of a node, if it is a constant of the graph."""
+    while isinstance(node, torch.fx.Node) and node.target in _SAME - _ALTERED:
+        node = node.args[0]
+    return d.constants.get(node)
+
+
+def _gather(d: Degrees, node: torch.fx.Node, a: Any, dim: int, *_: Any) -> torch.Tensor:
+    """Which entries are taken is not up to the graph; so they have to be alike along the dimension."""
+    if a is None:
+        return _zeros(_shape_of(node))
+    forms = d.plain(a)
+    d.demand_equal_along(forms, dim)
+    return forms.narrow(dim, 0, 1).contiguous().gather(dim, torch.zeros(_shape_of(node), dtype=torch.int64))
+
+
+def _new(_: Degrees, __: torch.fx.Node, *___: Any) -> None:
+    """A new tensor takes over a shape, and no values."""
+
+
 def _getitem(_: Degrees, __: torch.fx.Node, parts: Any, index: int) -> Any:
     return parts[index]
 
@@ -377,6 +418,7 @@ _SAME = {
     aten.alias.default, aten.clone.default, aten.contiguous.default, aten._to_copy.default, aten.detach.default,
     aten.to.dtype, aten.neg.default, aten.relu.default, aten.abs.default, aten.lift_fresh_copy.default,
 }  # fmt: skip
+_ALTERED = {aten.neg.default, aten.relu.default, aten.abs.default}  # of which degrees are kept, and values are not
 _SHAPES = _SAME | {
     aten.view.default, aten._unsafe_view.default, aten.reshape.default, aten.transpose.int, aten.permute.default,
     aten.unsqueeze.default, aten.squeeze.default, aten.squeeze.dim, aten.squeeze.dims, aten.expand.default,
@@ -414,4 +456,7 @@ _RULES: dict[Any, Callable[..., Any]] = {
     aten.layer_norm.default: _layer_norm,
     aten.rms_norm.default: _rms_norm,
     aten.embedding.default: _embedding,
+    aten.index.Tensor: _index,
+    aten.gather.default: _gather,
+    **dict.fromkeys([*SHAPED, aten.new_empty.default, aten.empty_like.default], _new),
 }

@@ -1,4 +1,4 @@
-"""Rules of interval arithmetic: softmax, attention, normalisations and losses."""
+"""Rules of interval arithmetic: softmax, normalisations and losses."""
 
 import math
 
@@ -88,24 +88,6 @@ def normalised(o: Operation) -> Range:
     if given["weight"] is not None:
         result = o.rounded(times(result, o.range("weight")), 1)
     return result if given.get("bias") is None else plus(result, o.range("bias"))
-
-
-def attention(o: Operation) -> Range:
-    """Convex combinations of values, where every query sees a key."""
-    given = arguments(o.node)
-    parts = [o.range(name) for name in ("query", "key", "value")]
-    scale = given["scale"]
-    if not all(p.finite for p in parts) or (scale is not None and not math.isfinite(scale)):
-        return UNKNOWN
-    keys, mask = int(given["key"].meta["val"].shape[-2]), given["attn_mask"]
-    if mask is not None:
-        value = o.fixed.get(mask)
-        if value is None:
-            return UNKNOWN
-        seen = value if value.dtype == torch.bool else value >= -o.precision.max
-        if not bool(seen.any(-1).all()) or (value.is_floating_point() and not bool((value < INFINITY).all())):
-            return UNKNOWN
-    return o.rounded(parts[2], keys + FUNCTION) if keys else UNKNOWN
 
 
 # Losses

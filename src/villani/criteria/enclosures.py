@@ -39,7 +39,6 @@ from villani.criteria.enclosed_functions import (
     zeroed,
 )
 from villani.criteria.enclosed_losses import (
-    attention,
     binary_cross_entropy,
     cross_entropy,
     likelihood,
@@ -129,9 +128,6 @@ RULES = _rules(
     ]),
     (_rule(log_softmax, "self dim dtype half_to_float"), [aten.log_softmax.int, aten._log_softmax.default]),
     (_rule(log_sum, "self dim keepdim"), [aten.logsumexp.default]),
-    (_rule(attention, "query key value attn_mask is_causal scale enable_gqa"), [
-        aten.scaled_dot_product_attention.default,
-    ]),
     (_rule(normalised, "input normalized_shape weight bias eps cudnn_enable"), [
         aten.layer_norm.default, aten.rms_norm.default,
     ]),

@@ -43,7 +43,7 @@ SMOOTH = {
     aten.sigmoid.default, aten.log_sigmoid.default, aten.softplus.default, aten.gelu.default, aten.silu.default,
     aten.mish.default, aten.logaddexp.default, aten.logsumexp.default, aten.softmax.int, aten._softmax.default,
     aten._safe_softmax.default, aten.log_softmax.int, aten._log_softmax.default,
-    aten.scaled_dot_product_attention.default, aten.cross_entropy_loss.default,
+    aten.cross_entropy_loss.default,
     aten.binary_cross_entropy_with_logits.default,
 }  # fmt: skip
 

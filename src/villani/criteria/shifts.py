@@ -101,7 +101,9 @@ def _entropy_deletes(shift: torch.Tensor, arguments: Any) -> bool:
 
 
 _DELETING: dict[Any, Any] = {
-    **dict.fromkeys([aten.softmax.int, aten._softmax.default, aten.log_softmax.int], _softmax_deletes),
+    **dict.fromkeys(
+        [aten.softmax.int, aten._softmax.default, aten._safe_softmax.default, aten.log_softmax.int], _softmax_deletes
+    ),
     aten.layer_norm.default: _norm_deletes,
     aten.cross_entropy_loss.default: _entropy_deletes,
 }

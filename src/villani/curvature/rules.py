@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.nn import functional as F
 
+from villani.curvature import elementary
 from villani.curvature.jets import Jet, Probed, Tangents, add_to, as_jet, mapped
 
 if TYPE_CHECKING:
@@ -108,6 +109,87 @@ def _masked_fill(_: "Sweep", op: Any, a: Jet, mask: torch.Tensor, value: Any) ->
     return mapped(a, lambda t: t.masked_fill(mask, 0.0), op(a.x, mask, value))
 
 
+def _filled(_: "Sweep", op: Any, a: Jet, *rest: Any, **options: Any) -> Jet:
+    """Padded by, or partly replaced with, what does not move: linear but for the constant that comes in."""
+    zeros = [0.0 if isinstance(r, float) else r for r in rest]
+    still = {k: 0.0 if k == "value" else v for k, v in options.items()}
+    return mapped(a, lambda t: op(t, *zeros, **still), op(a.x, *rest, **options))
+
+
+def _jointly_linear(*places: int) -> Callable[..., Jet]:
+    """Rule of an operation that is linear in the arguments at these places taken together."""
+
+    def rule(_: "Sweep", op: Any, *given: Any, **options: Any) -> Jet:
+        jets = {place: as_jet(given[place]) for place in places}
+
+        def run(parts: dict[int, Any]) -> torch.Tensor:
+            found: torch.Tensor = op(*[parts.get(place, g) for place, g in enumerate(given)], **options)
+            return found
+
+        def terms(orders: dict[int, Tangents]) -> Tangents:
+            keys = sorted({k for order in orders.values() for k in order})
+            return {k: run({p: orders[p].get(k, torch.zeros_like(jets[p].x)) for p in places}) for k in keys}
+
+        return Jet(
+            run({p: j.x for p, j in jets.items()}),
+            terms({p: j.first for p, j in jets.items()}),
+            terms({p: j.second for p, j in jets.items()}),
+        )
+
+    return rule
+
+
+def _picked(_: "Sweep", op: Any, a: Jet, *rest: Any, **options: Any) -> tuple[Jet, torch.Tensor]:
+    """The largest, or all in order: which entries these are does not change nearby."""
+    values, places = op(a.x, *rest, **options)
+    given = dict(zip((x.name for x in op._schema.arguments[1:] if not x.kwarg_only), rest, strict=False)) | options
+    dim, kept = given.get("dim", -1), values.dim() == a.x.dim()
+
+    def gather(t: torch.Tensor) -> torch.Tensor:
+        if a.x.dim() == 0:
+            return t
+        found = t.gather(dim, places if kept else places.unsqueeze(dim))
+        return found if kept else found.squeeze(dim)
+
+    return mapped(a, gather, values), places
+
+
+def _extreme(_: "Sweep", op: Any, a: Any, b: Any) -> Jet:
+    """The larger or the smaller of two; half of each where they are equal, as autograd has it."""
+    a, b = as_jet(a), as_jet(b)
+    y = op(a.x, b.x)
+    share = torch.where(a.x == b.x, 0.5, (y == a.x).to(y.dtype))
+    first: Tangents = {}
+    second: Tangents = {}
+    for jet, weight in ((a, share), (b, 1 - share)):
+        for terms, sums in ((jet.first, first), (jet.second, second)):
+            for k, t in terms.items():
+                add_to(sums, k, weight * t)
+    return Jet(y, first, second)
+
+
+def _clamp(sweep: "Sweep", op: Any, a: Jet, low: Any = None, high: Any = None) -> Jet:
+    inside = torch.ones_like(a.x)
+    if low is not None:
+        inside = inside * (a.x >= low)
+    if high is not None:
+        inside = inside * (a.x <= high)
+    return sweep.elementwise(a, op(a.x, low, high), inside, None)
+
+
+def _grouped_product(sweep: "Sweep", op: Any, a: Any, weight: Any, *rest: Any, **options: Any) -> Jet:
+    """Rows of a, in groups, times a matrix for each group: linear in each."""
+    return sweep.bilinear(lambda x, w: op(x, w, *rest, **options), a, weight)
+
+
+def _convolution(sweep: "Sweep", op: Any, a: Any, weight: Any, bias: Any = None, *rest: Any) -> Jet:
+    y = sweep.bilinear(lambda x, w: op(x, w, None, *rest), a, weight)
+    if bias is None:
+        return y
+    columns = mapped(as_jet(bias), lambda t: t.reshape(-1, *[1] * (y.x.dim() - 2)))
+    return _add(sweep, aten.add.Tensor, y, columns)
+
+
 def _softmax(sweep: "Sweep", op: Any, a: Jet, dim: int, *rest: Any) -> Jet:
     """d: y(u − ⟨y,u⟩); d²: y(u_c² − ⟨y,u_c²⟩) with u_c centred under y."""
     y = op(a.x, dim, *rest)
@@ -143,61 +225,18 @@ def _layer_norm(
     return normed if bias is None else _add(sweep, aten.add.Tensor, normed, bias)
 
 
+def _rms_norm(sweep: "Sweep", _: Any, a: Any, shape: Any, weight: Any = None, eps: float | None = None) -> Jet:
+    """a·(mean a² + ε)^−½, then gain."""
+    a = as_jet(a)
+    dims = tuple(range(-len(shape), 0))
+    square = mapped(elementary.power(sweep, _, a, 2), lambda t: t.mean(dims, keepdim=True))
+    square.x = square.x + (torch.finfo(a.x.dtype).eps if eps is None else eps)
+    normed = sweep.bilinear(torch.mul, a, elementary.rsqrt(sweep, _, square))
+    return normed if weight is None else sweep.bilinear(torch.mul, normed, weight)
+
+
 def _embedding(_: "Sweep", op: Any, weight: Jet, ids: torch.Tensor, *rest: Any) -> Jet:
     return mapped(weight, lambda t: F.embedding(ids, t), op(weight.x, ids, *rest))
-
-
-def _tanh(sweep: "Sweep", _: Any, a: Jet) -> Jet:
-    y = a.x.tanh()
-    slope = 1 - y.square()
-    return sweep.elementwise(a, y, slope, -2 * y * slope)
-
-
-def _sigmoid(sweep: "Sweep", _: Any, a: Jet) -> Jet:
-    y = a.x.sigmoid()
-    slope = y * (1 - y)
-    return sweep.elementwise(a, y, slope, slope * (1 - 2 * y))
-
-
-def _silu(sweep: "Sweep", _: Any, a: Jet) -> Jet:
-    s = a.x.sigmoid()
-    slope = s * (1 - s)
-    return sweep.elementwise(a, a.x * s, s + a.x * slope, slope * (2 + a.x * (1 - 2 * s)))
-
-
-def _relu(sweep: "Sweep", _: Any, a: Jet) -> Jet:
-    """Almost everywhere: the kinks' own curvature is not seen (THEORY.md §7)."""
-    return sweep.elementwise(a, a.x.relu(), (a.x > 0).to(a.x.dtype), None)
-
-
-def _gelu(sweep: "Sweep", op: Any, a: Jet, *, approximate: str = "none") -> Jet:
-    x = a.x
-    if approximate == "tanh":
-        c, b = 0.7978845608028654, 0.044715  # √(2/π)
-        inner = Jet(c * (x + b * x**3))
-        t = inner.x.tanh()
-        u1, u2, d = c * (1 + 3 * b * x**2), 6 * c * b * x, 1 - t.square()
-        slope = 0.5 * (1 + t) + 0.5 * x * d * u1
-        bend = d * u1 + 0.5 * x * (d * u2 - 2 * t * d * u1.square())
-    else:
-        density = torch.exp(-0.5 * x.square()) * 0.3989422804014327  # 1/√(2π)
-        slope = 0.5 * (1 + torch.erf(x * 0.7071067811865476)) + x * density
-        bend = density * (2 - x.square())
-    return sweep.elementwise(a, op(x, approximate=approximate), slope, bend)
-
-
-def _power(sweep: "Sweep", _: Any, a: Jet, n: float) -> Jet:
-    bend = n * (n - 1) * a.x ** (n - 2) if n != 2 else torch.full_like(a.x, 2.0)
-    return sweep.elementwise(a, a.x**n, n * a.x ** (n - 1), bend)
-
-
-def _square(sweep: "Sweep", op: Any, a: Jet) -> Jet:
-    return _power(sweep, op, a, 2)
-
-
-def _rsqrt(sweep: "Sweep", _: Any, a: Jet) -> Jet:
-    y = a.x.rsqrt()
-    return sweep.elementwise(a, y, -0.5 * y**3, 0.75 * y**5)
 
 
 BY_SEQUENCE = {aten.linear.default, aten.addmm.default, aten.layer_norm.default, aten.mul.Tensor}
@@ -209,29 +248,65 @@ RULES: dict[Any, Callable[..., Any]] = {
             aten.permute.default, aten.unsqueeze.default,
             aten.squeeze.dim, aten.expand.default, aten.slice.Tensor, aten.select.int, aten.clone.default,
             aten.alias.default, aten.contiguous.default, aten._to_copy.default, aten.neg.default, aten.mean.dim,
-            aten.sum.dim_IntList,
+            aten.sum.dim_IntList, aten.sum.default, aten.mean.default, aten.cumsum.default, aten.squeeze.default,
+            aten.squeeze.dims, aten.t.default, aten.flatten.using_ints, aten.repeat.default, aten.flip.default,
+            aten.roll.default, aten.tril.default, aten.triu.default, aten.index.Tensor, aten.index_select.default,
+            aten.gather.default, aten.view_as_complex.default, aten.view_as_real.default,
         ],
         _linear_in_first,
     ),
-    **dict.fromkeys([aten.split.Tensor, aten.split_with_sizes.default, aten.chunk.default], _split),
+    **dict.fromkeys([aten.split.Tensor, aten.split_with_sizes.default, aten.chunk.default, aten.unbind.int], _split),
     **dict.fromkeys([aten.matmul.default, aten.bmm.default, aten.mm.default, aten.mul.Tensor], _multiply),
     **dict.fromkeys([aten.add.Tensor, aten.sub.Tensor], _add),
     **dict.fromkeys([aten.where.self, aten.where.ScalarOther, aten.where.ScalarSelf], _where),
+    **dict.fromkeys([aten.pad.default, aten.constant_pad_nd.default, aten.scatter.value], _filled),
+    **dict.fromkeys([aten.topk.default, aten.sort.default, aten.sort.stable, aten.max.dim, aten.min.dim], _picked),
+    **dict.fromkeys([aten.max.other, aten.min.other, aten.maximum.default, aten.minimum.default], _extreme),
+    **dict.fromkeys([aten.select_scatter.default, aten.slice_scatter.default], _jointly_linear(0, 1)),
+    aten.index_put.default: _jointly_linear(0, 2),
+    **dict.fromkeys([aten.scatter.src, aten.scatter_add.default, aten.index_add.default], _jointly_linear(0, 3)),
     operator.getitem: _getitem,
     aten.cat.default: _cat,
     aten.div.Tensor: _divide,
     aten.linear.default: _linear,
     aten.addmm.default: _addmm,
     aten.masked_fill.Scalar: _masked_fill,
+    aten._grouped_mm.default: _grouped_product,
+    aten.conv1d.default: _convolution,
     aten.softmax.int: _softmax,
+    aten._safe_softmax.default: _softmax,
     aten.layer_norm.default: _layer_norm,
+    aten.rms_norm.default: _rms_norm,
     aten.embedding.default: _embedding,
-    aten.tanh.default: _tanh,
-    aten.sigmoid.default: _sigmoid,
-    aten.silu.default: _silu,
-    aten.relu.default: _relu,
-    aten.gelu.default: _gelu,
-    aten.pow.Tensor_Scalar: _power,
-    aten.square.default: _square,
-    aten.rsqrt.default: _rsqrt,
+    aten.tanh.default: elementary.tanh,
+    aten.sigmoid.default: elementary.sigmoid,
+    aten.silu.default: elementary.silu,
+    aten.relu.default: elementary.relu,
+    aten.gelu.default: elementary.gelu,
+    aten.pow.Tensor_Scalar: elementary.power,
+    aten.square.default: elementary.square,
+    aten.rsqrt.default: elementary.rsqrt,
+    aten.sqrt.default: elementary.sqrt,
+    aten.reciprocal.default: elementary.reciprocal,
+    aten.exp.default: elementary.exp,
+    aten.expm1.default: elementary.exp,
+    aten.log.default: elementary.log,
+    aten.softplus.default: elementary.softplus,
+    aten.abs.default: elementary.abs,
+    aten.clamp.default: _clamp,
+    aten.sin.default: elementary.sin,
+    aten.cos.default: elementary.cos,
 }  # fmt: skip
+
+NEW = {
+    aten.zeros_like.default, aten.ones_like.default, aten.full_like.default, aten.empty_like.default,
+    aten.new_zeros.default, aten.new_ones.default, aten.new_full.default, aten.new_empty.default,
+}  # fmt: skip
+"""Tensors that take over a shape, and no values."""
+
+_BY_NAME = {"transformers.grouped_mm_fallback.default": _grouped_product}  # known to torch once transformers needs them
+
+
+def rule_of(node: torch.fx.Node) -> Callable[..., Any] | None:
+    """The rule of a node's operation, if there is one."""
+    return RULES.get(node.target) or _BY_NAME.get(str(node.target))

@@ -28,12 +28,14 @@ E[((W_ŷ − Wᵀp)·h_k)²], so that no tangent is ever as large as the vocabul
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
+from torch.utils import _pytree as pytree
 
 from villani.curvature.jets import Jet, Probed, Tangents, add_to, as_jet
-from villani.curvature.rules import BY_SEQUENCE, RULES
+from villani.curvature.rules import BY_SEQUENCE, NEW, rule_of
 from villani.errors import InputError
 from villani.landscape.batches import Batch
 from villani.landscape.graph import LogitGraph, place
@@ -100,9 +102,15 @@ class Sweep:
 
         arguments: Any = torch.fx.map_arg(node.args, look)
         options: Any = torch.fx.map_arg(node.kwargs, look)
-        if not any(isinstance(a, Jet) for a in _leaves(arguments)):
+        if not moves(node):
+            still = partial(pytree.tree_map, lambda a: a.x if isinstance(a, Jet) else a)
+            return node.target(*still(arguments), **still(options))  # type: ignore[operator]
+        if not any(isinstance(a, Jet) for a in pytree.tree_leaves(arguments)):
             return node.target(*arguments, **options)  # type: ignore[operator]
-        return RULES[node.target](self, node.target, *arguments, **options)
+        rule = rule_of(node)
+        if rule is None:
+            raise InputError(f"no Taylor rule for {node.target} ({place(node)}): use trace='gauss-newton'")
+        return rule(self, node.target, *arguments, **options)
 
     def probe(self, k: int) -> int:
         """What probe k is part of by now."""
@@ -176,6 +184,12 @@ class Sweep:
         return Jet(f(a.x, b.x), first, second)
 
 
+def moves(node: torch.fx.Node) -> bool:
+    """Whether what a node gives can move with θ: counts, places and conditions do not nearby, nor do new tensors."""
+    held = [v for v in pytree.tree_leaves(node.meta.get("val")) if isinstance(v, torch.Tensor)]
+    return node.target not in NEW and any(v.is_floating_point() or v.is_complex() for v in held)
+
+
 def check_rules(graph: LogitGraph) -> None:
     """Refuse a graph with an operation that depends on θ and has no rule.
 
@@ -184,8 +198,10 @@ def check_rules(graph: LogitGraph) -> None:
     """
     moved = set(graph.parameters)
     for node in graph.nodes:
-        if node.op == "call_function" and not moved.isdisjoint(node.all_input_nodes):
-            if node is not graph.head.node and node.target not in RULES:
+        if node.op == "call_function" and not moved.isdisjoint(node.all_input_nodes) and moves(node):
+            named = pytree.tree_leaves(node.kwargs)
+            known = rule_of(node) is not None and moved.isdisjoint(a for a in named if isinstance(a, torch.fx.Node))
+            if node is not graph.head.node and not known:
                 raise InputError(f"no Taylor rule for {node.target} ({place(node)}): use trace='gauss-newton'")
             moved.add(node)
         if node is graph.head.features:
@@ -236,9 +252,3 @@ def _uses(graph: LogitGraph) -> dict[torch.fx.Node, int]:
         for used in node.all_input_nodes:
             uses[used] += 1
     return uses
-
-
-def _leaves(arguments: Any) -> list[Any]:
-    if isinstance(arguments, tuple | list):
-        return [leaf for argument in arguments for leaf in _leaves(argument)]
-    return [arguments]

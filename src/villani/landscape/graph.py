@@ -23,6 +23,7 @@ from torch.utils import _pytree as pytree
 
 from villani.errors import InputError
 from villani.landscape.batches import IGNORED, Batch
+from villani.landscape.decomposition import TABLE
 from villani.landscape.objective import Objective
 
 aten = torch.ops.aten
@@ -199,6 +200,7 @@ def trace_logits(objective: Objective, batch: Batch) -> LogitGraph:
         return objective.traced[key]  # type: ignore[no-any-return]
     inputs = batch.inputs
     nodes, parameters, constants, users, logits = _trace(objective, _Logits(objective, batch), tuple(inputs.values()))
+    nodes, logits = _scale_features(nodes, logits)
     graph = objective.traced[key] = LogitGraph(
         nodes=nodes,
         parameters=parameters,
@@ -260,7 +262,7 @@ def _trace(objective: Objective, module: nn.Module, inputs: tuple[torch.Tensor, 
         patch.object(TracerBase, "_filter_traceback_frames", _frames),
     ):
         try:
-            exported = torch.export.export(module, inputs, strict=False).run_decompositions({})
+            exported = torch.export.export(module, inputs, strict=False).run_decompositions(dict(TABLE))
         except InputError:
             raise
         except Exception as error:  # torch.export fails in as many ways as there are models
@@ -328,6 +330,26 @@ def _tensor(exported: Any, spec: Any) -> torch.Tensor:
     if target in exported.constants:
         return exported.constants[target]  # type: ignore[no-any-return]
     return exported.state_dict[target]  # type: ignore[no-any-return]
+
+
+def _scale_features(nodes: tuple[torch.fx.Node, ...], logits: Any) -> tuple[tuple[torch.fx.Node, ...], Any]:
+    """Logits that are scaled by a number, s·Wh, as W(s·h): so that their head is a linear map."""
+    node: Any = logits
+    while node.target in _PASSED_ON:
+        node = node.args[0]
+    if node.target not in (aten.mul.Tensor, aten.div.Tensor) or not isinstance(node.args[1], int | float):
+        return nodes, logits
+    linear: Any = node.args[0]
+    if linear.target is not aten.linear.default or len(linear.args) > 2 or len(linear.users) > 1:
+        return nodes, logits
+    graph, features = node.graph, linear.args[0]
+    with graph.inserting_before(linear):
+        scaled = graph.call_function(node.target, (features, node.args[1]))
+    scaled.meta = {**node.meta, "val": features.meta["val"]}
+    linear.replace_input_with(features, scaled)
+    node.replace_all_uses_with(linear)
+    graph.erase_node(node)
+    return tuple(n for n in graph.nodes if n.op != "output"), linear if node is logits else logits
 
 
 def _find_head(logits: torch.fx.Node, parameters: dict[torch.fx.Node, int]) -> Head:

@@ -1,0 +1,127 @@
+"""Operations that a traced graph is rewritten without, each as the small ones that every table of rules knows.
+
+Whoever reads a graph (Taylor sweeps, degrees, ranges, shifts, smoothness) then sees one attention, whatever a model
+calls it, and needs a rule for the small operations alone. What is written here equals the operation in real arithmetic,
+and up to rounding as computed. Operations for which a rule says more than its parts do (a norm, softmax, GELU) stay.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+aten = torch.ops.aten
+Tensor = torch.Tensor
+
+
+def attention(
+    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, dropout_p: float = 0.0,
+    is_causal: bool = False, *, scale: float | None = None, enable_gqa: bool = False,
+) -> Any:  # fmt: skip
+    """Softmax of scaled products, as torch defines `scaled_dot_product_attention`; dropout is left as it is.
+
+    Args:
+        query: (…, H, T, E).
+        key: (…, H, S, E), or H/n heads with `enable_gqa`, each of n queries in a row.
+        value: (…, H, S, V), or as many heads as `key`.
+        attn_mask: True where a key is seen, or what is added to scores; broadcasts to (…, H, T, S). A query that sees
+            no key gives 0.
+        dropout_p: not 0: the operation stays whole, and no rule is known for it.
+        is_causal: a query sees the keys up to its own place, counted from the first.
+        scale: of the scores; E^−½ by default.
+        enable_gqa: heads of key and value serve several queries.
+    """
+    if dropout_p:
+        return NotImplemented
+    if enable_gqa:
+        key, value = (_repeated_heads(t, query.shape[-3]) for t in (key, value))
+    scores = torch.matmul(query, key.transpose(-2, -1)) * (query.shape[-1] ** -0.5 if scale is None else scale)
+    if is_causal:
+        past = torch.ones(scores.shape[-2:], dtype=torch.bool, device=query.device).tril()
+        return torch.matmul(scores.masked_fill(past.logical_not(), -math.inf).softmax(-1), value)
+    if attn_mask is None:
+        return torch.matmul(scores.softmax(-1), value)
+    if attn_mask.dtype == torch.bool:
+        scores = scores.masked_fill(attn_mask.logical_not(), -math.inf)
+    else:
+        scores = scores + attn_mask
+    return torch.matmul(aten._safe_softmax.default(scores, -1), value)
+
+
+def _repeated_heads(heads: Tensor, count: int) -> Tensor:
+    """(…, h, S, E) → (…, count, S, E), each head `count`/h times in a row."""
+    return repeat_interleave(heads, count // heads.shape[-3], -3)
+
+
+def repeat_interleave(x: Tensor, repeats: int, dim: int | None = None, output_size: int | None = None) -> Tensor:  # noqa: ARG001
+    """Each entry along a dimension, of the flattened tensor by default, as often as `repeats` says, in a row."""
+    if dim is None:
+        x, dim = x.reshape(-1), 0
+    dim %= x.dim()
+    wide = x.unsqueeze(dim + 1)
+    shape = [*x.shape[: dim + 1], repeats, *x.shape[dim + 1 :]]
+    return wide.expand(shape).reshape([*x.shape[:dim], x.shape[dim] * repeats, *x.shape[dim + 1 :]])
+
+
+def stack(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
+    """Side by side along a new dimension."""
+    dim %= tensors[0].dim() + 1
+    return torch.cat([t.unsqueeze(dim) for t in tensors], dim)
+
+
+def baddbmm(self: Tensor, batch1: Tensor, batch2: Tensor, *, beta: float = 1, alpha: float = 1) -> Tensor:
+    """β·self + α·(batch1 @ batch2); β = 0 ignores what self holds."""
+    product = torch.bmm(batch1, batch2)
+    product = product if alpha == 1 else product * alpha
+    if beta == 0:
+        return product
+    return product + (self if beta == 1 else self * beta)
+
+
+def rsub(self: Tensor, other: Any, alpha: float = 1) -> Any:
+    """other − α·self."""
+    return torch.sub(other, self, alpha=alpha) if isinstance(other, Tensor) else self * -alpha + other
+
+
+def slice_scatter(
+    self: Tensor, src: Tensor, dim: int = 0, start: int | None = None, end: int | None = None, step: int = 1
+) -> Any:
+    """`self` with a slice of it replaced; of a step of 1, else the operation stays whole."""
+    if step != 1:
+        return NotImplemented
+    size = self.shape[dim]
+    start, end, _ = slice(start, end).indices(size)
+    parts = [self.narrow(dim, 0, start), src.expand_as(self.narrow(dim, start, end - start)).to(self.dtype),
+             self.narrow(dim, end, size - end)]  # fmt: skip
+    parts = [part for part in parts if part.shape[dim]]
+    return parts[0].clone() if len(parts) == 1 else torch.cat(parts, dim)
+
+
+def type_as(self: Tensor, other: Tensor) -> Tensor:
+    """In the precision of another."""
+    return self.to(other.dtype)
+
+
+def concat(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
+    """`cat`, under its other name."""
+    return torch.cat(list(tensors), dim)
+
+
+def copy(self: Tensor, src: Tensor, non_blocking: bool = False) -> Tensor:  # noqa: ARG001
+    """`src` in the shape and precision of `self`."""
+    return src.to(self.dtype).expand(self.shape).clone()
+
+
+TABLE: dict[Any, Callable[..., Any]] = {
+    aten.scaled_dot_product_attention.default: attention,
+    aten.repeat_interleave.self_int: repeat_interleave,
+    aten.stack.default: stack,
+    aten.baddbmm.default: baddbmm,
+    aten.rsub.Scalar: rsub,
+    aten.rsub.Tensor: rsub,
+    aten.slice_scatter.default: slice_scatter,
+    aten.copy.default: copy,
+    aten.type_as.default: type_as,
+    aten.concat.default: concat,
+}
