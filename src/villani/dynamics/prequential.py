@@ -178,14 +178,14 @@ def _scores(
     logs: list[Array] = []
     gradient: list[torch.Tensor] = []
     for first in range(0, len(ids), width):
-        targets = labels[first : first + width, 1:]
+        targets = labels[first : first + width, 1:].flatten()
         wanted = targets != IGNORED
         if not bool(wanted.any()):
             continue
-        logits = model(input_ids=ids[first : first + width], use_cache=False).logits[:, :-1]
-        logits = logits[wanted].to(torch.promote_types(logits.dtype, torch.float32))
-        losses = nn.functional.cross_entropy(logits, targets[wanted], reduction="none")
-        logs.append(-losses.detach().cpu().numpy())
+        logits = model(input_ids=ids[first : first + width], use_cache=False).logits[:, :-1].flatten(0, 1)
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        losses = nn.functional.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="none")
+        logs.append(-losses.detach()[wanted].cpu().numpy())
         if learner is None:
             continue
         parts = torch.autograd.grad(losses.sum() / total, learner.tensors, allow_unused=True)
