@@ -18,6 +18,8 @@ CALLS = {  # a call of each mode, and for each type of option a value that it ta
     "of a potential": ["converge", "exact:tied"],
     "without --psi-every": ["converge", TINY],
     "without --prior text": ["certify", TINY],
+    "with --kind prequential": ["certify", TINY, "--kind", "prequential"],
+    "without --kind prequential": ["certify", TINY],
     "without sgd": ["recommend", TINY, "--optimizers", "adamw"],
     "without the rule guard": ["recommend", TINY, "--rules", "constants"],
 }
@@ -90,6 +92,8 @@ def test_options_of_a_potential_that_are_not_refused_change_its_settings(villani
         ["converge", "exact:tied", "--set", "a=nan"],
         ["converge", "exact:tied", "--groups", "3"],
         ["certify", TINY, "--batch", str(10**9)],
+        ["certify", TINY, "--kind", "prequential", "--learning-rate", "1e999"],
+        ["certify", TINY, "--kind", "prequential", "--warm-up", str(10**30)],
         ["certify", TINY, "--steps", str(10**30)],
         ["recommend", TINY, "--seeds", str(10**8), "--optimizers", "sgd"],
         ["recommend", TINY, "--batch", str(10**9), "--optimizers", "sgd"],

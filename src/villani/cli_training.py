@@ -16,6 +16,7 @@ from villani.options import (
     Dtype,
     DtypeChoice,
     Json,
+    KindChoice,
     MethodChoice,
     MicroTokens,
     Model,
@@ -29,6 +30,7 @@ from villani.options import (
     Text,
     Threads,
     Tokenizer,
+    TowardsChoice,
     TrustRemoteCode,
     assignments,
     choices,
@@ -133,14 +135,40 @@ def certify(
     scale: Annotated[
         ScaleChoice, typer.Option(help="noise in units of 1, or of each tensor's size")
     ] = ScaleChoice.unit,
+    kind: Annotated[
+        KindChoice,
+        typer.Option(
+            help="path: noisy training, its path and c4 certificates; prequential: one pass, each block scored before "
+            "it is trained on, no noise and no complexity, about the iterates"
+        ),
+    ] = KindChoice.path,
     direction: Annotated[DirectionChoice, typer.Option(help="of the steps")] = DirectionChoice.sgd,
     start: Annotated[ChainStartChoice, typer.Option(help="c4 needs a start in the prior")] = ChainStartChoice.prior,
-    weight_decay: Annotated[str, typer.Option(help="λ ≥ 0 towards the centre; several with commas")] = "1",
+    weight_decay: Annotated[
+        str | None,
+        typer.Option(help="λ ≥ 0 towards the centre; several with commas; default 1, with --kind prequential 0.01"),
+    ] = None,
+    towards: Annotated[
+        TowardsChoice, typer.Option(help="with --kind prequential, what decay pulls towards")
+    ] = TowardsChoice.centre,
     temperature: Annotated[str, typer.Option(help="s > 0: noise √(ηs) a step, prior variance s/(2λ)")] = "1e-4",
-    learning_rate: Annotated[float, typer.Option(help="η")] = 0.1,
+    learning_rate: Annotated[
+        str | None,
+        typer.Option(
+            help="η, default 0.1; with --kind prequential several with commas, and default 1e-3 for --direction adam"
+        ),
+    ] = None,
+    warm_up: Annotated[
+        int, typer.Option(help="with --kind prequential, steps over which η rises; it is constant then")
+    ] = 0,
     steps: Annotated[int, typer.Option(help="K, steps of a run")] = 200,
     batch: Annotated[int, typer.Option(help="blocks in a step")] = 8,
-    clip: Annotated[str, typer.Option(help="largest norm of a direction; c4 needs one; none for none")] = "1",
+    clip: Annotated[
+        str,
+        typer.Option(
+            help="largest norm of a direction, with --kind prequential of a gradient; c4 needs one; none for none"
+        ),
+    ] = "1",
     chains: Annotated[int, typer.Option(help="J, independent runs at every λ; c4 needs many")] = 1,
     delta: Annotated[float, typer.Option(help="δ: everything holds at once with probability 1 − δ")] = 0.05,
     candidates: Annotated[
@@ -156,20 +184,43 @@ def certify(
     run: Run = None,
     json: Json = False,
 ) -> None:
-    """Train with noise and certify the risk: PAC-Bayes bounds in nats per token, beside what they compete with.
+    """Train and certify the risk, with noise or in one pass: bounds in nats per token, beside what they compete with.
 
     Choose all settings before the certified text is looked at, or say with --candidates how many there were.
     """
     from villani.studies.certify import CertifySettings
     from villani.studies.certify import certify as run_certify
+    from villani.studies.prequential import PrequentialSettings, certify_prequential
     from villani.terminal import print_certificate, progress
 
+    if kind is KindChoice.prequential:
+        default = "1e-3" if direction is DirectionChoice.adam else "0.1"
+        passed = PrequentialSettings(
+            model=model, kind="prequential", text=text, held_out=held_out, tokenizer=tokenizer,
+            special_tokens=special_tokens.value, block=block, blocks=blocks, prior=prior.value, prior_share=prior_share,
+            prior_steps=prior_steps, train=train, direction=direction.value, towards=towards.value,
+            weight_decay=numbers("weight-decay", "0.01" if weight_decay is None else weight_decay),
+            learning_rate=numbers("learning-rate", default if learning_rate is None else learning_rate),
+            warm_up=warm_up, batch=batch,
+            clip=None if clip == "none" else number("clip", clip), delta=delta, candidates=candidates,
+            alpha=numbers("alpha", alpha), seed=seed, device=device, threads=threads, micro_tokens=micro_tokens,
+            allow_unused=allow_unused,
+        )  # fmt: skip
+        with progress() as bar:
+            directory, record = certify_prequential(passed, run, data, bar)
+        if json:
+            print_json(record)
+        else:
+            print_certificate(record, directory)
+        return
     settings = CertifySettings(
         model=model, text=text, held_out=held_out, tokenizer=tokenizer, special_tokens=special_tokens.value,
         block=block, blocks=blocks, prior=prior.value,
         prior_share=prior_share, prior_steps=prior_steps, train=train, scale=scale.value, direction=direction.value,
-        start=start.value, weight_decay=numbers("weight-decay", weight_decay),
-        temperature=number("temperature", temperature), learning_rate=learning_rate, steps=steps, batch=batch,
+        start=start.value, weight_decay=numbers("weight-decay", "1" if weight_decay is None else weight_decay),
+        temperature=number("temperature", temperature),
+        learning_rate=number("learning-rate", "0.1" if learning_rate is None else learning_rate), steps=steps,
+        batch=batch,
         clip=None if clip == "none" else number("clip", clip), chains=chains, delta=delta, candidates=candidates,
         alpha=numbers("alpha", alpha), seed=seed, device=device, threads=threads,
         micro_tokens=micro_tokens, allow_unused=allow_unused,

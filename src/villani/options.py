@@ -109,6 +109,20 @@ class ChainStartChoice(StrEnum):
     centre = "centre"
 
 
+class KindChoice(StrEnum):
+    """Kinds of certificates."""
+
+    path = "path"
+    prequential = "prequential"
+
+
+class TowardsChoice(StrEnum):
+    """What decay pulls towards in a prequential pass."""
+
+    centre = "centre"
+    zero = "zero"
+
+
 class ShapeChoice(StrEnum):
     """Ways in which a potential of one or two coordinates extends to d."""
 
@@ -306,6 +320,11 @@ IGNORED = (
         "converge", "without --psi-every", lambda o: not o["psi_every"] and o["psi_groups"] >= 3, ("psi_groups",)
     ),
     Mode("certify", "without --prior text", lambda o: o["prior"] != "text", ("prior_share", "prior_steps")),
+    Mode(
+        "certify", "with --kind prequential", lambda o: o["kind"] == "prequential",
+        ("scale", "start", "temperature", "steps", "chains"),
+    ),
+    Mode("certify", "without --kind prequential", lambda o: o["kind"] != "prequential", ("towards", "warm_up")),
     Mode("recommend", "without sgd", lambda o: "sgd" not in o["optimizer"].split(","), ("momentum",)),
     Mode(
         "recommend", "without the rule guard", lambda o: not {"guard", "all"} & set(o["rules"].split(",")), ("audit",)

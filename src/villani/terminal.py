@@ -22,7 +22,7 @@ from rich.progress import Progress as RichProgress
 from rich.table import Column, Table
 
 from villani.doctor import Finding
-from villani.outwards import upper
+from villani.outwards import lower, upper
 from villani.plan import duration
 from villani.report import audit as auditing
 from villani.report import convergence as converging
@@ -34,7 +34,7 @@ from villani.report.numbers import format_interval, format_number, format_uncert
 from villani.report.tables import named_statistics
 from villani.report.verdict import findings, headline
 from villani.runs.audits import AuditRecord, ReplayRecord, StepRecord
-from villani.runs.certificates import CertificateRecord
+from villani.runs.certificates import CertificateRecord, PrequentialRecord
 from villani.runs.convergences import ConvergenceRecord
 from villani.runs.papers import PaperRecord
 from villani.runs.recommendations import RecommendationRecord
@@ -276,6 +276,10 @@ def print_certificate(record: CertificateRecord, directory: Path) -> None:
     """The sentence, every certificate with its terms, and what was refused."""
     console = Console(highlight=False)
     console.print(record.sentence, style="bold", markup=False, soft_wrap=True)
+    if record.prequential:
+        _print_passes(console, record.prequential)
+        _print_page(console, directory)
+        return
     table = Table(
         "λ", "certificate", "nats", "empirical", "excess", "complexity", "held-out loss", "held-out bound", "status"
     )
@@ -293,6 +297,19 @@ def print_certificate(record: CertificateRecord, directory: Path) -> None:
         for reason in point.refusals:
             console.print(f"λ = {point.weight_decay:g}, not given: {reason}", markup=False, soft_wrap=True)
     _print_page(console, directory)
+
+
+def _print_passes(console: Console, record: PrequentialRecord) -> None:
+    table = Table("λ", "η", "nats", "empirical", "excess", "below start", "gain", "held-out loss", "held-out bound")
+    for point in record.points:
+        bound, held = point.certificate, point.held_out_loss
+        table.add_row(
+            f"{point.weight_decay:g}", f"{point.learning_rate:g}", upper(bound.value, places=4),
+            f"{bound.empirical:.4f}", upper(bound.excess, places=4), lower(point.below_start, places=4),
+            lower(point.gain.value, places=4), format_uncertain(held.value, held.sem),
+            upper(point.held_out_bound, places=4),
+        )  # fmt: skip
+    console.print(table)
 
 
 def print_paper(record: PaperRecord, directory: Path) -> None:

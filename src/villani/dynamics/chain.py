@@ -38,11 +38,7 @@ class Moving:
     """
 
     def __init__(self, model: nn.Module, pattern: str = "all", scale: Scale = "unit") -> None:
-        wanted = pattern_of("" if pattern == "all" else pattern, f"train {clipped(pattern)!r}")
-        named = [(name, p) for name, p in model.named_parameters() if wanted.search(name)]
-        if not named:
-            first = next((name for name, _ in model.named_parameters()), "none")
-            raise InputError(f"train {pattern!r} matches no parameter: names look like {first!r}")
+        named = matching(model, pattern)
         self.model = model
         self.names = [name for name, _ in named]
         self.tensors = [p for _, p in named]
@@ -69,6 +65,20 @@ class Moving:
         """∇_w of a loss, (k,)."""
         parts = torch.autograd.grad(loss, self.tensors)
         return torch.cat([part.reshape(-1) for part in parts]) * self.scale
+
+
+def matching(model: nn.Module, pattern: str) -> list[tuple[str, nn.Parameter]]:
+    """Names and tensors that a pattern matches: `all`, or a regular expression that names contain a match of.
+
+    Raises:
+        InputError: the pattern is invalid or matches nothing.
+    """
+    wanted = pattern_of("" if pattern == "all" else pattern, f"train {clipped(pattern)!r}")
+    named = [(name, p) for name, p in model.named_parameters() if wanted.search(name)]
+    if not named:
+        first = next((name for name, _ in model.named_parameters()), "none")
+        raise InputError(f"train {pattern!r} matches no parameter: names look like {first!r}")
+    return named
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,7 +127,7 @@ def run_chain(
         w += plan.variance**0.5 * _normal(stream(seed, Purpose.CHAIN_START, index), w)
     normals = stream(seed, Purpose.CHAIN_NOISE, index)
     account, losses, clipped = Account(plan), [], 0
-    turn = _turning(direction)
+    turn = Turning(direction, w)
     steps = len(plan.rates)
     for k, (rate, kept, noise) in enumerate(zip(plan.rates, plan.contractions, plan.noises, strict=True)):
         moving.write(w)
@@ -170,25 +180,31 @@ def label_probabilities(
     return np.concatenate(found), counts
 
 
-def _turning(direction: Direction) -> Callable[[torch.Tensor, int], torch.Tensor]:
-    """From the gradients so far to the direction; none of it sees the noise of the step to come."""
-    if direction == "sgd":
-        return lambda g, _: g
-    first: list[torch.Tensor] = []
-    second: list[torch.Tensor] = []
+class Turning:
+    """From the gradients so far to the direction; none of it sees the noise of the step to come.
 
-    def turn(g: torch.Tensor, k: int) -> torch.Tensor:
-        if not first:
-            first.append(torch.zeros_like(g))
-            second.append(torch.zeros_like(g))
-        first[0].mul_(_MOMENTUM).add_(g, alpha=1 - _MOMENTUM)
-        average = first[0] / (1 - _MOMENTUM ** (k + 1))
-        if direction == "momentum":
+    Args:
+        direction: the gradient itself, an average of gradients (momentum 0.9), or Adam's (0.9, 0.95).
+        like: a tensor of the gradients' shape.
+
+    `state` is all that it remembers.
+    """
+
+    def __init__(self, direction: Direction, like: torch.Tensor) -> None:
+        self.direction = direction
+        count = {"sgd": 0, "momentum": 1, "adam": 2}[direction]
+        self.state = [torch.zeros_like(like, requires_grad=False) for _ in range(count)]
+
+    def __call__(self, g: torch.Tensor, k: int) -> torch.Tensor:
+        """The direction of step k; call it for 0, 1, 2 and so on."""
+        if not self.state:
+            return g
+        self.state[0].mul_(_MOMENTUM).add_(g, alpha=1 - _MOMENTUM)
+        average = self.state[0] / (1 - _MOMENTUM ** (k + 1))
+        if self.direction == "momentum":
             return average
-        second[0].mul_(_SECOND).addcmul_(g, g, value=1 - _SECOND)
-        return average / ((second[0] / (1 - _SECOND ** (k + 1))).sqrt() + _EPSILON)
-
-    return turn
+        self.state[1].mul_(_SECOND).addcmul_(g, g, value=1 - _SECOND)
+        return average / ((self.state[1] / (1 - _SECOND ** (k + 1))).sqrt() + _EPSILON)
 
 
 def _normal(generator: np.random.Generator, like: torch.Tensor) -> torch.Tensor:

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 import plotly.graph_objects as go
 
 from villani.outwards import upper
+from villani.report import prequential
 from villani.report.elements import badge, facts, note, section, table
 from villani.report.figures import EXACT, NEGATIVE, POSITIVE, REMAINDER, TOTAL, UNRESOLVED, themed
 from villani.report.numbers import format_number, format_uncertain
@@ -36,6 +37,9 @@ def headline(record: CertificateRecord) -> str:
 def findings(record: CertificateRecord) -> dict[str, str]:
     """Title → paragraph."""
     found = {"The prior": f"{record.prior}. {record.moving:,} coordinates move (tensors: {record.train})."}
+    if record.prequential:
+        gain = prequential.best(record.prequential).gain
+        found["What the gain is about"] = f"{gain.about}; α = {gain.alpha:g}. It is a statement of its own at δ."
     if best := _best(record):
         found["What the predictor is"] = f"{best.predictor}; predictions smoothed with α = {best.alpha:g}."
         found["What the bound is about"] = f"{best.about}."
@@ -48,6 +52,8 @@ def findings(record: CertificateRecord) -> dict[str, str]:
 
 def pictures(record: CertificateRecord) -> Pictures:
     """Name → title, figure, caption."""
+    if record.prequential:
+        return prequential.pictures(record, record.prequential)
     found = {"truth": ("Certified, and what it competes with", _bar(record), _BAR_CAPTION)}
     if len(record.points) > 1:
         found["decay"] = ("Along the weight decay λ", _curve(record), _CURVE_CAPTION)
@@ -56,6 +62,10 @@ def pictures(record: CertificateRecord) -> Pictures:
 
 def tables(record: CertificateRecord) -> str:
     """Sections of tables, as HTML."""
+    return (prequential.tables(record.prequential) if record.prequential else _runs(record)) + _given(record)
+
+
+def _runs(record: CertificateRecord) -> str:
     header = [
         "λ",
         "certificate",
@@ -91,6 +101,10 @@ def tables(record: CertificateRecord) -> str:
         "λ", "chains", "training loss", "held-out loss", "held-out bound", "path cost", "clip's c4", "noise", "‖w‖",
         "clipped",
     ]  # fmt: skip
+    return section("Certificates", table(header, rows)) + section("The runs behind them", table(columns, runs))
+
+
+def _given(record: CertificateRecord) -> str:
     spent = {name: format_number(value) for name, value in record.spending.items() if value}
     about = {
         "certified": f"{record.text.spec}: {record.tokens:,} tokens; {record.text.words}",
@@ -101,20 +115,19 @@ def tables(record: CertificateRecord) -> str:
     words = (
         f"for a choice among {record.candidates:,} settings" if record.candidates > 1 else "for these settings alone"
     )
-    return (
-        section("Certificates", table(header, rows))
-        + section("The runs behind them", table(columns, runs))
-        + section("How δ is spent", note(f"δ = {record.delta:g} in all, {words}; at one λ and one α:") + facts(spent))
-        + section("What went in", facts(about))
-    )
+    one = "one λ, one η and one α" if record.prequential else "one λ and one α"
+    note_of = note(f"δ = {record.delta:g} in all, {words}; at {one}:")
+    return section("How δ is spent", note_of + facts(spent)) + section("What went in", facts(about))
 
 
-def limits(_: CertificateRecord) -> Iterable[str]:
+def limits(record: CertificateRecord) -> Iterable[str]:
     """What does not follow."""
-    return _LIMITS
+    return (*prequential.LIMITS, *(_LIMITS[k] for k in (0, 2, 3, 4, 5, 7))) if record.prequential else _LIMITS
 
 
 def _best(record: CertificateRecord) -> BoundRecord | None:
+    if record.prequential:
+        return prequential.best(record.prequential).certificate
     found = [bound for point in record.points for bound in (point.path, point.chain) if bound is not None]
     return min(found, key=lambda bound: bound.value, default=None)
 

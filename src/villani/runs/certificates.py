@@ -47,6 +47,54 @@ class CertificatePoint(Record):
     refusals: list[str] = Field(description="certificates that were not given, and the hypothesis that failed")
 
 
+class GainRecord(Record):
+    """What training certifiably took off the risk, from paired losses of the iterates and of the frozen start."""
+
+    value: float = Field(description="lower bound, nats per token; negative where none is certified")
+    empirical: float = Field(description="mean difference of the smoothed losses")
+    alpha: float = Field(description="prediction smoothing of both")
+    choice: float | None = Field(description="t, chosen from a grid that the bound has paid for")
+    delta: float
+    about: str
+    hypotheses: str
+
+
+class PassPoint(Record):
+    """One λ and η: a pass over the text, every block scored before it was trained on."""
+
+    weight_decay: float = Field(ge=0)
+    learning_rate: float = Field(gt=0)
+    certificate: BoundRecord = Field(description="about the iterates, each on its own next blocks; complexity 0")
+    below_start: float = Field(description="prior_bound − certificate, nats: two upper bounds, each at its own δ")
+    gain: GainRecord
+    loss: float = Field(description="of the blocks before they were trained on, mean nats per token, not smoothed")
+    moved: float = Field(description="‖θ − centre‖ at the end of the pass")
+    clipped: float = Field(description="share of steps whose gradient was clipped")
+    held_out_loss: EstimateRecord = Field(description="of the last weights on held-out text, not smoothed")
+    held_out_bound: float = Field(description="of the same at the same δ: a bound for the last weights")
+
+
+class SegmentRecord(Record):
+    """Some consecutive tokens of the pass."""
+
+    tokens: int = Field(description="certified tokens up to its end")
+    start: float = Field(description="mean loss of the frozen start, not smoothed")
+    iterates: list[float] = Field(description="of every point's iterates")
+
+
+class PrequentialRecord(Record):
+    """One pass in the text's order, THEORY.md §5 (c″)."""
+
+    direction: str
+    towards: Literal["centre", "zero"] = Field(description="what decay pulls towards")
+    batch: int = Field(description="consecutive blocks in a step")
+    steps: int
+    warm_up: int
+    clip: float | None
+    points: list[PassPoint]
+    segments: list[SegmentRecord]
+
+
 class CertificateRecord(Record):
     """PAC-Bayes certificates of noisy training, THEORY.md §5 and docs/certificates.md."""
 
@@ -68,7 +116,8 @@ class CertificateRecord(Record):
     spending: dict[str, float] = Field(description="what each part of δ is for, at one λ and one α")
     candidates: int = Field(description="size of the grid of settings that these were chosen from; δ is divided by it")
     alphas: list[float]
-    points: list[CertificatePoint]
+    points: list[CertificatePoint] = Field(description="of noisy runs; empty with `prequential`")
+    prequential: PrequentialRecord | None = Field(default=None, description="null but with --kind prequential")
     sentence: str
     provenance: Provenance
     cost: Cost | None = Field(default=None, description="null inside records.json, where every byte is reproducible")

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -18,6 +18,7 @@ from villani.theory.constants import Smoothing
 from villani.theory.pac_bayes import RiskBound, monte_carlo, weaken
 
 if TYPE_CHECKING:
+    from villani.studies.certified_text import Asked
     from villani.studies.certify import CertifySettings
 
 CONFIDENCE = 0.95
@@ -96,29 +97,35 @@ def assemble(
     centre: Evaluation, runs: Mapping[float, Sequence[Evaluation]], *, held_out_ids: Array, provenance: Provenance,
 ) -> CertificateRecord:  # fmt: skip
     """The record: every λ, what it competes with, and a sentence."""
-    size = int(centre.row["vocabulary"])
     share = settings.delta / settings.candidates
     spending = Spending.of(share, len(settings.weight_decay), len(settings.alpha), settings.chains)
     points = [_point(settings, decay, found, spending, text.documents) for decay, found in runs.items()]
-    prior = min(
-        (token_bound(f, centre.tokens, 0.0, settings.delta / len(settings.alpha)) for f in centre.certified),
-        key=lambda b: b.value,
-    )
-    frequencies = np.bincount(held_out_ids.astype(int)) / len(held_out_ids)
-    seen = frequencies[frequencies > 0]
     record = CertificateRecord(
-        model=model, text=text, held_out=held_out, prior=_prior_words(settings), train=settings.train, moving=moving,
-        tokens=centre.tokens, vocabulary=size, log_vocabulary=math.log(size),
-        unigram_entropy=float(-(seen * np.log(seen)).sum()), prior_loss=centre.training_loss, prior_bound=prior.value,
-        prior_held_out_loss=centre.held_out_loss(), delta=settings.delta,
+        model=model, text=text, held_out=held_out, moving=moving,
         spending={
             "path certificate": spending.path, "c4 certificate": spending.chain,
             "Monte Carlo of its empirical risk": spending.monte_carlo,
             "Monte Carlo of its complexity": spending.measured_complexity,
         },
-        candidates=settings.candidates, alphas=settings.alpha, points=points, sentence="", provenance=provenance,
+        points=points, sentence="", provenance=provenance, **competitors(settings, centre, held_out_ids),
     )  # fmt: skip
     return record.model_copy(update={"sentence": sentence(record)})
+
+
+def competitors(settings: "Asked", centre: Evaluation, held_out_ids: Array) -> dict[str, Any]:
+    """What every kind of certificate is held against, by the names of the record's fields."""
+    size = int(centre.row["vocabulary"])
+    prior = min(
+        token_bound(f, centre.tokens, 0.0, settings.delta / len(settings.alpha)).value for f in centre.certified
+    )
+    frequencies = np.bincount(held_out_ids.astype(int)) / len(held_out_ids)
+    seen = frequencies[frequencies > 0]
+    return {
+        "prior": _prior_words(settings), "train": settings.train, "tokens": centre.tokens, "vocabulary": size,
+        "log_vocabulary": math.log(size), "unigram_entropy": float(-(seen * np.log(seen)).sum()),
+        "prior_loss": centre.training_loss, "prior_bound": prior, "prior_held_out_loss": centre.held_out_loss(),
+        "delta": settings.delta, "candidates": settings.candidates, "alphas": settings.alpha,
+    }  # fmt: skip
 
 
 def best_bound(record: CertificateRecord) -> tuple[CertificatePoint, BoundRecord] | None:
@@ -166,7 +173,9 @@ def _point(
     refusals: list[str] = []
     drawn = path(float(first.row["log_ratio"]), settings.steps)
     paths = [
-        _bound(token_bound(f, first.tokens, drawn.value, spending.path), f, drawn, _DRAWN, first.tokens, documents)
+        bound_record(
+            token_bound(f, first.tokens, drawn.value, spending.path), f, drawn, _DRAWN, first.tokens, documents
+        )
         for f in first.certified
     ]
     chain = None
@@ -215,15 +224,16 @@ def _chain_bound(plan: Plan, runs: Sequence[Evaluation], spending: Spending, doc
         more = spending.monte_carlo + spending.measured_complexity
         bound = weaken(token_bound(moments, runs[0].tokens, complexity.value, spending.chain), "statistical", more)
         found.append(
-            _bound(bound, moments, complexity, _LAW, runs[0].tokens, documents, limit - float(first.mean()))
+            bound_record(bound, moments, complexity, _LAW, runs[0].tokens, documents, limit - float(first.mean()))
         )  # fmt: skip
     return min(found, key=lambda b: b.value)
 
 
-def _bound(
+def bound_record(
     bound: RiskBound, moments: Moments, complexity: Complexity, predictor: str, tokens: int, documents: int,
     monte_carlo: float = 0.0,
 ) -> BoundRecord:  # fmt: skip
+    """A bound and its complexity as they stand in JSON."""
     each = tokens / documents if documents > 1 else None
     return BoundRecord(
         value=bound.value, bits=bound.value / math.log(2),
@@ -234,7 +244,7 @@ def _bound(
     )  # fmt: skip
 
 
-def _prior_words(settings: "CertifySettings") -> str:
+def _prior_words(settings: "Asked") -> str:
     match settings.prior:
         case "init":
             return "random weights, drawn without any data"

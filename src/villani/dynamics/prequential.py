@@ -1,0 +1,194 @@
+"""One pass over a text in order: every block is scored by the weights from before it was trained on.
+
+The scores are those of the training step's own forward pass, so that they cost nothing: THEORY.md §5 (c″). Weights that
+score a block are a function of the blocks before its batch, of the settings and of the start, and of nothing else.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import nn
+
+from villani.dynamics.chain import Direction, Turning
+from villani.errors import InputError, check_nonnegative, check_positive
+from villani.landscape.evaluation import evaluating
+from villani.landscape.objective import IGNORED
+from villani.statistics import Array
+
+Towards = Literal["centre", "zero"]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """θ ← θ − ηλ(θ − c) − η·direction: everything about a step that has to be fixed before the text.
+
+    Decay is decoupled, as AdamW's is; with `adam` and c = 0 this is AdamW (β = 0.9, 0.95). The gradient is clipped
+    before the direction is made of it.
+
+    Attributes:
+        rate: η > 0.
+        weight_decay: λ ≥ 0, ηλ ≤ 1.
+        direction: of the gradients so far, see `chain.Turning`.
+        towards: c: where the pass began, or 0.
+        clip: largest norm of a gradient; None for none.
+        warm_up: steps over which η rises linearly.
+
+    Raises:
+        InputError: a number out of range.
+    """
+
+    rate: float
+    weight_decay: float = 0.0
+    direction: Direction = "sgd"
+    towards: Towards = "centre"
+    clip: float | None = None
+    warm_up: int = 0
+
+    def __post_init__(self) -> None:
+        check_positive(learning_rate=self.rate)
+        check_nonnegative(weight_decay=self.weight_decay, warm_up=self.warm_up)
+        if self.clip is not None:
+            check_positive(clip=self.clip)
+        if self.rate * self.weight_decay > 1:
+            raise InputError(
+                f"learning_rate={self.rate:g}, weight_decay={self.weight_decay:g}: a step would take more than all of "
+                "θ away; lower one of them, so that their product is at most 1"
+            )
+
+    def at(self, step: int) -> float:
+        """η of a step."""
+        return self.rate * min(1.0, (step + 1) / (self.warm_up + 1))
+
+
+class Learner:
+    """Tensors that a rule moves in place, and all that it remembers about them.
+
+    Args:
+        rule: how.
+        tensors: where they are now is the centre, of which a copy is kept.
+    """
+
+    def __init__(self, rule: Rule, tensors: list[torch.Tensor]) -> None:
+        self.rule = rule
+        self.tensors = tensors
+        self.centre = [t.detach().clone() for t in tensors]
+        self._turns = [Turning(rule.direction, t.detach()) for t in tensors]
+
+    @property
+    def state(self) -> list[torch.Tensor]:
+        """What the next step depends on, beside its number."""
+        return [*self.tensors, *(memory for turn in self._turns for memory in turn.state)]
+
+    def step(self, gradient: list[torch.Tensor], step: int) -> bool:
+        """Make a step; tells whether the gradient was clipped."""
+        rule, rate = self.rule, self.rule.at(step)
+        with torch.no_grad():
+            norm = math.sqrt(sum(float(torch.linalg.vector_norm(g, dtype=torch.float64)) ** 2 for g in gradient))
+            if not math.isfinite(norm):
+                raise InputError(f"training diverged at step {step}: lower the learning rate, or clip")
+            clipped = rule.clip is not None and norm > rule.clip
+            for tensor, centre, turn, g in zip(self.tensors, self.centre, self._turns, gradient, strict=True):
+                direction = turn(g * (rule.clip / norm) if clipped and rule.clip else g, step)
+                if rule.weight_decay:
+                    tensor.mul_(1 - rate * rule.weight_decay)
+                    if rule.towards == "centre":
+                        tensor.add_(centre, alpha=rate * rule.weight_decay)
+                tensor.sub_(direction, alpha=rate)
+        return clipped
+
+    def moved(self) -> float:
+        """‖θ − centre‖."""
+        pairs = zip(self.tensors, self.centre, strict=True)
+        return math.sqrt(sum(float((t.detach() - c).double().square().sum()) for t, c in pairs))
+
+    def reset(self) -> None:
+        """Back to the centre."""
+        with torch.no_grad():
+            for tensor, centre in zip(self.tensors, self.centre, strict=True):
+                tensor.copy_(centre)
+
+
+@dataclass(frozen=True, eq=False)
+class Stretch:
+    """Some consecutive steps of a pass.
+
+    Attributes:
+        stop: the step that comes next.
+        logs: (n,) ln p of the predicted tokens of the blocks of these steps, in the text's order; in the model's dtype.
+        clipped: steps whose gradient was.
+    """
+
+    stop: int
+    logs: Array
+    clipped: int
+
+
+def steps_of(blocks: int, batch: int) -> int:
+    """Steps of a pass; the last may have fewer blocks."""
+    return -(-blocks // batch)
+
+
+def advance(
+    model: nn.Module, learner: Learner | None, ids: torch.Tensor, labels: torch.Tensor, *, start: int, batch: int,
+    micro_tokens: int, enough: Callable[[int], bool] = lambda _: False,
+) -> Stretch:  # fmt: skip
+    """Score the blocks in order and, after each batch of them, train on it.
+
+    Args:
+        model: a causal language model, at the weights that step `start` begins with.
+        learner: how its tensors move; None scores alone, with the same arithmetic.
+        ids: (M, T) int64 token blocks in the text's order.
+        labels: (M, T) int64, −100 where not predicted.
+        start: first step.
+        batch: consecutive blocks in a step.
+        micro_tokens: tokens in one forward pass, at least a block.
+        enough: called with the number of steps done after each; true stops there.
+
+    Raises:
+        InputError: a loss or gradient that is not finite.
+    """
+    device = next(model.parameters()).device
+    found: list[Array] = []
+    step, steps, clipped = start, steps_of(len(ids), batch), 0
+    with evaluating(model, device, fused=True), torch.set_grad_enabled(learner is not None):
+        while step < steps:
+            rows = slice(step * batch, (step + 1) * batch)
+            logs, gradient = _scores(model, learner, ids[rows].to(device), labels[rows].to(device), micro_tokens)
+            if not np.isfinite(logs).all():
+                raise InputError(f"training diverged at step {step}: lower the learning rate, or clip")
+            found.append(logs)
+            if learner and gradient:
+                clipped += learner.step(gradient, step)
+            step += 1
+            if enough(step):
+                break
+    return Stretch(step, np.concatenate(found) if found else np.zeros(0, dtype=np.float32), clipped)
+
+
+def _scores(
+    model: nn.Module, learner: Learner | None, ids: torch.Tensor, labels: torch.Tensor, micro_tokens: int
+) -> tuple[Array, list[torch.Tensor]]:
+    """ln p of the predicted tokens of a batch, and ∇ of their mean loss, from one forward pass at the same weights."""
+    total = int((labels[:, 1:] != IGNORED).sum())
+    width = max(1, micro_tokens // ids.shape[1])
+    logs: list[Array] = []
+    gradient: list[torch.Tensor] = []
+    for first in range(0, len(ids), width):
+        targets = labels[first : first + width, 1:].flatten()
+        wanted = targets != IGNORED
+        if not bool(wanted.any()):
+            continue
+        logits = model(input_ids=ids[first : first + width], use_cache=False).logits[:, :-1].flatten(0, 1)
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        losses = nn.functional.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="none")
+        logs.append(-losses.detach()[wanted].cpu().numpy())
+        if learner is None:
+            continue
+        parts = torch.autograd.grad(losses.sum() / total, learner.tensors, allow_unused=True)
+        parts = tuple(torch.zeros_like(t) if p is None else p for p, t in zip(parts, learner.tensors, strict=True))
+        gradient = [g.add_(p) for g, p in zip(gradient, parts, strict=True)] if gradient else list(parts)
+    return (np.concatenate(logs) if logs else np.zeros(0, dtype=np.float32)), gradient
