@@ -124,7 +124,9 @@ class _Reader:
     def _shares_memory(self, index: int) -> str | None:
         """Another tensor that the logits depend on and that moves with this one, by name."""
         tensor = self.parameters[index].tensor
-        others = [(p.name, p.tensor) for i, p in enumerate(self.parameters) if i != index]
+        others: list[tuple[str, torch.Tensor]] = [
+            (p.name, p.tensor) for i, p in enumerate(self.parameters) if i != index
+        ]
         others += [(f"the constant {node.name}", constant) for node, constant in self.graph.constants.items()]
         return next((name for name, other in others if share_memory(tensor, other)), None)
 

@@ -94,7 +94,8 @@ class LossGraph:
         """The loss sum at θ = `tensors`, differentiable in them.
 
         With float64 tensors all of it is computed in float64, where the model would cast to float32 too; and with
-        float32 tensors of a model in float64 all of it in float32. What the model detaches is not detached here: the derivative is that of the function computed.
+        float32 tensors of a model in float64 all of it in float32. What the model detaches is not detached here: the
+        derivative is that of the function computed.
         """
         loss: torch.Tensor = self.values(tensors, {self.loss})[self.loss]
         return loss
