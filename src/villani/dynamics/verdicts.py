@@ -116,7 +116,7 @@ def _against_truth(claim: Claim, run: Setting, truth: float, promised: float) ->
     if run.status == "certified":
         return "refuted", f"{times} (certified)."
     if run.ceiling is not None and claim.log_rate > math.log(run.ceiling):
-        return "refuted", f"The gap is at most {run.ceiling:.4g} (certified), and {truth:.4g} as estimated."
+        return "refuted", f"The gap is at most {upper(run.ceiling, 4)} (certified), and {truth:.4g} as estimated."
     return "not identifiable", f"{times}, but it is {run.status}, which refutes nothing."
 
 

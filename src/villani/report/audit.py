@@ -185,7 +185,7 @@ def _orbit_picture(walk: Sequence[StepRecord], temperature: float) -> tuple[str,
     figure.update_xaxes(title="scale R", tickvals=across, ticktext=[f"{step.scale:g}" for step in walk])
     figure.update_yaxes(title="Ψ", zeroline=True, **up.ticks([e.value for e in values]))
     drift = max(step.loss_change for step in walk)
-    loss = "the loss is the same to the last bit" if drift == 0 else f"the loss changes by up to {drift:.1g} nats"
+    loss = "the loss is the same to the last bit" if drift == 0 else f"the loss changes by up to {upper(drift, 1)} nats"
     caption = f"Ψ along the orbit with the smallest s*, at s = {format_number(temperature)}; on all of it {loss}."
     return "On a rescaling orbit: the same loss", figure, caption
 

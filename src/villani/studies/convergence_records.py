@@ -21,6 +21,7 @@ from villani.dynamics.convergence import (
 )
 from villani.dynamics.langevin import Rule
 from villani.dynamics.verdicts import Claim, Setting, claims, judge
+from villani.outwards import lower, upper
 from villani.runs.convergences import (
     ChainsRecord,
     CoupledRecord,
@@ -380,7 +381,8 @@ def _sentence(seen: Seen, fits: dict[str, Fit], run: Setting, promised: list[Cla
         words = f"{where} {what} has no rate that could be fitted ({loss.why if loss else 'nothing was logged'})"
     else:
         low, high = loss.interval
-        words = f"{where} {what} decays at a rate of {loss.rate.value:.3g} ({low:.3g} to {high:.3g}; {loss.verdict})"
+        within = f"{lower(low, 3)} to {upper(high, 3)}"
+        words = f"{where} {what} decays at a rate of {loss.rate.value:.3g} ({within}; {loss.verdict})"
     if promised:
         verdict, _ = judge(promised[0], run)
         told = {

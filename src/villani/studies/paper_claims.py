@@ -394,7 +394,7 @@ def _told(estimate: EstimateRecord | None) -> str:
     if estimate is None:
         return "unknown"
     low, high = estimate.interval
-    return f"{estimate.value:+.3g} [{low:+.2g}, {high:+.2g}]" if estimate.sem else f"{estimate.value:.3g}"
+    return f"{estimate.value:+.3g} [{lower(low, 2)}, {upper(high, 2)}]" if estimate.sem else f"{estimate.value:.3g}"
 
 
 def _mask(decay: str) -> str:

@@ -210,7 +210,7 @@ def _orbit(objective: Objective, witness: Witness, settings: AuditSettings, ledg
         words = f"Along {orbit.name} the loss or its derivatives are not finite: criterion (iv) is not refuted by it."
         return _Found([*checks, Check(words, False)], orbit.name)
     drift = max(step.loss_change for step in walk)
-    same = "by not a single bit" if drift == 0 else f"by up to {drift:.1g} nats per token"
+    same = "by not a single bit" if drift == 0 else f"by up to {upper(drift, 1)} nats per token"
     allowed = drift_allowed(objective.loss(0), space.dtype)
     checks.append(
         Check(f"Along {orbit.name} the loss changes {same} for R up to {walk[-1].scale:g}.", drift <= allowed)

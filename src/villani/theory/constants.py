@@ -133,7 +133,7 @@ def smoothed_cross_entropy(weight_decay: float, beta: float, smoothing: Smoothin
     constant = holley_stroock(weight_decay, beta, smoothing.oscillation, proved=True)
     hypotheses = (
         f"predictions smoothed with α = {smoothing.alpha:g} over V = {smoothing.vocabulary} "
-        f"(at most +{smoothing.cost:.4g} nats a token); every parameter decays"
+        f"(at most +{upper(smoothing.cost, 4)} nats a token); every parameter decays"
     )
     return replace(constant, name="smoothed cross-entropy", hypotheses=hypotheses, source="THEORY.md §3, C3")
 
