@@ -270,7 +270,7 @@ ONES = torch.ones_like(IDS)
         ("GPT2", {"attention_mask": 0 * ONES}, "nothing to predict"),
         ("GPT2", {"attention_mask": ONES.scatter(1, ONES * 2, 0)}, "zeros between ones.*give position_ids"),
         ("GPT2", {"position_ids": IDS.cfloat()}, "position_ids are torch.complex64: expected integers"),
-        ("GPT2", {"input_ids": IDS.to_sparse()}, "input_ids is a tensor that is torch.sparse_coo: expected a dense"),
+        ("GPT2", {"input_ids": IDS.to_sparse()}, "input_ids is a tensor that is torch.sparse_coo: expected"),
         ("GPT2", {"attention_mask": IDS.to_sparse()}, "attention_mask is a tensor that is torch.sparse_coo"),
         ("GPT2", {"labels": IDS.to("meta")}, "labels is a tensor that is on the meta device"),
         ("GPT2", {"position_ids": IDS.float()}, "position_ids are torch.float32 from 1.0: expected integers"),

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
+import transformers
 from torch import nn
 from transformers import (
     BertConfig,
@@ -169,6 +170,31 @@ def test_a_mixture_of_experts_is_causal_up_to_rounding():
     ids = torch.randint(0, 50, (3, 1, 16))
     assert not leaks(model, ids[0] % V)
     assert Objective(model, ids).loss() > 0
+
+
+@pytest.mark.parametrize("kind", ["Bart", "Marian", "Pegasus"])
+def test_labels_for_a_loss_that_does_not_shift_them_are_refused(kind):
+    """Its own loss of labels moved by one is that of next tokens; read as here, they would be two ahead."""
+    config = getattr(transformers, f"{kind}Config")(
+        vocab_size=V, d_model=8, decoder_layers=1, decoder_ffn_dim=12, decoder_attention_heads=2, pad_token_id=0,
+        max_position_embeddings=16,
+    )  # fmt: skip
+    model = getattr(transformers, f"{kind}ForCausalLM")(config).eval()
+    moved = F.pad(IDS[0][:, 1:], (0, 1), value=-100)
+    with torch.no_grad():
+        own = float(model(input_ids=IDS[0], labels=moved).loss)
+    assert Objective(model, IDS[:1]).loss() == pytest.approx(own, rel=1e-6)
+    some = IDS[0].masked_fill(IDS[0] == IDS[0, 0, 1], -100)
+    assert Objective(model, [{"input_ids": IDS[0], "labels": some}]).loss() > 0
+    with pytest.raises(InputError, match="own loss holds label t against the logits at t, where here"):
+        Objective(model, [IDS[1], {"input_ids": IDS[0], "labels": moved}])
+
+
+def test_labels_of_others_are_read_as_transformers_reads_them():
+    model = make_model("llama")
+    with torch.no_grad():
+        own = float(model(input_ids=IDS[0], labels=IDS[1]).loss)
+    assert Objective(model, [{"input_ids": IDS[0], "labels": IDS[1]}]).loss() == pytest.approx(own, rel=1e-6)
 
 
 def test_one_token_in_all_leaks_nothing():

@@ -4,6 +4,7 @@
 - The same input twice gives the same logits. Reformer's hashing is random, and so is dropout that never stops.
 - It is causal: the logits before a token do not move when that token is another one. An encoder sees what it is asked
   to predict, so that its loss is none of next tokens and every token-level bound is void (THEORY.md §5(e)).
+- Labels that are not the token ids mean to its own loss what they mean here: label t is predicted at t − 1.
 
 A `loss_fn` says what L is: of it only `max_norm` is looked at here, and θ after a measurement.
 """
@@ -13,12 +14,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import replace
+from math import isclose
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from villani.errors import InputError
+from villani.landscape.batches import takes
 
 if TYPE_CHECKING:
     from villani.landscape.objective import Batch, Objective
@@ -73,6 +76,7 @@ def check_forward(objective: "Objective") -> None:
                 f"{name} is random in eval mode: the same tokens twice move logits by {moved:.2g}; fix its random "
                 "numbers (a hash seed), or give loss_fn(model, group)"
             )
+        _check_labels(objective, name)
         _unit_gain(objective.parameters.tensors)
         logits = _logits(objective, row)
         if bool(torch.isfinite(logits).all()):
@@ -80,6 +84,35 @@ def check_forward(objective: "Objective") -> None:
         else:
             restore()
             _check_causality(objective, row, first, name)
+
+
+def _check_labels(objective: "Objective", name: str) -> None:
+    """Refuse labels made for a model whose own loss does not shift them, such as BART's; ids as labels are clear."""
+    if "labels" not in takes(objective.model)[0]:
+        return
+    for group in objective.groups:
+        asked = group.labels != IGNORED
+        others = (asked & (group.labels != group.ids))[:, 1:].any(dim=1)
+        if not bool(others.any()):
+            continue
+        first = int(others.int().argmax())
+        row = group.rows(first, first + 1).to(objective.device)
+        try:
+            own = objective.model(**row.inputs, labels=row.labels, **objective.options).loss
+        except Exception:  # it has no loss of its own for them
+            return
+        if own is None:
+            return
+        logits, targets = objective.logits(row), row.labels  # (1, T, V), (1, T)
+        shifted = nn.functional.cross_entropy(logits[0, :-1], targets[0, 1:], ignore_index=IGNORED)
+        unshifted = nn.functional.cross_entropy(logits[0], targets[0], ignore_index=IGNORED)
+        found = float(own)
+        if isclose(found, float(unshifted), rel_tol=ROUNDING) and not isclose(found, float(shifted), rel_tol=ROUNDING):
+            raise InputError(
+                f"{name}'s own loss holds label t against the logits at t, where here it is held against those at "
+                "t − 1: give token ids as labels, −100 where none is predicted, or loss_fn(model, group)"
+            )
+        return
 
 
 def _check_causality(objective: "Objective", row: "Batch", logits: torch.Tensor, name: str) -> None:
