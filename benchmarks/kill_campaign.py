@@ -7,9 +7,9 @@ started, gets SIGKILL after a time drawn from the seed, uniform over what the un
 by the same command; after its last kill of the round it runs to its end. Its `records.json`, and those of every run
 inside its folder, must be the bytes of the undisturbed run, and nothing half-written may be left. A plan for a wanted
 error follows timings, so that the undisturbed run to compare with is one that is given the pilot of the killed one.
-Figures go to stdout and, as JSON, into the file of --output; it is written anew after every round, so that a
-campaign that is stopped leaves what it has. Exit code 1 says that a run differed or failed, or that fewer were killed
-than asked.
+Figures go to stdout and, as JSON, into the file of --output; it is written anew after every round, so that a campaign
+that is stopped leaves what it has. Exit code 1 says that a run differed or failed, or that fewer were killed than
+asked.
 """
 
 import argparse
