@@ -12,10 +12,10 @@ CALLS = {  # a call of each mode, and for each type of option a value that it ta
     "without --target-error": ["measure", TINY],
     "without --trace hutchinson": ["measure", TINY],
     "without --trace taylor": ["measure", TINY],
-    "with --replay the witness says": ["audit", "--replay", "w.safetensors"],
+    "with --replay, where the witness says": ["audit", "--replay", "w.safetensors"],
     "without --layers": ["spectrum", TINY],
     "with --density-probes 0": ["spectrum", TINY, "--density-probes", "0"],
-    "of a potential": ["converge", "exact:tied"],
+    "for a potential": ["converge", "exact:tied"],
     "without --psi-every": ["converge", TINY],
     "without --prior text": ["certify", TINY],
     "with --kind prequential": ["certify", TINY, "--kind", "prequential"],
@@ -50,12 +50,12 @@ def test_every_mode_is_tried_here():
 )
 def test_an_option_that_would_be_ignored_is_refused_by_its_name(villani, mode, name):
     words = words_of(parameters_of(mode.command)[name])
-    refused(villani(*CALLS[mode.words], *words), f"{words[0]}: {mode.words}", "leave it out")
+    refused(villani(*CALLS[mode.words], *words), f"{words[0]} is not used {mode.words}: leave it out")
 
 
 def test_options_of_a_potential_that_are_not_refused_change_its_settings(villani, tmp_path):
     """What `converge exact:` takes is what a mode does not list, and what every command has."""
-    listed = {name for mode in IGNORED if mode.words == "of a potential" for name in mode.ignored}
+    listed = {name for mode in IGNORED if mode.words == "for a potential" for name in mode.ignored}
     rest = parameters_of("converge").keys() - listed
     assert rest == {
         "model", "weight_decay", "temperature", "learning_rate", "steps", "chains", "walkers", "method", "momentum",

@@ -50,3 +50,13 @@ def check_whole(least: float, **named: Any) -> None:
 def is_number(value: Any) -> bool:
     """Whether it is a real number, Python's or numpy's."""
     return isinstance(value, Real) and not isinstance(value, bool)
+
+
+_MEMORY = ("allocate memory", "out of memory", "bad_alloc", "can't start new thread", "failed to map segment")
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether memory was refused: by Python, by torch's allocator, or to its libraries when they are loaded."""
+    if isinstance(error, RuntimeError | ImportError):
+        return any(words in str(error) for words in _MEMORY)
+    return isinstance(error, MemoryError)

@@ -277,7 +277,7 @@ class Mode:
 
     Attributes:
         command: whose.
-        words: what such a call is, for a message.
+        words: what such a call is, after "is not used".
         applies: whether the values of all options make it one.
         ignored: the options, by the names of their parameters.
     """
@@ -304,7 +304,7 @@ IGNORED = (
         lambda o: o["trace"] != "taylor" and o["target_error"] is None and o["shares"] >= 0, ("shares",),
     ),
     Mode(
-        "audit", "with --replay the witness says", lambda o: o["replay"] is not None,
+        "audit", "with --replay, where the witness says", lambda o: o["replay"] is not None,
         (
             "weight_decay", "temperature", "decay", "groups", "sequences", "block", "probes", "confirmed", "search",
             "rays", "ray_groups", "finite", "dtype", "special_tokens",
@@ -313,7 +313,7 @@ IGNORED = (
     Mode("spectrum", "without --layers", lambda o: not o["layers"], ("layer_steps",)),
     Mode("spectrum", "with --density-probes 0", lambda o: o["density_probes"] == 0, ("density_steps",)),
     Mode(
-        "converge", "of a potential", lambda o: o["model"].startswith("exact:"),
+        "converge", "for a potential", lambda o: o["model"].startswith("exact:"),
         (*_TEXTUAL, "full", "coupled", "psi_groups", "trust_remote_code", "allow_unused", "data"),
     ),
     Mode(
@@ -346,6 +346,6 @@ class Command(TyperCommand):
                 for name in mode.ignored:
                     if (source := ctx.get_parameter_source(name)) is not None and source.name == "COMMANDLINE":
                         raise InputError(
-                            f"--{name.strip('_').replace('_', '-')}: {mode.words}, it is not used; leave it out"
+                            f"--{name.strip('_').replace('_', '-')} is not used {mode.words}: leave it out"
                         )
         return super().invoke(ctx)

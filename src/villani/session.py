@@ -12,11 +12,10 @@ import sys
 from collections.abc import Callable, Iterator
 from types import FrameType
 
-from villani.errors import InputError, LostProcess
+from villani.errors import InputError, LostProcess, out_of_memory
 
 _SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")
 _LONGEST = 1000  # characters of a line
-_MEMORY = ("allocate memory", "out of memory", "bad_alloc", "can't start new thread", "failed to map segment")
 
 
 def run(command: Callable[[], int | None]) -> None:
@@ -54,8 +53,8 @@ def _outcome(command: Callable[[], int | None]) -> int:
             _say(f"cannot write the output: {_reason(error)}; what was finished is kept")
             return 1
         return _refused(f"{error.filename}: {_reason(error)}")
-    except (RuntimeError, ImportError) as error:  # of torch's allocator, or of its libraries when they are loaded
-        if not any(words in str(error) for words in _MEMORY):
+    except (RuntimeError, ImportError) as error:
+        if not out_of_memory(error):
             raise
         return _refused(_too_large(str(error).splitlines()[0]))
 

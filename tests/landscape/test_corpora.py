@@ -148,6 +148,7 @@ def test_only_regular_files_of_a_size_that_fits_are_read(tmp_path, monkeypatch):
         refused("is a device, pipe or socket", load_corpus, name)
     refused("no such path can be", load_corpus, "~nosuchuser/x")
     refused("no such path can be", load_corpus, "x" * 300)
+    refused("no such path can be", load_corpus, "x/" * 1000)
     (tmp_path / "large").write_bytes(b"")
     os.truncate(tmp_path / "large", 2**42)  # sparse
     refused("would take about .* of memory", load_corpus, str(tmp_path / "large"))

@@ -98,3 +98,12 @@ def test_what_is_no_regular_expression_is_one_short_line(text):
 def test_a_regular_expression_is_what_python_makes_of_it():
     assert foreign.pattern_of(r"h\.[02]\.", "decay").search("x.h.2.w")
     assert not foreign.pattern_of(r"h\.[02]\.", "decay").search("x.h.1.w")
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: 9 bytes")])
+def test_memory_that_is_short_is_no_fault_of_the_file(error):
+    with (
+        pytest.raises(InputError, match="x: not enough memory for it: give a smaller one"),
+        foreign.reading("x", "mend it"),
+    ):
+        raise error

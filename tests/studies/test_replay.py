@@ -248,7 +248,7 @@ def test_no_code_of_a_checkpoint_runs_for_a_witness(villani, honest, tmp_path):
 def test_options_that_a_replay_does_not_take_are_refused(villani, honest):
     code, _, err = villani("audit", "--replay", honest, "--groups", "3", "--decay", "hf")
     assert code == 2
-    assert "--decay: with --replay the witness says" in err
+    assert "--decay is not used with --replay, where the witness says" in err
     code, _, err = villani("audit", "a", "--model", "b", "--replay", honest)
     assert code == 2
     assert "both models" in err

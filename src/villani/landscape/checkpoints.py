@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from villani.errors import InputError
+from villani.errors import InputError, out_of_memory
 from villani.landscape.folders import inside, json_object, shortened
 from villani.landscape.hub import closed, first_line, quiet
 from villani.runs.budget import Needs, hold
@@ -210,6 +210,8 @@ def _built(
     except InputError:
         raise
     except Exception as error:  # a configuration can be wrong in as many ways as there are architectures
+        if out_of_memory(error):
+            raise
         raise InputError(f"{name}: transformers cannot build it: {type(error).__name__}: {_reason(error)}") from error
     return model, info
 

@@ -13,6 +13,8 @@ from villani.errors import InputError
 
 _MOST = 2**26  # bytes of a JSON file of a checkpoint; the largest index of a published model is below 2²⁴
 
+_DEEPEST = 256  # folders in each other; Python makes them by recursion
+
 
 def local_path(text: str, what: str) -> Path:
     """What a user wrote as a path, with `~` filled in.
@@ -23,6 +25,8 @@ def local_path(text: str, what: str) -> Path:
     try:
         path = Path(text).expanduser()
         path.exists()
+        if len(path.parts) > _DEEPEST:
+            raise ValueError(f"more than {_DEEPEST} folders in each other")
     except (OSError, RuntimeError, ValueError) as error:
         reason = (getattr(error, "strerror", None) or str(error)).rstrip(".").lower()
         raise InputError(f"{what} {shortened(text)!r}: no such path can be ({reason}): check it") from None

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ValidationError
 
-from villani.errors import InputError
+from villani.errors import InputError, out_of_memory
 
 M = TypeVar("M", bound=BaseModel)
 MOST_TEXT = 1 << 28  # bytes of a file of text
@@ -46,6 +46,8 @@ def reading(name: object, remedy: str) -> Iterator[None]:
     except BaseException as error:
         if not isinstance(error, Exception) and type(error).__name__ != _PANIC:
             raise
+        if out_of_memory(error):  # which is no fault of the file
+            raise InputError(f"{name}: not enough memory for it: give a smaller one, or a higher ulimit") from error
         raise InputError(f"{name}: {reason(error)}; {remedy}") from error
 
 
