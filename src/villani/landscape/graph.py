@@ -115,11 +115,6 @@ class LossGraph:
             for used in node.all_input_nodes:
                 uses[used] += 1
 
-        def look(argument: Any) -> Any:
-            if isinstance(argument, torch.fx.Node):
-                return values[argument]
-            return torch.float64 if wide and argument is torch.float32 else argument
-
         def widen(tensor: torch.Tensor) -> torch.Tensor:
             return tensor.double() if wide and tensor.is_floating_point() else tensor
 
@@ -128,16 +123,30 @@ class LossGraph:
         for node in self.nodes:
             if node.op != "call_function":
                 continue
-            arguments: Any = torch.fx.node.map_aggregate(node.args, look)
-            options: Any = torch.fx.node.map_aggregate(node.kwargs, look)
-            target: Any = aten.alias.default if node.target is aten.detach.default else node.target
-            values[node] = target(*arguments, **options)
+            values[node], arguments, options = execute(node, values.__getitem__, wide)
             observe(node, arguments, options)
             for used in node.all_input_nodes:
                 uses[used] -= 1
                 if uses[used] == 0 and used not in wanted:
                     values.pop(used, None)
         return {node: values[node] for node in wanted}
+
+
+def execute(node: torch.fx.Node, value: Callable[[torch.fx.Node], Any], wide: bool) -> tuple[Any, Any, Any]:
+    """The result of one operation, its arguments and its options, with values in the place of nodes.
+
+    Where `wide`, float64 takes the place of float32. What is detached is passed on as it is.
+    """
+
+    def look(argument: Any) -> Any:
+        if isinstance(argument, torch.fx.Node):
+            return value(argument)
+        return torch.float64 if wide and argument is torch.float32 else argument
+
+    arguments: Any = torch.fx.node.map_aggregate(node.args, look)
+    options: Any = torch.fx.node.map_aggregate(node.kwargs, look)
+    target: Any = aten.alias.default if node.target is aten.detach.default else node.target
+    return target(*arguments, **options), arguments, options
 
 
 class _Logits(nn.Module):
