@@ -21,8 +21,10 @@ import torch
 
 from villani.criteria.equations import Equations
 from villani.criteria.patterns import SHAPED
+from villani.criteria.skipped import SkippedOperations
 from villani.landscape.graph import LossGraph, aten
 
+_UNREAD = "gives whole numbers or truth values, or has options by name, for which there is no rule"
 _SMALL = 4096  # entries of a matrix that is used other than as a map, up to which each has an unknown of its own
 
 
@@ -39,21 +41,28 @@ class Degrees:
     """Degrees of all values of one graph, as numbers of forms in tensors of the values' shapes.
 
     After construction `tensors` holds (index, shape, numbers of forms that broadcast to the shape) of every tensor of θ
-    that the graph uses.
+    that the graph uses, and `skipped` the operations that were not understood.
+
+    Args:
+        graph: of the loss.
+        progress: called with (operations read, all).
     """
 
-    def __init__(self, graph: LossGraph) -> None:
+    def __init__(self, graph: LossGraph, progress: Callable[[int, int], None] | None = None) -> None:
         self.equations = Equations()
         self.constants = graph.constants
         self.tensors: dict[int, torch.Tensor] = {}  # exponents, as forms; a matrix map's in two parts
         self.maps: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}  # W (E, D): forms of outputs (E,) and inputs (D,)
         values: dict[torch.fx.Node, Any] = {}
-        for node in graph.nodes:
+        self.skipped = SkippedOperations(graph.parameters, lambda node: self._moves(values[node]))
+        for count, node in enumerate(graph.nodes, 1):
+            if progress is not None:
+                progress(count, len(graph.nodes))
             if node in graph.parameters:
                 index = graph.parameters[node]
                 values[node] = _Weights(index, _shape_of(node))
             elif node.op == "call_function":
-                moved = [values[a] for a in node.all_input_nodes if values.get(a) is not None]
+                moved = any(values.get(a) is not None for a in node.all_input_nodes)
                 values[node] = self._run(node, values) if moved else None  # None: does not depend on θ
             else:
                 values[node] = None
@@ -66,10 +75,11 @@ class Degrees:
         known = real and not node.kwargs.keys() & _positional(node.target)  # a cast to whole numbers does not scale
         rule = _RULES.get(node.target) if known else None
         arguments: Any = torch.fx.map_arg(node.args, values.__getitem__)
-        if rule is not None:
-            return rule(self, node, *arguments)
-        if node.target in _SHAPES and known:
-            return self._reshape(node, arguments)
+        inputs = [a for a in node.all_input_nodes if values[a] is not None]
+        if rule is not None or (node.target in _SHAPES and known):
+            self.skipped.understood(node, inputs)
+            return self._reshape(node, arguments) if rule is None else rule(self, node, *arguments)
+        self.skipped.skip(node, inputs, "has no rule" if known else _UNREAD)
         for leaf in _leaves(arguments) + _leaves(torch.fx.map_arg(node.kwargs, values.__getitem__)):
             if isinstance(leaf, torch.Tensor | _Weights):
                 self.demand_zero(self.plain(leaf))
@@ -77,6 +87,18 @@ class Degrees:
         if isinstance(value, torch.Tensor):
             return _zeros(value.shape)
         return tuple(_zeros(part.shape) if isinstance(part, torch.Tensor) else None for part in value)
+
+    def _moves(self, value: Any) -> bool:
+        """Whether some entry of a value has a degree other than 0 so far, or may get one."""
+        forms: list[int] = []
+        for leaf in _leaves(value):
+            if isinstance(leaf, _Weights):
+                if leaf.index not in self.tensors and leaf.index not in self.maps:
+                    return True
+                leaf = self.plain(leaf)
+            if leaf is not None:
+                forms += leaf.unique().tolist()
+        return any(self.equations.resolve(form) for form in forms)
 
     def _reshape(self, node: torch.fx.Node, arguments: Any) -> Any:
         """Operations that move values about without computing: they move degrees in the same way."""
@@ -115,6 +137,8 @@ class Degrees:
             exponents = self.tensors[value.index]
         else:
             each = shape if len(shape) < 2 or shape.numel() <= _SMALL else (1,) * (len(shape) - 1) + (shape[-1],)
+            if each != shape:
+                self.skipped.coarse(value.index)
             exponents = self.tensors[value.index] = self.unknowns(torch.Size(each))
         exponents = exponents.expand(shape)
         return exponents.mT if value.transposed else exponents

@@ -17,6 +17,7 @@ from itertools import pairwise
 import numpy as np
 import torch
 
+from villani.criteria.degrees import Degrees
 from villani.criteria.orbits import (
     ENOUGH,
     Orbit,
@@ -27,8 +28,9 @@ from villani.criteria.orbits import (
     threshold,
 )
 from villani.criteria.parts import EXACT, Parts, PartStatistics, part_statistics, parts_of
-from villani.criteria.rounding import beyond, drift, drift_allowed, laplacian_rounding
+from villani.criteria.rounding import Drift, beyond, drift_allowed, laplacian_rounding
 from villani.criteria.search import candidate, descent, pool, promise
+from villani.criteria.skipped import Skipped, incomplete
 from villani.criteria.symmetries import generators
 from villani.criteria.verdicts import Outcome
 from villani.criteria.walks import Step, walk_orbit
@@ -83,6 +85,7 @@ class Differential:
         refuted_above: the smallest upper bound of s*; ∞ if there is none.
         symmetries: how many independent ones the graph shows.
         findings: confirmed ones first, smallest s* first.
+        skipped: operations that the search for symmetries did not understand; () where it is complete.
     """
 
     outcome: Outcome
@@ -90,6 +93,7 @@ class Differential:
     refuted_above: float
     symmetries: int
     findings: tuple[Finding, ...]
+    skipped: tuple[Skipped, ...] = ()
 
 
 def audit_differential(
@@ -136,12 +140,17 @@ def audit_differential(
     except InputError as error:
         outcome = Outcome("unknown", f"the loss could not be traced: {error}")
         return Differential(outcome, temperature, math.inf, 0, ())
-    basis = generators(graph)
-    orbits, notes = _confirmed_by_loss(objective, graph, orbits_of(basis, objective.parameters))
+    told = partial(progress, "looking for symmetries") if progress else None
+    degrees = Degrees(graph, told)
+    basis = generators(degrees)
+    skipped = degrees.skipped.all()
+    orbits, notes = _confirmed_by_loss(objective, graph, orbits_of(basis, objective.parameters), progress)
+    if skipped:
+        notes.append(incomplete(skipped, [p.name for p in objective.parameters.parameters]))
     if not orbits:
         reason = "no rescaling symmetry was found: sums, products, maps and norms of the traced loss were searched"
         reason = f"{reason}. {' '.join(notes)}" if notes else reason
-        return Differential(Outcome("not refuted", reason), temperature, math.inf, len(basis), ())
+        return Differential(Outcome("not refuted", reason), temperature, math.inf, len(basis), (), skipped)
     parts = parts_of(objective.parameters, [g.exponents for g in basis])
     work = _Work(objective, parts, probes, seed, bool(search), ledger, progress)
     findings, rest, searched = _examine(work, orbits, temperature, confirmed, search)
@@ -149,16 +158,20 @@ def audit_differential(
     above = min((f.threshold.upper for f in findings), default=math.inf)
     outcome = _outcome(above, findings, f"{len(basis)} rescaling symmetries{searched}", temperature)
     outcome = replace(outcome, reason=" ".join([outcome.reason, *notes]))
-    return Differential(outcome, temperature, above, len(basis), (*findings, *vetoed, *rest))
+    return Differential(outcome, temperature, above, len(basis), (*findings, *vetoed, *rest), skipped)
 
 
 def _confirmed_by_loss(
-    objective: Objective, graph: LossGraph, orbits: Sequence[Orbit]
+    objective: Objective, graph: LossGraph, orbits: Sequence[Orbit], progress: Progress | None
 ) -> tuple[list[Orbit], list[str]]:
     """Orbits on which the loss of a short batch does not move, and a sentence on those on which it does."""
-    tensors = [t.detach() for t in objective.parameters.tensors]
+    moves = {}
     with objective.evaluating():
-        moves = {orbit.name: drift(graph, orbit, tensors) for orbit in orbits}
+        drift = Drift(graph, [t.detach() for t in objective.parameters.tensors])
+        for count, orbit in enumerate(orbits, 1):
+            moves[orbit.name] = drift.along(orbit)
+            if progress is not None:
+                progress("checking orbits on the loss", count, len(orbits))
     kept = [orbit for orbit in orbits if moves[orbit.name][0] <= moves[orbit.name][1]]
     gone = [orbit for orbit in orbits if orbit not in kept]
     if not gone:

@@ -11,9 +11,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from villani.criteria.degrees import Degrees
 from villani.criteria.differential import short_batch
 from villani.criteria.orbits import exponents_of, orbits_of
 from villani.criteria.parts import PartStatistics, part_statistics, parts_of
+from villani.criteria.skipped import incomplete
 from villani.criteria.symmetries import generators
 from villani.errors import InputError
 from villani.landscape.graph import trace_loss
@@ -56,7 +58,8 @@ class GuardMeter:
         if objective.finite or len(objective.groups) < 3:
             raise InputError(f"groups={len(objective.groups)}: the guard needs a sample of at least 3")
         check_design(len(objective.groups), probes, seed, finite=False)
-        basis = generators(trace_loss(objective, short_batch(objective)))
+        degrees = Degrees(trace_loss(objective, short_batch(objective)))
+        basis = generators(degrees)
         space = objective.parameters
         found = [orbit for orbit in orbits_of(basis, space) if orbit.theorem == "C"]
         parts = parts_of(space, [g.exponents for g in basis])
@@ -69,7 +72,9 @@ class GuardMeter:
         )
         self._orbits = {orbit.name: exponents_of(orbit, parts) for orbit in found}
         if not self._orbits:
-            raise InputError("the model has no orbit of Theorem C, so that the guard says nothing about its λ")
+            missed = incomplete(degrees.skipped.all(), [p.name for p in space.parameters])
+            words = "no orbit of Theorem C was found, so that the guard says nothing about the model's λ"
+            raise InputError(f"{words}. {missed}" if missed else words)
 
     def measure(self, step: int = 0) -> list[Guard]:
         """λ²_guard of every orbit that has a decayed A, at the θ of now.

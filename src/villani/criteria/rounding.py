@@ -5,9 +5,11 @@ was held against what the computer's own errors make of a true 0. These are esti
 and is not certified.
 """
 
+import heapq
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +18,7 @@ from villani.criteria.orbits import Orbit, Threshold, exponents_of, rescaled
 from villani.criteria.parts import EXACT, Parts, group_traces
 from villani.curvature.products import differentiable_gradient, product
 from villani.errors import InputError
-from villani.landscape.graph import LossGraph, trace_loss
+from villani.landscape.graph import LossGraph, execute, trace_loss
 from villani.landscape.objective import Objective
 
 SCALES = (16.0, 0.125)  # R at which the loss has to be what it is at R = 1
@@ -31,21 +33,75 @@ def drift_allowed(loss: float, dtype: torch.dtype) -> float:
 
 
 def drift(graph: LossGraph, orbit: Orbit, tensors: Sequence[torch.Tensor]) -> tuple[float, float]:
-    """How far the loss sum of a graph moves on an orbit, and how far rounding may move it."""
+    """How far the loss sum of a graph moves on one orbit through θ = `tensors`, and how far rounding may move it."""
+    return Drift(graph, tensors).along(orbit)
 
-    def loss(scale: float) -> float:
-        moved = [
-            t * (scale ** orbit.exponents[i].double()).to(t) if i in orbit.exponents else t
-            for i, t in enumerate(tensors)
-        ]
-        return float(graph.run(moved))
 
-    with torch.no_grad():
-        here = loss(1.0)
-        changes = [abs(loss(scale) - here) for scale in SCALES]
-    # what is not a number is not the same loss
-    worst = max(changes) if all(np.isfinite(changes)) else float("inf")
-    return worst, drift_allowed(here, tensors[0].dtype)
+class Drift:
+    """How far the loss sum of a graph moves on orbits through one θ.
+
+    Of each operation the value at θ is kept, which takes about as much memory as a backward pass. On an orbit only
+    operations are run again of which some input has other bits: for a symmetry of one layer, those of that layer.
+
+    Args:
+        graph: of the loss.
+        tensors: θ.
+    """
+
+    def __init__(self, graph: LossGraph, tensors: Sequence[torch.Tensor]) -> None:
+        self._loss, self._tensors, self._recast = graph.loss, tensors, graph.recast(tensors)
+        computed = {node for node in graph.nodes if node.op == "call_function"}
+        with torch.no_grad():
+            self._values = graph.values(
+                tensors, computed | graph.constants.keys() | graph.inputs.keys() | graph.parameters.keys()
+            )
+        self._order = {node: place for place, node in enumerate(graph.nodes)}
+        self._nodes = graph.nodes
+        self._holders: dict[int, list[torch.fx.Node]] = {}
+        for node, index in graph.parameters.items():
+            self._holders.setdefault(index, []).append(node)
+
+    def along(self, orbit: Orbit) -> tuple[float, float]:
+        """By how much the loss sum moves, at the worst of `SCALES`, and by how much rounding may move it."""
+        here = float(self._values[self._loss])
+        with torch.no_grad():
+            changes = [abs(self._loss_at(orbit, scale) - here) for scale in SCALES]
+        # what is not a number is not the same loss
+        worst = max(changes) if all(np.isfinite(changes)) else float("inf")
+        return worst, drift_allowed(here, self._tensors[0].dtype)
+
+    def _loss_at(self, orbit: Orbit, scale: float) -> float:
+        changed: dict[torch.fx.Node, Any] = {}
+        waiting: list[int] = []  # places of operations, a heap
+        for index, e in orbit.exponents.items():
+            there = self._tensors[index]
+            there = there * (scale ** e.double()).to(there)
+            for node in self._holders.get(index, []):
+                changed[node] = there
+                waiting += [self._order[user] for user in node.users if user in self._order]
+        heapq.heapify(waiting)
+        last = -1
+        while waiting:
+            place = heapq.heappop(waiting)
+            if place == last:
+                continue
+            node, last = self._nodes[place], place
+            value, *_ = execute(node, lambda n: changed[n] if n in changed else self._values[n], self._recast)
+            if not _same(value, self._values[node]):
+                changed[node] = value
+                for user in node.users:
+                    if user in self._order:
+                        heapq.heappush(waiting, self._order[user])
+        return float(changed.get(self._loss, self._values[self._loss]))
+
+
+def _same(a: Any, b: Any) -> bool:
+    """Whether two values of an operation are the same, bit for bit but for the sign of 0."""
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, tuple | list):
+        return all(_same(x, y) for x, y in zip(a, b, strict=True))
+    return bool(a == b)
 
 
 def laplacian_rounding(objective: Objective, parts: Parts, orbit: Orbit, groups: Sequence[int], seed: int) -> float:

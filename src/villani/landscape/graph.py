@@ -101,6 +101,12 @@ class LossGraph:
         loss: torch.Tensor = self.values(tensors, {self.loss})[self.loss]
         return loss
 
+    def recast(self, tensors: Sequence[torch.Tensor]) -> torch.dtype | None:
+        """What takes the place of float32 and float64 in the graph at θ = `tensors`; None where nothing does."""
+        wide = tensors[0].dtype == torch.float64
+        own = next((node.meta["val"].dtype for node in self.parameters if "val" in node.meta), tensors[0].dtype)
+        return tensors[0].dtype if wide or own == torch.float64 else None
+
     def values(
         self,
         tensors: Sequence[torch.Tensor],
@@ -111,19 +117,11 @@ class LossGraph:
 
         `observe(node, arguments, options)` is called at every operation, with values in the place of nodes.
         """
-        wide = tensors[0].dtype == torch.float64
-        own = next((node.meta["val"].dtype for node in self.parameters if "val" in node.meta), tensors[0].dtype)
-        recast = tensors[0].dtype if wide or own == torch.float64 else None
-        replaced = (torch.float32, torch.float64)
+        recast = self.recast(tensors)
         uses: dict[torch.fx.Node, int] = dict.fromkeys(self.nodes, 0)
         for node in self.nodes:
             for used in node.all_input_nodes:
                 uses[used] += 1
-
-        def look(argument: Any) -> Any:
-            if isinstance(argument, torch.fx.Node):
-                return values[argument]
-            return recast if recast and argument in replaced else argument
 
         def fit(tensor: torch.Tensor) -> torch.Tensor:
             return tensor.to(recast) if recast and tensor.is_floating_point() else tensor
@@ -133,16 +131,32 @@ class LossGraph:
         for node in self.nodes:
             if node.op != "call_function":
                 continue
-            arguments: Any = torch.fx.node.map_aggregate(node.args, look)
-            options: Any = torch.fx.node.map_aggregate(node.kwargs, look)
-            target: Any = aten.alias.default if node.target is aten.detach.default else node.target
-            values[node] = target(*arguments, **options)
+            values[node], arguments, options = execute(node, values.__getitem__, recast)
             observe(node, arguments, options)
             for used in node.all_input_nodes:
                 uses[used] -= 1
                 if uses[used] == 0 and used not in wanted:
                     values.pop(used, None)
         return {node: values[node] for node in wanted}
+
+
+def execute(
+    node: torch.fx.Node, value: Callable[[torch.fx.Node], Any], recast: torch.dtype | None
+) -> tuple[Any, Any, Any]:
+    """The result of one operation, its arguments and its options, with values in the place of nodes.
+
+    `recast` takes the place of float32 and float64, if it is given. What is detached is passed on as it is.
+    """
+
+    def look(argument: Any) -> Any:
+        if isinstance(argument, torch.fx.Node):
+            return value(argument)
+        return recast if recast and argument in (torch.float32, torch.float64) else argument
+
+    arguments: Any = torch.fx.node.map_aggregate(node.args, look)
+    options: Any = torch.fx.node.map_aggregate(node.kwargs, look)
+    target: Any = aten.alias.default if node.target is aten.detach.default else node.target
+    return target(*arguments, **options), arguments, options
 
 
 class _Logits(nn.Module):

@@ -28,6 +28,7 @@ from villani.runs.audits import (
     OutcomeRecord,
     RayRecord,
     ReplayRecord,
+    SkippedRecord,
     SlabRecord,
     StepRecord,
     ThresholdRecord,
@@ -42,6 +43,7 @@ CRITERIA = {
 _PALETTE = (TOTAL, POSITIVE, REMAINDER, "#a78bfa", "#ec4899", "#14b8a6", "#eab308")
 _SHOWN = 12  # orbits in the picture
 _LISTED = 40  # rows of a table
+_NAMED = 4  # tensors in a cell
 
 
 def outcomes(record: AuditRecord) -> dict[str, OutcomeRecord]:
@@ -235,7 +237,10 @@ def tables(record: AuditRecord | ReplayRecord) -> str:
         section("The four criteria", facts({name: badge(found.verdict) for name, found in outcomes(record).items()}))
     ]
     if evidence.orbits:
-        sections.append(section(f"Orbits, from {evidence.symmetries} symmetries", _orbit_table(evidence.orbits)))
+        count = f"{evidence.symmetries}{' symmetries at least' if evidence.skipped else ' symmetries'}"
+        sections.append(section(f"Orbits, from {count}", _orbit_table(evidence.orbits)))
+    if evidence.skipped:
+        sections.append(section("Where symmetries may be missed", _skipped_table(evidence.skipped)))
     if _walk(record):
         body = facts({"orbit": _worst(record).name}) + _walk_table(_walk(record))
         if record.witness:
@@ -301,6 +306,20 @@ def _orbit_table(orbits: Sequence[OrbitRecord]) -> str:
     text += "is what a search led to: (iv) speaks of every θ. Of gradient noise in fewer than 20 directions, "
     text += "(tr Σ)²/tr Σ², the bound is one that holds for any number of them, and wider."
     return table(header, rows) + note(f"{more}{text}")
+
+
+def _skipped_table(skipped: Sequence[SkippedRecord]) -> str:
+    rows = [
+        [s.operation, str(s.count), s.reason, s.place, _some(s.tensors) or "what reaches it"] for s in skipped[:_LISTED]
+    ]
+    text = "The search took these to pass no rescaling. A symmetry that it missed there moves at least one of the "
+    text += "tensors named, so that the number of symmetries and the smallest s* are of those found, not of all."
+    return table(["operation", "times", "why", "first at", "may hide symmetries of"], rows) + note(text)
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return ", ".join(names[:_NAMED]) + more
 
 
 def _walk_table(walk: Sequence[StepRecord]) -> str:

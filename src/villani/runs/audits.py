@@ -169,11 +169,24 @@ class RayRecord(Record):
     exact_quadratic: float = Field(description="λ²‖mu‖²/s, the exact share of `fit.quadratic`")
 
 
+class SkippedRecord(Record):
+    """What the search for symmetries did not understand, and what may hide there."""
+
+    operation: str
+    reason: str = Field(description="as a sentence goes on after the operation")
+    count: int = Field(description="how often it occurs")
+    place: str = Field(description="the first of its places: module path, file and line, source line")
+    tensors: list[str] = Field(description="a symmetry that was missed here moves at least one of them")
+
+
 class DifferentialRecord(Record):
     """Criterion (iv)."""
 
     refuted_above: float | None = Field(description="the smallest bound of s* found; null if there is none")
     symmetries: int = Field(description="independent rescalings that the traced loss shows")
+    skipped: list[SkippedRecord] | None = Field(
+        default=None, description="where symmetries may be missed; empty: the search is complete; null: it did not say"
+    )
     orbits: list[OrbitRecord] = Field(description="confirmed ones first, smallest s* first")
     rays: list[RayRecord] = Field(description="growth on them neither supports nor contradicts the criterion")
 

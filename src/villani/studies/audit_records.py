@@ -9,6 +9,7 @@ from villani.criteria.flat import FlatDirection
 from villani.criteria.orbits import Threshold
 from villani.criteria.parabola import QuadraticFit
 from villani.criteria.rays import Ray
+from villani.criteria.skipped import Skipped
 from villani.criteria.smoothness import Smoothness
 from villani.criteria.verdicts import Outcome
 from villani.criteria.walks import Step
@@ -24,6 +25,7 @@ from villani.runs.audits import (
     OrbitRecord,
     OutcomeRecord,
     RayRecord,
+    SkippedRecord,
     SlabRecord,
     SmoothnessRecord,
     StepRecord,
@@ -112,8 +114,20 @@ def differential_record(
     return DifferentialRecord(
         refuted_above=_finite(found.differential.refuted_above),
         symmetries=found.differential.symmetries,
+        skipped=[skipped_record(s, space) for s in found.differential.skipped],
         orbits=[orbit_record(finding, space) for finding in found.differential.findings],
         rays=[ray_record(name, ray, weight_decay, temperature) for name, ray in found.rays.items()],
+    )
+
+
+def skipped_record(found: Skipped, space: ParameterSpace) -> SkippedRecord:
+    """What the search for symmetries passed over."""
+    return SkippedRecord(
+        operation=found.operation,
+        reason=found.reason,
+        count=found.count,
+        place=found.place,
+        tensors=[space.parameters[i].name for i in found.tensors],
     )
 
 
