@@ -110,10 +110,11 @@ def _masked_fill(_: "Sweep", op: Any, a: Jet, mask: torch.Tensor, value: Any) ->
 
 
 def _filled(_: "Sweep", op: Any, a: Jet, *rest: Any, **options: Any) -> Jet:
-    """Padded by, or partly replaced with, what does not move: linear but for the constant that comes in."""
-    zeros = [0.0 if isinstance(r, float) else r for r in rest]
-    still = {k: 0.0 if k == "value" else v for k, v in options.items()}
-    return mapped(a, lambda t: op(t, *zeros, **still), op(a.x, *rest, **options))
+    """Padded by, or partly replaced with, a number: linear but for what this adds."""
+    names = [argument.name for argument in op._schema.arguments[1:]]
+    still = [0.0 if name == "value" else r for name, r in zip(names, rest, strict=False)]
+    named = {name: 0.0 if name == "value" else v for name, v in options.items()}
+    return mapped(a, lambda t: op(t, *still, **named), op(a.x, *rest, **options))
 
 
 def _jointly_linear(*places: int) -> Callable[..., Jet]:
