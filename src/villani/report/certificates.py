@@ -39,7 +39,9 @@ def findings(record: CertificateRecord) -> dict[str, str]:
     found = {"The prior": f"{record.prior}. {record.moving:,} coordinates move (tensors: {record.train})."}
     if record.prequential:
         gain = prequential.best(record.prequential).gain
-        found["What the gain is about"] = f"{gain.about}; α = {gain.alpha:g}. It is a statement of its own at δ."
+        found["What the gain is about"] = (
+            f"{gain.about}; α = {gain.alpha:g}. It holds with probability {1 - record.delta:g} on its own."
+        )
     if best := _best(record):
         found["What the predictor is"] = f"{best.predictor}; predictions smoothed with α = {best.alpha:g}."
         found["What the bound is about"] = f"{best.about}."

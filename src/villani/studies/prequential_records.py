@@ -73,7 +73,7 @@ def assemble(
     ]
     record = CertificateRecord(
         model=model, text=texts[0], held_out=texts[1], moving=moving,
-        spending={"certificate of the iterates": level, "gain over the frozen start, a statement of its own": level},
+        spending={"certificate of the iterates": level},
         points=[], sentence="", provenance=provenance,
         prequential=PrequentialRecord(
             direction=settings.direction, towards=settings.towards, batch=settings.batch,
