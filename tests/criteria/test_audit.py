@@ -84,7 +84,10 @@ def test_a_language_model_is_audited():
         progress=lambda what, done, total: told.add(what),
     )
     assert objective.parameters.checksum() == before
-    assert told == {"screening orbits", "confirming orbits", "walking the orbit"}
+    assert told == {
+        "looking for symmetries", "checking orbits on the loss", "screening orbits", "confirming orbits",
+        "walking the orbit",
+    }  # fmt: skip
     iv = found.differential
     assert iv.outcome.verdict == "refuted"
     assert 0 < iv.refuted_above < 1e3
