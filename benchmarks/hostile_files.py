@@ -79,7 +79,7 @@ class Watch:
 def tried_out(watch: Watch) -> None:
     """A watch that sees nothing proves nothing: a write elsewhere, a process and code of the folder must be seen."""
     watch.on = True
-    with tempfile.NamedTemporaryFile("w"):
+    with tempfile.NamedTemporaryFile("w", dir=Path(watch.allowed).parent):
         pass
     subprocess.run(["true"], check=True)
     exec(compile("1", f"{watch.allowed}/evil.py", "exec"))
