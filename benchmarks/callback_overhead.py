@@ -20,8 +20,8 @@ import numpy as np
 import torch
 from transformers import Trainer, TrainingArguments
 
+from villani.inputs.models import load_model
 from villani.integrations.huggingface import VillaniCallback
-from villani.landscape.models import load_model
 
 PATH = Path(__file__).parents[1] / "docs" / "results" / "callback-overhead.json"
 MODEL = "builtin:tiny?layers=1&width=32&context=32"

@@ -21,10 +21,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from villani.commands.certify.run import CertifySettings, certify
 from villani.dynamics.chain import Moving, batch_loss, run_chain
-from villani.landscape.models import load_model
-from villani.studies.certify import CertifySettings, certify
-from villani.terminal import progress
+from villani.inputs.models import load_model
+from villani.report.terminal import progress
 from villani.theory.catalogue import named
 from villani.theory.complexity import NoisyDescent
 from villani.theory.exact import relative_entropy, solve

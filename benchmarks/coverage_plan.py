@@ -1,7 +1,8 @@
 """How often intervals hold the truth when a plan decided how much to measure: python benchmarks/coverage_plan.py
 
 Synthetic traces of groups: a truth of 1, data noise that is normal, heavy-tailed (t with 5 degrees of freedom) or
-skewed (log-normal), and probe noise. The pilot, the plan and the rule that adds groups are those of `villani.plan`.
+skewed (log-normal), and probe noise. The pilot, the plan and the rule that adds groups are those of
+`villani.measurement.plan`.
 Prints a table and writes docs/results/coverage-plan.json. About five minutes on one core.
 
 `reached` is the share of runs whose standard error was small enough without more groups; `cost` the mean and the 5th
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from villani.plan import PILOT, Target, Trial, make_plan, more_groups, rehearsal_size, settle
+from villani.measurement.plan import PILOT, Target, Trial, make_plan, more_groups, rehearsal_size, settle
 from villani.statistics import Estimate, GroupSums, sampled_statistics
 
 REPETITIONS = 1000

@@ -17,14 +17,14 @@ from typing import Any
 
 import numpy as np
 
+from villani.commands.subject import as_groups
 from villani.criteria import orbits
 from villani.criteria.orbits import threshold
 from villani.criteria.parts import PartStatistics
-from villani.landscape.models import load_model
-from villani.landscape.objective import Objective
-from villani.landscape.text import load_groups
-from villani.landscape.tokenizers import load_tokenizer
-from villani.studies.subject import as_groups
+from villani.inputs.models import load_model
+from villani.inputs.text import load_groups
+from villani.inputs.tokenizers import load_tokenizer
+from villani.objective.objective import Objective
 
 PATH = Path(__file__).parents[1] / "docs" / "results" / "coverage-threshold.json"
 REPETITIONS = 2000

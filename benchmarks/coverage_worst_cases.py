@@ -22,10 +22,10 @@ import numpy as np
 import torch
 
 from coverage_threshold import too_small
+from villani.choice.selection import GridLosses, indistinguishable, margin
 from villani.curvature.spectrum import Density, Quadrature, quadrature
 from villani.dynamics.convergence import autocorrelation_ceiling, variance_ceiling
 from villani.dynamics.verdicts import MARGIN
-from villani.selection import GridLosses, indistinguishable, margin
 
 PATH = Path(__file__).parents[1] / "docs" / "results" / "coverage-worst-cases.json"
 REPETITIONS = 2000

@@ -21,11 +21,11 @@ import torch
 from villani.curvature.deflation import Deflation
 from villani.curvature.sketch import GradientSketch
 from villani.curvature.trace import group_statistics
-from villani.landscape.corpora import load_corpus
-from villani.landscape.models import load_model
-from villani.landscape.objective import Objective
-from villani.landscape.text import choose_groups, cut_blocks
-from villani.landscape.tokenizers import load_tokenizer
+from villani.inputs.corpora import load_corpus
+from villani.inputs.models import load_model
+from villani.inputs.text import choose_groups, cut_blocks
+from villani.inputs.tokenizers import load_tokenizer
+from villani.objective.objective import Objective
 
 SEED = 7
 

@@ -32,12 +32,12 @@ import torch
 from villani.curvature.basis import Basis, dot, norm
 from villani.curvature.lanczos import Ends, eigenpairs, examine, krylov
 from villani.curvature.operators import Budget, Curvature
-from villani.landscape.corpora import load_corpus
-from villani.landscape.models import load_model
-from villani.landscape.objective import Objective
-from villani.landscape.text import Blocks, choose_groups, cut_blocks
-from villani.landscape.tokenizers import load_tokenizer
-from villani.measurement import peak_memory
+from villani.inputs.corpora import load_corpus
+from villani.inputs.models import load_model
+from villani.inputs.text import Blocks, choose_groups, cut_blocks
+from villani.inputs.tokenizers import load_tokenizer
+from villani.measurement.measure import peak_memory
+from villani.objective.objective import Objective
 
 ROOT = Path(__file__).parents[1]
 PATH = ROOT / "docs" / "results" / "eigen-against-peers.json"

@@ -15,14 +15,14 @@ import plotly.graph_objects as go
 import torch
 from plotly.subplots import make_subplots
 
-from villani.landscape.corpora import load_corpus
-from villani.landscape.models import load_model
-from villani.landscape.objective import Objective
-from villani.landscape.text import choose_groups, cut_blocks
-from villani.landscape.tokenizers import load_tokenizer
-from villani.measurement import measure
-from villani.studies.demo import split
-from villani.studies.subject import as_groups
+from villani.commands.demo.run import split
+from villani.commands.subject import as_groups
+from villani.inputs.corpora import load_corpus
+from villani.inputs.models import load_model
+from villani.inputs.text import choose_groups, cut_blocks
+from villani.inputs.tokenizers import load_tokenizer
+from villani.measurement.measure import measure
+from villani.objective.objective import Objective
 
 GROUPS, SIZES = 16, (1, 2, 4, 8, 16, 32)
 RESULTS = Path(__file__).parents[1] / "docs" / "results"

@@ -31,12 +31,12 @@ import torch
 from tests.damage import VALUES, damage_ledger, damaged_bytes, damaged_json
 
 from villani.cli import main
+from villani.commands.audit.run import AuditSettings, audit_model
+from villani.commands.measure.run import MeasureSettings, measure_model
+from villani.commands.paper.settings import read_settings
 from villani.errors import InputError
-from villani.landscape.models import load_model
-from villani.runs import foreign
-from villani.studies.audit_model import AuditSettings, audit_model
-from villani.studies.measure_model import MeasureSettings, measure_model
-from villani.studies.paper_settings import read_settings
+from villani.inputs.models import load_model
+from villani.work import foreign
 
 TINY = "builtin:tiny?layers=1&width=8&context=32"
 SIZES = [value for value in VALUES if not isinstance(value, int) or value < 100]  # that a machine can hold
@@ -129,7 +129,7 @@ class Inputs:
         words = {"type": "WordLevel", "vocab": {"a": 0, "the": 1, "[UNK]": 2}, "unk_token": "[UNK]"}
         tokenizer = {"version": "1.0", "added_tokens": [], "model": words, "pre_tokenizer": {"type": "Whitespace"}}
         (self.checkpoint / "tokenizer.json").write_text(json.dumps(tokenizer))
-        self.study = (Path(foreign.__file__).parents[1] / "studies" / "sizes" / "tiny.toml").read_text()
+        self.study = (Path(foreign.__file__).parents[1] / "commands" / "paper" / "sizes" / "tiny.toml").read_text()
 
     def witness(self, at: Path, rng: random.Random) -> int:
         content = (self.audit / "witness.safetensors").read_bytes()

@@ -19,12 +19,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from villani.commands.converge.run import ConvergeSettings
 from villani.dynamics.langevin import Rule, advance
 from villani.dynamics.network import NetworkTarget
-from villani.landscape.models import load_model
-from villani.landscape.objective import Objective
-from villani.measurement import peak_memory
-from villani.studies.converge import ConvergeSettings
+from villani.inputs.models import load_model
+from villani.measurement.measure import peak_memory
+from villani.objective.objective import Objective
 
 BLOCKS = 16
 RULE = {"weight_decay": 0.1, "temperature": 1e-6, "learning_rate": 1e-4}

@@ -21,8 +21,8 @@ PATH = Path(__file__).parents[1] / "docs" / "results" / "ranks.json"
 TIMED = """
 import sys, time
 from villani import cli
-from villani.runs.distributed import rank
-from villani.studies import measure_model as study
+from villani.work.team import rank
+from villani.commands.measure import run as study
 measured = study.measured
 def timed(*arguments, **named):
     start = time.perf_counter()

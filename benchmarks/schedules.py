@@ -17,17 +17,17 @@ from pathlib import Path
 import numpy as np
 from scipy.stats import t as student_t
 
+from villani.commands.demo.run import split
 from villani.criteria.guard import GuardMeter
 from villani.dynamics.certificate import Plan
 from villani.dynamics.chain import Moving, run_chain
 from villani.dynamics.schedules import ConstantMemory, DecaySchedule, GuardFollowing, LeastCertificate
 from villani.dynamics.training import train
-from villani.landscape.corpora import load_corpus
-from villani.landscape.models import load_model
-from villani.landscape.objective import Objective
-from villani.landscape.text import cut_blocks
-from villani.landscape.tokenizers import load_tokenizer
-from villani.studies.demo import split
+from villani.inputs.corpora import load_corpus
+from villani.inputs.models import load_model
+from villani.inputs.text import cut_blocks
+from villani.inputs.tokenizers import load_tokenizer
+from villani.objective.objective import Objective
 
 PATH = Path(__file__).parents[1] / "docs" / "results" / "schedules.json"
 MODEL = "builtin:tiny?layers=1&width=32&context=32"

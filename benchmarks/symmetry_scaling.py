@@ -23,9 +23,9 @@ from villani.criteria.differential import short_batch
 from villani.criteria.orbits import orbits_of
 from villani.criteria.rounding import Drift
 from villani.criteria.symmetries import generators
-from villani.landscape.graph import trace_loss
-from villani.landscape.models import load_model
-from villani.landscape.objective import Objective
+from villani.inputs.models import load_model
+from villani.objective.graph import trace_loss
+from villani.objective.objective import Objective
 
 
 def llama(layers: int, width: int) -> LlamaForCausalLM:

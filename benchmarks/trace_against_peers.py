@@ -27,10 +27,10 @@ import numpy as np
 import torch
 from scipy.stats import t as student
 
-from villani.landscape.corpora import load_corpus
-from villani.landscape.models import load_model
-from villani.landscape.text import Blocks, choose_groups, cut_blocks
-from villani.landscape.tokenizers import load_tokenizer
+from villani.inputs.corpora import load_corpus
+from villani.inputs.models import load_model
+from villani.inputs.text import Blocks, choose_groups, cut_blocks
+from villani.inputs.tokenizers import load_tokenizer
 
 ROOT = Path(__file__).parents[1]
 PATH = ROOT / "docs" / "results" / "trace-against-peers.json"

@@ -19,9 +19,9 @@ import torch
 
 from villani.curvature.blocks import BlockTrace
 from villani.curvature.trace import SWEPT
-from villani.landscape.models import load_model
-from villani.landscape.objective import Objective
-from villani.measurement import peak_memory
+from villani.inputs.models import load_model
+from villani.measurement.measure import peak_memory
+from villani.objective.objective import Objective
 
 BASE = {"layers": 4, "width": 256, "sequences": 4, "block": 128, "probes": 1}
 VARIED = {

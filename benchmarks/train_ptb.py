@@ -22,11 +22,11 @@ import numpy as np
 import torch
 
 from villani.dynamics.training import train
-from villani.landscape.corpora import load_corpus
-from villani.landscape.models import load_model
-from villani.landscape.objective import Objective
-from villani.landscape.text import Blocks, cut_blocks
-from villani.landscape.tokenizers import load_tokenizer
+from villani.inputs.corpora import load_corpus
+from villani.inputs.models import load_model
+from villani.inputs.text import Blocks, cut_blocks
+from villani.inputs.tokenizers import load_tokenizer
+from villani.objective.objective import Objective
 from villani.streams import Purpose, stream
 
 ROOT = Path(__file__).parents[1]

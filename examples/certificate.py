@@ -6,7 +6,7 @@ python examples/certificate.py                             (about a minute; --te
 import argparse
 from pathlib import Path
 
-from villani.studies.certify import CertifySettings, certify
+from villani.commands.certify.run import CertifySettings, certify
 
 
 def main() -> None:

@@ -7,9 +7,9 @@ python examples/measure_hub_model.py 'config:pythia-70m?layers=1&width=32&vocab=
 import argparse
 
 import villani
-from villani.landscape.models import load_model
-from villani.landscape.text import load_groups
-from villani.landscape.tokenizers import load_tokenizer
+from villani.inputs.models import load_model
+from villani.inputs.text import load_groups
+from villani.inputs.tokenizers import load_tokenizer
 
 
 def main() -> None:

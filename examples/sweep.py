@@ -6,10 +6,10 @@ python examples/sweep.py --steps 100                       (minutes; run it agai
 import argparse
 from pathlib import Path
 
-from villani.runs.store import Ledger
+from villani.commands.recommend.sweep import SweepSettings, by_decay, sweep
 from villani.statistics import over_seeds
-from villani.studies.progress import Silent
-from villani.studies.sweep import SweepSettings, by_decay, sweep
+from villani.work.ledger import Ledger
+from villani.work.progress import Silent
 
 
 def main() -> None:

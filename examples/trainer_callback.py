@@ -10,11 +10,11 @@ import torch
 from transformers import Trainer, TrainingArguments
 
 from villani.dynamics.schedules import ConstantMemory
+from villani.inputs.corpora import load_corpus
+from villani.inputs.models import load_model
+from villani.inputs.text import cut_blocks
+from villani.inputs.tokenizers import load_tokenizer
 from villani.integrations.huggingface import VillaniCallback
-from villani.landscape.corpora import load_corpus
-from villani.landscape.models import load_model
-from villani.landscape.text import cut_blocks
-from villani.landscape.tokenizers import load_tokenizer
 
 STEPS = 300
 

@@ -16,7 +16,7 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
 
 from villani.cli import main
-from villani.landscape.models import load_model
+from villani.inputs.models import load_model
 
 torch.set_num_threads(1)  # small matrices: threads cost more than they bring, and two test workers share two cores
 VOCABULARY, BLOCK = 11, 6

@@ -14,17 +14,17 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.damage import VALUES, damage_ledger, damaged_bytes, damaged_json
+from villani.commands.audit.run import AuditSettings
+from villani.commands.audit.trust import replayed_settings
+from villani.commands.audit.witness import Claim, Witness, read_witness
+from villani.commands.measure.run import MeasureSettings, measure_model
+from villani.commands.paper.settings import read_settings
 from villani.errors import InputError
-from villani.landscape.models import load_model
-from villani.landscape.tokenizers import load_tokenizer
+from villani.inputs.models import load_model
+from villani.inputs.tokenizers import load_tokenizer
 from villani.report.page import write_report
-from villani.runs import foreign
-from villani.runs.store import Ledger
-from villani.studies.audit_model import AuditSettings
-from villani.studies.measure_model import MeasureSettings, measure_model
-from villani.studies.paper_settings import read_settings
-from villani.studies.trust import replayed_settings
-from villani.studies.witness import Claim, Witness, read_witness
+from villani.work import foreign
+from villani.work.ledger import Ledger
 
 TINY = "builtin:tiny?layers=1&width=8&context=32"
 OWN = {"device": "cpu", "threads": None, "micro_tokens": 512, "trust_remote_code": False}

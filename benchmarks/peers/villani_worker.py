@@ -9,8 +9,8 @@ from common import serve
 from villani.curvature.blocks import BlockTrace
 from villani.curvature.sketch import GradientSketch
 from villani.curvature.trace import group_statistics
-from villani.landscape.models import load_model
-from villani.landscape.objective import Objective
+from villani.inputs.models import load_model
+from villani.objective.objective import Objective
 
 
 def main(folder: str, groups: str, threads: str, way: str) -> None:

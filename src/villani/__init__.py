@@ -7,9 +7,9 @@ if TYPE_CHECKING:
     from villani.criteria.audit import Audit as Audit
     from villani.criteria.audit import audit as audit
     from villani.errors import InputError as InputError
-    from villani.landscape.objective import Objective as Objective
-    from villani.measurement import Measurement as Measurement
-    from villani.measurement import measure as measure
+    from villani.measurement.measure import Measurement as Measurement
+    from villani.measurement.measure import measure as measure
+    from villani.objective.objective import Objective as Objective
     from villani.statistics import Estimate as Estimate
 
 __version__ = "0.1.0"
@@ -21,9 +21,9 @@ _HOME = {
     "audit": "villani.criteria.audit",
     "InputError": "villani.errors",
     "Estimate": "villani.statistics",
-    "Measurement": "villani.measurement",
-    "Objective": "villani.landscape.objective",
-    "measure": "villani.measurement",
+    "Measurement": "villani.measurement.measure",
+    "Objective": "villani.objective.objective",
+    "measure": "villani.measurement.measure",
 }
 
 

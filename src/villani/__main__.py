@@ -1,10 +1,10 @@
 """The command `villani`, and `python -m villani`: nothing is imported before an interruption is one line."""
 
-from villani.session import run
+from villani.commands.session import run
 
 
 def main() -> None:
-    """Run a command; see `villani.session`."""
+    """Run a command; see `villani.commands.session`."""
     run(_command)
 
 

@@ -14,10 +14,9 @@ from pydantic import ValidationError
 from typer.exceptions import TyperException
 
 from villani import __version__
-from villani.cli_study import study
-from villani.cli_training import certify, converge, recommend
-from villani.errors import InputError
-from villani.options import (
+from villani.commands.cli_study import study
+from villani.commands.cli_training import certify, converge, recommend
+from villani.commands.options import (
     AllowUnused,
     Block,
     BlocksChoice,
@@ -53,8 +52,9 @@ from villani.options import (
     path_of,
     whole_numbers,
 )
-from villani.plain_text import degrade, print_json
-from villani.session import run as run_session
+from villani.commands.session import run as run_session
+from villani.errors import InputError
+from villani.report.plain_text import degrade, print_json
 
 app = typer.Typer(
     help="What weight decay does to a Transformer's loss landscape, and which guarantees really follow.",
@@ -121,9 +121,9 @@ def measure(
 
     λ and s enter no measurement: asked again with the same --run and another λ or s, the answer is immediate.
     """
-    from villani.runs.distributed import join
-    from villani.studies.measure_model import MeasureSettings, measure_model
-    from villani.terminal import print_measurement, progress
+    from villani.commands.measure.run import MeasureSettings, measure_model
+    from villani.report.terminal import print_measurement, progress
+    from villani.work.team import join
 
     settings = MeasureSettings(
         model=model, text=text, tokenizer=tokenizer, special_tokens=special_tokens.value,
@@ -190,10 +190,10 @@ def audit(
 
     Exit code 1 if a --replay does not refute again what its witness claims.
     """
-    from villani.runs.distributed import alone
-    from villani.studies.audit_model import AuditSettings, audit_model
-    from villani.studies.replay import replay as evaluate_again
-    from villani.terminal import print_audit, print_replay, progress
+    from villani.commands.audit.replay import replay as evaluate_again
+    from villani.commands.audit.run import AuditSettings, audit_model
+    from villani.report.terminal import print_audit, print_replay, progress
+    from villani.work.team import alone
 
     alone("villani audit")
     if model_ is not None:
@@ -277,8 +277,8 @@ def spectrum(
     json: Json = False,
 ) -> None:
     """Eigenvalues of the Hessian at both ends with bounds, the density between them, and where eigenvectors live."""
-    from villani.studies.spectrum_model import SpectrumSettings, spectrum_model
-    from villani.terminal import print_spectrum, progress
+    from villani.commands.spectrum.run import SpectrumSettings, spectrum_model
+    from villani.report.terminal import print_spectrum, progress
 
     settings = SpectrumSettings(
         model=model, text=text, tokenizer=tokenizer, special_tokens=special_tokens.value,
@@ -308,8 +308,8 @@ def demo(
     json: Json = False,
 ) -> None:
     """Train a small GPT-Neo on text that Python carries, measure it at several λ and s and along a ray."""
-    from villani.studies.demo import run_demo
-    from villani.terminal import print_measurement, progress
+    from villani.commands.demo.run import run_demo
+    from villani.report.terminal import print_measurement, progress
 
     with progress() as bar:
         record = run_demo(run, steps=steps, seed=seed, progress=bar)
@@ -341,10 +341,10 @@ def exact(
     json: Json = False,
 ) -> None:
     """The exact truth about a low-dimensional potential, beside every bound that theory offers for it."""
-    from villani.runs.records import ExactRecord, ReferenceRecord
-    from villani.runs.store import check_writable, write_atomically
-    from villani.studies.exact import ExactSettings, run_exact, run_reference
-    from villani.terminal import print_catalogue, print_exact, print_reference, progress
+    from villani.commands.exact.run import ExactSettings, run_exact, run_reference
+    from villani.report.terminal import print_catalogue, print_exact, print_reference, progress
+    from villani.work.ledger import check_writable, write_atomically
+    from villani.work.records import ExactRecord, ReferenceRecord
 
     asked = [weight_decay, temperature, beta, dimension, shape, set_, digits]
     if potential is None and any(value is not None for value in (asked if all_ else [*asked, run, output])):
@@ -407,8 +407,8 @@ def constants(
     json: Json = False,
 ) -> None:
     """The claimed and the certified log-Sobolev constant of a model, and how far apart they are."""
-    from villani.studies.constants import ConstantsSettings, run_constants
-    from villani.terminal import print_constants
+    from villani.commands.constants.run import ConstantsSettings, run_constants
+    from villani.report.terminal import print_constants
 
     settings = ConstantsSettings(
         model=model, weight_decay=numbers("weight-decay", weight_decay),
@@ -438,8 +438,8 @@ def report(run: Annotated[Path, typer.Argument(help="run directory", parser=path
 @app.command(cls=Command)
 def doctor(data: Data = None) -> None:
     """Show versions, device, threads, attention support and data found; exit 1 if measuring would not work."""
-    from villani.doctor import examine
-    from villani.terminal import print_doctor
+    from villani.commands.doctor.run import examine
+    from villani.report.terminal import print_doctor
 
     findings = examine(data)
     print_doctor(findings)
@@ -487,5 +487,5 @@ def command() -> int | None:
 
 
 def main() -> None:
-    """Run a command and turn what goes wrong into one line and an exit code; see `villani.session`."""
+    """Run a command and turn what goes wrong into one line and an exit code; see `villani.commands.session`."""
     run_session(command)

@@ -4,8 +4,8 @@ import torch
 from torch import nn
 from transformers import MistralConfig, MistralForCausalLM
 
-from villani.landscape.models import load_model
-from villani.landscape.objective import Objective
+from villani.inputs.models import load_model
+from villani.objective.objective import Objective
 
 SPECS = [
     "gpt-neo-125m?window=3",

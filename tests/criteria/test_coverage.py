@@ -13,7 +13,7 @@ from tests.criteria.models import SPECS, closed, layers_of, make
 from villani.criteria.coverage import audit_coverage
 from villani.criteria.flat import FlatDirection
 from villani.errors import InputError
-from villani.landscape.objective import Objective
+from villani.objective.objective import Objective
 
 # per layer: (end of the tensor's name, entries that move) under the mask of the Hugging Face Trainer
 FLAT = {

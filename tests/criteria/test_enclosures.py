@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from villani.criteria.enclosures import RULES
 from villani.criteria.intervals import Range
 from villani.criteria.ranges import ranges
-from villani.landscape.graph import LossGraph
+from villani.objective.graph import LossGraph
 
 aten = torch.ops.aten
 SIZES = [0.0, 1e-42, 1e-30, 1e-3, 0.5, 1.0, 3.0, 20.0, 90.0, 750.0, 1e5, 1e20, math.inf]

@@ -4,7 +4,7 @@ import pytest
 from tests.conftest import dense, make_model, make_pool
 from villani.criteria.guard import GuardMeter
 from villani.errors import InputError
-from villani.landscape.objective import Objective
+from villani.objective.objective import Objective
 
 TEMPERATURE = 0.5
 

@@ -10,7 +10,7 @@ from transformers.modeling_outputs import CausalLMOutput
 from tests.criteria.models import make
 from villani.criteria.head import normalised_head
 from villani.errors import InputError
-from villani.landscape.objective import Objective
+from villani.objective.objective import Objective
 
 IDS = torch.randint(0, 7, (2, 2, 5), generator=torch.Generator().manual_seed(0))
 

@@ -14,8 +14,8 @@ from tests.criteria.models import SPECS, closed, make
 from villani.criteria.orbits import exponents_of, orbits_of, predicted_psi, rescaled, threshold
 from villani.criteria.parts import PartStatistics, part_statistics, parts_of
 from villani.criteria.symmetries import generators
-from villani.landscape.graph import trace_loss
-from villani.landscape.objective import Objective
+from villani.objective.graph import trace_loss
+from villani.objective.objective import Objective
 
 
 def found(objective):

@@ -11,7 +11,7 @@ from tests.criteria.test_smoothness import SMOOTH
 from villani.criteria.intervals import ANYTHING, Range, of_tensor, power, reciprocal, times
 from villani.criteria.patterns import pieces
 from villani.criteria.ranges import ranges
-from villani.landscape.graph import trace_loss
+from villani.objective.graph import trace_loss
 
 
 def check_contains(objective, radius, seeds):

@@ -12,8 +12,8 @@ from villani.criteria.parabola import fit_quadratic
 from villani.criteria.rays import directions, rays, walk
 from villani.curvature.blocks import layers_of
 from villani.errors import InputError
-from villani.landscape.objective import Objective
-from villani.plan import Kept
+from villani.measurement.plan import Kept
+from villani.objective.objective import Objective
 from villani.statistics import jackknife_deviations
 
 LAMBDA, S = 0.1, 0.3

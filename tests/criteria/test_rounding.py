@@ -18,7 +18,7 @@ from villani.criteria.differential import audit_differential
 from villani.criteria.orbits import Orbit
 from villani.criteria.rounding import drift, drift_allowed
 from villani.criteria.symmetries import Generator, generators
-from villani.landscape.graph import LossGraph
+from villani.objective.graph import LossGraph
 
 aten = torch.ops.aten
 

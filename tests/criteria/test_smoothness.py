@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from tests.criteria.models import SPECS, Vector, closed, layers_of, make
 from villani.criteria.smoothness import audit_smoothness
-from villani.landscape.objective import Objective
+from villani.objective.objective import Objective
 
 
 @pytest.mark.parametrize("spec", SPECS)

@@ -11,6 +11,8 @@ from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from tests.criteria.models import make
+from villani.commands.audit.page import _skipped_table
+from villani.commands.audit.results import skipped_record
 from villani.criteria import rounding
 from villani.criteria.degrees import Degrees
 from villani.criteria.differential import audit_differential, short_batch
@@ -19,10 +21,8 @@ from villani.criteria.orbits import Orbit, orbits_of
 from villani.criteria.rounding import SCALES, Drift
 from villani.criteria.skipped import incomplete
 from villani.criteria.symmetries import generators
-from villani.landscape.graph import trace_loss
-from villani.landscape.objective import Objective
-from villani.report.audit import _skipped_table
-from villani.studies.audit_records import skipped_record
+from villani.objective.graph import trace_loss
+from villani.objective.objective import Objective
 
 
 def echelon(rows, count):

@@ -14,8 +14,8 @@ from villani.curvature.products import differentiable_gradient, product
 from villani.curvature.rules import RULES, rule_of
 from villani.curvature.taylor import Sweep, check_rules
 from villani.errors import InputError
-from villani.landscape.graph import trace_logits, trace_loss
-from villani.landscape.objective import Objective
+from villani.objective.graph import trace_logits, trace_loss
+from villani.objective.objective import Objective
 
 aten = torch.ops.aten
 

@@ -3,9 +3,9 @@ import pytest
 
 from tests.conftest import dense, make_model, make_pool
 from villani.curvature.blocks import BlockTrace, blocks_of
-from villani.landscape.objective import Objective
-from villani.landscape.parameters import ParameterSpace
-from villani.measurement import measure
+from villani.measurement.measure import measure
+from villani.objective.objective import Objective
+from villani.objective.parameters import ParameterSpace
 
 
 def test_blocks_are_partitions():

@@ -16,8 +16,8 @@ from villani.curvature.basis import Basis
 from villani.curvature.lanczos import Ends, eigenpairs, examine, krylov
 from villani.curvature.operators import Budget, Curvature
 from villani.errors import InputError
-from villani.landscape.objective import Objective
-from villani.runs.store import Ledger
+from villani.objective.objective import Objective
+from villani.work.ledger import Ledger
 
 
 def mean_matrices(model, pool):
@@ -246,7 +246,7 @@ from functools import partial
 from villani.curvature.basis import Basis
 from villani.curvature.lanczos import Ends, krylov
 from villani.curvature.operators import Budget
-from villani.measurement import peak_memory
+from villani.measurement.measure import peak_memory
 peak = partial(peak_memory, torch.device("cpu"))
 size = 9_000_000  # so large that malloc gives every vector back when it is freed
 diagonal = torch.linspace(-1, 1, size) ** 3

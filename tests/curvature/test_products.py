@@ -15,8 +15,8 @@ from villani.curvature.products import (
     product,
 )
 from villani.errors import InputError
-from villani.landscape.objective import Objective
-from villani.measurement import measure
+from villani.measurement.measure import measure
+from villani.objective.objective import Objective
 
 EXACT = ["reverse-over-reverse", "forward-over-reverse"]
 METHODS = [*EXACT, "finite-differences"]

@@ -5,7 +5,7 @@ import torch
 from tests.conftest import make_model
 from villani.curvature.probes import rademacher, rademacher_probe, random_direction
 from villani.curvature.sketch import BUCKETS, GradientSketch, buckets_for
-from villani.landscape.parameters import ParameterSpace
+from villani.objective.parameters import ParameterSpace
 from villani.streams import Purpose, stream
 
 

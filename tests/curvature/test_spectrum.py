@@ -9,7 +9,7 @@ from tests.conftest import dense, make_model, make_pool
 from villani.curvature.operators import Budget, Curvature
 from villani.curvature.spectrum import Density, Quadrature, quadrature, sphere_probe, square_limits, trace_quantile
 from villani.errors import InputError
-from villani.landscape.objective import Objective
+from villani.objective.objective import Objective
 
 
 @pytest.fixture(scope="module")

@@ -7,9 +7,9 @@ from villani.curvature.products import differentiable_gradient, product
 from villani.curvature.rules import RULES
 from villani.curvature.taylor import Sweep, check_rules, isolated_nodes
 from villani.errors import InputError
-from villani.landscape.graph import place, trace_logits
-from villani.landscape.models import load_model
-from villani.landscape.objective import Batch, Objective
+from villani.inputs.models import load_model
+from villani.objective.graph import place, trace_logits
+from villani.objective.objective import Batch, Objective
 
 SPECS = [
     "gpt-neo-125m?window=3",

@@ -14,8 +14,8 @@ from villani.curvature.products import hessian_vector_product
 from villani.curvature.sketch import GradientSketch
 from villani.curvature.trace import _sample_rows, group_statistics
 from villani.errors import InputError
-from villani.landscape.objective import Objective
-from villani.measurement import measure
+from villani.measurement.measure import measure
+from villani.objective.objective import Objective
 from villani.streams import Purpose, stream
 
 

@@ -13,7 +13,7 @@ from villani.dynamics.network import NetworkTarget
 from villani.dynamics.noise import PIECE, add_gaussian, gaussian
 from villani.dynamics.potential import PotentialTarget, far_start
 from villani.errors import InputError
-from villani.landscape.objective import Objective
+from villani.objective.objective import Objective
 from villani.streams import Purpose
 from villani.theory.catalogue import named
 from villani.theory.exact import solve

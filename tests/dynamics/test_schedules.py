@@ -8,7 +8,7 @@ import torch
 from villani.dynamics.schedules import ConstantMemory, GuardFollowing, LeastCertificate
 from villani.dynamics.training import train
 from villani.errors import InputError
-from villani.landscape.models import load_model
+from villani.inputs.models import load_model
 
 
 def optimiser(decays=(0.1, 0.0, 0.02), rate=0.5, kind=torch.optim.SGD):

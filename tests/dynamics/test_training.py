@@ -4,8 +4,8 @@ import torch
 from villani.dynamics.noise import gaussian
 from villani.dynamics.training import Diverged, learning_rates, train
 from villani.errors import InputError
-from villani.landscape.models import load_model
-from villani.landscape.objective import Objective
+from villani.inputs.models import load_model
+from villani.objective.objective import Objective
 from villani.streams import Purpose
 
 

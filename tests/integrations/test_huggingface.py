@@ -6,7 +6,7 @@ from villani.dynamics.schedules import ConstantMemory, GuardFollowing
 from villani.errors import InputError
 from villani.integrations.huggingface import VillaniCallback
 from villani.integrations.live import PREFIX
-from villani.landscape.objective import Objective
+from villani.objective.objective import Objective
 
 STEPS, VOCABULARY = 4, 17
 

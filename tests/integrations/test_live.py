@@ -11,8 +11,8 @@ from tests.conftest import make_model, make_pool
 from villani.dynamics.schedules import ConstantMemory, GuardFollowing
 from villani.errors import InputError
 from villani.integrations.live import PREFIX, Budget, Live, decay_of, untouched
-from villani.landscape.objective import Objective
-from villani.measurement import measure
+from villani.measurement.measure import measure
+from villani.objective.objective import Objective
 from villani.streams import Purpose, word
 
 

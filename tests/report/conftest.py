@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from scipy.stats import t as student
 
-from villani.runs.content import RunRecords
-from villani.runs.records import (
+from villani.commands.content import RunRecords
+from villani.work.records import (
     Cost,
     DesignRecord,
     Displacement,

@@ -11,7 +11,7 @@ import pytest
 from villani.errors import InputError
 from villani.report import figures, render, write_report
 from villani.report.numbers import format_interval, format_number, format_uncertain
-from villani.runs.records import ConstantRecord, ModelConstants, ModelPointRecord, PlanRecord
+from villani.work.records import ConstantRecord, ModelConstants, ModelPointRecord, PlanRecord
 
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>{{data}}\u2028&"
 

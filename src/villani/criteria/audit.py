@@ -12,8 +12,8 @@ from villani.criteria.verdicts import Outcome
 from villani.curvature.blocks import BlockTrace
 from villani.curvature.trace import TraceMethod
 from villani.errors import InputError
-from villani.landscape.objective import Objective, at_one_theta
-from villani.runs.distributed import Ledger, Scoped
+from villani.objective.objective import Objective, at_one_theta
+from villani.work.team import Ledger, Scoped
 
 RAYS = ("random", "gradient", "parameters")
 RADII = (0.0, 1.0, 2.0, 4.0)  # in units of ‖θ‖

@@ -24,10 +24,10 @@ from villani.criteria.patterns import pieces
 from villani.criteria.ranges import contradiction, fixed_values, ranges
 from villani.criteria.verdicts import Outcome
 from villani.errors import InputError
-from villani.landscape.graph import LossGraph, trace_loss
-from villani.landscape.objective import Objective
-from villani.measurement import check_temperature
-from villani.outwards import upper
+from villani.measurement.measure import check_temperature
+from villani.objective.graph import LossGraph, trace_loss
+from villani.objective.objective import Objective
+from villani.report.outwards import upper
 from villani.streams import Purpose, stream
 
 Orbit = Mapping[int, float | torch.Tensor]

@@ -22,7 +22,7 @@ import torch
 from villani.criteria.equations import Equations
 from villani.criteria.patterns import SHAPED
 from villani.criteria.skipped import SkippedOperations
-from villani.landscape.graph import LossGraph, aten
+from villani.objective.graph import LossGraph, aten
 
 _UNREAD = "gives whole numbers or truth values, or has options by name, for which there is no rule"
 _SMALL = 4096  # entries of a matrix that is used other than as a map, up to which each has an unknown of its own

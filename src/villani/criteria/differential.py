@@ -35,13 +35,13 @@ from villani.criteria.symmetries import generators
 from villani.criteria.verdicts import Outcome
 from villani.criteria.walks import Step, walk_orbit
 from villani.errors import InputError
-from villani.landscape.batches import Batch
-from villani.landscape.graph import LossGraph, trace_loss
-from villani.landscape.objective import Objective
-from villani.measurement import check_temperature, peak_memory
-from villani.outwards import upper
-from villani.runs.distributed import Ledger, Rows, Scoped, Team
+from villani.measurement.measure import check_temperature, peak_memory
+from villani.objective.batches import Batch
+from villani.objective.graph import LossGraph, trace_loss
+from villani.objective.objective import Objective
+from villani.report.outwards import upper
 from villani.statistics import Array
+from villani.work.team import Ledger, Rows, Scoped, Team
 
 CONFIRMED = 4  # orbits that are measured again
 SCALES = (2.0, 4.0, 8.0, 16.0)

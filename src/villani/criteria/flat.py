@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import torch
 
 from villani.criteria.shifts import Proposal, Shifts, rounding
-from villani.landscape.graph import LossGraph
-from villani.landscape.objective import Objective
+from villani.objective.graph import LossGraph
+from villani.objective.objective import Objective
 from villani.streams import Purpose, stream
 
 aten = torch.ops.aten

@@ -18,9 +18,9 @@ from villani.criteria.parts import PartStatistics, part_statistics, parts_of
 from villani.criteria.skipped import incomplete
 from villani.criteria.symmetries import generators
 from villani.errors import InputError
-from villani.landscape.graph import trace_loss
-from villani.landscape.objective import Objective
-from villani.measurement import check_design, check_temperature
+from villani.measurement.measure import check_design, check_temperature
+from villani.objective.graph import trace_loss
+from villani.objective.objective import Objective
 from villani.statistics import Array, Estimate, jackknife_deviations
 from villani.streams import Purpose, word
 

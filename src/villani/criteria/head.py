@@ -13,9 +13,9 @@ from torch.utils import _pytree as pytree
 
 from villani.criteria.patterns import COPIES, arguments, entries, inverse_norm, original, root_mean_square
 from villani.errors import InputError
-from villani.landscape.graph import LogitGraph, place, trace_logits
-from villani.landscape.objective import Objective
-from villani.landscape.parameters import share_memory
+from villani.objective.graph import LogitGraph, place, trace_logits
+from villani.objective.objective import Objective
+from villani.objective.parameters import share_memory
 
 aten = torch.ops.aten
 _MOVES = {

@@ -24,8 +24,8 @@ from scipy.stats import t as student_t
 
 from villani.criteria.parts import Exponents, Parts, PartStatistics, parts_of
 from villani.criteria.symmetries import Generator
-from villani.landscape.objective import Objective
-from villani.landscape.parameters import ParameterSpace
+from villani.objective.objective import Objective
+from villani.objective.parameters import ParameterSpace
 from villani.statistics import Array, Estimate
 
 LEVEL = 0.95

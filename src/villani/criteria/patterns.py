@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 
-from villani.landscape.batches import Batch
-from villani.landscape.graph import LossGraph
-from villani.landscape.objective import Objective
+from villani.objective.batches import Batch
+from villani.objective.graph import LossGraph
+from villani.objective.objective import Objective
 
 aten = torch.ops.aten
 COPIES = {

@@ -22,7 +22,7 @@ from villani.criteria.enclosure import Operation
 from villani.criteria.enclosures import RULES
 from villani.criteria.intervals import ANYTHING, UNKNOWN, Range, of_tensor, union
 from villani.criteria.patterns import depends_on, is_floating
-from villani.landscape.graph import LossGraph, place
+from villani.objective.graph import LossGraph, place
 
 
 @dataclass(frozen=True, eq=False)

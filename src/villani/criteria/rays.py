@@ -18,12 +18,12 @@ from villani.curvature.blocks import layers_of
 from villani.curvature.probes import random_direction
 from villani.curvature.trace import TraceMethod
 from villani.errors import InputError
-from villani.landscape.objective import Objective
-from villani.landscape.parameters import ParameterSpace
-from villani.measurement import Measurement, measure
-from villani.runs.distributed import Ledger, Scoped, Team
+from villani.measurement.measure import Measurement, measure
+from villani.objective.objective import Objective
+from villani.objective.parameters import ParameterSpace
 from villani.statistics import Estimate
 from villani.streams import Purpose, stream
+from villani.work.team import Ledger, Scoped, Team
 
 Direction = list[torch.Tensor]
 KINDS = ("random", "gradient", "parameters", "layer")  # of directions

@@ -18,8 +18,8 @@ from villani.criteria.orbits import Orbit, Threshold, exponents_of, rescaled
 from villani.criteria.parts import EXACT, Parts, group_traces
 from villani.curvature.products import differentiable_gradient, product
 from villani.errors import InputError
-from villani.landscape.graph import LossGraph, execute, trace_loss
-from villani.landscape.objective import Objective
+from villani.objective.graph import LossGraph, execute, trace_loss
+from villani.objective.objective import Objective
 
 SCALES = (16.0, 0.125)  # R at which the loss has to be what it is at R = 1
 _ULPS = 100.0  # of 1 + |L|, by which a loss that is the same may come out differently

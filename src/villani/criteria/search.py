@@ -11,7 +11,7 @@ import torch
 
 from villani.criteria.orbits import Orbit, Threshold, pooled, threshold
 from villani.criteria.parts import Parts, PartStatistics
-from villani.landscape.objective import Objective
+from villani.objective.objective import Objective
 from villani.statistics import Array
 
 _CLEAR = 2.0  # standard errors that Δ_B L has to be above 0 for a descent to be worth its cost

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from villani.criteria.patterns import SHAPED
-from villani.landscape.graph import LossGraph, place
+from villani.objective.graph import LossGraph, place
 
 aten = torch.ops.aten
 

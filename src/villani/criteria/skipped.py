@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-from villani.landscape.graph import aten, place
+from villani.objective.graph import aten, place
 
 _NAMED, _KINDS = 4, 6  # tensors and operations in a sentence
 _TOGETHER = "is scaled as one along all dimensions but the last"

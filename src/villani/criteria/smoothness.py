@@ -14,8 +14,8 @@ from villani.criteria.patterns import arguments, depends_on, is_floating, limits
 from villani.criteria.ranges import contradiction, ranges
 from villani.criteria.verdicts import Verdict
 from villani.errors import InputError
-from villani.landscape.graph import LossGraph, place, trace_loss
-from villani.landscape.objective import Objective
+from villani.objective.graph import LossGraph, place, trace_loss
+from villani.objective.objective import Objective
 
 aten = torch.ops.aten
 Kind = Literal["lipschitz", "discontinuous", "singular", "undecided", "unknown", "gradient"]

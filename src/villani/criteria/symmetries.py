@@ -14,7 +14,7 @@ import torch
 
 from villani.criteria.degrees import Degrees
 from villani.criteria.equations import Form, Rational
-from villani.landscape.graph import LossGraph
+from villani.objective.graph import LossGraph
 
 _LARGEST = 1 << 20  # an exponent beyond it is no rescaling that anyone could make
 _Place = tuple[int, int]  # a tensor, and 0 or 1: a matrix map has forms of its outputs and of its inputs

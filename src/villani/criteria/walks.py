@@ -7,7 +7,7 @@ import numpy as np
 
 from villani.criteria.orbits import Orbit, predicted_psi, rescaled
 from villani.criteria.parts import PartStatistics
-from villani.landscape.objective import Objective
+from villani.objective.objective import Objective
 from villani.statistics import Array, Estimate
 
 

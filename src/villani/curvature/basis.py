@@ -19,8 +19,8 @@ import torch
 from numpy.typing import NDArray
 
 from villani.curvature.operators import Budget
-from villani.runs.store import writing
 from villani.statistics import Array
+from villani.work.ledger import writing
 
 _CHUNK = 1 << 16  # entries of a vector that are worked on at a time: what stays in a processor's cache
 _ALIGNED = 16  # entries: BLAS adds in another order where memory is not aligned

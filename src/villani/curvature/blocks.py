@@ -20,10 +20,10 @@ from villani.curvature.jets import Jet, Probed
 from villani.curvature.probes import rademacher
 from villani.curvature.taylor import Sweep, check_rules, isolated_nodes
 from villani.errors import InputError
-from villani.landscape.batches import IGNORED, Batch
-from villani.landscape.graph import LogitGraph, aten, trace_logits
-from villani.landscape.objective import Objective
-from villani.landscape.parameters import ParameterSpace
+from villani.objective.batches import IGNORED, Batch
+from villani.objective.graph import LogitGraph, aten, trace_logits
+from villani.objective.objective import Objective
+from villani.objective.parameters import ParameterSpace
 from villani.statistics import Array
 from villani.streams import Purpose, stream
 

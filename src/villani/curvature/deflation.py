@@ -12,8 +12,8 @@ from pathlib import Path
 import torch
 
 from villani.errors import InputError
-from villani.landscape.parameters import ParameterSpace
-from villani.runs import foreign
+from villani.objective.parameters import ParameterSpace
+from villani.work import foreign
 
 _CHUNK = 1 << 20  # coordinates that are held in float64 at a time
 _TOLERANCE = 1e-4  # |⟨q_i, q_j⟩ − δ_ij| of what is taken as orthonormal

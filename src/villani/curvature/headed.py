@@ -15,8 +15,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from villani.curvature.products import Tensors
-from villani.landscape.batches import IGNORED, Batch, takes
-from villani.landscape.objective import Objective
+from villani.objective.batches import IGNORED, Batch, takes
+from villani.objective.objective import Objective
 
 _POSITIONS = 128  # worked on at a time: 26 MB for each array at V = 50,257
 

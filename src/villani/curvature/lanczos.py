@@ -27,11 +27,11 @@ import torch
 from villani.curvature.basis import Basis, dot, norm
 from villani.curvature.operators import Budget, Product
 from villani.errors import InputError
-from villani.landscape.evaluation import plain_arithmetic
-from villani.runs.distributed import Ledger
-from villani.runs.store import writing
+from villani.objective.evaluation import plain_arithmetic
 from villani.statistics import Array
 from villani.streams import Purpose, stream
+from villani.work.ledger import writing
+from villani.work.team import Ledger
 
 _BREAKDOWN = 32  # times the rounding unit and the largest entry of T: a residual that is nothing but rounding
 _LEAST = 8  # products beyond one a pair, before convergence is believed

@@ -16,8 +16,8 @@ import torch
 from villani.curvature.headed import HeadedCurvature, linear_head
 from villani.curvature.products import Tensors, differentiable_gradient, product
 from villani.errors import InputError
-from villani.landscape.batches import Batch
-from villani.landscape.objective import Forward, Objective, check_weight_decay
+from villani.objective.batches import Batch
+from villani.objective.objective import Forward, Objective, check_weight_decay
 
 OperatorKind = Literal["hessian", "gauss-newton"]
 Product = Callable[[torch.Tensor], torch.Tensor]  # (d,) → (d,), symmetric and linear

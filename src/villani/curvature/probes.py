@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from villani.landscape.parameters import ParameterSpace
+from villani.objective.parameters import ParameterSpace
 from villani.streams import Purpose, stream
 
 _SIGNS = torch.from_numpy(np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).astype(np.int8) * 2 - 1)

@@ -15,8 +15,8 @@ from torch import nn
 from torch.func import functional_call, grad, jvp
 
 from villani.errors import InputError
-from villani.landscape.hub import first_line
-from villani.landscape.objective import Objective, check_differentiable
+from villani.inputs.hub import first_line
+from villani.objective.objective import Objective, check_differentiable
 
 Tensors = Sequence[torch.Tensor]
 ProductMethod = Literal["reverse-over-reverse", "forward-over-reverse", "finite-differences"]

@@ -11,7 +11,7 @@ import math
 import torch
 
 from villani.curvature.probes import rademacher
-from villani.landscape.parameters import ParameterSpace
+from villani.objective.parameters import ParameterSpace
 from villani.streams import Purpose, stream
 
 BUCKETS = 262_139  # the largest prime below 2¹⁸: 2 MiB a group

@@ -28,8 +28,8 @@ from scipy.special import chdtr, chdtrc, chdtri, stdtrit
 from villani.curvature.basis import dot, norm
 from villani.curvature.operators import Product
 from villani.errors import InputError
-from villani.landscape.evaluation import plain_arithmetic
-from villani.landscape.parameters import Parameter
+from villani.objective.evaluation import plain_arithmetic
+from villani.objective.parameters import Parameter
 from villani.statistics import Array, Estimate, Status
 from villani.streams import Purpose, stream
 

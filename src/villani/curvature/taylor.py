@@ -37,8 +37,8 @@ from torch.utils import _pytree as pytree
 from villani.curvature.jets import Jet, Probed, Tangents, add_to, as_jet
 from villani.curvature.rules import BY_SEQUENCE, NEW, rule_of
 from villani.errors import InputError
-from villani.landscape.batches import Batch
-from villani.landscape.graph import LogitGraph, place
+from villani.objective.batches import Batch
+from villani.objective.graph import LogitGraph, place
 
 
 class Sweep:

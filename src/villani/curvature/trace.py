@@ -30,7 +30,7 @@ from villani.curvature.products import (
 )
 from villani.curvature.sketch import GradientSketch
 from villani.errors import InputError
-from villani.landscape.objective import Forward, Objective, check_differentiable
+from villani.objective.objective import Forward, Objective, check_differentiable
 from villani.statistics import Array
 from villani.streams import Purpose, stream
 

@@ -13,11 +13,11 @@ from torch import nn
 
 from villani.dynamics.certificate import Account, Plan
 from villani.errors import InputError
-from villani.landscape.evaluation import plain_arithmetic
-from villani.landscape.objective import IGNORED, Objective
-from villani.runs.foreign import clipped, pattern_of
+from villani.objective.evaluation import plain_arithmetic
+from villani.objective.objective import IGNORED, Objective
 from villani.statistics import Array
 from villani.streams import Purpose, stream
+from villani.work.foreign import clipped, pattern_of
 
 Scale = Literal["unit", "relative"]
 Direction = Literal["sgd", "momentum", "adam"]

@@ -10,8 +10,8 @@ import torch
 from villani.dynamics.langevin import Evaluation, Sums
 from villani.dynamics.noise import gaussian
 from villani.errors import InputError
-from villani.landscape.batches import Batch
-from villani.landscape.objective import Objective
+from villani.objective.batches import Batch
+from villani.objective.objective import Objective
 from villani.statistics import Array
 from villani.streams import Purpose, stream
 

@@ -15,8 +15,8 @@ from torch import nn
 
 from villani.dynamics.chain import Direction, Turning
 from villani.errors import InputError, check_nonnegative, check_positive
-from villani.landscape.evaluation import evaluating
-from villani.landscape.objective import IGNORED
+from villani.objective.evaluation import evaluating
+from villani.objective.objective import IGNORED
 from villani.statistics import Array
 
 Towards = Literal["centre", "zero"]

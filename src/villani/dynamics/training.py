@@ -11,9 +11,9 @@ from torch import nn
 from villani.dynamics.noise import add_gaussian
 from villani.dynamics.schedules import DecaySchedule
 from villani.errors import InputError
-from villani.landscape.evaluation import plain_arithmetic
-from villani.landscape.objective import IGNORED, Objective, check_weight_decay
-from villani.landscape.parameters import ParameterSpace
+from villani.objective.evaluation import plain_arithmetic
+from villani.objective.objective import IGNORED, Objective, check_weight_decay
+from villani.objective.parameters import ParameterSpace
 from villani.streams import Purpose, stream
 
 Optimizer = Literal["adamw", "sgd", "noisy-sgd"]

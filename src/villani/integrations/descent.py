@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from villani.landscape.objective import Objective
-from villani.landscape.parameters import ParameterSpace
+from villani.objective.objective import Objective
+from villani.objective.parameters import ParameterSpace
 
 _TRANSPARENT = ("accelerate", "lightning", "pytorch_lightning")  # whose wrappers hand steps on as they are
 SAME_LOSS = 1e-5  # relative difference of two losses in float32 that are the same function

@@ -31,10 +31,10 @@ from villani.integrations.descent import (
 )
 from villani.integrations.gradients import GradientWatch
 from villani.integrations.untouched import uncompiled, untouched
-from villani.landscape.objective import Batch, LossFunction, Objective, check_weight_decay
-from villani.landscape.parameters import ParameterSpace
-from villani.landscape.trial import already_tried
-from villani.measurement import Measurement, check_design, check_temperature, measure
+from villani.measurement.measure import Measurement, check_design, check_temperature, measure
+from villani.objective.objective import Batch, LossFunction, Objective, check_weight_decay
+from villani.objective.parameters import ParameterSpace
+from villani.objective.trial import already_tried
 from villani.statistics import Estimate
 from villani.streams import Purpose, word
 

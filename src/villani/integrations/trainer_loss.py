@@ -8,7 +8,7 @@ from transformers import Trainer
 
 from villani.errors import InputError
 from villani.integrations.descent import SAME_LOSS, TrainingLoss
-from villani.landscape.objective import IGNORED, MICRO_TOKENS, Objective
+from villani.objective.objective import IGNORED, MICRO_TOKENS, Objective
 
 _SAME_GRADIENT = 1e-4  # relative; both ways go through the same forward pass in float32
 

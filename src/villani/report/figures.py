@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 import plotly.graph_objects as go
 
 from villani.report.numbers import format_number, format_uncertain
-from villani.runs.records import EstimateRecord, MeasurementRecord, PsiParts, PsiRecord, TrainingRecord
+from villani.work.records import EstimateRecord, MeasurementRecord, PsiParts, PsiRecord, TrainingRecord
 
 POSITIVE, NEGATIVE, UNRESOLVED = "#3b82f6", "#e4572e", "#8b93a1"
 EXACT, TOTAL, REMAINDER = "#a78bfa", "#10b981", "#f59e0b"

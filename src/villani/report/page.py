@@ -21,27 +21,29 @@ from plotly.offline import get_plotlyjs
 from pydantic import TypeAdapter
 from scipy.stats import t as student
 
+from villani.commands.audit import page as auditing
+from villani.commands.audit.record import AuditRecord, ReplayRecord
+from villani.commands.audit.verdict import findings, headline
+from villani.commands.certify import page as certifying
+from villani.commands.certify.record import CertificateRecord
+from villani.commands.constants import page as theory
+from villani.commands.content import RunRecords, read_records
+from villani.commands.converge import page as converging
+from villani.commands.converge.record import ConvergenceRecord
+from villani.commands.paper import page as papers
+from villani.commands.paper.record import PaperRecord
+from villani.commands.recommend import page as recommending
+from villani.commands.recommend.record import RecommendationRecord
+from villani.commands.spectrum import page as spectra
+from villani.commands.spectrum.record import SpectrumRecord
 from villani.errors import InputError
-from villani.report import audit as auditing
-from villani.report import certificates as certifying
-from villani.report import constants as theory
-from villani.report import convergence as converging
 from villani.report import figures
-from villani.report import paper as papers
-from villani.report import recommendation as recommending
-from villani.report import spectrum as spectra
 from villani.report.elements import note
 from villani.report.plain import drawn, guarded, written
 from villani.report.tables import psi_table, tables
-from villani.report.verdict import findings, headline
-from villani.runs import foreign
-from villani.runs.audits import AuditRecord, ReplayRecord
-from villani.runs.certificates import CertificateRecord
-from villani.runs.content import RunRecords, read_records
-from villani.runs.convergences import ConvergenceRecord
-from villani.runs.papers import PaperRecord
-from villani.runs.recommendations import RecommendationRecord
-from villani.runs.records import (
+from villani.work import foreign
+from villani.work.ledger import write_atomically
+from villani.work.records import (
     Cost,
     ExactRecord,
     MeasurementRecord,
@@ -50,8 +52,6 @@ from villani.runs.records import (
     ReferenceRecord,
     TrainingRecord,
 )
-from villani.runs.spectra import SpectrumRecord
-from villani.runs.store import write_atomically
 
 _PAGES: Mapping[type, ModuleType] = {  # what tells of a record that is not a measurement
     ExactRecord: theory, ReferenceRecord: theory, ModelConstantsRecord: theory,

@@ -3,11 +3,11 @@
 from collections.abc import Mapping, Sequence
 from html import escape
 
+from villani.commands.constants.page import model_table
 from villani.report import figures
-from villani.report.constants import model_table
 from villani.report.elements import Markup, badge, details, facts, note, section, table
 from villani.report.numbers import format_count, format_interval, format_number, format_uncertain
-from villani.runs.records import Cost, EstimateRecord, MeasurementRecord, Provenance, PsiRecord, TrainingRecord
+from villani.work.records import Cost, EstimateRecord, MeasurementRecord, Provenance, PsiRecord, TrainingRecord
 
 _STATUSES = {
     "certified": "a theorem with proved inputs",

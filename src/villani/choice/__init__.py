@@ -1,0 +1,1 @@
+"""Rules that name a λ, and what tells two of them apart."""

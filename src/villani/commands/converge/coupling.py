@@ -1,0 +1,97 @@
+"""Two chains from different starts with the same noise and the same batches, in step with each other."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from villani.dynamics.langevin import Rule, Target, advance
+from villani.dynamics.network import NetworkTarget
+from villani.dynamics.noise import gaussian
+from villani.objective.objective import Objective
+from villani.statistics import Array
+from villani.streams import Purpose
+from villani.work.ledger import ScopedLedger
+
+_APART = 0.1  # of ‖θ‖: how far apart two chains on a model begin
+_DIRECTION = 1 << 20  # a direction that is no linear observable's
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Coupled chains: logged steps (n,) and ln‖θ_a − θ_b‖, means over each replicate's walkers (R, n)."""
+
+    steps: Array
+    log_distances: Array
+
+
+def coupled(
+    one: Target, other: Target, rule: Rule, ledger: ScopedLedger, *, seed: int, log_every: int,
+    progress: Callable[[int, int], None] | None = None,
+) -> Pair | None:  # fmt: skip
+    """Chain 0 from two starts; one unit of work, begun again after a kill. It ends where two walkers meet or leave.
+
+    None with momentum, where a distance in θ alone says little.
+    """
+    if rule.momentum:
+        return None
+    if (row := ledger.get("coupled")) is None:
+        began = time.perf_counter()
+        one.reset(0)
+        other.reset(0)
+        steps, logs = [], []
+        for step in range(rule.steps):
+            if step % log_every == 0:
+                apart = _log_distance(one, other)
+                if not np.isfinite(apart).all():
+                    break
+                steps.append(step)
+                logs.append(apart.reshape(one.replicates, -1).mean(axis=1))
+            for target in (one, other):
+                advance(
+                    target, rule, seed=seed, chain=0, start=step, log_every=2 * rule.steps, ceiling=float("inf"),
+                    enough=lambda _: True,
+                )  # fmt: skip
+            if progress:
+                progress(step + 1, rule.steps)
+        row = {"steps": np.array(steps, dtype=int), "logs": np.array(logs)}
+        ledger.put("coupled", row, seconds=time.perf_counter() - began, peak_memory_bytes=0)
+    return Pair(row["steps"], row["logs"].T)
+
+
+def coupled_models(
+    target: NetworkTarget, twin: Objective, rule: Rule, ledger: ScopedLedger, *, seed: int, log_every: int,
+    progress: Callable[[int, int], None] | None = None,
+) -> Pair | None:  # fmt: skip
+    """As `coupled`, with a second copy of the model that begins at a tenth of ‖θ‖ from the first."""
+    other = _Apart(twin, target, seed)
+    with target.running(), other.running():
+        return coupled(target, other, rule, ledger, seed=seed, log_every=log_every, progress=progress)
+
+
+class _Apart(NetworkTarget):
+    """θ of another target's start, each tensor moved by a tenth of its size in a random direction."""
+
+    def __init__(self, objective: Objective, first: NetworkTarget, seed: int) -> None:
+        super().__init__(objective, batch=first.batch, seed=seed)
+        self._first = first
+
+    def reset(self, chain: int) -> None:
+        """Called after the other target's own reset."""
+        with torch.no_grad():
+            for index, (tensor, theta) in enumerate(zip(self.tensors, self._first.tensors, strict=True)):
+                size = _APART * float(theta.double().square().mean()) ** 0.5
+                noise = gaussian(tensor, self.seed, Purpose.DIRECTION, _DIRECTION, chain, index)
+                tensor.copy_(theta + size * noise)
+
+
+def _log_distance(one: Target, other: Target) -> Array:
+    """(W,)."""
+    total = np.zeros(one.walkers)
+    with torch.no_grad(), np.errstate(divide="ignore"):
+        for a, b in zip(one.tensors, other.tensors, strict=True):
+            total += (a - b).double().square().reshape(one.walkers, -1).sum(dim=1).cpu().numpy()
+        logs: Array = np.log(total) / 2
+    return logs

@@ -1,0 +1,465 @@
+"""From chains to records: fits, mixing, identities, coupling, and every rate with its verdict."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from villani.commands.converge.chains import Chain
+from villani.commands.converge.coupling import Pair
+from villani.commands.converge.record import (
+    ChainsRecord,
+    CoupledRecord,
+    CurveRecord,
+    DivergenceRecord,
+    DynamicsRecord,
+    FitRecord,
+    GradientNoiseRecord,
+    IdentityRecord,
+    MixingRecord,
+    RateRecord,
+    WindowRecord,
+)
+from villani.commands.measure.run import CONFIDENCE, estimate_record
+from villani.dynamics.convergence import (
+    Ceiling,
+    Fit,
+    Mixing,
+    autocorrelation_ceiling,
+    contraction,
+    fit_exponential,
+    mixing,
+    ratio_of_means,
+    second_half,
+    variance_ceiling,
+)
+from villani.dynamics.langevin import Rule
+from villani.dynamics.verdicts import Claim, Setting, claims, judge
+from villani.report.outwards import lower, upper
+from villani.statistics import Array, Estimate, Status
+from villani.theory.applicable import upper_bounds
+from villani.theory.catalogue import Case
+from villani.theory.constants import Smoothing, preprint, smoothed_cross_entropy
+from villani.work.records import EstimateRecord
+
+if TYPE_CHECKING:
+    from villani.commands.converge.run import ConvergeSettings
+
+ALPHA = 0.1  # prediction smoothing of the certified constant
+_SHOWN = 160  # points of a curve in the record
+_CHAINS = 8  # chains in the record, each
+_NEGLIGIBLE = 0.05  # of s: mini-batch noise in one direction that is taken for none
+_BIAS = 0.05  # of an identity: what the step size may cost
+_FASTER = 3.0  # times: from here on the loss is said not to see a mode
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What was run at one λ and s.
+
+    Attributes:
+        settings: with every field filled.
+        rule: how the chains moved.
+        names: of the observables, in the order of the chains' rows.
+        chains: of a model; or the one of a potential, which holds all replicates.
+        pair: coupled chains, if any.
+        diverged: what left.
+        dimension: d.
+        undecayed: coordinates without a Gibbs law.
+    """
+
+    settings: "ConvergeSettings"
+    rule: Rule
+    names: tuple[str, ...]
+    chains: tuple[Chain, ...]
+    pair: Pair | None
+    diverged: list[DivergenceRecord]
+    dimension: int
+    undecayed: int
+
+    @property
+    def whole(self) -> list[Chain]:
+        """Chains that did not leave: only they are analysed."""
+        return [chain for chain in self.chains if chain.diverged is None]
+
+    def curves(self) -> dict[str, Array]:
+        """Name → (C, n) of the chains that did not leave."""
+        rows = [chain.rows for chain in self.whole]  # (n, k, R)
+        stacked = np.concatenate(rows, axis=2) if rows else np.zeros((0, len(self.names), 0))
+        return {name: stacked[:, i].T for i, name in enumerate(self.names)}
+
+    def inspected(self) -> dict[str, Array]:
+        """Name → (C, i) of what was measured at intervals."""
+        rows = [chain.findings for chain in self.whole if chain.findings.size]
+        names = ("psi", "laplacian", "unbiased_gradient_squared")
+        return {name: np.stack(rows)[:, :, i] for i, name in enumerate(names)} if rows else {}
+
+
+@dataclass(frozen=True)
+class Known:
+    """What theory knows: of a potential its case and gap (or why there is none), of a model its vocabulary.
+
+    `status` is that of the gap, and `ceiling` a certified upper bound on it where it is estimated.
+    """
+
+    truth: float | None = None
+    status: Status = "certified"
+    ceiling: float | None = None
+    unsolved: str = ""
+    case: Case | None = None
+    vocabulary: int | None = None
+
+
+def design_record(settings: "ConvergeSettings", batch: int | None, blocks: int | None) -> DynamicsRecord:
+    """How the chains moved."""
+    fields = {name: getattr(settings, name) for name in DynamicsRecord.model_fields if hasattr(settings, name)}
+    fields = {name: value for name, value in fields.items() if name != "blocks"}
+    return DynamicsRecord(**fields, batch=batch, blocks=blocks, confidence=CONFIDENCE)
+
+
+def chains_record(seen: Seen, known: Known) -> ChainsRecord:
+    """Everything that is said about one λ and s."""
+    rule = seen.rule
+    curves = seen.curves()
+    steps = seen.whole[0].steps if seen.whole else np.zeros(0, dtype=int)
+    times = rule.times(steps)
+    fitted = [name for name in ("loss", "objective", "norm_squared", *seen.names[5:]) if not name.startswith("lapl")]
+    fits = {name: fit_exponential(times, curves[name]) for name in fitted if len(times)}
+    mixed = mixing(curves)
+    noise = _gradient_noise(seen, curves)
+    identities = list(_identities(seen, curves, noise))
+    state = _equilibrium(mixed, identities)
+    length = float(rule.times([rule.steps])[0])
+    run = Setting(
+        tuple(_ceilings(seen, curves, times)), known.truth, _obstacle(seen, noise, state, mixed, identities),
+        min((fit.rate.value for fit in fits.values() if fit.rate), default=None), length, known.status, known.ceiling,
+    )  # fmt: skip
+    promised = list(_claims(seen, known))
+    rates = _rates(seen, known, run, promised, fits)
+    shown_times, shown = _shown(seen)
+    trap = _trap(fits, known)
+    return ChainsRecord(
+        weight_decay=rule.weight_decay,
+        temperature=rule.temperature,
+        beta=rule.beta,
+        time=length,
+        exact_gap=known.truth,
+        exact_gap_status=None if known.truth is None else known.status,
+        sentence=_sentence(seen, fits, run, promised, known),
+        trap=trap,
+        equilibrium=state,
+        times=shown_times,
+        curves=shown,
+        fits=[_fit_record(name, fit) for name, fit in fits.items()],
+        mixing=[MixingRecord(name=n, rhat=mixed.rhat[n], ess=mixed.ess[n]) for n in curves],
+        identities=identities,
+        rates=rates,
+        acceptance=_acceptance(seen),
+        diverged=seen.diverged,
+        gradient_noise=noise,
+        coupled=_coupled_record(seen),
+    )
+
+
+def _acceptance(seen: Seen) -> float | None:
+    if seen.rule.method != "mala" or not seen.whole:
+        return None
+    chains = seen.whole
+    walkers = (seen.settings.walkers or 1) * (chains[0].rows.shape[2])
+    return float(sum(chain.accepted for chain in chains) / (len(chains) * seen.rule.steps * walkers))
+
+
+def _gradient_noise(seen: Seen, curves: dict[str, Array]) -> GradientNoiseRecord | None:
+    """Upper bounds from E‖g‖² ≥ tr Σ/B of the batch's ∇L, the injected noise having variance ηs in every direction."""
+    settings = seen.settings
+    if settings.potential is not None or settings.full or settings.method == "mala" or not seen.whole:
+        return None
+    decay = seen.rule.weight_decay
+    squared = curves["gradient_squared"]
+    if decay and not seen.undecayed:  # less 2λ⟨θ, g⟩ + λ²‖θ‖²; where something does not decay, ‖∇F‖² has to do
+        norm = curves["norm_squared"]
+        squared = squared - 2 * decay * curves["radial_force"] + decay**2 * norm
+    worst = seen.rule.learning_rate * float(second_half(squared).mean()) / seen.rule.temperature
+    return GradientNoiseRecord(isotropic=worst / seen.dimension, worst_direction=worst)
+
+
+def _identities(seen: Seen, curves: dict[str, Array], noise: GradientNoiseRecord | None) -> Iterator[IdentityRecord]:
+    rule = seen.rule
+    beta = rule.beta
+    there = seen.inspected()
+    force = curves["radial_force"]
+    exact = np.full_like(force, seen.dimension / beta)
+    note = "" if noise is None else "linear in the gradient, so mini-batches do not bias it"
+    if seen.undecayed:
+        note = "counts undecayed coordinates, for which it need not hold"
+    yield _identity("E⟨θ, ∇F⟩ = d/β", ratio_of_means(force, exact), note)
+    if there:
+        squared, laplacian, psi = there["unbiased_gradient_squared"], there["laplacian"], there["psi"]
+        note = f"from independent groups at {psi.shape[1]} steps of each chain, unbiased"
+    elif "laplacian" in curves and noise is None:
+        squared, laplacian, psi = curves["gradient_squared"], curves["laplacian"], curves["psi"]
+        note = "every term exact"
+    else:
+        missing = "ΔF has atoms at kinks" if seen.settings.potential else "needs ΔF: give --psi-every"
+        yield _identity("E‖∇F‖² = E ΔF/β", None, missing)
+        yield _identity("E Ψ_s = −½ E ΔF", None, missing)
+        return
+    yield _identity("E‖∇F‖² = E ΔF/β", ratio_of_means(beta * squared, laplacian), note)
+    yield _identity("E Ψ_s = −½ E ΔF", ratio_of_means(-2 * psi, laplacian), note)
+
+
+def _identity(name: str, ratio: Estimate | None, note: str) -> IdentityRecord:
+    if ratio is None:
+        return IdentityRecord(name=name, ratio=None, verdict="not measured", note=note)
+    low, high = ratio.interval(CONFIDENCE)
+    if low > 1 + _BIAS or high < 1 - _BIAS:
+        return IdentityRecord(name=name, ratio=estimate_record(ratio), verdict="fails", note=note)
+    resolved = (high - low) / 2 <= 5 * _BIAS
+    return IdentityRecord(
+        name=name, ratio=estimate_record(ratio), verdict="holds" if resolved else "not resolved", note=note
+    )
+
+
+def _equilibrium(
+    mixed: Mixing, identities: list[IdentityRecord]
+) -> Literal["not contradicted", "contradicted", "unknown"]:
+    if not any(value is not None for value in mixed.rhat.values()):
+        return "unknown"
+    if not mixed.settled or any(identity.verdict == "fails" for identity in identities):
+        return "contradicted"
+    return "not contradicted"
+
+
+def _obstacle(
+    seen: Seen, noise: GradientNoiseRecord | None, state: str, mixed: Mixing, identities: list[IdentityRecord]
+) -> str:  # fmt: skip
+    """Why what was found at equilibrium bounds no gap of the Gibbs law, or ""."""
+    rule = seen.rule
+    if not seen.whole:
+        return "every chain diverged"
+    if seen.undecayed:
+        return f"{seen.undecayed:,} coordinates do not decay, so there need be no Gibbs law"
+    if rule.momentum:
+        return "with momentum a chain is not the reversible diffusion that the promise is about"
+    if rule.schedule != "constant":
+        return "a chain with varying steps has no autocorrelation function"
+    if noise is not None and noise.worst_direction > _NEGLIGIBLE:
+        return (
+            f"mini-batch noise may reach {noise.worst_direction:.3g} of s in one direction, so that the chain's law "
+            "need not be the Gibbs law"
+        )  # fmt: skip
+    if state != "not contradicted":
+        failed = [identity.name for identity in identities if identity.verdict == "fails"]
+        if failed:
+            return f"the chains are not at equilibrium ({failed[0]} fails)"
+        known = {name: value for name, value in mixed.rhat.items() if value is not None}
+        if not known:
+            return "there are too few chains to tell whether they are at equilibrium"
+        worst = max(known, key=lambda name: known[name])
+        least = min(value for value in mixed.ess.values() if value is not None)
+        return f"the chains are not shown to have mixed (R̂ = {known[worst]:.2f} of {worst}, least ESS {least:.0f})"
+    return ""
+
+
+def _ceilings(seen: Seen, curves: dict[str, Array], times: Array) -> list[Ceiling]:
+    """Bounds on the gap, whose limits hold all at once: the least of them is the one that gets quoted.
+
+    The level of each allows for all that are looked for, found or not (Bonferroni).
+    """
+    if len(times) < 2:
+        return []
+    spacing, walkers = float(times[1] - times[0]), seen.settings.walkers or 1
+    linear = [name for name in seen.names if name.startswith("linear")]
+    names = ["norm_squared", *linear]
+    if seen.settings.potential is not None or seen.settings.full:  # else the noise of batches, no function of θ
+        names = ["loss", "objective", *names]
+    level = 1 - (1 - CONFIDENCE) / (len(names) + len(linear))
+    halves = {name: second_half(curves[name]) for name in names}
+    found = [autocorrelation_ceiling(name, spacing, halves[name], level) for name in names]
+    found += [variance_ceiling(name, seen.rule.beta, halves[name], walkers, level) for name in linear]
+    return [ceiling for ceiling in found if ceiling is not None]
+
+
+def _claims(seen: Seen, known: Known) -> Iterator[Claim]:
+    decay, beta = seen.rule.weight_decay, seen.rule.beta
+    if decay == 0:
+        return
+    no_law = f"{seen.undecayed:,} coordinates do not decay" if seen.undecayed else ""
+    yield claims(preprint(decay, beta, seen.dimension), beta, prefix="as read at β = 1, translated: ", obstacle=no_law)
+    if beta != 1:
+        literal = preprint(decay, 1.0, seen.dimension)
+        yield claims(literal, beta, prefix="1/λ + d/λ² taken literally at this β: ", obstacle=no_law)
+    if known.case is not None:
+        for constant in upper_bounds(known.case.potential, known.case.proved)[0]:
+            if constant.id != "C8":
+                yield claims(constant, beta)
+    elif known.vocabulary is not None:
+        constant = smoothed_cross_entropy(decay, beta, Smoothing(known.vocabulary, ALPHA))
+        yield claims(constant, beta, obstacle="It is about the loss with smoothed predictions, which was not run")
+
+
+def _rates(
+    seen: Seen, known: Known, run: Setting, promised: list[Claim], fits: dict[str, Fit]
+) -> list[RateRecord]:  # fmt: skip
+    rates = []
+    if known.truth is not None:
+        words = "Computed by villani exact" + ("." if known.status == "certified" else ", from two grids: no proof.")
+        rates.append(_rate("exact gap", "equal", math.log(known.truth), known.status, words))
+        if known.ceiling is not None:
+            words = "The variance quotient (C9) of one function, by interval quadrature."
+            rates.append(_rate("gap, by intervals", "at most", math.log(known.ceiling), "certified", words))
+    if seen.rule.weight_decay:
+        alone = "Of the law without a loss: linear observables decay at λ, F at 2λ. A reference, no promise."
+        rates.append(_rate("decay alone, λ", "reference", math.log(seen.rule.weight_decay), "certified", alone))
+    for claim in promised:
+        verdict, sentence = judge(claim, run)
+        status = "refuted" if verdict == "refuted" else claim.status
+        rates.append(
+            RateRecord(
+                name=claim.name, side="at least", log10=claim.log_rate / math.log(10), status=status, verdict=verdict,
+                sentence=sentence,
+            )
+        )  # fmt: skip
+    for ceiling in run.ceilings:
+        words = "At equilibrium, for a reversible chain; limits of all bounds at once, O(η) bias apart."
+        words = words if not run.obstacle else f"Of no use here: {run.obstacle}."
+        rates.append(
+            RateRecord(
+                name=ceiling.name, side="at most", log10=math.log10(ceiling.value),
+                limit_log10=math.log10(ceiling.limit), status="estimated" if run.obstacle else "statistical",
+                sentence=words,
+            )
+        )  # fmt: skip
+    for name, fit in fits.items():
+        if fit.rate:
+            words = f"{fit.verdict}: {fit.why}. The rate of this observable from this start."
+            rates.append(_rate(f"fit of {name}", "fitted", math.log(fit.rate.value), "estimated", words))
+    return rates
+
+
+def _rate(name: str, side: str, log: float, status: str, sentence: str) -> RateRecord:
+    return RateRecord.model_validate(
+        {"name": name, "side": side, "log10": log / math.log(10), "status": status, "sentence": sentence}
+    )
+
+
+def _trap(fits: dict[str, Fit], known: Known) -> str:
+    """What the loss does not see, if anything tells."""
+    loss = next((fits[name] for name in ("objective", "loss") if name in fits and fits[name].rate), None)
+    if loss is None or loss.rate is None or loss.interval is None:
+        return ""
+    words, truth = "", known.truth
+    if truth is not None and loss.interval[0] > _FASTER * truth:
+        words = (
+            f"The loss does not see the slow mode: F settles at a rate of {loss.rate.value:.3g}, while the gap is "
+            f"{'exactly' if known.status == 'certified' else 'estimated as'} {truth:.3g}, "
+            f"{loss.rate.value / truth:.3g} times smaller. A constant read off the loss curve would be "
+            "that many times too good."
+        )  # fmt: skip
+    slow = [name for name in fits if name.startswith("linear")]
+    for name in slow:
+        fit = fits[name]
+        if fit.interval is not None and fit.interval[1] * _FASTER < loss.interval[0]:
+            assert fit.rate is not None
+            words = words or f"The loss does not see a slow mode: F settles at {loss.rate.value:.3g}."
+            return f"{words} u·θ ({name}), from the same chains, moves at {fit.rate.value:.3g}."
+        if fit.rate is None and "levelled off" in fit.why:
+            words = words or f"The loss may not see a slow mode: F settles at {loss.rate.value:.3g}."
+            return f"{words} u·θ ({name}) is still on its way when the run ends."
+    return words
+
+
+def _sentence(seen: Seen, fits: dict[str, Fit], run: Setting, promised: list[Claim], known: Known) -> str:
+    where = f"At λ = {seen.rule.weight_decay:g}, s = {seen.rule.temperature:g}"
+    if not seen.whole:
+        return f"{where} every chain diverged, the first at step {min(d.step for d in seen.diverged)}."
+    loss = fits.get("loss") if np.ptp(seen.curves()["loss"]) else fits.get("objective")
+    what = "the loss" if loss is fits.get("loss") else "F"
+    if loss is None or loss.rate is None or loss.interval is None:
+        words = f"{where} {what} has no rate that could be fitted ({loss.why if loss else 'nothing was logged'})"
+    else:
+        low, high = loss.interval
+        within = f"{lower(low, 3)} to {upper(high, 3)}"
+        words = f"{where} {what} decays at a rate of {loss.rate.value:.3g} ({within}; {loss.verdict})"
+    if promised:
+        verdict, _ = judge(promised[0], run)
+        told = {
+            "refuted": "is refuted", "consistent": "is not contradicted, which confirms nothing",
+            "not identifiable": "can be neither refuted nor supported by this run",
+        }[verdict]  # fmt: skip
+        words += f"; the preprint's constant, which promises a gap of {_ten(promised[0].log_rate)}, {told}"
+    if known.unsolved:
+        words += f"; the exact gap is not known ({known.unsolved})"
+    return words + "."
+
+
+def _ten(log: float) -> str:
+    value = log / math.log(10)
+    return f"{10**value:.3g}" if -4 < value < 6 else f"10^{value:.1f}"
+
+
+def _fit_record(name: str, fit: Fit) -> FitRecord:
+    rate = None
+    if fit.rate and fit.interval:
+        rate = EstimateRecord(
+            value=fit.rate.value, sem=fit.rate.sem, n=fit.rate.n, interval=fit.interval, status="estimated"
+        )  # fmt: skip
+    windows = [
+        WindowRecord(
+            start=w.start, rate=w.rate, interval=w.interval, amplitude=w.amplitude, level=w.level, problem=w.problem
+        )
+        for w in fit.windows
+    ]  # fmt: skip
+    return FitRecord.model_validate(
+        {"name": name, "rate": rate, "windows": windows, "verdict": fit.verdict, "why": fit.why}
+    )
+
+
+def _coupled_record(seen: Seen) -> CoupledRecord | None:
+    if seen.pair is None or not len(seen.pair.steps):
+        return None
+    times = seen.rule.times(seen.pair.steps)
+    logs = seen.pair.log_distances
+    rate = contraction(times, np.exp(logs))
+    keep = _kept(len(times))
+    return CoupledRecord(
+        times=times[keep].tolist(), log_distance=logs.mean(axis=0)[keep].tolist(),
+        rate=estimate_record(rate) if rate else None,
+    )  # fmt: skip
+
+
+def _shown(seen: Seen) -> tuple[list[float], list[CurveRecord]]:
+    """Times and curves of all chains, thinned; those that left have nulls after."""
+    longest = max(seen.chains, key=lambda chain: len(chain.steps))
+    count = len(longest.steps)
+    keep = _kept(count)
+    curves = []
+    for index, name in enumerate(seen.names):
+        every: list[Array] = []
+        for chain in seen.chains:
+            padded = np.full((chain.rows.shape[2] if chain.rows.size else 1, count), np.nan)
+            if chain.rows.size:
+                padded[:, : len(chain.steps)] = chain.rows[:, index].T
+            every.extend(padded)
+        rows = np.array(every)[:, keep]
+        known = np.isfinite(rows).sum(axis=0)
+        with np.errstate(all="ignore"):
+            mean = np.where(known, np.nansum(rows, axis=0) / np.maximum(known, 1), np.nan)
+            spread = np.nansum((rows - mean) ** 2, axis=0) / np.maximum(known - 1, 1)
+            sem = np.where(known > 1, np.sqrt(spread / np.maximum(known, 1)), np.nan)
+        curves.append(
+            CurveRecord(
+                name=name, mean=_nulls(mean), sem=_nulls(sem), chains=[_nulls(row) for row in rows[:_CHAINS]]
+            )
+        )  # fmt: skip
+    return seen.rule.times(longest.steps[keep]).tolist(), curves
+
+
+def _kept(count: int) -> Array:
+    return np.unique(np.linspace(0, count - 1, min(count, _SHOWN)).round().astype(int))
+
+
+def _nulls(values: Array) -> list[float | None]:
+    return [float(value) if math.isfinite(value) else None for value in values]

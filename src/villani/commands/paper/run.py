@@ -1,0 +1,384 @@
+"""`villani study paper`: the preprint's experiments, rerun by one command that survives being killed.
+
+A study is a sweep, whose trained models are what everything else looks at. A unit of work is one training run, or one
+experiment at one trained model; convergence and certificates are runs of `villani converge` and `villani certify` in
+folders of their own, with their own ledgers and pages. Nothing is measured here: it is done by those that do it anyway.
+"""
+
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import product
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from pydantic import TypeAdapter
+
+from villani.commands.bounds import check_bounds
+from villani.commands.certify.record import CertificatePoint
+from villani.commands.certify.run import certify
+from villani.commands.converge.run import converge
+from villani.commands.finish import default_name, finish
+from villani.commands.measure.run import CONFIDENCE
+from villani.commands.paper.choice import choose
+from villani.commands.paper.claims import Found, choice_sentence, claims, decay_sentence, sentence
+from villani.commands.paper.points import (
+    criteria,
+    estimator_row,
+    estimators_record,
+    landscape_point,
+    pathology_point,
+    reference_trace,
+    spectrum_point,
+)
+from villani.commands.paper.record import (
+    ConvergencePoint,
+    CriteriaRecord,
+    EstimatorsRecord,
+    LandscapePoint,
+    PaperRecord,
+    PathologyPoint,
+    SpectrumPoint,
+)
+from villani.commands.paper.settings import PaperSettings, Ways
+from villani.commands.paper.training import (
+    best_decay,
+    learned_curvature,
+    pathology_trends,
+    training_points,
+)
+from villani.commands.recommend.record import OptimizerRecord
+from villani.commands.recommend.sweep import SweepCell, SweepText, needs_of, read_sweep_text, sweep
+from villani.commands.subject import provenance_of
+from villani.inputs.models import load_model
+from villani.measurement.measure import peak_memory
+from villani.measurement.plan import duration
+from villani.objective.evaluation import same_threads
+from villani.objective.objective import Objective
+from villani.objective.parameters import ParameterSpace
+from villani.work.budget import LESS, announce
+from villani.work.ledger import Ledger, write_settings
+from villani.work.progress import Progress, Silent
+from villani.work.records import Cost, Provenance
+from villani.work.team import Rows, alone
+
+T = TypeVar("T")
+_NOMINAL = {  # rough seconds of a unit on one core at --size small: ratios matter, until units have been timed
+    "sweep": 30.0, "criteria": 5.0, "landscape": 30.0, "spectra": 20.0, "convergence": 600.0, "certificates": 300.0,
+    "estimators": 3.0, "pathologies": 1.0, "choice": 60.0,
+}  # fmt: skip
+
+_PATIENCE = 60.0  # seconds between two tellings of what is left
+_PREFIXES = {"sweep": "sweep/cell/"}  # a sweep has a row beside its cells
+
+
+@same_threads()
+def study_paper(
+    settings: PaperSettings, run: Path | None = None, data: Path | None = None, progress: Progress | None = None
+) -> tuple[Path, PaperRecord]:
+    """Do every experiment of a study, keep what is finished, and write records, costs, settings and page.
+
+    Args:
+        settings: what to do.
+        run: directory; made from the settings when None. The same settings resume it; `settings.toml` there is a
+            study of its own, to do it again.
+        data: folder of text and tokenizer files; the environment variable VILLANI_DATA by default.
+        progress: told where the work is, and how much is left in all.
+
+    Returns:
+        the run directory, and its record with what it cost.
+
+    Raises:
+        InputError: anything about the input that cannot be used; finished units are kept.
+    """
+    alone("villani study paper")
+    check_bounds(settings)
+    settings.check()
+    show = progress or Silent()
+    if settings.sweep.threads is not None:
+        torch.set_num_threads(settings.sweep.threads)
+    show.stage(f"loading {settings.sweep.model}")
+    loaded = load_model(settings.sweep.model, device=settings.sweep.device)
+    text = read_sweep_text(settings.sweep, data)
+    objective = Objective(loaded.model, text.train.ids[:1][None])
+    provenance = provenance_of(objective, "villani study paper --config settings.toml", settings.sweep.seed)
+    asked = _flat(settings.model_dump(mode="json"))
+    keyed = {
+        **{name: value for name, value in asked.items() if name.startswith("sweep.") and name != "sweep.threads"},
+        "parameter_checksum": provenance.parameter_checksum, "device": provenance.device,
+        "token_checksums": [record.token_checksum for record in text.records], "threads": provenance.threads,
+        **provenance.versions,
+    }  # fmt: skip
+    directory = run or Path("runs") / default_name("study-paper", settings.sweep.model, keyed)
+    counts = units(settings)
+    needs = needs_of(settings.sweep, loaded.model, counts["sweep"], text)
+    whole = sum(_NOMINAL[kind] * count for kind, count in counts.items()) / (_NOMINAL["sweep"] * counts["sweep"])
+    announce(
+        show, replace(needs, seconds=whole * (needs.seconds or 0.0)), directory, what="this study",
+        instead=f"train fewer cells, or {LESS}", device=settings.sweep.device,
+    )  # fmt: skip
+    with Ledger(directory, keyed) as ledger:
+        write_settings(directory, asked)
+        work = _Study(settings, text, ledger, directory, data, Overall(show, ledger, units(settings)), provenance)
+        parts = work.everything(objective.parameters.size)
+        record = PaperRecord(
+            model=loaded.record, parameters=objective.parameters.size, text=text.records[0], held_out=text.records[1],
+            grid=settings.sweep.weight_decay, seeds=settings.sweep.seeds, optimizers=[*settings.sweep.optimizers],
+            steps=settings.sweep.steps, temperatures=settings.temperature, confidence=CONFIDENCE, provenance=provenance,
+            **parts,
+        )  # fmt: skip
+        spent = {kind: ledger.spent(f"{kind}/") for kind in _NOMINAL}
+        ways = {f"estimators/{way}": ledger.spent(f"estimators/{way}/")[0] for way in _ways(settings)}
+        seconds, count = (sum(found[i] for found in spent.values()) for i in (0, 2))
+        cost = Cost(
+            seconds=seconds, seconds_per_group=seconds / max(count, 1), tokens=_tokens(settings), probes=0,
+            peak_memory_bytes=max(_peak(), ledger.spent()[1]),  # this process's, and those before a kill
+            parts={kind: found[0] for kind, found in spent.items() if found[2]} | ways,
+        )  # fmt: skip
+        finish(directory, f"villani study paper · {settings.sweep.model} · {settings.sweep.text}", [record], {0: cost})
+    return directory, record.model_copy(update={"cost": cost})
+
+
+def units(settings: PaperSettings) -> dict[str, int]:
+    """How many units of each kind a study has."""
+    trained = settings.sweep.seeds * len(settings.sweep.weight_decay)
+    estimators = settings.estimators
+    return {
+        "sweep": trained * len(settings.sweep.optimizers),
+        "criteria": 1 if settings.landscape else 0,
+        "landscape": trained if settings.landscape else 0,
+        "spectra": trained if settings.spectra else 0,
+        "convergence": 1 if settings.convergence else 0,
+        "certificates": 1 if settings.certificates else 0,
+        "estimators": 1 + len(estimators.ways) * estimators.repeats if estimators else 0,
+        "pathologies": trained * len(settings.sweep.optimizers) if settings.pathologies else 0,
+        "choice": 1,
+    }
+
+
+class Overall:
+    """A `Progress` that adds to every stage what is left over all: units not done, at what their kind has taken."""
+
+    def __init__(self, show: Progress, ledger: Ledger, counts: dict[str, int]) -> None:
+        self._show, self._ledger, self._counts = show, ledger, counts
+        self._words, self._since = "", 0.0
+
+    def left(self) -> float:
+        """Seconds; kinds that have not begun are scaled by how those that have compare with what was expected."""
+        spent = {kind: self._ledger.spent(_PREFIXES.get(kind, f"{kind}/")) for kind in self._counts}
+        done = {kind: min(found[2], self._counts[kind]) for kind, found in spent.items()}
+        expected = sum(_NOMINAL[kind] * count for kind, count in done.items())
+        scale = sum(found[0] for found in spent.values()) / expected if expected else 1.0
+        return sum(
+            (count - done[kind]) * (spent[kind][0] / done[kind] if done[kind] else scale * _NOMINAL[kind])
+            for kind, count in self._counts.items()
+        )
+
+    def stage(self, text: str) -> None:
+        """See `Progress.stage`."""
+        self._show.stage(f"{text} · in all about {duration(self.left())} left")
+
+    def advance(self, done: int, total: int) -> None:
+        """See `Progress.advance`."""
+        self._show.advance(done, total)
+
+    def count(self, words: str, done: int, total: int) -> None:
+        """`done` of `total` units of one kind; what is left in all is told at the first, and again every minute."""
+        if words != self._words or time.monotonic() - self._since > _PATIENCE:
+            self._words, self._since = words, time.monotonic()
+            self.stage(words)
+        self.advance(done, total)
+
+
+@dataclass(frozen=True, eq=False)
+class _Study:
+    """One run of it."""
+
+    settings: PaperSettings
+    text: SweepText
+    ledger: Ledger
+    directory: Path
+    data: Path | None
+    show: Overall
+    provenance: Provenance
+
+    def everything(self, parameters: int) -> dict[str, Any]:
+        """All fields of the record that are measured."""
+        settings, text = self.settings, self.text
+        optimizers, grid = [*settings.sweep.optimizers], settings.sweep.weight_decay
+        cells = sweep(settings.sweep, self.directory, self.ledger.scoped("sweep"), self.data, self.show)
+        trained = [c for c in cells if not c.diverged]
+        descended = [c for c in trained if c.optimizer == "sgd"]
+        criteria_found: list[CriteriaRecord] = []
+        landscape: list[LandscapePoint] = []
+        spectra: list[SpectrumPoint] = []
+        if settings.landscape and descended:
+            mask = ParameterSpace(load_model(settings.sweep.model).model, "hf").mask
+            criteria_found = self._kept(
+                f"criteria/{mask}", list[CriteriaRecord], partial(criteria, settings, descended[0], text), "criteria"
+            )  # fmt: skip
+            landscape = self._each(
+                "landscape", "E1, Ψ along rays and orbits", LandscapePoint, descended,
+                lambda cell: landscape_point(settings, cell, text),
+            )  # fmt: skip
+        if settings.spectra:
+            spectra = self._each("spectra", "E2, spectrum", SpectrumPoint, descended, self._spectrum)
+        convergence = self._convergence() if settings.convergence else []
+        certificates, words = self._certificates() if settings.certificates else ([], "")
+        estimators = self._estimators(cells, parameters) if settings.estimators and descended else None
+        pathologies: list[PathologyPoint] = []
+        if settings.pathologies:
+            pathologies = self._each(
+                "pathologies", "pathologies", PathologyPoint, trained,
+                lambda cell: pathology_point(settings, cell, text),
+            )  # fmt: skip
+        tables = {name: training_points(cells, name) for name in optimizers}
+        training = [point for points, _ in tables.values() for point in points]
+        learned = learned_curvature(spectra, grid)
+        judged = claims(
+            Found(
+                parameters, criteria_found, landscape, spectra, learned, convergence, training, certificates, estimators
+            )
+        )  # fmt: skip
+        choices = self._kept(
+            f"choice/{settings.digest('choice')}", list[OptimizerRecord],
+            partial(choose, settings, text, cells, certificates, self.directory, self.data, self.show, self.provenance),
+            "E6, rules against the grid",
+        )  # fmt: skip
+        return {
+            "criteria": criteria_found, "landscape": landscape, "spectra": spectra, "learned": learned,
+            "convergence": convergence, "training": training, "certificates": certificates,
+            "certificate_sentence": words, "estimators": estimators, "choices": choices, "pathologies": pathologies,
+            "trends": pathology_trends(pathologies, optimizers, grid), "claims": judged,
+            "common_loss": {name: common for name, (_, common) in tables.items() if common is not None},
+            "sentence": sentence(judged), "choice_sentence": choice_sentence(choices),
+            "decay_sentence": decay_sentence(training),
+        }  # fmt: skip
+
+    def _each(
+        self, kind: str, words: str, record: type[T], cells: list[SweepCell], make: Callable[[SweepCell], T]
+    ) -> list[T]:
+        found = []
+        for number, cell in enumerate(cells):
+            key = f"{kind}/{self.settings.digest(kind)}/{cell.optimizer}/{cell.weight_decay!r}/{cell.seed}"
+            self.show.count(words, number, len(cells))
+            found.append(self._kept(key, record, partial(make, cell)))
+        self.show.count(words, len(cells), len(cells))
+        return found
+
+    def _kept(self, key: str, kind: Any, make: Callable[[], T], words: str = "") -> T:
+        """A unit of work from the ledger, as the JSON of its record; done and put there if it is not."""
+        adapter = TypeAdapter(kind)
+        row = self.ledger.get(key)
+        if row is None:
+            if words:
+                self.show.stage(words)
+            start = time.perf_counter()
+            text = adapter.dump_json(make()).decode()
+            row = {"record": np.array(text)}
+            seconds = time.perf_counter() - start
+            self.ledger.put(key, row, seconds=seconds, peak_memory_bytes=_peak())
+        found: T = adapter.validate_json(str(row["record"]))
+        return found
+
+    def _spectrum(self, cell: SweepCell) -> SpectrumPoint:
+        """E2; λ₁(∇²F) is worked out by itself for the first training seed only."""
+        folder = self.directory / "spectra" / f"{self.settings.digest('spectra')}-{cell.weight_decay!r}-{cell.seed}"
+        both = cell.seed == self.settings.sweep.seed and cell.weight_decay > 0
+        found = spectrum_point(
+            self.settings, cell, self.text, self.ledger, folder, both=both
+        )  # fmt: skip
+        shutil.rmtree(folder, ignore_errors=True)
+        return found
+
+    def _convergence(self) -> list[ConvergencePoint]:
+        folder = self.directory / f"converge-{self.settings.digest('convergence')}"
+
+        def make() -> list[ConvergencePoint]:
+            _, record = converge(self.settings.chains(), folder, self.data, self.show)
+            return [
+                ConvergencePoint(
+                    weight_decay=p.weight_decay, temperature=p.temperature, sentence=p.sentence,
+                    equilibrium=p.equilibrium, fits=p.fits, diverged=len(p.diverged),
+                    promises=[r for r in p.rates if r.side == "at least"],
+                )
+                for p in record.points
+            ]  # fmt: skip
+
+        return self._kept(
+            f"convergence/{self.settings.digest('convergence')}",
+            list[ConvergencePoint],
+            make,
+            "E3, chains of noisy SGD",
+        )
+
+    def _certificates(self) -> tuple[list[CertificatePoint], str]:
+        folder = self.directory / f"certify-{self.settings.digest('certificates')}"
+
+        def make() -> tuple[list[CertificatePoint], str]:
+            _, record = certify(self.settings.certified(), folder, self.data, self.show)
+            return record.points, record.sentence
+
+        return self._kept(
+            f"certificates/{self.settings.digest('certificates')}",
+            tuple[list[CertificatePoint], str],
+            make,
+            "E4, certificates",
+        )
+
+    def _estimators(self, cells: list[SweepCell], parameters: int) -> EstimatorsRecord | None:
+        settings, text = self.settings, self.text
+        part = settings.estimators
+        assert part is not None
+        decay = best_decay(cells, "sgd")
+        cell = next((c for c in cells if c.optimizer == "sgd" and c.weight_decay == decay and not c.diverged), None)
+        if cell is None:
+            return None
+        words, count = "E5, ways to the trace", part.repeats * len(part.ways) + 1
+        mark = settings.digest("estimators")
+        self.show.count(words, 0, count)
+        reference = self._row(f"estimators/reference/{mark}", partial(reference_trace, settings, cell, text))
+        rows: dict[Ways, list[Rows]] = {way: [] for way in part.ways}
+        for number, (way, repeat) in enumerate(product(part.ways, range(part.repeats)), 1):
+            self.show.count(words, number, count)
+            make = partial(estimator_row, settings, cell, text, way, repeat)
+            rows[way].append(self._row(f"estimators/{way}/{mark}/{repeat}", make))
+        return estimators_record(settings, cell, reference, rows, parameters)
+
+    def _row(self, key: str, make: Callable[[], Rows]) -> Rows:
+        kept: Rows | None = self.ledger.get(key)
+        if kept is not None:
+            return kept
+        start = time.perf_counter()
+        made = make()
+        self.ledger.put(key, made, seconds=time.perf_counter() - start, peak_memory_bytes=_peak())
+        return made
+
+
+def _peak() -> int:
+    return peak_memory(torch.device("cpu"))
+
+
+def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings under dotted names, which TOML reads back as they were."""
+    found: dict[str, Any] = {}
+    for name, value in settings.items():
+        if isinstance(value, dict):
+            found |= _flat(value, f"{prefix}{name}.")
+        elif value is not None:
+            found[f"{prefix}{name}"] = value
+    return found
+
+
+def _ways(settings: PaperSettings) -> list[str]:
+    return [*settings.estimators.ways] if settings.estimators else []
+
+
+def _tokens(settings: PaperSettings) -> int:
+    """Predicted tokens of the training runs."""
+    one = settings.sweep
+    return one.steps * one.batch * (one.block - 1) * one.seeds * len(one.weight_decay) * len(one.optimizers)

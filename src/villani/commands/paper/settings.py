@@ -1,0 +1,249 @@
+"""What `villani study paper` reads: one TOML file a study, checked before any work, with one line for what is wrong."""
+
+import hashlib
+import tomllib
+from importlib import resources
+from pathlib import Path
+from typing import Any, ClassVar, Literal, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from villani.commands.bounds import check_bounds
+from villani.commands.certify.run import CertifySettings
+from villani.commands.converge.run import ConvergeSettings
+from villani.commands.recommend.sweep import SweepSettings
+from villani.errors import InputError, check_positive
+from villani.measurement.measure import check_temperature
+from villani.work import foreign
+
+SIZES = ("tiny", "small", "125m")
+Ways = Literal["hutchinson", "gauss-newton", "taylor", "taylor-layer", "taylor-tensor"]
+_HELD_OUT = {  # named corpora have a split of their own to judge by
+    "ptb": "ptb:valid", "ptb:train": "ptb:valid", "wikitext": "wikitext-103:test", "wikitext-103": "wikitext-103:test",
+    "wikitext-103:valid": "wikitext-103:test",
+}  # fmt: skip
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class LandscapePart(_Part):
+    """E1 on every model that SGD with L2 led to; groups as of `villani audit`, radii in units of ‖θ‖."""
+
+    groups: int = 12
+    sequences: int = 4
+    ray_groups: int = 6
+    rays: list[str] = Field(default_factory=lambda: ["random", "gradient", "parameters"])
+    radii: list[float] = Field(default_factory=lambda: [0.0, 1.0, 2.0, 4.0])
+    search: int = 0
+    confirmed: int = 2
+
+
+class SpectraPart(_Part):
+    """E2 on the same models; see `villani spectrum`."""
+
+    groups: int = 2
+    sequences: int = 4
+    top: int = 3
+    bottom: int = 2
+    tolerance: float = 1e-2
+    most: int = 400
+    density_probes: int = 4
+    density_steps: int = 20
+
+
+class ConvergencePart(_Part):
+    """E3: chains of noisy SGD from where training starts; see `villani converge`."""
+
+    temperature: float = 1e-4
+    learning_rate: float = 0.1
+    steps: int = 400
+    chains: int = 4
+    groups: int = 64
+    sequences: int = 4
+    log_every: int = 5
+
+
+class CertificatesPart(_Part):
+    """E4: certificates of noisy SGD from where training starts; see `villani certify`."""
+
+    prior: Literal["init", "text", "given"] = "init"
+    direction: Literal["sgd", "momentum", "adam"] = "momentum"
+    weight_decay: list[float]
+    temperature: float = 2e-4
+    learning_rate: float = 0.3
+    steps: int = 600
+    batch: int = 16
+    blocks: int | None = None
+    alpha: list[float] = Field(default_factory=lambda: [0.01, 0.1])
+    candidates: int = 1
+
+
+class EstimatorsPart(_Part):
+    """E5 on one trained model; `exact` is the largest d whose trace is summed entry by entry."""
+
+    groups: int = 4
+    sequences: int = 4
+    probes: int = 2
+    repeats: int = 20
+    ways: list[Ways] = Field(default_factory=lambda: [*get_args(Ways)])
+    reference_probes: int = 200
+    exact: int = 3000
+
+
+class PathologiesPart(_Part):
+    """Of every trained model, on held-out blocks."""
+
+    blocks: int = 32
+
+
+class PaperSettings(_Part):
+    """A study: what is trained, and which experiments are done with it. A part that is left out is not done."""
+
+    name: ClassVar[str] = "study paper"
+
+    sweep: SweepSettings
+    temperature: list[float]
+    landscape: LandscapePart | None = None
+    spectra: SpectraPart | None = None
+    convergence: ConvergencePart | None = None
+    certificates: CertificatesPart | None = None
+    estimators: EstimatorsPart | None = None
+    pathologies: PathologiesPart | None = None
+
+    def check(self) -> None:
+        """Refuse what cannot be done, before anything is loaded.
+
+        Raises:
+            InputError: it is one of these.
+        """
+        self.sweep.check()
+        if self.sweep.seeds < 2:
+            raise InputError(f"sweep.seeds={self.sweep.seeds}: expected at least 2, for intervals over training seeds")
+        if not self.temperature:
+            raise InputError("temperature=[]: expected at least one s > 0")
+        for value in self.temperature:
+            check_temperature(value)
+        least: dict[str, dict[str, int]] = {
+            "landscape": {"groups": 8, "sequences": 1, "ray_groups": 3, "confirmed": 1, "search": 0},
+            "spectra": {"groups": 1, "sequences": 1, "top": 1, "bottom": 0, "density_probes": 0, "density_steps": 2},
+            "convergence": {"steps": 8, "chains": 1, "groups": 1, "sequences": 1, "log_every": 1},
+            "certificates": {"steps": 1, "batch": 1, "candidates": 1},
+            "estimators": {"groups": 1, "sequences": 1, "probes": 2, "repeats": 2, "reference_probes": 2, "exact": 0},
+            "pathologies": {"blocks": 2},
+        }  # fmt: skip
+        for part, fields in least.items():
+            given = getattr(self, part)
+            for field, low in fields.items() if given else ():
+                if getattr(given, field) < low:
+                    raise InputError(f"{part}.{field}={getattr(given, field)}: expected at least {low}")
+        if self.landscape and self.landscape.search and self.landscape.groups < 12:
+            raise InputError(f"landscape.groups={self.landscape.groups}: expected at least 12 with search")
+        if self.convergence:
+            check_positive(**{"convergence.temperature": self.convergence.temperature})
+        if self.convergence:
+            self.chains().filled()
+        if self.certificates:
+            self.certified().check()
+        if self.needs_sgd and "sgd" not in self.sweep.optimizers:
+            raise InputError("sweep.optimizers: landscape, spectra and estimators look at what sgd led to: add sgd")
+
+    def chains(self) -> ConvergeSettings:
+        """What `villani converge` is asked for E3."""
+        assert self.convergence is not None
+        asked, part = self.sweep, self.convergence.model_dump()
+        return ConvergeSettings(
+            model=asked.model, text=asked.text, tokenizer=asked.tokenizer, decay=asked.decay, block=asked.block,
+            weight_decay=asked.weight_decay, seed=asked.seed, threads=asked.threads, device=asked.device,
+            special_tokens=asked.special_tokens, allow_unused=asked.allow_unused,
+            **(part | {"temperature": [self.convergence.temperature]}),
+        )  # fmt: skip
+
+    def certified(self) -> CertifySettings:
+        """What `villani certify` is asked for E4."""
+        assert self.certificates is not None
+        asked = self.sweep
+        return CertifySettings(
+            model=asked.model, text=asked.text, held_out=asked.held_out, tokenizer=asked.tokenizer, block=asked.block,
+            start="centre", clip=None, seed=asked.seed, threads=asked.threads, device=asked.device,
+            special_tokens=asked.special_tokens, allow_unused=asked.allow_unused, **self.certificates.model_dump(),
+        )  # fmt: skip
+
+    def digest(self, part: str) -> str:
+        """Of what determines the rows of a part, beside the sweep: a part may be changed, and only it is done again."""
+        given = getattr(self, part, None)
+        text = "" if given is None else given.model_dump_json()
+        if part == "landscape":
+            text += repr(self.temperature)
+        if part == "choice":  # its rules look at the certificates
+            text = self.digest("certificates")
+        return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+    @property
+    def needs_sgd(self) -> bool:
+        """Whether a part is about models that SGD with L2 led to: there λ is that of F exactly."""
+        return any((self.landscape, self.spectra, self.estimators))
+
+
+def read_settings(
+    config: Path | None, size: str | None, *, text: str | None = None, model: str | None = None
+) -> PaperSettings:
+    """The study in a file, or the one of a size that comes with villani.
+
+    Args:
+        config: a TOML file.
+        size: tiny, small or 125m, if there is no file.
+        text: instead of the file's; of PTB and WikiText the next split is then held out, of others the last tenth.
+        model: instead of the file's.
+
+    Raises:
+        InputError: both or neither are given, no such file, no TOML, a wrong key or value, by its name.
+    """
+    if (config is None) == (size is None):
+        raise InputError("study paper: give either --config FILE.toml or --size tiny, small or 125m")
+    if size is not None and size not in SIZES:
+        raise InputError(f"--size {size!r}: expected {', '.join(SIZES)}")
+    if config is not None:
+        name = str(config)
+        if not config.exists():
+            raise InputError(f"--config {config}: no such file")
+        content = foreign.read_toml(config, "give a study as docs/rerunning.md describes one")
+    else:
+        name = f"--size {size}"
+        file = resources.files("villani.commands.paper") / "sizes" / f"{size}.toml"
+        content = tomllib.loads(file.read_text(encoding="utf-8"))
+    changes: dict[str, Any] = {}
+    if text is not None:
+        named = "wikitext-103" + text.removeprefix("wikitext") if text.split(":")[0] == "wikitext" else text
+        changes = {"text": named, "held_out": _HELD_OUT.get(named)}
+    if model is not None:
+        changes["model"] = model
+    if isinstance(content.get("sweep"), dict):
+        content["sweep"] = {k: v for k, v in (content["sweep"] | changes).items() if v is not None}
+    with foreign.reading(name, "mend that key"):
+        try:
+            settings = PaperSettings.model_validate(content)
+        except ValidationError as error:
+            raise InputError(f"{name}: {_first(error)}") from None
+        check_bounds(settings)
+        settings.check()
+    return settings
+
+
+def _first(error: ValidationError) -> str:
+    """What is wrong first: an unknown key comes before a missing one, which it may be meant to be."""
+    found = sorted(error.errors(include_url=False), key=lambda one: one["type"] != "extra_forbidden")[0]
+    where = ".".join(map(str, found["loc"]))
+    match found["type"]:
+        case "extra_forbidden":
+            parent: Any = PaperSettings
+            for key in found["loc"][:-1]:
+                part = parent.model_fields[str(key)].annotation
+                parent = next(kind for kind in (part, *get_args(part)) if hasattr(kind, "model_fields"))
+            return f"unknown key {foreign.clipped(repr(where))}; known are {', '.join(parent.model_fields)}"
+        case "missing":
+            return f"{where} is missing"
+        case _:
+            seen = foreign.clipped(repr(found["input"]))
+            return f"{where}: {found['msg'][0].lower()}{found['msg'][1:]}, found {seen}"

@@ -1,0 +1,292 @@
+"""From the cells of a sweep and what rules say to a record: the choice on the grid, where rules land, and the words."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from villani.choice.rules import RULES, Rule, Training
+from villani.choice.selection import (
+    LEVEL,
+    GridLosses,
+    Margin,
+    held_out_bound,
+    indistinguishable,
+    joined,
+    margin,
+    nearest,
+    paired,
+)
+from villani.commands.recommend.record import (
+    ConventionRecord,
+    GridPoint,
+    MarginRecord,
+    OptimizerRecord,
+    RecommendationRecord,
+    RuleRecord,
+)
+from villani.commands.recommend.sweep import SweepCell, SweepText
+from villani.objective.parameters import ParameterSpace
+from villani.report.outwards import lower, upper
+from villani.statistics import Array, Estimate
+from villani.theory.constants import Smoothing
+from villani.theory.conventions import conventions, memory
+from villani.work.records import EstimateRecord, ModelRecord, Provenance
+
+if TYPE_CHECKING:
+    from villani.commands.recommend.run import RecommendSettings
+
+WORDS = {"adamw": "AdamW", "sgd": "SGD with L2", "noisy-sgd": "noisy SGD with L2"}
+SHARED_START = "All training began at the same weights: seeds that share a start speak of that start only."
+_MEANING = {
+    "adamw": (
+        "AdamW is no gradient descent on F = L + (λ/2)‖θ‖²: no λ of F belongs to its weight_decay (THEORY.md §8)."
+    ),
+    "sgd": "Torch's SGD adds weight_decay·θ to the gradient: it is the λ of F exactly, for any fixed momentum.",
+    "noisy-sgd": "The decay is the λ of F exactly; the noise makes it a Langevin chain at temperature s.",
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Found:
+    """What there is about one optimiser.
+
+    Attributes:
+        training: how it trained.
+        grid: λ → cells of its seeds.
+        beyond: the same for λ that only a rule named; empty without --verify-rules.
+        rules: what they said.
+        certified: λ → certified risk of a noisy run.
+        refusals: why others have none.
+    """
+
+    training: Training
+    grid: Mapping[float, Sequence[SweepCell]]
+    beyond: Mapping[float, Sequence[SweepCell]]
+    rules: Sequence[Rule]
+    certified: Mapping[float, float]
+    refusals: Sequence[str]
+
+
+def assemble(
+    settings: "RecommendSettings", model: ModelRecord, text: SweepText, space: ParameterSpace, smoothing: Smoothing,
+    found: Sequence[Found], provenance: Provenance,
+) -> RecommendationRecord:  # fmt: skip
+    """The record: every optimiser, and a sentence."""
+    cells = sum(len(of) for one in found for of in one.grid.values())
+    # half of δ is the certificates'
+    level = settings.delta / 2 / cells
+    optimizers = [_optimizer(settings, one, smoothing, level) for one in found]
+    units, unit = _units(text)
+    return RecommendationRecord(
+        model=model, text=text.records[0], held_out=text.records[1], parameters=space.size,
+        decayed_parameters=space.decayed_size, steps=settings.steps, batch=settings.batch, block=settings.block,
+        epochs=found[0].training.epochs, seeds=settings.seeds, shared_start=not settings.from_scratch, units=units,
+        unit=unit, level=LEVEL,
+        delta=settings.delta, alpha=smoothing.alpha, log_vocabulary=math.log(smoothing.vocabulary),
+        optimizers=optimizers, sentence=" ".join(one.sentence for one in optimizers), provenance=provenance,
+    )  # fmt: skip
+
+
+def _units(text: SweepText) -> tuple[int, Literal["documents", "blocks"]]:
+    blocks = len(text.documents)
+    counted = len(joined(np.zeros(blocks), np.ones(blocks), text.documents)[1])
+    return counted, "blocks" if counted == blocks else "documents"
+
+
+def _losses(cells: Mapping[float, Sequence[SweepCell]]) -> GridLosses:
+    grid = tuple(sorted(cells))
+    first = cells[grid[0]][0]
+    _, counts = joined(first.counts, first.counts, first.documents)
+    return GridLosses(grid, np.stack([_sums(cells[decay], len(counts)) for decay in grid]), counts)
+
+
+def _sums(cells: Sequence[SweepCell], units: int) -> Array:
+    """(K, U) nats of each unit at each seed; nan where training diverged."""
+    rows = [
+        np.full(units, np.nan) if c.diverged else joined(c.sums, c.counts, c.documents)[0] for c in cells
+    ]  # fmt: skip
+    return np.stack(rows)
+
+
+def _optimizer(settings: "RecommendSettings", found: Found, smoothing: Smoothing, level: float) -> OptimizerRecord:
+    run, losses = found.training, _losses(found.grid)
+    points = _points(found, losses, smoothing, level)
+    best = losses.weight_decay[losses.best] if losses.finite else None
+    kept = [point.weight_decay for point in points if point.kept]
+    bounded = [p for p in points if p.held_out_bound is not None]
+    rules = [_judged(rule, losses, found) for rule in found.rules]
+    if "held-out" in settings.rules:
+        rules.append(_held_out(losses, best))
+    record = OptimizerRecord(
+        optimizer=run.optimizer, learning_rate=run.learning_rate, momentum=run.momentum, temperature=run.temperature,
+        meaning=_meaning(run), recommended=best, kept=kept,
+        least_bound=min(bounded, key=lambda p: p.held_out_bound or 0.0).weight_decay if bounded else None,
+        memory=memory(best, run.learning_rate, run.momentum) if best else None, points=points, rules=rules,
+        conventions=[
+            ConventionRecord(name=name, weight_decay=value, note=words)
+            for name, value, words in conventions(run.optimizer, best, run.learning_rate, run.momentum)
+        ] if best is not None else [],
+        refusals=list(found.refusals), sentence="",
+    )  # fmt: skip
+    words = "" if settings.from_scratch else f" {SHARED_START}"
+    return record.model_copy(update={"sentence": _sentence(record) + words})
+
+
+def _meaning(run: Training) -> str:
+    clipped = run.clipped and run.optimizer != "adamw"
+    words = " Clipping acts on ∇L alone: where it does, the drift is not ∇F." if clipped else ""
+    return _MEANING[run.optimizer] + words
+
+
+def _points(found: Found, losses: GridLosses, smoothing: Smoothing, level: float) -> list[GridPoint]:
+    kept = indistinguishable(losses)
+    points = []
+    for index, decay in enumerate(losses.weight_decay):
+        cells = found.grid[decay]
+        diverged = sum(cell.diverged for cell in cells)
+        certified = found.certified.get(decay) if found.training.optimizer == "noisy-sgd" else None
+        if diverged:
+            points.append(
+                GridPoint(
+                    weight_decay=decay, diverged=diverged, held_out=None, train_loss=None, norm_squared=None,
+                    margin=None, held_out_bound=None, document_bound=None, certified=certified, kept=False, curve=[],
+                )
+            )  # fmt: skip
+            continue
+        bounds = [held_out_bound(c.smoothed, c.counts, c.documents, smoothing, level) for c in cells]
+        documents = [bound.documents for bound in bounds if bound.documents is not None]
+        steps = [step for step, _ in cells[0].curve]
+        points.append(
+            GridPoint(
+                weight_decay=decay, diverged=0, held_out=_estimate(losses.mean(index)), train_loss=_trained(cells),
+                norm_squared=float(np.mean([c.norm_squared for c in cells])),
+                margin=_margin(margin(losses, losses.sums[index], own=index)),
+                held_out_bound=float(np.mean([bound.tokens for bound in bounds])),
+                document_bound=float(np.mean(documents)) if documents else None, certified=certified,
+                kept=index in kept,
+                curve=list(zip(steps, np.mean([[v for _, v in c.curve] for c in cells], axis=0).tolist(), strict=True)),
+            )
+        )  # fmt: skip
+    return points
+
+
+def _trained(cells: Sequence[SweepCell]) -> EstimateRecord:
+    """Mean training loss over seeds; its error adds that over seeds to the largest that one model has over blocks."""
+    losses = [cell.train_loss for cell in cells if cell.train_loss is not None]
+    values = np.array([one.value for one in losses])
+    of_seeds = float(values.var(ddof=1)) / len(values) if len(values) > 1 else 0.0
+    sem = math.sqrt(of_seeds + max(one.sem for one in losses) ** 2)
+    return _estimate(Estimate(float(values.mean()), sem, losses[0].n, "statistical"))
+
+
+def _judged(rule: Rule, losses: GridLosses, found: Found) -> RuleRecord:
+    """How a rule would have done: at its own λ where that was trained, else at the nearest of the grid."""
+    if rule.weight_decay is None:
+        return _rule(rule)
+    count = len(losses.weight_decay)
+    share = 1 / count
+    if rule.id == "certificate":  # a run at every λ that has one, besides
+        share += len(found.certified) / (count * losses.seeds)
+    if rule.weight_decay in found.beyond:
+        sums = _sums(found.beyond[rule.weight_decay], len(losses.counts))
+        return _placed(rule, losses, sums, rule.weight_decay, None, share)
+    index = nearest(losses.weight_decay, rule.weight_decay)
+    if index is None:
+        return _rule(replace(rule, flags=(*rule.flags, "not judged: 0 is not in the grid")))
+    decay = losses.weight_decay[index]
+    if decay != rule.weight_decay:
+        rule = replace(rule, flags=(*rule.flags, f"judged at the nearest λ of the grid, {decay:g}"))
+    return _placed(rule, losses, losses.sums[index], decay, index, share)
+
+
+def _placed(
+    rule: Rule, losses: GridLosses, sums: Array, decay: float, own: int | None, share: float
+) -> RuleRecord:  # fmt: skip
+    if not np.isfinite(sums).all():
+        return _rule(replace(rule, flags=(*rule.flags, "training diverged there")), decay, share=share)
+    if not losses.finite:
+        return _rule(rule, decay, _estimate(paired(sums, losses.counts)), share=share)
+    return _rule(rule, decay, _estimate(paired(sums, losses.counts)), _margin(margin(losses, sums, own=own)), share)
+
+
+def _held_out(losses: GridLosses, best: float | None) -> RuleRecord:
+    """The grid search itself."""
+    rule = Rule(
+        "held-out", RULES["held-out"], best, "everywhere; costs the whole grid", "statistical", "THEORY.md §8 (3), (4)"
+    )
+    if best is None:
+        return _rule(replace(rule, refused="training diverged at every λ"))
+    return _placed(rule, losses, losses.sums[losses.best], best, losses.best, 1.0)
+
+
+def _rule(
+    rule: Rule, judged_at: float | None = None, held_out: EstimateRecord | None = None,
+    margin: MarginRecord | None = None, share: float | None = None,
+) -> RuleRecord:  # fmt: skip
+    return RuleRecord(
+        id=rule.id, name=rule.name, weight_decay=rule.weight_decay, interval=rule.interval, would_be=rule.would_be,
+        refused=rule.refused, flags=list(rule.flags), domain=rule.domain, status=rule.status, source=rule.source,
+        judged_at=judged_at, held_out=held_out, margin=margin, share=share,
+    )  # fmt: skip
+
+
+def _margin(found: Margin) -> MarginRecord:
+    return MarginRecord(value=found.value, low=found.low, high=found.high)
+
+
+def _estimate(found: Estimate) -> EstimateRecord:
+    return EstimateRecord(
+        value=found.value, sem=found.sem, n=found.n, interval=found.interval(LEVEL), status=found.status
+    )
+
+
+def _sentence(record: OptimizerRecord) -> str:
+    """What to use, what cannot be told apart from it, and where rules landed."""
+    words = f"{WORDS[record.optimizer]}:"
+    if record.recommended is None:
+        return f"{words} training diverged at every λ of the grid; lower the learning rate."
+    by = {point.weight_decay: point for point in record.points}
+    best = by[record.recommended]
+    assert best.held_out is not None
+    words += f" λ = {record.recommended:g} has the least held-out loss, {best.held_out.value:.4f} nats per token;"
+    others = [value for value in record.kept if value != record.recommended]
+    finite = [point for point in record.points if not point.diverged]
+    if not others:
+        words += f" no other λ of the grid is within what {LEVEL:.0%} confidence allows."
+    elif len(record.kept) == len(finite):
+        words += " no λ at which training held can be told apart from it, so that this sweep shows no effect of decay."
+    else:
+        words += f" {_listed(others)} cannot be told apart from it at {LEVEL:.0%}."
+    if gone := [point.weight_decay for point in record.points if point.diverged]:
+        words += f" Training diverged at {_listed(gone)}."
+    if record.recommended and record.recommended in (min(by), max(by)):
+        words += " It lies at an end of the grid: the best may be beyond."
+    tried = [rule for rule in record.rules if rule.margin is not None and rule.id != "held-out"]
+    if tried:
+        first = min(tried, key=lambda rule: rule.margin.value if rule.margin else math.inf)
+        last = max(tried, key=lambda rule: rule.margin.value if rule.margin else -math.inf)
+        assert first.margin is not None
+        assert last.margin is not None
+        words += (
+            f" Of {len(tried)} rules that name a λ, {first.name} lands {_apart(first.margin)}, at {first.share:.0%} of "
+            f"the grid's training"
+        )
+        words += f", and {last.name} {_apart(last.margin)}." if last is not first else "."
+    if refused := sum(rule.weight_decay is None for rule in record.rules):
+        words += f" {refused} refuse."
+    return words
+
+
+def _apart(found: MarginRecord) -> str:
+    if found.value == 0:
+        return "on the grid's best"
+    return (
+        f"{found.value:.4f} nats from the grid's best ({lower(found.low, places=4)} to {upper(found.high, places=4)})"
+    )
+
+
+def _listed(values: Sequence[float]) -> str:
+    return "λ = " + ", ".join(f"{value:g}" for value in values)

@@ -1,0 +1,1 @@
+"""Models and texts: what others made, read as data."""

@@ -1,0 +1,137 @@
+"""Causal language models to measure: local folders, hub ids, and random weights (see `architectures`).
+
+Whatever the source, a model comes in eval mode, in float32 unless asked otherwise, with no key-value cache and with
+eager attention, since fused attention has no second derivative. Weights are read from safetensors only: nothing is ever
+unpickled. `checkpoints` reads folders.
+"""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from villani.errors import InputError
+from villani.inputs.architectures import random_model
+from villani.inputs.checkpoints import absent_files, check_pattern, read_folder
+from villani.inputs.folders import local_path, shortened
+from villani.inputs.hub import first_line, hub_folder, looks_like_path
+from villani.objective.evaluation import plain_lookups
+from villani.work import foreign
+from villani.work.records import ModelRecord
+
+_HUB_FILES = ("config.json", "model*.safetensors", "model.safetensors.index.json")
+_DEVICES = re.compile(r"cpu|mps|(cuda|xpu)(:\d{1,3})?")
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model ready to be measured, what to write about it, and the tokenizer spec that is natural for it."""
+
+    model: torch.nn.Module
+    record: ModelRecord
+    tokenizer: str
+
+
+def load_model(
+    spec: str,
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
+    trust_remote_code: bool = False,
+    allow_unused: str | None = None,
+) -> LoadedModel:
+    """Load a causal language model; see the module for the state that it comes in.
+
+    The gradient of an embedding row is kept even where the checkpoint calls it padding, as OPT does: it is part of ∇L.
+
+    Args:
+        spec: `config:NAME[?key=value&...]` (random weights), `builtin:tiny[?...]`, a folder, or a hub id.
+        dtype: of parameters; checkpoints stored in bf16 or fp16 are converted.
+        device: as torch names it.
+        trust_remote_code: whether a checkpoint may run its own Python code.
+        allow_unused: regular expression on names of stored tensors that the model may leave unused.
+
+    Raises:
+        InputError: no such model, or one that cannot be measured; the message says what to change.
+    """
+    check_device(device)
+    check_pattern(allow_unused)
+    with foreign.reading(f"model {foreign.clipped(spec)!r}", "mend its files, or give another"):
+        return _loaded(spec, dtype, device, trust_remote_code, allow_unused)
+
+
+def _loaded(
+    spec: str, dtype: torch.dtype, device: str, trust_remote_code: bool, allow_unused: str | None
+) -> LoadedModel:
+    name, description, tokenizer = spec, "", spec
+    if spec.startswith(("config:", "builtin:")):
+        model, description, tokenizer = random_model(spec)
+    else:
+        folder, name = _locate(spec)
+        model, stored = read_folder(folder, name, dtype, trust=trust_remote_code, allow_unused=allow_unused)
+        description = f"weights of {name} (safetensors{stored})"
+        if spec in ("gpt2", "builtin"):  # as tokenizers, these names belong to the data folder and to villani
+            tokenizer = f"./{spec}" if Path(spec).is_dir() else f"hub:{spec}"
+    _prepare(model, dtype, device)
+    _check_weights(model, name)
+    record = ModelRecord(
+        spec=spec,
+        architecture=type(model).__name__,
+        description=description,
+        dtype=str(dtype).removeprefix("torch."),
+        context=_context(model),
+    )
+    return LoadedModel(model, record, tokenizer)
+
+
+def check_device(device: str) -> None:
+    """Refuse a device that is not known here, or that is not there."""
+    if not _DEVICES.fullmatch(device):
+        raise InputError(f"device {shortened(device)!r} cannot be used: expected cpu, cuda, cuda:1, mps or xpu")
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"device {device!r} cannot be used: {first_line(error)}") from error
+
+
+def _prepare(model: Any, dtype: torch.dtype, device: str) -> None:
+    try:
+        model.to(device=device, dtype=dtype)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"device {device!r} cannot be used: {first_line(error)}") from error
+    model.eval()
+    model.config.use_cache = False
+    model.config.return_dict = True
+    if getattr(model, "loss_type", None) is None:
+        model.loss_type = "ForCausalLM"  # which it falls back to anyway, with a warning at the first loss
+    for module in plain_lookups(model):
+        module.padding_idx = None  # it would zero that row's gradient, and leave the loss as it is
+
+
+def _check_weights(model: torch.nn.Module, name: str) -> None:
+    for key, parameter in model.named_parameters():
+        if not parameter.is_floating_point():
+            raise InputError(f"{name}: {key} is {parameter.dtype}: villani measures floating-point weights only")
+        if not torch.isfinite(parameter).all():
+            raise InputError(f"{name}: {key} has infinite or NaN entries: there is no landscape around such a point")
+
+
+def _context(model: torch.nn.Module) -> int | None:
+    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)  # type: ignore[union-attr, operator]
+    return int(context) if context and context > 0 else None  # XLNet's is −1: there is no limit
+
+
+def _locate(spec: str) -> tuple[Path, str]:
+    """Folder of a checkpoint, and how to call it in a record."""
+    if not spec:
+        raise InputError("no model is named: give a folder, a hub id, config:NAME or builtin:tiny")
+    path = local_path(spec, "model")
+    if path.is_dir():
+        return path, f"folder {path.resolve().name}"
+    if path.exists():
+        raise InputError(f"{spec!r} is a file: give the folder that holds config.json and model.safetensors")
+    if looks_like_path(spec):
+        raise InputError(f"{shortened(spec)!r}: no such folder; give a folder, a hub id, config:NAME or builtin:tiny")
+    return hub_folder(spec, _HUB_FILES, lambda folder: not absent_files(folder)), f"hub model {spec}"

@@ -1,1 +1,0 @@
-"""Models, text and tokenizers: what a loss landscape is the landscape of."""

@@ -1,0 +1,280 @@
+"""The objective F = L + (λ/2)‖m⊙θ‖² over groups of token blocks: what everything that measures is handed."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import wraps
+from typing import Any, TypeVar, cast
+
+import torch
+from torch import nn
+
+from villani.errors import InputError, check_whole, is_number
+from villani.inputs.hub import first_line
+from villani.objective.batches import IGNORED as IGNORED
+from villani.objective.batches import Batch as Batch
+from villani.objective.batches import logits_of, options, read_batch
+from villani.objective.evaluation import evaluating, plain_arithmetic
+from villani.objective.parameters import ParameterSpace
+from villani.objective.trial import check_forward
+
+MICRO_TOKENS = 512  # tokens in one forward pass: what fits a 125M-parameter double backward into 8 GiB
+
+Work = TypeVar("Work", bound=Callable[..., Any])
+LossFunction = Callable[[nn.Module, Any], torch.Tensor | tuple[torch.Tensor, float]]
+
+
+@dataclass(frozen=True)
+class Forward:
+    """One forward pass: the loss sum with its graph, its token count, and what label sampling needs.
+
+    Attributes:
+        loss: sum of nats over predicted tokens, a scalar with a graph.
+        tokens: how many.
+        logits: (n, V) of the predicted positions, with their graph; None for a custom loss function.
+        labels: (n,) of the predicted positions; None for a custom loss function.
+    """
+
+    loss: torch.Tensor
+    tokens: float
+    logits: torch.Tensor | None = None
+    labels: torch.Tensor | None = None
+
+
+class Objective:
+    """A model, its data in groups, and its weight decay.
+
+    Args:
+        model: a module whose forward is that of a Hugging Face causal language model, or any module with `loss_fn`.
+        groups: int64 token ids (G, B, T); or a sequence of G groups, each ids (B, T) or a mapping with `input_ids` and,
+            if wanted, `labels` (−100: not predicted), `attention_mask`, `position_ids` and what else the model's
+            forward names; sizes may differ, and `objective/batches.py` says what becomes of padding and of packed rows.
+            With `loss_fn`, a sequence of whatever it takes. A group is the unit of data noise: groups are taken as
+            independent draws.
+        weight_decay: λ ≥ 0, the default of `Measurement.psi`; it enters no measurement.
+        decay: the mask m, see `ParameterSpace`.
+        finite: the groups are the whole data set, rather than a sample of it.
+        loss_fn: `loss_fn(model, group)` returns a mean loss, or (sum of losses, number of terms); losses are tensors.
+        micro_tokens: tokens in one forward pass at most; blocks are never split. Fixes memory, and rounding.
+
+    Raises:
+        InputError: λ negative or not finite, no groups, what `read_batch` refuses, inference mode, a θ that cannot be
+            measured, or a forward pass that is no function of θ or, without `loss_fn`, predicts no next token (see
+            `objective/trial.py`).
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        groups: torch.Tensor | Sequence[Any],
+        weight_decay: float = 0.0,
+        decay: str = "all",
+        finite: bool = False,
+        loss_fn: LossFunction | None = None,
+        micro_tokens: int = MICRO_TOKENS,
+    ) -> None:
+        check_weight_decay(weight_decay)
+        check_whole(1, micro_tokens=micro_tokens)
+        if not isinstance(model, nn.Module):
+            raise InputError(f"model is a {type(model).__name__}: expected a torch.nn.Module")
+        if loss_fn is not None and not callable(loss_fn):
+            raise InputError(f"loss_fn is a {type(loss_fn).__name__}: expected a function of (model, group)")
+        single = isinstance(groups, Mapping | str) or (isinstance(groups, torch.Tensor) and groups.dim() == 0)
+        if single or not isinstance(groups, Iterable):
+            raise InputError(
+                f"groups is a {type(groups).__name__}: expected a tensor (G, B, T) or a sequence of groups"
+            )
+        self.model = model
+        self.weight_decay = float(weight_decay)
+        self.finite = finite
+        self.loss_fn = loss_fn
+        self.micro_tokens = micro_tokens
+        self.parameters = ParameterSpace(model, decay)
+        _check_inference_mode()
+        if any(t.is_inference() for t in self.parameters.tensors):
+            raise InputError("the model was made in torch.inference_mode: it has no derivatives; make it outside")
+        self.parameters.check()
+        self.device = self.parameters.tensors[0].device
+        self._watched = False
+        self.traced: dict[Any, Any] = {}  # the graphs that objective/graph.py made of it
+        self.options = {} if loss_fn else options(model)
+        self.groups: list[Any] = list(groups)
+        if not self.groups:
+            raise InputError("groups is empty: expected a tensor (G, B, T) or a sequence of groups")
+        if loss_fn is None:
+            self.groups = [read_batch(group, model, f"group {index}") for index, group in enumerate(self.groups)]
+        check_forward(self)
+
+    @contextmanager
+    def evaluating(self, *, fused: bool = False) -> Iterator[None]:
+        """Plain arithmetic, dropout off, twice-differentiable attention; see `objective/evaluation.py`.
+
+        Raises:
+            InputError: inference mode is on.
+        """
+        _check_inference_mode()
+        with evaluating(self.model, self.device, fused=fused):
+            yield
+
+    @contextmanager
+    def unchanged(self) -> Iterator[None]:
+        """Refuse, at the end, what has changed θ for good; one such block in another leaves that to the outer one.
+
+        Raises:
+            InputError: names the first tensor whose bits are not what they were.
+        """
+        if self._watched:
+            yield
+            return
+        before = self.parameters.fingerprint()
+        self._watched = True
+        try:
+            yield
+        finally:
+            self._watched = False
+        pairs = zip(self.parameters.parameters, before, self.parameters.fingerprint(), strict=True)
+        if changed := [p.name for p, old, new in pairs if old != new]:
+            raise InputError(
+                f"parameter {changed[0]} has changed ({len(changed)} in all): evaluating the loss writes to θ, so that "
+                "no figure belongs to one θ; load the weights anew, and take that out of the model's forward"
+            )
+
+    def batches(self, group: int) -> Iterator[Any]:
+        """The group in pieces of at most `micro_tokens` tokens; a custom group is one piece."""
+        whole = self.groups[group]
+        if not isinstance(whole, Batch):
+            yield whole
+            return
+        step = max(1, self.micro_tokens // whole.ids.shape[1])
+        for start in range(0, whole.ids.shape[0], step):
+            piece = whole.rows(start, start + step)
+            if piece.tokens:
+                yield piece.to(self.device)
+
+    def forward(self, batch: Any) -> Forward:
+        """Run the model on one piece. Cross-entropy is taken in float32 or wider, in nats.
+
+        Raises:
+            InputError: the model fails on it or its output has no logits; the custom loss is no tensor of one entry.
+        """
+        if self.loss_fn is not None:
+            return _custom(self.loss_fn(self.model, batch))
+        targets = batch.labels[:, 1:]
+        predicted = targets != IGNORED
+        labels = targets[predicted]  # (n,)
+        try:
+            logits = self.logits(batch)[:, :-1][predicted]  # (n, V)
+            logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+            loss = nn.functional.cross_entropy(logits, labels, reduction="sum")
+        except (InputError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:  # a forward fails in as many ways as there are models
+            mixed = self.parameters.dtype == torch.float64 and isinstance(error, RuntimeError)
+            advice = "; some models mix precisions: try float32" if mixed else ""
+            raise InputError(f"{type(self.model).__name__} fails on a batch: {first_line(error)}{advice}") from error
+        if batch.attention is not None and not bool(torch.isfinite(loss)) and not bool(batch.attention.all()):
+            raise InputError(
+                f"{type(self.model).__name__} gives {float(loss.detach())} where padding cannot be moved to the "
+                "right: set labels to −100 in padding and at the first token after it, and give no other inputs"
+            )
+        return Forward(loss, float(len(labels)), logits, labels)
+
+    def logits(self, batch: Batch) -> torch.Tensor:
+        """What the model gives for a batch, (B, T, V).
+
+        Raises:
+            InputError: it gives no logits.
+        """
+        return logits_of(self.model(**batch.inputs, **self.options), self.model, batch.ids)
+
+    def loss(self, group: int | None = None) -> float:
+        """Mean nats per predicted token, of one group or of all."""
+        total, tokens = 0.0, 0.0
+        with self.evaluating(), torch.no_grad():
+            for g in range(len(self.groups)) if group is None else [group]:
+                for batch in self.batches(g):
+                    forward = self.forward(batch)
+                    total += float(forward.loss.double())
+                    tokens += forward.tokens
+        return total / tokens
+
+    def gradient(self, group: int | None = None, *, fused: bool = False) -> list[torch.Tensor]:
+        """∇L of one group or of all, in float64, tensor by tensor; uses no more than one copy of θ in float64.
+
+        `fused` is that of `evaluating`.
+        """
+        sums, tokens, _ = self.gradient_sum(range(len(self.groups)) if group is None else [group], fused=fused)
+        return [total / tokens for total in sums]
+
+    def gradient_sum(self, groups: Iterable[int], *, fused: bool = False) -> tuple[list[torch.Tensor], float, float]:
+        """(∇ of the loss sum of some groups as `gradient` gives it, tokens, loss sum)."""
+        sums = [torch.zeros(t.shape, dtype=torch.float64, device=self.device) for t in self.parameters.tensors]
+        tokens = loss = 0.0
+        with self.evaluating(fused=fused):
+            for g in groups:
+                for batch in self.batches(g):
+                    forward = self.forward(batch)
+                    tokens += forward.tokens
+                    loss += float(forward.loss.detach().double())
+                    check_differentiable(forward.loss)
+                    pieces = torch.autograd.grad(forward.loss, self.parameters.tensors, allow_unused=True)
+                    for total, piece in zip(sums, pieces, strict=True):
+                        if piece is not None:
+                            total.add_(piece)
+        return sums, tokens, loss
+
+    @contextmanager
+    def displaced(self, direction: list[torch.Tensor], radius: float) -> Iterator[None]:
+        """θ + radius·direction for a while; θ comes back bit for bit."""
+        tensors = self.parameters.tensors
+        saved = [t.detach().clone() for t in tensors]
+        try:
+            with torch.no_grad():
+                for t, u in zip(tensors, direction, strict=True):
+                    t.add_((radius * u).reshape(t.shape).to(t))
+            yield
+        finally:
+            with torch.no_grad():
+                for t, original in zip(tensors, saved, strict=True):
+                    t.copy_(original)
+
+
+def at_one_theta(work: Work) -> Work:
+    """A function of an objective, in plain arithmetic, that raises InputError if θ is not what it was in the end."""
+
+    @wraps(work)
+    def checked(objective: Objective, *args: Any, **kwargs: Any) -> Any:
+        with objective.unchanged(), plain_arithmetic():
+            return work(objective, *args, **kwargs)
+
+    return cast(Work, checked)
+
+
+def check_weight_decay(weight_decay: float) -> None:
+    """Refuse a λ that is negative or not finite."""
+    if not is_number(weight_decay) or not 0 <= weight_decay < float("inf"):
+        raise InputError(f"weight_decay={weight_decay}: expected a finite number ≥ 0")
+
+
+def check_differentiable(loss: torch.Tensor) -> None:
+    """Refuse a loss that autograd has no graph of."""
+    if not loss.requires_grad:
+        raise InputError("the loss has no gradient: loss_fn has to compute it without detach, item or no_grad")
+
+
+def _custom(result: Any) -> Forward:
+    """What a custom loss function returns, as a loss sum."""
+    loss, tokens = result if isinstance(result, tuple) and len(result) == 2 else (result, 1.0)
+    if not isinstance(loss, torch.Tensor) or loss.numel() != 1 or not loss.is_floating_point():
+        found = f"{loss.dtype} of shape {tuple(loss.shape)}" if isinstance(loss, torch.Tensor) else type(loss).__name__
+        raise InputError(f"loss_fn returns {found}, no tensor of one entry: expected that, or (that, number of terms)")
+    if isinstance(tokens, torch.Tensor) and tokens.numel() == 1:
+        tokens = float(tokens)
+    if not is_number(tokens) or not 0 < tokens < float("inf"):
+        raise InputError(f"loss_fn returns {tokens!r} as its number of terms: expected a finite number > 0")
+    return Forward(loss if loss.dim() == 0 else loss.reshape(()), float(tokens))
+
+
+def _check_inference_mode() -> None:
+    if torch.is_inference_mode_enabled():
+        raise InputError("torch.inference_mode is on, where nothing has derivatives: leave it, or use torch.no_grad")

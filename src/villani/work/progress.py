@@ -1,0 +1,23 @@
+"""How long work tells where it is; code that measures never prints."""
+
+from typing import Protocol
+
+
+class Progress(Protocol):
+    """Told what is going on; `villani.report.terminal.progress` shows it."""
+
+    def stage(self, text: str) -> None:
+        """A new piece of work of unknown length begins."""
+
+    def advance(self, done: int, total: int) -> None:
+        """`done` of `total` steps of this piece are finished."""
+
+
+class Silent:
+    """Shows nothing."""
+
+    def stage(self, text: str) -> None:
+        """See `Progress.stage`."""
+
+    def advance(self, done: int, total: int) -> None:
+        """See `Progress.advance`."""

@@ -1,0 +1,195 @@
+"""`villani audit` as a user types it: verdicts, witness, replay, resume, page, and every kind of bad input."""
+
+import json
+import os
+import shutil
+import signal
+import time
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from villani.commands.audit.page import outcomes
+from villani.commands.audit.replay import replay
+from villani.commands.audit.run import AuditSettings, audit_model
+from villani.commands.content import RunRecords
+from villani.report.page import render
+
+MODEL = "builtin:tiny?layers=1&width=8&context=32"
+SMALL = ["--groups", "12", "--sequences", "1", "--block", "16", "--ray-groups", "3"]
+SETTINGS = AuditSettings(
+    model="builtin:tiny", groups=18, probes=6, sequences=4, block=32, temperature=10.0, search=1, ray_groups=3,
+    rays=["parameters"], threads=1,
+)  # fmt: skip
+QUICK = AuditSettings(
+    model=MODEL, groups=12, sequences=1, block=16, temperature=10.0, search=1, ray_groups=3, rays=["parameters"],
+    threads=1,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def audited(tmp_path_factory):
+    """A run directory and its record."""
+    return audit_model(SETTINGS, tmp_path_factory.mktemp("audits") / "run")
+
+
+@pytest.fixture(scope="module")
+def quick(tmp_path_factory):
+    """The same of an audit too small to refute."""
+    return audit_model(QUICK, tmp_path_factory.mktemp("audits") / "quick")
+
+
+def test_the_record_says_what_was_found(audited):
+    directory, record = audited
+    kept = RunRecords.model_validate_json((directory / "records.json").read_text())
+    assert kept.records[0] == record.model_copy(update={"cost": None})
+    assert [o.verdict for o in outcomes(record).values()][:3] == ["holds", "holds", "holds"]
+    assert record.differential_growth.verdict == "refuted"
+    assert record.villani is False
+    assert [ray.direction for ray in record.differential_evidence.rays] == ["parameters"]
+    assert record.differential_evidence.rays[0].radii[0] == 0
+    assert all(orbit.theorem in "CD" for orbit in record.differential_evidence.orbits)
+    worst = record.differential_evidence.orbits[0]
+    assert worst.threshold.directions >= 1
+    assert f"has about {worst.threshold.directions:.0f} directions" in record.differential_growth.reason
+    assert "directions of noise" in (directory / "report.html").read_text()
+    walk = worst.walk
+    assert walk[0].scale == 1
+    assert all(step.loss_change == 0 for step in walk)
+
+
+def test_another_temperature_is_answered_from_the_ledger(quick, tmp_path):
+    directory, record = quick
+    shutil.copytree(directory, tmp_path / "run")
+    asked = QUICK.model_copy(update={"temperature": 1.0})  # s enters no measurement
+    _, again = audit_model(asked, tmp_path / "run")
+    assert again.temperature == 1.0
+    assert again.smoothness_evidence == record.smoothness_evidence
+    for was, now in zip(record.differential_evidence.rays, again.differential_evidence.rays, strict=True):
+        assert [p.parts.hessian_trace for p in was.psi] == [p.parts.hessian_trace for p in now.psi]
+
+
+def test_a_killed_audit_resumes_to_the_same_bytes(quick, tmp_path):
+    assert torch.get_num_threads() == 1, "forking is only safe without a thread pool"
+    directory, _ = quick
+    for seconds in (1.0, 2.0):
+        child = os.fork()
+        if child == 0:
+            audit_model(QUICK, tmp_path / "killed")
+            os._exit(0)
+        time.sleep(seconds)
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    audit_model(QUICK, tmp_path / "killed")
+    assert (tmp_path / "killed" / "records.json").read_bytes() == (directory / "records.json").read_bytes()
+
+
+def test_decay_on_matrices_alone_is_refuted_and_replayed(villani, tmp_path):
+    """Biases that nothing holds back: a flat direction, a witness, and its replay on other groups."""
+    run = tmp_path / "run"
+    words = ["audit", MODEL, *SMALL, "--decay", "hf", "--rays", "none", "--search", "0", "--temperature", "1"]
+    code, out, err = villani(*words, "--run", run, "--json")
+    assert code == 0, err
+    record = json.loads(out)
+    assert record["villani"] is False
+    assert record["growth"]["verdict"] == record["tails"]["verdict"] == "refuted"
+    flat = record["coverage_evidence"]["flat"][0]
+    assert all(change <= tolerance for change, tolerance in zip(flat["changes"], flat["tolerance"], strict=True))
+    assert record["constants"] is None
+    code, out, err = villani(
+        "audit", "--replay", run / "witness.safetensors", "--seed", "5", "--run", tmp_path / "r", "--json"
+    )
+    again = json.loads(out)
+    assert code == (0 if again["reproduced"] else 1), err
+    assert again["flat"]["tensor"] == flat["tensor"]
+    assert again["seed"] == 5
+    assert any("criteria (ii) and (iii) are refuted again" in sentence for sentence in again["sentences"])
+    page = (tmp_path / "r" / "report.html").read_text()
+    assert "What was claimed, and what came out" in page
+
+
+def test_a_witness_of_an_orbit_is_evaluated_again(audited, tmp_path):
+    directory, record = audited
+    _, again = replay(directory / "witness.safetensors", tmp_path / "again")
+    assert again.sentences
+    assert again.orbit == record.differential_evidence.orbits[0].name
+    assert again.found is not None
+    assert [step.scale for step in again.walk] == [step.scale for step in record.differential_evidence.orbits[0].walk]
+    assert all(step.loss_change == 0 for step in again.walk)
+
+
+def test_what_people_see(villani, audited, tmp_path):
+    directory, _ = audited
+    page = (directory / "report.html").read_text()
+    for words in (
+        "(i) F is smooth",
+        "Orbits, from",
+        "On straight rays",
+        "What this page does not",
+        "How it was audited",
+    ):
+        assert words.lower() in page.lower()
+    code, out, err = villani("audit", MODEL, *SMALL, "--rays", "none", "--search", "0", "--run", tmp_path / "run")
+    assert code == 0, err
+    assert "(iv)" in out
+    assert "The page:" in out
+
+
+def test_nothing_in_a_record_becomes_markup(audited):
+    _, record = audited
+    nasty = "<script>alert(1)</script>"
+    evidence = record.differential_evidence
+    orbits = [orbit.model_copy(update={"name": nasty, "moved": [nasty]}) for orbit in evidence.orbits]
+    told = record.model_copy(
+        update={
+            "model": record.model.model_copy(update={"spec": nasty, "description": nasty}),
+            "differential_growth": record.differential_growth.model_copy(update={"reason": nasty}),
+            "differential_evidence": evidence.model_copy(update={"orbits": orbits}),
+        }
+    )
+    page = render(RunRecords(villani="0", title=nasty, records=[told]), {})
+    assert nasty not in page
+    assert "&lt;script&gt;alert(1)" in page
+
+
+@pytest.mark.parametrize(
+    ("words", "fragments"),
+    [
+        ([], ["give a model"]),
+        ([MODEL, "--weight-decay", "-1"], ["weight_decay=-1", "≥ 0"]),
+        ([MODEL, "--weight-decay", "0.1,0.2"], ["one number"]),
+        ([MODEL, "--temperature", "0"], ["temperature=0"]),
+        ([MODEL, "--groups", "11"], ["groups=11", "at least 12"]),
+        ([MODEL, "--search", "-1"], ["search=-1"]),
+        ([MODEL, "--ray-groups", "2"], ["ray_groups=2"]),
+        ([MODEL, *SMALL, "--rays", "sideways"], ["sideways", "unknown"]),
+        (["no/such/model"], ["no/such/model"]),
+        (["--replay", "nowhere.safetensors"], ["nowhere.safetensors", "no such file"]),
+        ([MODEL, *SMALL, "--finite"], ["probes=1"]),
+    ],
+)
+def test_bad_input(villani, tmp_path, words, fragments):
+    code, out, err = villani("audit", *words, "--run", tmp_path / "run")
+    assert code == 2
+    assert out == ""
+    assert "Traceback" not in err
+    for fragment in fragments:
+        assert fragment in err
+
+
+def test_bad_witnesses(villani, audited, tmp_path):
+    directory, _ = audited
+    junk = tmp_path / "junk.safetensors"
+    junk.write_bytes(b"not a tensor file")
+    assert villani("audit", "--replay", junk)[0] == 2
+    save_file({"orbit/x": torch.zeros(1)}, junk)
+    code, _, err = villani("audit", "--replay", junk)
+    assert code == 2
+    assert "not a witness" in err
+    code, _, err = villani(
+        "audit", "builtin:tiny?seed=3", "--replay", directory / "witness.safetensors", "--run", tmp_path / "run"
+    )
+    assert code == 2
+    assert "give the model that was audited" in err
+    assert load_file(directory / "witness.safetensors")

@@ -1,0 +1,21 @@
+from html import escape
+
+from villani.commands.audit.verdict import findings, headline, verdict
+from villani.report import render
+
+
+def test_the_page_shows_the_sentences_of_the_verdict(measurement_record, run_records):
+    record = measurement_record(undecayed=3)
+    page = render(run_records(record), {})
+    assert verdict(record) == [headline(record), *findings(record).values()]
+    assert all(f">{escape(sentence)}</p>" in page for sentence in verdict(record))
+    assert all(f"<h3>{escape(title)}</h3>" in page for title in findings(record))
+
+
+def test_the_verdict_is_plain_text(measurement_record):
+    record = measurement_record(undecayed=3)
+    tensor = record.objective.undecayed[0].model_copy(update={"name": "<b>attn</b>.out_proj.bias"})
+    objective = record.objective.model_copy(update={"undecayed": [tensor]})
+    text = " ".join(verdict(record.model_copy(update={"objective": objective})))
+    assert "By its name, <b>attn</b>.out_proj.bias may be such a bias." in text
+    assert "&" not in text

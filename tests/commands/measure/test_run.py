@@ -1,0 +1,101 @@
+"""The whole way from a model to a run directory: resume after SIGKILL, Ctrl-C, and text at full size."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.inputs.conftest import needs_data
+from villani.commands.measure.run import MeasureSettings, measure_model
+
+SETTINGS = MeasureSettings(model="builtin:tiny", groups=24, sequences=2, block=128, threads=1)
+
+
+def killed_after(seconds: float, run: Path) -> bool:
+    """Measure in a child process and SIGKILL it; whether it was still at work."""
+    child = os.fork()
+    if child == 0:
+        measure_model(SETTINGS, run)
+        os._exit(0)
+    time.sleep(seconds)
+    os.kill(child, signal.SIGKILL)
+    _, status = os.waitpid(child, 0)
+    return os.WIFSIGNALED(status)
+
+
+def test_ten_kills_and_a_resume_give_the_same_bytes(tmp_path):
+    assert torch.get_num_threads() == 1, "forking is only safe without a thread pool"
+    measure_model(SETTINGS, tmp_path / "whole")
+    chance = random.Random(0)
+    kills = 0
+    for _ in range(200):
+        kills += killed_after(chance.uniform(0.0, 0.6), tmp_path / "killed")
+        if kills == 10:
+            break
+    assert kills == 10
+    measure_model(SETTINGS, tmp_path / "killed")
+    whole, killed = ((tmp_path / name / "records.json").read_bytes() for name in ("whole", "killed"))
+    assert whole == killed
+    assert (tmp_path / "whole" / "settings.toml").read_bytes() == (tmp_path / "killed" / "settings.toml").read_bytes()
+
+
+def test_control_c_keeps_what_was_finished(tmp_path):
+    run = tmp_path / "run"
+    words = ["measure", "builtin:tiny", "--groups", "200", "--threads", "1", "--run", str(run)]
+    child = subprocess.Popen(
+        [sys.executable, "-m", "villani", *words], stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # whoever runs the tests may ignore it
+    )  # fmt: skip
+    while not (run / "ledger.sqlite-wal").exists() or (run / "ledger.sqlite-wal").stat().st_size < 1e5:
+        assert child.poll() is None
+        time.sleep(0.05)
+    child.send_signal(signal.SIGINT)
+    _, err = child.communicate(timeout=60)
+    assert child.returncode == 1
+    assert "interrupted; what was finished is kept, and the same command resumes" in err
+    assert "Traceback" not in err
+    assert not (run / "records.json").exists()
+
+
+def test_settings_make_the_command():
+    settings = MeasureSettings(
+        model="config:gpt2?layers=1", weight_decay=[0.1, 1e-5], finite=True, probes=3, decay="hf"
+    )
+    assert settings.command() == (
+        "villani measure 'config:gpt2?layers=1' --text builtin --decay hf --probes 3 --finite --weight-decay "
+        "0.1,1e-05 --temperature 0.001"
+    )
+
+
+def test_constants_stand_beside_a_measurement_where_there_are_any(tmp_path):
+    """At every λ > 0 and s, from shapes alone; none where some parameter does not decay."""
+    settings = MeasureSettings(
+        model="builtin:tiny?layers=1&width=8&context=32", groups=3, sequences=1, block=16, weight_decay=[0.0, 0.5],
+        temperature=[2.0, 1e-3],
+    )  # fmt: skip
+    _, record = measure_model(settings, tmp_path / "run")
+    points = record.constants.points
+    assert [(point.weight_decay, point.temperature) for point in points] == [(0.5, 2.0), (0.5, 1e-3)]
+    known = {constant.id: constant for constant in points[0].constants}
+    assert known["C8"].value == pytest.approx(2 + 4 * record.objective.parameters)
+    assert known["C3"].value == pytest.approx(2 * (1 + 9 * record.constants.vocabulary))
+    assert (known["C3"].status, known["C8"].status) == ("certified", "as-claimed")
+    _, partly = measure_model(settings.model_copy(update={"decay": "hf"}), tmp_path / "run")
+    assert partly.constants is None
+
+
+@pytest.mark.parametrize("text", [pytest.param(name, marks=needs_data) for name in ("ptb", "wikitext-103:valid")])
+def test_real_text(text, tmp_path):
+    """A shrunken GPT-Neo on PTB and WikiText with the GPT-2 BPE, with blocks longer than its local window."""
+    settings = MeasureSettings(
+        model="config:gpt-neo-125m?layers=2&width=32&window=64", text=text, groups=3, sequences=1, block=128
+    )
+    _, record = measure_model(settings, tmp_path / "run")
+    assert record.loss.value == pytest.approx(10.8, abs=0.3)  # ln 50,257 at random weights
+    assert record.text.sources[0].md5 in ("f26c4b92c5fdc7b3f8c7cdcb991d8420", "d756d22ab2310e7e60c094bea5c5a8eb")

@@ -1,0 +1,177 @@
+"""`villani recommend MODEL`: the record, the page, where rules land, resuming, and bad input in one line."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from villani.commands.recommend import run as study
+from villani.commands.recommend import sweep as sweeping
+from villani.commands.recommend.record import RecommendationRecord
+from villani.report.terminal import print_recommendation
+
+SMALL = "builtin:tiny?layers=1&width=8&context=16"
+QUICK = [
+    "--block", "16", "--train-blocks", "30", "--held-out-blocks", "12", "--steps", "4", "--batch", "2", "--seeds", "2",
+    "--text", "t.txt", "--weight-decay", "0,0.5",
+]  # fmt: skip
+CHEAP = "constants,ema,power-lines,loshchilov-hutter,claimed,certified,held-out"
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "t.txt").write_text(" ".join(f"The {k} quick foxes jump over {k * k % 97} dogs." for k in range(120)))
+
+
+def audited(*orbits):
+    def threshold(laplacian, gradient, norm):
+        return SimpleNamespace(
+            laplacian=SimpleNamespace(value=laplacian), gradient_norm_squared=SimpleNamespace(value=gradient),
+            norm_squared=norm,
+        )  # fmt: skip
+
+    found = [SimpleNamespace(name=name, confirmed=True, threshold=threshold(*values)) for name, *values in orbits]
+    return SimpleNamespace(
+        objective=SimpleNamespace(weight_decay=0.5), differential_evidence=SimpleNamespace(orbits=found)
+    )
+
+
+def test_a_record_of_what_the_grid_and_the_rules_say(villani, monkeypatch, capsys):
+    asked = []
+
+    def audit(settings, run, data, show):
+        asked.append(settings)
+        return run, audited(("pair", 4e6, 0.0, 0.25 * 4))  # s·Δ/‖A‖² = 1e-6·4e6/4
+
+    monkeypatch.setattr(study, "audit_model", audit)
+    words = [
+        *QUICK,
+        "--optimizer",
+        "noisy-sgd,adamw",
+        "--evaluate-every",
+        "2",
+        "--verify-rules",
+        "--run",
+        "r",
+        "--json",
+    ]
+    code, out, err = villani("recommend", SMALL, *words)
+    assert code == 0, err
+    record = RecommendationRecord.model_validate_json(out)
+    noisy, adam = record.optimizers
+    assert (noisy.optimizer, adam.optimizer) == ("noisy-sgd", "adamw")
+    assert asked[0].temperature == 1e-6
+    assert record.cost is not None
+    assert record.cost.peak_memory_bytes > 2**20
+    for one in record.optimizers:
+        assert [point.weight_decay for point in one.points] == [0, 0.5]
+        losses = {point.weight_decay: point.held_out.value for point in one.points}
+        assert one.recommended == min(losses, key=losses.get)
+        assert one.recommended in one.kept
+        for point in one.points:
+            assert point.margin.low <= point.margin.value <= point.margin.high
+            assert point.margin.value == pytest.approx(point.held_out.value - min(losses.values()))
+            assert point.held_out_bound > point.held_out.value - 0.2
+            assert [step for step, _ in point.curve] == [0, 2, 4]
+    guard = next(rule for rule in noisy.rules if rule.id == "guard")
+    assert guard.weight_decay == pytest.approx(1.0)
+    assert guard.judged_at == pytest.approx(1.0)  # verified
+    assert guard.share == 0.5
+    assert next(rule for rule in noisy.rules if rule.id == "certificate").weight_decay is None  # vacuous
+    assert all(point.certified > record.log_vocabulary for point in noisy.points)
+    assert all(point.certified is None for point in adam.points)
+    ema = next(rule for rule in adam.rules if rule.id == "ema")
+    assert ema.weight_decay is not None
+    assert next(rule for rule in noisy.rules if rule.id == "ema").would_be == pytest.approx(
+        ema.weight_decay * 2e-3 / 0.5
+    )
+    assert all(rule.weight_decay is None for rule in adam.rules if rule.id in ("claimed", "certified", "guard"))
+    held = next(rule for rule in adam.rules if rule.id == "held-out")
+    assert (held.weight_decay, held.share) == (adam.recommended, 1.0)
+    page = open("r/report.html", encoding="utf-8").read()  # noqa: SIM115
+    for text in ("where rules lead", "in other conventions", "Which λ is that?", "made for AdamW"):
+        assert text in page
+    capsys.readouterr()
+    print_recommendation(record, Path("r"))
+    assert "refuses" in capsys.readouterr().out
+
+
+def test_a_killed_run_resumes_and_other_questions_need_no_training(villani, monkeypatch):
+    words = [*QUICK, "--optimizer", "adamw", "--rules", CHEAP]
+    assert villani("recommend", SMALL, *words, "--run", "a")[0] == 0
+    train, calls = sweeping.train, []
+
+    def dies(*args, **named):
+        calls.append(named["weight_decay"])
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return train(*args, **named)
+
+    monkeypatch.setattr(sweeping, "train", dies)
+    assert villani("recommend", SMALL, *words, "--run", "b")[0] == 1
+    assert villani("recommend", SMALL, *words, "--run", "b")[0] == 0
+    assert calls == [0, 0, 0.5, 0.5, 0.5]
+    a, b = (open(f"{name}/records.json", "rb").read() for name in "ab")  # noqa: SIM115
+    assert a == b
+    code, out, _ = villani("recommend", SMALL, *words[:-1], "ema", "--delta", "0.2", "--run", "b", "--json")
+    assert code == 0
+    assert [rule["id"] for rule in json.loads(out)["optimizers"][0]["rules"]] == ["ema"]
+    assert len(calls) == 5
+    code, _, err = villani("recommend", SMALL, *words, "--run", "b", "--batch", "3")
+    assert code == 2
+    assert "was begun with" in err
+
+
+def test_where_all_diverges_that_is_what_is_said(villani):
+    words = [*QUICK[:-1], "1e30,2e30", "--optimizer", "sgd", "--learning-rate", "1", "--rules", CHEAP]
+    code, out, err = villani("recommend", SMALL, *words, "--seeds", "1", "--run", "r", "--json")
+    assert code == 0, err
+    (one,) = json.loads(out)["optimizers"]
+    assert one["recommended"] is None
+    assert one["kept"] == []
+    assert "diverged at every λ" in one["sentence"]
+    assert "lower the learning rate" in open("r/report.html", encoding="utf-8").read()  # noqa: SIM115
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--weight-decay", "0.1"], "at least 2 values"),
+        (["--weight-decay", "0.1,0.1"], "given twice"),
+        (["--weight-decay", "0.1,-1"], "weight_decay=-1"),
+        (["--weight-decay", "a,b"], "expected numbers"),
+        (["--rules", "astrology"], "'astrology': unknown"),
+        (["--optimizer", "lion"], "'lion': unknown"),
+        (["--optimizer", "adamw", "--temperature", "1"], "goes with noisy-sgd"),
+        (["--learning-rate", "sgd=1,lion=2"], "'lion=2': expected NAME=VALUE"),
+        (["--text", "nowhere.txt"], "no such file"),
+        (["--audit", "nowhere"], "no records.json there"),
+        (["--delta", "2"], "delta=2"),
+    ],
+)
+def test_bad_input_is_one_line(villani, words, told):
+    code, _, err = villani("recommend", SMALL, *QUICK, *words)
+    assert code == 2
+    assert told in err
+    assert told in err.strip().splitlines()[-1]
+    assert "Traceback" not in err
+
+
+def test_seeds_that_share_a_checkpoint_say_so(villani, checkpoint, tmp_path, capsys):
+    words = [*QUICK, "--rules", "constants", "--optimizer", "sgd", "--tokenizer", "builtin"]
+    code, out, err = villani("recommend", checkpoint, *words, "--run", "shared", "--json")
+    assert code == 0, err
+    shared = RecommendationRecord.model_validate_json(out)
+    code, out, err = villani("recommend", SMALL, *words, "--run", "own", "--json")
+    assert code == 0, err
+    own = RecommendationRecord.model_validate_json(out)
+    for record, run, said in ((shared, "shared", True), (own, "own", False)):
+        assert record.shared_start is said
+        assert ("speak of that start only" in record.sentence) is said
+        page = (tmp_path / run / "report.html").read_text()
+        assert ("speak of that start only" in page) is said
+        assert ("2 training seeds of own starts" in page) is not said
+        print_recommendation(record, tmp_path / run)
+        assert ("speak of that start only" in capsys.readouterr().out) is said

@@ -1,0 +1,153 @@
+"""A sweep's cells: what they hold, resuming, divergence, and weights that come back."""
+
+import numpy as np
+import pytest
+import torch
+
+from villani.commands.recommend import sweep as study
+from villani.commands.recommend.sweep import SweepSettings, load_cell, read_sweep_text, run_cells, start_spec, sweep
+from villani.errors import InputError
+from villani.objective.objective import Objective
+from villani.work.ledger import Ledger
+from villani.work.progress import Silent
+
+SMALL = {
+    "model": "builtin:tiny?layers=1&width=8&context=16", "block": 16, "train_blocks": 30, "held_out_blocks": 12,
+    "weight_decay": [0.0, 0.5], "seeds": 2, "steps": 4, "batch": 2, "evaluate_every": 2,
+    "temperature": 1e-8, "momentum": 0.0,
+    "learning_rate": {"sgd": 0.1, "noisy-sgd": 0.1, "adamw": 0.01},
+}  # fmt: skip
+
+
+def settings(**changes):
+    return SweepSettings(**SMALL | changes)
+
+
+def swept(asked, directory):
+    with Ledger(directory, {}) as ledger:
+        return sweep(asked, directory, ledger, None, Silent())
+
+
+@pytest.fixture(scope="module")
+def cells(tmp_path_factory):
+    return swept(settings(), tmp_path_factory.mktemp("sweep"))
+
+
+def test_every_optimiser_decay_and_seed_has_a_cell(cells):
+    assert [(c.optimizer, c.weight_decay, c.seed) for c in cells] == [
+        (o, d, k) for o in ("sgd", "noisy-sgd", "adamw") for d in (0.0, 0.5) for k in (0, 1)
+    ]
+    for cell in cells:
+        assert [step for step, _ in cell.curve] == [0, 2, 4]
+        assert cell.curve[-1][1] == pytest.approx(cell.sums.sum() / cell.counts.sum(), rel=1e-5)
+        assert cell.held_out.value == pytest.approx(cell.curve[-1][1], rel=1e-3)
+        assert cell.held_out.sem > 0
+        assert cell.train_loss.value < cell.curve[0][1] + 0.1
+        assert not cell.diverged
+    start = {(c.seed, c.curve[0][1]) for c in cells}
+    assert len(start) == 2  # the same start at every λ, and another for every seed
+    by = {(c.optimizer, c.weight_decay, c.seed): c for c in cells}
+    for optimizer, rate in (("sgd", 0.1), ("adamw", 0.01)):
+        without, decayed = by[optimizer, 0.0, 0], by[optimizer, 0.5, 0]
+        assert (1 - 0.5 * rate) ** 8 * 0.99 < decayed.norm_squared / without.norm_squared < 1 - 0.5 * rate
+
+
+def test_weights_come_back(cells):
+    cell = cells[-1]
+    loaded = load_cell(settings(), cell)
+    text = read_sweep_text(settings())
+    objective = Objective(loaded.model, [{"input_ids": text.held_out.ids, "labels": text.held_out.labels}])
+    assert objective.loss() == cell.curve[-1][1]
+    smoothed = cell.smoothed.sum(axis=1) / cell.counts.sum()
+    assert smoothed[1] >= smoothed[0] ** 2
+
+
+def test_a_killed_sweep_resumes_to_the_same_bits(cells, tmp_path, monkeypatch):
+    train, calls = study.train, []
+
+    def dies(*args, **named):
+        calls.append(named["seed"])
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return train(*args, **named)
+
+    monkeypatch.setattr(study, "train", dies)
+    one = settings(optimizers=["adamw"], learning_rate={"adamw": 0.01}, temperature=None)
+    with pytest.raises(KeyboardInterrupt):
+        swept(one, tmp_path)
+    found = swept(one, tmp_path)
+    assert calls == [0, 1, 0, 1, 1]
+    for a, b in zip(found, cells[-4:], strict=True):
+        np.testing.assert_array_equal(a.sums, b.sums)
+        assert a.weights.read_bytes() == b.weights.read_bytes()
+    with pytest.raises(InputError, match="begun with another"):
+        swept(one.model_copy(update={"steps": 5}), tmp_path)
+    with Ledger(tmp_path, {}) as ledger:  # another λ in the same run
+        (more,) = run_cells(one, [("adamw", 0.25, 0)], tmp_path, ledger, None, Silent())
+    assert found[2].norm_squared < more.norm_squared < found[0].norm_squared
+
+
+def test_a_diverged_cell_is_a_result(tmp_path):
+    wild = settings(optimizers=["sgd"], learning_rate={"sgd": 1.0}, temperature=None, weight_decay=[0.0, 1e30], seeds=1)
+    fine, gone = swept(wild, tmp_path)
+    assert gone.diverged
+    assert gone.held_out is None
+    assert gone.curve[0] == fine.curve[0]
+    assert not gone.weights.exists()
+    with pytest.raises(InputError, match="has no weights"):
+        load_cell(wild, gone)
+
+
+def test_a_checkpoint_is_the_start_of_every_seed(checkpoint):
+    asked = settings(model=str(checkpoint))
+    assert start_spec(asked, 1) == start_spec(asked, 0)
+    assert start_spec(settings(), 1) == SMALL["model"] + "&seed=1"
+    assert start_spec(settings(model="config:gpt2?seed=3"), 2) == "config:gpt2?seed=5"
+    assert start_spec(settings(model="builtin:tiny"), 2) == "builtin:tiny?seed=2"
+
+
+def test_documents_that_are_cut_count_for_none():
+    owners = np.array([0, 0, 1, 2, 2, 3])
+    assert study._whole_documents(owners, 1, 4).tolist() == [-1, 1, -1]
+    assert study._whole_documents(owners, 0, 6).tolist() == owners.tolist()
+    assert study._whole_documents(owners, 3, 4).tolist() == [-1]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"weight_decay": [0.1]}, "at least 2 values"),
+        ({"weight_decay": [0.1, 0.2, 0.1]}, "0.1 is given twice"),
+        ({"weight_decay": [0.1, -1.0]}, "weight_decay=-1"),
+        ({"learning_rate": {"sgd": 0.1, "adamw": 0.1}}, "none for noisy-sgd"),
+        ({"learning_rate": {"sgd": 0.1, "noisy-sgd": 0.0, "adamw": 0.1}}, "learning rate of noisy-sgd=0"),
+        ({"temperature": None}, "noisy-sgd, which needs one"),
+        ({"optimizers": ["sgd"]}, "not among the optimizers"),
+        ({"text": "nowhere.txt"}, "no such file"),
+        ({"block": 64}, "at most 16"),
+        ({"seeds": 0}, "seeds=0"),
+        ({"held_out": "builtin"}, "that is the text that is trained on"),
+    ],
+)
+def test_what_cannot_be_swept_is_told_in_a_line(changes, words, tmp_path):
+    with pytest.raises(InputError, match=words) as error:
+        swept(settings(**changes), tmp_path)
+    assert "\n" not in str(error.value)
+
+
+def test_dropout_of_a_checkpoint_is_drawn_from_the_seed(monkeypatch, tmp_path):
+    load, losses = study.load_model, []
+
+    def with_dropout(spec, **named):
+        loaded = load(spec, **named)
+        for module in loaded.model.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.5
+        return loaded
+
+    monkeypatch.setattr(study, "load_model", with_dropout)
+    asked = settings(optimizers=["adamw"], learning_rate={"adamw": 0.01}, temperature=None, seeds=1)
+    for name in ("a", "b"):
+        torch.manual_seed(len(losses))
+        losses.append([cell.sums.tolist() for cell in swept(asked, tmp_path / name)])
+    assert losses[0] == losses[1]

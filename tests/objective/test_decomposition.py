@@ -1,0 +1,114 @@
+"""Operations that are taken apart while tracing: each equal to what torch computes in one."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from villani.objective import decomposition
+from villani.objective.graph import trace_loss
+from villani.objective.objective import Objective
+
+aten = torch.ops.aten
+
+
+def normal(*shape, seed=0):
+    return torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def seen(rows, columns):
+    """A mask that leaves one query without a key."""
+    mask = torch.rand(rows, columns, generator=torch.Generator().manual_seed(5)) > 0.4
+    mask[:, 0] = True
+    mask[1] = False
+    return mask
+
+
+ATTENTION = {
+    "plain": {},
+    "causal": {"is_causal": True},
+    "scaled": {"scale": 0.37},
+    "a mask": {"attn_mask": seen(5, 7)},
+    "a mask for each sequence": {"attn_mask": seen(5, 7).expand(2, 1, 5, 7)},
+    "scores added to": {"attn_mask": normal(4, 5, 7, seed=3)},
+    "scores masked": {"attn_mask": torch.where(seen(5, 7), 0.0, -math.inf).double(), "scale": 2.0},
+    "grouped heads": {"enable_gqa": True},
+    "grouped, causal": {"enable_gqa": True, "is_causal": True, "scale": 0.5},
+    "grouped, masked": {"enable_gqa": True, "attn_mask": seen(5, 7)},
+}
+
+
+@pytest.mark.parametrize("case", ATTENTION)
+def test_attention_is_torchs(case):
+    options = ATTENTION[case]
+    heads = 2 if "grouped" in case else 4
+    query, key, value = normal(2, 4, 5, 3), normal(2, heads, 7, 3, seed=1), normal(2, heads, 7, 6, seed=2)
+    assert torch.allclose(
+        decomposition.attention(query, key, value, **options),
+        F.scaled_dot_product_attention(query, key, value, **options),
+        rtol=1e-12, atol=1e-12,
+    )  # fmt: skip
+
+
+def test_dropout_is_left_as_it_is():
+    query = normal(1, 2, 3, 4)
+    assert decomposition.attention(query, query, query, dropout_p=0.1) is NotImplemented
+
+
+X, Y = normal(3, 4, 5), normal(3, 4, 5, seed=1)
+OPERATIONS = [
+    (aten.repeat_interleave.self_int, (X, 3), {}),
+    (aten.repeat_interleave.self_int, (X, 2, -2), {}),
+    (aten.stack.default, ([X, Y],), {}),
+    (aten.stack.default, ([X, Y], -1), {}),
+    (aten.stack.default, ([X, Y], 2), {}),
+    (aten.baddbmm.default, (normal(3, 1, 2), X, normal(3, 5, 2, seed=2)), {}),
+    (aten.baddbmm.default, (normal(3, 4, 2), X, normal(3, 5, 2, seed=2)), {"beta": 0.3, "alpha": 1.7}),
+    (aten.baddbmm.default, (torch.full((3, 4, 2), math.nan).double(), X, normal(3, 5, 2, seed=2)), {"beta": 0}),
+    (aten.rsub.Scalar, (X, 2.0), {}),
+    (aten.rsub.Scalar, (X, 2.0, 3.0), {}),
+    (aten.rsub.Tensor, (X, Y), {"alpha": 0.5}),
+    (aten.slice_scatter.default, (X, Y[..., 1:3], 2, 1, 3), {}),
+    (aten.slice_scatter.default, (X, Y[:, -2:], 1, -2), {}),
+    (aten.slice_scatter.default, (X, Y, 0), {}),
+    (aten.slice_scatter.default, (X, Y[..., :3], -1, None, 3), {}),
+    (aten.copy.default, (X, Y[:1, :, :1].float()), {}),
+    (aten.type_as.default, (X.float(), Y), {}),
+    (aten.concat.default, ([X, Y], 1), {}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("number", range(len(OPERATIONS)))
+def test_operations_are_torchs(number):
+    target, arguments, options = OPERATIONS[number]
+    found, expected = decomposition.TABLE[target](*arguments, **options), target(*arguments, **options)
+    assert found.dtype == expected.dtype
+    assert found.shape == expected.shape
+    assert torch.allclose(found, expected, rtol=1e-14, atol=1e-14)
+
+
+def test_every_operation_of_the_table_is_tried():
+    tried = {target for target, *_ in OPERATIONS} | {aten.scaled_dot_product_attention.default}
+    assert set(decomposition.TABLE) == tried
+
+
+def test_what_is_taken_apart_is_gone_from_the_graph():
+    model = nn.Linear(4, 12, bias=False)
+
+    def loss(m, x):
+        query, key, value = m(x).view(2, 3, 3, 4).unbind(2)
+        return F.scaled_dot_product_attention(query, key, value, is_causal=True).square().sum()
+
+    objective = Objective(model, [normal(2, 3, 4).float()], loss_fn=loss)
+    graph = trace_loss(objective, objective.groups[0])
+    targets = {node.target for node in graph.nodes}
+    assert targets.isdisjoint(decomposition.TABLE)
+    assert aten.softmax.int in targets
+    dropped = Objective(
+        model, objective.groups,
+        loss_fn=lambda m, x: F.scaled_dot_product_attention(*[m(x).view(2, 3, 3, 4)] * 3, dropout_p=0.5).sum(),
+    )  # fmt: skip
+    graph = trace_loss(dropped, dropped.groups[0])
+    assert aten.scaled_dot_product_attention.default in {node.target for node in graph.nodes}

@@ -1,0 +1,108 @@
+"""What work takes is held against what there is; limits are read from where the system keeps them."""
+
+import math
+import os
+import resource
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from villani.errors import InputError
+from villani.work.budget import Needs, Shape, announce, available_disk, available_memory, hold, size
+
+GIB = 2.0**30
+
+
+def test_memory_is_what_the_system_says(monkeypatch):
+    for name in ("VILLANI_MEMORY_GIB", "VILLANI_DISK_GIB"):
+        monkeypatch.delenv(name, raising=False)
+    have, source = available_memory()
+    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    assert 0 < have <= total
+    assert source
+
+
+def test_a_limit_on_addresses_is_seen():
+    code = "from villani.work.budget import available_memory; print(*available_memory(), sep='|')"
+    limit = 3 * 2**30
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True,
+        env=os.environ | {"PYTHONPATH": ":".join(sys.path)},
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (limit, limit)),
+    )  # fmt: skip
+    have, source = done.stdout.strip().split("|")
+    assert source == "left under ulimit -v"
+    assert 0.5 * limit < float(have) < limit
+
+
+def test_a_stated_limit_is_held(monkeypatch, tmp_path):
+    monkeypatch.setenv("VILLANI_MEMORY_GIB", "100000")
+    monkeypatch.setenv("VILLANI_DISK_GIB", "1")
+    with pytest.raises(InputError, match=r"^w would keep about 34 GiB on disk, and the limit is 1 GiB: c, or set VILL"):
+        hold(Needs(disk=34 * GIB), tmp_path, what="w", instead="c")
+    hold(Needs(disk=0.5 * GIB), what="w", instead="c")
+    monkeypatch.setenv("VILLANI_MEMORY_GIB", "0.001")
+    with pytest.raises(
+        InputError, match=r"w would take about 1 GiB of memory, and .* are left of VILLANI_MEMORY_GIB: c"
+    ):
+        hold(Needs(memory=GIB), what="w", instead="c")
+    monkeypatch.setenv("VILLANI_MEMORY_GIB", "much")
+    with pytest.raises(InputError, match="VILLANI_MEMORY_GIB='much': expected a number of GiB > 0"):
+        hold(Needs(), what="w", instead="c")
+
+
+def test_disk_is_that_of_the_folder_to_be(tmp_path, monkeypatch):
+    monkeypatch.setenv("VILLANI_DISK_GIB", "1e9")
+    free = os.statvfs(tmp_path).f_bavail * os.statvfs(tmp_path).f_frsize
+    assert available_disk(tmp_path / "a" / "b") == pytest.approx(free, rel=0.2)
+    with pytest.raises(InputError, match="choose another --run"):
+        hold(Needs(disk=1e18), tmp_path / "a" / "b", what="w", instead="c")
+
+
+def test_sizes_are_those_of_the_model():
+    config = GPT2Config(n_layer=2, n_embd=16, n_head=4, vocab_size=50, n_positions=32)
+    model = GPT2LMHeadModel(config)
+    shape = Shape.of(model)
+    # tied head; per layer 12 w² + 13 w; final norm 2 w
+    assert shape.parameters == 50 * 16 + 32 * 16 + 2 * (12 * 16**2 + 13 * 16) + 2 * 16
+    assert (shape.layers, shape.width, shape.heads, shape.vocabulary, shape.itemsize) == (2, 16, 4, 50, 4)
+
+
+def test_work_grows_as_it_should():
+    shape = Shape(parameters=124_000_000, layers=12, width=768, heads=12, vocabulary=50257)
+    one = shape.work(1e6, at_once=512, block=128, vectors=4, kept=68)
+    two = shape.work(2e6, at_once=512, block=128, vectors=5, kept=68)
+    theta = 4 * 124e6
+    assert two.memory - one.memory == pytest.approx(theta)
+    assert one.disk == pytest.approx(68 * theta, rel=0.01)  # 34 GB of cells
+    assert one.memory > 4 * theta + 4 * 512 * 50257
+    assert 1 < two.seconds / one.seconds < 4  # a timing: about 2
+
+
+def test_what_is_expected_is_told_or_refused(tmp_path):
+    lines = []
+    told = SimpleNamespace(stage=lines.append)
+    announce(told, Needs(memory=1e6, disk=3 * 2**20, seconds=100.0), tmp_path, what="w", instead="c")
+    assert lines[0].startswith("expecting roughly 1.7 min, ")
+    assert lines[0].endswith("of memory, 3 MiB on disk")
+    with pytest.raises(InputError, match="of memory"):
+        announce(told, Needs(memory=1e18), tmp_path, what="w", instead="c")
+    assert len(lines) == 1
+
+
+@pytest.mark.parametrize(
+    ("count", "words"),
+    [
+        (10.0, "less than a MiB"),
+        (3 * 2.0**20, "3 MiB"),
+        (1.5 * GIB, "1.5 GiB"),
+        (2.0**41, "2 TiB"),
+        (1e24, "9.1e+11 TiB"),
+    ],
+)
+def test_bytes_for_people(count, words):
+    assert size(count) == words
+    assert math.isfinite(count)
