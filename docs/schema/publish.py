@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from villani.commands.content import RunRecords
-from villani.work.records import MeasurementRecord
+from villani.commands.measure.record import MeasurementRecord
 
 for name, model in (("measurement", MeasurementRecord), ("run", RunRecords)):
     text = json.dumps(model.model_json_schema(), indent=1, ensure_ascii=False) + "\n"

@@ -8,13 +8,17 @@ import pytest
 from scipy.stats import t as student
 
 from villani.commands.content import RunRecords
-from villani.work.records import (
-    Cost,
+from villani.commands.measure.record import (
     DesignRecord,
     Displacement,
-    EstimateRecord,
     LayerRecord,
     MeasurementRecord,
+    TensorRecord,
+    TrainingRecord,
+)
+from villani.work.records import (
+    Cost,
+    EstimateRecord,
     ModelRecord,
     ObjectiveRecord,
     Provenance,
@@ -22,10 +26,8 @@ from villani.work.records import (
     PsiRecord,
     SourceFile,
     TensorGroup,
-    TensorRecord,
     TextRecord,
-    TrainingRecord,
-    )  # fmt: skip
+)
 
 GROUPS = 16
 NAMES = ["attn.attention.q_proj.weight", "attn.attention.out_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.bias"]

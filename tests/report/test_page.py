@@ -8,10 +8,12 @@ import sys
 import numpy as np
 import pytest
 
+from villani.commands.constants.record import ModelConstants, ModelPointRecord
+from villani.commands.exact.record import ConstantRecord
+from villani.commands.measure.record import PlanRecord
 from villani.errors import InputError
 from villani.report import figures, render, write_report
 from villani.report.numbers import format_interval, format_number, format_uncertain
-from villani.work.records import ConstantRecord, ModelConstants, ModelPointRecord, PlanRecord
 
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>{{data}}\u2028&"
 

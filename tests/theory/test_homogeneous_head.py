@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from villani.errors import InputError
-from villani.report.outwards import lower_power, upper_power
+from villani.outwards import lower_power, upper_power
 from villani.theory.constants import homogeneous_head
 
 

@@ -7,7 +7,8 @@ from pydantic import ValidationError
 
 from tests.report.conftest import build_measurement
 from villani.commands.content import RunRecords
-from villani.work.records import EstimateRecord, MeasurementRecord
+from villani.commands.measure.record import MeasurementRecord
+from villani.work.records import EstimateRecord
 
 SCHEMAS = Path(__file__).parents[2] / "docs" / "schema"
 

@@ -1,57 +1,41 @@
-"""The content of `records.json`: records of every kind."""
+"""The content of `records.json`: records of every kind that a command has."""
 
+from functools import cache, reduce
+from operator import or_
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, create_model
 
-from villani.commands.audit.record import AuditRecord, ReplayRecord
-from villani.commands.certify.record import CertificateRecord
-from villani.commands.converge.record import ConvergenceRecord
-from villani.commands.paper.record import PaperRecord
-from villani.commands.recommend.record import RecommendationRecord
-from villani.commands.spectrum.record import SpectrumRecord
+from villani.commands.registry import COMMANDS
 from villani.errors import InputError
 from villani.work import foreign
-from villani.work.records import (
-    ExactRecord,
-    MeasurementRecord,
-    ModelConstantsRecord,
-    Record,
-    ReferenceRecord,
-    TrainingRecord,
-)
-
-AnyRecord = Annotated[
-    MeasurementRecord
-    | TrainingRecord
-    | ExactRecord
-    | ReferenceRecord
-    | ModelConstantsRecord
-    | AuditRecord
-    | ReplayRecord
-    | SpectrumRecord
-    | ConvergenceRecord
-    | CertificateRecord
-    | RecommendationRecord
-    | PaperRecord,
-    Field(discriminator="kind"),
-]
+from villani.work.records import Record
 
 
-class RunRecords(Record):
+class _Content(Record):
     """The content of `records.json`."""
 
     schema_version: Literal[1] = 1
     villani: str = Field(description="version of villani that wrote the file")
     title: str
-    records: list[AnyRecord]
 
 
-_SCHEMA_VERSION = RunRecords.model_fields["schema_version"].default
+def run_records() -> type[Any]:
+    """The model of `records.json`: `schema_version`, `villani`, `title`, and `records` of every kind."""
+    return _model(tuple(kind for command in COMMANDS for kind in command.records))
 
 
-def read_records(path: Path, remedy: str = "run the measurement again") -> RunRecords:
+@cache
+def _model(kinds: tuple[type[Record], ...]) -> type[Any]:
+    one: Any = Annotated[reduce(or_, kinds), Field(discriminator="kind")]
+    return create_model("RunRecords", __base__=_Content, __doc__=_Content.__doc__, records=(list[one], ...))
+
+
+_SCHEMA_VERSION = _Content.model_fields["schema_version"].default
+
+
+def read_records(path: Path, remedy: str = "run the measurement again") -> Any:
     """The records of a run, whoever wrote them.
 
     Raises:
@@ -64,4 +48,4 @@ def read_records(path: Path, remedy: str = "run the measurement again") -> RunRe
             f"{path}: schema version {foreign.clipped(repr(version))}, but this villani reads {_SCHEMA_VERSION}; "
             "use the version that wrote it."
         )
-    return foreign.validated(RunRecords, content, f"{path}: not a villani record", remedy)
+    return foreign.validated(run_records(), content, f"{path}: not a villani record", remedy)

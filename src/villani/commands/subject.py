@@ -1,26 +1,28 @@
-"""What every command that looks at a model on a text begins with: settings, model, text, objective, provenance."""
+"""What every command that looks at a model on a text begins with: model, text, objective, provenance.
+
+Each is loaded once for all parts of a command, and kept with its `Work`.
+"""
 
 import platform
-import shlex
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
-from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict
 
-from villani.errors import InputError
-from villani.inputs.corpora import load_corpus
+from villani.commands.blocks import Settings, SubjectSettings
+from villani.inputs.corpora import Corpus, load_corpus
 from villani.inputs.models import LoadedModel, check_device, load_model
 from villani.inputs.text import load_groups
-from villani.inputs.tokenizers import load_tokenizer
+from villani.inputs.tokenizers import Tokenizer, load_tokenizer
+from villani.measurement.measure import peak_memory
 from villani.objective.objective import Objective
 from villani.objective.parameters import check_decay
 from villani.work import foreign
-from villani.work.ledger import Settings
-from villani.work.progress import Progress
 from villani.work.records import ObjectiveRecord, Provenance, TensorGroup, TextRecord
+from villani.work.work import Work
 
 _DTYPES = {"float32": torch.float32, "float64": torch.float64}
 _FREE = {
@@ -30,81 +32,6 @@ _FREE = {
     "trust_remote_code",
     "allow_unused",
 }  # what a ledger's rows do not depend on, or know better
-
-
-class SubjectSettings(BaseModel):
-    """A model, a text and how both are cut and run; see the help of `villani measure` for each field."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-    name: ClassVar[str]  # of the command
-
-    model: str
-    text: str = "builtin"
-    tokenizer: str | None = None
-    decay: str = "all"
-    groups: int = 16
-    sequences: int = 4
-    block: int = 128
-    probes: int = 1
-    finite: bool = False
-    seed: int = 0
-    special_tokens: Literal["auto", "none", "bos"] = "auto"
-    dtype: Literal["float32", "float64"] = "float32"
-    device: str = "cpu"
-    threads: int | None = None
-    micro_tokens: int = 512
-    trust_remote_code: bool = False
-    allow_unused: str | None = None
-
-    def check_least(self, **least: int) -> None:
-        """Refuse numbers that are too small, before anything is loaded.
-
-        Raises:
-            InputError: one is.
-        """
-        for name, low in ({"sequences": 1, "block": 2, "micro_tokens": 1, "threads": 1} | least).items():
-            value = getattr(self, name)
-            if value is not None and value < low:
-                raise InputError(f"{name}={value}: expected at least {low}")
-
-    @property
-    def at_once(self) -> int:
-        """Tokens in one pass: blocks are never split."""
-        return max(min(self.micro_tokens, self.sequences * self.block), self.block)
-
-    def command(self) -> str:
-        """The command that does this again, without where it is kept."""
-        return command_words(self, self.name)
-
-    def determining(self, text: TextRecord, provenance: Provenance, free: set[str]) -> Settings:
-        """What determines a ledger's rows: of the settings, all but those that are `free`."""
-        return {
-            **self.model_dump(mode="json", exclude=_FREE | free),
-            "parameter_checksum": provenance.parameter_checksum,
-            "token_checksum": text.token_checksum,
-            "device": provenance.device,
-            "threads": provenance.threads,
-            **provenance.versions,
-        }
-
-
-def command_words(settings: BaseModel, name: str) -> str:
-    """The command with these settings: those that are not the defaults, and the text, λ and s in any case."""
-    asked = settings.model_dump()
-    words = ["villani", name, str(asked.pop("model"))]
-    for field, value in asked.items():
-        if value == type(settings).model_fields[field].default and field not in ("text", "weight_decay", "temperature"):
-            continue
-        flag = "--" + field.replace("_", "-")
-        if isinstance(value, bool):
-            words += [flag]
-        elif isinstance(value, dict):
-            words += [flag, ",".join(f"{name}={number:g}" for name, number in value.items())]
-        elif isinstance(value, list | tuple):
-            words += [flag, ",".join(f"{x:g}" if isinstance(x, float) else str(x) for x in value) or "none"]
-        else:
-            words += [flag, "none" if value is None else str(value)]
-    return shlex.join(words)
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,21 +52,14 @@ class Subject:
 
 
 def load_subject(
-    settings: SubjectSettings,
-    weight_decay: float,
-    progress: Progress,
-    data: Path | None = None,
-    *,
-    groups: int | None = None,
-    reuse: bool = False,
+    settings: SubjectSettings, work: Work, weight_decay: float, *, groups: int | None = None, reuse: bool = False
 ) -> Subject:
     """Load the model and the text.
 
     Args:
         settings: what to load.
+        work: told where the work is, and holds what was loaded.
         weight_decay: λ.
-        progress: told where the work is.
-        data: folder of text and tokenizer files; the environment variable VILLANI_DATA by default.
         groups: how many to cut, if not those of the settings.
         reuse: groups may come to more tokens than the text has.
 
@@ -149,20 +69,13 @@ def load_subject(
     check_options(settings.decay, settings.device)
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
-    progress.stage(f"reading {settings.text}")
-    corpus = load_corpus(settings.text, data=data)
-    progress.stage(f"loading {settings.model}")
-    loaded = load_model(
-        settings.model,
-        dtype=_DTYPES[settings.dtype],
-        device=settings.device,
-        trust_remote_code=settings.trust_remote_code,
-        allow_unused=settings.allow_unused,
-    )
-    progress.stage(f"cutting {settings.text} into tokens")
+    corpus = load_text(settings.text, work)
+    loaded = load(settings, work)
+    tokenizer = load_tokenizer_of(settings, work, loaded)
+    work.stage(f"cutting {settings.text} into tokens")
     ids, labels, text = load_groups(
         corpus,
-        load_tokenizer(settings.tokenizer or loaded.tokenizer, data=data, special_tokens=settings.special_tokens),
+        tokenizer,
         block=settings.block,
         groups=groups or settings.groups,
         sequences=settings.sequences,
@@ -186,8 +99,60 @@ def load_subject(
         torch.no_grad(),
     ):
         objective.forward(next(objective.batches(0)).rows(0, 1))  # a configuration may be wrong in ways unforeseen
-    progress.stage("checking parameters")
+    work.stage("checking parameters")
+    work.memory = partial(peak_memory, objective.device)
     return Subject(loaded, text, objective, provenance_of(objective, settings.command(), settings.seed))
+
+
+def load_text(spec: str, work: Work) -> Corpus:
+    """A text, read once."""
+
+    def make() -> Corpus:
+        work.stage(f"reading {spec}")
+        return load_corpus(spec, data=work.data)
+
+    return work.loaded(("text", spec), make)
+
+
+def load(settings: Any, work: Work, model: str | None = None) -> LoadedModel:
+    """The model that settings name, or another one with their dtype and device, loaded once.
+
+    Its weights belong to all: who trains it works on a copy, or puts them back.
+    """
+    spec = model or settings.model
+    options = {
+        "dtype": _DTYPES[getattr(settings, "dtype", "float32")],
+        "device": settings.device,
+        "trust_remote_code": getattr(settings, "trust_remote_code", False),
+        "allow_unused": getattr(settings, "allow_unused", None),
+    }
+
+    def make() -> LoadedModel:
+        work.stage(f"loading {spec}")
+        return load_model(spec, **options)
+
+    return work.loaded(("model", spec, *options.values()), make)
+
+
+def load_tokenizer_of(settings: Any, work: Work, loaded: LoadedModel) -> Tokenizer:
+    """The tokenizer of settings, or else of the model, loaded once."""
+    spec = settings.tokenizer or loaded.tokenizer
+    key = ("tokenizer", spec, settings.special_tokens)
+    return work.loaded(key, lambda: load_tokenizer(spec, data=work.data, special_tokens=settings.special_tokens))
+
+
+def determining(
+    settings: Settings, text: TextRecord, provenance: Provenance, free: AbstractSet[str] = frozenset()
+) -> dict[str, Any]:
+    """What determines a ledger's rows: of the settings, all but those that are `free`; and the bits of θ and text."""
+    return {
+        **settings.model_dump(mode="json", exclude=_FREE | free),
+        "parameter_checksum": provenance.parameter_checksum,
+        "token_checksum": text.token_checksum,
+        "device": provenance.device,
+        "threads": provenance.threads,
+        **provenance.versions,
+    }
 
 
 def check_options(decay: str, device: str) -> None:

@@ -27,7 +27,7 @@ from villani.errors import InputError
 from villani.measurement.measure import check_temperature
 from villani.objective.graph import LossGraph, trace_loss
 from villani.objective.objective import Objective
-from villani.report.outwards import upper
+from villani.outwards import upper
 from villani.streams import Purpose, stream
 
 Orbit = Mapping[int, float | torch.Tensor]

@@ -39,7 +39,7 @@ from villani.measurement.measure import check_temperature, peak_memory
 from villani.objective.batches import Batch
 from villani.objective.graph import LossGraph, trace_loss
 from villani.objective.objective import Objective
-from villani.report.outwards import upper
+from villani.outwards import upper
 from villani.statistics import Array
 from villani.work.team import Ledger, Rows, Scoped, Team
 

@@ -3,7 +3,7 @@
 import math
 
 from villani.criteria.differential import Differential
-from villani.report.outwards import lower
+from villani.outwards import lower
 
 RESCUES = {
     "a bounded logit Jacobian (R1)": "(iv) holds for every s where ‖∇L‖ = o(‖θ‖) and (ΔL)⁺ = o(‖θ‖²): softmax "

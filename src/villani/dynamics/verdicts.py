@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from villani.dynamics.convergence import Ceiling
-from villani.report.outwards import upper
+from villani.outwards import upper
 from villani.statistics import Status
 from villani.theory.constants import Constant
 

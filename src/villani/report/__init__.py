@@ -1,5 +1,1 @@
-"""One self-contained HTML page per run. Reads records only; never measures."""
-
-from villani.report.page import render, write_report
-
-__all__ = ["render", "write_report"]
+"""The shell of a page, and what pages and terminals are made of. Reads records only; never measures."""

@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from decimal import ROUND_CEILING, ROUND_FLOOR, ROUND_HALF_EVEN, Decimal
 
-from villani.report.outwards import UNAVAILABLE, decimal, lower, plain, ten_to, upper
+from villani.outwards import UNAVAILABLE, decimal, lower, plain, ten_to, upper
 
 _MOST_DIGITS = 12  # an error this far below the value is shown beside it, not by rounding the value to it
 

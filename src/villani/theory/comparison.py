@@ -4,9 +4,9 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
+from villani import outwards
 from villani.errors import InputError
-from villani.report import outwards
-from villani.report.outwards import lower_power, upper, upper_power
+from villani.outwards import lower_power, upper, upper_power
 from villani.theory.constants import (
     Constant,
     Smoothing,

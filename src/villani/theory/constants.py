@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from villani.errors import InputError, check_nonnegative
-from villani.report.outwards import lower, upper
+from villani.outwards import lower, upper
 from villani.statistics import Status
 
 _LOG_ROUNDING = 1e-13  # relative, of a logarithm that a dozen operations give

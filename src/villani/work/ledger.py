@@ -21,9 +21,10 @@ from types import TracebackType
 from typing import Any
 
 import numpy as np
+import tomli_w
 from numpy.typing import NDArray
+from pydantic import BaseModel
 
-from villani.commands.content import RunRecords
 from villani.errors import InputError
 from villani.statistics import Array
 from villani.work import foreign
@@ -271,13 +272,17 @@ def _compare(directory: Path, kept: Settings, asked: Settings) -> None:
 
 def write_settings(directory: Path, settings: Settings) -> None:
     """`settings.toml`, for people; the ledger has its own copy of what determines its rows."""
-    lines = [
-        f"{name} = {json.dumps(value, ensure_ascii=False)}" for name, value in settings.items() if value is not None
-    ]
-    write_atomically(directory / "settings.toml", "\n".join(lines) + "\n")
+    write_atomically(directory / "settings.toml", tomli_w.dumps(_without_none(settings)))
 
 
-def write_records(directory: Path, records: RunRecords, costs: Mapping[int, Cost]) -> None:
+def _without_none(value: Any) -> Any:
+    """TOML has no null: what is not given is left out."""
+    if isinstance(value, Mapping):
+        return {str(k): _without_none(v) for k, v in value.items() if v is not None}
+    return [_without_none(v) for v in value] if isinstance(value, list | tuple) else value
+
+
+def write_records(directory: Path, records: BaseModel, costs: Mapping[int, Cost]) -> None:
     """`records.json`, the same bytes for the same work, and `cost.json`, which no two runs share."""
     write_atomically(directory / "records.json", records.model_dump_json(indent=1) + "\n")
     cost = {str(index): entry.model_dump(mode="json") for index, entry in costs.items()}

@@ -4,8 +4,8 @@ import pytest
 
 from villani.commands.content import RunRecords
 from villani.commands.demo import run as demo
+from villani.commands.measure.record import MeasurementRecord, TrainingRecord
 from villani.errors import InputError
-from villani.work.records import MeasurementRecord, TrainingRecord
 
 
 @pytest.fixture

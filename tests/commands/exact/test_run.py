@@ -10,10 +10,10 @@ import pytest
 from villani.cli import main
 from villani.commands.constants.page import ladder, sweep
 from villani.commands.exact import run as exact_study
+from villani.commands.exact.record import ExactRecord
 from villani.commands.exact.run import ExactSettings, run_exact
 from villani.errors import InputError
 from villani.report import write_report
-from villani.work.records import ExactRecord
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from itertools import pairwise
 
 from villani.commands.audit.record import ThresholdRecord
 from villani.criteria.orbits import Threshold
-from villani.report.outwards import upper
+from villani.outwards import upper
 from villani.statistics import Estimate
 from villani.work.records import EstimateRecord
 

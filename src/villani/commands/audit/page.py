@@ -18,6 +18,7 @@ from villani.commands.audit.record import (
     ThresholdRecord,
 )
 from villani.commands.constants import page as theory
+from villani.outwards import UNAVAILABLE, upper
 from villani.report import figures
 from villani.report.elements import badge, facts, note, section, table
 from villani.report.figures import (
@@ -31,8 +32,7 @@ from villani.report.figures import (
     themed,
 )
 from villani.report.numbers import format_count, format_interval, format_number, format_uncertain
-from villani.report.outwards import UNAVAILABLE, upper
-from villani.report.tables import origin_rows
+from villani.report.origin import origin_rows
 
 CRITERIA = {
     "smoothness": "(i) F is smooth",

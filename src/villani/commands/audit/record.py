@@ -4,16 +4,15 @@ from typing import Literal
 
 from pydantic import Field
 
+from villani.commands.constants.record import ModelConstants, SpectralGapRecord
 from villani.work.records import (
     Cost,
     EstimateRecord,
-    ModelConstants,
     ModelRecord,
     ObjectiveRecord,
     Provenance,
     PsiRecord,
     Record,
-    SpectralGapRecord,
     TextRecord,
 )
 
@@ -256,3 +255,6 @@ class ReplayRecord(Record):
     slab: SlabRecord | None
     sentences: list[str]
     provenance: Provenance
+
+
+RECORDS = (AuditRecord, ReplayRecord)

@@ -36,7 +36,7 @@ from villani.objective.batches import Batch
 from villani.objective.evaluation import same_threads
 from villani.objective.graph import LossGraph, trace_loss
 from villani.objective.objective import MICRO_TOKENS, Objective
-from villani.report.outwards import upper
+from villani.outwards import upper
 from villani.work.ledger import Ledger, write_settings
 from villani.work.progress import Progress, Silent
 from villani.work.records import TextRecord

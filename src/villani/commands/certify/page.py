@@ -6,10 +6,10 @@ import plotly.graph_objects as go
 
 from villani.commands.certify import prequential_page as prequential
 from villani.commands.certify.record import BoundRecord, CertificatePoint, CertificateRecord
+from villani.outwards import upper
 from villani.report.elements import badge, facts, note, section, table
 from villani.report.figures import EXACT, NEGATIVE, POSITIVE, REMAINDER, TOTAL, UNRESOLVED, themed
 from villani.report.numbers import format_number, format_uncertain
-from villani.report.outwards import upper
 
 Pictures = dict[str, tuple[str, go.Figure, str]]
 _LIMITS = (

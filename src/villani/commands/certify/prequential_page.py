@@ -3,10 +3,10 @@
 import plotly.graph_objects as go
 
 from villani.commands.certify.record import CertificateRecord, PassPoint, PrequentialRecord
+from villani.outwards import lower, upper
 from villani.report.elements import badge, section, table
 from villani.report.figures import EXACT, NEGATIVE, POSITIVE, TOTAL, UNRESOLVED, themed
 from villani.report.numbers import format_number, format_uncertain
-from villani.report.outwards import lower, upper
 
 LIMITS = (
     "What is certified is the average over the pass of the conditional risk of each iterate on the blocks that came "

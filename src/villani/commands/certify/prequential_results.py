@@ -19,7 +19,7 @@ from villani.commands.certify.record import (
 from villani.commands.certify.results import Evaluation, bound_record, competitors
 from villani.dynamics.certificate import gain_bound, token_bound
 from villani.dynamics.prequential import Rule, steps_of
-from villani.report.outwards import lower, upper
+from villani.outwards import lower, upper
 from villani.statistics import Array
 from villani.theory.complexity import Complexity
 from villani.theory.constants import Smoothing

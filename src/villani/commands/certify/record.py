@@ -121,3 +121,6 @@ class CertificateRecord(Record):
     sentence: str
     provenance: Provenance
     cost: Cost | None = Field(default=None, description="null inside records.json, where every byte is reproducible")
+
+
+RECORDS = (CertificateRecord,)

@@ -10,7 +10,7 @@ import numpy as np
 from villani.commands.certify.record import BoundRecord, CertificatePoint, CertificateRecord
 from villani.dynamics.certificate import Moments, Plan, chain_complexity, token_bound
 from villani.errors import InputError
-from villani.report.outwards import upper
+from villani.outwards import upper
 from villani.statistics import Array, Estimate, ratio_estimates
 from villani.theory.complexity import Complexity, path
 from villani.theory.constants import Smoothing

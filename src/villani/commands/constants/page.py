@@ -6,19 +6,12 @@ from itertools import chain
 
 import plotly.graph_objects as go
 
+from villani.commands.constants.record import ModelConstants, ModelConstantsRecord, ModelPointRecord
+from villani.commands.exact.record import ConstantRecord, ExactRecord, PointRecord, ReferenceRecord
+from villani.outwards import lower, lower_power, upper, upper_power
 from villani.report.elements import Markup, badge, html, note, section, table
 from villani.report.figures import themed
 from villani.report.numbers import format_number
-from villani.report.outwards import lower, lower_power, upper, upper_power
-from villani.work.records import (
-    ConstantRecord,
-    ExactRecord,
-    ModelConstants,
-    ModelConstantsRecord,
-    ModelPointRecord,
-    PointRecord,
-    ReferenceRecord,
-)
 
 TheoryRecord = ExactRecord | ReferenceRecord | ModelConstantsRecord
 Pictures = dict[str, tuple[str, go.Figure, str]]

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict
 from torch import nn
 
 from villani.commands.bounds import check_bounds
+from villani.commands.constants.record import ModelConstants, ModelConstantsRecord, ModelPointRecord, SpectralGapRecord
 from villani.commands.exact.run import constant_record, versions
 from villani.commands.finish import default_name, finish
 from villani.criteria.head import NormalisedHead, normalised_head
@@ -17,11 +18,10 @@ from villani.errors import InputError
 from villani.inputs.models import load_model
 from villani.objective.objective import Objective
 from villani.objective.parameters import ParameterSpace
-from villani.report.outwards import upper_power
+from villani.outwards import upper_power
 from villani.theory.comparison import model_constants
 from villani.theory.constants import Smoothing, homogeneous_head, variance_quotient
 from villani.work.ledger import Ledger, write_settings
-from villani.work.records import ModelConstants, ModelConstantsRecord, ModelPointRecord, SpectralGapRecord
 
 ALPHA = 0.1  # prediction smoothing of the certified constant
 _TOKENS = 4  # of the block that the graph is read on; shapes do not matter

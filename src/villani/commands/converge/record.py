@@ -174,3 +174,6 @@ class ConvergenceRecord(Record):
     points: list[ChainsRecord]
     provenance: Provenance | None = Field(description="null for potentials, which `design` and versions determine")
     cost: Cost | None = Field(default=None, description="null inside records.json, where every byte is reproducible")
+
+
+RECORDS = (ConvergenceRecord,)

@@ -37,7 +37,7 @@ from villani.dynamics.convergence import (
 )
 from villani.dynamics.langevin import Rule
 from villani.dynamics.verdicts import Claim, Setting, claims, judge
-from villani.report.outwards import lower, upper
+from villani.outwards import lower, upper
 from villani.statistics import Array, Estimate, Status
 from villani.theory.applicable import upper_bounds
 from villani.theory.catalogue import Case

@@ -11,6 +11,7 @@ import torch
 from villani.commands.bounds import check_number
 from villani.commands.converge.chains import checksum
 from villani.commands.finish import finish
+from villani.commands.measure.record import Displacement, MeasurementRecord, TrainingRecord
 from villani.commands.measure.run import MeasureSettings, measured, rows_bytes
 from villani.commands.subject import Subject, as_groups, provenance_of
 from villani.curvature.probes import random_direction
@@ -25,7 +26,7 @@ from villani.streams import Purpose, stream
 from villani.work.budget import Shape, announce
 from villani.work.ledger import Ledger, write_settings, writing
 from villani.work.progress import Progress, Silent
-from villani.work.records import Displacement, MeasurementRecord, ModelRecord, TextRecord, TrainingRecord
+from villani.work.records import ModelRecord, TextRecord
 from villani.work.team import alone
 
 MODEL = "builtin:tiny"

@@ -13,6 +13,16 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from villani.commands.bounds import check_bounds
+from villani.commands.exact.record import (
+    CheckRecord,
+    ConstantRecord,
+    ExactRecord,
+    LogSobolevRecord,
+    MissingRecord,
+    PointRecord,
+    ReferenceRecord,
+    RelativeEntropyRecord,
+)
 from villani.commands.finish import default_name, finish
 from villani.errors import InputError
 from villani.theory.applicable import Missing, lower_bounds, upper_bounds
@@ -24,16 +34,6 @@ from villani.theory.potential import Shape
 from villani.theory.reference import checks
 from villani.work.ledger import Ledger, write_settings
 from villani.work.progress import Progress, Silent
-from villani.work.records import (
-    CheckRecord,
-    ConstantRecord,
-    ExactRecord,
-    LogSobolevRecord,
-    MissingRecord,
-    PointRecord,
-    ReferenceRecord,
-    RelativeEntropyRecord,
-)
 
 
 class ExactSettings(BaseModel):

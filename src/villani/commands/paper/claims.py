@@ -22,7 +22,7 @@ from villani.commands.paper.record import (
     Verdict,
 )
 from villani.commands.recommend.record import OptimizerRecord, RuleRecord
-from villani.report.outwards import lower, upper
+from villani.outwards import lower, upper
 from villani.statistics import resolved_sign
 from villani.theory.catalogue import case
 from villani.theory.constants import preprint

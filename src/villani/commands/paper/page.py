@@ -6,10 +6,10 @@ from villani.commands.paper.figures import NAMES
 from villani.commands.paper.figures import pictures as pictures  # a page has them
 from villani.commands.paper.record import PaperRecord, TrainingPoint, TrendRecord
 from villani.commands.recommend.record import RuleRecord
+from villani.outwards import upper
 from villani.report.elements import Markup, badge, facts, note, section, table
 from villani.report.figures import NEGATIVE, POSITIVE
 from villani.report.numbers import format_interval, format_number, format_uncertain
-from villani.report.outwards import upper
 from villani.statistics import resolved_sign
 from villani.work.records import EstimateRecord
 

@@ -173,3 +173,6 @@ class PaperRecord(Record):
     decay_sentence: str = Field(description="whether decay regularises or changes the dynamics")
     provenance: Provenance
     cost: Cost | None = Field(default=None, description="null inside records.json, where every byte is reproducible")
+
+
+RECORDS = (PaperRecord,)

@@ -6,11 +6,11 @@ from collections.abc import Iterable, Sequence
 import plotly.graph_objects as go
 
 from villani.commands.recommend.record import MarginRecord, OptimizerRecord, RecommendationRecord, RuleRecord
+from villani.outwards import UNAVAILABLE, lower, upper
 from villani.report.elements import badge, details, facts, note, section, table
 from villani.report.figures import EXACT, NEGATIVE, POSITIVE, REMAINDER, TOTAL, UNRESOLVED, themed
 from villani.report.numbers import format_count, format_number, format_uncertain
-from villani.report.outwards import UNAVAILABLE, lower, upper
-from villani.report.tables import origin_rows
+from villani.report.origin import origin_rows
 
 Pictures = dict[str, tuple[str, go.Figure, str]]
 NAMES = {"adamw": "AdamW", "sgd": "SGD with L2", "noisy-sgd": "noisy SGD with L2"}

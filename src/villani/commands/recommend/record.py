@@ -108,3 +108,6 @@ class RecommendationRecord(Record):
     sentence: str
     provenance: Provenance
     cost: Cost | None = Field(default=None, description="null inside records.json, where every byte is reproducible")
+
+
+RECORDS = (RecommendationRecord,)

@@ -29,7 +29,7 @@ from villani.commands.recommend.record import (
 )
 from villani.commands.recommend.sweep import SweepCell, SweepText
 from villani.objective.parameters import ParameterSpace
-from villani.report.outwards import lower, upper
+from villani.outwards import lower, upper
 from villani.statistics import Array, Estimate
 from villani.theory.constants import Smoothing
 from villani.theory.conventions import conventions, memory

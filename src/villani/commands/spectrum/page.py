@@ -7,11 +7,11 @@ import plotly.graph_objects as go
 
 from villani.commands.constants.page import Pictures
 from villani.commands.spectrum.record import DensityRecord, EigenvalueRecord, SpectrumRecord
+from villani.outwards import UNAVAILABLE, lower, upper
 from villani.report.elements import badge, facts, note, section, table
 from villani.report.figures import DENSITY_FLOOR, NEGATIVE, POSITIVE, REMAINDER, SignedLog, themed
 from villani.report.numbers import format_bounded, format_count, format_interval, format_number, format_uncertain
-from villani.report.outwards import UNAVAILABLE, lower, upper
-from villani.report.tables import origin_rows
+from villani.report.origin import origin_rows
 
 
 def matrix(record: SpectrumRecord) -> str:

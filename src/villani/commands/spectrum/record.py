@@ -123,3 +123,6 @@ class SpectrumRecord(Record):
     sharpness: SharpnessRecord | None
     provenance: Provenance
     cost: Cost | None = Field(default=None, description="null inside records.json, where every byte is reproducible")
+
+
+RECORDS = (SpectrumRecord,)

@@ -3,9 +3,10 @@
 import re
 
 from villani.commands.constants.page import model_finding
+from villani.commands.measure.record import MeasurementRecord
 from villani.report import figures
 from villani.report.numbers import format_interval, format_number, format_uncertain
-from villani.work.records import EstimateRecord, MeasurementRecord, PsiRecord
+from villani.work.records import EstimateRecord, PsiRecord
 
 _FLAT_BIAS = re.compile(r"(attn|attention|mlp).*\b(c_proj|out_proj|o_proj|fc2|down_proj|dense|dense_4h_to_h)\.bias$")
 

@@ -1,13 +1,14 @@
-"""The tables of the report."""
+"""The tables of the page of a measurement."""
 
 from collections.abc import Mapping, Sequence
 from html import escape
 
 from villani.commands.constants.page import model_table
+from villani.commands.measure.record import MeasurementRecord, TrainingRecord
 from villani.report import figures
 from villani.report.elements import Markup, badge, details, facts, note, section, table
 from villani.report.numbers import format_count, format_interval, format_number, format_uncertain
-from villani.work.records import Cost, EstimateRecord, MeasurementRecord, Provenance, PsiRecord, TrainingRecord
+from villani.work.records import Cost, EstimateRecord, PsiRecord
 
 _STATUSES = {
     "certified": "a theorem with proved inputs",
@@ -207,16 +208,3 @@ def _cost(cost: Cost | None) -> str:
         f"{format_number(cost.peak_memory_bytes / 2**20, 3)} MiB at the peak, "
         f"{cost.tokens:,} tokens, {cost.probes:,} probes"
     )
-
-
-def origin_rows(origin: Provenance, cost: Cost | None) -> dict[str, str]:
-    """What determines the bits of a record, and what it cost, for a list of facts."""
-    rows = {
-        "parameters": origin.parameter_checksum,
-        "command": origin.command,
-        "versions": ", ".join(f"{name} {version}" for name, version in origin.versions.items()),
-        "device": f"{origin.device}, {origin.threads} threads",
-    }
-    if cost:
-        rows["cost"] = f"{cost.seconds:.0f} s, {cost.peak_memory_bytes / 2**30:.2f} GiB at most"
-    return rows

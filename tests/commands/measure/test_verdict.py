@@ -1,6 +1,6 @@
 from html import escape
 
-from villani.commands.audit.verdict import findings, headline, verdict
+from villani.commands.measure.verdict import findings, headline, verdict
 from villani.report import render
 
 

@@ -1,0 +1,188 @@
+"""Blocks that the settings of commands are composed of; a field declared here is an option of every command with it.
+
+`Settings` is what all have in common: how they are checked, and which of the options that were given do nothing.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from villani.commands.bounds import check_bounds
+from villani.commands.option import Option, forms, words
+from villani.errors import InputError
+
+MODEL, TEXT, DESIGN, COMPUTE = "Model", "Text", "Design", "Compute"  # headings of --help
+
+
+@dataclass(frozen=True)
+class Unused:
+    """Options that do nothing, given the others.
+
+    Attributes:
+        words: when that is, after "is not used".
+        fields: which.
+    """
+
+    words: str
+    fields: tuple[str, ...]
+
+
+class Settings(BaseModel):
+    """What a command was asked; the docstring of a subclass is the help of its command."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    name: ClassVar[str]  # of the command
+    free: ClassVar[frozenset[str]] = frozenset()  # fields that the units of a run do not depend on
+    least: ClassVar[dict[str, int]] = {"sequences": 1, "block": 2, "micro_tokens": 1, "threads": 1}
+
+    @classmethod
+    def given(cls, **values: Any) -> Self:
+        """Settings as somebody gave them: made, and refused where they are wrong or an option would do nothing.
+
+        Raises:
+            InputError: a wrong name, type or number; settings that do not go together; an option that is not used.
+        """
+        try:
+            settings = cls(**values)
+        except ValidationError as error:
+            raise InputError(_first(cls, error)) from None
+        settings.check_all()
+        for unused in settings.unused():
+            for name in unused.fields:
+                if name in settings.model_fields_set:
+                    raise InputError(f"{forms(cls)[name].flags[0]} is not used {unused.words}: leave it out")
+        return settings
+
+    def check_all(self) -> None:
+        """Refuse numbers that no command can use, and what `check` refuses."""
+        check_bounds(self)
+        self.check()
+
+    @property
+    def about(self) -> str:
+        """What the command is about, for its title and the name of its run."""
+        return str(getattr(self, "model", ""))
+
+    @property
+    def title(self) -> str:
+        """Of the page."""
+        return f"villani {self.name} {self.about}".strip()
+
+    def check(self) -> None:
+        """Refuse what cannot be done, before anything is loaded.
+
+        Raises:
+            InputError: numbers out of range or settings that do not go together.
+        """
+        self.check_least()
+
+    def check_least(self, **least: int) -> None:
+        """Refuse numbers that are too small.
+
+        Raises:
+            InputError: one is.
+        """
+        for name, low in (self.least | least).items():
+            value = getattr(self, name, None)
+            if value is not None and value < low:
+                raise InputError(f"{name}={value}: expected at least {low}")
+
+    def unused(self) -> Iterator[Unused]:
+        """Options that these settings make no use of."""
+        return iter(())
+
+    def command(self) -> str:
+        """The command that does this again, without where it is kept."""
+        idle = {name for unused in self.unused() for name in unused.fields}
+        return words(self.name, self, lambda name: name not in idle)
+
+
+class ModelBlock(BaseModel):
+    """Which model."""
+
+    model: Annotated[
+        str, Option("folder, hub id, config:NAME[?layers=2&width=64] or builtin:tiny", MODEL, argument=True)
+    ]
+
+
+class TextBlock(BaseModel):
+    """Which text."""
+
+    text: Annotated[str, Option("builtin, ptb, wikitext-103, hub:NAME, or UTF-8 files", TEXT, always=True)] = "builtin"
+    tokenizer: Annotated[str | None, Option("builtin, gpt2, folder or hub id", TEXT, default="the model's own")] = None
+
+
+class DecayBlock(BaseModel):
+    """Which parameters decay."""
+
+    decay: Annotated[str, Option("what decays: all, hf, nanogpt, olmo or match:REGEX", MODEL)] = "all"
+
+
+class DesignBlock(BaseModel):
+    """How a text is cut into groups, and what is drawn on each."""
+
+    groups: Annotated[int, Option("independent groups of blocks, the unit of data noise", DESIGN)] = 16
+    sequences: Annotated[int, Option("blocks in a group", DESIGN)] = 4
+    block: Annotated[int, Option("tokens in a block", DESIGN)] = 128
+    probes: Annotated[int, Option("independent probes in each group", DESIGN)] = 1
+    finite: Annotated[bool, Option("the groups are the whole data set, not a sample of it", DESIGN)] = False
+
+
+class SeedBlock(BaseModel):
+    """What everything random is drawn from."""
+
+    seed: Annotated[int, Option("of everything random", DESIGN)] = 0
+
+
+class SpecialTokensBlock(BaseModel):
+    """What stands before every block."""
+
+    special_tokens: Annotated[
+        Literal["auto", "none", "bos"],
+        Option("before every block: what the tokenizer's template puts at a start, nothing, or its BOS token", TEXT),
+    ] = "auto"
+
+
+class ComputeBlock(BaseModel):
+    """Where and how a model is run."""
+
+    dtype: Annotated[Literal["float32", "float64"], Option("precision to measure in", COMPUTE)] = "float32"
+    device: Annotated[str, Option("cpu, cuda, cuda:1, …", COMPUTE)] = "cpu"
+    threads: Annotated[int | None, Option("CPU threads; rounding depends on it", COMPUTE, default="torch's choice")] = (
+        None
+    )
+    micro_tokens: Annotated[int, Option("tokens in one forward pass at most: sets the memory needed", COMPUTE)] = 512
+
+
+class TrustBlock(BaseModel):
+    """What a checkpoint may do and leave out."""
+
+    trust_remote_code: Annotated[bool, Option("let a checkpoint run its code", MODEL)] = False
+    allow_unused: Annotated[
+        str | None,
+        Option("names of stored weights that the model may leave unused, a regular expression", MODEL),
+    ] = None
+
+
+class SubjectSettings(
+    TrustBlock, ComputeBlock, SpecialTokensBlock, SeedBlock, DesignBlock, DecayBlock, TextBlock, ModelBlock, Settings
+):
+    """A model on a text, as commands that measure it take them."""
+
+    @property
+    def at_once(self) -> int:
+        """Tokens in one pass: blocks are never split."""
+        return max(min(self.micro_tokens, self.sequences * self.block), self.block)
+
+
+def _first(settings: type[BaseModel], error: ValidationError) -> str:
+    """What is wrong first, in a line."""
+    first = error.errors(include_url=False)[0]
+    where = ".".join(map(str, first["loc"]))
+    if first["type"] == "extra_forbidden":
+        return f"{where} is no option of {settings.__name__}; known are {', '.join(settings.model_fields)}"
+    if first["type"] == "missing":
+        return f"{where} is missing"
+    return f"{where}={str(first['input'])[:80]!r}: {first['msg'][0].lower()}{first['msg'][1:]}"

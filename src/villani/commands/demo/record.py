@@ -1,0 +1,3 @@
+"""The demo writes records of other commands only."""
+
+RECORDS: tuple[type, ...] = ()

@@ -1,0 +1,156 @@
+"""The page of a measurement: Ψ with its parts, sliders over λ and s, rays, and where the curvature sits."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import plotly.graph_objects as go
+from rich.console import Console
+from rich.table import Table
+from scipy.stats import t as student
+
+from villani.commands.constants.page import model_picture
+from villani.commands.measure import figures
+from villani.commands.measure.record import MeasurementRecord, TrainingRecord
+from villani.commands.measure.tables import named_statistics, psi_table, tables
+from villani.commands.measure.verdict import findings, headline
+from villani.report.numbers import format_number
+from villani.report.page import Pictures, Section, Sliders
+from villani.report.plain import guarded
+from villani.report.terminal import estimate_cells, print_findings, print_page
+from villani.work.records import Cost, PsiRecord
+
+
+def section(records: Sequence[tuple[int, MeasurementRecord | TrainingRecord]], costs: Mapping[int, Cost]) -> Section:
+    """All measurements and training runs of a run; the point itself, not a displaced one, is what is told first."""
+    measured = [(i, r) for i, r in records if isinstance(r, MeasurementRecord)]
+    trained = [(i, r) for i, r in records if isinstance(r, TrainingRecord)]
+    main = min(((i, r) for i, r in measured if r.psi), key=lambda pair: pair[1].displacement is not None, default=None)
+    plain = [guarded(r) for _, r in measured]
+    first = next((g for g, (_, r) in zip(plain, measured, strict=True) if main and r is main[1]), None)
+    return Section(
+        headline=headline(main[1]) if main else "This run holds no measurement of Ψ yet.",
+        findings=findings(main[1]) if main else {},
+        pictures=_pictures(plain, [guarded(r) for _, r in trained], first),
+        tables=tables(measured, trained, costs, main),
+        limits=_LIMITS,
+        sliders=Sliders(psi_table(main[1].psi[0]), _point(main[1])) if main else None,
+    )
+
+
+def show(record: MeasurementRecord, directory: Path, console: Console) -> None:
+    """The verdict in words, the statistics with their intervals, Ψ at every λ and s, and where the page is."""
+    print_findings(console, headline(record), findings(record))
+    table = Table("statistic", "estimate", f"{100 * record.design.confidence:g} % interval", "status")
+    for name, estimate in named_statistics(record).items():
+        table.add_row(name, *estimate_cells(estimate))
+    table.add_row("‖mθ‖²", format_number(record.decayed_norm_squared), "", "certified")
+    console.print(table)
+    table = Table("λ", "s", "Ψ_s", "interval", "status")
+    for psi in record.psi:
+        table.add_row(format_number(psi.weight_decay), format_number(psi.temperature), *estimate_cells(psi))
+    console.print(table)
+    if record.cost:
+        cost = record.cost
+        console.print(
+            f"{cost.seconds:.1f} s ({cost.seconds_per_group:.2f} s a group), peak memory "
+            f"{cost.peak_memory_bytes / 2**30:.2f} GiB, {cost.tokens:,} predicted tokens"
+        )
+        if cost.predicted_seconds and cost.pilot_seconds is not None:
+            took = cost.seconds - cost.pilot_seconds
+            console.print(
+                f"The plan said {cost.predicted_seconds:.3g} s; it took {took:.3g} s, and the pilot before it "
+                f"{cost.pilot_seconds:.3g} s."
+            )
+    print_page(console, directory)
+
+
+def _pictures(
+    measured: Sequence[MeasurementRecord], trained: Sequence[TrainingRecord], main: MeasurementRecord | None
+) -> Pictures:
+    """Name → title, figure, caption. The one named `parts` stands beside the sliders."""
+    found: dict[str, tuple[str, go.Figure | None, str]] = {}
+    if main:
+        found["parts"] = ("", figures.psi_parts(main.psi[0]), "")
+    if main and len(main.psi) > 1:
+        found["grid"] = ("Ψ over weight decay and temperature", figures.psi_grid(main.psi), _GRID_CAPTION)
+    for i, training in enumerate(trained):
+        found[f"training{i}"] = ("Training loss", figures.training_loss(training), "Loss of each logged batch.")
+    for i, (direction, points) in enumerate(_rays(measured, main).items()):
+        found[f"ray{i}"] = (f"Along the ray “{direction}”", figures.ray(points), _RAY_CAPTION)
+    if main:
+        if main.constants:
+            found["constants"] = model_picture(main.constants)
+        found["gradient"] = ("How large is the gradient?", figures.gradient_norms(main), _GRADIENT_CAPTION)
+    if main and main.tensors:
+        found["layers"] = ("Curvature by layer", figures.layer_traces(main), _LAYER_CAPTION)
+        found["tensors"] = ("Where the curvature sits", figures.tensor_traces(main), _TENSOR_CAPTION)
+    return {name: (title, figure, text) for name, (title, figure, text) in found.items() if figure is not None}
+
+
+_LIMITS = (
+    "Nothing at infinity. Ψ at a point, or along finitely many rays, neither supports nor contradicts condition (iv).",
+    "No mixing rate or generalisation bound follows from these numbers. Where log-Sobolev constants are shown, they "
+    "come from the model's shapes and from λ and s, not from what was measured.",
+    "That the loss is smooth, condition (i), was not examined here.",
+    "Intervals hold one at a time, not all together, and lean on the groups being independent draws; with few groups "
+    "they are approximate.",
+    "λ is the coefficient of (λ/2)‖mθ‖² in the objective. AdamW is not gradient descent on that objective, so its "
+    "weight decay is not this λ (THEORY.md §8), and no temperature s is implied by a learning rate.",
+)
+_RAY_CAPTION = (
+    "Ψ at θ₀ + r·u, at the first λ and s asked for; bars are intervals. Quadratic growth along a ray is mostly the "
+    "exact term λ²‖mθ‖²/s, which would be there with any data; the data-dependent part is Ψ − λ²‖mθ‖²/s + λ·d_m. Rays "
+    "cannot detect that condition (iv) fails: orbits, curves on which rescaling leaves the loss unchanged, can "
+    "(THEORY.md §2.2)."
+)
+_GRID_CAPTION = "Blue is positive, red negative, stronger is larger (logarithmic); grey: the interval contains 0."
+_GRADIENT_CAPTION = (
+    "The squared gradient norm that a mini-batch reports, against the unbiased estimate from pairs of independent "
+    "groups. The gap is gradient noise. The unbiased figure may fall below zero by chance."
+)
+_TENSOR_CAPTION = "The tensors with the largest share of tr ∇²L, with intervals; grey: the interval contains 0."
+_LAYER_CAPTION = (
+    "The trace of each layer's diagonal block of ∇²L, with intervals over groups; a layer is the tensors that have the "
+    "same number in their names, and tensors without one are left out."
+)
+
+
+def _rays(
+    measured: Sequence[MeasurementRecord], main: MeasurementRecord | None
+) -> dict[str, list[tuple[float, PsiRecord]]]:
+    """Direction → points at the main λ and s; the undisplaced point is on every ray."""
+    if main is None:
+        return {}
+    origin = [(0.0, main.psi[0])] if main.displacement is None else []
+    asked = (main.psi[0].weight_decay, main.psi[0].temperature)
+    rays: dict[str, list[tuple[float, PsiRecord]]] = {}
+    for record in measured:
+        same = [psi for psi in record.psi if (psi.weight_decay, psi.temperature) == asked]
+        if record.displacement and same:
+            rays.setdefault(record.displacement.direction, list(origin)).append((record.displacement.radius, same[0]))
+    return rays
+
+
+def _point(record: MeasurementRecord) -> dict[str, object]:
+    """What the page needs to recompute Ψ at any λ and s."""
+    statistics = (
+        record.loss, record.gradient_norm_squared, record.gradient_dot_parameters, record.hessian_trace,
+    )  # fmt: skip
+    return {
+        "statistics": [estimate.value for estimate in statistics],
+        "covariance": record.covariance,
+        "quantile": _quantile(record),
+        "decayedParameters": record.objective.decayed_parameters,
+        "decayedNormSquared": record.decayed_norm_squared,
+        "weightDecay": record.psi[0].weight_decay,
+        "temperature": record.psi[0].temperature,
+    }
+
+
+def _quantile(record: MeasurementRecord) -> float | None:
+    """Two-sided Student quantile; 0 where nothing is sampled, None where one group gives no error bar at all."""
+    if not any(value for row in record.covariance for value in row):
+        return 0.0
+    if record.degrees_of_freedom <= 0:
+        return None
+    return float(student.ppf((1 + record.design.confidence) / 2, record.degrees_of_freedom))

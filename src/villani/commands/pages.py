@@ -1,0 +1,88 @@
+"""The page of a run, from its records: each command tells of its own kinds, in the order in which they stand."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from pydantic import TypeAdapter
+
+from villani.commands.content import read_records
+from villani.commands.registry import command_for
+from villani.errors import InputError
+from villani.report.page import Section, render
+from villani.report.plain import guarded
+from villani.work import foreign
+from villani.work.ledger import write_atomically
+from villani.work.records import Cost
+
+
+def write_report(run: Path) -> Path:
+    """Write `run/report.html` from `run/records.json` and, if there is one, `run/cost.json`; returns its path.
+
+    Raises:
+        InputError: in one line, if the folder or the records are missing, not JSON, of another schema version, or such
+            that no page can be made of them.
+    """
+    if not run.is_dir():
+        raise InputError(f"{run}: no such run directory; give the folder that a villani command wrote.")
+    with foreign.reading(f"{run / 'records.json'}: no page can be made of it", "run the measurement again"):
+        page = page_of(run)
+    write_atomically(run / "report.html", page)
+    return run / "report.html"
+
+
+def page_of(run: Path) -> str:
+    """The page of a run as `write_report` writes it, where records are villani's own and a fault in them is a bug."""
+    records = read_records(run / "records.json")
+    return page(records, _read_costs(run / "cost.json", len(records.records)))
+
+
+def page(records: Any, costs: Mapping[int, Cost]) -> str:
+    """The page of the content of a `records.json`; `costs[i]` belongs to `records.records[i]`."""
+    models = dict.fromkeys(
+        f"{record.model.spec} ({record.model.architecture})"
+        for record in records.records
+        if getattr(record, "model", None)
+    )
+    return render(records.title, " · ".join([*models, f"villani {records.villani}"]), sections(records.records, costs))
+
+
+def sections(records: Sequence[Any], costs: Mapping[int, Cost]) -> list[Section]:
+    """What the commands say of records: one section a command that tells of all of its records, or one a record."""
+    belonging: dict[str, list[tuple[int, Any]]] = {}
+    pages: dict[str, ModuleType] = {}
+    for i, record in enumerate(records):
+        command = command_for(record)
+        belonging.setdefault(command.name, []).append((i, record))
+        pages[command.name] = command.page
+    made = []
+    for name, own in belonging.items():
+        if hasattr(pages[name], "section"):
+            made.append(pages[name].section(own, costs))
+        else:
+            made += [_section(pages[name], record, costs.get(i)) for i, record in own]
+    return made
+
+
+def _section(page: ModuleType, record: Any, cost: Cost | None) -> Section:
+    if "cost" in type(record).model_fields:
+        record = record.model_copy(update={"cost": cost})
+    return Section(
+        page.headline(record), page.findings(record), page.pictures(guarded(record)), page.tables(record),
+        [*page.limits(record)],
+    )  # fmt: skip
+
+
+def _read_costs(path: Path, count: int) -> dict[int, Cost]:
+    if not path.exists():
+        return {}
+    remedy = "delete it to go without"
+    content = foreign.read_json(path, remedy)
+    with foreign.reading(f"{path}: not a table of costs", remedy):
+        costs = TypeAdapter(dict[int, Cost]).validate_python(content)
+    if stray := [index for index in costs if not 0 <= index < count]:
+        raise InputError(
+            f"{path}: a cost for record {stray[0]}, but there are {count} records; delete it to go without."
+        )
+    return costs

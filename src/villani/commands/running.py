@@ -1,0 +1,88 @@
+"""How every command runs: settings, a run directory, the work, records with their costs, and the page."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from villani.commands.blocks import Settings
+from villani.work.ledger import write_atomically, write_records
+from villani.work.progress import Progress
+from villani.work.records import Cost
+from villani.work.team import Team, alone
+from villani.work.work import Work
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What the work of a command came to.
+
+    Attributes:
+        records: all of its records, in the order of the page.
+        costs: what a record cost, by its number.
+        shown: the number of the record that is printed.
+    """
+
+    records: list[Any]
+    costs: Mapping[int, Cost] = field(default_factory=dict)
+    shown: int = 0
+
+    @property
+    def record(self) -> Any:
+        """The record that is printed, with what it cost."""
+        record = self.records[self.shown]
+        cost = self.costs.get(self.shown)
+        return record if cost is None else record.model_copy(update={"cost": cost})
+
+
+Run = Callable[[Any, Work], Outcome]
+
+
+def execute(
+    settings: Settings, run: Path | None = None, data: Path | None = None, progress: Progress | None = None,
+    team: Team | None = None,
+) -> tuple[Path, Any]:  # fmt: skip
+    """Do what a command does, and keep it in its run directory.
+
+    Args:
+        settings: of any command.
+        run: directory; made from the settings when None. The same settings resume it.
+        data: folder of text and tokenizer files; the environment variable VILLANI_DATA by default.
+        progress: told where the work is.
+        team: processes that share the work, all called with the same arguments; process 0 alone writes.
+
+    Returns:
+        the run directory, and the record with what it cost.
+
+    Raises:
+        InputError: anything about the input that cannot be worked with; finished units are kept.
+        LostProcess: another process of the team is gone; finished units are kept.
+    """
+    with Work(run, data, progress, team) as work:
+        return perform(settings, work)
+
+
+def perform(settings: Settings, work: Work) -> tuple[Path, Any]:
+    """As `execute`, with work that exists, such as that of a command which uses another one's."""
+    from villani.commands.registry import command_of  # it names this module's types
+
+    command = command_of(settings)
+    if not command.shared:
+        alone(f"villani {command.name}")
+    settings.check_all()
+    outcome = command.run(settings, work)
+    assert work.directory is not None, "a run opens its directory"
+    if work.team.main:
+        finish(work.directory, settings.title, outcome)
+    return work.directory, outcome.record
+
+
+def finish(directory: Path, title: str, outcome: Outcome) -> None:
+    """Write the records, what they cost, and the page."""
+    from villani.commands.content import run_records
+    from villani.commands.pages import page_of
+
+    records = run_records()(villani=version("villani"), title=title, records=outcome.records)
+    write_records(directory, records, outcome.costs)
+    write_atomically(directory / "report.html", page_of(directory))

@@ -1,0 +1,194 @@
+"""What a piece of work is done with: a ledger of finished units, the processes that share them, and progress.
+
+`Work()` keeps finished units in memory, so that a call from Python and a command run the same code; a command's `Work`
+opens a run directory as soon as it is known what determines the run.
+"""
+
+import hashlib
+import json
+import re
+import time
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol, Self, TypeVar
+
+from villani.statistics import Array
+from villani.work.budget import LESS, Needs, announce
+from villani.work.ledger import Ledger, write_settings
+from villani.work.progress import Progress, Silent
+from villani.work.team import Rows, Team
+
+T = TypeVar("T")
+
+
+class Kept(Protocol):
+    """Where finished units are kept, and what they cost."""
+
+    def get(self, key: str) -> Rows | None:
+        """The arrays of a finished unit, or None."""
+
+    def put(self, key: str, arrays: Rows, *, seconds: float, peak_memory_bytes: int) -> None:
+        """Keep a finished unit."""
+
+    def spent(self, prefix: str = "") -> tuple[float, int, int]:
+        """Seconds in all, largest peak memory in bytes, and number of units, under a key prefix."""
+
+
+class InMemory:
+    """Units that end with the process."""
+
+    def __init__(self) -> None:
+        self._units: dict[str, tuple[Rows, float, int]] = {}
+
+    def get(self, key: str) -> Rows | None:
+        """See `Kept.get`."""
+        unit = self._units.get(key)
+        return unit[0] if unit else None
+
+    def put(self, key: str, arrays: Rows, *, seconds: float, peak_memory_bytes: int) -> None:
+        """See `Kept.put`."""
+        self._units[key] = (arrays, seconds, peak_memory_bytes)
+
+    def spent(self, prefix: str = "") -> tuple[float, int, int]:
+        """See `Kept.spent`."""
+        chosen = [unit for key, unit in self._units.items() if key.startswith(prefix)]
+        return sum(u[1] for u in chosen), max((u[2] for u in chosen), default=0), len(chosen)
+
+
+class Work:
+    """Units of work, each done once.
+
+    Args:
+        run: the run directory; made from the settings when None.
+        data: folder of text and tokenizer files; the environment variable VILLANI_DATA by default.
+        progress: told where the work is.
+        team: the processes that share units; this one alone by default.
+        within: where runs without a directory of their own are made.
+
+    Attributes:
+        directory: the run directory, once it is open.
+        memory: how the largest memory of this process so far is told, in bytes; set once the device is known.
+        shared: what is loaded once for all parts of a command, by whatever determines it; see `loaded`.
+    """
+
+    def __init__(
+        self, run: Path | None = None, data: Path | None = None, progress: Progress | None = None,
+        team: Team | None = None, within: Path = Path("runs"),
+    ) -> None:  # fmt: skip
+        self.run = run
+        self.data = data
+        self.progress: Progress = progress or Silent()
+        self.team = team or Team()
+        self.within = within
+        self.directory: Path | None = None
+        self.memory: Callable[[], int] = lambda: 0
+        self.shared: dict[Any, Any] = {}
+        self._ledger: Kept = InMemory()
+        self._prefix = ""
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.__exit__(kind, error, trace)
+
+    def open(
+        self, name: str, about: str, determining: Mapping[str, Any], settings: Mapping[str, Any], *,
+        needs: Needs | None = None, what: str = "this run", instead: str = LESS, device: str = "cpu",
+    ) -> Path:  # fmt: skip
+        """Open the run directory: from now on finished units are kept there, and those of an interrupted run are used.
+
+        Args:
+            name: of the command.
+            about: what it is about, for the name of the directory.
+            determining: what determines the units; a run that was begun with anything else is refused.
+            settings: for settings.toml, which people read.
+            needs: what the work will take; refused if it does not fit, else told.
+            what: the subject of that sentence.
+            instead: what to change if it does not fit.
+            device: where the memory is.
+
+        Raises:
+            InputError: it does not fit; the directory is another run's, damaged or in use; or processes differ.
+        """
+        self.team.agree(determining)
+        directory = self.run or self.within / default_name(name, about, determining)
+        self.directory = directory
+        if self.team.main:
+            if needs is not None:
+                announce(self.progress, needs, directory, what=what, instead=instead, device=device)
+            self._ledger = self._stack.enter_context(Ledger(directory, determining))
+            write_settings(directory, settings)
+        return directory
+
+    def inner(self, folder: str) -> "Work":
+        """The work of another command inside this run, in a folder and ledger of its own; shares what is loaded."""
+        assert self.directory is not None
+        other = Work(self.directory / folder, self.data, self.progress, self.team)
+        other.shared, other.memory = self.shared, self.memory
+        return other
+
+    def scope(self, prefix: str) -> "Work":
+        """The same work with all keys under `prefix/`."""
+        other = Work(self.run, self.data, self.progress, self.team)
+        other.directory, other.memory, other.shared = self.directory, self.memory, self.shared
+        other._ledger, other._prefix = self._ledger, f"{self._prefix}{prefix}/"
+        return other
+
+    def stage(self, text: str) -> None:
+        """A new piece of work begins."""
+        self.progress.stage(text)
+
+    def advance(self, done: int, total: int) -> None:
+        """`done` of `total` steps of this piece are finished."""
+        self.progress.advance(done, total)
+
+    def once(self, key: str, make: Callable[[], Mapping[str, Array]]) -> Rows:
+        """The arrays of a unit: those that are kept, or else made now, timed and kept."""
+        rows = self.get(key)
+        if rows is None:
+            start = time.perf_counter()
+            rows = make()
+            self.put(key, rows, seconds=time.perf_counter() - start, peak_memory_bytes=self.memory())
+        return rows
+
+    def map(self, units: Mapping[str, Callable[[], Rows]]) -> list[Rows]:
+        """The arrays of all units, in their order, in every process; those that are missing are dealt out.
+
+        See `Team.map` for what units are, and for what it raises.
+        """
+        return self.team.map(units, self if self.team.main else None, self.progress.advance, self.memory)
+
+    def get(self, key: str) -> Rows | None:
+        """The arrays of a finished unit, or None."""
+        return self._ledger.get(self._prefix + key)
+
+    def put(self, key: str, arrays: Rows, *, seconds: float = 0.0, peak_memory_bytes: int | None = None) -> None:
+        """Keep a finished unit; in a run directory it then survives a kill."""
+        peak = self.memory() if peak_memory_bytes is None else peak_memory_bytes
+        self._ledger.put(self._prefix + key, arrays, seconds=seconds, peak_memory_bytes=peak)
+
+    def spent(self, prefix: str = "") -> tuple[float, int, int]:
+        """Seconds in all, largest peak memory in bytes, and number of units, under a key prefix; in every process."""
+        own = self._ledger.spent(self._prefix + prefix) if self.team.main else None
+        seconds, peak, units = self.team.broadcast(own)
+        return seconds, peak, units
+
+    def loaded(self, key: Any, make: Callable[[], T]) -> T:
+        """What is loaded once and used by every part of a command that names the same key."""
+        if key not in self.shared:
+            self.shared[key] = make()
+        value: T = self.shared[key]
+        return value
+
+
+def default_name(command: str, about: str, determining: Mapping[str, Any]) -> str:
+    """A directory name from what was asked: readable, and the same for the same settings."""
+    slug = re.sub(r"[^A-Za-z0-9.]+", "-", about).strip("-.")[-40:]
+    digest = hashlib.sha256(json.dumps(determining, sort_keys=True).encode()).hexdigest()[:8]
+    return f"{command}-{slug}-{digest}"
