@@ -1,0 +1,20 @@
+import shlex
+
+import pytest
+from hypothesis import given, settings
+
+from tests.commands.strategies import settings_of
+from villani import cli
+from villani.commands.measure.settings import MeasureSettings
+from villani.errors import InputError
+
+
+@settings(max_examples=100, deadline=None)
+@given(settings_of(MeasureSettings))
+def test_the_command_reads_back(asked):
+    assert cli.parse(shlex.split(asked.command())[1:])[1] == asked
+
+
+def test_options_that_do_nothing_are_refused_from_python_too():
+    with pytest.raises(InputError, match="--max-groups is not used without --target-error: leave it out"):
+        MeasureSettings.given(model="builtin:tiny", max_groups=64)

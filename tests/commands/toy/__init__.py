@@ -1,0 +1,1 @@
+"""A command of four small files, as `test_registry.py` adds it."""
