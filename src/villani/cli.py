@@ -49,7 +49,9 @@ _RUN = Annotated[
 _DATA = Annotated[
     Path | None,
     typer.Option(
-        help="folder of PTB, WikiText and GPT-2 BPE files; default VILLANI_DATA", parser=path_of, metavar="PATH",
+        help="folder of PTB, WikiText and GPT-2 BPE files; default VILLANI_DATA",
+        parser=path_of,
+        metavar="PATH",
         rich_help_panel=RUN,
     ),
 ]

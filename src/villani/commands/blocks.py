@@ -145,14 +145,19 @@ class SpecialTokensBlock(BaseModel):
     ] = "auto"
 
 
-class ComputeBlock(BaseModel):
-    """Where and how a model is run."""
+class DeviceBlock(BaseModel):
+    """Where a model is run, and in which precision."""
 
     dtype: Annotated[Literal["float32", "float64"], Option("precision to measure in", COMPUTE)] = "float32"
     device: Annotated[str, Option("cpu, cuda, cuda:1, …", COMPUTE)] = "cpu"
     threads: Annotated[int | None, Option("CPU threads; rounding depends on it", COMPUTE, default="torch's choice")] = (
         None
     )
+
+
+class ComputeBlock(DeviceBlock):
+    """Where and how a model is run."""
+
     micro_tokens: Annotated[int, Option("tokens in one forward pass at most: sets the memory needed", COMPUTE)] = 512
 
 

@@ -32,7 +32,8 @@ class Option:
         default: in words, where the field's own default only marks that nothing was given.
         hidden: not an option: a field that only files and Python set.
         always: a rerun command names it even at its default.
-        names: abbreviations of whole values, such as `all` for every rule.
+        names: abbreviations of whole values, such as `all` for every rule; a rerun command spells out an option that it
+            always names.
     """
 
     help: str = ""
@@ -129,9 +130,10 @@ class Form:
         if self.option.each:
             parts = [f"{k}={written(v)}" for k, v in value.items()] if isinstance(value, Mapping) else map(str, value)
             return [word for part in parts for word in (self.flags[0], part)]
-        for name, whole in (self.option.names or {}).items():
-            if value == whole:
-                return self._worded(name)
+        if not self.option.always and self.option.names is not None:
+            for name, whole in self.option.names.items():
+                if value == whole:
+                    return self._worded(name)
         if isinstance(value, Mapping):
             text = ",".join(f"{k}={written(v)}" if k else written(v) for k, v in value.items())
         elif isinstance(value, list | tuple):

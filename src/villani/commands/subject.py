@@ -11,11 +11,21 @@ from importlib.metadata import version
 from typing import Any
 
 import torch
+from numpy.typing import NDArray
 
-from villani.commands.blocks import Settings, SubjectSettings
+from villani.commands.blocks import (
+    DeviceBlock,
+    ModelBlock,
+    SeedBlock,
+    Settings,
+    SpecialTokensBlock,
+    SubjectSettings,
+    TextBlock,
+    TrustBlock,
+)
 from villani.inputs.corpora import Corpus, load_corpus
 from villani.inputs.models import LoadedModel, check_device, load_model
-from villani.inputs.text import load_groups
+from villani.inputs.text import Blocks, check_context, choose_groups, cut_corpus, text_record
 from villani.inputs.tokenizers import Tokenizer, load_tokenizer
 from villani.measurement.measure import peak_memory
 from villani.objective.objective import Objective
@@ -73,18 +83,12 @@ def load_subject(
     loaded = load(settings, work)
     tokenizer = load_tokenizer_of(settings, work, loaded)
     work.stage(f"cutting {settings.text} into tokens")
-    ids, labels, text = load_groups(
-        corpus,
-        tokenizer,
-        block=settings.block,
-        groups=groups or settings.groups,
-        sequences=settings.sequences,
-        seed=settings.seed,
-        finite=settings.finite,
-        reuse=reuse,
-        vocabulary=vocabulary(loaded.model),
-        context=loaded.record.context,
+    check_context(settings.block, loaded.record.context)
+    blocks, _ = cut_text(corpus, tokenizer, settings.block, loaded, work)
+    ids, labels = choose_groups(
+        blocks, groups or settings.groups, settings.sequences, settings.seed, disjoint=settings.finite, reuse=reuse
     )
+    text = text_record(corpus, tokenizer, blocks, ids, labels)
     objective = Objective(
         loaded.model,
         as_groups(ids, labels),
@@ -114,10 +118,15 @@ def load_text(spec: str, work: Work) -> Corpus:
     return work.loaded(("text", spec), make)
 
 
-def load(settings: Any, work: Work, model: str | None = None) -> LoadedModel:
-    """The model that settings name, or another one with their dtype and device, loaded once.
+def load(settings: Any, work: Work, model: str | None = None, *, train: bool = False) -> LoadedModel:
+    """The model that settings name, or another one with their dtype and device, loaded once, at its own weights.
 
-    Its weights belong to all: who trains it works on a copy, or puts them back.
+    Args:
+        settings: which model, and how.
+        work: holds what was loaded.
+        model: instead of that of the settings.
+        train: whether its weights are going to be changed: then a copy is kept, and whoever loads it next has it as it
+            was, and whoever still holds it has not.
     """
     spec = model or settings.model
     options = {
@@ -131,7 +140,18 @@ def load(settings: Any, work: Work, model: str | None = None) -> LoadedModel:
         work.stage(f"loading {spec}")
         return load_model(spec, **options)
 
-    return work.loaded(("model", spec, *options.values()), make)
+    key = ("model", spec, *options.values())
+    loaded = work.loaded(key, make)
+    state = [*loaded.model.parameters(), *loaded.model.buffers()]
+    start = work.shared.get(("start", key))
+    with torch.no_grad():
+        if start is not None:
+            for tensor, value in zip(state, start, strict=True):
+                tensor.copy_(value)
+        elif train:
+            work.shared["start", key] = [tensor.detach().clone() for tensor in state]
+    loaded.model.eval()
+    return loaded
 
 
 def load_tokenizer_of(settings: Any, work: Work, loaded: LoadedModel) -> Tokenizer:
@@ -139,6 +159,21 @@ def load_tokenizer_of(settings: Any, work: Work, loaded: LoadedModel) -> Tokeniz
     spec = settings.tokenizer or loaded.tokenizer
     key = ("tokenizer", spec, settings.special_tokens)
     return work.loaded(key, lambda: load_tokenizer(spec, data=work.data, special_tokens=settings.special_tokens))
+
+
+def cut_text(
+    corpus: Corpus, tokenizer: Tokenizer, block: int, loaded: LoadedModel, work: Work
+) -> tuple[Blocks, NDArray[Any]]:
+    """The blocks of a text and the document of each, tokenised and cut once."""
+    key = ("blocks", corpus.spec, tokenizer.name, tokenizer.prefix, block)
+    return work.loaded(key, lambda: cut_corpus(corpus, tokenizer, block, vocabulary(loaded.model)))
+
+
+def shared(settings: Settings, other: type[Settings]) -> dict[str, Any]:
+    """Fields of the blocks that two commands are composed of: which model, text, device and seed, for the other one."""
+    blocks = (ModelBlock, TextBlock, SpecialTokensBlock, SeedBlock, DeviceBlock, TrustBlock)
+    names = {name for block in blocks for name in block.model_fields} & other.model_fields.keys()
+    return {name: getattr(settings, name) for name in names if hasattr(settings, name)}
 
 
 def determining(

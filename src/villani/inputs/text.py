@@ -183,12 +183,17 @@ def load_groups(
     Raises:
         InputError: the text, its length, the block or the vocabulary does not fit.
     """
-    if context is not None and block > context:
-        raise InputError(f"block={block}: the model accepts at most {context} tokens: choose a shorter block")
+    check_context(block, context)
     corpus = load_corpus(text, data=data) if isinstance(text, str) else text
     blocks, _ = cut_corpus(corpus, tokenizer, block, vocabulary)
     ids, labels = choose_groups(blocks, groups, sequences, seed, disjoint=finite, reuse=reuse)
     return ids, labels, text_record(corpus, tokenizer, blocks, ids, labels)
+
+
+def check_context(block: int, context: int | None) -> None:
+    """Refuse blocks that are longer than what the model accepts."""
+    if context is not None and block > context:
+        raise InputError(f"block={block}: the model accepts at most {context} tokens: choose a shorter block")
 
 
 def cut_corpus(corpus: Corpus, tokenizer: Tokenizer, block: int, vocabulary: int) -> tuple[Blocks, np.ndarray]:

@@ -24,11 +24,11 @@ class Record(BaseModel):
     parallel: ClassVar[tuple[str, ...]] = ()  # fields that are lists of one length
 
     @classmethod
-    def of(cls, source: Any, **fields: Any) -> Self:
+    def of(cls, source: Any = None, **fields: Any) -> Self:
         """The record of a result: its attributes by the names of the record's fields, estimates among them.
 
         Args:
-            source: an object, whose attributes may be results of which there are records in turn.
+            source: an object, whose attributes may be results of which there are records in turn; None for none.
             fields: those that it has not, or that are to be others.
         """
         names = [name for name in cls.model_fields if name not in fields and hasattr(source, name)]

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -11,7 +11,6 @@ from villani.choice.rules import RULES, Rule, Training
 from villani.choice.selection import (
     LEVEL,
     GridLosses,
-    Margin,
     held_out_bound,
     indistinguishable,
     joined,
@@ -27,16 +26,14 @@ from villani.commands.recommend.record import (
     RecommendationRecord,
     RuleRecord,
 )
+from villani.commands.recommend.settings import RecommendSettings
 from villani.commands.recommend.sweep import SweepCell, SweepText
 from villani.objective.parameters import ParameterSpace
 from villani.outwards import lower, upper
 from villani.statistics import Array, Estimate
 from villani.theory.constants import Smoothing
 from villani.theory.conventions import conventions, memory
-from villani.work.records import EstimateRecord, ModelRecord, Provenance
-
-if TYPE_CHECKING:
-    from villani.commands.recommend.run import RecommendSettings
+from villani.work.records import ModelRecord, Provenance
 
 WORDS = {"adamw": "AdamW", "sgd": "SGD with L2", "noisy-sgd": "noisy SGD with L2"}
 SHARED_START = "All training began at the same weights: seeds that share a start speak of that start only."
@@ -50,7 +47,7 @@ _MEANING = {
 
 
 @dataclass(frozen=True, eq=False)
-class Found:
+class OptimizerResult:
     """What there is about one optimiser.
 
     Attributes:
@@ -71,19 +68,19 @@ class Found:
 
 
 def assemble(
-    settings: "RecommendSettings", model: ModelRecord, text: SweepText, space: ParameterSpace, smoothing: Smoothing,
-    found: Sequence[Found], provenance: Provenance,
+    settings: RecommendSettings, model: ModelRecord, text: SweepText, space: ParameterSpace, smoothing: Smoothing,
+    result: Sequence[OptimizerResult], provenance: Provenance,
 ) -> RecommendationRecord:  # fmt: skip
     """The record: every optimiser, and a sentence."""
-    cells = sum(len(of) for one in found for of in one.grid.values())
+    cells = sum(len(of) for one in result for of in one.grid.values())
     # half of δ is the certificates'
     level = settings.delta / 2 / cells
-    optimizers = [_optimizer(settings, one, smoothing, level) for one in found]
+    optimizers = [_optimizer(settings, one, smoothing, level) for one in result]
     units, unit = _units(text)
     return RecommendationRecord(
         model=model, text=text.records[0], held_out=text.records[1], parameters=space.size,
         decayed_parameters=space.decayed_size, steps=settings.steps, batch=settings.batch, block=settings.block,
-        epochs=found[0].training.epochs, seeds=settings.seeds, shared_start=not settings.from_scratch, units=units,
+        epochs=result[0].training.epochs, seeds=settings.seeds, shared_start=not settings.from_scratch, units=units,
         unit=unit, level=LEVEL,
         delta=settings.delta, alpha=smoothing.alpha, log_vocabulary=math.log(smoothing.vocabulary),
         optimizers=optimizers, sentence=" ".join(one.sentence for one in optimizers), provenance=provenance,
@@ -111,13 +108,15 @@ def _sums(cells: Sequence[SweepCell], units: int) -> Array:
     return np.stack(rows)
 
 
-def _optimizer(settings: "RecommendSettings", found: Found, smoothing: Smoothing, level: float) -> OptimizerRecord:
-    run, losses = found.training, _losses(found.grid)
-    points = _points(found, losses, smoothing, level)
+def _optimizer(
+    settings: RecommendSettings, result: OptimizerResult, smoothing: Smoothing, level: float
+) -> OptimizerRecord:
+    run, losses = result.training, _losses(result.grid)
+    points = _points(result, losses, smoothing, level)
     best = losses.weight_decay[losses.best] if losses.finite else None
     kept = [point.weight_decay for point in points if point.kept]
     bounded = [p for p in points if p.held_out_bound is not None]
-    rules = [_judged(rule, losses, found) for rule in found.rules]
+    rules = [_judged(rule, losses, result) for rule in result.rules]
     if "held-out" in settings.rules:
         rules.append(_held_out(losses, best))
     record = OptimizerRecord(
@@ -129,7 +128,7 @@ def _optimizer(settings: "RecommendSettings", found: Found, smoothing: Smoothing
             ConventionRecord(name=name, weight_decay=value, note=words)
             for name, value, words in conventions(run.optimizer, best, run.learning_rate, run.momentum)
         ] if best is not None else [],
-        refusals=list(found.refusals), sentence="",
+        refusals=list(result.refusals), sentence="",
     )  # fmt: skip
     words = "" if settings.from_scratch else f" {SHARED_START}"
     return record.model_copy(update={"sentence": _sentence(record) + words})
@@ -141,13 +140,13 @@ def _meaning(run: Training) -> str:
     return _MEANING[run.optimizer] + words
 
 
-def _points(found: Found, losses: GridLosses, smoothing: Smoothing, level: float) -> list[GridPoint]:
+def _points(result: OptimizerResult, losses: GridLosses, smoothing: Smoothing, level: float) -> list[GridPoint]:
     kept = indistinguishable(losses)
     points = []
     for index, decay in enumerate(losses.weight_decay):
-        cells = found.grid[decay]
+        cells = result.grid[decay]
         diverged = sum(cell.diverged for cell in cells)
-        certified = found.certified.get(decay) if found.training.optimizer == "noisy-sgd" else None
+        certified = result.certified.get(decay) if result.training.optimizer == "noisy-sgd" else None
         if diverged:
             points.append(
                 GridPoint(
@@ -160,10 +159,10 @@ def _points(found: Found, losses: GridLosses, smoothing: Smoothing, level: float
         documents = [bound.documents for bound in bounds if bound.documents is not None]
         steps = [step for step, _ in cells[0].curve]
         points.append(
-            GridPoint(
-                weight_decay=decay, diverged=0, held_out=_estimate(losses.mean(index)), train_loss=_trained(cells),
+            GridPoint.of(
+                weight_decay=decay, diverged=0, held_out=losses.mean(index), train_loss=_trained(cells),
                 norm_squared=float(np.mean([c.norm_squared for c in cells])),
-                margin=_margin(margin(losses, losses.sums[index], own=index)),
+                margin=MarginRecord.of(margin(losses, losses.sums[index], own=index)),
                 held_out_bound=float(np.mean([bound.tokens for bound in bounds])),
                 document_bound=float(np.mean(documents)) if documents else None, certified=certified,
                 kept=index in kept,
@@ -173,25 +172,25 @@ def _points(found: Found, losses: GridLosses, smoothing: Smoothing, level: float
     return points
 
 
-def _trained(cells: Sequence[SweepCell]) -> EstimateRecord:
+def _trained(cells: Sequence[SweepCell]) -> Estimate:
     """Mean training loss over seeds; its error adds that over seeds to the largest that one model has over blocks."""
     losses = [cell.train_loss for cell in cells if cell.train_loss is not None]
     values = np.array([one.value for one in losses])
     of_seeds = float(values.var(ddof=1)) / len(values) if len(values) > 1 else 0.0
     sem = math.sqrt(of_seeds + max(one.sem for one in losses) ** 2)
-    return _estimate(Estimate(float(values.mean()), sem, losses[0].n, "statistical"))
+    return Estimate(float(values.mean()), sem, losses[0].n, "statistical")
 
 
-def _judged(rule: Rule, losses: GridLosses, found: Found) -> RuleRecord:
+def _judged(rule: Rule, losses: GridLosses, result: OptimizerResult) -> RuleRecord:
     """How a rule would have done: at its own λ where that was trained, else at the nearest of the grid."""
     if rule.weight_decay is None:
         return _rule(rule)
     count = len(losses.weight_decay)
     share = 1 / count
     if rule.id == "certificate":  # a run at every λ that has one, besides
-        share += len(found.certified) / (count * losses.seeds)
-    if rule.weight_decay in found.beyond:
-        sums = _sums(found.beyond[rule.weight_decay], len(losses.counts))
+        share += len(result.certified) / (count * losses.seeds)
+    if rule.weight_decay in result.beyond:
+        sums = _sums(result.beyond[rule.weight_decay], len(losses.counts))
         return _placed(rule, losses, sums, rule.weight_decay, None, share)
     index = nearest(losses.weight_decay, rule.weight_decay)
     if index is None:
@@ -208,8 +207,8 @@ def _placed(
     if not np.isfinite(sums).all():
         return _rule(replace(rule, flags=(*rule.flags, "training diverged there")), decay, share=share)
     if not losses.finite:
-        return _rule(rule, decay, _estimate(paired(sums, losses.counts)), share=share)
-    return _rule(rule, decay, _estimate(paired(sums, losses.counts)), _margin(margin(losses, sums, own=own)), share)
+        return _rule(rule, decay, paired(sums, losses.counts), share=share)
+    return _rule(rule, decay, paired(sums, losses.counts), MarginRecord.of(margin(losses, sums, own=own)), share)
 
 
 def _held_out(losses: GridLosses, best: float | None) -> RuleRecord:
@@ -223,24 +222,10 @@ def _held_out(losses: GridLosses, best: float | None) -> RuleRecord:
 
 
 def _rule(
-    rule: Rule, judged_at: float | None = None, held_out: EstimateRecord | None = None,
+    rule: Rule, judged_at: float | None = None, held_out: Estimate | None = None,
     margin: MarginRecord | None = None, share: float | None = None,
 ) -> RuleRecord:  # fmt: skip
-    return RuleRecord(
-        id=rule.id, name=rule.name, weight_decay=rule.weight_decay, interval=rule.interval, would_be=rule.would_be,
-        refused=rule.refused, flags=list(rule.flags), domain=rule.domain, status=rule.status, source=rule.source,
-        judged_at=judged_at, held_out=held_out, margin=margin, share=share,
-    )  # fmt: skip
-
-
-def _margin(found: Margin) -> MarginRecord:
-    return MarginRecord(value=found.value, low=found.low, high=found.high)
-
-
-def _estimate(found: Estimate) -> EstimateRecord:
-    return EstimateRecord(
-        value=found.value, sem=found.sem, n=found.n, interval=found.interval(LEVEL), status=found.status
-    )
+    return RuleRecord.of(rule, judged_at=judged_at, held_out=held_out, margin=margin, share=share)
 
 
 def _sentence(record: OptimizerRecord) -> str:
@@ -280,12 +265,10 @@ def _sentence(record: OptimizerRecord) -> str:
     return words
 
 
-def _apart(found: MarginRecord) -> str:
-    if found.value == 0:
+def _apart(result: MarginRecord) -> str:
+    if result.value == 0:
         return "on the grid's best"
-    return (
-        f"{found.value:.4f} nats from the grid's best ({lower(found.low, places=4)} to {upper(found.high, places=4)})"
-    )
+    return f"{result.value:.4f} nats from the grid's best ({lower(result.low, places=4)} to {upper(result.high, places=4)})"
 
 
 def _listed(values: Sequence[float]) -> str:

@@ -7,137 +7,38 @@ that a row without weights means that somebody removed them. A cell that diverge
 import hashlib
 import platform
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib.metadata import version
 from itertools import product
 from pathlib import Path
-from typing import Any, ClassVar, Literal, cast, get_args
+from typing import Any, cast
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict
 
 from villani.commands.constants.run import outputs
 from villani.commands.converge.chains import checksum, read_state, write_state
-from villani.commands.subject import vocabulary
+from villani.commands.recommend.settings import SweepSettings
+from villani.commands.subject import cut_text, load, load_text, load_tokenizer_of
 from villani.dynamics.chain import label_probabilities
-from villani.dynamics.training import Diverged, Optimizer, Schedule, train
-from villani.errors import InputError, check_positive
-from villani.inputs.corpora import load_corpus
-from villani.inputs.models import LoadedModel, load_model
-from villani.inputs.text import Blocks, cut_corpus, part_of, text_record
-from villani.inputs.tokenizers import load_tokenizer
+from villani.dynamics.training import Diverged, Optimizer, train
+from villani.errors import InputError
+from villani.inputs.models import LoadedModel
+from villani.inputs.text import Blocks, check_context, part_of, text_record
 from villani.measurement.measure import peak_memory
 from villani.objective.evaluation import same_threads
-from villani.objective.objective import MICRO_TOKENS, check_weight_decay
+from villani.objective.objective import MICRO_TOKENS
 from villani.objective.parameters import ParameterSpace
 from villani.statistics import Array, Estimate, ratio_estimates
 from villani.streams import Purpose, word
-from villani.theory.constants import Smoothing
 from villani.work.budget import Needs, Shape
-from villani.work.ledger import Ledger, ScopedLedger
-from villani.work.progress import Progress
 from villani.work.records import TextRecord
+from villani.work.work import Work
 
+CellKey = tuple[Optimizer, float, int]  # optimiser, λ, training seed
 HELD_OUT = 0.1  # of the blocks, at the end, where no other text is given
-OPTIMIZERS: tuple[Optimizer, ...] = get_args(Optimizer)
-
-
-class SweepSettings(BaseModel):
-    """What is trained, on what, and how. λ is what torch's optimiser calls weight_decay.
-
-    Attributes:
-        model: see `load_model`; random weights are drawn anew for every training seed.
-        text: trained on; without `held_out`, all but its last tenth.
-        held_out: another text to judge by.
-        weight_decay: the grid, fixed beforehand.
-        seeds: training seeds seed, seed + 1, …: order of batches, noise, and initial weights where they are random.
-        batch: blocks in a step.
-        learning_rate: at its peak, by optimiser.
-        momentum: of sgd; the others have none, or their own.
-        temperature: s of noisy-sgd.
-        clip: largest norm of a step's gradient, or None.
-        evaluate_every: steps between points of the curves; 0 for start and end only.
-        train_blocks: train on this many, the first ones; None for all.
-        held_out_blocks: judge by this many, the first ones; None for all.
-        alpha: prediction smoothing of the bounded losses.
-        allow_unused: see `load_model`.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-    name: ClassVar[str] = "sweep"
-
-    model: str
-    text: str = "builtin"
-    held_out: str | None = None
-    tokenizer: str | None = None
-    block: int = 128
-    optimizers: list[Optimizer] = ["sgd", "noisy-sgd", "adamw"]
-    weight_decay: list[float]
-    seeds: int = 3
-    steps: int
-    batch: int
-    learning_rate: dict[str, float]
-    momentum: float = 0.9
-    temperature: float | None = None
-    clip: float | None = 1.0
-    decay: str = "all"
-    schedule: Schedule = "warm-up-cosine"
-    evaluate_every: int = 0
-    train_blocks: int | None = None
-    held_out_blocks: int | None = 256
-    alpha: float = 0.1
-    seed: int = 0
-    special_tokens: Literal["auto", "none", "bos"] = "auto"
-    device: str = "cpu"
-    threads: int | None = None
-    allow_unused: str | None = None
-
-    def check(self) -> None:
-        """Refuse what cannot be swept, before anything is loaded.
-
-        Raises:
-            InputError: it is one of these.
-        """
-        for name, least in (
-            ("block", 2), ("seeds", 1), ("steps", 1), ("batch", 1), ("evaluate_every", 0), ("train_blocks", 1),
-            ("held_out_blocks", 2), ("seed", 0), ("threads", 1),
-        ):  # fmt: skip
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise InputError(f"{name}={value}: expected at least {least}")
-        grid = self.weight_decay
-        if len(grid) < 2:
-            raise InputError(f"weight_decay={grid}: a grid needs at least 2 values")
-        if repeated := [value for value in grid if grid.count(value) > 1]:
-            raise InputError(f"weight_decay: {repeated[0]:g} is given twice")
-        for value in grid:
-            check_weight_decay(value)
-        if not self.optimizers or len(set(self.optimizers)) < len(self.optimizers):
-            raise InputError(f"optimizers={self.optimizers}: expected different ones of {', '.join(OPTIMIZERS)}")
-        if stray := self.learning_rate.keys() - set(self.optimizers):
-            raise InputError(f"learning_rate: one for {sorted(stray)[0]!r}, which is not among the optimizers")
-        for name in self.optimizers:
-            if name not in self.learning_rate:
-                raise InputError(f"learning_rate: none for {name}")
-            check_positive(**{f"learning rate of {name}": self.learning_rate[name]})
-        if not 0 <= self.momentum < 1:
-            raise InputError(f"momentum={self.momentum:g}: expected a number in [0, 1)")
-        if self.held_out == self.text:
-            raise InputError(f"held_out={self.held_out!r}: that is the text that is trained on; give another, or none")
-        if ("noisy-sgd" in self.optimizers) is (self.temperature is None):
-            raise InputError(f"temperature={self.temperature}: goes with noisy-sgd, which needs one")
-        if self.temperature is not None:
-            check_positive(temperature=self.temperature)
-        if self.clip is not None:
-            check_positive(clip=self.clip)
-        Smoothing(2, self.alpha)
-
-    @property
-    def from_scratch(self) -> bool:
-        """Whether training starts at random weights."""
-        return self.model.startswith(("config:", "builtin:"))
 
 
 @dataclass(frozen=True, eq=False)
@@ -196,26 +97,27 @@ class SweepText:
     records: tuple[TextRecord, TextRecord]
 
 
-def read_sweep_text(settings: SweepSettings, data: Path | None = None) -> SweepText:
-    """Read and cut the text of a sweep.
+def read_sweep_text(settings: SweepSettings, work: Work) -> SweepText:
+    """The text of a sweep, read and cut once.
 
     Raises:
         InputError: no such text, or one that does not fit the model or is too short.
     """
-    corpus = load_corpus(settings.text, data=data)
-    judging = load_corpus(settings.held_out, data=data) if settings.held_out else corpus
-    loaded = load_model(settings.model, allow_unused=settings.allow_unused)
-    if loaded.record.context is not None and settings.block > loaded.record.context:
-        raise InputError(f"block={settings.block}: the model accepts at most {loaded.record.context} tokens")
-    tokenizer = load_tokenizer(
-        settings.tokenizer or loaded.tokenizer, data=data, special_tokens=settings.special_tokens
-    )
-    known = vocabulary(loaded.model)
-    whole, owners = cut_corpus(corpus, tokenizer, settings.block, known)
+    key = ("sweep text", settings.text, settings.held_out, settings.block, settings.train_blocks)
+    return work.loaded((*key, settings.held_out_blocks), lambda: _read_text(settings, work))
+
+
+def _read_text(settings: SweepSettings, work: Work) -> SweepText:
+    corpus = load_text(settings.text, work)
+    judging = load_text(settings.held_out, work) if settings.held_out else corpus
+    loaded = load(settings, work)
+    check_context(settings.block, loaded.record.context)
+    tokenizer = load_tokenizer_of(settings, work, loaded)
+    whole, owners = cut_text(corpus, tokenizer, settings.block, loaded, work)
     end, start, other = len(whole.ids), 0, whole
     judged = owners
     if settings.held_out:
-        other, judged = cut_corpus(judging, tokenizer, settings.block, known)
+        other, judged = cut_text(judging, tokenizer, settings.block, loaded, work)
     else:
         end -= max(2, round(HELD_OUT * end))
         start = end
@@ -235,60 +137,52 @@ def read_sweep_text(settings: SweepSettings, data: Path | None = None) -> SweepT
     return SweepText(train_part, held_part, _whole_documents(judged, start, stop), (records[0], records[1]))
 
 
-def sweep(
-    settings: SweepSettings, directory: Path, ledger: Ledger | ScopedLedger, data: Path | None, progress: Progress
-) -> list[SweepCell]:
+def sweep(settings: SweepSettings, work: Work) -> list[SweepCell]:
     """Train every cell, or take it from the ledger: optimisers in order, λ in the order of the grid, then seeds.
 
     Args:
         settings: what to train; checked here.
-        directory: weights go to its folder `models`.
-        ledger: a row for each cell; one ledger (or scope of it) and one directory for one model, text and training.
-        data: folder of text and tokenizer files; the environment variable VILLANI_DATA by default.
-        progress: told where the work is; counts steps.
+        work: a unit is a cell; weights go to the folder `models` of its directory. One scope of it for one model, text
+            and training.
 
     Raises:
         InputError: settings or input that cannot be used, or a ledger that was begun with others.
     """
     settings.check()
-    seeds = range(settings.seed, settings.seed + settings.seeds)
-    asked = list(product(settings.optimizers, settings.weight_decay, seeds))
-    return run_cells(settings, asked, directory, ledger, data, progress)
+    return run_cells(settings, [*product(settings.optimizers, settings.weight_decay, settings.training_seeds)], work)
 
 
 @same_threads()
-def run_cells(
-    settings: SweepSettings, asked: Sequence[tuple[Optimizer, float, int]], directory: Path,
-    ledger: Ledger | ScopedLedger, data: Path | None, progress: Progress, text: SweepText | None = None,
-) -> list[SweepCell]:  # fmt: skip
-    """As `sweep`, for the cells that are asked for, on the grid or off it: (optimiser, λ, training seed).
-
-    `text` is what `read_sweep_text` gives, where it has been read already.
-    """
+def run_cells(settings: SweepSettings, cells: Sequence[CellKey], work: Work) -> list[SweepCell]:
+    """As `sweep`, for cells on the grid or off it: (optimiser, λ, training seed)."""
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
-    if text is None:
-        progress.stage(f"reading {settings.text}")
-        text = read_sweep_text(settings, data)
-    _same_work(settings, text, ledger)
-    missing = [cell for cell in asked if ledger.get(_key(*cell)) is None]
+    text = read_sweep_text(settings, work)
+    directory = work.directory
+    assert directory is not None
+    work.memory = partial(peak_memory, torch.device(settings.device))
+    _same_work(settings, text, work)
+    missing = [cell for cell in cells if work.get(_key(*cell)) is None]
     before = 0
-    for number, (optimizer, decay, seed) in enumerate(missing):
+    for number, cell in enumerate(missing):
+        optimizer = cell[0]
+        whole = sum(other[0] == optimizer for other in missing) * settings.steps
         if not number or missing[number - 1][0] != optimizer:
-            progress.stage(f"{optimizer}: {sum(cell[0] == optimizer for cell in missing)} training runs")
+            work.stage(f"{optimizer}: {whole // settings.steps} training runs")
             before = number
         ahead = (number - before) * settings.steps
-        whole = sum(cell[0] == optimizer for cell in missing) * settings.steps
-        began = time.perf_counter()
 
         def show(done: int, _: int, ahead: int = ahead, whole: int = whole) -> None:
-            progress.advance(ahead + done, whole)
+            work.advance(ahead + done, whole)
 
-        row = _train_cell(settings, text, optimizer, decay, seed, _weights(directory, optimizer, decay, seed), show)
-        row["seconds"] = np.array(time.perf_counter() - began)
-        peak = peak_memory(torch.device(settings.device))
-        ledger.put(_key(optimizer, decay, seed), row, seconds=float(row["seconds"]), peak_memory_bytes=peak)
-    return [_cell(directory, cell, text, cast(dict[str, Array], ledger.get(_key(*cell)))) for cell in asked]
+        work.once(_key(*cell), partial(_timed_cell, settings, text, cell, _weights(directory, *cell), work, show))
+    return [_cell(directory, cell, text, cast(dict[str, Array], work.get(_key(*cell)))) for cell in cells]
+
+
+def _timed_cell(*args: Any) -> dict[str, Array]:
+    began = time.perf_counter()
+    row = _train_cell(*args)
+    return row | {"seconds": np.array(time.perf_counter() - began)}
 
 
 def needs_of(settings: SweepSettings, model: Any, cells: int, text: SweepText) -> Needs:
@@ -302,7 +196,7 @@ def needs_of(settings: SweepSettings, model: Any, cells: int, text: SweepText) -
     return replace(needs, memory=needs.memory + 16.0 * settings.batch * settings.block)
 
 
-def load_cell(settings: SweepSettings, cell: SweepCell) -> LoadedModel:
+def load_cell(settings: SweepSettings, cell: SweepCell, work: Work) -> LoadedModel:
     """The model of a cell, as `load_model` gives it, with the weights that it was trained to.
 
     Raises:
@@ -310,7 +204,7 @@ def load_cell(settings: SweepSettings, cell: SweepCell) -> LoadedModel:
     """
     if cell.diverged:
         raise InputError(f"{cell.optimizer}, λ = {cell.weight_decay:g}, seed {cell.seed} diverged: it has no weights")
-    loaded = _start(settings, cell.seed)
+    loaded = load(settings, work, start_spec(settings, cell.seed), train=True)
     read_state(cell.weights, list(loaded.model.parameters()), cell.checksum)
     return loaded
 
@@ -325,14 +219,11 @@ def start_spec(settings: SweepSettings, seed: int) -> str:
     return f"{name}?" + "&".join(f"{key}={value}" for key, value in options.items())
 
 
-def _start(settings: SweepSettings, seed: int) -> LoadedModel:
-    return load_model(start_spec(settings, seed), device=settings.device, allow_unused=settings.allow_unused)
-
-
 def _train_cell(
-    settings: SweepSettings, text: SweepText, optimizer: Optimizer, decay: float, seed: int, weights: Path, show: Any
+    settings: SweepSettings, text: SweepText, cell: CellKey, weights: Path, work: Work, show: Callable[[int, int], None]
 ) -> dict[str, Array]:
-    loaded = _start(settings, seed)
+    optimizer, decay, seed = cell
+    loaded = load(settings, work, start_spec(settings, seed), train=True)
     model, device = loaded.model, torch.device(settings.device)
     tensors: list[torch.Tensor] = list(model.parameters())
     blocks = [(part.ids.to(device), part.labels.to(device)) for part in (text.train, text.held_out)]
@@ -392,17 +283,17 @@ def _predicted(blocks: Blocks) -> Array:
     return np.asarray((blocks.labels[:, 1:] >= 0).sum(dim=1).numpy(), dtype=np.float64)
 
 
-def _cell(directory: Path, asked: tuple[Optimizer, float, int], text: SweepText, row: dict[str, Array]) -> SweepCell:
+def _cell(directory: Path, key: CellKey, text: SweepText, row: dict[str, Array]) -> SweepCell:
     diverged = bool(row["diverged"])
     counts, empty = _predicted(text.held_out), np.zeros(0)
     return SweepCell(
-        *asked,
+        *key,
         curve=[(int(step), float(loss)) for step, loss in row["curve"]],
         train_loss=None if diverged else _mean(row["train_sums"], row["train_counts"]),
         held_out=None if diverged else _mean(row["sums"], counts),
         sums=row.get("sums", empty), smoothed=row.get("smoothed", empty), counts=counts, documents=text.documents,
         norm_squared=float(row.get("norm_squared", np.array(np.nan))), seconds=float(row["seconds"]),
-        weights=_weights(directory, *asked), diverged=diverged, checksum=row.get("weights"),
+        weights=_weights(directory, *key), diverged=diverged, checksum=row.get("weights"),
     )  # fmt: skip
 
 
@@ -437,14 +328,15 @@ _OF_A_CELL = {
     "seeds",
     "threads",
     "allow_unused",
+    "trust_remote_code",
 }  # what tells cells apart, or is told otherwise
 
 
-def _same_work(settings: SweepSettings, text: SweepText, ledger: Ledger | ScopedLedger) -> None:
+def _same_work(settings: SweepSettings, text: SweepText, work: Work) -> None:
     """Refuse a ledger whose cells are of another model, text or training."""
     trained = SweepSettings.model_fields.keys() - _OF_A_CELL  # and not what else a command asks
     digest = hashlib.sha256(settings.model_dump_json(include=trained).encode())
-    space = ParameterSpace(load_model(settings.model, allow_unused=settings.allow_unused).model, settings.decay)
+    space = ParameterSpace(load(settings, work).model, settings.decay)
     digest.update(space.checksum().encode())
     if space.mask != settings.decay:
         digest.update(space.mask.encode())
@@ -452,10 +344,8 @@ def _same_work(settings: SweepSettings, text: SweepText, ledger: Ledger | Scoped
         digest.update(part.ids.numpy().tobytes() + part.labels.numpy().tobytes())
     versions = {name: version(name) for name in ("villani", "torch", "transformers", "numpy")}
     digest.update(repr((sorted(versions.items()), platform.python_version(), torch.get_num_threads())).encode())
-    found = ledger.get("sweep")
-    if found is None:
-        ledger.put("sweep", {"work": np.array(digest.hexdigest())}, seconds=0.0, peak_memory_bytes=0)
-    elif str(found["work"]) != digest.hexdigest():
+    row = work.once("sweep", lambda: {"work": np.array(digest.hexdigest())})
+    if str(row["work"]) != digest.hexdigest():
         raise InputError(
             "this run's sweep was begun with another model, text, training, library version or number of threads: use "
             "the same, or another --run"
@@ -464,8 +354,8 @@ def _same_work(settings: SweepSettings, text: SweepText, ledger: Ledger | Scoped
 
 def by_decay(cells: Iterable[SweepCell], optimizer: Optimizer) -> dict[float, list[SweepCell]]:
     """λ → cells of its seeds, in the order of the cells."""
-    found: dict[float, list[SweepCell]] = {}
+    rows: dict[float, list[SweepCell]] = {}
     for cell in cells:
         if cell.optimizer == optimizer:
-            found.setdefault(cell.weight_decay, []).append(cell)
-    return found
+            rows.setdefault(cell.weight_decay, []).append(cell)
+    return rows

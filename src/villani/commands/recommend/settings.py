@@ -1,0 +1,196 @@
+"""What `villani recommend` is asked, and what any sweep over λ trains."""
+
+from collections.abc import Iterator
+from typing import Annotated, Any, ClassVar, Literal, get_args
+
+from pydantic import model_validator
+
+from villani.choice.rules import RULES
+from villani.commands.blocks import (
+    DESIGN,
+    TEXT,
+    DecayBlock,
+    DeviceBlock,
+    ModelBlock,
+    SeedBlock,
+    Settings,
+    SpecialTokensBlock,
+    TextBlock,
+    TrustBlock,
+    Unused,
+)
+from villani.commands.option import Option
+from villani.errors import InputError, check_positive
+from villani.theory.constants import Smoothing
+
+TRAINING, RULE = "Training", "Rules"
+OptimizerName = Literal["sgd", "noisy-sgd", "adamw"]
+OPTIMIZERS: tuple[OptimizerName, ...] = get_args(OptimizerName)
+GRID = [0.0, 1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0]
+RATES = {"sgd": 0.1, "noisy-sgd": 0.5, "adamw": 2e-3}
+TEMPERATURE = 1e-6
+ALL = list(RULES)
+
+
+class SweepSettings(
+    TrustBlock, DeviceBlock, SpecialTokensBlock, SeedBlock, DecayBlock, TextBlock, ModelBlock, Settings
+):
+    """What is trained, on what, and how. λ is what torch's optimiser calls weight_decay.
+
+    Random weights are drawn anew for every training seed; a checkpoint is the same start for all.
+    """
+
+    name = "sweep"
+    least: ClassVar[dict[str, int]] = {
+        "block": 2, "seeds": 1, "steps": 1, "batch": 1, "evaluate_every": 0, "train_blocks": 1, "held_out_blocks": 2,
+        "seed": 0, "threads": 1,
+    }  # fmt: skip
+
+    held_out: Annotated[str | None, Option("other text to judge by", TEXT, default="the last tenth")] = None
+    block: Annotated[int, Option("tokens in a block", DESIGN)] = 128
+    optimizers: Annotated[
+        list[OptimizerName],
+        Option("sgd (L2), noisy-sgd, adamw; several with commas", TRAINING, flags=("--optimizers", "--optimizer")),
+    ] = [*OPTIMIZERS]
+    weight_decay: Annotated[
+        list[float],
+        Option(
+            "λ ≥ 0 as torch's optimiser takes it, several with commas; grid: 0 and 1e-4 to 10", TRAINING, always=True,
+            names={"grid": GRID},
+        ),
+    ]  # fmt: skip
+    seeds: Annotated[int, Option("training seeds: order of batches, and weights where they are random", TRAINING)] = 3
+    steps: Annotated[int, Option("of each training run", TRAINING)]
+    batch: Annotated[int, Option("blocks in a step", TRAINING)]
+    learning_rate: Annotated[
+        dict[str, float],
+        Option(
+            "η at its peak: one number, or sgd=0.1,adamw=2e-3", TRAINING,
+            default="sgd 0.1, noisy-sgd 0.5, adamw 2e-3",
+        ),
+    ]  # fmt: skip
+    momentum: Annotated[float, Option("of sgd", TRAINING)] = 0.9
+    temperature: Annotated[float | None, Option("s > 0 of noisy-sgd", TRAINING, default="1e-6")] = None
+    clip: Annotated[float | None, Option("largest norm of a step's gradient; none for none", TRAINING)] = 1.0
+    schedule: Annotated[Literal["warm-up-cosine", "constant"], Option(hidden=True)] = "warm-up-cosine"
+    evaluate_every: Annotated[int, Option("steps between points of the curves; 0: start and end", TRAINING)] = 0
+    train_blocks: Annotated[int | None, Option("train on the first so many blocks", DESIGN, default="all")] = None
+    held_out_blocks: Annotated[int | None, Option("judge by at most so many blocks; none: all", DESIGN)] = 256
+    alpha: Annotated[float, Option("prediction smoothing of the bounds", RULE)] = 0.1
+
+    @property
+    def from_scratch(self) -> bool:
+        """Whether training starts at random weights."""
+        return self.model.startswith(("config:", "builtin:"))
+
+    @property
+    def training_seeds(self) -> range:
+        """Seeds of training runs."""
+        return range(self.seed, self.seed + self.seeds)
+
+    def check(self) -> None:
+        """See `Settings.check`."""
+        self.check_least()
+        grid = self.weight_decay
+        if len(grid) < 2:
+            raise InputError(f"weight_decay={grid}: a grid needs at least 2 values")
+        if repeated := [value for value in grid if grid.count(value) > 1]:
+            raise InputError(f"weight_decay: {repeated[0]:g} is given twice")
+        _check_decays(grid)
+        if not self.optimizers or len(set(self.optimizers)) < len(self.optimizers):
+            raise InputError(f"optimizers={self.optimizers}: expected different ones of {', '.join(OPTIMIZERS)}")
+        self._check_rates()
+        if not 0 <= self.momentum < 1:
+            raise InputError(f"momentum={self.momentum:g}: expected a number in [0, 1)")
+        if self.held_out == self.text:
+            raise InputError(f"held_out={self.held_out!r}: that is the text that is trained on; give another, or none")
+        if ("noisy-sgd" in self.optimizers) is (self.temperature is None):
+            raise InputError(f"temperature={self.temperature}: goes with noisy-sgd, which needs one")
+        for name in ("temperature", "clip"):
+            if getattr(self, name) is not None:
+                check_positive(**{name: getattr(self, name)})
+        Smoothing(2, self.alpha)
+
+    def _check_rates(self) -> None:
+        if stray := self.learning_rate.keys() - set(self.optimizers):
+            raise InputError(f"learning_rate: one for {sorted(stray)[0]!r}, which is not among the optimizers")
+        for name in self.optimizers:
+            if name not in self.learning_rate:
+                raise InputError(f"learning_rate: none for {name}")
+            check_positive(**{f"learning rate of {name}": self.learning_rate[name]})
+
+
+class RecommendSettings(SweepSettings):
+    """Which weight decay? Train over a grid of λ, and see where rules of thumb and of theory would have led.
+
+    Fix the grid before the held-out text is looked at. Cost: optimisers × λ × seeds training runs.
+
+    Example: villani recommend config:gpt-neo-125m?layers=2 --text ptb --optimizers adamw --steps 500
+    """
+
+    name = "recommend"
+
+    weight_decay: Annotated[list[float], SweepSettings.model_fields["weight_decay"].metadata[0]] = GRID
+    steps: Annotated[int, SweepSettings.model_fields["steps"].metadata[0]] = 300
+    batch: Annotated[int, SweepSettings.model_fields["batch"].metadata[0]] = 8
+    rules: Annotated[
+        list[str], Option("which rules to ask, several with commas; all for all", RULE, names={"all": ALL})
+    ] = ALL
+    verify_rules: Annotated[bool, Option("train at the rules' own λ too, not only on the grid", RULE)] = False
+    audit: Annotated[
+        str | None,
+        Option(
+            "a run of villani audit, for the guard", RULE, path=True, default="a short audit at the start"
+        ),
+    ] = None  # fmt: skip
+    delta: Annotated[float, Option("δ: all bounds hold at once with probability 1 − δ", RULE)] = 0.05
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in(cls, values: Any) -> Any:
+        """Learning rates and a temperature for the optimisers that there are."""
+        if not isinstance(values, dict):
+            return values
+        optimizers = [name for name in values.get("optimizers", OPTIMIZERS) if name in RATES]
+        rates = values.get("learning_rate", {})
+        if isinstance(rates, dict) and "" in rates:
+            rates = dict.fromkeys(optimizers, rates[""])
+        elif isinstance(rates, dict):
+            for name in rates:
+                if name not in optimizers:
+                    raise InputError(
+                        f"--learning-rate {name}={rates[name]:g}: expected NAME=VALUE with a name out of "
+                        f"{', '.join(optimizers)}"
+                    )
+            rates = {name: RATES[name] for name in optimizers} | rates
+        filled = {"learning_rate": rates}
+        if values.get("temperature") is None and "noisy-sgd" in optimizers:
+            filled["temperature"] = TEMPERATURE
+        return values | filled
+
+    def check(self) -> None:
+        """As of a sweep, and of what is asked about it."""
+        super().check()
+        if not 0 < self.delta < 1:
+            raise InputError(f"delta={self.delta:g}: expected a number between 0 and 1")
+        if unknown := [rule for rule in self.rules if rule not in RULES]:
+            raise InputError(f"--rules {unknown[0]!r}: unknown; expected {', '.join(RULES)}")
+        if len(set(self.rules)) < len(self.rules):
+            raise InputError(f"rules={self.rules}: expected different ones")
+
+    def unused(self) -> Iterator[Unused]:
+        """See `Settings.unused`."""
+        if "sgd" not in self.optimizers:
+            yield Unused("without sgd", ("momentum",))
+        if "guard" not in self.rules:
+            yield Unused("without the rule guard", ("audit",))
+
+
+def _check_decays(grid: list[float]) -> None:
+    from villani.objective.objective import check_weight_decay
+
+    for value in grid:
+        check_weight_decay(value)
+
+
+SETTINGS = RecommendSettings
