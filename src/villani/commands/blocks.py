@@ -182,6 +182,13 @@ class SubjectSettings(
         return max(min(self.micro_tokens, self.sequences * self.block), self.block)
 
 
+def shared(settings: Settings, other: type[Settings]) -> dict[str, Any]:
+    """Fields of the blocks that two commands are composed of: which model, text, device and seed, for the other one."""
+    blocks = (ModelBlock, TextBlock, SpecialTokensBlock, SeedBlock, DeviceBlock, TrustBlock)
+    names = {name for block in blocks for name in block.model_fields} & other.model_fields.keys()
+    return {name: getattr(settings, name) for name in names if hasattr(settings, name)}
+
+
 def _first(settings: type[BaseModel], error: ValidationError) -> str:
     """What is wrong first, in a line."""
     first = error.errors(include_url=False)[0]

@@ -22,11 +22,13 @@ class Outcome:
         records: all of its records, in the order of the page.
         costs: what a record cost, by its number.
         shown: the number of the record that is printed.
+        title: of the page, if not that of the settings.
     """
 
     records: list[Any]
     costs: Mapping[int, Cost] = field(default_factory=dict)
     shown: int = 0
+    title: str | None = None
 
     @property
     def record(self) -> Any:
@@ -74,7 +76,7 @@ def perform(settings: Settings, work: Work) -> tuple[Path, Any]:
     outcome = command.run(settings, work)
     assert work.directory is not None, "a run opens its directory"
     if work.team.main:
-        finish(work.directory, settings.title, outcome)
+        finish(work.directory, outcome.title or settings.title, outcome)
     return work.directory, outcome.record
 
 

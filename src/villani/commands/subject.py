@@ -13,16 +13,7 @@ from typing import Any
 import torch
 from numpy.typing import NDArray
 
-from villani.commands.blocks import (
-    DeviceBlock,
-    ModelBlock,
-    SeedBlock,
-    Settings,
-    SpecialTokensBlock,
-    SubjectSettings,
-    TextBlock,
-    TrustBlock,
-)
+from villani.commands.blocks import Settings, SubjectSettings
 from villani.inputs.corpora import Corpus, load_corpus
 from villani.inputs.models import LoadedModel, check_device, load_model
 from villani.inputs.text import Blocks, check_context, choose_groups, cut_corpus, text_record
@@ -167,13 +158,6 @@ def cut_text(
     """The blocks of a text and the document of each, tokenised and cut once."""
     key = ("blocks", corpus.spec, tokenizer.name, tokenizer.prefix, block)
     return work.loaded(key, lambda: cut_corpus(corpus, tokenizer, block, vocabulary(loaded.model)))
-
-
-def shared(settings: Settings, other: type[Settings]) -> dict[str, Any]:
-    """Fields of the blocks that two commands are composed of: which model, text, device and seed, for the other one."""
-    blocks = (ModelBlock, TextBlock, SpecialTokensBlock, SeedBlock, DeviceBlock, TrustBlock)
-    names = {name for block in blocks for name in block.model_fields} & other.model_fields.keys()
-    return {name: getattr(settings, name) for name in names if hasattr(settings, name)}
 
 
 def determining(

@@ -14,6 +14,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self, TypeVar
 
+import numpy as np
+from pydantic import TypeAdapter
+
 from villani.statistics import Array
 from villani.work.budget import LESS, Needs, announce
 from villani.work.ledger import Ledger, write_settings
@@ -156,6 +159,12 @@ class Work:
             rows = make()
             self.put(key, rows, seconds=time.perf_counter() - start, peak_memory_bytes=self.memory())
         return rows
+
+    def once_record(self, key: str, kind: Any, make: Callable[[], T]) -> T:
+        """As `once`, for a unit whose result pydantic can write as JSON: a record, or a list of some."""
+        adapter: TypeAdapter[T] = TypeAdapter(kind)
+        row = self.once(key, lambda: {"record": np.array(adapter.dump_json(make()).decode())})
+        return adapter.validate_json(str(row["record"]))
 
     def map(self, units: Mapping[str, Callable[[], Rows]]) -> list[Rows]:
         """The arrays of all units, in their order, in every process; those that are missing are dealt out.

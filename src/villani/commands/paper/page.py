@@ -1,6 +1,11 @@
-"""The page of `villani study paper`: what follows, in words and tables; `paper_figures.py` has the pictures."""
+"""The page of `villani study paper`: what follows, in words and tables; `figures.py` has the pictures."""
 
 from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
 
 from villani.commands.paper.figures import NAMES
 from villani.commands.paper.figures import pictures as pictures  # a page has them
@@ -10,6 +15,7 @@ from villani.outwards import upper
 from villani.report.elements import Markup, badge, facts, note, section, table
 from villani.report.figures import NEGATIVE, POSITIVE
 from villani.report.numbers import format_interval, format_number, format_uncertain
+from villani.report.terminal import print_page
 from villani.statistics import resolved_sign
 from villani.work.records import EstimateRecord
 
@@ -29,6 +35,19 @@ _LIMITS = (
 def headline(record: PaperRecord) -> str:
     """How many claims came out how."""
     return record.sentence
+
+
+def show(record: PaperRecord, directory: Path, console: Console) -> None:
+    """The claims with their verdicts, what was found about λ, and where the page is."""
+    console.print(record.sentence, style="bold", markup=False, soft_wrap=True)
+    for words in (record.choice_sentence, record.decay_sentence):
+        if words:
+            console.print(words, markup=False, soft_wrap=True)
+    claims = Table("claim", "verdict", "evidence", "measured")
+    for claim in record.claims:
+        claims.add_row(escape(claim.claim), claim.verdict, claim.status, escape(claim.measured))
+    console.print(claims)
+    print_page(console, directory)
 
 
 def findings(record: PaperRecord) -> dict[str, str]:

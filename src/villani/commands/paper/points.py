@@ -1,14 +1,13 @@
 """E1, E2, E5 and pathologies of `villani study paper`: what is measured at one trained model."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
 
 from villani.commands.audit.record import OutcomeRecord, RayRecord
 from villani.commands.audit.results import orbit_record, outcome_record, ray_record
-from villani.commands.measure.run import CONFIDENCE, estimate_record, psi_record
+from villani.commands.measure.run import psi_record
 from villani.commands.paper.record import (
     CriteriaRecord,
     EstimatorPoint,
@@ -17,9 +16,10 @@ from villani.commands.paper.record import (
     PathologyPoint,
     SpectrumPoint,
 )
-from villani.commands.paper.settings import EstimatorsPart, PaperSettings, Ways
+from villani.commands.paper.settings import EstimatorsPart, PaperOptions, PaperSettings, Ways
 from villani.commands.recommend.sweep import SweepCell, SweepText, load_cell
-from villani.commands.spectrum.run import SpectrumSettings, spectrum_of
+from villani.commands.spectrum.run import spectrum_of
+from villani.commands.spectrum.settings import SpectrumSettings
 from villani.commands.subject import Subject, as_groups, provenance_of
 from villani.criteria.coverage import audit_coverage
 from villani.criteria.differential import audit_differential
@@ -34,10 +34,9 @@ from villani.objective.objective import Objective
 from villani.objective.pathologies import measure_pathologies
 from villani.statistics import Estimate, exact, over_seeds
 from villani.streams import Purpose, word
-from villani.work.ledger import Ledger
-from villani.work.progress import Silent
-from villani.work.records import EstimateRecord, PsiRecord
+from villani.work.records import CONFIDENCE, EstimateRecord, PsiRecord
 from villani.work.team import Rows
+from villani.work.work import Work
 
 _RANDOM = 2  # directions called random
 _REFERENCE = 1 << 20  # index of its probes: beyond those of any repeat
@@ -48,22 +47,29 @@ _WAYS: dict[Ways, tuple[TraceMethod, BlockKind]] = {
 
 
 def subject_at(
-    settings: PaperSettings, cell: SweepCell, text: SweepText, groups: int, sequences: int, *, finite: bool = False
+    settings: PaperSettings,
+    cell: SweepCell,
+    text: SweepText,
+    work: Work,
+    groups: int,
+    sequences: int,
+    *,
+    finite: bool = False,
 ) -> Subject:
     """A trained model on groups of the text that it was trained on: the same groups for every model."""
-    loaded = load_cell(settings.sweep, cell)
+    loaded = load_cell(settings.sweep, cell, work)
     ids, labels = choose_groups(text.train, groups, sequences, settings.sweep.seed, disjoint=finite)
     objective = Objective(
         loaded.model, as_groups(ids, labels), cell.weight_decay, settings.sweep.decay, finite=finite,
         micro_tokens=max(512, settings.sweep.block),
     )  # fmt: skip
-    return Subject(loaded, text.records[0], objective, provenance_of(objective, settings.name, settings.sweep.seed))
+    return Subject(loaded, text.records[0], objective, provenance_of(objective, PaperOptions.name, settings.sweep.seed))
 
 
-def criteria(settings: PaperSettings, cell: SweepCell, text: SweepText) -> list[CriteriaRecord]:
+def criteria(settings: PaperSettings, cell: SweepCell, text: SweepText, work: Work) -> list[CriteriaRecord]:
     """(i) to (iii) with the decay that was trained with, and with the one that Hugging Face's Trainer uses."""
     decay = cell.weight_decay or max(settings.sweep.weight_decay)
-    there = subject_at(settings, cell, text, 1, 1).objective
+    there = subject_at(settings, cell, text, work, 1, 1).objective
     smooth = audit_smoothness(there)  # whatever decays
     found = []
     for mask in dict.fromkeys((settings.sweep.decay, "hf")):
@@ -77,12 +83,12 @@ def criteria(settings: PaperSettings, cell: SweepCell, text: SweepText) -> list[
     return found
 
 
-def landscape_point(settings: PaperSettings, cell: SweepCell, text: SweepText) -> LandscapePoint:
+def landscape_point(settings: PaperSettings, cell: SweepCell, text: SweepText, work: Work) -> LandscapePoint:
     """E1: Ψ_s at θ and along rays from one set of groups, and along orbits from another."""
     part = settings.landscape
     assert part is not None
     seed, decay = settings.sweep.seed, cell.weight_decay
-    objective = subject_at(settings, cell, text, part.groups, part.sequences).objective
+    objective = subject_at(settings, cell, text, work, part.groups, part.sequences).objective
     norm = float(objective.parameters.norms_squared().sum()) ** 0.5
     wanted = kinds(directions(objective, seed, random=_RANDOM), part.rays)
     radii = sorted({0.0, *part.radii})
@@ -109,28 +115,26 @@ def landscape_point(settings: PaperSettings, cell: SweepCell, text: SweepText) -
 
 
 def spectrum_point(
-    settings: PaperSettings, cell: SweepCell, text: SweepText, ledger: Ledger, directory: Path, *, both: bool
+    settings: PaperSettings, cell: SweepCell, text: SweepText, work: Work, folder: str, *, both: bool
 ) -> SpectrumPoint:  # fmt: skip
     """E2: the ends and the density of ∇²L; with `both`, λ₁(∇²F) from products of its own too."""
     part = settings.spectra
     assert part is not None
-    subject = subject_at(settings, cell, text, part.groups, part.sequences)
+    subject = subject_at(settings, cell, text, work, part.groups, part.sequences)
     asked = SpectrumSettings(
         model=settings.sweep.model, text=settings.sweep.text, decay=settings.sweep.decay,
         weight_decay=cell.weight_decay, block=settings.sweep.block, seed=settings.sweep.seed,
         micro_tokens=subject.objective.micro_tokens, **part.model_dump(),
     )  # fmt: skip
-    directory.mkdir(parents=True, exist_ok=True)
-    found = spectrum_of(subject, asked, ledger.scoped(f"products/{directory.name}/loss"), directory, Silent())
+    products = work.scope(f"products/{folder}")
+    spectrum = spectrum_of(subject, asked, products.scope("loss"))
     again = None
     if both:
         only = asked.model_copy(update={"matrix": "objective", "density_probes": 0, "top": 1, "bottom": 0})
-        again = spectrum_of(
-            subject, only, ledger.scoped(f"products/{directory.name}/objective"), directory, Silent()
-        ).eigenvalues[0]
-    first = found.eigenvalues[0]
-    last = next((e for e in found.eigenvalues if e.rank == -1), None)
-    density = found.density
+        again = spectrum_of(subject, only, products.scope("objective")).eigenvalues[0]
+    first = spectrum.eigenvalues[0]
+    last = next((e for e in spectrum.eigenvalues if e.rank == -1), None)
+    density = spectrum.density
     return SpectrumPoint(
         weight_decay=cell.weight_decay, seed=cell.seed, largest=_bounded(first.value, first.bound),
         smallest=_bounded(last.value, last.bound) if last else None,
@@ -141,26 +145,23 @@ def spectrum_point(
     )  # fmt: skip
 
 
-def pathology_point(settings: PaperSettings, cell: SweepCell, text: SweepText) -> PathologyPoint:
+def pathology_point(settings: PaperSettings, cell: SweepCell, text: SweepText, work: Work) -> PathologyPoint:
     """Pathologies on the first held-out blocks, which are the same for every model."""
     part = settings.pathologies
     assert part is not None
-    model = load_cell(settings.sweep, cell).model
+    model = load_cell(settings.sweep, cell, work).model
     ids, labels = text.held_out.ids[: part.blocks], text.held_out.labels[: part.blocks]
-    found = measure_pathologies(model, ids, labels)
-    return PathologyPoint(
-        optimizer=cell.optimizer, weight_decay=cell.weight_decay, seed=cell.seed,
-        sink=estimate_record(found.sink) if found.sink else None, sinks=[estimate_record(e) for e in found.sinks],
-        uniform=found.uniform, activation=estimate_record(found.activation),
-        activations=[estimate_record(e) for e in found.activations], superposition=found.superposition.value,
-        note=found.note,
+    pathologies = measure_pathologies(model, ids, labels)
+    return PathologyPoint.of(
+        pathologies, optimizer=cell.optimizer, weight_decay=cell.weight_decay, seed=cell.seed,
+        superposition=pathologies.superposition.value,
     )  # fmt: skip
 
 
-def reference_trace(settings: PaperSettings, cell: SweepCell, text: SweepText) -> Rows:
+def reference_trace(settings: PaperSettings, cell: SweepCell, text: SweepText, work: Work) -> Rows:
     """Tr ∇²L of the groups of E5: entry by entry where d is small, else from many probes of another seed."""
     part = _estimators(settings)
-    subject = subject_at(settings, cell, text, part.groups, part.sequences, finite=True)
+    subject = subject_at(settings, cell, text, work, part.groups, part.sequences, finite=True)
     space = subject.objective.parameters
     if space.size > part.exact:
         seed = word(settings.sweep.seed, Purpose.PROBE, _REFERENCE)
@@ -175,10 +176,12 @@ def reference_trace(settings: PaperSettings, cell: SweepCell, text: SweepText) -
     return {"value": np.array(total), "sem": np.array(0.0)}
 
 
-def estimator_row(settings: PaperSettings, cell: SweepCell, text: SweepText, way: Ways, repeat: int) -> Rows:
+def estimator_row(
+    settings: PaperSettings, cell: SweepCell, text: SweepText, work: Work, way: Ways, repeat: int
+) -> Rows:  # fmt: skip
     """One estimate of tr ∇²L by one way, with probes of its own and the standard error that it reports."""
     part = _estimators(settings)
-    subject = subject_at(settings, cell, text, part.groups, part.sequences, finite=True)
+    subject = subject_at(settings, cell, text, work, part.groups, part.sequences, finite=True)
     trace, blocks = _WAYS[way]
     seed = word(settings.sweep.seed, Purpose.PROBE, repeat)
     found = measure(subject.objective, part.probes, seed, trace=trace, blocks=blocks, shares=0).hessian_trace
@@ -201,9 +204,9 @@ def estimators_record(
     known = exact(truth) if error == 0 else Estimate(
         truth, error, part.groups, "statistical", float(reference["freedom"])
     )  # fmt: skip
-    return EstimatorsRecord(
+    return EstimatorsRecord.of(
         optimizer=cell.optimizer, weight_decay=cell.weight_decay, seed=cell.seed, groups=part.groups,
-        probes=part.probes, reference=estimate_record(known),
+        probes=part.probes, reference=known,
         reference_way="every diagonal entry" if size <= part.exact else
         f"gauss-newton, {part.reference_probes} probes a group",
         points=[_estimator_point(way, found, truth, error) for way, found in rows.items()],
@@ -220,9 +223,9 @@ def _estimator_point(way: Ways, rows: Sequence[Rows], truth: float, error: float
     squares = ((values - truth) / truth) ** 2
     root = float(squares.mean() ** 0.5)
     spread = float(squares.std(ddof=1) / len(squares) ** 0.5 / (2 * root)) if root else 0.0  # delta method
-    return EstimatorPoint(
-        way=way, repeats=len(rows), relative_error=estimate_record(Estimate(root, spread, len(rows), "statistical")),
-        relative_sem=float(sems.mean() / abs(truth)), covered=covered, mean=estimate_record(over_seeds(values)),
+    return EstimatorPoint.of(
+        way=way, repeats=len(rows), relative_error=Estimate(root, spread, len(rows), "statistical"),
+        relative_sem=float(sems.mean() / abs(truth)), covered=covered, mean=over_seeds(values),
     )  # fmt: skip
 
 

@@ -5,25 +5,16 @@ experiment at one trained model; convergence and certificates are runs of `villa
 folders of their own, with their own ledgers and pages. Nothing is measured here: it is done by those that do it anyway.
 """
 
-import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
-from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
 import torch
-from pydantic import TypeAdapter
 
-from villani.commands.bounds import check_bounds
 from villani.commands.certify.record import CertificatePoint
-from villani.commands.certify.run import certify
-from villani.commands.converge.run import converge
-from villani.commands.finish import default_name, finish
-from villani.commands.measure.run import CONFIDENCE
 from villani.commands.paper.choice import choose
 from villani.commands.paper.claims import Found, choice_sentence, claims, decay_sentence, sentence
 from villani.commands.paper.points import (
@@ -44,7 +35,7 @@ from villani.commands.paper.record import (
     PathologyPoint,
     SpectrumPoint,
 )
-from villani.commands.paper.settings import PaperSettings, Ways
+from villani.commands.paper.settings import PaperOptions, PaperSettings, Ways
 from villani.commands.paper.training import (
     best_decay,
     learned_curvature,
@@ -53,18 +44,17 @@ from villani.commands.paper.training import (
 )
 from villani.commands.recommend.record import OptimizerRecord
 from villani.commands.recommend.sweep import SweepCell, SweepText, needs_of, read_sweep_text, sweep
-from villani.commands.subject import provenance_of
-from villani.inputs.models import load_model
+from villani.commands.running import Outcome, perform
+from villani.commands.subject import load, provenance_of
 from villani.measurement.measure import peak_memory
 from villani.measurement.plan import duration
 from villani.objective.evaluation import same_threads
 from villani.objective.objective import Objective
 from villani.objective.parameters import ParameterSpace
-from villani.work.budget import LESS, announce
-from villani.work.ledger import Ledger, write_settings
-from villani.work.progress import Progress, Silent
-from villani.work.records import Cost, Provenance
-from villani.work.team import Rows, alone
+from villani.work.budget import LESS
+from villani.work.records import CONFIDENCE, Cost, Provenance
+from villani.work.team import Rows
+from villani.work.work import Work
 
 T = TypeVar("T")
 _NOMINAL = {  # rough seconds of a unit on one core at --size small: ratios matter, until units have been timed
@@ -72,75 +62,53 @@ _NOMINAL = {  # rough seconds of a unit on one core at --size small: ratios matt
     "estimators": 3.0, "pathologies": 1.0, "choice": 60.0,
 }  # fmt: skip
 
+_FREE = {"threads", "trust_remote_code"}  # fields of a sweep that its trained models do not depend on
 _PATIENCE = 60.0  # seconds between two tellings of what is left
 _PREFIXES = {"sweep": "sweep/cell/"}  # a sweep has a row beside its cells
 
 
 @same_threads()
-def study_paper(
-    settings: PaperSettings, run: Path | None = None, data: Path | None = None, progress: Progress | None = None
-) -> tuple[Path, PaperRecord]:
-    """Do every experiment of a study, keep what is finished, and write records, costs, settings and page.
-
-    Args:
-        settings: what to do.
-        run: directory; made from the settings when None. The same settings resume it; `settings.toml` there is a
-            study of its own, to do it again.
-        data: folder of text and tokenizer files; the environment variable VILLANI_DATA by default.
-        progress: told where the work is, and how much is left in all.
-
-    Returns:
-        the run directory, and its record with what it cost.
-
-    Raises:
-        InputError: anything about the input that cannot be used; finished units are kept.
-    """
-    alone("villani study paper")
-    check_bounds(settings)
-    settings.check()
-    show = progress or Silent()
-    if settings.sweep.threads is not None:
-        torch.set_num_threads(settings.sweep.threads)
-    show.stage(f"loading {settings.sweep.model}")
-    loaded = load_model(settings.sweep.model, device=settings.sweep.device)
-    text = read_sweep_text(settings.sweep, data)
+def run(options: PaperOptions, work: Work) -> Outcome:
+    """Do every experiment of a study, and keep what is finished; `settings.toml` of the run is a study of its own."""
+    settings = options.read()
+    trained = settings.sweep
+    if trained.threads is not None:
+        torch.set_num_threads(trained.threads)
+    loaded = load(trained, work)
+    text = read_sweep_text(trained, work)
     objective = Objective(loaded.model, text.train.ids[:1][None])
-    provenance = provenance_of(objective, "villani study paper --config settings.toml", settings.sweep.seed)
-    asked = _flat(settings.model_dump(mode="json"))
+    provenance = provenance_of(objective, "villani study paper --config settings.toml", trained.seed)
     keyed = {
-        **{name: value for name, value in asked.items() if name.startswith("sweep.") and name != "sweep.threads"},
+        **{f"sweep.{name}": value for name, value in trained.model_dump(mode="json", exclude=_FREE).items()},
         "parameter_checksum": provenance.parameter_checksum, "device": provenance.device,
         "token_checksums": [record.token_checksum for record in text.records], "threads": provenance.threads,
         **provenance.versions,
     }  # fmt: skip
-    directory = run or Path("runs") / default_name("study-paper", settings.sweep.model, keyed)
     counts = units(settings)
-    needs = needs_of(settings.sweep, loaded.model, counts["sweep"], text)
+    needs = needs_of(trained, loaded.model, counts["sweep"], text)
     whole = sum(_NOMINAL[kind] * count for kind, count in counts.items()) / (_NOMINAL["sweep"] * counts["sweep"])
-    announce(
-        show, replace(needs, seconds=whole * (needs.seconds or 0.0)), directory, what="this study",
-        instead=f"train fewer cells, or {LESS}", device=settings.sweep.device,
+    work.open(
+        "study-paper", trained.model, keyed, settings.model_dump(mode="json"),
+        needs=replace(needs, seconds=whole * (needs.seconds or 0.0)), what="this study",
+        instead=f"train fewer cells, or {LESS}", device=trained.device,
     )  # fmt: skip
-    with Ledger(directory, keyed) as ledger:
-        write_settings(directory, asked)
-        work = _Study(settings, text, ledger, directory, data, Overall(show, ledger, units(settings)), provenance)
-        parts = work.everything(objective.parameters.size)
-        record = PaperRecord(
-            model=loaded.record, parameters=objective.parameters.size, text=text.records[0], held_out=text.records[1],
-            grid=settings.sweep.weight_decay, seeds=settings.sweep.seeds, optimizers=[*settings.sweep.optimizers],
-            steps=settings.sweep.steps, temperatures=settings.temperature, confidence=CONFIDENCE, provenance=provenance,
-            **parts,
-        )  # fmt: skip
-        spent = {kind: ledger.spent(f"{kind}/") for kind in _NOMINAL}
-        ways = {f"estimators/{way}": ledger.spent(f"estimators/{way}/")[0] for way in _ways(settings)}
-        seconds, count = (sum(found[i] for found in spent.values()) for i in (0, 2))
-        cost = Cost(
-            seconds=seconds, seconds_per_group=seconds / max(count, 1), tokens=_tokens(settings), probes=0,
-            peak_memory_bytes=max(_peak(), ledger.spent()[1]),  # this process's, and those before a kill
-            parts={kind: found[0] for kind, found in spent.items() if found[2]} | ways,
-        )  # fmt: skip
-        finish(directory, f"villani study paper · {settings.sweep.model} · {settings.sweep.text}", [record], {0: cost})
-    return directory, record.model_copy(update={"cost": cost})
+    work.memory = _peak
+    study = _Study(settings, text, work, Overall(work, counts), provenance)
+    parts = study.everything(objective.parameters.size)
+    record = PaperRecord.of(
+        model=loaded.record, parameters=objective.parameters.size, text=text.records[0], held_out=text.records[1],
+        grid=trained.weight_decay, seeds=trained.seeds, optimizers=[*trained.optimizers], steps=trained.steps,
+        temperatures=settings.temperature, confidence=CONFIDENCE, provenance=provenance, **parts,
+    )  # fmt: skip
+    spent = {kind: work.spent(f"{kind}/") for kind in _NOMINAL}
+    ways = {f"estimators/{way}": work.spent(f"estimators/{way}/")[0] for way in _ways(settings)}
+    seconds, count = (sum(one[i] for one in spent.values()) for i in (0, 2))
+    cost = Cost(
+        seconds=seconds, seconds_per_group=seconds / max(count, 1), tokens=_tokens(settings), probes=0,
+        peak_memory_bytes=max(_peak(), work.spent()[1]),  # this process's, and those before a kill
+        parts={kind: one[0] for kind, one in spent.items() if one[2]} | ways,
+    )  # fmt: skip
+    return Outcome([record], {0: cost}, title=f"villani study paper · {trained.model} · {trained.text}")
 
 
 def units(settings: PaperSettings) -> dict[str, int]:
@@ -163,16 +131,17 @@ def units(settings: PaperSettings) -> dict[str, int]:
 class Overall:
     """A `Progress` that adds to every stage what is left over all: units not done, at what their kind has taken."""
 
-    def __init__(self, show: Progress, ledger: Ledger, counts: dict[str, int]) -> None:
-        self._show, self._ledger, self._counts = show, ledger, counts
+    def __init__(self, work: Work, counts: dict[str, int]) -> None:
+        self._show, self._work, self._counts = work.progress, work, counts
         self._words, self._since = "", 0.0
+        work.progress = self
 
     def left(self) -> float:
         """Seconds; kinds that have not begun are scaled by how those that have compare with what was expected."""
-        spent = {kind: self._ledger.spent(_PREFIXES.get(kind, f"{kind}/")) for kind in self._counts}
-        done = {kind: min(found[2], self._counts[kind]) for kind, found in spent.items()}
+        spent = {kind: self._work.spent(_PREFIXES.get(kind, f"{kind}/")) for kind in self._counts}
+        done = {kind: min(one[2], self._counts[kind]) for kind, one in spent.items()}
         expected = sum(_NOMINAL[kind] * count for kind, count in done.items())
-        scale = sum(found[0] for found in spent.values()) / expected if expected else 1.0
+        scale = sum(one[0] for one in spent.values()) / expected if expected else 1.0
         return sum(
             (count - done[kind]) * (spent[kind][0] / done[kind] if done[kind] else scale * _NOMINAL[kind])
             for kind, count in self._counts.items()
@@ -200,9 +169,7 @@ class _Study:
 
     settings: PaperSettings
     text: SweepText
-    ledger: Ledger
-    directory: Path
-    data: Path | None
+    work: Work
     show: Overall
     provenance: Provenance
 
@@ -210,20 +177,19 @@ class _Study:
         """All fields of the record that are measured."""
         settings, text = self.settings, self.text
         optimizers, grid = [*settings.sweep.optimizers], settings.sweep.weight_decay
-        cells = sweep(settings.sweep, self.directory, self.ledger.scoped("sweep"), self.data, self.show)
+        cells = sweep(settings.sweep, self.work.scope("sweep"))
         trained = [c for c in cells if not c.diverged]
         descended = [c for c in trained if c.optimizer == "sgd"]
         criteria_found: list[CriteriaRecord] = []
         landscape: list[LandscapePoint] = []
         spectra: list[SpectrumPoint] = []
         if settings.landscape and descended:
-            mask = ParameterSpace(load_model(settings.sweep.model).model, "hf").mask
-            criteria_found = self._kept(
-                f"criteria/{mask}", list[CriteriaRecord], partial(criteria, settings, descended[0], text), "criteria"
-            )  # fmt: skip
+            mask = ParameterSpace(load(settings.sweep, self.work).model, "hf").mask
+            make = partial(criteria, settings, descended[0], text, self.work)
+            criteria_found = self._kept(f"criteria/{mask}", list[CriteriaRecord], make, "criteria")
             landscape = self._each(
                 "landscape", "E1, Ψ along rays and orbits", LandscapePoint, descended,
-                lambda cell: landscape_point(settings, cell, text),
+                lambda cell: landscape_point(settings, cell, text, self.work),
             )  # fmt: skip
         if settings.spectra:
             spectra = self._each("spectra", "E2, spectrum", SpectrumPoint, descended, self._spectrum)
@@ -234,7 +200,7 @@ class _Study:
         if settings.pathologies:
             pathologies = self._each(
                 "pathologies", "pathologies", PathologyPoint, trained,
-                lambda cell: pathology_point(settings, cell, text),
+                lambda cell: pathology_point(settings, cell, text, self.work),
             )  # fmt: skip
         tables = {name: training_points(cells, name) for name in optimizers}
         training = [point for points, _ in tables.values() for point in points]
@@ -246,7 +212,7 @@ class _Study:
         )  # fmt: skip
         choices = self._kept(
             f"choice/{settings.digest('choice')}", list[OptimizerRecord],
-            partial(choose, settings, text, cells, certificates, self.directory, self.data, self.show, self.provenance),
+            partial(choose, settings, text, cells, certificates, self.work, self.provenance),
             "E6, rules against the grid",
         )  # fmt: skip
         return {
@@ -271,35 +237,23 @@ class _Study:
         return found
 
     def _kept(self, key: str, kind: Any, make: Callable[[], T], words: str = "") -> T:
-        """A unit of work from the ledger, as the JSON of its record; done and put there if it is not."""
-        adapter = TypeAdapter(kind)
-        row = self.ledger.get(key)
-        if row is None:
-            if words:
-                self.show.stage(words)
-            start = time.perf_counter()
-            text = adapter.dump_json(make()).decode()
-            row = {"record": np.array(text)}
-            seconds = time.perf_counter() - start
-            self.ledger.put(key, row, seconds=seconds, peak_memory_bytes=_peak())
-        found: T = adapter.validate_json(str(row["record"]))
-        return found
+        """A unit of work, told when it is begun."""
+        if words and self.work.get(key) is None:
+            self.show.stage(words)
+        return self.work.once_record(key, kind, make)
 
     def _spectrum(self, cell: SweepCell) -> SpectrumPoint:
         """E2; λ₁(∇²F) is worked out by itself for the first training seed only."""
-        folder = self.directory / "spectra" / f"{self.settings.digest('spectra')}-{cell.weight_decay!r}-{cell.seed}"
+        folder = f"{self.settings.digest('spectra')}-{cell.weight_decay!r}-{cell.seed}"
         both = cell.seed == self.settings.sweep.seed and cell.weight_decay > 0
-        found = spectrum_point(
-            self.settings, cell, self.text, self.ledger, folder, both=both
-        )  # fmt: skip
-        shutil.rmtree(folder, ignore_errors=True)
-        return found
+        return spectrum_point(self.settings, cell, self.text, self.work, folder, both=both)
 
     def _convergence(self) -> list[ConvergencePoint]:
-        folder = self.directory / f"converge-{self.settings.digest('convergence')}"
+        folder = f"converge-{self.settings.digest('convergence')}"
 
         def make() -> list[ConvergencePoint]:
-            _, record = converge(self.settings.chains(), folder, self.data, self.show)
+            with self.work.inner(folder) as inner:
+                _, record = perform(self.settings.chains(), inner)
             return [
                 ConvergencePoint(
                     weight_decay=p.weight_decay, temperature=p.temperature, sentence=p.sentence,
@@ -317,10 +271,11 @@ class _Study:
         )
 
     def _certificates(self) -> tuple[list[CertificatePoint], str]:
-        folder = self.directory / f"certify-{self.settings.digest('certificates')}"
+        folder = f"certify-{self.settings.digest('certificates')}"
 
         def make() -> tuple[list[CertificatePoint], str]:
-            _, record = certify(self.settings.certified(), folder, self.data, self.show)
+            with self.work.inner(folder) as inner:
+                _, record = perform(self.settings.certified(), inner)
             return record.points, record.sentence
 
         return self._kept(
@@ -341,37 +296,19 @@ class _Study:
         words, count = "E5, ways to the trace", part.repeats * len(part.ways) + 1
         mark = settings.digest("estimators")
         self.show.count(words, 0, count)
-        reference = self._row(f"estimators/reference/{mark}", partial(reference_trace, settings, cell, text))
+        reference = self.work.once(
+            f"estimators/reference/{mark}", partial(reference_trace, settings, cell, text, self.work)
+        )
         rows: dict[Ways, list[Rows]] = {way: [] for way in part.ways}
         for number, (way, repeat) in enumerate(product(part.ways, range(part.repeats)), 1):
             self.show.count(words, number, count)
-            make = partial(estimator_row, settings, cell, text, way, repeat)
-            rows[way].append(self._row(f"estimators/{way}/{mark}/{repeat}", make))
+            make = partial(estimator_row, settings, cell, text, self.work, way, repeat)
+            rows[way].append(self.work.once(f"estimators/{way}/{mark}/{repeat}", make))
         return estimators_record(settings, cell, reference, rows, parameters)
-
-    def _row(self, key: str, make: Callable[[], Rows]) -> Rows:
-        kept: Rows | None = self.ledger.get(key)
-        if kept is not None:
-            return kept
-        start = time.perf_counter()
-        made = make()
-        self.ledger.put(key, made, seconds=time.perf_counter() - start, peak_memory_bytes=_peak())
-        return made
 
 
 def _peak() -> int:
     return peak_memory(torch.device("cpu"))
-
-
-def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings under dotted names, which TOML reads back as they were."""
-    found: dict[str, Any] = {}
-    for name, value in settings.items():
-        if isinstance(value, dict):
-            found |= _flat(value, f"{prefix}{name}.")
-        elif value is not None:
-            found[f"{prefix}{name}"] = value
-    return found
 
 
 def _ways(settings: PaperSettings) -> list[str]:

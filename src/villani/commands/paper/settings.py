@@ -1,19 +1,23 @@
-"""What `villani study paper` reads: one TOML file a study, checked before any work, with one line for what is wrong."""
+"""What `villani study paper` is asked: a TOML file, checked before any work, with one line for what is wrong.
+
+`PaperSettings` is the content of such a file, `PaperOptions` what the command line chooses one by.
+"""
 
 import hashlib
 import tomllib
 from importlib import resources
 from pathlib import Path
-from typing import Any, ClassVar, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from villani.commands.blocks import Settings, shared
 from villani.commands.bounds import check_bounds
-from villani.commands.certify.run import CertifySettings
-from villani.commands.converge.run import ConvergeSettings
-from villani.commands.recommend.sweep import SweepSettings
+from villani.commands.certify.settings import CertifySettings
+from villani.commands.converge.settings import ConvergeSettings
+from villani.commands.option import Option
+from villani.commands.recommend.settings import SweepSettings
 from villani.errors import InputError, check_positive
-from villani.measurement.measure import check_temperature
 from villani.work import foreign
 
 SIZES = ("tiny", "small", "125m")
@@ -101,8 +105,6 @@ class PathologiesPart(_Part):
 class PaperSettings(_Part):
     """A study: what is trained, and which experiments are done with it. A part that is left out is not done."""
 
-    name: ClassVar[str] = "study paper"
-
     sweep: SweepSettings
     temperature: list[float]
     landscape: LandscapePart | None = None
@@ -124,7 +126,7 @@ class PaperSettings(_Part):
         if not self.temperature:
             raise InputError("temperature=[]: expected at least one s > 0")
         for value in self.temperature:
-            check_temperature(value)
+            check_positive(temperature=value)
         least: dict[str, dict[str, int]] = {
             "landscape": {"groups": 8, "sequences": 1, "ray_groups": 3, "confirmed": 1, "search": 0},
             "spectra": {"groups": 1, "sequences": 1, "top": 1, "bottom": 0, "density_probes": 0, "density_steps": 2},
@@ -152,22 +154,20 @@ class PaperSettings(_Part):
     def chains(self) -> ConvergeSettings:
         """What `villani converge` is asked for E3."""
         assert self.convergence is not None
-        asked, part = self.sweep, self.convergence.model_dump()
+        sweep = self.sweep
         return ConvergeSettings(
-            model=asked.model, text=asked.text, tokenizer=asked.tokenizer, decay=asked.decay, block=asked.block,
-            weight_decay=asked.weight_decay, seed=asked.seed, threads=asked.threads, device=asked.device,
-            special_tokens=asked.special_tokens, allow_unused=asked.allow_unused,
-            **(part | {"temperature": [self.convergence.temperature]}),
+            **shared(sweep, ConvergeSettings), decay=sweep.decay, block=sweep.block, weight_decay=sweep.weight_decay,
+            **(self.convergence.model_dump() | {"temperature": [self.convergence.temperature]}),
         )  # fmt: skip
 
     def certified(self) -> CertifySettings:
         """What `villani certify` is asked for E4."""
         assert self.certificates is not None
-        asked = self.sweep
+        sweep = self.sweep
+        part = self.certificates.model_dump()
         return CertifySettings(
-            model=asked.model, text=asked.text, held_out=asked.held_out, tokenizer=asked.tokenizer, block=asked.block,
-            start="centre", clip=None, seed=asked.seed, threads=asked.threads, device=asked.device,
-            special_tokens=asked.special_tokens, allow_unused=asked.allow_unused, **self.certificates.model_dump(),
+            **shared(sweep, CertifySettings), held_out=sweep.held_out, block=sweep.block, start="centre", clip=None,
+            **(part | {"learning_rate": [part["learning_rate"]]}),
         )  # fmt: skip
 
     def digest(self, part: str) -> str:
@@ -184,6 +184,44 @@ class PaperSettings(_Part):
     def needs_sgd(self) -> bool:
         """Whether a part is about models that SGD with L2 led to: there λ is that of F exactly."""
         return any((self.landscape, self.spectra, self.estimators))
+
+
+class PaperOptions(Settings):
+    """Rerun the preprint's experiments, with seeds and intervals, and judge its abstract claim by claim.
+
+    Killed or interrupted, the same command goes on where it was.
+
+    Example: villani study paper --size small --text ptb
+    """
+
+    name = "study paper"
+
+    config: Annotated[str | None, Option("a study in TOML; a run's settings.toml is one", path=True)] = None
+    size: Annotated[Literal["tiny", "small", "125m"] | None, Option("a study that comes with villani")] = None
+    text: Annotated[str | None, Option("instead of the study's: ptb, wikitext, builtin, hub:NAME, or UTF-8 files")] = (
+        None
+    )
+    model: Annotated[str | None, Option("instead of the study's: folder, hub id or config:NAME")] = None
+    study: Annotated[PaperSettings | None, Option(hidden=True)] = None
+
+    def check(self) -> None:
+        """See `Settings.check`."""
+        if self.study is not None:
+            check_bounds(self.study)
+            self.study.check()
+        elif (self.config is None) == (self.size is None):
+            raise InputError("study paper: give either --config FILE.toml or --size tiny, small or 125m")
+
+    def read(self) -> PaperSettings:
+        """The study.
+
+        Raises:
+            InputError: no such file, no TOML, a wrong key or value, by its name.
+        """
+        if self.study is not None:
+            return self.study
+        config = Path(self.config) if self.config else None
+        return read_settings(config, self.size, text=self.text, model=self.model)
 
 
 def read_settings(
@@ -247,3 +285,6 @@ def _first(error: ValidationError) -> str:
         case _:
             seen = foreign.clipped(repr(found["input"]))
             return f"{where}: {found['msg'][0].lower()}{found['msg'][1:]}, found {seen}"
+
+
+SETTINGS = PaperOptions

@@ -4,11 +4,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from villani.commands.measure.run import estimate_record
 from villani.commands.paper.record import PathologyPoint, SpectrumPoint, TrainingPoint, TrendRecord
 from villani.commands.recommend.sweep import SweepCell, by_decay
 from villani.statistics import Estimate, over_seeds
-from villani.work.records import EstimateRecord
 
 SHARE = 0.9  # of the way from the start to the grid's best held-out loss: what `steps` counts towards
 
@@ -34,7 +32,7 @@ def training_points(cells: Sequence[SweepCell], optimizer: str) -> tuple[list[Tr
         reached = [] if common is None else [steps_to(c.curve, common) for c in grid[decay] if not c.diverged]
         known = [s for s in reached if s is not None]
         points.append(
-            TrainingPoint(
+            TrainingPoint.of(
                 optimizer=optimizer, weight_decay=decay, seeds=len(row), diverged=len(grid[decay]) - len(row),
                 train_loss=_mean(row, "train"), held_out=_mean(row, "held_out"), gap=_mean(row, "gap"),
                 norm_squared=_mean(row, "norm"),
@@ -83,10 +81,10 @@ def trend(
             both = [row[s] - first[s] for s in row if s in first]
             changed = decay != grid[0] and len(both) >= 2
             found.append(
-                TrendRecord(
+                TrendRecord.of(
                     optimizer=optimizer, weight_decay=decay, seeds=len(row),
-                    value=estimate_record(over_seeds(list(row.values()))),
-                    change=estimate_record(over_seeds(both)) if changed else None,
+                    value=over_seeds(list(row.values())),
+                    change=over_seeds(both) if changed else None,
                 )
             )  # fmt: skip
     return found
@@ -114,16 +112,15 @@ def _grid(cells: Sequence[SweepCell], optimizer: str) -> dict[float, list[SweepC
     return by_decay(cells, optimizer)  # type: ignore[arg-type]
 
 
-def _mean(row: Mapping[int, dict[str, float]], name: str) -> EstimateRecord | None:
-    return estimate_record(over_seeds([found[name] for found in row.values()])) if len(row) >= 2 else None
+def _mean(row: Mapping[int, dict[str, float]], name: str) -> Estimate | None:
+    return over_seeds([losses[name] for losses in row.values()]) if len(row) >= 2 else None
 
 
 def _paired(
     row: Mapping[int, dict[str, float]], other: Mapping[int, dict[str, float]], name: str
-) -> EstimateRecord | None:  # fmt: skip
+) -> Estimate | None:  # fmt: skip
     both = [row[seed][name] - other[seed][name] for seed in row if seed in other]
-    found: Estimate | None = over_seeds(both) if len(both) >= 2 else None
-    return estimate_record(found) if found else None
+    return over_seeds(both) if len(both) >= 2 else None
 
 
 def _common_loss(grid: Mapping[float, Sequence[SweepCell]], best: float) -> float:

@@ -2,8 +2,12 @@
 
 import math
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 import plotly.graph_objects as go
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Column, Table
 
 from villani.commands.recommend.record import MarginRecord, OptimizerRecord, RecommendationRecord, RuleRecord
 from villani.outwards import UNAVAILABLE, lower, upper
@@ -11,8 +15,9 @@ from villani.report.elements import badge, details, facts, note, section, table
 from villani.report.figures import EXACT, NEGATIVE, POSITIVE, REMAINDER, TOTAL, UNRESOLVED, themed
 from villani.report.numbers import format_count, format_number, format_uncertain
 from villani.report.origin import origin_rows
+from villani.report.page import Pictures
+from villani.report.terminal import print_page
 
-Pictures = dict[str, tuple[str, go.Figure, str]]
 NAMES = {"adamw": "AdamW", "sgd": "SGD with L2", "noisy-sgd": "noisy SGD with L2"}
 _LIMITS = (
     "The recommendation is for this model, text, budget and learning rate. Decay and learning rate interact: only λ "
@@ -102,6 +107,25 @@ def tables(record: RecommendationRecord) -> str:
 def limits(_: RecommendationRecord) -> Iterable[str]:
     """What does not follow."""
     return _LIMITS
+
+
+def show(record: RecommendationRecord, directory: Path, console: Console) -> None:
+    """For every optimiser: the sentence, the grid, and what every rule says."""
+    for one in record.optimizers:
+        console.print(one.sentence, style="bold", markup=False, soft_wrap=True)
+        grid = Table("λ", "held-out loss", "from the best", "interval", "training loss", "held-out bound", "")
+        for cells in grid_rows(one):
+            grid.add_row(*cells)
+        console.print(grid)
+        rules = Table(
+            "rule", "λ", "judged at", "from the best", "interval", "share", "status", Column("notes", ratio=1)
+        )
+        for cells in rule_rows(one):
+            rules.add_row(*(escape(cell) for cell in cells))
+        console.print(rules)
+    if record.cost:
+        console.print(f"{record.cost.seconds:.0f} s of training")
+    print_page(console, directory)
 
 
 def grid_rows(one: OptimizerRecord) -> list[list[str]]:

@@ -265,10 +265,10 @@ def _sentence(record: OptimizerRecord) -> str:
     return words
 
 
-def _apart(result: MarginRecord) -> str:
-    if result.value == 0:
+def _apart(one: MarginRecord) -> str:
+    if one.value == 0:
         return "on the grid's best"
-    return f"{result.value:.4f} nats from the grid's best ({lower(result.low, places=4)} to {upper(result.high, places=4)})"
+    return f"{one.value:.4f} nats from the grid's best ({lower(one.low, places=4)} to {upper(one.high, places=4)})"
 
 
 def _listed(values: Sequence[float]) -> str:

@@ -23,6 +23,7 @@ from villani.choice.rules import (
 )
 from villani.commands.audit.record import AuditRecord
 from villani.commands.audit.settings import AuditSettings
+from villani.commands.blocks import shared
 from villani.commands.certify.results import best_bound
 from villani.commands.certify.settings import CertifySettings
 from villani.commands.constants.run import outputs
@@ -31,7 +32,7 @@ from villani.commands.recommend.results import OptimizerResult, assemble
 from villani.commands.recommend.settings import RecommendSettings
 from villani.commands.recommend.sweep import SweepText, by_decay, needs_of, read_sweep_text, run_cells
 from villani.commands.running import Outcome, perform
-from villani.commands.subject import check_options, load, provenance_of, shared
+from villani.commands.subject import check_options, load, provenance_of
 from villani.dynamics.training import Optimizer, learning_rates
 from villani.errors import InputError
 from villani.objective.evaluation import same_threads
