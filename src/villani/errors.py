@@ -60,3 +60,9 @@ def out_of_memory(error: BaseException) -> bool:
     if isinstance(error, RuntimeError | ImportError):
         return any(words in str(error) for words in _MEMORY)
     return isinstance(error, MemoryError)
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an exception's message, or its type where it has none."""
+    lines = str(error).strip().splitlines()
+    return lines[0].strip() if lines else type(error).__name__

@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from villani.commands.bounds import check_bounds
+from villani.bounds import check_bounds
 from villani.commands.option import Option, forms, words
 from villani.errors import InputError
 

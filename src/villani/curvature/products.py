@@ -14,8 +14,7 @@ import torch
 from torch import nn
 from torch.func import functional_call, grad, jvp
 
-from villani.errors import InputError
-from villani.inputs.hub import first_line
+from villani.errors import InputError, first_line
 from villani.objective.objective import Objective, check_differentiable
 
 Tensors = Sequence[torch.Tensor]

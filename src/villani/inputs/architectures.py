@@ -8,7 +8,7 @@ from urllib.parse import parse_qsl
 
 import torch
 
-from villani.commands.bounds import SEED
+from villani.bounds import SEED
 from villani.errors import InputError
 from villani.inputs.folders import shortened
 from villani.inputs.hub import quiet

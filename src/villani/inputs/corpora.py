@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl
 
-from villani.errors import InputError
+from villani.errors import InputError, first_line
 from villani.inputs.folders import is_regular, local_path, shortened
-from villani.inputs.hub import first_line, hub_files
+from villani.inputs.hub import hub_files
 from villani.inputs.tokenizers import builtin_documents, builtin_source, data_folder, text_source
 from villani.work.budget import Needs, hold
 from villani.work.records import SourceFile

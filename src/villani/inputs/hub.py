@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from villani.errors import InputError
+from villani.errors import InputError, first_line
 
 _HUB_TIMEOUT = 3.0  # seconds; huggingface_hub's own retries would take 23 to say that there is no network
 
@@ -15,12 +15,6 @@ _HUB_TIMEOUT = 3.0  # seconds; huggingface_hub's own retries would take 23 to sa
 def looks_like_path(spec: str) -> bool:
     """Whether `spec` can only be meant as a path, never as a hub id."""
     return spec.startswith((".", "/", "~")) or spec.count(os.sep) > 1 or spec.endswith((".bin", ".pt", ".safetensors"))
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an exception's message, or its type where it has none."""
-    lines = str(error).strip().splitlines()
-    return lines[0].strip() if lines else type(error).__name__
 
 
 def hub_files(repository: str, kind: str = "model") -> list[str]:

@@ -12,11 +12,11 @@ from typing import Any
 
 import torch
 
-from villani.errors import InputError
+from villani.errors import InputError, first_line
 from villani.inputs.architectures import random_model
 from villani.inputs.checkpoints import absent_files, check_pattern, read_folder
 from villani.inputs.folders import local_path, shortened
-from villani.inputs.hub import first_line, hub_folder, looks_like_path
+from villani.inputs.hub import hub_folder, looks_like_path
 from villani.objective.evaluation import plain_lookups
 from villani.work import foreign
 from villani.work.records import ModelRecord

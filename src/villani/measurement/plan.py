@@ -18,7 +18,7 @@ from typing import Literal
 
 import numpy as np
 
-from villani.commands.bounds import check_number
+from villani.bounds import check_number
 from villani.curvature.blocks import Blocks, BlockTrace
 from villani.curvature.sketch import GradientSketch, buckets_for
 from villani.curvature.trace import TraceMethod, group_statistics

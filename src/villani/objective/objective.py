@@ -9,8 +9,7 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import nn
 
-from villani.errors import InputError, check_whole, is_number
-from villani.inputs.hub import first_line
+from villani.errors import InputError, check_whole, first_line, is_number
 from villani.objective.batches import IGNORED as IGNORED
 from villani.objective.batches import Batch as Batch
 from villani.objective.batches import logits_of, options, read_batch

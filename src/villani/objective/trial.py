@@ -15,18 +15,15 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import replace
 from math import isclose
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
 
 from villani.errors import InputError
-from villani.objective.batches import takes
+from villani.objective.batches import IGNORED, Batch, takes
 
-if TYPE_CHECKING:
-    from villani.objective.objective import Batch, Objective
-
-IGNORED = -100  # the label of a position that is not predicted
+Objective = Any  # a `villani.Objective`, whose module imports this one
 ROUNDING = 1e-5  # of the largest logit; 0 is usual, and 5·10⁻⁷ in mixtures of experts, whose products change shape
 _SMALL = 0.02  # root mean square in place of a vector of zeros
 _tried: ContextVar[bool] = ContextVar("tried", default=False)
@@ -42,7 +39,7 @@ def already_tried() -> Iterator[None]:
         _tried.reset(token)
 
 
-def check_forward(objective: "Objective") -> None:
+def check_forward(objective: Objective) -> None:
     """Refuse a forward pass that is not what the module says; takes six of one row, and a copy of θ for that while.
 
     Causality is a matter of the model, not of θ: it is tried with small weights scaled up (`_unit_gain`), since a path
@@ -86,7 +83,7 @@ def check_forward(objective: "Objective") -> None:
             _check_causality(objective, row, first, name)
 
 
-def _check_labels(objective: "Objective", name: str) -> None:
+def _check_labels(objective: Objective, name: str) -> None:
     """Refuse labels made for a model whose own loss does not shift them, such as BART's; ids as labels are clear."""
     if "labels" not in takes(objective.model)[0]:
         return
@@ -115,7 +112,7 @@ def _check_labels(objective: "Objective", name: str) -> None:
         return
 
 
-def _check_causality(objective: "Objective", row: "Batch", logits: torch.Tensor, name: str) -> None:
+def _check_causality(objective: Objective, row: Batch, logits: torch.Tensor, name: str) -> None:
     """`logits` (n, V) are those of the row."""
     places = torch.nonzero(row.labels[0, 1:] != IGNORED)[:, 0]  # (n,) where in the row each was made
     real = places + 1
@@ -136,7 +133,7 @@ def _check_causality(objective: "Objective", row: "Batch", logits: torch.Tensor,
             )
 
 
-def _row(group: Any) -> "Batch | None":
+def _row(group: Any) -> Batch | None:
     """The block with most pairs of neighbours that are no padding, with all of them to predict; None without any."""
     real = torch.ones_like(group.ids) if group.attention is None else group.attention
     pairs = (real[:, 1:] != 0) & (real[:, :-1] != 0)
@@ -149,7 +146,7 @@ def _row(group: Any) -> "Batch | None":
     return replace(row, labels=labels)
 
 
-def _other_token(objective: "Objective", ids: torch.Tensor, j: int, logits: int) -> int | None:
+def _other_token(objective: Objective, ids: torch.Tensor, j: int, logits: int) -> int | None:
     """A token of the row that is not the one at j, or else the next of the vocabulary, if it has two."""
     others = ids[ids != ids[j]]
     if len(others):
@@ -159,8 +156,8 @@ def _other_token(objective: "Objective", ids: torch.Tensor, j: int, logits: int)
     return None if size < 2 else (int(ids[j]) + 1) % int(size)
 
 
-def _logits(objective: "Objective", row: "Batch") -> torch.Tensor:
-    found = objective.forward(row).logits
+def _logits(objective: Objective, row: Batch) -> torch.Tensor:
+    found: torch.Tensor = objective.forward(row).logits
     assert found is not None
     return found
 
@@ -188,7 +185,7 @@ def _uncompiled() -> Iterator[None]:
 
 
 @contextmanager
-def _put_back(objective: "Objective") -> Iterator[tuple[Callable[[], str | None], Callable[[], None]]]:
+def _put_back(objective: Objective) -> Iterator[tuple[Callable[[], str | None], Callable[[], None]]]:
     """θ, buffers and plain attributes of modules come back at the end.
 
     Gives what names a weight that was written to, if any, and what puts θ back before that.

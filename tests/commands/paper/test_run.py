@@ -21,17 +21,18 @@ from villani.commands.paper.claims import (
     sentence,
 )
 from villani.commands.paper.record import PaperRecord, TrendRecord
-from villani.commands.paper.settings import PaperSettings, read_settings
+from villani.commands.paper.settings import PaperOptions, PaperSettings, read_settings
 from villani.commands.paper.training import best_decay, steps_to, training_points, trend
-from villani.commands.recommend.sweep import SweepCell, SweepSettings, read_sweep_text, run_cells
+from villani.commands.recommend.settings import SweepSettings
+from villani.commands.recommend.sweep import SweepCell, read_sweep_text, run_cells
+from villani.commands.running import execute
 from villani.errors import InputError
 from villani.objective.objective import Objective
 from villani.statistics import Estimate, over_seeds, resolved_sign
 from villani.theory.catalogue import named
 from villani.theory.exact import relative_entropy, solve
-from villani.work.ledger import Ledger
-from villani.work.progress import Silent
 from villani.work.records import EstimateRecord
+from villani.work.work import Work
 
 QUICK = """
 temperature = [1e-3, 1.0]
@@ -272,7 +273,7 @@ def test_the_exact_reference_is_the_trace_of_the_dense_hessian(monkeypatch):
     objective = Objective(model, pool, finite=True)
     monkeypatch.setattr(paper_points, "subject_at", lambda *_, **__: SimpleNamespace(objective=objective))
     settings = SimpleNamespace(estimators=SimpleNamespace(groups=2, sequences=2, exact=10_000), sweep=None)
-    found = paper_points.reference_trace(settings, None, None)
+    found = paper_points.reference_trace(settings, None, None, None)
     chosen = np.concatenate([np.full(p.numel(), "ln_" in name) for name, p in model.named_parameters()])
     each = [dense(model, group, second=True) for group in pool]
     truth = sum(np.diag(d.hessian)[chosen].sum() for d in each) / sum(d.tokens for d in each)
@@ -293,10 +294,11 @@ def test_an_estimator_is_judged_by_its_errors_and_its_intervals():
 def test_the_landscape_at_one_model(tmp_path):
     text = QUICK + '[landscape]\ngroups = 8\nsequences = 1\nray_groups = 3\nrays = ["parameters"]\nconfirmed = 1\n'
     settings = read_settings(Path(write(text)), None)
-    read = read_sweep_text(settings.sweep)
-    with Ledger(tmp_path / "r", {}) as ledger:
-        (one,) = run_cells(settings.sweep, [("sgd", 0.1, 0)], tmp_path / "r", ledger, None, Silent())
-    found = paper_points.landscape_point(settings, one, read)
+    with Work(tmp_path / "r") as work:
+        work.open("sweep", "", {}, {})
+        read = read_sweep_text(settings.sweep, work)
+        (one,) = run_cells(settings.sweep, [("sgd", 0.1, 0)], work)
+        found = paper_points.landscape_point(settings, one, read, work)
     assert [r.psi[0].temperature for r in found.rays] == [1e-3, 1.0]
     assert found.rays[0].exact_quadratic == pytest.approx(0.1**2 / 1e-3)
     for psi, ray in zip(found.psi, found.rays, strict=True):
@@ -355,7 +357,7 @@ def test_a_study_that_is_stopped_goes_on_to_the_same_bytes(villani, monkeypatch,
     done = []
     monkeypatch.setattr(study, "spectrum_point", lambda *a, **k: done.append(a))
     monkeypatch.setattr(study, "_peak", lambda: 1)  # a process that did little
-    directory, again = study.study_paper(read_settings(Path("study.toml"), None), Path("stopped"))
+    directory, again = execute(PaperOptions(config="study.toml"), Path("stopped"))
     assert not done  # what was finished is not done again
     assert again.cost.peak_memory_bytes > 2**20  # what was measured before it was stopped
     whole, resumed = (tmp_path / name / "records.json" for name in ("whole", "stopped"))
@@ -364,11 +366,11 @@ def test_a_study_that_is_stopped_goes_on_to_the_same_bytes(villani, monkeypatch,
 
     other = read_settings(Path(write(QUICK.replace("batch = 2", "batch = 3") + PARTS)), None)
     with pytest.raises(InputError, match=r"was begun with sweep\.batch = 2, now 3"):
-        study.study_paper(other, directory)
+        execute(PaperOptions(study=other), directory)
     changed = read_settings(Path(write(QUICK + PARTS.replace("blocks = 3", "blocks = 4"))), None)
     looked = []
     monkeypatch.setattr(study, "pathology_point", lambda *a: looked.append(a) or paper_points.pathology_point(*a))
-    study.study_paper(changed, directory)
+    execute(PaperOptions(study=changed), directory)
     assert (len(done), len(looked)) == (0, 4)  # what was changed is done again, and nothing else
     kept = read_settings(directory / "settings.toml", None)
     assert kept.model_dump() == changed.model_dump()
@@ -384,8 +386,9 @@ def test_what_is_left_is_told_over_everything(tmp_path):
     )  # fmt: skip
     counts = study.units(settings)
     assert counts["sweep"] == 6
-    with Ledger(tmp_path / "r", {}) as ledger:
-        overall = study.Overall(Silent(), ledger, counts)
-        ledger.put("sweep/sweep", {}, seconds=0.0, peak_memory_bytes=0)
-        ledger.put("sweep/cell/a", {}, seconds=2.0, peak_memory_bytes=0)
+    with Work(tmp_path / "r") as work:
+        work.open("study-paper", "", {}, {})
+        overall = study.Overall(work, counts)
+        work.put("sweep/sweep", {})
+        work.put("sweep/cell/a", {}, seconds=2.0)
         assert overall.left() == pytest.approx(5 * 2.0 + 2.0 * study._NOMINAL["choice"] / study._NOMINAL["sweep"])

@@ -5,11 +5,13 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from rich.console import Console
 
+from villani.commands import subject
 from villani.commands.recommend import run as study
 from villani.commands.recommend import sweep as sweeping
+from villani.commands.recommend.page import show
 from villani.commands.recommend.record import RecommendationRecord
-from villani.report.terminal import print_recommendation
 
 SMALL = "builtin:tiny?layers=1&width=8&context=16"
 QUICK = [
@@ -39,13 +41,15 @@ def audited(*orbits):
 
 
 def test_a_record_of_what_the_grid_and_the_rules_say(villani, monkeypatch, capsys):
-    asked = []
+    asked, perform = [], study.perform
 
-    def audit(settings, run, data, show):
+    def audit(settings, work):
+        if settings.name != "audit":
+            return perform(settings, work)
         asked.append(settings)
-        return run, audited(("pair", 4e6, 0.0, 0.25 * 4))  # s·Δ/‖A‖² = 1e-6·4e6/4
+        return work.run, audited(("pair", 4e6, 0.0, 0.25 * 4))  # s·Δ/‖A‖² = 1e-6·4e6/4
 
-    monkeypatch.setattr(study, "audit_model", audit)
+    monkeypatch.setattr(study, "perform", audit)
     words = [
         *QUICK,
         "--optimizer",
@@ -94,7 +98,7 @@ def test_a_record_of_what_the_grid_and_the_rules_say(villani, monkeypatch, capsy
     for text in ("where rules lead", "in other conventions", "Which λ is that?", "made for AdamW"):
         assert text in page
     capsys.readouterr()
-    print_recommendation(record, Path("r"))
+    show(record, Path("r"), Console())
     assert "refuses" in capsys.readouterr().out
 
 
@@ -173,5 +177,29 @@ def test_seeds_that_share_a_checkpoint_say_so(villani, checkpoint, tmp_path, cap
         page = (tmp_path / run / "report.html").read_text()
         assert ("speak of that start only" in page) is said
         assert ("2 training seeds of own starts" in page) is not said
-        print_recommendation(record, tmp_path / run)
+        show(record, tmp_path / run, Console())
         assert ("speak of that start only" in capsys.readouterr().out) is said
+
+
+def test_a_sweep_loads_its_model_once_and_reads_its_text_once(villani, checkpoint, monkeypatch):
+    counts = {"model": 0, "text": 0, "tokenised": 0}
+
+    def counted(name, module, attribute):
+        real = getattr(module, attribute)
+
+        def call(*args, **named):
+            counts[name] += 1
+            return real(*args, **named)
+
+        monkeypatch.setattr(module, attribute, call)
+
+    counted("model", subject, "load_model")
+    counted("text", subject, "load_corpus")
+    counted("tokenised", subject, "cut_corpus")
+    words = [*QUICK[:-1], "0,0.1,0.5", "--tokenizer", "builtin", "--run", "r"]
+    code, _, err = villani("recommend", str(checkpoint), *words)  # 3 optimisers × 3 λ × 2 seeds, an audit
+    assert code == 0, err
+    assert counts == {"model": 1, "text": 1, "tokenised": 1}
+    code, _, err = villani("recommend", SMALL, *words[:-1], "own")  # and certificates
+    assert code == 0, err
+    assert counts == {"model": 1 + 2, "text": 2, "tokenised": 2}  # a random start for each of two seeds

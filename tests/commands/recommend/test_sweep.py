@@ -4,12 +4,13 @@ import numpy as np
 import pytest
 import torch
 
+from villani.commands import subject
 from villani.commands.recommend import sweep as study
-from villani.commands.recommend.sweep import SweepSettings, load_cell, read_sweep_text, run_cells, start_spec, sweep
+from villani.commands.recommend.settings import SweepSettings
+from villani.commands.recommend.sweep import load_cell, read_sweep_text, run_cells, start_spec, sweep
 from villani.errors import InputError
 from villani.objective.objective import Objective
-from villani.work.ledger import Ledger
-from villani.work.progress import Silent
+from villani.work.work import Work
 
 SMALL = {
     "model": "builtin:tiny?layers=1&width=8&context=16", "block": 16, "train_blocks": 30, "held_out_blocks": 12,
@@ -24,8 +25,9 @@ def settings(**changes):
 
 
 def swept(asked, directory):
-    with Ledger(directory, {}) as ledger:
-        return sweep(asked, directory, ledger, None, Silent())
+    with Work(directory) as work:
+        work.open("sweep", "", {}, {})
+        return sweep(asked, work)
 
 
 @pytest.fixture(scope="module")
@@ -54,8 +56,8 @@ def test_every_optimiser_decay_and_seed_has_a_cell(cells):
 
 def test_weights_come_back(cells):
     cell = cells[-1]
-    loaded = load_cell(settings(), cell)
-    text = read_sweep_text(settings())
+    loaded = load_cell(settings(), cell, Work())
+    text = read_sweep_text(settings(), Work())
     objective = Objective(loaded.model, [{"input_ids": text.held_out.ids, "labels": text.held_out.labels}])
     assert objective.loss() == cell.curve[-1][1]
     smoothed = cell.smoothed.sum(axis=1) / cell.counts.sum()
@@ -82,8 +84,9 @@ def test_a_killed_sweep_resumes_to_the_same_bits(cells, tmp_path, monkeypatch):
         assert a.weights.read_bytes() == b.weights.read_bytes()
     with pytest.raises(InputError, match="begun with another"):
         swept(one.model_copy(update={"steps": 5}), tmp_path)
-    with Ledger(tmp_path, {}) as ledger:  # another λ in the same run
-        (more,) = run_cells(one, [("adamw", 0.25, 0)], tmp_path, ledger, None, Silent())
+    with Work(tmp_path) as work:  # another λ in the same run
+        work.open("sweep", "", {}, {})
+        (more,) = run_cells(one, [("adamw", 0.25, 0)], work)
     assert found[2].norm_squared < more.norm_squared < found[0].norm_squared
 
 
@@ -95,7 +98,7 @@ def test_a_diverged_cell_is_a_result(tmp_path):
     assert gone.curve[0] == fine.curve[0]
     assert not gone.weights.exists()
     with pytest.raises(InputError, match="has no weights"):
-        load_cell(wild, gone)
+        load_cell(wild, gone, Work())
 
 
 def test_a_checkpoint_is_the_start_of_every_seed(checkpoint):
@@ -136,7 +139,7 @@ def test_what_cannot_be_swept_is_told_in_a_line(changes, words, tmp_path):
 
 
 def test_dropout_of_a_checkpoint_is_drawn_from_the_seed(monkeypatch, tmp_path):
-    load, losses = study.load_model, []
+    load, losses = subject.load_model, []
 
     def with_dropout(spec, **named):
         loaded = load(spec, **named)
@@ -145,7 +148,7 @@ def test_dropout_of_a_checkpoint_is_drawn_from_the_seed(monkeypatch, tmp_path):
                 module.p = 0.5
         return loaded
 
-    monkeypatch.setattr(study, "load_model", with_dropout)
+    monkeypatch.setattr(subject, "load_model", with_dropout)
     asked = settings(optimizers=["adamw"], learning_rate={"adamw": 0.01}, temperature=None, seeds=1)
     for name in ("a", "b"):
         torch.manual_seed(len(losses))

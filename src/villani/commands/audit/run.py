@@ -14,7 +14,7 @@ from villani.commands.audit.results import (
     threshold_record,
 )
 from villani.commands.audit.witness import NAME, Claim, Witness, text_checksum
-from villani.commands.bounds import check_bounds
+from villani.bounds import check_bounds
 from villani.commands.constants.run import constants_beside, read_head, spectral_gap
 from villani.commands.finish import default_name, finish
 from villani.commands.measure.run import CONFIDENCE

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from villani.commands.audit.run import AuditSettings
-from villani.commands.bounds import check_bounds
+from villani.bounds import check_bounds
 from villani.errors import InputError
 from villani.work import foreign
 

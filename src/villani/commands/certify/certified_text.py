@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 import torch
 
-from villani.commands.bounds import check_bounds
+from villani.bounds import check_bounds
 from villani.commands.constants.run import outputs
 from villani.commands.subject import check_options, provenance_of, vocabulary
 from villani.dynamics.chain import label_probabilities, matching

@@ -9,7 +9,7 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import nn
 
-from villani.commands.bounds import check_bounds
+from villani.bounds import check_bounds
 from villani.commands.constants.record import ModelConstants, ModelConstantsRecord, ModelPointRecord, SpectralGapRecord
 from villani.commands.exact.run import constant_record, versions
 from villani.commands.finish import default_name, finish

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
-from villani.commands.bounds import check_bounds
+from villani.bounds import check_bounds
 from villani.commands.converge.chains import Chain, read_state, run_chain, write_state
 from villani.commands.converge.coupling import coupled, coupled_models
 from villani.commands.converge.record import ConvergenceRecord, DivergenceRecord, PotentialRecord

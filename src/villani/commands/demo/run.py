@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from villani.commands.bounds import check_number
+from villani.bounds import check_number
 from villani.commands.converge.chains import checksum
 from villani.commands.finish import finish
 from villani.commands.measure.record import Displacement, MeasurementRecord, TrainingRecord

@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from villani.commands.bounds import check_bounds
+from villani.bounds import check_bounds
 from villani.commands.exact.record import (
     CheckRecord,
     ConstantRecord,

@@ -10,7 +10,7 @@ from typing import ClassVar, Literal
 import numpy as np
 import torch
 
-from villani.commands.bounds import check_bounds
+from villani.bounds import check_bounds
 from villani.commands.finish import default_name, finish
 from villani.commands.measure.run import CONFIDENCE, estimate_record
 from villani.commands.spectrum.record import (
