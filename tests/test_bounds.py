@@ -5,8 +5,8 @@ import typing
 
 import pytest
 
-from villani.commands.audit.run import AuditSettings
 from villani.bounds import check_bounds, check_number
+from villani.commands.audit.run import AuditSettings
 from villani.commands.certify.run import CertifySettings
 from villani.commands.constants.run import ConstantsSettings
 from villani.commands.converge.run import ConvergeSettings

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from villani.report.numbers import format_bounded, format_interval
 from villani.outwards import lower, lower_power, upper, upper_power
+from villani.report.numbers import format_bounded, format_interval
 
 FLOATS = st.floats(allow_nan=False, allow_infinity=False, min_value=-1e200, max_value=1e200)
 _PLAIN = str.maketrans("−⁻⁰¹²³⁴⁵⁶⁷⁸⁹", "--0123456789")

@@ -1,11 +1,11 @@
 """Options of the command line: hostile values are one line with exit code 2, and none is ignored in silence."""
 
 import pytest
-import typer
 
 from tests.test_cli import refused
-from villani.cli import app
-from villani.commands.options import IGNORED, assignments
+from villani import cli
+from villani.commands.option import forms
+from villani.commands.registry import COMMANDS
 
 TINY = "builtin:tiny"
 CALLS = {  # a call of each mode, and for each type of option a value that it takes
@@ -25,42 +25,55 @@ CALLS = {  # a call of each mode, and for each type of option a value that it ta
 }
 
 
-def parameters_of(name):
-    command = typer.main.get_command(app).commands[name]
-    return {parameter.name: parameter for parameter in command.params}
+def modes():
+    """(settings, words, field) of every option that a call of `CALLS` makes no use of."""
+    for words, call in CALLS.items():
+        try:
+            _, settings, _ = cli.parse(call)
+        except FileNotFoundError:
+            continue
+        for unused in settings.unused():
+            if unused.words == words:
+                yield from ((settings, words, name) for name in unused.fields)
 
 
-def words_of(parameter):
+def words_of(form):
     """The option with its default, or any value that it takes: even so it is not used."""
-    flag = next(word for word in parameter.opts if word.startswith("--"))
-    if parameter.is_flag:
-        return [flag]
-    value = parameter.default
-    if value is None or callable(value):
-        value = {"set_": "a=1"}.get(parameter.name, "1")
-    return [flag, str(getattr(value, "value", value))]
+    if form.is_flag:
+        return [form.flags[0]]
+    if form.option.each:
+        return [form.flags[0], "a=1"]
+    value = form.default
+    return [form.flags[0], "1" if value is None else form.write(value)[1] if form.write(value)[1:] else "1"]
 
 
 def test_every_mode_is_tried_here():
-    assert {mode.words for mode in IGNORED} == CALLS.keys()
+    tried = {words for _, words, _ in modes()}
+    assert tried == CALLS.keys()
 
 
-@pytest.mark.parametrize(
-    ("mode", "name"), [(mode, name) for mode in IGNORED for name in mode.ignored], ids=lambda x: str(x)[:40]
-)
-def test_an_option_that_would_be_ignored_is_refused_by_its_name(villani, mode, name):
-    words = words_of(parameters_of(mode.command)[name])
-    refused(villani(*CALLS[mode.words], *words), f"{words[0]} is not used {mode.words}: leave it out")
+@pytest.mark.parametrize("words", CALLS)
+def test_an_option_that_would_be_ignored_is_refused_by_its_name(villani, words):
+    for settings, own, name in modes():
+        if own == words:
+            option = words_of(forms(type(settings))[name])
+            refused(villani(*CALLS[words], *option), f"{option[0]} is not used {words}: leave it out")
 
 
-def test_options_of_a_potential_that_are_not_refused_change_its_settings(villani, tmp_path):
+def test_options_of_a_potential_that_are_not_refused_change_its_settings():
     """What `converge exact:` takes is what a mode does not list, and what every command has."""
-    listed = {name for mode in IGNORED if mode.words == "for a potential" for name in mode.ignored}
-    rest = parameters_of("converge").keys() - listed
-    assert rest == {
+    _, settings, _ = cli.parse(["converge", "exact:tied"])
+    listed = {name for unused in settings.unused() if unused.words == "for a potential" for name in unused.fields}
+    assert forms(type(settings)).keys() - listed == {
         "model", "weight_decay", "temperature", "learning_rate", "steps", "chains", "walkers", "method", "momentum",
-        "schedule", "start", "log_every", "psi_every", "set_", "dimension", "seed", "run", "json", "help",
-    } - {"help"}  # fmt: skip
+        "schedule", "start", "log_every", "psi_every", "parameters", "dimension", "seed",
+    }  # fmt: skip
+
+
+def test_every_field_of_every_command_is_an_option_with_help():
+    for command in COMMANDS:
+        for form in forms(command.settings).values():
+            assert form.option.help, (command.name, form.name)
 
 
 @pytest.mark.parametrize(
@@ -122,6 +135,5 @@ def test_hostile_values_are_one_line_and_leave_nothing(villani, tmp_path, monkey
 
 
 @pytest.mark.parametrize("text", ["a=nan", "a=inf", "a=-inf", "a=1e999"])
-def test_a_parameter_is_a_finite_number(text):
-    with pytest.raises(ValueError, match="expected a finite number"):
-        assignments([text])
+def test_a_parameter_is_a_finite_number(villani, text):
+    refused(villani("exact", "tied", "--set", text), "expected a finite number")

@@ -18,7 +18,8 @@ from transformers import (
 )
 
 from tests.conftest import dense, make_model, make_pool
-from villani.commands.measure.run import MeasureSettings, measure_model
+from villani.commands.measure.settings import MeasureSettings
+from villani.commands.running import execute
 from villani.curvature.operators import Curvature
 from villani.curvature.products import hessian_vector_product
 from villani.curvature.spectrum import quadrature, sphere_probe
@@ -272,9 +273,9 @@ def test_threads_come_back(tmp_path):
         torch.set_num_threads(before + 1)
     assert torch.get_num_threads() == before
     small = {"model": "builtin:tiny?layers=1&width=8&context=16", "groups": 3, "sequences": 1, "block": 8}
-    _, record = measure_model(MeasureSettings(**small, threads=before + 1), tmp_path / "run")
+    _, record = execute(MeasureSettings(**small, threads=before + 1), tmp_path / "run")
     assert record.provenance.threads == before + 1
     assert torch.get_num_threads() == before
     with pytest.raises(InputError, match="block=99"):
-        measure_model(MeasureSettings(**small | {"block": 99}, threads=before + 1), tmp_path / "other")
+        execute(MeasureSettings(**small | {"block": 99}, threads=before + 1), tmp_path / "other")
     assert torch.get_num_threads() == before

@@ -2,12 +2,13 @@
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
 from scipy.stats import t as student
 
-from villani.commands.content import RunRecords
+from villani.commands.content import run_records as content
 from villani.commands.measure.record import (
     DesignRecord,
     Displacement,
@@ -143,11 +144,11 @@ def build_training(**changes: object) -> TrainingRecord:
     return TrainingRecord(**fields)
 
 
-def build_run(*records: MeasurementRecord | TrainingRecord, title: str = "villani measure") -> RunRecords:
-    return RunRecords(villani="0.1.0", title=title, records=list(records))
+def build_run(*records: MeasurementRecord | TrainingRecord, title: str = "villani measure") -> Any:
+    return content()(villani="0.1.0", title=title, records=list(records))
 
 
-def build_demo() -> RunRecords:
+def build_demo() -> Any:
     """A training run, the trained point, and two rays."""
 
     def at(direction: str, radius: float) -> MeasurementRecord:
@@ -170,12 +171,12 @@ def measurement_record() -> Callable[..., MeasurementRecord]:
 
 
 @pytest.fixture
-def run_records() -> Callable[..., RunRecords]:
+def run_records() -> Callable[..., Any]:
     return build_run
 
 
 @pytest.fixture
-def demo_run() -> RunRecords:
+def demo_run() -> Any:
     return build_demo()
 
 

@@ -10,9 +10,11 @@ import pytest
 
 from villani.commands.constants.record import ModelConstants, ModelPointRecord
 from villani.commands.exact.record import ConstantRecord
+from villani.commands.measure import figures
 from villani.commands.measure.record import PlanRecord
+from villani.commands.pages import page as render
+from villani.commands.pages import write_report
 from villani.errors import InputError
-from villani.report import figures, render, write_report
 from villani.report.numbers import format_interval, format_number, format_uncertain
 
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>{{data}}\u2028&"
@@ -352,7 +354,7 @@ def test_bad_costs_are_refused(tmp_path, measurement_record, run_records, cost, 
 
 
 def test_report_imports_no_torch():
-    program = "import sys, villani.report; sys.exit('torch' in sys.modules)"
+    program = "import sys, villani.commands.pages; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], timeout=120, check=False).returncode == 0
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from tests.report.test_page import embedded, ours, page_of
-from villani.report.page import render
+from villani.commands.pages import page as render
 from villani.report.plain import drawn, guarded, written
 
 HOSTILE = [

@@ -17,7 +17,8 @@ import torch
 from torch import distributed
 
 from villani import cli
-from villani.commands.measure.run import MeasureSettings, measure_model
+from villani.commands.measure.settings import MeasureSettings
+from villani.commands.running import execute
 from villani.errors import InputError, LostProcess
 from villani.work.ledger import Ledger
 from villani.work.team import Team, alone, join
@@ -94,7 +95,7 @@ def row(value):
 
 def measure_together(run):
     with join() as team:
-        measure_model(SETTINGS, run, team=team)
+        execute(SETTINGS, run, team=team)
 
 
 def bytes_of(run):
@@ -105,7 +106,7 @@ def bytes_of(run):
 def whole(tmp_path_factory):
     """What one process records."""
     run = tmp_path_factory.mktemp("whole") / "run"
-    measure_model(SETTINGS, run)
+    execute(SETTINGS, run)
     return bytes_of(run)
 
 
@@ -203,7 +204,7 @@ def test_a_killed_process_is_noticed_and_the_rest_is_resumed(team_of, tmp_path, 
     with closing(sqlite3.connect(run / "ledger.sqlite")) as ledger:
         assert ledger.execute("SELECT COUNT(*) FROM units").fetchone() == (4,)
     if lost:
-        measure_model(SETTINGS, run)
+        execute(SETTINGS, run)
     else:
         assert team_of(3, lambda: measure_together(run))[0] == [0, 0, 0]
     assert bytes_of(run) == whole

@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from tests.inputs.conftest import needs_data
-from villani.commands.measure.run import MeasureSettings, measure_model
+from villani.commands.measure.settings import MeasureSettings
+from villani.commands.running import execute
 
 SETTINGS = MeasureSettings(model="builtin:tiny", groups=24, sequences=2, block=128, threads=1)
 
@@ -21,7 +22,7 @@ def killed_after(seconds: float, run: Path) -> bool:
     """Measure in a child process and SIGKILL it; whether it was still at work."""
     child = os.fork()
     if child == 0:
-        measure_model(SETTINGS, run)
+        execute(SETTINGS, run)
         os._exit(0)
     time.sleep(seconds)
     os.kill(child, signal.SIGKILL)
@@ -31,7 +32,7 @@ def killed_after(seconds: float, run: Path) -> bool:
 
 def test_ten_kills_and_a_resume_give_the_same_bytes(tmp_path):
     assert torch.get_num_threads() == 1, "forking is only safe without a thread pool"
-    measure_model(SETTINGS, tmp_path / "whole")
+    execute(SETTINGS, tmp_path / "whole")
     chance = random.Random(0)
     kills = 0
     for _ in range(200):
@@ -39,7 +40,7 @@ def test_ten_kills_and_a_resume_give_the_same_bytes(tmp_path):
         if kills == 10:
             break
     assert kills == 10
-    measure_model(SETTINGS, tmp_path / "killed")
+    execute(SETTINGS, tmp_path / "killed")
     whole, killed = ((tmp_path / name / "records.json").read_bytes() for name in ("whole", "killed"))
     assert whole == killed
     assert (tmp_path / "whole" / "settings.toml").read_bytes() == (tmp_path / "killed" / "settings.toml").read_bytes()
@@ -79,14 +80,14 @@ def test_constants_stand_beside_a_measurement_where_there_are_any(tmp_path):
         model="builtin:tiny?layers=1&width=8&context=32", groups=3, sequences=1, block=16, weight_decay=[0.0, 0.5],
         temperature=[2.0, 1e-3],
     )  # fmt: skip
-    _, record = measure_model(settings, tmp_path / "run")
+    _, record = execute(settings, tmp_path / "run")
     points = record.constants.points
     assert [(point.weight_decay, point.temperature) for point in points] == [(0.5, 2.0), (0.5, 1e-3)]
     known = {constant.id: constant for constant in points[0].constants}
     assert known["C8"].value == pytest.approx(2 + 4 * record.objective.parameters)
     assert known["C3"].value == pytest.approx(2 * (1 + 9 * record.constants.vocabulary))
     assert (known["C3"].status, known["C8"].status) == ("certified", "as-claimed")
-    _, partly = measure_model(settings.model_copy(update={"decay": "hf"}), tmp_path / "run")
+    _, partly = execute(settings.model_copy(update={"decay": "hf"}), tmp_path / "run")
     assert partly.constants is None
 
 
@@ -96,6 +97,6 @@ def test_real_text(text, tmp_path):
     settings = MeasureSettings(
         model="config:gpt-neo-125m?layers=2&width=32&window=64", text=text, groups=3, sequences=1, block=128
     )
-    _, record = measure_model(settings, tmp_path / "run")
+    _, record = execute(settings, tmp_path / "run")
     assert record.loss.value == pytest.approx(10.8, abs=0.3)  # ln 50,257 at random weights
     assert record.text.sources[0].md5 in ("f26c4b92c5fdc7b3f8c7cdcb991d8420", "d756d22ab2310e7e60c094bea5c5a8eb")

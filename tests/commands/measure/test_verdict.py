@@ -1,7 +1,7 @@
 from html import escape
 
 from villani.commands.measure.verdict import findings, headline, verdict
-from villani.report import render
+from villani.commands.pages import page as render
 
 
 def test_the_page_shows_the_sentences_of_the_verdict(measurement_record, run_records):
