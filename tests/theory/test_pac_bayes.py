@@ -199,7 +199,7 @@ def test_coverage_of_the_path_bound():
     weights = np.exp(-ratio)  # dP/dQ, of mean 1 under Q
     assert abs(weights.mean() - 1) < 4 * weights.std() / SETS**0.5
     assert ratio.mean() > 0.3  # training did something
-    bound = lambda r, k: linear(r, m, k, DELTA, 20.0, span=span, tokens=True).value  # noqa: E731
+    bound = lambda r, k: linear(r, m, k, DELTA, 20.0, span=span, tokens=True).value
     assert failures(bound, risks, truths, ratio) <= allowed()
     assert failures(lambda r, k: r, risks, truths, ratio) > 0.4
 
