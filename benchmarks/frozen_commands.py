@@ -117,8 +117,7 @@ def run_of(program: Program, words: list[str], named: str | None, rerun: bool) -
     made = case["made"] = sorted(set(os.listdir(runs)) - before)
     if case["exit"] or len(made) != 1:
         return case
-    folder, where = runs / made[0], f"runs/{made[0]}"
-    page = folder / "report.html"
+    folder, page, where = runs / made[0], runs / made[0] / "report.html", f"runs/{made[0]}"
     case["files"] = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
     raw = text_of(folder / "records.json").replace(str(program.folder), "FOLDER")
     case["records"] = content(raw)
