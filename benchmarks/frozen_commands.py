@@ -35,13 +35,11 @@ from typing import Any
 CASES = Path(__file__).with_name("frozen_cases.toml")
 
 # Figures of JSON and TOML by their path; then words in text.
-VARIES = re.compile(
-    r"(cost\.(\w*seconds|seconds_per_group|peak_memory_bytes|parts\..*)|versions\.villani|records\.villani)$"
-)
+VARIES = re.compile(r"cost\.(\w*seconds\w*|peak_memory_bytes|parts\..*)$|(versions|records)\.villani$")
 WORDS = [
     (re.compile(r"\d\d:\d\d:\d\d"), "CLOCK"),
     (re.compile(r"villani \d+\.\d+\.\d+\S*(?=[\s,<]|$)"), "villani VERSION"),
-    (re.compile(r"(?<![\w.,])[\d.,]+(·10[⁰¹²³⁴⁵⁶⁷⁸⁹⁻]+)? (s|min|h|KiB|MiB|GiB)\b"), "SIZE"),
+    (re.compile(r"(?<![\w.,])\d+(?:[.,]\d+)*(·10[⁰¹²³⁴⁵⁶⁷⁸⁹⁻]+)? (s|min|h|KiB|MiB|GiB)\b"), "SIZE"),
     (re.compile(r"python\S* -m villani"), "villani"),
 ]
 OPTION = re.compile(r"^\s*[│|*]?\s*(?:-\w,?\s+)?(--[a-z][\w-]*(?:[,/ ]+--[a-z][\w-]*)*)")
@@ -59,23 +57,23 @@ class Program:
     def call(self, words: list[str], folder: Path | None = None) -> dict[str, Any]:
         done = subprocess.run([self.python, "-m", "villani", *words], cwd=folder or self.folder, env=self.environment,
                               capture_output=True, encoding="utf-8", stdin=subprocess.DEVNULL)  # fmt: skip
-        out, err = (text.replace(str(self.folder), "FOLDER") for text in (done.stdout, done.stderr))
+        out, err = self.general(done.stdout), self.general(done.stderr)
         if "Traceback" in err:
             err = f"a traceback: {err.rstrip().splitlines()[-1]}"
         return {"argv": words, "exit": done.returncode, "stdout": content(out), "error": (err.splitlines() or [""])[-1]}
 
+    def read(self, path: Path) -> str:
+        return self.general(path.read_text(encoding="utf-8") if path.is_file() else "")
+
+    def general(self, text: str) -> str:
+        return text.replace(str(self.folder), "FOLDER")
+
 
 def content(text: str, read: Callable[[str], Any] = json.loads) -> Any:
-    """JSON or TOML where it is that, else lines."""
     try:
         return read(text)
     except ValueError:
         return text.splitlines()
-
-
-def text_of(path: Path) -> str:
-    """A file's text; none where it is missing."""
-    return path.read_text(encoding="utf-8") if path.is_file() else ""
 
 
 def options_of(program: Program, command: str) -> dict[str, Any]:
@@ -85,28 +83,33 @@ def options_of(program: Program, command: str) -> dict[str, Any]:
     for line in case["stdout"]:
         if found := OPTION.match(line):
             name = " ".join(sorted(re.findall(r"--[a-z][\w-]*", found[1])))
-            blocks[name] = ""
         if name is not None:
-            blocks[name] += " " + line.strip(" │|")
+            blocks[name] = f"{blocks.get(name, '')} {line.strip(' │|')}"
     options = {name: shown(re.sub(r"(?<=\w-) (?=\w)", "", text)) for name, text in sorted(blocks.items())}
     return {"exit": case["exit"], "options": options}
 
 
 def shown(text: str) -> str:
-    """Choices and default of an option's help."""
     choices = re.search(r"(?:[<{\[]|choices: )([\w-]+(?:[|,] ?[\w-]+)+)(?:[>}\]]|$)", text)
     default = re.search(r"[\[(]default: ([^\])]*)[\])]", text)
     parts = [f"choices {'|'.join(sorted(re.split('[|, ]+', choices[1])))}"] if choices else []
     return "; ".join(parts + ([f"default {' '.join(default[1].split())}"] if default else []))
 
 
-def page_of(path: Path) -> dict[str, Any]:
+def rows_of(table: re.Match[str]) -> str:
+    rows = [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row, re.S) for row in re.findall(r"<tr.*?</tr>", table[0], re.S)]
+    times = [place for place, name in enumerate(rows[0]) if name.endswith("seconds")]
+    body = [["VARIES" if place in times else cell for place, cell in enumerate(row)] for row in rows[1:]]
+    return "\n".join(" | ".join(row) for row in [rows[0], *body])
+
+
+def page_of(text: str) -> dict[str, Any]:
     """What a page says: its text by lines, and the data of its pictures."""
-    text = text_of(path)
     script = r"<(script|style)([^>]*)>(.*?)</\1>"
     figures = [json.loads(found[3]) for found in re.finditer(script, text, re.S) if "application/json" in found[2]]
-    plain = re.sub(r"<[^>]+>", "\n", re.sub(script, "", text, flags=re.S))
-    return {"text": [line.strip() for line in html.unescape(plain).splitlines() if line.strip()], "figures": figures}
+    text = re.sub(r"<table.*?</table>", rows_of, re.sub(script, "", text, flags=re.S), flags=re.S)
+    lines = html.unescape(re.sub(r"<[^>]+>", "\n", text)).splitlines()
+    return {"text": [line.strip() for line in lines if line.strip()], "figures": figures}
 
 
 def run_of(program: Program, words: list[str], named: str | None, rerun: bool) -> dict[str, Any]:
@@ -119,25 +122,23 @@ def run_of(program: Program, words: list[str], named: str | None, rerun: bool) -
         return case
     folder, page, where = runs / made[0], runs / made[0] / "report.html", f"runs/{made[0]}"
     case["files"] = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
-    raw = text_of(folder / "records.json").replace(str(program.folder), "FOLDER")
-    case["records"] = content(raw)
-    case["bytes"] = hashlib.sha256(re.sub(r'"villani": ?"[^"]*"', "", raw).encode()).hexdigest()
-    case["settings"] = content(text_of(folder / "settings.toml"), tomllib.loads)
-    case["page"] = page_of(page)
+    raw = program.read(folder / "records.json")
+    same = re.sub(r'"villani": ?"[^"]*"', "", raw).encode()
+    case["records"], case["bytes"] = content(raw), hashlib.sha256(same).hexdigest()
+    case["settings"] = content(program.read(folder / "settings.toml"), tomllib.loads)
+    case["page"] = page_of(program.read(page))
     page.unlink(missing_ok=True)
     case["report"] = program.call(["report", where])
-    case["report"]["same page"] = page.is_file() and page_of(page) == case["page"]
+    case["report"]["same page"] = page.is_file() and page_of(program.read(page)) == case["page"]
     if rerun:
         command = (case["stdout"].get("provenance") or {}).get("command")
         case["rerun"] = program.call([*(shlex.split(command)[1:] if command else words), "--run", where])
-        again = text_of(folder / "records.json").replace(str(program.folder), "FOLDER")
-        case["rerun"]["same records"] = again == raw
+        case["rerun"]["same records"] = program.read(folder / "records.json") == raw
     page.unlink(missing_ok=True)
     return case
 
 
 def prepare(folder: Path) -> None:
-    """The files that commands read."""
     (folder / "runs").mkdir(parents=True)
     words = " ".join(f"The {k} quick foxes jump over {k * k % 97} naïve dogs — again." for k in range(120))
     toml = "temperature = [1.0"
@@ -200,8 +201,7 @@ def spent_by_processes() -> float:
 def refused(program: Program, words: list[str]) -> dict[str, Any]:
     folder = program.folder / "refused"
     folder.mkdir()
-    case = program.call(words, folder)
-    case["left"] = sorted(str(p.relative_to(folder)) for p in folder.rglob("*"))
+    case = program.call(words, folder) | {"left": sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))}
     shutil.rmtree(folder)
     return case
 
@@ -246,11 +246,10 @@ def cases_in(folder: Path, only: str) -> dict[str, Any]:
 
 
 def compare(old: Path, new: Path, allow: Path | None, only: str) -> int:
-    before, after = cases_in(old, only), cases_in(new, only)
+    one, other = (plain("", cases_in(folder, only)) for folder in (old, new))
     rules = tomllib.loads(allow.read_text(encoding="utf-8"))["allow"] if allow else []
     met: Counter[int | None] = Counter()  # by rule; None: allowed by none
-    one, other = plain("", before), plain("", after)
-    for name in before.keys() & after.keys():
+    for name in one.keys() & other.keys():
         if one[name].get("records") != other[name].get("records"):  # the fields say it; bytes say what they do not
             one[name].pop("bytes", None), other[name].pop("bytes", None)
     for line in differences("", one, other):
@@ -258,7 +257,7 @@ def compare(old: Path, new: Path, allow: Path | None, only: str) -> int:
         met[rule] += 1
         print(line if rule is None else f"allowed ({rules[rule]['reason']}): {line}")
     print(*(f"allowed but never met: {rules[i]['pattern']}\n" for i in range(len(rules)) if not met[i]), sep="", end="")
-    print(f"{met[None]} differences, {met.total() - met[None]} more that are allowed, in {len(before)} cases")
+    print(f"{met[None]} differences, {met.total() - met[None]} more that are allowed, in {len(one)} cases")
     return 1 if met[None] else 0
 
 
@@ -275,7 +274,7 @@ def open_old(python: str, old: Path, only: str) -> int:
                 failed += 1
                 print(f"{name}: FAILS, exit {done['exit']}: {done['error']}")
             else:
-                lines = sum(1 for _ in differences("", plain("", case["page"]), plain("", page_of(page))))
+                lines = sum(1 for _ in differences("", plain("", case["page"]), plain("", page_of(program.read(page)))))
                 print(f"{name}: opens, {lines} lines of the page differ")
     print(f"{failed} do not open")
     return 1 if failed else 0
