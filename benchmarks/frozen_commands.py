@@ -5,7 +5,8 @@
     PYTHONPATH=src python benchmarks/frozen_commands.py open-old OLD
 
 The program is a black box: `PYTHON -m villani …` (`--python`, default: this one) with the sources that PYTHONPATH
-names. `record` calls what frozen_cases.toml lists, in about six minutes of one core: every command at a tiny size,
+names and little else of the environment, since last digits depend on variables of BLAS; for the same reason both
+records should come from one machine. `record` calls what frozen_cases.toml lists: every command at a tiny size,
 `report` of its run, its rerun command from the record (for people, into the same run), `--help`, and bad input. DIR
 then has frozen.jsonl and the run folders. `compare` prints each difference, `.case.path: old → new`, and exits with 1
 if there are any; what varies from run to run (VARIES, WORDS) is left out. FILE has differences that are meant:
@@ -38,6 +39,7 @@ CASES = Path(__file__).with_name("frozen_cases.toml")
 VARIES = re.compile(r"cost\.(\w*seconds\w*|peak_memory_bytes|parts\..*)$|(versions|records)\.villani$")
 WORDS = [
     (re.compile(r"\d\d:\d\d:\d\d"), "CLOCK"),
+    (re.compile(r"^(?:[a-z]+ \d+\.\d(?:, |$)){3,}"), "PARTS"),
     (re.compile(r"villani \d+\.\d+\.\d+\S*(?=[\s,<]|$)"), "villani VERSION"),
     (re.compile(r"(?<![\w.,])\d+(?:[.,]\d+)*(·10[⁰¹²³⁴⁵⁶⁷⁸⁹⁻]+)? (s|min|h|KiB|MiB|GiB)\b"), "SIZE"),
     (re.compile(r"python\S* -m villani"), "villani"),
