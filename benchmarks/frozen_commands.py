@@ -34,8 +34,7 @@ from pathlib import Path
 from typing import Any
 
 CASES = Path(__file__).with_name("frozen_cases.toml")
-
-# Figures of JSON and TOML by their path; then words in text.
+# What varies. Figures of JSON and TOML by their path; then words in text.
 VARIES = re.compile(r"cost\.(\w*seconds\w*|peak_memory_bytes|parts\..*)$|(versions|records)\.villani$")
 WORDS = [
     (re.compile(r"\d\d:\d\d:\d\d"), "CLOCK"),
