@@ -7,12 +7,12 @@ import platform
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from functools import partial
-from importlib.metadata import version
 from typing import Any
 
 import torch
 
 from villani.commands.blocks import Settings, SubjectSettings
+from villani.commands.running import versions
 from villani.inputs.corpora import Corpus, load_corpus
 from villani.inputs.models import LoadedModel, check_device, load_model
 from villani.inputs.text import load_groups
@@ -120,9 +120,9 @@ def load(settings: Any, work: Work, model: str | None = None) -> LoadedModel:
     Its weights belong to all: who trains it works on a copy, or puts them back.
     """
     spec = model or settings.model
-    options = {
+    options: dict[str, Any] = {
         "dtype": _DTYPES[getattr(settings, "dtype", "float32")],
-        "device": settings.device,
+        "device": getattr(settings, "device", "cpu"),
         "trust_remote_code": getattr(settings, "trust_remote_code", False),
         "allow_unused": getattr(settings, "allow_unused", None),
     }
@@ -198,7 +198,7 @@ def provenance_of(objective: Objective, command: str, seed: int) -> Provenance:
         threads=torch.get_num_threads(),
         versions={
             "python": platform.python_version(),
-            **{name: version(name) for name in ("villani", "torch", "transformers", "tokenizers", "numpy")},
+            **versions("villani", "torch", "transformers", "tokenizers", "numpy"),
         },
         parameter_checksum=objective.parameters.checksum(),
     )

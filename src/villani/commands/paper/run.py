@@ -56,13 +56,12 @@ from villani.commands.recommend.sweep import SweepCell, SweepText, needs_of, rea
 from villani.commands.subject import provenance_of
 from villani.inputs.models import load_model
 from villani.measurement.measure import peak_memory
-from villani.measurement.plan import duration
 from villani.objective.evaluation import same_threads
 from villani.objective.objective import Objective
 from villani.objective.parameters import ParameterSpace
 from villani.work.budget import LESS, announce
 from villani.work.ledger import Ledger, write_settings
-from villani.work.progress import Progress, Silent
+from villani.work.progress import Progress, Silent, duration
 from villani.work.records import Cost, Provenance
 from villani.work.team import Rows, alone
 
