@@ -20,7 +20,7 @@ from typer.exceptions import TyperException
 from villani import __version__
 from villani.commands.blocks import Settings
 from villani.commands.option import Form, forms
-from villani.commands.registry import COMMANDS, Command
+from villani.commands.registry import COMMANDS, Command, command_for
 from villani.commands.session import run as run_session
 from villani.errors import InputError
 from villani.inputs.folders import local_path
@@ -193,6 +193,9 @@ def perform(command: Command, settings: Settings, invocation: dict[str, Any]) ->
     from villani.report.terminal import progress
     from villani.work.team import Team, join
 
+    if settings.lists and invocation["run"] is None:
+        command.page.show_names(Console(highlight=False))
+        return 0
     device = getattr(settings, "device", "cpu")
     with join(device) if command.shared else nullcontext(Team()) as team:
         with progress() if team.main else nullcontext() as bar:
@@ -200,11 +203,12 @@ def perform(command: Command, settings: Settings, invocation: dict[str, Any]) ->
             directory, record = execute(settings, run, invocation["data"], bar, team)
         if not team.main:
             return 0
+    page = command_for(record).page
     if invocation["json"]:
         print_json(record)
     else:
-        command.page.show(record, directory, Console(highlight=False))
-    exit_code = getattr(command.page, "exit_code", None)
+        page.show(record, directory, Console(highlight=False))
+    exit_code = getattr(page, "exit_code", None)
     return exit_code(record) if exit_code else 0
 
 

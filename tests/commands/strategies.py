@@ -24,24 +24,27 @@ BY_NAME: dict[str, Any] = {
 }
 
 
-def settings_of(cls: type[Settings], given: int = 6, **overrides: Any) -> st.SearchStrategy[Settings]:
+def settings_of(
+    cls: type[Settings], given: int = 6, must: tuple[str, ...] = (), **overrides: Any
+) -> st.SearchStrategy[Settings]:
     """Settings that are accepted, with at most `given` fields that are not the defaults.
 
     Args:
         cls: of which command.
         given: how many fields somebody gave.
+        must: fields that are always given, beside those that have no default.
         overrides: strategies of fields by name; of those that must be given, too.
     """
     known = forms(cls)
 
     def one(form: Form) -> st.SearchStrategy[Any]:
-        return overrides.get(form.name) or _values(form)
+        return overrides[form.name] if form.name in overrides else _values(form)
 
     @st.composite
     def drawn(draw: Any) -> Settings | None:
-        must = [name for name, form in known.items() if form.default is ...]
+        always = [name for name, form in known.items() if form.default is ... or name in must]
         some = draw(st.lists(st.sampled_from(list(known)), max_size=given, unique=True))
-        values = {name: draw(one(known[name])) for name in dict.fromkeys([*must, *some])}
+        values = {name: draw(one(known[name])) for name in dict.fromkeys([*always, *some])}
         try:
             return cls.given(**values)
         except InputError:

@@ -70,6 +70,11 @@ class Settings(BaseModel):
         """Of the page."""
         return f"villani {self.name} {self.about}".strip()
 
+    @property
+    def lists(self) -> bool:
+        """Whether they ask for no work, but for what there is to choose from; `page.show_names` prints that."""
+        return False
+
     def check(self) -> None:
         """Refuse what cannot be done, before anything is loaded.
 

@@ -212,4 +212,6 @@ def _table(flag: str, texts: list[str]) -> dict[str, float]:
             table[name.strip()] = float(value)
         except ValueError:
             raise InputError(f"{flag} {name.strip()} {value!r}: expected a number") from None
+        if not math.isfinite(table[name.strip()]):
+            raise InputError(f"{flag} {name.strip()}={table[name.strip()]:g}: expected a finite number")
     return table

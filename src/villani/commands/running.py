@@ -23,12 +23,14 @@ class Outcome:
         costs: what a record cost, by its number.
         shown: the number of the record that is printed.
         title: of the page, if not that of the settings.
+        copy: a file that the page is written to, too.
     """
 
     records: list[Any]
     costs: Mapping[int, Cost] = field(default_factory=dict)
     shown: int = 0
     title: str | None = None
+    copy: Path | None = None
 
     @property
     def record(self) -> Any:
@@ -87,4 +89,12 @@ def finish(directory: Path, title: str, outcome: Outcome) -> None:
 
     records = run_records()(villani=version("villani"), title=title, records=outcome.records)
     write_records(directory, records, outcome.costs)
-    write_atomically(directory / "report.html", page_of(directory))
+    page = page_of(directory)
+    write_atomically(directory / "report.html", page)
+    if outcome.copy is not None:
+        write_atomically(outcome.copy, page)
+
+
+def versions(*packages: str) -> dict[str, str]:
+    """Of what moves the last bits of a result."""
+    return {name: version(name) for name in packages}

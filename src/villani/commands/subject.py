@@ -7,13 +7,13 @@ import platform
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from functools import partial
-from importlib.metadata import version
 from typing import Any
 
 import torch
 from numpy.typing import NDArray
 
 from villani.commands.blocks import Settings, SubjectSettings
+from villani.commands.running import versions
 from villani.inputs.corpora import Corpus, load_corpus
 from villani.inputs.models import LoadedModel, check_device, load_model
 from villani.inputs.text import Blocks, check_context, choose_groups, cut_corpus, text_record
@@ -120,9 +120,9 @@ def load(settings: Any, work: Work, model: str | None = None, *, train: bool = F
             was, and whoever still holds it has not.
     """
     spec = model or settings.model
-    options = {
+    options: dict[str, Any] = {
         "dtype": _DTYPES[getattr(settings, "dtype", "float32")],
-        "device": settings.device,
+        "device": getattr(settings, "device", "cpu"),
         "trust_remote_code": getattr(settings, "trust_remote_code", False),
         "allow_unused": getattr(settings, "allow_unused", None),
     }
@@ -217,7 +217,7 @@ def provenance_of(objective: Objective, command: str, seed: int) -> Provenance:
         threads=torch.get_num_threads(),
         versions={
             "python": platform.python_version(),
-            **{name: version(name) for name in ("villani", "torch", "transformers", "tokenizers", "numpy")},
+            **versions("villani", "torch", "transformers", "tokenizers", "numpy"),
         },
         parameter_checksum=objective.parameters.checksum(),
     )

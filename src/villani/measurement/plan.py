@@ -34,6 +34,7 @@ from villani.measurement.measure import (
 )
 from villani.objective.objective import Objective, at_one_theta, check_weight_decay
 from villani.statistics import Array, Estimate, GroupSums, sampled_statistics
+from villani.work.progress import duration
 from villani.work.team import Ledger, Rows, Team
 
 PILOT = 8  # groups that every way is tried on, twice each
@@ -224,14 +225,6 @@ def more_groups(count: int, estimate: Estimate, target: Target) -> int:
         raise InputError(f"{target.quantity} is 0: a relative error of it cannot be reached; give an absolute one")
     needed = MARGIN * count * (estimate.sem / allowed) ** 2
     return max(count + 1, math.ceil(min(needed, GROWTH * count)))
-
-
-def duration(seconds: float) -> str:
-    """Seconds for people, to two digits."""
-    for unit, size in (("h", 3600.0), ("min", 60.0)):
-        if seconds >= 1.5 * size:
-            return f"{seconds / size:.2g} {unit}"
-    return f"{seconds:.2g} s"
 
 
 class Kept:

@@ -19,9 +19,8 @@ from rich.progress import (
 )
 from rich.progress import Progress as RichProgress
 
-from villani.measurement.plan import duration
 from villani.report.numbers import format_interval, format_uncertain
-from villani.work.progress import Progress
+from villani.work.progress import Progress, duration
 from villani.work.records import EstimateRecord
 
 _QUIET = 60.0  # seconds between two lines of a stage

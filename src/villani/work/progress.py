@@ -21,3 +21,11 @@ class Silent:
 
     def advance(self, done: int, total: int) -> None:
         """See `Progress.advance`."""
+
+
+def duration(seconds: float) -> str:
+    """Seconds for people, to two digits."""
+    for unit, size in (("h", 3600.0), ("min", 60.0)):
+        if seconds >= 1.5 * size:
+            return f"{seconds / size:.2g} {unit}"
+    return f"{seconds:.2g} s"

@@ -8,7 +8,8 @@ import sys
 import pytest
 
 from villani.cli import main
-from villani.commands.constants.run import ConstantsSettings, run_constants
+from villani.commands.constants.settings import ConstantsSettings
+from villani.commands.running import execute
 
 SMALL = "builtin:tiny?layers=1&width=8&context=32"
 
@@ -99,7 +100,7 @@ SHAPE = "layers=1&width=16&heads=2&vocab=64&context=16"
 
 def test_raw_cross_entropy_gets_a_constant_where_the_head_is_untied(tmp_path):
     """d_φ = 64·16 + 2·16 for Pythia, M = √(17/2)·4(d_φ + 2β ln 64)/(βλ); ln C_P = M + ln 63 + … to a part in 10⁹."""
-    _, record = run_constants(
+    _, record = execute(
         ConstantsSettings(model=f"config:pythia-70m?{SHAPE}", weight_decay=[0.1], temperature=[2.0]),
         tmp_path / "untied",
     )
@@ -114,7 +115,7 @@ def test_raw_cross_entropy_gets_a_constant_where_the_head_is_untied(tmp_path):
 
 @pytest.mark.parametrize("name", ["gpt-neo-125m", "smollm-135m"])
 def test_a_tied_head_is_told_why_not(tmp_path, name):
-    _, record = run_constants(ConstantsSettings(model=f"config:{name}?{SHAPE}"), tmp_path / "tied")
+    _, record = execute(ConstantsSettings(model=f"config:{name}?{SHAPE}"), tmp_path / "tied")
     found = record.points[0].spectral_gap
     assert found.constant is None
     assert "as a tied one is: also in aten.embedding.default" in found.text

@@ -8,12 +8,14 @@ import tomllib
 import pytest
 
 from villani.cli import main
-from villani.commands.constants.page import ladder, sweep
-from villani.commands.exact import run as exact_study
+from villani.commands.exact import run as exact_run
+from villani.commands.exact.ladder import ladder
+from villani.commands.exact.page import sweep
 from villani.commands.exact.record import ExactRecord
-from villani.commands.exact.run import ExactSettings, run_exact
+from villani.commands.exact.settings import ExactSettings
+from villani.commands.pages import write_report
+from villani.commands.running import execute
 from villani.errors import InputError
-from villani.report import write_report
 
 
 @pytest.fixture
@@ -72,23 +74,23 @@ def test_a_run_answers_again_and_makes_its_page_from_records(villani, tmp_path):
 
 def test_points_of_a_killed_run_are_not_solved_again(tmp_path, monkeypatch):
     settings = ExactSettings(potential="binary-ce", weight_decay=[0.5, 1.0, 2.0])
-    solve = exact_study._point
+    solve = exact_run._point
 
     def failing(one, digits):
         if one.potential.weight_decay == 2.0:
             raise KeyboardInterrupt
         return solve(one, digits)
 
-    monkeypatch.setattr(exact_study, "_point", failing)
+    monkeypatch.setattr(exact_run, "_point", failing)
     with pytest.raises(KeyboardInterrupt):
-        run_exact(settings, tmp_path)
+        execute(settings, tmp_path)
     seen = []
     monkeypatch.setattr(
-        exact_study, "_point", lambda one, digits: seen.append(one.potential.weight_decay) or solve(one, digits)
+        exact_run, "_point", lambda one, digits: seen.append(one.potential.weight_decay) or solve(one, digits)
     )
-    resumed = run_exact(settings, tmp_path)[1]
+    resumed = execute(settings, tmp_path)[1]
     assert seen == [0.5, 2.0]  # the first is always solved: what it refuses leaves no directory
-    assert resumed == run_exact(settings, tmp_path / "other")[1]
+    assert resumed == execute(settings, tmp_path / "other")[1]
 
 
 def test_what_is_refused_leaves_no_directory(villani, tmp_path):
@@ -112,15 +114,15 @@ def test_without_a_potential_it_lists_the_names(villani):
 
 
 def test_temperature_and_beta_are_the_same_question(tmp_path):
-    by_beta = run_exact(ExactSettings(potential="0*w", weight_decay=[0.1], beta=[4.0]), tmp_path / "b")[1]
-    by_temperature = run_exact(ExactSettings(potential="0*w", weight_decay=[0.1], temperature=[0.5]), tmp_path / "s")[1]
+    by_beta = execute(ExactSettings(potential="0*w", weight_decay=[0.1], beta=[4.0]), tmp_path / "b")[1]
+    by_temperature = execute(ExactSettings(potential="0*w", weight_decay=[0.1], temperature=[0.5]), tmp_path / "s")[1]
     assert by_beta.points == by_temperature.points
     assert by_beta.points[0].poincare == pytest.approx(2.5)
     assert by_beta.points[0].verdict.endswith("is tight")
 
 
 def test_the_picture_shows_every_constant_and_points_to_what_is_too_far(tmp_path):
-    record = run_exact(ExactSettings(potential="binary-ce", weight_decay=[0.05, 0.1]), tmp_path)[1]
+    record = execute(ExactSettings(potential="binary-ce", weight_decay=[0.05, 0.1]), tmp_path)[1]
     figure = sweep(record)
     names = {trace.name for trace in figure.data}
     assert names == {c.name if c.id == "truth" else f"{c.id} {c.name}" for p in record.points for c in p.constants}
@@ -194,4 +196,4 @@ def test_bad_input_is_one_line(villani, words, fragments):
 
 def test_settings_refuse_two_axes_before_anything_is_solved(tmp_path):
     with pytest.raises(InputError, match="weight_decay and dimension"):
-        run_exact(ExactSettings(potential="ce1", weight_decay=[1, 2], dimension=[3, 4]), tmp_path)
+        execute(ExactSettings(potential="ce1", weight_decay=[1, 2], dimension=[3, 4]), tmp_path)

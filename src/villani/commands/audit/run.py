@@ -5,6 +5,7 @@ from typing import ClassVar
 
 from pydantic import Field
 
+from villani.bounds import check_bounds
 from villani.commands.audit.record import AuditDesign, AuditRecord, RescueRecord
 from villani.commands.audit.results import (
     coverage_record,
@@ -14,7 +15,6 @@ from villani.commands.audit.results import (
     threshold_record,
 )
 from villani.commands.audit.witness import NAME, Claim, Witness, text_checksum
-from villani.bounds import check_bounds
 from villani.commands.constants.run import constants_beside, read_head, spectral_gap
 from villani.commands.finish import default_name, finish
 from villani.commands.measure.run import CONFIDENCE

@@ -11,8 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from villani.commands.audit.run import AuditSettings
 from villani.bounds import check_bounds
+from villani.commands.audit.run import AuditSettings
 from villani.errors import InputError
 from villani.work import foreign
 

@@ -2,100 +2,48 @@
 
 from collections.abc import Sequence
 from itertools import product
-from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict
 from torch import nn
 
-from villani.bounds import check_bounds
 from villani.commands.constants.record import ModelConstants, ModelConstantsRecord, ModelPointRecord, SpectralGapRecord
-from villani.commands.exact.run import constant_record, versions
-from villani.commands.finish import default_name, finish
+from villani.commands.constants.settings import ConstantsSettings
+from villani.commands.exact.record import ConstantRecord
+from villani.commands.running import Outcome, versions
+from villani.commands.subject import load
 from villani.criteria.head import NormalisedHead, normalised_head
 from villani.errors import InputError
-from villani.inputs.models import load_model
 from villani.objective.objective import Objective
 from villani.objective.parameters import ParameterSpace
 from villani.outwards import upper_power
 from villani.theory.comparison import model_constants
 from villani.theory.constants import Smoothing, homogeneous_head, variance_quotient
-from villani.work.ledger import Ledger, write_settings
+from villani.work.work import Work
 
-ALPHA = 0.1  # prediction smoothing of the certified constant
 _TOKENS = 4  # of the block that the graph is read on; shapes do not matter
-TIME = 100.0  # length of a run to compare with, Σ learning rates: 100,000 steps of 10⁻³
 
 
-class ConstantsSettings(BaseModel):
-    """What `villani constants` was asked.
-
-    Attributes:
-        model: see `load_model`; only its shapes matter.
-        weight_decay: every λ > 0 asked about.
-        temperature: every s > 0 asked about.
-        alpha: prediction smoothing of the certified constant.
-        decay: which parameters decay.
-        time: length of a training run, Σ learning rates.
-        curvature: κ with ∇²L ⪰ −κI wherever it was looked at.
-        gradient_norms: ‖∇L‖ wherever it was looked at.
-        variance: lower confidence limit of the variance of some u·θ, |u| = 1, under the Gibbs law.
-        trust_remote_code: whether a checkpoint may run its code.
-        allow_unused: see `load_model`.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    model: str
-    weight_decay: list[float] = [0.1]
-    temperature: list[float] = [2.0]
-    alpha: float = ALPHA
-    decay: str = "all"
-    time: float = TIME
-    curvature: float | None = None
-    gradient_norms: list[float] = []
-    variance: float | None = None
-    trust_remote_code: bool = False
-    allow_unused: str | None = None
-
-
-def run_constants(settings: ConstantsSettings, run: Path | None = None) -> tuple[Path, ModelConstantsRecord]:
+def run(settings: ConstantsSettings, work: Work) -> Outcome:
     """Constants from what needs no measurement, d, V, λ, s and α, and from figures of the smoothed loss that are given.
-
-    Args:
-        settings: what was asked.
-        run: directory; made from the settings when None.
-
-    Returns:
-        the run directory and its record.
 
     Raises:
         InputError: some parameter does not decay, so that there is no Gibbs law to speak of (THEORY.md §2.1).
     """
-    check_bounds(settings)
-    loaded = load_model(
-        settings.model, trust_remote_code=settings.trust_remote_code, allow_unused=settings.allow_unused
-    )
+    loaded = load(settings, work)
     space = ParameterSpace(loaded.model, settings.decay)
     block = torch.zeros((1, 1, _TOKENS), dtype=torch.int64)
     head = read_head(Objective(loaded.model, block, decay=settings.decay))
-    found = constants_of(loaded.model, space, settings, head)
-    if found is None:
+    constants = constants_of(loaded.model, space, settings, head)
+    if constants is None:
         free = space.size - space.decayed_size
         raise InputError(
             f"decay={settings.decay}: {free:,} parameters do not decay, so exp(−βF) need not be integrable and no "
             "constant is certain to exist (THEORY.md §2.1); use --decay all"
         )
-    record = ModelConstantsRecord(**dict(found), model=loaded.record)
-    asked = settings.model_dump()
-    keyed = {**asked, **versions(), "parameters": space.size}
-    keyed.pop("allow_unused")
-    directory = run or Path("runs") / default_name("constants", settings.model, keyed)
-    with Ledger(directory, keyed):
-        write_settings(directory, asked)
-        finish(directory, f"villani constants {settings.model}", [record], {})
-    return directory, record
+    keyed = settings.model_dump(exclude={"allow_unused"}) | versions("villani", "numpy", "scipy")
+    work.open("constants", settings.model, keyed | {"parameters": space.size}, settings.model_dump())
+    return Outcome([ModelConstantsRecord.of(constants, model=loaded.record)])
 
 
 def constants_of(
@@ -110,21 +58,19 @@ def constants_of(
         lower.append(variance_quotient(settings.variance, 1.0, "statistical", "a direction, from samples"))
     points = []
     for decay, s in product(settings.weight_decay, settings.temperature):
-        found = model_constants(
+        bounds = model_constants(
             space.size, decay, s, smoothing.vocabulary, smoothing.alpha, curvature=settings.curvature,
             gradient_norms=settings.gradient_norms, lower=lower, time=settings.time,
         )  # fmt: skip
         points.append(
-            ModelPointRecord(
-                weight_decay=decay, temperature=s, visible=found.visible, sentence=found.sentence,
-                constants=[constant_record(constant) for constant in found.comparison.constants],
+            ModelPointRecord.of(
+                bounds, weight_decay=decay, temperature=s, constants=bounds.comparison.constants,
                 spectral_gap=None if head is None else spectral_gap(head, decay, s),
             )
         )  # fmt: skip
-    return ModelConstants(
-        parameters=space.size, vocabulary=smoothing.vocabulary, alpha=smoothing.alpha, smoothing_cost=smoothing.cost,
-        time=settings.time, points=points,
-    )  # fmt: skip
+    return ModelConstants.of(
+        smoothing, parameters=space.size, smoothing_cost=smoothing.cost, time=settings.time, points=points
+    )
 
 
 def constants_beside(
@@ -133,8 +79,8 @@ def constants_beside(
 ) -> ModelConstants | None:  # fmt: skip
     """What a measurement is shown beside; None if no λ is positive or some parameter does not decay."""
     positive = [decay for decay in weight_decay if decay > 0]
-    asked = ConstantsSettings(model="", weight_decay=positive, temperature=list(temperature))
-    return constants_of(model, space, asked, head) if positive else None
+    settings = ConstantsSettings(model="", weight_decay=positive, temperature=list(temperature))
+    return constants_of(model, space, settings, head) if positive else None
 
 
 def read_head(objective: Objective) -> NormalisedHead | str:
@@ -167,7 +113,7 @@ def spectral_gap(head: NormalisedHead | str, weight_decay: float, temperature: f
         "holds or not. That is all it says: the size is astronomical and useless as a rate, and nothing follows about "
         "the log-Sobolev constant C_LS or about KL."
     )
-    return SpectralGapRecord(constant=constant_record(constant), text=text)
+    return SpectralGapRecord(constant=ConstantRecord.model_validate(constant), text=text)
 
 
 def _no_gap(reason: str) -> SpectralGapRecord:

@@ -5,11 +5,10 @@ from collections.abc import Sequence
 
 import plotly.graph_objects as go
 
-from villani.commands.constants.page import STATUS_COLOURS
 from villani.commands.converge.record import ChainsRecord, ConvergenceRecord, CurveRecord, FitRecord, RateRecord
 from villani.outwards import lower, lower_power, upper, upper_power
 from villani.report.elements import badge, note, section, table
-from villani.report.figures import NEGATIVE, POSITIVE, REMAINDER, TOTAL, UNRESOLVED, themed
+from villani.report.figures import NEGATIVE, POSITIVE, REMAINDER, STATUS_COLOURS, TOTAL, UNRESOLVED, themed
 from villani.report.numbers import format_interval, format_number, format_uncertain
 from villani.work.records import EstimateRecord
 

@@ -1,10 +1,13 @@
 """The record of `villani exact`: the truth beside the bounds on it, and the reference values."""
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
+from villani.theory.constants import Constant
 from villani.work.records import Record, Status
+
+_LARGEST = 300  # orders of magnitude; a larger value is given by its logarithm alone
 
 
 class ConstantRecord(Record):
@@ -19,6 +22,14 @@ class ConstantRecord(Record):
     hypotheses: str
     status: Status
     source: str
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_constant(cls, bound: Any) -> Any:
+        if not isinstance(bound, Constant):
+            return bound
+        fields = {name: getattr(bound, name) for name in cls.model_fields}
+        return fields if bound.log10 < _LARGEST else fields | {"value": None}
 
 
 class MissingRecord(Record):

@@ -20,9 +20,10 @@ from villani.commands.subject import Subject, determining, load_subject, objecti
 from villani.curvature.deflation import Deflation, deflation_from
 from villani.curvature.sketch import buckets_for
 from villani.measurement.measure import Measurement, measure
-from villani.measurement.plan import PILOT, Plan, Target, duration, measure_to
+from villani.measurement.plan import PILOT, Plan, Target, measure_to
 from villani.objective.evaluation import same_threads
 from villani.work.budget import LESS, Needs, Shape
+from villani.work.progress import duration
 from villani.work.records import CONFIDENCE, Cost, EstimateRecord, PsiParts, PsiRecord
 from villani.work.work import Work
 

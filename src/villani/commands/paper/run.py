@@ -47,11 +47,11 @@ from villani.commands.recommend.sweep import SweepCell, SweepText, needs_of, rea
 from villani.commands.running import Outcome, perform
 from villani.commands.subject import load, provenance_of
 from villani.measurement.measure import peak_memory
-from villani.measurement.plan import duration
 from villani.objective.evaluation import same_threads
 from villani.objective.objective import Objective
 from villani.objective.parameters import ParameterSpace
 from villani.work.budget import LESS
+from villani.work.progress import duration
 from villani.work.records import CONFIDENCE, Cost, Provenance
 from villani.work.team import Rows
 from villani.work.work import Work

@@ -11,8 +11,8 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from villani.commands.blocks import Settings, shared
 from villani.bounds import check_bounds
+from villani.commands.blocks import Settings, shared
 from villani.commands.certify.settings import CertifySettings
 from villani.commands.converge.settings import ConvergeSettings
 from villani.commands.option import Option

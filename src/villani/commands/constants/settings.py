@@ -1,0 +1,42 @@
+"""What `villani constants` is asked."""
+
+from typing import Annotated
+
+from villani.commands.blocks import MODEL, ModelBlock, Settings, TrustBlock
+from villani.commands.option import Option
+
+LAW, GIVEN = "Law", "Figures of the smoothed loss"
+ALPHA = 0.1  # prediction smoothing of the certified constant
+TIME = 100.0  # length of a run to compare with, Σ learning rates: 100,000 steps of 10⁻³
+
+
+class ConstantsSettings(TrustBlock, ModelBlock, Settings):
+    """The claimed and the certified log-Sobolev constant of a model, and how far apart they are.
+
+    Only the shapes of the model matter; no text is read and nothing is measured.
+
+    Example: villani constants gpt2 --weight-decay 0.1,0.01 --temperature 2
+    """
+
+    name = "constants"
+
+    weight_decay: Annotated[list[float], Option("λ > 0; several with commas", LAW)] = [0.1]
+    temperature: Annotated[list[float], Option("s > 0; several with commas; s = 2 is β = 1", LAW)] = [2.0]
+    alpha: Annotated[float, Option("prediction smoothing of the certified constant", LAW)] = ALPHA
+    decay: Annotated[str, Option("what decays; constants need all of it", MODEL)] = "all"
+    time: Annotated[
+        float, Option("length of a training run, the sum of its learning rates; 100 is 100,000 steps of 0.001", LAW)
+    ] = TIME
+    curvature: Annotated[
+        float | None, Option("κ with ∇²L ⪰ −κ where it was looked at, L smoothed: C2, estimated", GIVEN)
+    ] = None
+    gradient_norms: Annotated[
+        list[float], Option("‖∇L‖ where it was looked at, L smoothed; several with commas: C4, estimated", GIVEN)
+    ] = []
+    variance: Annotated[
+        float | None,
+        Option("lower confidence limit of a variance u·θ at equilibrium: C9, may refute, statistical", GIVEN),
+    ] = None
+
+
+SETTINGS = ConstantsSettings

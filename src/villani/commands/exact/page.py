@@ -1,0 +1,240 @@
+"""The page of exact truths and of the reference values of the theory."""
+
+import math
+from itertools import chain
+from pathlib import Path
+
+import plotly.graph_objects as go
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Column, Table
+
+from villani.commands.exact.ladder import (
+    COMPUTED,
+    LEGEND,
+    PREPRINT,
+    SYMBOLS,
+    colour,
+    constants_table,
+    label,
+    ladder,
+    log_axis,
+    terminal_table,
+    value,
+)
+from villani.commands.exact.record import ConstantRecord, ExactRecord, PointRecord, ReferenceRecord
+from villani.outwards import upper
+from villani.report.elements import note, section, table
+from villani.report.figures import themed
+from villani.report.numbers import format_number
+from villani.report.page import Pictures
+from villani.report.terminal import print_page
+from villani.theory.catalogue import CATALOGUE
+
+_AXES = {"weight_decay": "weight decay λ", "temperature": "temperature s", "dimension": "dimension d"}
+_REACH = 12  # orders of magnitude above the largest truth that a sweep draws; what is further stands at the edge
+
+
+def headline(record: ExactRecord | ReferenceRecord) -> str:
+    """One sentence, about the last point of a sweep."""
+    if isinstance(record, ReferenceRecord):
+        whole = record.passed + record.failed
+        return f"{record.passed} of {whole} reference values are reproduced to the printed digits."
+    return f"{_where(record.points[-1])}: {record.points[-1].verdict}."
+
+
+def findings(record: ExactRecord | ReferenceRecord) -> dict[str, str]:
+    """Title → paragraph."""
+    if isinstance(record, ReferenceRecord):
+        wrong = [f"{check.row}, {check.quantity}" for check in record.checks if not check.passes]
+        return {"Not reproduced": f"{'; '.join(wrong)}."} if wrong else {}
+    paragraphs = {"The potential": f"L = {record.expression}, {record.about}; shape: {record.shape}."}
+    if record.proved:
+        paragraphs["What makes inputs certified"] = f"{record.proved}."
+    if record.varied:
+        paragraphs["Along the sweep"] = _sweep_words(record)
+    return paragraphs
+
+
+def pictures(record: ExactRecord | ReferenceRecord) -> Pictures:
+    """Name → title, figure, caption; the one named `truth` is given the whole width."""
+    if isinstance(record, ReferenceRecord):
+        return {}
+    if record.varied is None:
+        figure, caption = ladder(record.points[0].constants), f"{LEGEND}; violet: computed."
+    else:
+        figure = sweep(record)
+        caption = (
+            f"{LEGEND} at that point; violet: computed. Triangles at the upper edge point to what lies beyond "
+            "the picture; their values are in the tables."
+        )
+    return {"truth": ("Constants, and the truth", figure, caption)}
+
+
+def tables(record: ExactRecord | ReferenceRecord) -> str:
+    """Sections of tables, as HTML."""
+    if isinstance(record, ExactRecord):
+        return "".join(section(_where(point), _point(point)) for point in record.points)
+    rows = [
+        [c.row, c.quantity, c.printed, f"{c.computed:.12g}", "reproduced" if c.passes else "NOT REPRODUCED"]
+        for c in record.checks
+    ]
+    return section("Reference values", table(["row", "quantity", "printed", "computed", ""], rows))
+
+
+def limits(record: ExactRecord | ReferenceRecord) -> list[str]:
+    """What the page does not prove."""
+    if isinstance(record, ReferenceRecord):
+        return ["That the theory is right: only that its printed figures follow from its definitions."]
+    return [
+        "A certified C_P holds within the stated error: intervals show that the grid sees all of the potential "
+        "and that nothing beyond it counts, and two solutions agree; the spectrum is floating point. An "
+        "estimated one is only what two boxes and grids agree on.",
+        "An estimated bound rests on a search on a grid out to 10⁶, a certified one on a closed form or on "
+        "intervals. No theorem is refuted by a truth: where its bound lies below, its hypothesis fails.",
+        "“Everywhere” is as far as squares stay in the range of floats, |w| ≤ 10¹⁰⁰.",
+        PREPRINT,
+    ]
+
+
+def show(record: ExactRecord | ReferenceRecord, directory: Path, console: Console) -> None:
+    """For every point the truth, every bound in order, and what does not apply; or every reference value."""
+    if isinstance(record, ReferenceRecord):
+        rows = Table("row", "quantity", "printed", "computed", "")
+        for check in record.checks:
+            result = "ok" if check.passes else "FAIL"
+            rows.add_row(check.row, escape(check.quantity), check.printed, f"{check.computed:.12g}", result)
+        console.print(rows)
+        console.print(f"{record.passed} of {record.passed + record.failed} reproduced to the printed digits.")
+    else:
+        console.print(f"{record.potential}: L = {record.expression} ({record.about})", markup=False, soft_wrap=True)
+        for point in record.points:
+            _show_point(point, console)
+    print_page(console, directory)
+
+
+def show_names(console: Console) -> None:
+    """The named potentials."""
+    rows = Table("name", Column("L", overflow="fold"), "parameters", "λ", "β", "d", "what")
+    for name, entry in CATALOGUE.items():
+        parameters = ", ".join(f"{key}={default:g}" for key, default in entry.parameters.items())
+        size = str(entry.dimension or ("2" if "*x*y" in entry.text else "1"))
+        rows.add_row(
+            name, escape(entry.text), parameters, f"{entry.weight_decay:g}", f"{entry.beta:g}", size, entry.about
+        )
+    console.print(rows)
+
+
+def exit_code(record: ExactRecord | ReferenceRecord) -> int:
+    """1 where a reference value is not reproduced."""
+    return int(isinstance(record, ReferenceRecord) and record.failed > 0)
+
+
+def _show_point(point: PointRecord, console: Console) -> None:
+    console.print(
+        f"λ = {point.weight_decay:g}, s = {point.temperature:g} (β = {point.beta:g}), d = {point.dimension}: "
+        f"{point.verdict}.",
+        style="bold", markup=False, soft_wrap=True,
+    )  # fmt: skip
+    console.print(terminal_table(point.constants))
+    first, *others = point.gaps
+    gaps = ", ".join([f"{first:.{point.digits}g}", *(f"{gap:.{min(point.digits, 6)}g}" for gap in others)])
+    what = "C_P is certified within" if point.status == "certified" else "Two grids and boxes differ by"
+    console.print(
+        f"Gaps of Δ − ∇U·∇: {gaps}; gap of the diffusion: {point.diffusion_gap:.{point.digits}g}. "
+        f"{what} {upper(point.error, 1)} (relative), the identities fail by at most "
+        f"{upper(max(point.identities.values()), 1)}.",
+        soft_wrap=True,
+    )  # fmt: skip
+    for gone in point.missing:
+        console.print(f"{gone.id} does not apply: {gone.reason}", markup=False, soft_wrap=True)
+
+
+def sweep(record: ExactRecord) -> go.Figure:
+    """Every constant against what was varied; a mark's colour is the status there."""
+    axis = record.varied
+    assert axis is not None
+    across: list[float] = [getattr(point, axis) for point in record.points]
+    top = max(c.log10 for point in record.points for c in point.constants if c.id == "truth") + _REACH
+    names = dict.fromkeys((c.id, c.name) for point in record.points for c in point.constants)
+    curves, drawn = [], []
+    for id, name in names:
+        marks = [
+            (x, c)
+            for x, point in zip(across, record.points, strict=True)
+            for c in point.constants
+            if (c.id, c.name) == (id, name)
+        ]
+        heights = [min(c.log10, top) for _, c in marks]
+        drawn += heights
+        curves.append(
+            go.Scatter(
+                x=[x for x, _ in marks],
+                y=heights,
+                name=label(marks[0][1]),
+                mode="lines+markers" if any(c.log10 <= top for _, c in marks) else "markers",
+                line={"color": COMPUTED if id == "truth" else "#8b93a1", "width": 2 if id == "truth" else 1},
+                marker={
+                    "color": [colour(c) for _, c in marks],
+                    "symbol": ["triangle-up" if c.log10 > top else _symbol(c) for _, c in marks],
+                    "size": 11,
+                },
+                text=[f"{label(c)}: {value(c)} ({c.status})" for _, c in marks],
+                hovertemplate="%{text}<extra></extra>",
+                cliponaxis=False,
+            )
+        )
+    figure = themed(curves, 560)
+    figure.update_layout(showlegend=True, legend={"orientation": "h", "y": -0.18, "x": 0, "entrywidth": 250})
+    logarithmic = axis != "dimension" and min(across) > 0
+    ticks = {"tickvals": across, "ticktext": [format_number(x) for x in across]} if len(across) <= 12 else {}
+    figure.update_xaxes(title_text=_AXES[axis], type="log" if logarithmic else "linear", **ticks)
+    figure.update_yaxes(title_text="constant (logarithmic)", **log_axis(min(drawn), max(drawn)))
+    return figure
+
+
+def _point(point: PointRecord) -> str:
+    agree = "agree to rounding" if point.error < 1e-15 else f"differ by {format_number(point.error, 1)}"
+    if point.status == "certified":
+        certain = f"C_P is certified within {format_number(point.error, 2)} (relative)."
+    else:
+        certain = f"Two grids and boxes {agree}; nothing proves that they see all of the potential."
+        if point.floor:
+            certain += f" Certified is C_P ≥ {_rounded_down(point.floor)}."
+    words = note(f"{point.verdict}. {certain}")
+    gone = "; ".join(f"{missing.id}, since {missing.reason}" for missing in point.missing)
+    return words + constants_table(point.constants) + (note(f"What does not apply: {gone}.") if gone else "")
+
+
+def _rounded_down(value: float) -> str:
+    """Four digits, towards 0."""
+    exponent = math.floor(math.log10(value)) - 3
+    return format_number(math.floor(value / 10.0**exponent) * 10.0**exponent, 4)
+
+
+def _sweep_words(record: ExactRecord) -> str:
+    assert record.varied is not None
+    name = _AXES[record.varied]
+    first, last = record.points[0], record.points[-1]
+    words = (
+        f"As the {name} goes from {format_number(getattr(first, record.varied))} to "
+        f"{format_number(getattr(last, record.varied))}, C_P goes from {format_number(first.poincare)} to "
+        f"{format_number(last.poincare)}."
+    )
+    refuted = dict.fromkeys(c.id for c in chain(*(p.constants for p in record.points)) if c.status == "refuted")
+    for id in refuted:
+        where = [p for p in record.points if any(c.id == id and c.status == "refuted" for c in p.constants)]
+        words += f" {id} is refuted at {', '.join(format_number(getattr(p, record.varied)) for p in where)}."
+    return words
+
+
+def _where(point: PointRecord) -> str:
+    return (
+        f"λ = {format_number(point.weight_decay)}, s = {format_number(point.temperature)} "
+        f"(β = {format_number(point.beta)}), d = {point.dimension}"
+    )
+
+
+def _symbol(constant: ConstantRecord) -> str:
+    open_ = constant.id == "truth" and constant.kind == "log-Sobolev"
+    return SYMBOLS[constant.id] + ("-open" if open_ else "")
