@@ -21,6 +21,8 @@ from villani.inputs.models import load_model
 torch.set_num_threads(1)  # small matrices: threads cost more than they bring, and two test workers share two cores
 VOCABULARY, BLOCK = 11, 6
 
+pytest_plugins = ["tests.records"]
+
 
 def attention_without_cast(self, query, key, value, attention_mask=None):
     """GPT-Neo's attention without its cast of q and k to float32, which no float64 oracle survives."""

@@ -5,7 +5,7 @@ import pytest
 from jsonschema import Draft202012Validator
 from pydantic import ValidationError
 
-from tests.report.conftest import build_measurement
+from tests.records import build_measurement
 from villani.commands.content import run_records
 from villani.commands.measure.record import MeasurementRecord
 from villani.work.records import EstimateRecord
