@@ -3,7 +3,7 @@
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 from pydantic import Field
@@ -14,9 +14,14 @@ from villani.commands.finish import default_name, finish
 from villani.commands.subject import Subject, SubjectSettings, load_subject, objective_record
 from villani.curvature.deflation import Deflation, deflation_from
 from villani.curvature.sketch import buckets_for
+from villani.curvature.ways import Blocks, ProductMethod, TraceMethod, Way
 from villani.errors import InputError
-from villani.measurement.measure import SHARES, Measurement, check_design, check_temperature, check_trace, measure
-from villani.measurement.plan import PILOT, Plan, Quantity, Target, duration, measure_to
+from villani.measurement.design import SHARES, Design, check_temperature
+from villani.measurement.measure import measure
+from villani.measurement.measure_to import measure_to
+from villani.measurement.measurement import Measurement
+from villani.measurement.plan import PILOT, Plan, duration
+from villani.measurement.target import Quantity, Target
 from villani.objective.evaluation import same_threads
 from villani.objective.objective import check_weight_decay
 from villani.statistics import Estimate
@@ -47,9 +52,9 @@ class MeasureSettings(SubjectSettings):
 
     weight_decay: list[float] = Field(default_factory=lambda: [0.1])
     temperature: list[float] = Field(default_factory=lambda: [1e-3])
-    trace: Literal["gauss-newton", "hutchinson", "taylor"] = "gauss-newton"
-    blocks: Literal["whole", "layer", "tensor"] = "whole"
-    products: Literal["reverse-over-reverse", "forward-over-reverse", "finite-differences"] = "reverse-over-reverse"
+    trace: TraceMethod = "gauss-newton"
+    blocks: Blocks = "whole"
+    products: ProductMethod = "reverse-over-reverse"
     shares: int = SHARES
     deflate: str | None = None
     target_error: str | None = None
@@ -67,7 +72,7 @@ class MeasureSettings(SubjectSettings):
         for value in self.temperature:
             check_temperature(value)
         if self.wanted is not None:
-            for name in ("trace", "products", "blocks", "probes", "finite"):
+            for name in ("trace", "products", "blocks", "deflate", "probes", "finite"):
                 if getattr(self, name) != type(self).model_fields[name].default:
                     raise InputError(f"{name}={getattr(self, name)}: with target_error the plan chooses; leave one out")
             if self.max_groups < PILOT + max(self.groups, 3):
@@ -77,16 +82,20 @@ class MeasureSettings(SubjectSettings):
                 )
         elif self.target != "hessian_trace":
             raise InputError(f"target={self.target}: goes with target_error")
-        if self.deflate is not None and (self.trace, self.products) != ("hutchinson", "reverse-over-reverse"):
-            raise InputError(f"deflate={self.deflate}: goes with trace=hutchinson and products=reverse-over-reverse")
-        if self.deflate is not None and self.wanted is not None:
-            raise InputError(f"deflate={self.deflate}: does not go with target_error")
+        Design(self.groups, self.probes, self.seed, self.finite, way=self.way, shares=self.shares)
         if self.deflate is not None and not Path(self.deflate).is_dir():
             remedy = "give the run directory of villani spectrum"
             raise InputError(f"deflate={self.deflate}: no eigenvectors there; {remedy}")
-        check_trace(self.trace, self.blocks, self.products)
-        check_design(self.groups, self.probes, self.seed, self.finite)
-        self.check_least(shares=0, max_groups=1)
+        self.check_least(max_groups=1)
+
+    @property
+    def way(self) -> Way:
+        """To the trace.
+
+        Raises:
+            InputError: choices that do not go together.
+        """
+        return Way(self.trace, self.blocks, self.products, deflated=self.deflate is not None)
 
     @property
     def wanted(self) -> Target | None:
@@ -194,7 +203,7 @@ def measured(
     target = settings.wanted
     plan = None
     if target is None:
-        found = measure(
+        measurement = measure(
             objective,
             probes=settings.probes,
             seed=settings.seed,
@@ -209,7 +218,7 @@ def measured(
         )
     else:
         progress.stage("trying ways on a pilot")
-        found, plan = measure_to(
+        measurement, plan = measure_to(
             objective,
             target,
             seed=settings.seed,
@@ -217,27 +226,32 @@ def measured(
             shares=settings.shares,
             ledger=ledger,
             progress=progress.advance,
-            told=lambda plan: progress.stage(f"measuring: {plan}, about {duration(plan.seconds / team.size)}"),
+            on_plan=lambda plan: progress.stage(f"measuring: {plan}, about {duration(plan.seconds / team.size)}"),
             team=team,
         )
         settings = settings.model_copy(
-            update={"trace": plan.trace, "blocks": plan.blocks, "probes": plan.probes, "groups": found.loss.n}
+            update={
+                "trace": plan.way.trace,
+                "blocks": plan.way.blocks,
+                "probes": plan.probes,
+                "groups": measurement.loss.n,
+            }
         )
     record = MeasurementRecord(
         model=subject.loaded.record,
         objective=objective_record(objective),
         text=subject.text,
-        design=_design_record(settings, found, deflation),
+        design=_design_record(settings, measurement, deflation),
         displacement=displacement,
-        loss=estimate_record(found.loss),
-        gradient_norm_squared=estimate_record(found.gradient_norm_squared),
-        naive_gradient_norm_squared=estimate_record(found.naive_gradient_norm_squared),
-        gradient_dot_parameters=estimate_record(found.gradient_dot_parameters),
-        hessian_trace=estimate_record(found.hessian_trace),
-        gauss_newton_trace=estimate_record(found.gauss_newton_trace) if found.gauss_newton_trace else None,
-        decayed_norm_squared=found.decayed_norm_squared,
-        covariance=found.joint.covariance.tolist(),
-        degrees_of_freedom=found.joint.degrees_of_freedom,
+        loss=estimate_record(measurement.loss),
+        gradient_norm_squared=estimate_record(measurement.gradient_norm_squared),
+        naive_gradient_norm_squared=estimate_record(measurement.naive_gradient_norm_squared),
+        gradient_dot_parameters=estimate_record(measurement.gradient_dot_parameters),
+        hessian_trace=estimate_record(measurement.hessian_trace),
+        gauss_newton_trace=estimate_record(measurement.gauss_newton_trace) if measurement.gauss_newton_trace else None,
+        decayed_norm_squared=measurement.decayed_norm_squared,
+        covariance=measurement.joint.covariance.tolist(),
+        degrees_of_freedom=measurement.joint.degrees_of_freedom,
         tensors=[
             TensorRecord(
                 name=t.name,
@@ -247,7 +261,7 @@ def measured(
                 norm_squared=t.norm_squared,
                 hessian_trace=estimate_record(t.hessian_trace) if t.hessian_trace else None,
             )
-            for t in found.tensors
+            for t in measurement.tensors
         ],
         layers=[
             LayerRecord(
@@ -255,10 +269,10 @@ def measured(
                 parameters=layer.parameters,
                 hessian_trace=estimate_record(layer.hessian_trace) if layer.hessian_trace else None,
             )
-            for layer in found.layers
+            for layer in measurement.layers
         ],
         plan=plan_record(plan, target) if plan and target else None,
-        psi=[psi_record(found, decay, s) for decay in settings.weight_decay for s in settings.temperature],
+        psi=[psi_record(measurement, decay, s) for decay in settings.weight_decay for s in settings.temperature],
         constants=None
         if displacement
         else constants_beside(subject.loaded.model, objective.parameters, settings.weight_decay, settings.temperature),
@@ -270,7 +284,7 @@ def measured(
         seconds=seconds,
         seconds_per_group=seconds / units,
         peak_memory_bytes=peak,
-        tokens=found.tokens,
+        tokens=measurement.tokens,
         probes=settings.groups * settings.probes,
         pilot_seconds=pilot if plan else None,
         predicted_seconds=plan.seconds if plan else None,
@@ -303,16 +317,16 @@ def estimate_record(estimate: Estimate) -> EstimateRecord:
     )
 
 
-def psi_record(found: Measurement, weight_decay: float, temperature: float) -> PsiRecord:
+def psi_record(measurement: Measurement, weight_decay: float, temperature: float) -> PsiRecord:
     """Ψ_s at one λ and s as it stands in JSON."""
-    psi = found.psi(weight_decay, temperature=temperature)
+    psi = measurement.psi(weight_decay, temperature=temperature)
     parts = PsiParts(**{name: estimate_record(part) for name, part in psi.parts.items()})
     return PsiRecord(
         **estimate_record(psi).model_dump(), weight_decay=weight_decay, temperature=temperature, parts=parts
     )
 
 
-def _design_record(settings: MeasureSettings, found: Measurement, deflation: Deflation | None) -> DesignRecord:
+def _design_record(settings: MeasureSettings, measurement: Measurement, deflation: Deflation | None) -> DesignRecord:
     return DesignRecord(
         deflated=None if deflation is None else deflation.checksum,
         groups=settings.groups,
@@ -324,6 +338,6 @@ def _design_record(settings: MeasureSettings, found: Measurement, deflation: Def
         products=settings.products,
         seed=settings.seed,
         confidence=CONFIDENCE,
-        sketch=found.sketch,
+        sketch=measurement.sketch,
         micro_tokens=settings.micro_tokens,
     )

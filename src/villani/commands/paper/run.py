@@ -55,13 +55,13 @@ from villani.commands.recommend.record import OptimizerRecord
 from villani.commands.recommend.sweep import SweepCell, SweepText, needs_of, read_sweep_text, sweep
 from villani.commands.subject import provenance_of
 from villani.inputs.models import load_model
-from villani.measurement.measure import peak_memory
 from villani.measurement.plan import duration
 from villani.objective.evaluation import same_threads
 from villani.objective.objective import Objective
 from villani.objective.parameters import ParameterSpace
 from villani.work.budget import LESS, announce
 from villani.work.ledger import Ledger, write_settings
+from villani.work.memory import peak_memory
 from villani.work.progress import Progress, Silent
 from villani.work.records import Cost, Provenance
 from villani.work.team import Rows, alone

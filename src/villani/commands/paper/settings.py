@@ -13,7 +13,7 @@ from villani.commands.certify.run import CertifySettings
 from villani.commands.converge.run import ConvergeSettings
 from villani.commands.recommend.sweep import SweepSettings
 from villani.errors import InputError, check_positive
-from villani.measurement.measure import check_temperature
+from villani.measurement.design import check_temperature
 from villani.work import foreign
 
 SIZES = ("tiny", "small", "125m")

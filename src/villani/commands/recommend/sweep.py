@@ -28,7 +28,6 @@ from villani.inputs.corpora import load_corpus
 from villani.inputs.models import LoadedModel, load_model
 from villani.inputs.text import Blocks, cut_corpus, part_of, text_record
 from villani.inputs.tokenizers import load_tokenizer
-from villani.measurement.measure import peak_memory
 from villani.objective.evaluation import same_threads
 from villani.objective.objective import MICRO_TOKENS, check_weight_decay
 from villani.objective.parameters import ParameterSpace
@@ -37,6 +36,7 @@ from villani.streams import Purpose, word
 from villani.theory.constants import Smoothing
 from villani.work.budget import Needs, Shape
 from villani.work.ledger import Ledger, ScopedLedger
+from villani.work.memory import peak_memory
 from villani.work.progress import Progress
 from villani.work.records import TextRecord
 
