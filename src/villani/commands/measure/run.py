@@ -203,7 +203,7 @@ def measured(
     target = settings.wanted
     plan = None
     if target is None:
-        measurement = measure(
+        found = measure(
             objective,
             probes=settings.probes,
             seed=settings.seed,
@@ -218,7 +218,7 @@ def measured(
         )
     else:
         progress.stage("trying ways on a pilot")
-        measurement, plan = measure_to(
+        found, plan = measure_to(
             objective,
             target,
             seed=settings.seed,
@@ -230,28 +230,23 @@ def measured(
             team=team,
         )
         settings = settings.model_copy(
-            update={
-                "trace": plan.way.trace,
-                "blocks": plan.way.blocks,
-                "probes": plan.probes,
-                "groups": measurement.loss.n,
-            }
+            update={"trace": plan.way.trace, "blocks": plan.way.blocks, "probes": plan.probes, "groups": found.loss.n}
         )
     record = MeasurementRecord(
         model=subject.loaded.record,
         objective=objective_record(objective),
         text=subject.text,
-        design=_design_record(settings, measurement, deflation),
+        design=_design_record(settings, found, deflation),
         displacement=displacement,
-        loss=estimate_record(measurement.loss),
-        gradient_norm_squared=estimate_record(measurement.gradient_norm_squared),
-        naive_gradient_norm_squared=estimate_record(measurement.naive_gradient_norm_squared),
-        gradient_dot_parameters=estimate_record(measurement.gradient_dot_parameters),
-        hessian_trace=estimate_record(measurement.hessian_trace),
-        gauss_newton_trace=estimate_record(measurement.gauss_newton_trace) if measurement.gauss_newton_trace else None,
-        decayed_norm_squared=measurement.decayed_norm_squared,
-        covariance=measurement.joint.covariance.tolist(),
-        degrees_of_freedom=measurement.joint.degrees_of_freedom,
+        loss=estimate_record(found.loss),
+        gradient_norm_squared=estimate_record(found.gradient_norm_squared),
+        naive_gradient_norm_squared=estimate_record(found.naive_gradient_norm_squared),
+        gradient_dot_parameters=estimate_record(found.gradient_dot_parameters),
+        hessian_trace=estimate_record(found.hessian_trace),
+        gauss_newton_trace=estimate_record(found.gauss_newton_trace) if found.gauss_newton_trace else None,
+        decayed_norm_squared=found.decayed_norm_squared,
+        covariance=found.joint.covariance.tolist(),
+        degrees_of_freedom=found.joint.degrees_of_freedom,
         tensors=[
             TensorRecord(
                 name=t.name,
@@ -261,7 +256,7 @@ def measured(
                 norm_squared=t.norm_squared,
                 hessian_trace=estimate_record(t.hessian_trace) if t.hessian_trace else None,
             )
-            for t in measurement.tensors
+            for t in found.tensors
         ],
         layers=[
             LayerRecord(
@@ -269,10 +264,10 @@ def measured(
                 parameters=layer.parameters,
                 hessian_trace=estimate_record(layer.hessian_trace) if layer.hessian_trace else None,
             )
-            for layer in measurement.layers
+            for layer in found.layers
         ],
         plan=plan_record(plan, target) if plan and target else None,
-        psi=[psi_record(measurement, decay, s) for decay in settings.weight_decay for s in settings.temperature],
+        psi=[psi_record(found, decay, s) for decay in settings.weight_decay for s in settings.temperature],
         constants=None
         if displacement
         else constants_beside(subject.loaded.model, objective.parameters, settings.weight_decay, settings.temperature),
@@ -284,7 +279,7 @@ def measured(
         seconds=seconds,
         seconds_per_group=seconds / units,
         peak_memory_bytes=peak,
-        tokens=measurement.tokens,
+        tokens=found.tokens,
         probes=settings.groups * settings.probes,
         pilot_seconds=pilot if plan else None,
         predicted_seconds=plan.seconds if plan else None,
@@ -317,16 +312,16 @@ def estimate_record(estimate: Estimate) -> EstimateRecord:
     )
 
 
-def psi_record(measurement: Measurement, weight_decay: float, temperature: float) -> PsiRecord:
+def psi_record(found: Measurement, weight_decay: float, temperature: float) -> PsiRecord:
     """Ψ_s at one λ and s as it stands in JSON."""
-    psi = measurement.psi(weight_decay, temperature=temperature)
+    psi = found.psi(weight_decay, temperature=temperature)
     parts = PsiParts(**{name: estimate_record(part) for name, part in psi.parts.items()})
     return PsiRecord(
         **estimate_record(psi).model_dump(), weight_decay=weight_decay, temperature=temperature, parts=parts
     )
 
 
-def _design_record(settings: MeasureSettings, measurement: Measurement, deflation: Deflation | None) -> DesignRecord:
+def _design_record(settings: MeasureSettings, found: Measurement, deflation: Deflation | None) -> DesignRecord:
     return DesignRecord(
         deflated=None if deflation is None else deflation.checksum,
         groups=settings.groups,
@@ -338,6 +333,6 @@ def _design_record(settings: MeasureSettings, measurement: Measurement, deflatio
         products=settings.products,
         seed=settings.seed,
         confidence=CONFIDENCE,
-        sketch=measurement.sketch,
+        sketch=found.sketch,
         micro_tokens=settings.micro_tokens,
     )
