@@ -14,12 +14,14 @@ from pathlib import Path
 
 import numpy as np
 
-from villani.measurement.plan import PILOT, Target, Trial, make_plan, more_groups, rehearsal_size, settle
+from villani.curvature.ways import Way
+from villani.measurement.plan import PILOT, Trial, make_plan, more_groups, rehearsal_size, settle
+from villani.measurement.target import Target
 from villani.statistics import Estimate, GroupSums, sampled_statistics
 
 REPETITIONS = 1000
 MAX_GROUPS = 4096
-WAY = ("taylor", "whole")
+WAY = Way("taylor")
 NOISES = {
     "normal": lambda rng, n: rng.normal(size=n),
     "t5": lambda rng, n: rng.standard_t(5, size=n) / np.sqrt(5 / 3),

@@ -19,8 +19,10 @@ import numpy as np
 import torch
 
 from villani.curvature.deflation import Deflation
+from villani.curvature.group import group_statistics
 from villani.curvature.sketch import GradientSketch
-from villani.curvature.trace import group_statistics
+from villani.curvature.trace import sampler_for
+from villani.curvature.ways import Way
 from villani.inputs.corpora import load_corpus
 from villani.inputs.models import load_model
 from villani.inputs.text import choose_groups, cut_blocks
@@ -74,12 +76,13 @@ def main() -> None:
     rows = []
     for count in [int(k) for k in asked.counts.split(",") if int(k) <= len(vectors)]:
         deflation = Deflation(space, vectors[:count]) if count else None
+        sampler = sampler_for(objective, Way("hutchinson", deflated=bool(count)), deflation)
         samples, seconds = [], []
         for group in range(asked.groups):
-            found = group_statistics(objective, group, 2, SEED, "hutchinson", sketch, deflate=deflation)
-            samples.append(found.traces.sum(axis=1) / found.tokens)
+            statistics = group_statistics(objective, group, 2, SEED, sampler, sketch)
+            samples.append(statistics.traces.sum(axis=1) / statistics.tokens)
             start = time.perf_counter()
-            group_statistics(objective, group, 1, SEED, "hutchinson", sketch, deflate=deflation)
+            group_statistics(objective, group, 1, SEED, sampler, sketch)
             seconds.append(time.perf_counter() - start)
         table = np.array(samples)  # (G, 2)
         probe, data = variances(table)

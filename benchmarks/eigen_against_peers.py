@@ -36,8 +36,8 @@ from villani.inputs.corpora import load_corpus
 from villani.inputs.models import load_model
 from villani.inputs.text import Blocks, choose_groups, cut_blocks
 from villani.inputs.tokenizers import load_tokenizer
-from villani.measurement.measure import peak_memory
 from villani.objective.objective import Objective
+from villani.work.memory import peak_memory
 
 ROOT = Path(__file__).parents[1]
 PATH = ROOT / "docs" / "results" / "eigen-against-peers.json"

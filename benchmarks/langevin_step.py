@@ -23,8 +23,8 @@ from villani.commands.converge.run import ConvergeSettings
 from villani.dynamics.langevin import Rule, advance
 from villani.dynamics.network import NetworkTarget
 from villani.inputs.models import load_model
-from villani.measurement.measure import peak_memory
 from villani.objective.objective import Objective
+from villani.work.memory import peak_memory
 
 BLOCKS = 16
 RULE = {"weight_decay": 0.1, "temperature": 1e-6, "learning_rate": 1e-4}

@@ -20,8 +20,8 @@ import torch
 from villani.curvature.blocks import BlockTrace
 from villani.curvature.trace import SWEPT
 from villani.inputs.models import load_model
-from villani.measurement.measure import peak_memory
 from villani.objective.objective import Objective
+from villani.work.memory import peak_memory
 
 BASE = {"layers": 4, "width": 256, "sequences": 4, "block": 128, "probes": 1}
 VARIED = {

@@ -7,8 +7,10 @@ import torch
 from common import serve
 
 from villani.curvature.blocks import BlockTrace
+from villani.curvature.group import group_statistics
 from villani.curvature.sketch import GradientSketch
-from villani.curvature.trace import group_statistics
+from villani.curvature.trace import sampler_for
+from villani.curvature.ways import Way
 from villani.inputs.models import load_model
 from villani.objective.objective import Objective
 
@@ -18,16 +20,17 @@ def main(folder: str, groups: str, threads: str, way: str) -> None:
     objective = Objective(load_model(folder).model, torch.from_numpy(np.load(groups)))
 
     def swept(group: int, probe: int) -> float:
-        return sum(sampler.sample(b, probe, (group, i)).traces.sum() for i, b in enumerate(objective.batches(group)))
+        return sum(sweeps.sample(b, probe, (group, i)).traces.sum() for i, b in enumerate(objective.batches(group)))
 
     def reverse(group: int, probe: int) -> float:
-        return float(group_statistics(objective, group, 1, probe, way, sketch).traces.sum())
+        return float(group_statistics(objective, group, 1, probe, sampler, sketch).traces.sum())
 
     if way.startswith("taylor"):
-        sampler = BlockTrace(objective, way.removeprefix("taylor-"))
+        sweeps = BlockTrace(objective, "whole" if way == "taylor" else way.removeprefix("taylor-"))
         sample = swept
     else:
         sketch = GradientSketch(objective.parameters, 0)
+        sampler = sampler_for(objective, Way(way))
         sample = reverse
     tokens = [sum(batch.tokens for batch in objective.batches(g)) for g in range(len(objective.groups))]
     serve(lambda group, probe: float(sample(group, probe)) / tokens[group], "villani")

@@ -7,8 +7,8 @@ if TYPE_CHECKING:
     from villani.criteria.audit import Audit as Audit
     from villani.criteria.audit import audit as audit
     from villani.errors import InputError as InputError
-    from villani.measurement.measure import Measurement as Measurement
     from villani.measurement.measure import measure as measure
+    from villani.measurement.measurement import Measurement as Measurement
     from villani.objective.objective import Objective as Objective
     from villani.statistics import Estimate as Estimate
 
@@ -21,7 +21,7 @@ _HOME = {
     "audit": "villani.criteria.audit",
     "InputError": "villani.errors",
     "Estimate": "villani.statistics",
-    "Measurement": "villani.measurement.measure",
+    "Measurement": "villani.measurement.measurement",
     "Objective": "villani.objective.objective",
     "measure": "villani.measurement.measure",
 }

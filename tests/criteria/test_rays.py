@@ -12,7 +12,7 @@ from villani.criteria.parabola import fit_quadratic
 from villani.criteria.rays import directions, rays, walk
 from villani.curvature.blocks import layers_of
 from villani.errors import InputError
-from villani.measurement.plan import Kept
+from villani.measurement.measure_to import MemoryLedger
 from villani.objective.objective import Objective
 from villani.statistics import jackknife_deviations
 
@@ -154,7 +154,7 @@ def gpt_neo(groups=5):
 def test_gpt_neo_grows_on_rays():
     objective = gpt_neo()
     before, state = objective.parameters.checksum(), torch.get_rng_state()
-    kept, steps = Kept(), []
+    kept, steps = MemoryLedger(), []
 
     def measured(ledger):
         return rays(

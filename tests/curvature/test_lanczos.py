@@ -246,7 +246,7 @@ from functools import partial
 from villani.curvature.basis import Basis
 from villani.curvature.lanczos import Ends, krylov
 from villani.curvature.operators import Budget
-from villani.measurement.measure import peak_memory
+from villani.work.memory import peak_memory
 peak = partial(peak_memory, torch.device("cpu"))
 size = 9_000_000  # so large that malloc gives every vector back when it is freed
 diagonal = torch.linspace(-1, 1, size) ** 3

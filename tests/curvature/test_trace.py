@@ -7,12 +7,14 @@ from torch import nn
 from tests.conftest import dense, make_model, make_pool
 from villani.curvature.blocks import BlockTrace
 from villani.curvature.deflation import Deflation
+from villani.curvature.group import group_statistics
 from villani.curvature.lanczos import Ends, eigenpairs
 from villani.curvature.operators import Budget, Curvature
 from villani.curvature.probes import rademacher_probe
 from villani.curvature.products import hessian_vector_product
 from villani.curvature.sketch import GradientSketch
-from villani.curvature.trace import _sample_rows, group_statistics
+from villani.curvature.trace import sample_rows, sampler_for
+from villani.curvature.ways import Way
 from villani.errors import InputError
 from villani.measurement.measure import measure
 from villani.objective.objective import Objective
@@ -24,7 +26,8 @@ def flat(tensors) -> np.ndarray:
 
 
 def statistics(objective, group, method, probes=2, seed=5):
-    return group_statistics(objective, group, probes, seed, method, GradientSketch(objective.parameters, seed))
+    sampler = sampler_for(objective, Way(method))
+    return group_statistics(objective, group, probes, seed, sampler, GradientSketch(objective.parameters, seed))
 
 
 @pytest.mark.parametrize("group", [0, 1, 2])
@@ -57,7 +60,7 @@ def test_residual_part_meets_the_same_probes(model):
     with objective.evaluating():
         for batch in objective.batches(1):
             forward = objective.forward(batch)
-            sampled = _sample_rows(torch.softmax(forward.logits.detach(), -1), generator)
+            sampled = sample_rows(torch.softmax(forward.logits.detach(), -1), generator)
             slopes = torch.autograd.grad(
                 nn.functional.cross_entropy(forward.logits, sampled, reduction="sum"), objective.parameters.tensors
             )
@@ -85,7 +88,7 @@ def test_label_samples_are_unbiased_for_the_gauss_newton_trace():
 
 def test_sampled_labels_follow_the_distribution():
     p = torch.tensor([[0.5, 0.0, 0.25, 0.25], [0.0, 1.0, 0.0, 0.0]]).repeat(4000, 1)
-    drawn = _sample_rows(p, stream(0, Purpose.LABELS, 0)).view(-1, 2)
+    drawn = sample_rows(p, stream(0, Purpose.LABELS, 0)).view(-1, 2)
     shares = torch.bincount(drawn[:, 0], minlength=4) / 4000
     assert torch.all(drawn[:, 1] == 1)
     assert shares[1] == 0
@@ -155,8 +158,8 @@ def test_linear_loss_has_no_curvature():
 def test_many_probes_take_several_sweeps():
     """Six probes are the mean of six, though no sweep carries more than four of them."""
     objective = Objective(make_model("gpt2"), make_pool())
+    found = statistics(objective, 0, "taylor", probes=6)
     sampler = BlockTrace(objective)
-    found = group_statistics(objective, 0, 6, 5, "taylor", GradientSketch(objective.parameters, 5), sampler)
     [batch] = objective.batches(0)
     keys = [(0, probe, 0) for probe in range(6)]
     sweeps = [sampler.sample(batch, 5, *keys[:4]), sampler.sample(batch, 5, *keys[4:])]
@@ -165,10 +168,9 @@ def test_many_probes_take_several_sweeps():
 
 
 def deflated(objective, deflation, draws):
+    sampler = sampler_for(objective, Way("hutchinson", deflated=True), deflation)
     sketch = GradientSketch(objective.parameters, 0)
-    return np.stack(
-        [group_statistics(objective, 1, 1, s, "hutchinson", sketch, deflate=deflation).traces[0] for s in range(draws)]
-    )
+    return np.stack([group_statistics(objective, 1, 1, s, sampler, sketch).traces[0] for s in range(draws)])
 
 
 def test_deflation_is_unbiased_tensor_by_tensor_and_removes_variance():

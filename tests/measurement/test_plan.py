@@ -4,22 +4,19 @@ import pytest
 from tests.conftest import dense, make_model, make_pool
 from villani.curvature.rules import RULES
 from villani.errors import InputError
+from villani.measurement.measure_to import MemoryLedger, measure_to
+from villani.measurement.pilot import FORWARD, REVERSE, ways_for
 from villani.measurement.plan import (
-    FORWARD,
     PILOT,
-    REVERSE,
-    Kept,
-    Target,
     Trial,
     data_variance,
     duration,
     make_plan,
-    measure_to,
     more_groups,
     rehearsal_size,
     settle,
-    ways_for,
 )
+from villani.measurement.target import Target
 from villani.objective.graph import aten
 from villani.objective.objective import Objective
 from villani.statistics import Estimate, GroupSums, sampled_statistics
@@ -52,9 +49,9 @@ def test_the_plan_minimises_variance_times_seconds():
 def test_a_way_wins_by_its_noise_or_by_its_cost():
     rng = np.random.default_rng(2)
     quiet, noisy = trial(rng, probe=0.1, seconds=2.0), trial(rng, probe=3.0, seconds=1.0)
-    assert (make_plan({WHOLE: noisy, LAYER: quiet}, Target(0.01), least=3).blocks) == "layer"
+    assert (make_plan({WHOLE: noisy, LAYER: quiet}, Target(0.01), least=3).way.blocks) == "layer"
     dear = trial(rng, probe=0.1, seconds=200.0)
-    assert (make_plan({WHOLE: noisy, LAYER: dear}, Target(0.01), least=3).blocks) == "whole"
+    assert (make_plan({WHOLE: noisy, LAYER: dear}, Target(0.01), least=3).way.blocks) == "whole"
 
 
 def test_groups_are_added_only_where_the_error_is_too_large():
@@ -117,7 +114,7 @@ def test_measuring_to_an_error_reaches_it_and_holds_the_truth(quantity):
     error = 25.0  # absolute: which way and how many probes a plan takes depends on timings, and so does a figure
     target = Target(error, relative=False, quantity=quantity, weight_decay=0.1, temperature=10.0)
     plans = []
-    found, plan = measure_to(objective, target, seed=1, least=8, told=plans.append)
+    found, plan = measure_to(objective, target, seed=1, least=8, on_plan=plans.append)
     assert target.estimate(found).sem <= error
     assert abs(found.hessian_trace.value - trace) < 4 * found.hessian_trace.sem
     assert plans == [plan]
@@ -130,7 +127,7 @@ def test_measuring_to_an_error_reaches_it_and_holds_the_truth(quantity):
 def test_a_resumed_run_keeps_to_its_plan_and_measures_nothing_twice():
     objective, _ = objective_of(make_model("gpt2"))
 
-    class Counted(Kept):
+    class Counted(MemoryLedger):
         puts = 0
 
         def put(self, key, arrays, **cost):
@@ -167,7 +164,7 @@ def test_a_model_without_rules_falls_back_with_a_note(monkeypatch):
     assert ways == REVERSE
     assert "no Taylor rule for aten.gelu.default" in note
     _, plan = measure_to(objective, Target(2.0), least=3)
-    assert plan.trace in ("gauss-newton", "hutchinson")
+    assert plan.way.trace in ("gauss-newton", "hutchinson")
     assert plan.note == note
 
 

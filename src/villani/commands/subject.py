@@ -18,10 +18,10 @@ from villani.inputs.corpora import Corpus, load_corpus
 from villani.inputs.models import LoadedModel, check_device, load_model
 from villani.inputs.text import Blocks, check_context, choose_groups, cut_corpus, text_record
 from villani.inputs.tokenizers import Tokenizer, load_tokenizer
-from villani.measurement.measure import peak_memory
 from villani.objective.objective import Objective
 from villani.objective.parameters import check_decay
 from villani.work import foreign
+from villani.work.memory import peak_memory
 from villani.work.records import ObjectiveRecord, Provenance, TensorGroup, TextRecord
 from villani.work.work import Work
 

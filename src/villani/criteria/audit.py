@@ -9,8 +9,7 @@ from villani.criteria.differential import CONFIRMED, SCALES, SEARCH, Differentia
 from villani.criteria.rays import Ray, directions, kinds, walk
 from villani.criteria.smoothness import Smoothness, audit_smoothness
 from villani.criteria.verdicts import Outcome
-from villani.curvature.blocks import BlockTrace
-from villani.curvature.trace import TraceMethod
+from villani.curvature.trace import fastest
 from villani.errors import InputError
 from villani.objective.objective import Objective, at_one_theta
 from villani.work.team import Ledger, Scoped
@@ -108,7 +107,7 @@ def audit(
         if progress is not None:
             progress("walking along rays", index * total + done, len(wanted) * total)
 
-    method = _fastest(objective) if wanted else None
+    method = fastest(objective) if wanted else None
     for index, (name, direction) in enumerate(wanted.items()):
         try:
             walked[name] = walk(
@@ -119,14 +118,3 @@ def audit(
         except InputError as error:
             notes[name] = str(error)
     return Audit(smoothness, coverage, differential, walked, notes)
-
-
-def _fastest(objective: Objective) -> TraceMethod | None:
-    """Taylor sweeps where every operation has a rule; else what `measure` does by itself."""
-    if objective.loss_fn is not None:
-        return None
-    try:
-        BlockTrace(objective).check(next(objective.batches(0)))
-    except InputError:
-        return None
-    return "taylor"

@@ -24,7 +24,7 @@ from villani.criteria.patterns import pieces
 from villani.criteria.ranges import contradiction, fixed_values, ranges
 from villani.criteria.verdicts import Outcome
 from villani.errors import InputError
-from villani.measurement.measure import check_temperature
+from villani.measurement.design import check_temperature
 from villani.objective.graph import LossGraph, trace_loss
 from villani.objective.objective import Objective
 from villani.outwards import upper

@@ -35,12 +35,13 @@ from villani.criteria.symmetries import generators
 from villani.criteria.verdicts import Outcome
 from villani.criteria.walks import Step, walk_orbit
 from villani.errors import InputError
-from villani.measurement.measure import check_temperature, peak_memory
+from villani.measurement.design import check_temperature
 from villani.objective.batches import Batch
 from villani.objective.graph import LossGraph, trace_loss
 from villani.objective.objective import Objective
 from villani.outwards import upper
 from villani.statistics import Array
+from villani.work.memory import peak_memory
 from villani.work.team import Ledger, Rows, Scoped, Team
 
 CONFIRMED = 4  # orbits that are measured again

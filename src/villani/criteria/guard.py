@@ -18,7 +18,7 @@ from villani.criteria.parts import PartStatistics, part_statistics, parts_of
 from villani.criteria.skipped import incomplete
 from villani.criteria.symmetries import generators
 from villani.errors import InputError
-from villani.measurement.measure import check_design, check_temperature
+from villani.measurement.design import check_design, check_temperature
 from villani.objective.graph import trace_loss
 from villani.objective.objective import Objective
 from villani.statistics import Array, Estimate, jackknife_deviations

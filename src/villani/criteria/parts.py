@@ -15,11 +15,11 @@ import torch
 
 from villani.curvature.probes import rademacher, rademacher_probe
 from villani.curvature.products import differentiable_gradient, product
-from villani.measurement.measure import peak_memory
 from villani.objective.objective import Objective
 from villani.objective.parameters import ParameterSpace
 from villani.statistics import Array
 from villani.streams import Purpose, stream
+from villani.work.memory import peak_memory
 from villani.work.team import Ledger, Rows, Team
 
 _ROUNDINGS = 16  # by an ulp, of each entry of a product with the Hessian

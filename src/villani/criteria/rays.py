@@ -16,9 +16,10 @@ from villani.criteria.parabola import QuadraticFit, fit_quadratic
 from villani.criteria.shifts import rounding
 from villani.curvature.blocks import layers_of
 from villani.curvature.probes import random_direction
-from villani.curvature.trace import TraceMethod
+from villani.curvature.ways import TraceMethod
 from villani.errors import InputError
-from villani.measurement.measure import Measurement, measure
+from villani.measurement.measure import measure
+from villani.measurement.measurement import Measurement
 from villani.objective.objective import Objective
 from villani.objective.parameters import ParameterSpace
 from villani.statistics import Estimate

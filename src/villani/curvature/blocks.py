@@ -10,7 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from villani.curvature.head import LABELS, TiedRows, head_terms
 from villani.curvature.jets import Jet, Probed
 from villani.curvature.probes import rademacher
 from villani.curvature.taylor import Sweep, check_rules, isolated_nodes
+from villani.curvature.ways import Blocks
 from villani.errors import InputError
 from villani.objective.batches import IGNORED, Batch
 from villani.objective.graph import LogitGraph, aten, trace_logits
@@ -27,7 +28,6 @@ from villani.objective.parameters import ParameterSpace
 from villani.statistics import Array
 from villani.streams import Purpose, stream
 
-Blocks = Literal["whole", "layer", "tensor"]
 _GRAPHS = 4  # kept, of different forms of batch
 Key = tuple[int, ...]
 

@@ -8,17 +8,17 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
 from torch.func import functional_call, grad, jvp
 
+from villani.curvature.ways import ProductMethod
 from villani.errors import InputError, first_line
 from villani.objective.objective import Objective, check_differentiable
 
 Tensors = Sequence[torch.Tensor]
-ProductMethod = Literal["reverse-over-reverse", "forward-over-reverse", "finite-differences"]
 
 STEPS = {torch.float32: 2.5e-3, torch.float64: 1e-3}  # ‖s·v‖/‖θ‖ of a finite difference
 TOLERANCE = 1e-3  # the largest relative error of a finite difference that is let through
@@ -91,7 +91,7 @@ def forward_product(objective: Objective, batch: object, vector: Tensors) -> tup
     theta = {name: t.detach() for name, t in zip(names, objective.parameters.tensors, strict=True)}
     tangent = dict(zip(names, vector, strict=True))
     try:
-        found: Any = jvp(grad(loss, has_aux=True), (theta,), (tangent,), has_aux=True)
+        result: Any = jvp(grad(loss, has_aux=True), (theta,), (tangent,), has_aux=True)
     except torch.OutOfMemoryError:
         raise
     except (NotImplementedError, RuntimeError, InputError) as error:
@@ -101,7 +101,7 @@ def forward_product(objective: Objective, batch: object, vector: Tensors) -> tup
         raise InputError(
             f"no forward-over-reverse of this loss: {first_line(cause).rstrip('.')}: use reverse-over-reverse"
         ) from error
-    _, curved, tokens = found
+    _, curved, tokens = result
     return [curved[name] for name in names], float(tokens)
 
 

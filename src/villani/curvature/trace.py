@@ -1,6 +1,4 @@
-"""What one group contributes: loss, gradient and unbiased samples of tr ∇²L, in one forward pass per batch.
-
-Three ways to the trace (THEORY.md §6), all unbiased:
+"""The samplers of tr ∇²L (THEORY.md §6), all unbiased; `curvature/ways.py` has their names.
 
 - `hutchinson`: vᵀ∇²L v with Rademacher probes v, by any of the products of `curvature/products.py`.
 - `gauss-newton`: ∇²L = JᵀSJ + Σ_k (p − y)_k ∇²z_k for logits z. The first trace is E‖∇L_ŷ‖²·n over labels ŷ drawn from
@@ -9,8 +7,7 @@ Three ways to the trace (THEORY.md §6), all unbiased:
 - `taylor`: vᵀ∇²L v by a forward sweep that stores nothing (`curvature/taylor.py`), in half the memory.
 """
 
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -18,142 +15,232 @@ from torch import nn
 
 from villani.curvature.blocks import BlockTrace
 from villani.curvature.deflation import Deflation
+from villani.curvature.group import GroupPass, TraceSampler, double_dot, inner_products
 from villani.curvature.head import draw_labels
 from villani.curvature.probes import rademacher_probe
 from villani.curvature.products import (
-    ProductMethod,
     Tensors,
     differentiable_gradient,
     finite_difference_product,
     forward_product,
     product,
 )
-from villani.curvature.sketch import GradientSketch
+from villani.curvature.ways import ProductMethod, TraceMethod, Way
 from villani.errors import InputError
-from villani.objective.objective import Forward, Objective, check_differentiable
+from villani.objective.objective import Forward, Objective
 from villani.statistics import Array
 from villani.streams import Purpose, stream
 
-TraceMethod = Literal["gauss-newton", "hutchinson", "taylor"]
 SWEPT = 4  # probes in one Taylor sweep at most: memory grows with them, and most of what sharing a sweep saves is saved
 _ROWS = 64  # positions whose cumulative distribution is held in float64 at a time: 26 MB at V = 50,257
+_NO_LOGITS = "a custom loss_fn has no logits to sample labels from: use trace='hutchinson'"
 
 
-@dataclass(frozen=True)
-class GroupStatistics:
-    """Sums over one group's predicted tokens; P tensors, m probes, k sketch entries.
+def sampler_for(objective: Objective, way: Way, deflation: Deflation | None = None) -> TraceSampler:
+    """The sampler of a way.
 
-    Attributes:
-        tokens: how many tokens the group predicts.
-        loss: nats.
-        gradient: (k,) the gradient of the loss sum, sketched.
-        dots: (P,) its inner product with θ, tensor by tensor.
-        traces: (m, P) unbiased samples of the trace of the loss sum's Hessian, tensor by tensor; with `taylor`, where
-            only their mean is needed, one row that stands for all probes.
-        gauss_newton: (m, P) the Gauss–Newton part of `traces`; (0, P) with `hutchinson`, which does not part them.
-    """
-
-    tokens: float
-    loss: float
-    gradient: Array
-    dots: Array
-    traces: Array
-    gauss_newton: Array
-
-
-def group_statistics(
-    objective: Objective,
-    group: int,
-    probes: int,
-    seed: int,
-    method: TraceMethod,
-    sketch: GradientSketch,
-    sampler: BlockTrace | None = None,
-    products: ProductMethod = "reverse-over-reverse",
-    deflate: Deflation | None = None,
-) -> GroupStatistics:
-    """Measure one group; a pure function of θ, the group and (seed, group, probe).
-
-    `sampler` is what `taylor` samples with, and belongs to this objective; `products` is for `hutchinson` only, and so
-    is `deflate`, with products of the first kind.
+    Args:
+        objective: that it belongs to.
+        way: which.
+        deflation: the directions of a `deflated` way.
 
     Raises:
-        InputError: the loss or a derivative is not finite, sampled labels are asked of a custom loss function, or
-            finite differences are too far off.
+        InputError: the objective has no logits for a way that needs them.
     """
-    space = objective.parameters
-    tokens, loss = 0.0, 0.0
-    gradient = torch.zeros(min(space.size, sketch.buckets), dtype=torch.float64)
-    dots = np.zeros(len(space.parameters))
-    rows = 1 if sampler is not None and not objective.finite else probes
-    traces = np.zeros((rows, len(space.parameters)))
-    gauss_newton = np.zeros((0 if method == "hutchinson" else rows, len(space.parameters)))
-    labels = [stream(seed, Purpose.LABELS, group, probe) for probe in range(probes)]
-    with objective.evaluating(fused=products == "finite-differences"):
-        for index, batch in enumerate(objective.batches(group)):
-            forward = objective.forward(batch)
-            _check_finite(forward.loss, f"group {group}: the loss")
-            tokens += forward.tokens
-            loss += float(forward.loss.detach().double())
-            check_differentiable(forward.loss)
-            if sampler is not None or products != "reverse-over-reverse":
-                slopes = list(
-                    torch.autograd.grad(forward.loss, space.tensors, allow_unused=True, materialize_grads=True)
-                )
+    return SAMPLERS[way.trace](objective, way, deflation)
+
+
+def refusal(objective: Objective, way: Way) -> str:
+    """Why a way cannot sample an objective; empty where it can."""
+    try:
+        sampler_for(objective, way).prepare(0)
+    except InputError as error:
+        return str(error)
+    return ""
+
+
+def fastest(objective: Objective) -> TraceMethod:
+    """The way with the least time and memory: Taylor sweeps where every operation has a rule."""
+    if objective.loss_fn is not None:
+        return "hutchinson"
+    return "gauss-newton" if refusal(objective, Way("taylor")) else "taylor"
+
+
+class HutchinsonSampler:
+    """Probes, by products that share the graph of the gradient.
+
+    Args:
+        objective: any.
+        deflation: directions that are taken exactly.
+    """
+
+    def __init__(self, objective: Objective, deflation: Deflation | None = None) -> None:
+        self.objective, self.deflation = objective, deflation
+
+    def prepare(self, group: int) -> None:
+        """Any objective will do."""
+
+    def cost(self, probes: int) -> float:
+        """A gradient with a graph, and a product for every probe and direction."""
+        return 1.0 + 2.0 * (probes + (len(self.deflation.rows) if self.deflation else 0))
+
+    def sample(self, group: GroupPass, probes: int, seed: int) -> tuple[Array, Array]:
+        """See `TraceSampler.sample`."""
+        tensors = self.objective.parameters.tensors
+        traces = np.zeros((probes, len(tensors)))
+        with self.objective.evaluating():
+            for _, forward in group.forwards():
+                gradient = differentiable_gradient(forward.loss, tensors)
+                group.add_gradient(gradient)
+                for direction in self.deflation.vectors if self.deflation else []:  # every probe's sample has it
+                    traces += inner_products(product(gradient, direction, tensors, keep_graph=True), direction)
+                _add_probes(traces, group, gradient, seed, self.deflation)
+        return traces, np.zeros((0, len(tensors)))
+
+
+class ProductSampler:
+    """Probes, by products that take a computation of their own.
+
+    Args:
+        objective: any.
+        products: `forward-over-reverse`, or `finite-differences`, which leave fused attention and compiled models be.
+    """
+
+    def __init__(self, objective: Objective, products: ProductMethod) -> None:
+        self.objective = objective
+        self.differences = products == "finite-differences"
+
+    def prepare(self, group: int) -> None:
+        """Products tell by themselves what they cannot do."""
+
+    def cost(self, probes: int) -> float:
+        """A gradient; then five gradients for a probe, or one with tangents."""
+        return 1.0 + (5.0 if self.differences else 3.0) * probes
+
+    def sample(self, group: GroupPass, probes: int, seed: int) -> tuple[Array, Array]:
+        """See `TraceSampler.sample`."""
+        space = self.objective.parameters
+        traces = np.zeros((probes, len(space.parameters)))
+        with self.objective.evaluating(fused=self.differences):
+            for batch, forward in group.forwards():
+                group.add_plain_gradient(forward)
                 del forward  # its graph need not outlive the gradient
-                gradient += sketch(slopes)
-                dots += _inner_products(slopes, space.tensors)
-                del slopes
-                keys = [(group, probe, index) for probe in range(probes)]
-                if sampler is not None:
-                    at_once = 1 if objective.finite else SWEPT
-                    for first in range(0, probes, at_once):
-                        some = keys[first : first + at_once]
-                        sample = sampler.sample(batch, seed, *some)
-                        row, share = (first, 1.0) if objective.finite else (0, len(some) / probes)
-                        traces[row] += share * (sample.traces - sample.gauss_newton)
-                        gauss_newton[row] += share * sample.gauss_newton
-                elif products == "forward-over-reverse":
-                    for probe in range(probes):
-                        vector = rademacher_probe(space, seed, group, probe)
-                        traces[probe] += _inner_products(forward_product(objective, batch, vector)[0], vector)
-                continue
-            root = forward.loss
-            if method == "gauss-newton":
+                if not self.differences:
+                    for probe, row in enumerate(traces):
+                        vector = rademacher_probe(space, seed, group.group, probe)
+                        row += inner_products(forward_product(self.objective, batch, vector)[0], vector)
+        if self.differences:  # of the whole group at once, so that θ moves four times a probe
+            for probe, row in enumerate(traces):
+                vector = rademacher_probe(space, seed, group.group, probe)
+                curved, _ = finite_difference_product(self.objective, vector, group.group)
+                row[:] = group.tokens * inner_products(curved, vector)
+        return traces, np.zeros((0, len(space.parameters)))
+
+
+class GaussNewtonSampler:
+    """Labels for the Gauss–Newton part, probes for the residual one; a label sample and a probe go together.
+
+    Args:
+        objective: of a language model.
+
+    Raises:
+        InputError: a loss without logits.
+    """
+
+    def __init__(self, objective: Objective) -> None:
+        if objective.loss_fn is not None:
+            raise InputError(_NO_LOGITS)
+        self.objective = objective
+
+    def prepare(self, group: int) -> None:
+        """Any language model will do."""
+
+    def cost(self, probes: int) -> float:
+        """A gradient with a graph, and for every probe a backward pass and a product."""
+        return 1.0 + 2.7 * probes
+
+    def sample(self, group: GroupPass, probes: int, seed: int) -> tuple[Array, Array]:
+        """See `TraceSampler.sample`."""
+        tensors = self.objective.parameters.tensors
+        residual, gauss_newton = np.zeros((2, probes, len(tensors)))
+        labels = [stream(seed, Purpose.LABELS, group.group, probe) for probe in range(probes)]
+        with self.objective.evaluating():
+            for _, forward in group.forwards():
                 logits, targets = _logits(forward)
-                for probe in range(probes):
-                    gauss_newton[probe] += _gauss_newton_sample(logits, space.tensors, labels[probe])
-                root = _residual_root(logits, targets)
-            slopes = differentiable_gradient(root, space.tensors)
-            gradient += sketch(slopes)
-            dots += _inner_products(slopes, space.tensors)
-            for direction in deflate.vectors if deflate else []:  # exact, so every probe's sample has it
-                traces += _inner_products(product(slopes, direction, space.tensors, keep_graph=True), direction)
-            for probe in range(probes):
-                vector = rademacher_probe(space, seed, group, probe)
-                if deflate:
-                    vector = deflate.project(vector)
-                curved = product(slopes, vector, space.tensors, keep_graph=probe + 1 < probes)
-                traces[probe] += _inner_products(curved, vector)
-    if products == "finite-differences":  # of the whole group at once, so that θ moves four times a probe
-        for probe in range(probes):
-            vector = rademacher_probe(space, seed, group, probe)
-            traces[probe] = tokens * _inner_products(finite_difference_product(objective, vector, group)[0], vector)
-    if len(gauss_newton):
-        traces += gauss_newton
-    for name, values in (("gradient", gradient.numpy()), ("Hessian trace", traces)):
-        if not np.isfinite(values).all():
-            wide = space.dtype == torch.float64
-            advice = "is a root, a logarithm or a masked softmax taken of nothing?" if wide else "try float64"
-            raise InputError(
-                f"group {group}: the {name} is not finite though the loss is {loss / tokens:.6g}: {advice}"
-            )
-    return GroupStatistics(tokens, loss, gradient.numpy(), dots, traces, gauss_newton)
+                for row, generator in zip(gauss_newton, labels, strict=True):
+                    row += _gauss_newton_sample(logits, tensors, generator)
+                gradient = differentiable_gradient(_residual_root(logits, targets), tensors)
+                group.add_gradient(gradient)
+                _add_probes(residual, group, gradient, seed)
+        return residual + gauss_newton, gauss_newton
+
+
+class TaylorSampler:
+    """Probes, by forward sweeps.
+
+    Args:
+        objective: of a language model.
+        sweeps: of this objective.
+    """
+
+    def __init__(self, objective: Objective, sweeps: BlockTrace) -> None:
+        self.objective, self.sweeps = objective, sweeps
+
+    def prepare(self, group: int) -> None:
+        """Refuse a model that cannot be traced or has an operation without a rule."""
+        self.sweeps.check(next(self.objective.batches(group)))
+
+    def cost(self, probes: int) -> float:
+        """A gradient; then a sweep for every `SWEPT` probes, in forward passes of which a gradient is 3.2."""
+        return 1.0 + (2.6 * -(-probes // SWEPT) + 1.5 * probes) / 3.2
+
+    def sample(self, group: GroupPass, probes: int, seed: int) -> tuple[Array, Array]:
+        """See `TraceSampler.sample`; with `finite` a row for every probe, else their mean."""
+        apart = self.objective.finite
+        shape = (probes if apart else 1, len(self.objective.parameters.parameters))
+        residual, gauss_newton = np.zeros(shape), np.zeros(shape)
+        at_once = 1 if apart else SWEPT
+        with self.objective.evaluating():
+            for index, (batch, forward) in enumerate(group.forwards()):
+                group.add_plain_gradient(forward)
+                del forward  # its graph need not outlive the gradient
+                for first in range(0, probes, at_once):
+                    keys = [(group.group, probe, index) for probe in range(first, min(first + at_once, probes))]
+                    sample = self.sweeps.sample(batch, seed, *keys)
+                    row, share = (first, 1.0) if apart else (0, len(keys) / probes)
+                    residual[row] += share * (sample.traces - sample.gauss_newton)
+                    gauss_newton[row] += share * sample.gauss_newton
+        return residual + gauss_newton, gauss_newton
+
+
+def _hutchinson(objective: Objective, way: Way, deflation: Deflation | None) -> TraceSampler:
+    if way.products == "reverse-over-reverse":
+        return HutchinsonSampler(objective, deflation)
+    return ProductSampler(objective, way.products)
+
+
+SAMPLERS: dict[TraceMethod, Callable[[Objective, Way, Deflation | None], TraceSampler]] = {
+    "gauss-newton": lambda objective, _way, _deflation: GaussNewtonSampler(objective),
+    "hutchinson": _hutchinson,
+    "taylor": lambda objective, way, _deflation: TaylorSampler(objective, BlockTrace(objective, way.blocks)),
+}
+
+
+def _add_probes(
+    traces: Array, group: GroupPass, gradient: list[torch.Tensor], seed: int, deflation: Deflation | None = None
+) -> None:
+    """Add vᵀHv, tensor by tensor, for the probe of each row; the graph of the gradient is used up."""
+    space = group.objective.parameters
+    for probe, row in enumerate(traces):
+        vector = rademacher_probe(space, seed, group.group, probe)
+        if deflation:
+            vector = deflation.project(vector)
+        row += inner_products(product(gradient, vector, space.tensors, keep_graph=probe + 1 < len(traces)), vector)
 
 
 def _logits(forward: Forward) -> tuple[torch.Tensor, torch.Tensor]:
     if forward.logits is None or forward.labels is None:
-        raise InputError("a custom loss_fn has no logits to sample labels from: use trace='hutchinson'")
+        raise InputError(_NO_LOGITS)
     return forward.logits, forward.labels
 
 
@@ -169,32 +256,14 @@ def _gauss_newton_sample(logits: torch.Tensor, tensors: Tensors, generator: np.r
 
     Scores are conditionally independent with mean zero, so cross terms between positions vanish on average.
     """
-    sampled = _sample_rows(torch.softmax(logits.detach(), dim=-1), generator)
+    sampled = sample_rows(torch.softmax(logits.detach(), dim=-1), generator)
     loss = nn.functional.cross_entropy(logits, sampled, reduction="sum")
     slopes = torch.autograd.grad(loss, tensors, retain_graph=True, allow_unused=True)
-    return np.array([0.0 if g is None else float(_double_dot(g, g)) for g in slopes])
+    return np.array([0.0 if g is None else double_dot(g, g) for g in slopes])
 
 
-def _sample_rows(probabilities: torch.Tensor, generator: np.random.Generator) -> torch.Tensor:
+def sample_rows(probabilities: torch.Tensor, generator: np.random.Generator) -> torch.Tensor:
     """One index from each row of (n, V) probabilities, by inverting the distribution function in float64."""
     uniform = torch.from_numpy(generator.random(len(probabilities))).to(probabilities.device)
     parts = zip(probabilities.split(_ROWS), uniform.split(_ROWS), strict=True)
     return torch.cat([draw_labels(rows, u[:, None])[:, 0] for rows, u in parts])
-
-
-def _inner_products(left: Tensors, right: Tensors) -> Array:
-    return np.array([float(_double_dot(a, b)) for a, b in zip(left, right, strict=True)])
-
-
-def _double_dot(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """⟨a, b⟩ in float64, a piece at a time so that no float64 copy of a large tensor is made."""
-    total = torch.zeros((), dtype=torch.float64, device=a.device)
-    flat_a, flat_b = a.detach().reshape(-1), b.detach().reshape(-1)
-    for x, y in zip(flat_a.split(1 << 20), flat_b.split(1 << 20), strict=True):
-        total += torch.dot(x.double(), y.double())
-    return total
-
-
-def _check_finite(value: torch.Tensor, what: str) -> None:
-    if not bool(torch.isfinite(value)):
-        raise InputError(f"{what} is {float(value.detach())}: check the checkpoint, or load it in a wider dtype")

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from villani.dynamics.noise import add_gaussian, gaussian
 from villani.errors import InputError, check_positive
-from villani.measurement.measure import check_temperature
+from villani.measurement.design import check_temperature
 from villani.objective.objective import check_weight_decay
 from villani.statistics import Array
 from villani.streams import Purpose, stream

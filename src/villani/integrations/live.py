@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from villani.curvature.trace import TraceMethod
+from villani.curvature.ways import TraceMethod
 from villani.dynamics.schedules import DecaySchedule
 from villani.errors import InputError
 from villani.integrations.budget import TRIALS, Budget
@@ -31,7 +31,9 @@ from villani.integrations.descent import (
 )
 from villani.integrations.gradients import GradientWatch
 from villani.integrations.untouched import uncompiled, untouched
-from villani.measurement.measure import Measurement, check_design, check_temperature, measure
+from villani.measurement.design import check_design, check_temperature
+from villani.measurement.measure import measure
+from villani.measurement.measurement import Measurement
 from villani.objective.objective import Batch, LossFunction, Objective, check_weight_decay
 from villani.objective.parameters import ParameterSpace
 from villani.objective.trial import already_tried

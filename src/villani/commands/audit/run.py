@@ -24,7 +24,7 @@ from villani.criteria.differential import CONFIRMED, SEARCH
 from villani.criteria.rays import check_kinds
 from villani.criteria.rescue import rescues
 from villani.errors import InputError
-from villani.measurement.measure import check_design, check_temperature
+from villani.measurement.design import check_design, check_temperature
 from villani.objective.evaluation import same_threads
 from villani.objective.objective import check_weight_decay
 from villani.work.budget import LESS, Shape, announce

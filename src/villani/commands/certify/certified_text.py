@@ -20,11 +20,11 @@ from villani.inputs.corpora import Corpus, load_corpus
 from villani.inputs.models import LoadedModel, load_model
 from villani.inputs.text import Blocks, cut_corpus, part_of, text_record
 from villani.inputs.tokenizers import Tokenizer, load_tokenizer
-from villani.measurement.measure import peak_memory
 from villani.objective.objective import Objective
 from villani.statistics import Array
 from villani.theory.constants import Smoothing
 from villani.work.ledger import Ledger, Settings
+from villani.work.memory import peak_memory
 from villani.work.progress import Progress
 from villani.work.records import Provenance, TextRecord
 from villani.work.team import alone

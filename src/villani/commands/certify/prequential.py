@@ -33,12 +33,12 @@ from villani.commands.subject import command_words
 from villani.dynamics.chain import matching
 from villani.dynamics.prequential import Learner, Rule, advance, steps_of
 from villani.errors import InputError
-from villani.measurement.measure import peak_memory
 from villani.objective.evaluation import same_threads
 from villani.objective.objective import IGNORED
 from villani.statistics import Array
 from villani.work.budget import LESS, Needs, Shape, announce
 from villani.work.ledger import Ledger, ScopedLedger, write_settings
+from villani.work.memory import peak_memory
 from villani.work.progress import Progress, Silent
 from villani.work.records import Cost
 

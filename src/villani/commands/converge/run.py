@@ -24,7 +24,7 @@ from villani.dynamics.potential import PotentialTarget
 from villani.dynamics.potential import largest_curvature as curvature_of
 from villani.errors import InputError, check_positive
 from villani.inputs.models import load_model
-from villani.measurement.measure import measure, peak_memory
+from villani.measurement.measure import measure
 from villani.objective.evaluation import same_threads
 from villani.objective.objective import Objective
 from villani.statistics import Array
@@ -33,6 +33,7 @@ from villani.theory.catalogue import Case, case
 from villani.theory.exact import solve
 from villani.work.budget import LESS, Needs, Shape, announce
 from villani.work.ledger import Ledger, write_settings
+from villani.work.memory import peak_memory
 from villani.work.progress import Progress, Silent
 from villani.work.records import Cost
 from villani.work.team import alone

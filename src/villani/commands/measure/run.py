@@ -19,8 +19,11 @@ from villani.commands.running import Outcome
 from villani.commands.subject import Subject, determining, load_subject, objective_record
 from villani.curvature.deflation import Deflation, deflation_from
 from villani.curvature.sketch import buckets_for
-from villani.measurement.measure import Measurement, measure
-from villani.measurement.plan import PILOT, Plan, Target, measure_to
+from villani.measurement.measure import measure
+from villani.measurement.measure_to import measure_to
+from villani.measurement.measurement import Measurement
+from villani.measurement.plan import PILOT, Plan
+from villani.measurement.target import Target
 from villani.objective.evaluation import same_threads
 from villani.work.budget import LESS, Needs, Shape
 from villani.work.progress import duration

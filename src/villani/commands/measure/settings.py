@@ -6,7 +6,9 @@ from typing import Annotated, Literal
 
 from villani.commands.blocks import DESIGN, SubjectSettings, Unused
 from villani.commands.option import Option
+from villani.curvature.ways import Blocks, ProductMethod, TraceMethod, Way
 from villani.errors import InputError
+from villani.measurement.design import Design, check_temperature
 
 WAY = "Way to the trace"
 TARGET = "Wanted error"
@@ -24,14 +26,10 @@ class MeasureSettings(SubjectSettings):
 
     weight_decay: Annotated[list[float], Option("λ ≥ 0; several with commas", DESIGN, always=True)] = [0.1]
     temperature: Annotated[list[float], Option("s > 0; several with commas", DESIGN, always=True)] = [1e-3]
-    trace: Annotated[Literal["gauss-newton", "hutchinson", "taylor"], Option("way to the Hessian trace", WAY)] = (
-        "gauss-newton"
-    )
-    blocks: Annotated[
-        Literal["whole", "layer", "tensor"], Option("with --trace taylor, what has its own probe", WAY)
-    ] = "whole"
+    trace: Annotated[TraceMethod, Option("way to the Hessian trace", WAY)] = "gauss-newton"
+    blocks: Annotated[Blocks, Option("with --trace taylor, what has its own probe", WAY)] = "whole"
     products: Annotated[
-        Literal["reverse-over-reverse", "forward-over-reverse", "finite-differences"],
+        ProductMethod,
         Option("with --trace hutchinson, way to Hessian-vector products", WAY),
     ] = "reverse-over-reverse"
     shares: Annotated[
@@ -55,7 +53,6 @@ class MeasureSettings(SubjectSettings):
 
     def check(self) -> None:
         """See `Settings.check`."""
-        from villani.measurement.measure import check_design, check_temperature, check_trace
         from villani.measurement.plan import PILOT
         from villani.objective.objective import check_weight_decay
 
@@ -64,7 +61,7 @@ class MeasureSettings(SubjectSettings):
         for value in self.temperature:
             check_temperature(value)
         if self.target_error is not None:
-            for name in ("trace", "products", "blocks", "probes", "finite"):
+            for name in ("trace", "products", "blocks", "deflate", "probes", "finite"):
                 if getattr(self, name) != type(self).model_fields[name].default:
                     raise InputError(f"{name}={getattr(self, name)}: with target_error the plan chooses; leave one out")
             least = PILOT + max(self.groups, 3)
@@ -75,10 +72,13 @@ class MeasureSettings(SubjectSettings):
             self.wanted()
         elif self.target != "hessian_trace":
             raise InputError(f"target={self.target}: goes with target_error")
-        self._check_deflation()
-        check_trace(self.trace, self.blocks, self.products)
-        check_design(self.groups, self.probes, self.seed, self.finite)
-        self.check_least(shares=0, max_groups=1)
+        way = Way(self.trace, self.blocks, self.products, deflated=self.deflate is not None)
+        Design(self.groups, self.probes, self.seed, self.finite, way=way, shares=self.shares)
+        if self.deflate is not None and not Path(self.deflate).is_dir():
+            raise InputError(
+                f"deflate={self.deflate}: no eigenvectors there; give the run directory of villani spectrum"
+            )
+        self.check_least(max_groups=1)
 
     def wanted(self) -> tuple[float, bool]:
         """The wanted error, and whether it is a share of the figure.
@@ -103,18 +103,6 @@ class MeasureSettings(SubjectSettings):
                 yield Unused("without --trace hutchinson", ("products",))
             if self.trace != "taylor":
                 yield Unused("without --trace taylor", ("shares",))
-
-    def _check_deflation(self) -> None:
-        if self.deflate is None:
-            return
-        if (self.trace, self.products) != ("hutchinson", "reverse-over-reverse"):
-            raise InputError(f"deflate={self.deflate}: goes with trace=hutchinson and products=reverse-over-reverse")
-        if self.target_error is not None:
-            raise InputError(f"deflate={self.deflate}: does not go with target_error")
-        if not Path(self.deflate).is_dir():
-            raise InputError(
-                f"deflate={self.deflate}: no eigenvectors there; give the run directory of villani spectrum"
-            )
 
 
 SETTINGS = MeasureSettings

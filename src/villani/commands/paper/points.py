@@ -25,9 +25,9 @@ from villani.criteria.coverage import audit_coverage
 from villani.criteria.differential import audit_differential
 from villani.criteria.rays import directions, kinds, walk
 from villani.criteria.smoothness import audit_smoothness
-from villani.curvature.blocks import Blocks as BlockKind
 from villani.curvature.operators import Curvature
-from villani.curvature.trace import TraceMethod
+from villani.curvature.ways import Blocks as BlockKind
+from villani.curvature.ways import TraceMethod
 from villani.inputs.text import choose_groups
 from villani.measurement.measure import measure
 from villani.objective.objective import Objective

@@ -46,11 +46,11 @@ from villani.commands.recommend.record import OptimizerRecord
 from villani.commands.recommend.sweep import SweepCell, SweepText, needs_of, read_sweep_text, sweep
 from villani.commands.running import Outcome, perform
 from villani.commands.subject import load, provenance_of
-from villani.measurement.measure import peak_memory
 from villani.objective.evaluation import same_threads
 from villani.objective.objective import Objective
 from villani.objective.parameters import ParameterSpace
 from villani.work.budget import LESS
+from villani.work.memory import peak_memory
 from villani.work.progress import duration
 from villani.work.records import CONFIDENCE, Cost, Provenance
 from villani.work.team import Rows

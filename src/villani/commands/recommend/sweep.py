@@ -27,13 +27,13 @@ from villani.dynamics.training import Diverged, Optimizer, train
 from villani.errors import InputError
 from villani.inputs.models import LoadedModel
 from villani.inputs.text import Blocks, check_context, part_of, text_record
-from villani.measurement.measure import peak_memory
 from villani.objective.evaluation import same_threads
 from villani.objective.objective import MICRO_TOKENS
 from villani.objective.parameters import ParameterSpace
 from villani.statistics import Array, Estimate, ratio_estimates
 from villani.streams import Purpose, word
 from villani.work.budget import Needs, Shape
+from villani.work.memory import peak_memory
 from villani.work.records import TextRecord
 from villani.work.work import Work
 

@@ -29,13 +29,13 @@ from villani.curvature.lanczos import Ends, Ritz, examine, krylov
 from villani.curvature.operators import Budget, Curvature, resident
 from villani.curvature.spectrum import Density, Quadrature, quadrature, sphere_probe
 from villani.errors import InputError
-from villani.measurement.measure import peak_memory
 from villani.objective.evaluation import plain_arithmetic, same_threads
 from villani.objective.objective import check_weight_decay
 from villani.statistics import Estimate, ratio_estimates
 from villani.work import foreign
 from villani.work.budget import LESS, Needs, Shape, announce
 from villani.work.ledger import Ledger, ScopedLedger, write_settings
+from villani.work.memory import peak_memory
 from villani.work.progress import Progress, Silent
 from villani.work.records import Cost, EstimateRecord
 from villani.work.team import Rows, alone

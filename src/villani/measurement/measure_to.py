@@ -1,0 +1,107 @@
+"""Measure until a figure is known as well as is wanted."""
+
+import math
+from collections.abc import Callable
+
+from villani.errors import InputError
+from villani.measurement.design import SHARES
+from villani.measurement.measure import measure
+from villani.measurement.measurement import Measurement
+from villani.measurement.pilot import pilot, rehearse, ways_for
+from villani.measurement.plan import PILOT, Plan, make_plan, more_groups
+from villani.measurement.target import Target
+from villani.objective.objective import Objective, at_one_theta
+from villani.work.progress import duration
+from villani.work.team import Ledger, Rows, Team
+
+
+@at_one_theta
+def measure_to(
+    objective: Objective,
+    target: Target,
+    *,
+    seed: int = 0,
+    least: int = 16,
+    shares: int = SHARES,
+    ledger: Ledger | None = None,
+    progress: Callable[[int, int], None] | None = None,
+    on_plan: Callable[[Plan], None] | None = None,
+    team: Team | None = None,
+) -> tuple[Measurement, Plan]:
+    """Measure until the standard error of the figure is at most what is wanted.
+
+    Args:
+        objective: its groups are the supply, of which as many are used as it takes.
+        target: the wanted error.
+        seed: of everything random.
+        least: groups to measure at least.
+        shares: see `measure`.
+        ledger: keeps finished groups and the pilot's; a resumed run keeps to the plan that was made first.
+        progress: called with (finished, total) groups of the pilot, then of the measurement.
+        on_plan: called with the plan before it is carried out.
+        team: see `measure`.
+
+    Raises:
+        InputError: `objective.finite`, a supply that is too small for the pilot or for the wanted error, or what
+            `measure` raises.
+    """
+    if objective.finite:
+        raise InputError("a target error needs groups that are a sample of the text: with finite=True, set probes")
+    supply = len(objective.groups)
+    if supply < PILOT + max(least, 3):
+        raise InputError(f"{supply} groups: a target error needs {PILOT + max(least, 3)} or more to choose from")
+    ledger = ledger or MemoryLedger()
+    plan = _planned(objective, target, seed, least, shares, ledger, progress, team)
+    if on_plan:
+        on_plan(plan)
+    count = plan.groups
+    while True:
+        if plan.first + count > supply:
+            left = supply - plan.first
+            raise InputError(
+                f"target_error={target.error:g} needs {count} groups or more, "
+                f"{duration(count * plan.seconds_per_group)} of work, and {left} are there: "
+                f"raise max_groups, or ask for about {target.error * math.sqrt(count / left):.2g}"
+            )
+        measurement = measure(
+            objective, plan.probes, seed, trace=plan.way.trace, blocks=plan.way.blocks,
+            groups=range(plan.first, plan.first + count), shares=shares, ledger=ledger, progress=progress, team=team,
+        )  # fmt: skip
+        wanted = more_groups(count, target.estimate(measurement), target)
+        if wanted == count:
+            return measurement, plan
+        count = wanted
+
+
+def _planned(
+    objective: Objective,
+    target: Target,
+    seed: int,
+    least: int,
+    shares: int,
+    ledger: Ledger,
+    progress: Callable[[int, int], None] | None,
+    team: Team | None,
+) -> Plan:
+    """The best way on `PILOT` groups, then rehearsed on others to know its noise and its cost."""
+    ways, note = ways_for(objective)
+    if not shares:  # no double backward passes, then
+        ways = tuple(way for way in ways if way.trace == "taylor") or ways
+    plan = make_plan(pilot(objective, ways, seed, target, ledger, progress, team), target, least=least, note=note)
+    return rehearse(objective, plan, seed, target, least, ledger, progress, team)
+
+
+class MemoryLedger:
+    """A ledger in memory, for one call."""
+
+    def __init__(self) -> None:
+        self._rows: dict[str, Rows] = {}
+
+    def get(self, key: str) -> Rows | None:
+        """See `Ledger.get`."""
+        return self._rows.get(key)
+
+    def put(self, key: str, arrays: Rows, *, seconds: float, peak_memory_bytes: int) -> None:
+        """See `Ledger.put`."""
+        del seconds, peak_memory_bytes
+        self._rows[key] = arrays
