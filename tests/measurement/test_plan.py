@@ -10,7 +10,6 @@ from villani.measurement.plan import (
     PILOT,
     Trial,
     data_variance,
-    duration,
     make_plan,
     more_groups,
     rehearsal_size,
@@ -20,6 +19,7 @@ from villani.measurement.target import Target
 from villani.objective.graph import aten
 from villani.objective.objective import Objective
 from villani.statistics import Estimate, GroupSums, sampled_statistics
+from villani.work.progress import duration
 
 WHOLE, LAYER, SPLIT = FORWARD
 

@@ -101,13 +101,13 @@ def measured(
             seed=settings.seed,
             least=settings.groups,
             shares=settings.shares,
-            told=lambda plan: work.stage(f"measuring: {plan}, about {duration(plan.seconds / work.team.size)}"),
+            on_plan=lambda plan: work.stage(f"measuring: {plan}, about {duration(plan.seconds / work.team.size)}"),
             ledger=work,
             progress=work.advance,
             team=work.team,
         )
         settings = settings.model_copy(
-            update={"trace": plan.trace, "blocks": plan.blocks, "probes": plan.probes, "groups": measurement.loss.n}
+            update={"trace": plan.way.trace, "blocks": plan.way.blocks, "probes": plan.probes, "groups": measurement.loss.n}
         )
     record = MeasurementRecord.of(
         measurement,
