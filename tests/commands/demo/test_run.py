@@ -2,9 +2,11 @@ import json
 
 import pytest
 
-from villani.commands.content import RunRecords
+from villani.commands.content import read_records
 from villani.commands.demo import run as demo
+from villani.commands.demo.settings import DemoSettings
 from villani.commands.measure.record import MeasurementRecord, TrainingRecord
+from villani.commands.running import execute
 from villani.errors import InputError
 
 
@@ -14,9 +16,9 @@ def small(monkeypatch):
 
 
 def test_demo_trains_measures_and_resumes(small, tmp_path):
-    record = demo.run_demo(tmp_path / "run", steps=12)
+    _, record = execute(DemoSettings(steps=12), tmp_path / "run")
     text = (tmp_path / "run" / "records.json").read_text()
-    training, trained, *ray = RunRecords.model_validate_json(text).records
+    training, trained, *ray = read_records(tmp_path / "run" / "records.json").records
     assert isinstance(training, TrainingRecord)
     assert training.loss[-1] < training.loss[0]
     assert len(training.loss) == 12
@@ -31,18 +33,18 @@ def test_demo_trains_measures_and_resumes(small, tmp_path):
     assert "Along the ray" in (tmp_path / "run" / "report.html").read_text()
 
     spent = json.loads((tmp_path / "run" / "cost.json").read_text())
-    demo.run_demo(tmp_path / "run", steps=12)
+    execute(DemoSettings(steps=12), tmp_path / "run")
     assert (tmp_path / "run" / "records.json").read_text() == text
     assert json.loads((tmp_path / "run" / "cost.json").read_text()) == spent
 
     (tmp_path / "run" / "model" / "model.safetensors").unlink()  # lost weights are trained again, to the same bits
-    demo.run_demo(tmp_path / "run", steps=12)
+    execute(DemoSettings(steps=12), tmp_path / "run")
     assert (tmp_path / "run" / "records.json").read_text() == text
 
 
 def test_bad_demo_settings(small, tmp_path):
     with pytest.raises(InputError, match="steps=0"):
-        demo.run_demo(tmp_path / "run", steps=0)
-    demo.run_demo(tmp_path / "run", steps=1)
+        execute(DemoSettings(steps=0), tmp_path / "run")
+    execute(DemoSettings(steps=1), tmp_path / "run")
     with pytest.raises(InputError, match="was begun with command"):
-        demo.run_demo(tmp_path / "run", steps=2)
+        execute(DemoSettings(steps=2), tmp_path / "run")

@@ -1,33 +1,33 @@
 """`villani demo`: train a small GPT-Neo, measure it at several λ and s and along one ray, write the page."""
 
+import copy
 import shutil
-import time
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from villani.bounds import check_number
 from villani.commands.converge.chains import checksum
-from villani.commands.finish import finish
-from villani.commands.measure.record import Displacement, MeasurementRecord, TrainingRecord
-from villani.commands.measure.run import MeasureSettings, measured, rows_bytes
-from villani.commands.subject import Subject, as_groups, provenance_of
+from villani.commands.demo.settings import DemoSettings
+from villani.commands.measure.record import Displacement, TrainingRecord
+from villani.commands.measure.run import measured, rows_bytes
+from villani.commands.measure.settings import MeasureSettings
+from villani.commands.running import Outcome
+from villani.commands.subject import Subject, as_groups, load, load_text, provenance_of
 from villani.curvature.probes import random_direction
 from villani.dynamics.training import train
 from villani.errors import InputError
-from villani.inputs.corpora import load_corpus
-from villani.inputs.models import LoadedModel, load_model
+from villani.inputs.models import LoadedModel
 from villani.inputs.text import Blocks, choose_groups, cut_blocks, text_record
 from villani.inputs.tokenizers import load_tokenizer
 from villani.objective.objective import Objective
 from villani.streams import Purpose, stream
-from villani.work.budget import Shape, announce
-from villani.work.ledger import Ledger, write_settings, writing
-from villani.work.progress import Progress, Silent
+from villani.work.budget import Needs, Shape
+from villani.work.ledger import writing
 from villani.work.records import ModelRecord, TextRecord
-from villani.work.team import alone
+from villani.work.team import Rows
+from villani.work.work import Work
 
 MODEL = "builtin:tiny"
 BATCH, LEARNING_RATE = 16, 3e-3
@@ -37,68 +37,56 @@ MEASURED = MeasureSettings(
 RADII = (0.1, 0.3, 1.0, 3.0, 10.0)  # in units of ‖θ‖
 
 
-def run_demo(run: Path, *, steps: int = 1000, seed: int = 0, progress: Progress | None = None) -> MeasurementRecord:
-    """Train, measure, write the report; resumes where it was stopped.
-
-    Args:
-        run: directory; the trained model stays there as a folder that `villani measure` takes.
-        steps: of training.
-        seed: of everything random.
-        progress: told where the work is.
-
-    Returns:
-        the record at the trained point, with what it cost.
+def run(settings: DemoSettings, work: Work) -> Outcome:
+    """Train, measure, and keep it; resumes where it was stopped. The trained model stays in the run, in `model`.
 
     Raises:
-        InputError: steps < 1, a negative seed, a run directory that cannot be used, or several processes.
+        InputError: a run directory that cannot be used, or several processes.
     """
-    alone("villani demo")
-    check_number("steps", steps)
-    check_number("seed", seed)
-    if steps < 1 or seed < 0:
-        raise InputError(f"steps={steps}, seed={seed}: expected steps ≥ 1 and seed ≥ 0")
-    show = progress or Silent()
-    settings = MEASURED.model_copy(update={"seed": seed})
-    command = f"villani demo --steps {steps} --seed {seed}"
-    show.stage("reading Python's documentation")
+    measuring = MEASURED.model_copy(update={"seed": settings.seed})
+    corpus = load_text("builtin", work)
     tokenizer = load_tokenizer("builtin")
-    corpus = load_corpus("builtin")
-    blocks = cut_blocks(tokenizer.encode(corpus.documents), settings.block, boundaries=corpus.boundaries)
-    kept, held_out = split(blocks, seed)
-    ids, labels = choose_groups(kept, settings.groups, settings.sequences, seed)
-    text = text_record(corpus, tokenizer, kept, ids, labels)
-    shape = Shape.of(load_model(f"{MODEL}?seed={seed}").model)
-    measuring = 4 * (1 + len(RADII)) * settings.groups * settings.sequences
-    needs = shape.work(
-        (steps * BATCH + measuring) * settings.block, at_once=settings.at_once, block=settings.block, vectors=5, kept=2
+    blocks = cut_blocks(tokenizer.encode(corpus.documents), measuring.block, boundaries=corpus.boundaries)
+    trained_on, held_out = split(blocks, settings.seed)
+    ids, labels = choose_groups(trained_on, measuring.groups, measuring.sequences, settings.seed)
+    text = text_record(corpus, tokenizer, trained_on, ids, labels)
+    start = load(settings, work, f"{MODEL}?seed={settings.seed}")
+    directory = work.open(
+        "demo", "",
+        {"command": settings.command(), **measuring.model_dump(), "token_checksum": text.token_checksum},
+        measuring.model_dump() | {"steps": settings.steps},
+        needs=_needs(settings, measuring, Shape.of(start.model)), what="the demo", instead="free some",
     )  # fmt: skip
-    rows = (1 + len(RADII)) * rows_bytes(shape.parameters, settings.groups)
-    announce(show, replace(needs, disk=needs.disk + rows), run, what="the demo", instead="free some")
-    with Ledger(run, {"command": command, **settings.model_dump(), "token_checksum": text.token_checksum}) as ledger:
-        write_settings(run, settings.model_dump() | {"steps": steps})
-        losses = _trained(run, ledger, kept, steps, seed, show)
-        loaded = load_model(str(run / "model"))
-        loaded = replace(loaded, record=_described(loaded.record, steps))
-        objective = Objective(loaded.model, as_groups(ids, labels), weight_decay=settings.weight_decay[0])
-        training = _training_record(loaded, text, losses, seed, held_out)
-        subject = Subject(loaded, text, objective, provenance_of(objective, command, seed))
-        show.stage("measuring at the trained point")
-        record, cost = measured(subject, settings, ledger.scoped("trained"), show)
-        records, costs = [training, record], {1: cost}
-        direction = random_direction(objective.parameters, seed)
-        norm = float(objective.parameters.norms_squared().sum()) ** 0.5
-        for index, multiple in enumerate(RADII):
-            radius = multiple * norm
-            show.stage(f"measuring along a ray, {index + 1} of {len(RADII)}")
-            place = Displacement(direction="one random direction", radius=radius)
-            with objective.displaced(direction, radius):
-                checksum = {"parameter_checksum": objective.parameters.checksum()}
-                there = replace(subject, provenance=subject.provenance.model_copy(update=checksum))
-                found, spent = measured(there, settings, ledger.scoped(f"ray/{index}"), show, place)
-            records.append(found)
-            costs[len(records) - 1] = spent
-        finish(run, "villani demo", records, costs)
-    return record.model_copy(update={"cost": cost})
+    losses = _trained(settings, work, start, trained_on, directory)
+    loaded = load(settings, work, str(directory / "model"))
+    loaded = replace(loaded, record=_described(loaded.record, settings.steps))
+    objective = Objective(loaded.model, as_groups(ids, labels), weight_decay=measuring.weight_decay[0])
+    training = _training_record(loaded, text, losses, settings.seed, held_out)
+    subject = Subject(loaded, text, objective, provenance_of(objective, settings.command(), settings.seed))
+    work.stage("measuring at the trained point")
+    record, cost = measured(subject, measuring, work.scope("trained"))
+    records, costs = [training, record], {1: cost}
+    direction = random_direction(objective.parameters, settings.seed)
+    norm = float(objective.parameters.norms_squared().sum()) ** 0.5
+    for index, multiple in enumerate(RADII):
+        radius = multiple * norm
+        work.stage(f"measuring along a ray, {index + 1} of {len(RADII)}")
+        place = Displacement(direction="one random direction", radius=radius)
+        with objective.displaced(direction, radius):
+            bits = {"parameter_checksum": objective.parameters.checksum()}
+            there = replace(subject, provenance=subject.provenance.model_copy(update=bits))
+            record, cost = measured(there, measuring, work.scope(f"ray/{index}"), place)
+        costs[len(records)] = cost
+        records.append(record)
+    return Outcome(records, costs, shown=1)
+
+
+def _needs(settings: DemoSettings, measuring: MeasureSettings, shape: Shape) -> Needs:
+    """Of the training, and of measuring at a point and along the ray."""
+    points = 1 + len(RADII)
+    sequences = settings.steps * BATCH + 4 * points * measuring.groups * measuring.sequences
+    needs = shape.work(sequences * measuring.block, at_once=measuring.at_once, block=measuring.block, vectors=5, kept=2)
+    return replace(needs, disk=needs.disk + points * rows_bytes(shape.parameters, measuring.groups))
 
 
 def split(blocks: Blocks, seed: int) -> tuple[Blocks, Blocks]:
@@ -106,39 +94,40 @@ def split(blocks: Blocks, seed: int) -> tuple[Blocks, Blocks]:
     order = torch.from_numpy(stream(seed, Purpose.BATCHES).permutation(len(blocks.ids)))
     cut = len(order) * 9 // 10
     words = f"{blocks.cut}; nine tenths of the blocks, chosen at random, are trained and measured on, the rest held out"
-    kept, held_out = (
+    own, held_out = (
         replace(blocks, ids=blocks.ids[part], labels=blocks.labels[part], cut=words)
         for part in (order[:cut], order[cut:])
     )
-    return kept, held_out
+    return own, held_out
 
 
-def _trained(run: Path, ledger: Ledger, blocks: Blocks, steps: int, seed: int, show: Progress) -> list[float]:
-    """Train once; the weights go to run/model, the losses into the ledger."""
-    row = ledger.get("training")
-    files = [run / "model" / name for name in ("config.json", "model.safetensors")]
-    if row is not None and files[1].is_file():
-        if not (files[0].is_file() and np.array_equal(checksum(*files), row["model"])):
-            raise InputError(
-                f"{run / 'model'}: not the model that the demo trained; delete that folder, or choose --run"
-            )
-        return [float(loss) for loss in row["loss"]]
-    start = time.perf_counter()
-    model = load_model(f"{MODEL}?seed={seed}").model
-    show.stage("training")
-    losses = train(
-        model, blocks.ids, blocks.labels, steps=steps, batch=BATCH, learning_rate=LEARNING_RATE, seed=seed,
-        progress=show.advance,
-    ).losses  # fmt: skip
-    with writing(run):
-        shutil.rmtree(run / "model.partial", ignore_errors=True)
-        model.save_pretrained(run / "model.partial")  # type: ignore[operator]
-        shutil.rmtree(run / "model", ignore_errors=True)
-        (run / "model.partial").replace(run / "model")
-    if row is None:
-        rows = {"loss": np.array(losses), "model": checksum(*files)}
-        ledger.put("training", rows, seconds=time.perf_counter() - start, peak_memory_bytes=0)
-    return losses
+def _trained(settings: DemoSettings, work: Work, start: LoadedModel, blocks: Blocks, directory: Path) -> list[float]:
+    """Train once; the weights go to run/model, the losses into the ledger. Lost weights are trained again."""
+    files = [directory / "model" / name for name in ("config.json", "model.safetensors")]
+
+    def make() -> Rows:
+        work.stage("training")
+        model = copy.deepcopy(start.model)
+        losses = train(
+            model, blocks.ids, blocks.labels, steps=settings.steps, batch=BATCH, learning_rate=LEARNING_RATE,
+            seed=settings.seed, progress=work.advance,
+        ).losses  # fmt: skip
+        with writing(directory):
+            shutil.rmtree(directory / "model.partial", ignore_errors=True)
+            model.save_pretrained(directory / "model.partial")  # type: ignore[operator]
+            shutil.rmtree(directory / "model", ignore_errors=True)
+            (directory / "model.partial").replace(directory / "model")
+        return {"loss": np.array(losses), "model": checksum(*files)}
+
+    lost = work.get("training") is not None and not files[1].is_file()
+    rows = work.once("training", make)
+    if lost:
+        make()
+    if not (files[0].is_file() and np.array_equal(checksum(*files), rows["model"])):
+        raise InputError(
+            f"{directory / 'model'}: not the model that the demo trained; delete that folder, or choose --run"
+        )
+    return [float(loss) for loss in rows["loss"]]
 
 
 def _described(record: ModelRecord, steps: int) -> ModelRecord:

@@ -2,11 +2,13 @@
 
 import os
 import platform
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
+from rich.console import Console
 
 from villani.errors import InputError
 from villani.inputs.hub import first_line
@@ -30,15 +32,23 @@ def examine(data: Path | None = None) -> list[Finding]:
     return [_versions(), _device(), _attention(), _data(data), _hub_corpora()]
 
 
+def show(findings: Sequence[Finding]) -> None:
+    """One line a finding."""
+    console = Console(highlight=False)
+    for finding in findings:
+        mark = "ok  " if finding.ok else "FAIL"
+        console.print(f"{mark} {finding.name}: {finding.text}", markup=False, soft_wrap=True)
+
+
 def _versions() -> Finding:
-    found = [f"python {platform.python_version()}"]
+    present = [f"python {platform.python_version()}"]
     absent = []
     for name in _PACKAGES:
         try:
-            found.append(f"{name} {version(name)}")
+            present.append(f"{name} {version(name)}")
         except PackageNotFoundError:
             absent.append(name)
-    return Finding("versions", not absent, ", ".join(found) + (f"; missing: {', '.join(absent)}" if absent else ""))
+    return Finding("versions", not absent, ", ".join(present) + (f"; missing: {', '.join(absent)}" if absent else ""))
 
 
 def _device() -> Finding:

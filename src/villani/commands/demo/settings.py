@@ -1,0 +1,27 @@
+"""What `villani demo` is asked."""
+
+from typing import Annotated
+
+from villani.commands.blocks import Settings
+from villani.commands.option import Option
+from villani.errors import InputError
+
+
+class DemoSettings(Settings):
+    """Train a small GPT-Neo on text that Python carries, measure it at several λ and s and along a ray.
+
+    Example: villani demo --steps 300 --run runs/demo
+    """
+
+    name = "demo"
+
+    steps: Annotated[int, Option("training steps", always=True)] = 1000
+    seed: Annotated[int, Option("of everything random", always=True)] = 0
+
+    def check(self) -> None:
+        """See `Settings.check`."""
+        if self.steps < 1 or self.seed < 0:
+            raise InputError(f"steps={self.steps}, seed={self.seed}: expected steps ≥ 1 and seed ≥ 0")
+
+
+SETTINGS = DemoSettings
