@@ -5,7 +5,7 @@ import typing
 
 import pytest
 
-from villani.commands.audit.run import AuditSettings
+from villani.commands.audit.settings import AuditSettings
 from villani.commands.bounds import check_bounds, check_number
 from villani.commands.certify.run import CertifySettings
 from villani.commands.constants.run import ConstantsSettings

@@ -217,7 +217,6 @@ def measure(
             f"deflate goes with trace='hutchinson' and products='reverse-over-reverse', not with {method!r}"
         )
     space = objective.parameters
-    space.check()
     buckets = sketch or buckets_for(len(objective.groups))
     gradient_sketch = GradientSketch(space, seed, buckets)
     sampler = BlockTrace(objective, blocks) if method == "taylor" else None
