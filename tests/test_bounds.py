@@ -6,7 +6,7 @@ import typing
 import pytest
 
 from villani.bounds import check_bounds, check_number
-from villani.commands.audit.run import AuditSettings
+from villani.commands.audit.settings import AuditSettings
 from villani.commands.certify.run import CertifySettings
 from villani.commands.constants.run import ConstantsSettings
 from villani.commands.converge.run import ConvergeSettings

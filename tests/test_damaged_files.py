@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.damage import VALUES, damage_ledger, damaged_bytes, damaged_json
-from villani.commands.audit.run import AuditSettings
+from villani.commands.audit.settings import AuditSettings
 from villani.commands.audit.trust import replayed_settings
 from villani.commands.audit.witness import Claim, Witness, read_witness
 from villani.commands.measure.settings import MeasureSettings
@@ -28,7 +28,6 @@ from villani.work import foreign
 from villani.work.ledger import Ledger
 
 TINY = "builtin:tiny?layers=1&width=8&context=32"
-OWN = {"device": "cpu", "threads": None, "micro_tokens": 512, "trust_remote_code": False}
 SMALL = [value for value in VALUES if not isinstance(value, int) or value < 100]  # sizes that a machine can hold
 
 
@@ -91,7 +90,7 @@ def test_witnesses(audited, tmp_path, rng):
         content = len(text.encode()).to_bytes(8, "little") + text.encode() + audited[8 + length :]
     path.write_bytes(content)
     read = tried(lambda: read_witness(path), path)
-    asked = read and tried(lambda: replayed_settings(path, read[0].claim.settings, {}, OWN, None), path)
+    asked = read and tried(lambda: replayed_settings(AuditSettings(replay=str(path)), read[0].claim.settings), path)
     if not asked:
         return
     witness = read[0]

@@ -15,6 +15,7 @@ from villani.errors import InputError
 from villani.measurement.measure_to import MemoryLedger
 from villani.objective.objective import Objective
 from villani.statistics import jackknife_deviations
+from villani.work.work import Work
 
 LAMBDA, S = 0.1, 0.3
 RADII = (0.0, 1.0, 2.0, 4.0, 8.0)
@@ -216,6 +217,25 @@ def test_theta_comes_back_after_an_error():
         walk(objective, [torch.tensor([1.0, 0.0])], (0, 0.5, 1, 2), probes=2)
     assert "\n" not in str(error.value)
     assert objective.parameters.checksum() == before
+
+
+def test_a_ledger_tells_directions_and_radii_apart():
+    """Each point is measured once, the origin once for all directions, and what is read back is what was measured."""
+    objective = closed(lambda w: (w.square() * torch.tensor([1.0, 3.0])).sum(), 0.5, -1.0, weight_decay=LAMBDA)
+    objective.finite = True
+    directions = {"one": [torch.tensor([1.0, 0.0])], "two": [torch.tensor([0.0, 1.0])]}
+    ledger, plain = Work(), {}
+    for name, direction in directions.items():
+        plain[name] = walk(objective, direction, (0, 0.5, 1, 2), probes=2).psi(temperature=S)
+        kept = walk(objective, direction, (0, 0.5, 1, 2), probes=2, ledger=ledger, name=name).psi(temperature=S)
+        assert kept == plain[name]
+    units = ledger.spent()[2]
+    assert units == (1 + 2 * 3) * 2  # points × (a group, and the whole gradient)
+    again = walk(objective, directions["one"], (0, 0.5, 1, 2), probes=2, ledger=ledger, name="one")
+    assert again.psi(temperature=S) == plain["one"]
+    assert ledger.spent()[2] == units
+    with pytest.raises(InputError, match="name is empty"):
+        walk(objective, directions["one"], (0, 0.5, 1, 2), probes=2, ledger=ledger)
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,8 @@ from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from tests.criteria.models import make
-from villani.commands.audit.page import _skipped_table
 from villani.commands.audit.results import skipped_record
+from villani.commands.audit.tables import skipped_table
 from villani.criteria import rounding
 from villani.criteria.degrees import Degrees
 from villani.criteria.differential import audit_differential, short_batch
@@ -156,7 +156,7 @@ def test_operations_that_are_not_understood_are_named_with_what_they_hide(f, ope
     assert sentence in found.outcome.reason
     record = skipped_record(skipped, objective.parameters)
     assert record.tensors == ["v"]
-    assert record.operation in _skipped_table([record])
+    assert record.operation in skipped_table([record])
 
 
 def test_functions_that_take_no_rescaling_hide_nothing():

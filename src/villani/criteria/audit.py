@@ -5,12 +5,20 @@ from dataclasses import dataclass
 from functools import partial
 
 from villani.criteria.coverage import Coverage, audit_coverage
-from villani.criteria.differential import CONFIRMED, SCALES, SEARCH, Differential, Progress, audit_differential
-from villani.criteria.rays import Ray, directions, kinds, walk
+from villani.criteria.differential import (
+    CONFIRMED,
+    SCALES,
+    SEARCH,
+    Advance,
+    Differential,
+    audit_differential,
+    check_search,
+)
+from villani.criteria.rays import Ray, check_kinds, directions, kinds, walk
 from villani.criteria.smoothness import Smoothness, audit_smoothness
 from villani.criteria.verdicts import Outcome
 from villani.curvature.trace import fastest
-from villani.errors import InputError
+from villani.errors import InputError, check_whole
 from villani.objective.objective import Objective, at_one_theta
 from villani.work.team import Ledger, Scoped
 
@@ -55,6 +63,30 @@ class Audit:
         return False if "refuted" in verdicts else True if verdicts == {"holds"} else None
 
 
+def check_audit(
+    temperature: float, *, groups: int, probes: int, seed: int, confirmed: int, search: int, rays: Sequence[str],
+    ray_groups: int, finite: bool, parameters: int | None = None,
+) -> None:  # fmt: skip
+    """Refuse what `audit` cannot do, whatever the model; see `check_search` for the reasons of most.
+
+    Args:
+        temperature, probes, seed, confirmed, search, rays, ray_groups: as of `audit`.
+        groups: how many there are.
+        finite: whether they are all the data.
+        parameters: d, if it is known.
+
+    Raises:
+        InputError: a number out of range, too few groups or probes, or an unknown kind of ray.
+    """
+    check_search(
+        temperature, groups=groups, probes=probes, confirmed=confirmed, search=search, finite=finite,
+        parameters=parameters,
+    )  # fmt: skip
+    check_whole(0, seed=seed)
+    check_whole(1 if finite else 3, ray_groups=ray_groups)
+    check_kinds(rays)
+
+
 @at_one_theta
 def audit(
     objective: Objective,
@@ -69,7 +101,7 @@ def audit(
     ray_groups: int = RAY_GROUPS,
     loss_bound: float | None = None,
     ledger: Ledger | None = None,
-    progress: Progress | None = None,
+    progress: Advance | None = None,
 ) -> Audit:
     """Examine the four criteria at the objective's θ, which is left as it was.
 
@@ -90,6 +122,10 @@ def audit(
     Raises:
         InputError: s not positive, too few groups, or probes; an unknown ray.
     """
+    check_audit(
+        temperature, groups=len(objective.groups), probes=probes, seed=seed, confirmed=confirmed, search=search,
+        rays=rays, ray_groups=ray_groups, finite=objective.finite, parameters=objective.parameters.size,
+    )  # fmt: skip
     wanted = kinds(directions(objective, seed, random=_RANDOM, layers=any(n.startswith("layer") for n in rays)), rays)
     smoothness = audit_smoothness(objective)
     differential = audit_differential(
@@ -103,7 +139,7 @@ def audit(
     unit = float(objective.parameters.norms_squared().sum()) ** 0.5 or 1.0
     chosen = None if objective.finite else range(min(ray_groups, len(objective.groups)))
 
-    def told(index: int, done: int, total: int) -> None:
+    def advance(index: int, done: int, total: int) -> None:
         if progress is not None:
             progress("walking along rays", index * total + done, len(wanted) * total)
 
@@ -113,7 +149,7 @@ def audit(
             walked[name] = walk(
                 objective, direction(), [unit * r for r in RADII], groups=chosen,
                 probes=max(probes, 2) if objective.finite else probes, seed=seed, trace=method,
-                ledger=Scoped(ledger, "rays/") if ledger else None, progress=partial(told, index),
+                ledger=Scoped(ledger, "rays/") if ledger else None, progress=partial(advance, index), name=name,
             )  # fmt: skip
         except InputError as error:
             notes[name] = str(error)

@@ -34,7 +34,7 @@ from villani.criteria.skipped import Skipped, incomplete
 from villani.criteria.symmetries import generators
 from villani.criteria.verdicts import Outcome
 from villani.criteria.walks import Step, walk_orbit
-from villani.errors import InputError
+from villani.errors import InputError, check_whole
 from villani.measurement.design import check_temperature
 from villani.objective.batches import Batch
 from villani.objective.graph import LossGraph, trace_loss
@@ -52,7 +52,8 @@ _LEAST = 4  # groups for each purpose
 _STEPS = 3  # of L-BFGS in a round
 _TOKENS = 4  # of a block that symmetries are looked for on: they do not depend on its length
 _SCREENING, _FRESH = 0, 1  # probes
-Progress = Callable[[str, int, int], None]
+Advance = Callable[[str, int, int], None]
+"""Told of (what, done, all)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,7 +108,7 @@ def audit_differential(
     scales: Sequence[float] = SCALES,
     search: int = SEARCH,
     ledger: Ledger | None = None,
-    progress: Progress | None = None,
+    progress: Advance | None = None,
 ) -> Differential:
     """Look for orbits, and for their s*, at the objective's θ, which is left as it was.
 
@@ -125,17 +126,10 @@ def audit_differential(
     Raises:
         InputError: s not positive, too few groups, or probes.
     """
-    check_temperature(temperature)
-    least = _LEAST * (3 if search else 2)
-    if not objective.finite and len(objective.groups) < least:
-        raise InputError(
-            f"groups={len(objective.groups)}: expected at least {least}, so that those that search, choose and confirm "
-            "are not the same"
-        )
-    if objective.finite and objective.parameters.size > EXACT and probes < 2:
-        raise InputError(f"probes={probes}: expected at least 2 with finite=True, where only probes tell the error")
-    if confirmed < 1 or search < 0:
-        raise InputError(f"confirmed={confirmed}, search={search}: expected at least 1 and 0")
+    check_search(
+        temperature, groups=len(objective.groups), probes=probes, confirmed=confirmed, search=search,
+        finite=objective.finite, parameters=objective.parameters.size,
+    )  # fmt: skip
     try:
         graph = trace_loss(objective, short_batch(objective))
     except InputError as error:
@@ -162,8 +156,40 @@ def audit_differential(
     return Differential(outcome, temperature, above, len(basis), (*findings, *vetoed, *rest), skipped)
 
 
+def check_search(
+    temperature: float, *, groups: int, probes: int, confirmed: int, search: int, finite: bool,
+    parameters: int | None = None,
+) -> None:  # fmt: skip
+    """Refuse a search for orbits that could not be told from chance.
+
+    Groups that choose an orbit favour it, so that others have to confirm it; and those that lead a search favour the θ
+    that it leads to, so that a search needs a third share. Without one there are two, and fewer groups will do.
+
+    Args:
+        temperature, probes, confirmed, search: as of `audit_differential`.
+        groups: how many there are.
+        finite: whether they are all the data, so that no choice among them is one by chance.
+        parameters: d, if it is known; traces of a small θ are exact, and need no probes.
+
+    Raises:
+        InputError: a number out of range, or too few groups or probes.
+    """
+    check_temperature(temperature)
+    check_whole(1, confirmed=confirmed, probes=probes)
+    check_whole(0, search=search)
+    if not finite and search and groups < 3 * _LEAST:
+        raise InputError(
+            f"groups={groups}: expected at least {3 * _LEAST}: a third each search, choose and confirm; "
+            f"{2 * _LEAST} will do with search=0"
+        )
+    if not finite and groups < 2 * _LEAST:
+        raise InputError(f"groups={groups}: expected at least {2 * _LEAST}: a half each choose and confirm")
+    if finite and parameters is not None and parameters > EXACT and probes < 2:
+        raise InputError(f"probes={probes}: expected at least 2 with finite=True, where only probes tell the error")
+
+
 def _confirmed_by_loss(
-    objective: Objective, graph: LossGraph, orbits: Sequence[Orbit], progress: Progress | None
+    objective: Objective, graph: LossGraph, orbits: Sequence[Orbit], progress: Advance | None
 ) -> tuple[list[Orbit], list[str]]:
     """Orbits on which the loss of a short batch does not move, and a sentence on those on which it does."""
     moves = {}
@@ -231,7 +257,7 @@ class _Work:
 
     def __init__(
         self, objective: Objective, parts: Parts, probes: int, seed: int, search: bool, ledger: Ledger | None,
-        progress: Progress | None,
+        progress: Advance | None,
     ) -> None:  # fmt: skip
         self.objective, self.parts, self.probes, self.seed = objective, parts, probes, seed
         self._ledger, self._progress = ledger, progress

@@ -173,7 +173,7 @@ def rays(
     for index, (key, direction) in enumerate(wanted.items()):
         found[key] = walk(
             objective, direction(), radii, groups=groups, probes=probes, seed=seed, trace=trace, ledger=ledger,
-            progress=_shifted(progress, index, len(wanted)), team=team,
+            progress=_shifted(progress, index, len(wanted)), team=team, name=key,
         )  # fmt: skip
     return found
 
@@ -190,6 +190,7 @@ def walk(
     ledger: Ledger | None = None,
     progress: Callable[[int, int], None] | None = None,
     team: Team | None = None,
+    name: str = "",
 ) -> Ray:
     """Measure at θ₀ + r·u for each r, with the same groups and probes; θ comes back bit for bit.
 
@@ -198,14 +199,18 @@ def walk(
         direction: u, ‖u‖ = 1, as tensors of θ's shapes.
         radii: at least 4 different r, in the units of θ; 0 and negative ones are allowed.
         groups, probes, seed, trace, progress, team: as of `measure`.
-        ledger: keeps finished groups under the checksum of the θ that they were measured at.
+        ledger: keeps finished groups under the name and the radius: one ledger for each θ₀, groups, seed and probes.
+        name: of the direction, one for each in a ledger; the point r = 0 is the same on all.
 
     Raises:
-        InputError: too few radii, a direction of the wrong shape or length, or as `measure`, with the radius.
+        InputError: too few radii, a direction of the wrong shape or length or, with a ledger, without a name; or as
+            `measure`, with the radius.
     """
     where = tuple(float(r) for r in radii)
     if len(set(where)) < max(_LEAST, len(where)) or not np.isfinite(where).all():
         raise InputError(f"radii={list(where)}: expected at least {_LEAST} different finite numbers")
+    if ledger is not None and not name:
+        raise InputError("name is empty: a ledger keeps what is measured under the name of the direction, give it one")
     space = objective.parameters
     if [u.shape for u in direction] != [t.shape for t in space.tensors]:
         raise InputError(f"direction has {len(direction)} tensors: expected the shapes of θ's {len(space.tensors)}")
@@ -215,15 +220,16 @@ def walk(
     measurements = []
     for index, radius in enumerate(where):
         with objective.displaced(direction, radius):
-            kept = Scoped(ledger, f"at/{space.checksum()}/") if ledger else None
+            at = f"at/{name}/{radius!r}/" if radius else "at/0/"
             try:
-                found = measure(
-                    objective, probes, seed, trace=trace, groups=groups, shares=0, ledger=kept,
+                there = measure(
+                    objective, probes, seed, trace=trace, groups=groups, shares=0,
+                    ledger=Scoped(ledger, at) if ledger else None,
                     progress=_shifted(progress, index, len(where)), team=team,
                 )  # fmt: skip
             except InputError as error:
                 raise InputError(f"radius {radius:g}: {error}") from None
-        measurements.append(found)
+        measurements.append(there)
     return Ray(where, tuple(measurements), float(squares[space.decayed].sum()), rounding(space.dtype))
 
 

@@ -75,7 +75,6 @@ def measure(
     default: TraceMethod = "hutchinson" if objective.loss_fn else "gauss-newton"
     way = Way(trace or default, blocks, products, deflated=deflate is not None)
     design = Design(len(chosen), probes, seed, objective.finite, way=way, shares=shares, sketch=sketch)
-    objective.parameters.check()
     buckets = sketch or buckets_for(supply)
     gradient_sketch = GradientSketch(objective.parameters, int(seed), buckets)
     sampler = sampler_for(objective, way, deflate)

@@ -117,14 +117,17 @@ class Objective:
 
     @contextmanager
     def unchanged(self) -> Iterator[None]:
-        """Refuse, at the end, what has changed θ for good; one such block in another leaves that to the outer one.
+        """Refuse a θ that cannot be measured and, at the end, what has changed it for good.
+
+        One such block in another leaves both to the outer one.
 
         Raises:
-            InputError: names the first tensor whose bits are not what they were.
+            InputError: as `ParameterSpace.check`; or names the first tensor whose bits are not what they were.
         """
         if self._watched:
             yield
             return
+        self.parameters.check()
         before = self.parameters.fingerprint()
         self._watched = True
         try:

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from villani.commands.audit.claims import bound_checks, scale_checks
 from villani.commands.audit.results import threshold_record
-from villani.commands.audit.run import AuditSettings
+from villani.commands.audit.settings import AuditSettings
 from villani.commands.audit.trust import replayed_settings, wishes
 from villani.commands.audit.witness import Claim, Witness, read_witness, text_checksum
 from villani.commands.subject import load_subject
@@ -33,7 +33,7 @@ from villani.inputs.tokenizers import load_tokenizer
 from villani.objective.graph import trace_loss
 from villani.objective.objective import Objective
 from villani.statistics import Estimate
-from villani.work.progress import Silent
+from villani.work.work import Work
 
 BIAS = "transformer.h.0.attn.attention.out_proj.bias"
 ORBIT = "transformer.h.0.attn.attention: out_proj.weight ↑ v_proj.weight ↓"
@@ -57,7 +57,7 @@ def settings_of(model, **changes):
 
 @pytest.fixture(scope="module")
 def subject(model):
-    return load_subject(settings_of(model), 0.1, Silent())
+    return load_subject(settings_of(model), Work(), 0.1)
 
 
 @pytest.fixture(scope="module")
@@ -141,7 +141,9 @@ def wanting(**changes):
     return settings_of("builtin:tiny").model_dump(mode="json") | changes
 
 
-OWN = {"device": "cpu", "threads": None, "micro_tokens": 512, "trust_remote_code": False}
+def replayed(path, claimed, **reader):
+    """The settings that a reader with these options replays a witness of these settings with."""
+    return replayed_settings(AuditSettings(replay=str(path / "w"), **reader), claimed)
 
 
 @pytest.mark.parametrize(
@@ -178,6 +180,11 @@ OWN = {"device": "cpu", "threads": None, "micro_tokens": 512, "trust_remote_code
         ({"block": 1}, "block=1"),
         ({"dtype": "int8"}, "dtype"),
         ({"nonsense": 1}, "nonsense"),
+        ({"replay": "/etc/passwd"}, "replay: Extra inputs"),
+        ({"model_by_flag": "/etc"}, "model_by_flag: Extra inputs"),
+        ({"model": None}, "model: Input should not be null"),
+        ({"text": None}, "text: Input should not be null"),
+        ({"seed": None}, "seed: Input should not be null"),
         ({"groups": []}, "groups"),
         ({"weight_decay": 1e308}, "weight_decay=1e+308"),
         ({"temperature": 1e-320}, "temperature=9.99989e-321"),
@@ -188,7 +195,7 @@ def test_a_witness_opens_nothing_and_asks_for_little(tmp_path, monkeypatch, chan
     (tmp_path / "folder").mkdir()
     (tmp_path / "ptb.txt").write_text("text")
     with pytest.raises(InputError) as caught:
-        replayed_settings(tmp_path / "w", wanting(**changes), {}, OWN, None)
+        replayed(tmp_path, wanting(**changes))
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -207,23 +214,23 @@ def test_a_witness_opens_nothing_and_asks_for_little(tmp_path, monkeypatch, chan
     ],
 )
 def test_names_that_lead_to_nothing_of_the_readers_are_followed(tmp_path, changes):
-    asked = replayed_settings(tmp_path / "w", wanting(**changes), {}, OWN, None)
+    asked = replayed(tmp_path, wanting(**changes))
     assert all(getattr(asked, name) == value for name, value in changes.items())
 
 
 def test_machine_and_trust_are_the_readers_alone(tmp_path):
     asked = wanting(trust_remote_code=True, device="cuda:7", threads=10**9, micro_tokens=10**9)
-    found = replayed_settings(tmp_path / "w", asked, {}, OWN, 3)
+    found = replayed(tmp_path, asked, seed=3)
     assert (found.trust_remote_code, found.device, found.threads, found.micro_tokens) == (False, "cpu", None, 512)
     assert found.seed == 3
     assert "asks to run code, which no witness may" in wishes(asked)
     with pytest.raises(InputError, match="only for a model that you name yourself"):
-        replayed_settings(tmp_path / "w", asked, {}, OWN | {"trust_remote_code": True}, None)
+        replayed(tmp_path, asked, trust_remote_code=True)
     given = {"model": "/mine", "text": "/my.txt"}
-    found = replayed_settings(tmp_path / "w", asked, given, OWN | {"trust_remote_code": True}, None)
+    found = replayed(tmp_path, asked, **given, trust_remote_code=True)
     assert (found.model, found.text, found.trust_remote_code) == ("/mine", "/my.txt", True)
     with pytest.raises(InputError, match="with another seed they are other data"):
-        replayed_settings(tmp_path / "w", wanting(finite=True), {}, OWN, 3)
+        replayed(tmp_path, wanting(finite=True), seed=3)
 
 
 def test_no_code_of_a_checkpoint_runs_for_a_witness(villani, honest, tmp_path):

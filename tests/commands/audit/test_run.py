@@ -2,19 +2,23 @@
 
 import json
 import os
+import shlex
 import shutil
 import signal
+import sqlite3
 import time
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from villani.commands.audit.page import outcomes
-from villani.commands.audit.replay import replay
-from villani.commands.audit.run import AuditSettings, audit_model
-from villani.commands.content import RunRecords
-from villani.report.page import render
+from villani import cli
+from villani.commands.audit.settings import AuditSettings
+from villani.commands.audit.words import outcomes
+from villani.commands.content import run_records
+from villani.commands.pages import page as page_of
+from villani.commands.running import execute
+from villani.objective.parameters import ParameterSpace
 
 MODEL = "builtin:tiny?layers=1&width=8&context=32"
 SMALL = ["--groups", "12", "--sequences", "1", "--block", "16", "--ray-groups", "3"]
@@ -23,26 +27,53 @@ SETTINGS = AuditSettings(
     rays=["parameters"], threads=1,
 )  # fmt: skip
 QUICK = AuditSettings(
-    model=MODEL, groups=12, sequences=1, block=16, temperature=10.0, search=1, ray_groups=3, rays=["parameters"],
-    threads=1,
+    model=MODEL, groups=12, sequences=1, block=16, temperature=10.0, search=1, ray_groups=3,
+    rays=["parameters", "gradient"], threads=1,
 )  # fmt: skip
+LOOKS = {"checksum": 0, "fingerprint": 0, "check": 0}  # at all of θ, in the quick audit
 
 
 @pytest.fixture(scope="module")
 def audited(tmp_path_factory):
     """A run directory and its record."""
-    return audit_model(SETTINGS, tmp_path_factory.mktemp("audits") / "run")
+    return execute(SETTINGS, tmp_path_factory.mktemp("audits") / "run")
 
 
 @pytest.fixture(scope="module")
 def quick(tmp_path_factory):
-    """The same of an audit too small to refute."""
-    return audit_model(QUICK, tmp_path_factory.mktemp("audits") / "quick")
+    """The same of an audit too small to refute; counts how often it looks at all of θ."""
+
+    def counted(name, method):
+        def looking(space):
+            LOOKS[name] += 1
+            return method(space)
+
+        return looking
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in LOOKS:
+            patch.setattr(ParameterSpace, name, counted(name, getattr(ParameterSpace, name)))
+        return execute(QUICK, tmp_path_factory.mktemp("audits") / "quick")
+
+
+def test_theta_is_hashed_and_checked_as_often_as_needed(quick):
+    """Once for the record; before and after, to see that it is what it was; when it is loaded, and audited."""
+    assert LOOKS == {"checksum": 1, "fingerprint": 2, "check": 2}
+
+
+def test_rays_share_their_origin(quick):
+    directory, record = quick
+    at_origin = [ray.psi[0] for ray in record.differential_evidence.rays]
+    assert len(at_origin) == 2
+    assert at_origin[0] == at_origin[1]
+    with sqlite3.connect(directory / "ledger.sqlite") as connection:
+        keys = [key for (key,) in connection.execute("SELECT key FROM units WHERE key LIKE 'rays/%'")]
+    assert len(keys) == 3 * (1 + 2 * 3)  # groups × (the origin and, on each ray, three radii)
 
 
 def test_the_record_says_what_was_found(audited):
     directory, record = audited
-    kept = RunRecords.model_validate_json((directory / "records.json").read_text())
+    kept = run_records().model_validate_json((directory / "records.json").read_text())
     assert kept.records[0] == record.model_copy(update={"cost": None})
     assert [o.verdict for o in outcomes(record).values()][:3] == ["holds", "holds", "holds"]
     assert record.differential_growth.verdict == "refuted"
@@ -63,7 +94,7 @@ def test_another_temperature_is_answered_from_the_ledger(quick, tmp_path):
     directory, record = quick
     shutil.copytree(directory, tmp_path / "run")
     asked = QUICK.model_copy(update={"temperature": 1.0})  # s enters no measurement
-    _, again = audit_model(asked, tmp_path / "run")
+    _, again = execute(asked, tmp_path / "run")
     assert again.temperature == 1.0
     assert again.smoothness_evidence == record.smoothness_evidence
     for was, now in zip(record.differential_evidence.rays, again.differential_evidence.rays, strict=True):
@@ -76,12 +107,12 @@ def test_a_killed_audit_resumes_to_the_same_bytes(quick, tmp_path):
     for seconds in (1.0, 2.0):
         child = os.fork()
         if child == 0:
-            audit_model(QUICK, tmp_path / "killed")
+            execute(QUICK, tmp_path / "killed")
             os._exit(0)
         time.sleep(seconds)
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
-    audit_model(QUICK, tmp_path / "killed")
+    execute(QUICK, tmp_path / "killed")
     assert (tmp_path / "killed" / "records.json").read_bytes() == (directory / "records.json").read_bytes()
 
 
@@ -111,12 +142,15 @@ def test_decay_on_matrices_alone_is_refuted_and_replayed(villani, tmp_path):
 
 def test_a_witness_of_an_orbit_is_evaluated_again(audited, tmp_path):
     directory, record = audited
-    _, again = replay(directory / "witness.safetensors", tmp_path / "again")
+    settings = AuditSettings(replay=str(directory / "witness.safetensors"), threads=1)
+    where, again = execute(settings, tmp_path / "again")
     assert again.sentences
     assert again.orbit == record.differential_evidence.orbits[0].name
     assert again.found is not None
     assert [step.scale for step in again.walk] == [step.scale for step in record.differential_evidence.orbits[0].walk]
     assert all(step.loss_change == 0 for step in again.walk)
+    assert cli.parse(shlex.split(again.provenance.command)[1:])[1] == settings
+    assert json.loads((where / "records.json").read_text())["title"] == "villani audit --replay witness.safetensors"
 
 
 def test_what_people_see(villani, audited, tmp_path):
@@ -130,7 +164,9 @@ def test_what_people_see(villani, audited, tmp_path):
         "How it was audited",
     ):
         assert words.lower() in page.lower()
-    code, out, err = villani("audit", MODEL, *SMALL, "--rays", "none", "--search", "0", "--run", tmp_path / "run")
+    code, out, err = villani(
+        "audit", MODEL, *SMALL, "--rays", "none", "--search", "0", "--groups", "8", "--run", tmp_path / "run"
+    )
     assert code == 0, err
     assert "(iv)" in out
     assert "The page:" in out
@@ -148,7 +184,7 @@ def test_nothing_in_a_record_becomes_markup(audited):
             "differential_evidence": evidence.model_copy(update={"orbits": orbits}),
         }
     )
-    page = render(RunRecords(villani="0", title=nasty, records=[told]), {})
+    page = page_of(run_records()(villani="0", title=nasty, records=[told]), {})
     assert nasty not in page
     assert "&lt;script&gt;alert(1)" in page
 
@@ -158,9 +194,10 @@ def test_nothing_in_a_record_becomes_markup(audited):
     [
         ([], ["give a model"]),
         ([MODEL, "--weight-decay", "-1"], ["weight_decay=-1", "≥ 0"]),
-        ([MODEL, "--weight-decay", "0.1,0.2"], ["one number"]),
+        ([MODEL, "--weight-decay", "0.1,0.2"], ["--weight-decay", "0.1,0.2", "not a valid float"]),
         ([MODEL, "--temperature", "0"], ["temperature=0"]),
-        ([MODEL, "--groups", "11"], ["groups=11", "at least 12"]),
+        ([MODEL, "--groups", "11"], ["groups=11", "at least 12", "8 will do with search=0"]),
+        ([MODEL, "--groups", "7", "--search", "0"], ["groups=7", "at least 8"]),
         ([MODEL, "--search", "-1"], ["search=-1"]),
         ([MODEL, "--ray-groups", "2"], ["ray_groups=2"]),
         ([MODEL, *SMALL, "--rays", "sideways"], ["sideways", "unknown"]),

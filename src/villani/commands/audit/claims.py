@@ -41,21 +41,21 @@ def scale_checks(
     return [Check(words, False)], list(otherwise)
 
 
-def bound_checks(claimed: ThresholdRecord, found: Threshold) -> list[Check]:
+def bound_checks(claimed: ThresholdRecord, replayed: Threshold) -> list[Check]:
     """The bound of s*, and the figures that it is made of."""
-    again = math.isfinite(found.upper)
-    bound = f"s* < {upper(found.upper, 3)} {_surety(found.level)}" if again else "no finite bound of s*"
-    told = "no bound" if claimed.upper is None else f"s* < {upper(claimed.upper, 3)} {_surety(claimed.level)}"
+    again = math.isfinite(replayed.upper)
+    bound = f"s* < {upper(replayed.upper, 3)} {_surety(replayed.level)}" if again else "no finite bound of s*"
+    stated = "no bound" if claimed.upper is None else f"s* < {upper(claimed.upper, 3)} {_surety(claimed.level)}"
     outcome = "refuted again for every s above that" if again else "not refuted again"
     checks = [
         Check(
-            f"The audit claimed {told}; these groups give {bound}: criterion (iv) is {outcome}.",
+            f"The audit claimed {stated}; these groups give {bound}: criterion (iv) is {outcome}.",
             again,
         )
     ]
     if again:
-        checks += _bound(claimed, found)
-    wrong = _wrong_figures(claimed, found)
+        checks += _bound(claimed, replayed)
+    wrong = _wrong_figures(claimed, replayed)
     if wrong:
         checks.append(Check(f"Of the figures behind the claim {', '.join(wrong)}.", False))
     return checks
@@ -65,20 +65,20 @@ def _surety(level: float) -> str:
     return "up to rounding" if level == 1 else f"at confidence {level:.0%}"
 
 
-def _bound(claimed: ThresholdRecord, found: Threshold) -> list[Check]:
+def _bound(claimed: ThresholdRecord, replayed: Threshold) -> list[Check]:
     """Whether the claimed bound, too, is borne out."""
     if claimed.upper is None:
         return [Check("The witness claims no bound.", False)]
-    if claimed.level > found.level:
+    if claimed.level > replayed.level:
         return [Check(f"The claim is at confidence {claimed.level:.0%}, and these groups reach less.", False)]
-    slack = 1 + _EXACT if found.level == 1 else _FACTOR
-    if found.upper > slack * claimed.upper or found.value > (1 + _EXACT) * claimed.upper:
-        here = f"these groups put s* at {found.value:.3g}, below {upper(found.upper, 3)}"
+    slack = 1 + _EXACT if replayed.level == 1 else _FACTOR
+    if replayed.upper > slack * claimed.upper or replayed.value > (1 + _EXACT) * claimed.upper:
+        here = f"these groups put s* at {replayed.value:.3g}, below {upper(replayed.upper, 3)}"
         return [Check(f"The claimed bound is not borne out: {here}.", False)]
     return []
 
 
-def _wrong_figures(claimed: ThresholdRecord, found: Threshold) -> list[str]:
+def _wrong_figures(claimed: ThresholdRecord, replayed: Threshold) -> list[str]:
     gradient, trace = claimed.gradient_norm_squared, claimed.laplacian
     implied = (claimed.norm_squared + max(gradient.value, 0.0)) / trace.value if trace.value > 0 else math.inf
     stated = math.inf if claimed.value is None else claimed.value
@@ -87,12 +87,12 @@ def _wrong_figures(claimed: ThresholdRecord, found: Threshold) -> list[str]:
         wrong.append(f"s* = {stated:.3g} does not follow from the others")
     if claimed.upper is not None and claimed.upper < stated * (1 - _EXACT):
         wrong.append("the bound lies below the estimate")
-    if not _close(claimed.norm_squared, found.norm_squared):
-        wrong.append(f"λ²‖A‖² is {found.norm_squared:.3g} and not {claimed.norm_squared:.3g}")
-    if not _agree(gradient, found.gradient_norm_squared):
-        wrong.append(f"‖∇_B L‖² is {found.gradient_norm_squared.value:.3g} and not {gradient.value:.3g}")
-    if not _agree(trace, found.laplacian):
-        wrong.append(f"Δ_B L is {found.laplacian.value:.3g} and not {trace.value:.3g}")
+    if not _close(claimed.norm_squared, replayed.norm_squared):
+        wrong.append(f"λ²‖A‖² is {replayed.norm_squared:.3g} and not {claimed.norm_squared:.3g}")
+    if not _agree(gradient, replayed.gradient_norm_squared):
+        wrong.append(f"‖∇_B L‖² is {replayed.gradient_norm_squared.value:.3g} and not {gradient.value:.3g}")
+    if not _agree(trace, replayed.laplacian):
+        wrong.append(f"Δ_B L is {replayed.laplacian.value:.3g} and not {trace.value:.3g}")
     return wrong
 
 
@@ -100,6 +100,6 @@ def _close(a: float, b: float) -> bool:
     return a == b or math.isclose(a, b, rel_tol=_EXACT)
 
 
-def _agree(claimed: EstimateRecord, found: Estimate) -> bool:
-    widths = [(high - low) / 2 for low, high in (claimed.interval, found.interval())]
-    return abs(claimed.value - found.value) <= _APART * sum(widths) or _close(claimed.value, found.value)
+def _agree(claimed: EstimateRecord, replayed: Estimate) -> bool:
+    widths = [(high - low) / 2 for low, high in (claimed.interval, replayed.interval())]
+    return abs(claimed.value - replayed.value) <= _APART * sum(widths) or _close(claimed.value, replayed.value)

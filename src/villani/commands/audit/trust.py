@@ -9,78 +9,83 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from villani.bounds import check_bounds
-from villani.commands.audit.run import AuditSettings
+from villani.commands.audit.settings import AuditSettings
 from villani.errors import InputError
 from villani.work import foreign
 
-_OWN = {
-    "device",
-    "threads",
-    "micro_tokens",
-    "trust_remote_code",
-    "allow_unused",
-}  # the reader's to choose
+_OWN = ("device", "threads", "micro_tokens", "trust_remote_code", "allow_unused")  # the reader's to choose
+_NAMES = ("model", "text", "tokenizer")  # the reader's, where they are given
+_STATED = frozenset(name for name, field in AuditSettings.model_fields.items() if not field.exclude)
 _CORPUS = re.compile(r"builtin|ptb(:\w+)?|wikitext(-103)?(:\w+)?")
 _ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?")  # owner/name, or a name alone
 _WORK = 1 << 34  # tokens times probes that a replay takes on at most
+_REMEDY = "give the witness.safetensors of an audit"
 _REPEATS = 4  # in a pattern that comes from a file: Python's matcher may take time exponential in them
 
 
-def replayed_settings(
-    path: Path, claimed: Mapping[str, object], given: Mapping[str, str], own: Mapping[str, Any], seed: int | None
-) -> AuditSettings:
-    """The settings to replay with.
+def replayed_settings(reader: AuditSettings, claimed: Mapping[str, object]) -> AuditSettings:
+    """The settings of an audit to replay a witness with.
 
     Args:
-        path: of the witness.
-        claimed: the settings in it.
-        given: model, text and tokenizer, as far as the one who replays names them.
-        own: device, threads, micro_tokens and trust_remote_code of the one who replays.
-        seed: instead of the witness's, if not None.
+        reader: of the one who replays: the path of the witness, names of model, text and tokenizer where they are given
+            there, another seed, and all that concerns machine and trust.
+        claimed: the settings in the witness.
 
     Raises:
         InputError: they are no settings of an audit, ask for more than a replay does, or name what must be given.
     """
-    changed = {name: value for name, value in claimed.items() if name not in _OWN} | dict(given) | dict(own)
-    remedy = "give the witness.safetensors of an audit"
-    settings = foreign.validated(AuditSettings, changed, f"--replay {path}: settings", remedy)
-    with _of(path):
+    witness = f"--replay {reader.replay}"
+    given = {name: value for name in _NAMES if (value := getattr(reader, name)) is not None}
+    own = {name: getattr(reader, name) for name in _OWN}
+    settings = _stated(witness, {**claimed, **given, **own})
+    with _of(witness):
         settings.check()
-    if seed is not None and seed != settings.seed and settings.finite:
+    if reader.seed not in (None, settings.seed) and settings.finite:
         raise InputError(
-            f"--seed {seed}: the witness's groups are its whole data; with another seed they are other data"
+            f"--seed {reader.seed}: the witness's groups are its whole data; with another seed they are other data"
         )
     work = settings.groups * settings.sequences * settings.block * settings.probes
-    if work > _WORK or settings.seed >= 1 << 62:
-        raise InputError(f"--replay {path}: settings: more tokens, probes or digits than a replay takes on; {remedy}")
-    with _of(path):
+    if work > _WORK or (settings.seed or 0) >= 1 << 62:
+        raise InputError(f"{witness}: settings: more tokens, probes or digits than a replay takes on; {_REMEDY}")
+    with _of(witness):
         check_bounds(settings)
-    _check_pattern(path, settings.decay)
+    _check_pattern(witness, settings.decay)
     refused = [
         f"{name} {foreign.clipped(repr(value))} (give it with --{name})"
-        for name, value in (("model", settings.model), ("text", settings.text), ("tokenizer", settings.tokenizer))
-        if name not in given and value is not None and not _harmless(name, value)
+        for name in _NAMES
+        if name not in given and (value := getattr(settings, name)) is not None and not _harmless(name, value)
     ]
     if refused:
         raise InputError(
-            f"--replay {path}: the witness names {', '.join(refused)}; a replay opens no file or folder that only the "
+            f"{witness}: the witness names {', '.join(refused)}; a replay opens no file or folder that only the "
             "witness names"
         )
     if settings.trust_remote_code and "model" not in given:
         raise InputError("--trust-remote-code: with --replay, only for a model that you name yourself with --model")
-    return settings if seed is None else settings.model_copy(update={"seed": seed})
+    return settings if reader.seed is None else settings.model_copy(update={"seed": reader.seed})
+
+
+def _stated(witness: str, content: Mapping[str, object]) -> AuditSettings:
+    """Settings of an audit as a file has them: no replay of another one, and nothing left to a default by null."""
+    with foreign.reading(f"{witness}: settings", _REMEDY):
+        for name in content:
+            if name not in _STATED:
+                raise ValueError(f"{name}: Extra inputs are not permitted")
+        for name in ("model", "text", "seed"):
+            if content.get(name, "") is None:
+                raise ValueError(f"{name}: Input should not be null")
+    return foreign.validated(AuditSettings, dict(content), f"{witness}: settings", _REMEDY)
 
 
 @contextmanager
-def _of(path: Path) -> Iterator[None]:
+def _of(witness: str) -> Iterator[None]:
     """What is refused in settings, as a line about the witness."""
     try:
         yield
     except InputError as error:
-        raise InputError(f"--replay {path}: settings: {error}") from None
+        raise InputError(f"{witness}: settings: {error}") from None
 
 
 def wishes(claimed: Mapping[str, object]) -> str:
@@ -105,8 +110,8 @@ def _harmless(name: str, value: str) -> bool:
     return bool(_ID.fullmatch(identity)) and ".." not in identity and not local
 
 
-def _check_pattern(path: Path, decay: str) -> None:
+def _check_pattern(witness: str, decay: str) -> None:
     """A pattern that Python's matcher could spend years on is not run."""
     repeats = len(re.findall(r"[*+{?]", decay.replace(r"\.", "")))
     if decay.startswith("match:") and (repeats > _REPEATS or re.search(r"\)[*+{]", decay)):
-        raise InputError(f"--replay {path}: decay {foreign.clipped(repr(decay))} repeats too much to be run unseen")
+        raise InputError(f"{witness}: decay {foreign.clipped(repr(decay))} repeats too much to be run unseen")

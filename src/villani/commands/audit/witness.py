@@ -141,11 +141,11 @@ def indexed(tensors: Mapping[str, torch.Tensor], space: ParameterSpace, *, whole
         InputError: a name or shape that θ does not have, or a number that is not finite.
     """
     places = {p.name: i for i, p in enumerate(space.parameters)}
-    found = {}
+    by_index = {}
     for name, tensor in tensors.items():
         if name not in places:
-            told = foreign.clipped(repr(name))
-            raise InputError(f"the witness speaks of {told}, which the model does not have: give the model it is of")
+            unknown = foreign.clipped(repr(name))
+            raise InputError(f"the witness speaks of {unknown}, which the model does not have: give the model it is of")
         shape = space.parameters[places[name]].tensor.shape
         try:
             fits = tensor.shape == shape if whole else torch.broadcast_shapes(tensor.shape, shape) == shape
@@ -153,5 +153,5 @@ def indexed(tensors: Mapping[str, torch.Tensor], space: ParameterSpace, *, whole
             fits = False
         if not fits or not bool(torch.isfinite(tensor).all()):
             raise InputError(f"the witness's {name} is {tuple(tensor.shape)} or not finite: expected {tuple(shape)}")
-        found[places[name]] = tensor
-    return found
+        by_index[places[name]] = tensor
+    return by_index

@@ -107,7 +107,12 @@ def measured(
             team=work.team,
         )
         settings = settings.model_copy(
-            update={"trace": plan.way.trace, "blocks": plan.way.blocks, "probes": plan.probes, "groups": measurement.loss.n}
+            update={
+                "trace": plan.way.trace,
+                "blocks": plan.way.blocks,
+                "probes": plan.probes,
+                "groups": measurement.loss.n,
+            }
         )
     record = MeasurementRecord.of(
         measurement,
