@@ -16,15 +16,12 @@ def plain(record):
     return {name: value for name, value in content.items() if name != "cost"}
 
 
-def test_certify_does_what_the_command_does(villani, tmp_path):
-    options = {"block": 16, "blocks": 64, "steps": 2, "batch": 4, "temperature": 1e-3, "seed": 1}
-    record = package.certify(TINY, run=tmp_path / "call", weight_decay=0.5, alpha=np.array([0.1]), **options)
-    words = [w for name, value in options.items() for w in (f"--{name}", value)]
-    code, out, _ = villani(
-        "certify", TINY, *words, "--weight-decay", 0.5, "--alpha", 0.1, "--run", tmp_path / "command", "--json"
-    )
-    assert code == 0
-    assert plain(record) == plain(out)
+def test_certify_takes_arrays_and_paths(tmp_path):
+    record = package.certify(
+        TINY, run=tmp_path / "call", weight_decay=0.5, alpha=np.array([0.1]), block=16, blocks=64, steps=2, batch=4,
+    )  # fmt: skip
+    assert [point.weight_decay for point in record.points] == [0.5]
+    assert record.alphas == [0.1]
     assert (tmp_path / "call" / "report.html").exists()
 
 
@@ -37,20 +34,14 @@ def test_certify_in_one_pass_has_the_commands_default_rates(villani, tmp_path):
     assert plain(record) == plain(out)
 
 
-def test_recommend_does_what_the_command_does(villani, tmp_path):
-    """Rates and s that are not given are the command's; one optimiser and one rate need no list."""
-    shared = {"seeds": 2, "steps": 2, "batch": 4, "block": 16}
+def test_recommend_takes_one_optimiser_and_one_rate(tmp_path):
     record = package.recommend(
         TINY, run=tmp_path / "call", weight_decay=[0, 0.1], optimizers="adamw", held_out_blocks=8, train_blocks=16,
-        rules="ema", learning_rate=1e-3, **shared,
+        rules="ema", learning_rate=1e-3, seeds=1, steps=2, batch=4, block=16,
     )  # fmt: skip
-    words = [w for name, value in shared.items() for w in (f"--{name}", value)]
-    code, out, _ = villani(
-        "recommend", TINY, *words, "--weight-decay", "0,0.1", "--optimizer", "adamw", "--held-out-blocks", 8,
-        "--train-blocks", 16, "--rules", "ema", "--learning-rate", "1e-3", "--run", tmp_path / "command", "--json",
-    )  # fmt: skip
-    assert code == 0
-    assert plain(record) == plain(out)
+    assert [(o.optimizer, o.learning_rate) for o in record.optimizers] == [("adamw", 1e-3)]
+    assert [point.weight_decay for point in record.optimizers[0].points] == [0, 0.1]
+    assert {rule.id for rule in record.optimizers[0].rules} >= {"ema"}
 
 
 def test_recommend_fills_what_the_command_fills(monkeypatch, tmp_path):

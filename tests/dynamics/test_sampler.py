@@ -29,7 +29,7 @@ def gradient(model, objective):
 
 @pytest.mark.parametrize("method", ["noisy-sgd", "matched"])
 def test_one_step_is_drift_and_standard_noise(method):
-    """(θ⁺ − θ + η∇F)/√(ηs…) is standard normal, coordinate by coordinate, and what is logged is of θ before the step."""
+    """(θ⁺ − θ + η∇F)/√(ηs…) is standard normal in every coordinate; what is logged is of θ before the step."""
     model, objective, langevin = make(method=method)
     theta = flat_parameters(model)
     loss, slope, mask = gradient(model, objective)

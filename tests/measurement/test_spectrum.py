@@ -19,17 +19,20 @@ def oracle():
     return objective, matrices, 0.3 * np.diag(np.repeat(objective.parameters.decayed, objective.parameters.sizes))
 
 
-@pytest.mark.parametrize(("operator", "matrix"), [("hessian", "loss"), ("hessian", "objective"), ("gauss-newton", "loss")])
-def test_ends_equal_those_of_the_dense_matrix(oracle, operator, matrix):
+@pytest.mark.parametrize(
+    ("operator", "matrix", "bottom"),
+    [("hessian", "loss", 2), ("hessian", "objective", 2), ("gauss-newton", "loss", 0)],  # the last has a null space
+)
+def test_ends_equal_those_of_the_dense_matrix(oracle, operator, matrix, bottom):
     objective, matrices, decay = oracle
     whole = matrices[operator] + (decay if matrix == "objective" else 0)
     truth = np.linalg.eigvalsh(whole)
     theta = [t.detach().clone() for t in objective.parameters.tensors]
-    pairs = eigenpairs(objective, operator=operator, matrix=matrix, top=3, bottom=2, tolerance=1e-7)
+    pairs = eigenpairs(objective, operator=operator, matrix=matrix, top=3, bottom=bottom, tolerance=1e-7)
     assert pairs.converged
     assert 0 < pairs.products < len(whole)
     np.testing.assert_allclose([p.value for p in pairs.largest], truth[:-4:-1], rtol=1e-9)
-    np.testing.assert_allclose([p.value for p in pairs.smallest], truth[:2], rtol=1e-9, atol=1e-9 * truth[-1])
+    np.testing.assert_allclose([p.value for p in pairs.smallest], truth[:bottom], rtol=1e-9, atol=1e-9 * truth[-1])
     for pair in (*pairs.largest, *pairs.smallest):
         u = pair.vector.numpy()
         residual = np.linalg.norm(whole @ u - pair.value * u)
@@ -48,20 +51,24 @@ def test_too_few_products_are_told(oracle):
 
 
 def test_density_has_the_trace_and_the_norm_of_the_matrix(oracle):
-    """Within 99.99 % intervals, and narrower than twice the truth; the same seed gives the same bits."""
+    """Within 99.99 % intervals, of the width that probes have; what memory there is moves no bit."""
     objective, matrices, _ = oracle
     h = matrices["hessian"]
-    found = spectrum(objective, top=1, bottom=1, density_probes=8, density_steps=25, seed=3)
+    options = {"top": 1, "bottom": 1, "density_probes": 4, "density_steps": 12, "seed": 3, "tolerance": 1e-2}
+    found = spectrum(objective, **options)
     for estimate, truth in (
         (found.density.trace, np.trace(h)), (found.density.frobenius_squared, (h**2).sum()),
     ):  # fmt: skip
         low, high = estimate.interval(0.9999)
         assert low < truth < high
-        assert estimate.sem < abs(truth)
+    scatter = (h**2).sum() - np.trace(h) ** 2 / len(h)  # of one probe on the sphere: twice this is its variance
+    assert found.density.trace.sem == pytest.approx((2 * scatter / 4) ** 0.5, rel=0.5)
     low, high = found.density.negative_share().interval(0.9999)
     assert low <= (np.linalg.eigvalsh(h) < 0).mean() <= high
-    assert found.eigenpairs.largest[0].value == pytest.approx(np.linalg.eigvalsh(h)[-1], rel=1e-5)
-    again = spectrum(objective, top=1, bottom=1, density_probes=8, density_steps=25, seed=3, memory=1e-6)
+    assert found.eigenpairs.largest[0].value == pytest.approx(np.linalg.eigvalsh(h)[-1], rel=1e-2)
+    again = spectrum(
+        objective, top=1, bottom=1, density_probes=4, density_steps=12, seed=3, tolerance=1e-2, memory=1e-6
+    )
     assert again.density.trace.value == found.density.trace.value
     assert again.eigenpairs.largest[0].value == found.eigenpairs.largest[0].value
 

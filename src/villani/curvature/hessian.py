@@ -127,4 +127,3 @@ def curvature_of(objective: Objective, operator: OperatorKind, matrix: Matrix, *
     if matrix not in ("loss", "objective"):
         raise InputError(f"matrix={matrix!r}: expected loss or objective")
     return Curvature(objective, operator, weight_decay=objective.weight_decay if matrix == "objective" else 0.0, **rest)
-
