@@ -6,7 +6,7 @@ python examples/certificate.py                             (about a minute; --te
 import argparse
 from pathlib import Path
 
-from villani.commands.certify.run import CertifySettings, certify
+import villani
 
 
 def main() -> None:
@@ -15,15 +15,14 @@ def main() -> None:
     parser.add_argument("--text", default="builtin")
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--run", type=Path, default=Path("runs/example-certificate"))
-    asked = parser.parse_args()
-    settings = CertifySettings(  # all of it is fixed before the certified tokens are looked at
-        model="builtin:tiny?layers=1&width=32", text=asked.text, block=64, blocks=2000, start="centre", clip=None,
-        direction="momentum", weight_decay=[1e-2, 1e-1], temperature=5e-4, learning_rate=0.3, steps=asked.steps,
-        batch=16,
+    options = parser.parse_args()
+    record = villani.certify(  # all of it is fixed before the certified tokens are looked at
+        "builtin:tiny?layers=1&width=32", options.text, run=options.run, block=64, blocks=2000, start="centre",
+        clip=None, direction="momentum", weight_decay=[1e-2, 1e-1], temperature=5e-4, learning_rate=0.3,
+        steps=options.steps, batch=16,
     )  # fmt: skip
-    directory, record = certify(settings, asked.run)
     print(record.sentence)
-    print(directory / "report.html")
+    print(options.run / "report.html")
 
 
 if __name__ == "__main__":

@@ -6,10 +6,7 @@ python examples/sweep.py --steps 100                       (minutes; run it agai
 import argparse
 from pathlib import Path
 
-from villani.commands.recommend.sweep import SweepSettings, by_decay, sweep
-from villani.statistics import over_seeds
-from villani.work.ledger import Ledger
-from villani.work.progress import Silent
+import villani
 
 
 def main() -> None:
@@ -18,22 +15,21 @@ def main() -> None:
     parser.add_argument("--text", default="builtin")
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--run", type=Path, default=Path("runs/example-sweep"))
-    asked = parser.parse_args()
-    settings = SweepSettings(
-        model="builtin:tiny?layers=2&width=32", text=asked.text, block=64, optimizers=["sgd", "adamw"],
-        weight_decay=[0.0, 1e-3, 1e-1], seeds=2, steps=asked.steps, batch=8, held_out_blocks=64,
-        learning_rate={"sgd": 0.3, "adamw": 3e-3},
+    options = parser.parse_args()
+    record = villani.recommend(
+        "builtin:tiny?layers=2&width=32", options.text, run=options.run, block=64, optimizers=["sgd", "adamw"],
+        weight_decay=[0.0, 1e-3, 1e-1], seeds=2, steps=options.steps, batch=8, held_out_blocks=64,
+        learning_rate={"sgd": 0.3, "adamw": 3e-3}, rules=["constants", "ema"],
     )  # fmt: skip
-    with Ledger(asked.run, settings.model_dump(mode="json")) as ledger:
-        cells = sweep(settings, asked.run, ledger, None, Silent())
-    for optimizer in settings.optimizers:
-        for decay, row in by_decay(cells, optimizer).items():
-            losses = [cell.held_out.value for cell in row if cell.held_out is not None]
-            if len(losses) < 2:
-                print(f"{optimizer}, λ = {decay:g}: diverged")
+    for trained in record.optimizers:
+        for point in trained.points:
+            where = f"{trained.optimizer}, λ = {point.weight_decay:g}"
+            if point.held_out is None:
+                print(f"{where}: diverged")
                 continue
-            found = over_seeds(losses)
-            print(f"{optimizer}, λ = {decay:g}: held out {found.value:.4f} ± {found.sem:.4f} nats over training seeds")
+            verdict = "cannot be told apart from the best" if point.kept else "worse than the best"
+            print(f"{where}: held out {point.held_out.value:.4f} ± {point.held_out.sem:.4f} nats, {verdict}")
+    print(record.sentence)
 
 
 if __name__ == "__main__":

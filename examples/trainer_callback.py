@@ -9,30 +9,24 @@ import tempfile
 import torch
 from transformers import Trainer, TrainingArguments
 
-from villani.dynamics.schedules import ConstantMemory
-from villani.inputs.corpora import load_corpus
-from villani.inputs.models import load_model
-from villani.inputs.text import cut_blocks
-from villani.inputs.tokenizers import load_tokenizer
-from villani.integrations.huggingface import VillaniCallback
+import villani
 
-STEPS = 300
+STEPS, BLOCKS = 300, 4000
 
 
 def main() -> None:
     """Train on Python's documentation, with every figure that the callback logged printed at the end."""
-    corpus = load_corpus("builtin")
-    blocks = cut_blocks(load_tokenizer("builtin").encode(corpus.documents), 32, boundaries=corpus.boundaries)
-    rows = [{"input_ids": i, "labels": t} for i, t in zip(blocks.ids, blocks.labels, strict=True)]
-    probes = [{"input_ids": blocks.ids[[k]], "labels": blocks.labels[[k]]} for k in range(12)]
+    loaded = villani.load_model("builtin:tiny?layers=2&width=32")
+    groups = villani.groups_from_text("builtin", loaded, groups=BLOCKS, sequences=1, block=32, finite=True)
+    probes, rows = groups[:12], [{name: block[0] for name, block in group.items()} for group in groups[12:]]
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(
             output_dir=folder, max_steps=STEPS, per_device_train_batch_size=16, learning_rate=3e-3, weight_decay=0.1,
             logging_steps=50, save_strategy="no", report_to="none", disable_tqdm=True, use_cpu=True,
         )  # fmt: skip
-        trainer = Trainer(load_model("builtin:tiny?layers=2&width=32").model, arguments, train_dataset=Rows(rows[12:]))
-        callback = VillaniCallback(
-            trainer, probes, temperature=1e-3, schedule=ConstantMemory(cap=1.0),
+        trainer = Trainer(loaded.model, arguments, train_dataset=Rows(rows))
+        callback = villani.VillaniCallback(
+            trainer, probes, temperature=1e-3, schedule=villani.ConstantMemory(cap=1.0),
             max_overhead=0.3,  # at the usual 0.03 a run as short as this one sees none
         )  # fmt: skip
         trainer.add_callback(callback)

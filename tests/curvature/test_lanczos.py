@@ -13,7 +13,7 @@ import torch
 from tests.conftest import dense, make_model, make_pool
 from villani.curvature import headed
 from villani.curvature.basis import Basis
-from villani.curvature.lanczos import Ends, eigenpairs, examine, krylov
+from villani.curvature.lanczos import Ends, examine, krylov, ritz_pairs
 from villani.curvature.operators import Budget, Curvature
 from villani.errors import InputError
 from villani.objective.objective import Objective
@@ -33,7 +33,7 @@ def matrix(values, seed=0) -> np.ndarray:
 
 def solve(h, ends, dtype=torch.float64, **rest):
     tensor = torch.from_numpy(h).to(dtype)
-    return eigenpairs(lambda v: tensor @ v, len(h), dtype, ends, **rest)
+    return ritz_pairs(lambda v: tensor @ v, len(h), dtype, ends, **rest)
 
 
 def test_products_equal_the_dense_matrices(model):
@@ -69,7 +69,7 @@ def test_ten_at_each_end_equal_the_dense_eigenvalues(model):
     operator = Curvature(Objective(model, pool), budget=Budget())
     oracle, _ = mean_matrices(model, pool)
     truth = np.linalg.eigvalsh(oracle)
-    pairs, ritz = eigenpairs(operator, operator.size, operator.dtype, Ends(10, 10, 1e-5, length=90))
+    pairs, ritz = ritz_pairs(operator, operator.size, operator.dtype, Ends(10, 10, 1e-5, length=90))
     wanted = np.concatenate([truth[::-1][:10], truth[:10]])
     found = np.array([pair.value for pair in pairs])
     assert ritz.converged
@@ -150,7 +150,7 @@ def test_a_null_space_is_not_taken_for_an_end():
     """The start is nearly a null vector here, with a Ritz value of 0 and a small residual after two products."""
     values = torch.zeros(4000, dtype=torch.float64)
     values[:8] = torch.tensor([9.0, -10, -9.5, -9, -8.5, -8, -7.5, -7])
-    pairs, ritz = eigenpairs(lambda v: values * v, 4000, torch.float64, Ends(1, 0, 0.1))
+    pairs, ritz = ritz_pairs(lambda v: values * v, 4000, torch.float64, Ends(1, 0, 0.1))
     assert ritz.converged
     assert pairs[0].value == pytest.approx(9, abs=0.1)
 
@@ -291,7 +291,7 @@ def test_bad_operators_are_refused():
     with pytest.raises(InputError, match="weight_decay=-1"):
         Curvature(objective, weight_decay=-1.0)
     with pytest.raises(InputError, match="not finite"):
-        eigenpairs(lambda v: v * float("nan"), 30, torch.float32)
+        ritz_pairs(lambda v: v * float("nan"), 30, torch.float32)
 
 
 def test_agrees_with_curvlinops_and_scipy():
@@ -317,7 +317,7 @@ def test_agrees_with_curvlinops_and_scipy():
         Logits().eval(), nn.CrossEntropyLoss(), objective.parameters.tensors,
         [(ids, ids[:, 1:].reshape(-1))], check_deterministic=False,
     )  # fmt: skip
-    ours, _ = eigenpairs(Curvature(objective, "gauss-newton"), theirs.shape[1], torch.float64, Ends(5, 0, 1e-7))
+    ours, _ = ritz_pairs(Curvature(objective, "gauss-newton"), theirs.shape[1], torch.float64, Ends(5, 0, 1e-7))
     wanted = eigsh(theirs.to_scipy(), k=5, which="LA", return_eigenvectors=False)[::-1]
     assert np.allclose([pair.value for pair in ours], wanted, rtol=1e-6)
 

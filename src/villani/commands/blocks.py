@@ -5,9 +5,9 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from villani.bounds import check_bounds
 from villani.commands.option import Option, forms, words
@@ -36,6 +36,20 @@ class Settings(BaseModel):
     name: ClassVar[str]  # of the command
     free: ClassVar[frozenset[str]] = frozenset()  # fields that the units of a run do not depend on
     least: ClassVar[dict[str, int]] = {"sequences": 1, "block": 2, "micro_tokens": 1, "threads": 1}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _listed(cls, values: Any) -> Any:
+        """One value where several may be given is a list of it, and an array its values, for calls from Python."""
+        if not isinstance(values, dict):
+            return values
+        plain = {name: value.tolist() if hasattr(value, "tolist") else value for name, value in values.items()}
+        for name, field in cls.model_fields.items():
+            kinds = (field.annotation, *get_args(field.annotation))
+            value = plain.get(name)
+            if value is not None and list in map(get_origin, kinds) and not isinstance(value, list | tuple):
+                plain[name] = [value]
+        return plain
 
     @classmethod
     def given(cls, **values: Any) -> Self:
@@ -199,7 +213,7 @@ def _first(settings: type[BaseModel], error: ValidationError) -> str:
     first = error.errors(include_url=False)[0]
     where = ".".join(map(str, first["loc"]))
     if first["type"] == "extra_forbidden":
-        return f"{where} is no option of {settings.__name__}; known are {', '.join(settings.model_fields)}"
+        return f"{where}: no such option; there are: {', '.join(settings.model_fields)}"
     if first["type"] == "missing":
         return f"{where} is missing"
     return f"{where}={str(first['input'])[:80]!r}: {first['msg'][0].lower()}{first['msg'][1:]}"

@@ -493,7 +493,7 @@ def save_vector(path: Path, vector: torch.Tensor) -> None:
 
 
 @plain_arithmetic()
-def eigenpairs(
+def ritz_pairs(
     product: Product,
     size: int,
     dtype: torch.dtype,
@@ -502,7 +502,7 @@ def eigenpairs(
     start: torch.Tensor | None = None,
     budget: Budget | None = None,
 ) -> tuple[list[Eigenpair], Ritz]:
-    """The eigenpairs at both ends of a symmetric matrix that is given by its products.
+    """The examined Ritz pairs at both ends of a symmetric matrix that is given by its products.
 
     Args:
         product: v ↦ Hv for v (size,) of `dtype`.

@@ -5,6 +5,7 @@ eager attention, since fused attention has no second derivative. Weights are rea
 unpickled. `checkpoints` reads folders.
 """
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +28,13 @@ _DEVICES = re.compile(r"cpu|mps|(cuda|xpu)(:\d{1,3})?")
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model ready to be measured, what to write about it, and the tokenizer spec that is natural for it."""
+    """A model ready to be measured.
+
+    Attributes:
+        model: in eval mode, with eager attention and no key-value cache.
+        record: what to write about it: spec, architecture, dtype, longest context.
+        tokenizer: the spec of the tokenizer that is natural for it.
+    """
 
     model: torch.nn.Module
     record: ModelRecord
@@ -35,7 +42,7 @@ class LoadedModel:
 
 
 def load_model(
-    spec: str,
+    spec: str | os.PathLike[str],
     *,
     dtype: torch.dtype = torch.float32,
     device: str = "cpu",
@@ -44,11 +51,14 @@ def load_model(
 ) -> LoadedModel:
     """Load a causal language model; see the module for the state that it comes in.
 
+        loaded = villani.load_model("config:gpt-neo-125m?layers=2&width=64")
+        objective = villani.Objective(loaded.model, villani.groups_from_text("builtin", loaded, tokenizer="builtin"))
+
     The gradient of an embedding row is kept even where the checkpoint calls it padding, as OPT does: it is part of ∇L.
 
     Args:
         spec: `config:NAME[?key=value&...]` (random weights), `builtin:tiny[?...]`, a folder, or a hub id.
-        dtype: of parameters; checkpoints stored in bf16 or fp16 are converted.
+        dtype: of parameters, float32 or float64; checkpoints stored in bf16 or fp16 are converted.
         device: as torch names it.
         trust_remote_code: whether a checkpoint may run its own Python code.
         allow_unused: regular expression on names of stored tensors that the model may leave unused.
@@ -56,6 +66,9 @@ def load_model(
     Raises:
         InputError: no such model, or one that cannot be measured; the message says what to change.
     """
+    spec = os.fspath(spec)
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise InputError(f"dtype={dtype!r}: expected torch.float32 or torch.float64")
     check_device(device)
     check_pattern(allow_unused)
     with foreign.reading(f"model {foreign.clipped(spec)!r}", "mend its files, or give another"):

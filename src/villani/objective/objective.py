@@ -246,6 +246,8 @@ def at_one_theta(work: Work) -> Work:
 
     @wraps(work)
     def checked(objective: Objective, *args: Any, **kwargs: Any) -> Any:
+        if not isinstance(objective, Objective):
+            raise InputError(f"objective is a {type(objective).__name__}: expected a villani.Objective")
         with objective.unchanged(), plain_arithmetic():
             return work(objective, *args, **kwargs)
 

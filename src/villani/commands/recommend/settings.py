@@ -151,8 +151,11 @@ class RecommendSettings(SweepSettings):
         """Learning rates and a temperature for the optimisers that there are."""
         if not isinstance(values, dict):
             return values
-        optimizers = [name for name in values.get("optimizers", OPTIMIZERS) if name in RATES]
+        named = values.get("optimizers", OPTIMIZERS)
+        optimizers = [name for name in ([named] if isinstance(named, str) else named) if name in RATES]
         rates = values.get("learning_rate", {})
+        if isinstance(rates, int | float):
+            rates = {"": rates}
         if isinstance(rates, dict) and "" in rates:
             rates = dict.fromkeys(optimizers, rates[""])
         elif isinstance(rates, dict):
