@@ -17,7 +17,7 @@ import torch
 
 from villani.errors import InputError, out_of_memory
 from villani.inputs.folders import inside, json_object, shortened
-from villani.inputs.hub import closed, first_line, quiet
+from villani.inputs.hub import closed, quiet
 from villani.work.budget import Needs, hold
 from villani.work.foreign import clipped, pattern_of
 

@@ -11,8 +11,8 @@ from villani.curvature.lanczos import Eigenpair, Ends, examine, krylov
 from villani.curvature.operators import Budget, OperatorKind
 from villani.curvature.spectrum import Density, quadrature, sphere_probe
 from villani.errors import check_positive, check_whole
-from villani.measurement.measure import peak_memory
 from villani.objective.objective import Objective, at_one_theta
+from villani.work.memory import peak_memory
 
 PROBES, STEPS = 4, 40  # of the density
 MEMORY = 8.0  # GiB
