@@ -15,11 +15,12 @@ import torch
 from villani.commands.blocks import Settings, SubjectSettings
 from villani.inputs.corpora import Corpus, load_corpus
 from villani.inputs.models import LoadedModel, check_device, load_model
-from villani.inputs.text import load_groups
+from villani.inputs.text import Blocks, cut_corpus, load_groups
 from villani.inputs.tokenizers import Tokenizer, load_tokenizer
 from villani.measurement.measure import peak_memory
 from villani.objective.objective import Objective
 from villani.objective.parameters import check_decay
+from villani.statistics import Array
 from villani.work import foreign
 from villani.work.records import ObjectiveRecord, Provenance, TensorGroup, TextRecord
 from villani.work.work import Work
@@ -141,6 +142,22 @@ def load_tokenizer_of(settings: Any, work: Work, loaded: LoadedModel) -> Tokeniz
     return work.loaded(key, lambda: load_tokenizer(spec, data=work.data, special_tokens=settings.special_tokens))
 
 
+def load_blocks(spec: str, settings: Any, work: Work, loaded: LoadedModel) -> tuple[Blocks, Array]:
+    """A whole text in blocks, and (M,) the document that each is of; read, tokenised and cut once."""
+    corpus, tokenizer, known = (
+        load_text(spec, work),
+        load_tokenizer_of(settings, work, loaded),
+        vocabulary(loaded.model),
+    )
+
+    def make() -> tuple[Blocks, Array]:
+        work.stage(f"cutting {spec} into tokens")
+        return cut_corpus(corpus, tokenizer, settings.block, known)
+
+    key = (spec, settings.tokenizer or loaded.tokenizer, settings.special_tokens, settings.block, known)
+    return work.loaded(("blocks", *key), make)
+
+
 def determining(
     settings: Settings, text: TextRecord, provenance: Provenance, free: AbstractSet[str] = frozenset()
 ) -> dict[str, Any]:
@@ -174,6 +191,13 @@ def vocabulary(model: torch.nn.Module) -> int:
     """How many token ids a model knows."""
     find: Any = model.get_input_embeddings
     return int(find().num_embeddings)
+
+
+def outputs(model: torch.nn.Module) -> int:
+    """V: the rows of the output embedding, which may be more than a tokenizer's tokens."""
+    causal: Any = model
+    head = causal.get_output_embeddings()
+    return int(causal.config.vocab_size if head is None else head.weight.shape[0])
 
 
 def objective_record(objective: Objective) -> ObjectiveRecord:
