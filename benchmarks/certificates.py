@@ -143,7 +143,7 @@ def overhead(model: str, steps: int = 30) -> None:
     for k in range(steps):
         start = time.perf_counter()
         inner = float(torch.dot(g, out.w))
-        account.step(0.5, inner, rate=plan.rates[k], noise=plan.noises[k], kept=plan.contractions[k])
+        account.step(0.5, inner, rate=plan.rates[k], noise=plan.noises[k], contraction=plan.contractions[k])
         times.append(time.perf_counter() - start)
     added = float(np.median(times))
     print(

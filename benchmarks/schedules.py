@@ -19,7 +19,7 @@ from scipy.stats import t as student_t
 
 from villani.commands.demo.run import split
 from villani.criteria.guard import GuardMeter
-from villani.dynamics.certificate import Plan
+from villani.dynamics.certificate import ChainPlan
 from villani.dynamics.chain import Moving, run_chain
 from villani.dynamics.schedules import ConstantMemory, DecaySchedule, GuardFollowing, LeastCertificate
 from villani.dynamics.training import train
@@ -79,7 +79,7 @@ def main() -> None:
         decay = CHAIN["shrinkage"] / rates.sum()
         for arm, decays in (("constant", None), ("certificate", LeastCertificate(rates.tolist()).decays(decay))):
             model = load_model(f"{MODEL}&seed={seed}").model
-            plan = Plan(rates, decay, CHAIN["temperature"], CHAIN["clip"], "prior", decays)
+            plan = ChainPlan(rates, decay, CHAIN["temperature"], CHAIN["clip"], "prior", decays)
             out = run_chain(Moving(model), kept.ids, kept.labels, plan, batch=BATCH, seed=seed)
             row = chains.setdefault(arm, {"held_out": [], "path": [], "c4": []})
             row["held_out"].append(Objective(model, [{"input_ids": held_out[0], "labels": held_out[1]}]).loss())

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tests.conftest import BLOCK, VOCABULARY, make_model
-from villani.dynamics.certificate import Account, Moments, Plan, chain_complexity, token_bound
+from villani.dynamics.certificate import Account, ChainPlan, Moments, chain_complexity, token_bound
 from villani.dynamics.chain import Moving, batch_loss, label_probabilities, run_chain
 from villani.errors import InputError
 from villani.theory.complexity import NoisyDescent
@@ -18,7 +18,7 @@ STEPS = 6
 
 def plan(**changed):
     settings = {"rates": np.full(STEPS, 0.1), "weight_decay": 0.5, "temperature": 1e-3, "clip": 1.0, "start": "prior"}
-    return Plan(**settings | changed)
+    return ChainPlan(**settings | changed)
 
 
 def kept(account, **changed):
@@ -40,7 +40,7 @@ def test_the_log_ratio_is_that_of_two_gaussians():
         g, xi = 0.3 * generator.normal(size=4), generator.normal(size=4)
         after = a * theta - rate * g + noise * xi
         expected += ((after - a * theta) ** 2 - (after - a * theta + rate * g) ** 2).sum() / (2 * noise**2)
-        account.step(float(g @ g), float(g @ xi), rate=rate, noise=noise, kept=a)
+        account.step(float(g @ g), float(g @ xi), rate=rate, noise=noise, contraction=a)
         theta = after
     assert account.path().value == pytest.approx(expected, rel=1e-10)
     assert account.path().status == "certified"
@@ -79,7 +79,7 @@ def test_an_unfinished_or_prolonged_run_gets_none():
     with pytest.raises(InputError, match="0 of 6 planned steps"):
         account.path()
     kept(account)
-    account.step(0.1, 0.0, rate=0.1, noise=plan().noises[0], kept=0.95)
+    account.step(0.1, 0.0, rate=0.1, noise=plan().noises[0], contraction=0.95)
     with pytest.raises(InputError, match="more steps than the 6 planned"):
         account.path()
 

@@ -8,7 +8,7 @@ import torch
 
 from tests.conftest import BLOCK, VOCABULARY, make_model
 from villani.dynamics.certificate import Moments, gain_bound, token_bound
-from villani.dynamics.prequential import Learner, Rule, advance, steps_of
+from villani.dynamics.prequential import Learner, UpdateRule, advance, steps_of
 from villani.errors import InputError
 from villani.theory.constants import Smoothing
 
@@ -54,13 +54,13 @@ def plain(optimizer, ids, labels, decay=None):
 @pytest.mark.parametrize(
     ("rule", "optimizer", "decay"),
     [
-        (Rule(0.3), lambda p: torch.optim.SGD(p, lr=0.3), None),
-        (Rule(0.3, 0.5), lambda p: torch.optim.SGD(p, lr=0.3), 0.15),
+        (UpdateRule(0.3), lambda p: torch.optim.SGD(p, lr=0.3), None),
+        (UpdateRule(0.3, 0.5), lambda p: torch.optim.SGD(p, lr=0.3), 0.15),
         (
-            Rule(0.01, 0.7, "adam", "zero"),
+            UpdateRule(0.01, 0.7, "adam", "zero"),
             lambda p: torch.optim.AdamW(p, lr=0.01, betas=(0.9, 0.95), weight_decay=0.7), None,
         ),
-        (Rule(0.01, 0.7, "adam"), lambda p: torch.optim.AdamW(p, lr=0.01, betas=(0.9, 0.95), weight_decay=0), 0.007),
+        (UpdateRule(0.01, 0.7, "adam"), lambda p: torch.optim.AdamW(p, lr=0.01, betas=(0.9, 0.95), weight_decay=0), 0.007),
     ],
 )  # fmt: skip
 def test_scores_and_last_weights_are_those_of_a_plain_loop(rule, optimizer, decay):
@@ -76,7 +76,7 @@ def test_scores_and_last_weights_are_those_of_a_plain_loop(rule, optimizer, deca
 
 def test_momentum_is_an_average_of_gradients():
     theta = torch.tensor([2.0], dtype=torch.float64)
-    learner, average, expected = Learner(Rule(0.1, direction="momentum"), [theta]), 0.0, 2.0
+    learner, average, expected = Learner(UpdateRule(0.1, direction="momentum"), [theta]), 0.0, 2.0
     for k in range(5):
         g = float(k + 1)
         average = 0.9 * average + 0.1 * g
@@ -86,7 +86,7 @@ def test_momentum_is_an_average_of_gradients():
 
 
 def test_warm_up_and_clip():
-    rule = Rule(0.4, clip=1.0, warm_up=3)
+    rule = UpdateRule(0.4, clip=1.0, warm_up=3)
     assert [rule.at(k) for k in range(5)] == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.4])
     theta = torch.zeros(2, dtype=torch.float64)
     learner = Learner(rule, [theta])
@@ -104,7 +104,7 @@ def test_what_comes_later_changes_no_score(block):
     other_ids, other = ids.clone(), labels.clone()
     other_ids[block, -2:] = (ids[block, -2:] + 3) % VOCABULARY
     other[block] = torch.where(labels[block] == -100, -100, other_ids[block])
-    rule = Rule(0.5, 0.1, "momentum")
+    rule = UpdateRule(0.5, 0.1, "momentum")
     (one, _), (two, _) = passed(rule, ids, labels), passed(rule, other_ids, other)
     ends = np.cumsum((labels[:, 1:] >= 0).sum(1).numpy())
     before, end = ends[block] - 2, ends[min((block // BATCH + 1) * BATCH, BLOCKS) - 1]
@@ -118,7 +118,7 @@ def test_what_comes_later_changes_no_score(block):
 def test_the_first_batch_is_scored_by_the_start():
     ids, labels = text()
     start, _ = passed(None, ids, labels)
-    trained, _ = passed(Rule(0.5), ids, labels)
+    trained, _ = passed(UpdateRule(0.5), ids, labels)
     first = int((labels[:BATCH, 1:] >= 0).sum())
     assert np.array_equal(start.logs[:first], trained.logs[:first])
     assert not np.array_equal(start.logs, trained.logs)
@@ -127,7 +127,7 @@ def test_the_first_batch_is_scored_by_the_start():
 
 def test_a_pass_in_stretches_is_the_same_pass():
     ids, labels = text()
-    rule = Rule(0.02, 0.3, "adam")
+    rule = UpdateRule(0.02, 0.3, "adam")
     whole, _ = passed(rule, ids, labels)
     model, logs, step = make_model("gpt2"), [], 0
     learner = Learner(rule, list(model.parameters()))
@@ -154,9 +154,9 @@ def test_bad_rules_and_divergence():
         ({"rate": 0.1, "warm_up": -1}, "warm_up=-1"),
     ):  # fmt: skip
         with pytest.raises(InputError, match=fragment):
-            Rule(**words)
+            UpdateRule(**words)
     with pytest.raises(InputError, match="diverged at step"):
-        passed(Rule(1e30), *text())
+        passed(UpdateRule(1e30), *text())
 
 
 # Coverage: an online learner of a coin whose law an adversary chooses from all the past, the learner's weights included

@@ -28,7 +28,7 @@ from tests.conftest import make_model, make_pool
 from tests.test_cli import refused
 from villani.criteria.audit import audit
 from villani.curvature.operators import Curvature
-from villani.dynamics.certificate import Plan
+from villani.dynamics.certificate import ChainPlan
 from villani.dynamics.chain import Moving, run_chain
 from villani.errors import InputError
 from villani.integrations.huggingface import VillaniCallback
@@ -100,7 +100,7 @@ def leaks(model, ids=IDS[0]):
 def test_an_encoder_is_refused_wherever_it_goes_and_a_decoder_is_not(kind):
     model = encoder(kind, decoder=False)
     before = [p.detach().clone() for p in model.parameters()]
-    plan = Plan([0.1], 1.0, 1e-3, 1.0, "prior")
+    plan = ChainPlan([0.1], 1.0, 1e-3, 1.0, "prior")
     trainer = SimpleNamespace(
         model=model, is_fsdp_enabled=False, is_deepspeed_enabled=False, args=SimpleNamespace(world_size=1)
     )

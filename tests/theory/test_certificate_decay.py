@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy.optimize import minimize
 
-from villani.dynamics.certificate import Plan
+from villani.dynamics.certificate import ChainPlan
 from villani.errors import InputError
 from villani.theory.complexity import NoisyDescent, certificate_decay
 
@@ -70,7 +70,7 @@ def test_the_path_pays_least_at_constant_decay_and_c4_falls_in_every_decay():
 
 def test_a_chain_with_a_schedule_leaves_its_prior_as_it_is():
     decays = certificate_decay(np.full(30, 0.1), 1.0)
-    plan = Plan(np.full(30, 0.1), 1.0, 0.4, None, "prior", decays)
+    plan = ChainPlan(np.full(30, 0.1), 1.0, 0.4, None, "prior", decays)
     variance = plan.variance
     for kept, noise in zip(plan.contractions, plan.noises, strict=True):
         assert kept**2 * variance + noise**2 == pytest.approx(plan.variance, rel=1e-12)
@@ -87,7 +87,7 @@ def test_a_chain_with_a_schedule_leaves_its_prior_as_it_is():
         (lambda: NoisyDescent(np.ones(3), 1.0, np.ones(2) * 0.1), "weight_decay"),
         (lambda: NoisyDescent(np.array([1.0, np.nan]), 1.0, np.ones(2) * 0.1), "weight_decay=nan"),
         (lambda: NoisyDescent(np.array([1.0, 30.0]), 1.0, np.ones(2) * 0.1), "η < 2/λ = 0.0666"),
-        (lambda: Plan(np.ones(2), 0.0, 1.0, None, "centre", np.ones(2)), "need weight_decay > 0"),
+        (lambda: ChainPlan(np.ones(2), 0.0, 1.0, None, "centre", np.ones(2)), "need weight_decay > 0"),
     ],
 )
 def test_bad_schedules_are_told(make, words):

@@ -47,7 +47,11 @@ class Settings(BaseModel):
         for name, field in cls.model_fields.items():
             kinds = (field.annotation, *get_args(field.annotation))
             value = plain.get(name)
-            if value is not None and any(get_origin(kind) is list for kind in kinds) and not isinstance(value, list | tuple):
+            if (
+                value is not None
+                and any(get_origin(kind) is list for kind in kinds)
+                and not isinstance(value, list | tuple)
+            ):
                 plain[name] = [value]
         return plain
 

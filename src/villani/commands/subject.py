@@ -10,7 +10,6 @@ from functools import partial
 from typing import Any
 
 import torch
-from numpy.typing import NDArray
 
 from villani.commands.blocks import Settings, SubjectSettings
 from villani.commands.running import versions
@@ -20,6 +19,7 @@ from villani.inputs.text import Blocks, check_context, choose_groups, cut_corpus
 from villani.inputs.tokenizers import Tokenizer, load_tokenizer
 from villani.objective.objective import Objective
 from villani.objective.parameters import check_decay
+from villani.statistics import Array
 from villani.work import foreign
 from villani.work.memory import peak_memory
 from villani.work.records import ObjectiveRecord, Provenance, TensorGroup, TextRecord
@@ -73,9 +73,8 @@ def load_subject(
     corpus = load_text(settings.text, work)
     loaded = load(settings, work)
     tokenizer = load_tokenizer_of(settings, work, loaded)
-    work.stage(f"cutting {settings.text} into tokens")
     check_context(settings.block, loaded.record.context)
-    blocks, _ = cut_text(corpus, tokenizer, settings.block, loaded, work)
+    blocks, _ = load_blocks(settings.text, settings, work, loaded)
     ids, labels = choose_groups(
         blocks, groups or settings.groups, settings.sequences, settings.seed, disjoint=settings.finite, reuse=reuse
     )
@@ -152,12 +151,17 @@ def load_tokenizer_of(settings: Any, work: Work, loaded: LoadedModel) -> Tokeniz
     return work.loaded(key, lambda: load_tokenizer(spec, data=work.data, special_tokens=settings.special_tokens))
 
 
-def cut_text(
-    corpus: Corpus, tokenizer: Tokenizer, block: int, loaded: LoadedModel, work: Work
-) -> tuple[Blocks, NDArray[Any]]:
-    """The blocks of a text and the document of each, tokenised and cut once."""
-    key = ("blocks", corpus.spec, tokenizer.name, tokenizer.prefix, block)
-    return work.loaded(key, lambda: cut_corpus(corpus, tokenizer, block, vocabulary(loaded.model)))
+def load_blocks(spec: str, settings: Any, work: Work, loaded: LoadedModel) -> tuple[Blocks, Array]:
+    """A whole text in blocks, and (M,) the document that each is of; read, tokenised and cut once."""
+    corpus, tokenizer = load_text(spec, work), load_tokenizer_of(settings, work, loaded)
+    known = vocabulary(loaded.model)
+
+    def make() -> tuple[Blocks, Array]:
+        work.stage(f"cutting {spec} into tokens")
+        return cut_corpus(corpus, tokenizer, settings.block, known)
+
+    key = (spec, settings.tokenizer or loaded.tokenizer, settings.special_tokens, settings.block, known)
+    return work.loaded(("blocks", *key), make)
 
 
 def determining(
@@ -193,6 +197,13 @@ def vocabulary(model: torch.nn.Module) -> int:
     """How many token ids a model knows."""
     find: Any = model.get_input_embeddings
     return int(find().num_embeddings)
+
+
+def outputs(model: torch.nn.Module) -> int:
+    """V: the rows of the output embedding, which may be more than a tokenizer's tokens."""
+    causal: Any = model
+    head = causal.get_output_embeddings()
+    return int(causal.config.vocab_size if head is None else head.weight.shape[0])
 
 
 def objective_record(objective: Objective) -> ObjectiveRecord:

@@ -1,6 +1,6 @@
 """The account of a noisy training run: what its complexity is, and whether the run kept to what the theorems need.
 
-A `Plan` is fixed before the data; an `Account` is told of every step, compares it with the plan, and adds up the two
+A `ChainPlan` is fixed before the data; an `Account` takes every step, compares it with the plan, and adds up the two
 complexities of docs/certificates.md: ln dQ/dP of the realised path, and the weighted Σ w_k‖g_k‖² of certificate c4.
 """
 
@@ -22,7 +22,7 @@ CENTRES = tuple(share / 10 for share in range(2, 10))  # of ln V: centres that t
 
 
 @dataclass(frozen=True, eq=False)
-class Plan:
+class ChainPlan:
     """θ ← aθ − ηg + τξ about a centre: everything about it that has to be fixed before the data.
 
     With λ > 0, a_k = 1 − η_kλ and τ_k² = v(1 − a_k²), v = s/(2λ), whatever the schedule. With λ = 0 there is no
@@ -80,14 +80,14 @@ class Plan:
     @property
     def contractions(self) -> Array:
         """(K,) a_k."""
-        found = self.descent
-        return np.ones(len(self.rates)) if found is None else found.contractions
+        chain = self.descent
+        return np.ones(len(self.rates)) if chain is None else chain.contractions
 
     @property
     def noises(self) -> Array:
         """(K,) τ_k."""
-        found = self.descent
-        return np.asarray(np.sqrt(self.rates * self.temperature)) if found is None else found.noises
+        chain = self.descent
+        return np.asarray(np.sqrt(self.rates * self.temperature)) if chain is None else chain.noises
 
 
 class Account:
@@ -97,16 +97,17 @@ class Account:
         plan: what the run is going to do.
     """
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: ChainPlan) -> None:
         self.plan = plan
         self.squares: list[float] = []  # ‖g_k‖²
         self.log_ratio = 0.0  # ln dQ/dP so far
         self.broken: list[str] = []
-        self._noises, self._kept = plan.noises, plan.contractions
+        self._noises, self._contractions = plan.noises, plan.contractions
 
     def step(
-        self, gradient_squared: float, inner: float, *, rate: float, noise: float, kept: float, sees_noise: bool = False
-    ) -> None:
+        self, gradient_squared: float, inner: float, *, rate: float, noise: float, contraction: float,
+        sees_noise: bool = False,
+    ) -> None:  # fmt: skip
         """One step that was made.
 
         Args:
@@ -114,7 +115,7 @@ class Account:
             inner: ⟨g, ξ⟩ with the standard normal ξ of this step.
             rate: η that was used.
             noise: τ that was used.
-            kept: a that was used on every coordinate that moves; 1 where nothing decayed.
+            contraction: a that was used on every coordinate that moves; 1 where nothing decayed.
             sees_noise: whether g was computed from ξ, as after an update that had it.
         """
         k, plan = len(self.squares), self.plan
@@ -126,8 +127,8 @@ class Account:
             self._break(k, "the noise was switched off")
         elif not math.isclose(noise, self._noises[k], rel_tol=1e-6):
             self._break(k, f"noise {noise:g} in place of the planned {self._noises[k]:g}")
-        if not math.isclose(kept, self._kept[k], rel_tol=1e-12):
-            self._break(k, f"decay left {kept:.9g} of θ in place of the planned {self._kept[k]:.9g}")
+        if not math.isclose(contraction, self._contractions[k], rel_tol=1e-12):
+            self._break(k, f"decay left {contraction:.9g} of θ in place of the planned {self._contractions[k]:.9g}")
         if not math.isclose(rate, plan.rates[k], rel_tol=1e-12):
             self._break(k, f"learning rate {rate:g} in place of the planned {plan.rates[k]:g}")
         if sees_noise:
@@ -160,7 +161,7 @@ class Account:
         return path(self.log_ratio, len(self.squares))
 
 
-def chain_complexity(plan: Plan, squares: Sequence[Array], delta: float) -> Complexity:
+def chain_complexity(plan: ChainPlan, squares: Sequence[Array], delta: float) -> Complexity:
     """c4 from J independent runs: the least of the clip's certified bound and, at δ, what the runs say.
 
     The weights of Σ w_k‖g_k‖² come from the clip, so that they are fixed before the data, and the sum has a range.
@@ -200,16 +201,16 @@ class Moments:
     second: float
 
 
-def token_bound(found: Moments, m: int, kl: float, delta: float) -> RiskBound:
+def token_bound(losses: Moments, m: int, kl: float, delta: float) -> RiskBound:
     """The best of all token-level bounds at one α, at δ in all: linear ones, and Bernstein's over centres and rates.
 
     The grids depend on V, α and m alone. A centre c = share·ln V has V̂ = E ℓ² − 2cE ℓ + c².
     """
-    smoothing = found.smoothing
+    smoothing = losses.smoothing
     span = smoothing.oscillation
     betas = linear_rates(m, span)
     bounds = [
-        linear(found.first, m, kl, delta / 2 / len(betas), beta, span=span, lowest=smoothing.lowest, tokens=True)
+        linear(losses.first, m, kl, delta / 2 / len(betas), beta, span=span, lowest=smoothing.lowest, tokens=True)
         for beta in betas
     ]
     choices = [
@@ -218,10 +219,10 @@ def token_bound(found: Moments, m: int, kl: float, delta: float) -> RiskBound:
         for rate in bernstein_rates(smoothing.highest - share * math.log(smoothing.vocabulary))
     ]
     for centre, rate in choices:
-        spread = max(found.second - 2 * centre * found.first + centre**2, 0.0)
+        spread = max(losses.second - 2 * centre * losses.first + centre**2, 0.0)
         reach = smoothing.highest - centre
         level = delta / 2 / len(choices)
-        bounds.append(bernstein(found.first, spread, m, kl, level, rate, reach=reach, highest=smoothing.highest))
+        bounds.append(bernstein(losses.first, spread, m, kl, level, rate, reach=reach, highest=smoothing.highest))
     return best(bounds)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from villani.dynamics.certificate import Account, Plan
+from villani.dynamics.certificate import Account, ChainPlan
 from villani.errors import InputError
 from villani.objective.evaluation import plain_arithmetic
 from villani.objective.objective import IGNORED, Objective
@@ -20,7 +20,7 @@ from villani.streams import Purpose, stream
 from villani.work.foreign import clipped, pattern_of
 
 Scale = Literal["unit", "relative"]
-Direction = Literal["sgd", "momentum", "adam"]
+StepDirection = Literal["sgd", "momentum", "adam"]
 _MOMENTUM, _SECOND, _EPSILON = 0.9, 0.95, 1e-8
 
 
@@ -82,7 +82,7 @@ def matching(model: nn.Module, pattern: str) -> list[tuple[str, nn.Parameter]]:
 
 
 @dataclass(frozen=True, eq=False)
-class Outcome:
+class FinishedChain:
     """Where a run ended, and its account.
 
     Attributes:
@@ -100,9 +100,9 @@ class Outcome:
 
 @plain_arithmetic()
 def run_chain(
-    moving: Moving, ids: torch.Tensor, labels: torch.Tensor, plan: Plan, *, batch: int, seed: int, index: int = 0,
-    direction: Direction = "sgd", progress: Callable[[int, int], None] | None = None,
-) -> Outcome:  # fmt: skip
+    moving: Moving, ids: torch.Tensor, labels: torch.Tensor, plan: ChainPlan, *, batch: int, seed: int, index: int = 0,
+    direction: StepDirection = "sgd", progress: Callable[[int, int], None] | None = None,
+) -> FinishedChain:  # fmt: skip
     """One run of the plan; the model is left at its last iterate.
 
     Args:
@@ -129,7 +129,7 @@ def run_chain(
     account, losses, clipped = Account(plan), [], 0
     turn = Turning(direction, w)
     steps = len(plan.rates)
-    for k, (rate, kept, noise) in enumerate(zip(plan.rates, plan.contractions, plan.noises, strict=True)):
+    for k, (rate, contraction, noise) in enumerate(zip(plan.rates, plan.contractions, plan.noises, strict=True)):
         moving.write(w)
         rows = torch.from_numpy(stream(seed, Purpose.BATCHES, index, k).integers(len(ids), size=batch))
         loss = batch_loss(moving.model, ids[rows].to(w.device), labels[rows].to(w.device))
@@ -143,13 +143,13 @@ def run_chain(
             clipped += 1
         xi = _normal(normals, w)
         inner = float(torch.dot(g, xi))
-        w.mul_(kept).sub_(g, alpha=rate).add_(xi, alpha=noise)
-        account.step(squared, inner, rate=rate, noise=noise, kept=kept)
+        w.mul_(contraction).sub_(g, alpha=rate).add_(xi, alpha=noise)
+        account.step(squared, inner, rate=rate, noise=noise, contraction=contraction)
         losses.append(float(loss.detach()))
         if progress:
             progress(k + 1, steps)
     moving.write(w)
-    return Outcome(w, np.array(losses), clipped / steps, account)
+    return FinishedChain(w, np.array(losses), clipped / steps, account)
 
 
 def batch_loss(model: nn.Module, ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -165,7 +165,7 @@ def label_probabilities(
 ) -> tuple[Array, Array]:  # fmt: skip
     """ln p of every predicted token (m,), and the number of predicted tokens of every block (M,)."""
     model.eval()
-    found, counts = [], (labels[:, 1:] != IGNORED).sum(dim=1).numpy().astype(np.float64)
+    logs, counts = [], (labels[:, 1:] != IGNORED).sum(dim=1).numpy().astype(np.float64)
     step = max(1, micro_tokens // ids.shape[1])
     device = next(model.parameters()).device
     with torch.no_grad():
@@ -173,11 +173,12 @@ def label_probabilities(
             targets = labels[start : start + step, 1:].to(device)
             logits = model(input_ids=ids[start : start + step].to(device), use_cache=False).logits[:, :-1]
             wanted = targets != IGNORED
-            logs = nn.functional.cross_entropy(logits[wanted].float(), targets[wanted], reduction="none")
-            found.append(-logs.double().cpu().numpy())
+            scored = logits[wanted].to(torch.promote_types(logits.dtype, torch.float32))
+            losses = nn.functional.cross_entropy(scored, targets[wanted], reduction="none")
+            logs.append(-losses.double().cpu().numpy())
             if progress:
                 progress(min(start + step, len(ids)), len(ids))
-    return np.concatenate(found), counts
+    return np.concatenate(logs), counts
 
 
 class Turning:
@@ -190,7 +191,7 @@ class Turning:
     `state` is all that it remembers.
     """
 
-    def __init__(self, direction: Direction, like: torch.Tensor) -> None:
+    def __init__(self, direction: StepDirection, like: torch.Tensor) -> None:
         self.direction = direction
         count = {"sgd": 0, "momentum": 1, "adam": 2}[direction]
         self.state = [torch.zeros_like(like, requires_grad=False) for _ in range(count)]

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from villani.dynamics.chain import Direction, Turning
+from villani.dynamics.chain import StepDirection, Turning
 from villani.errors import InputError, check_nonnegative, check_positive
 from villani.objective.evaluation import evaluating
 from villani.objective.objective import IGNORED
@@ -23,7 +23,7 @@ Towards = Literal["centre", "zero"]
 
 
 @dataclass(frozen=True)
-class Rule:
+class UpdateRule:
     """θ ← θ − ηλ(θ − c) − η·direction: everything about a step that has to be fixed before the text.
 
     Decay is decoupled, as AdamW's is; with `adam` and c = 0 this is AdamW (β = 0.9, 0.95). The gradient is clipped
@@ -43,7 +43,7 @@ class Rule:
 
     rate: float
     weight_decay: float = 0.0
-    direction: Direction = "sgd"
+    direction: StepDirection = "sgd"
     towards: Towards = "centre"
     clip: float | None = None
     warm_up: int = 0
@@ -72,7 +72,7 @@ class Learner:
         tensors: where they are now is the centre, of which a copy is kept.
     """
 
-    def __init__(self, rule: Rule, tensors: list[torch.Tensor]) -> None:
+    def __init__(self, rule: UpdateRule, tensors: list[torch.Tensor]) -> None:
         self.rule = rule
         self.tensors = tensors
         self.centre = [t.detach().clone() for t in tensors]
@@ -152,7 +152,7 @@ def advance(
         InputError: a loss or gradient that is not finite.
     """
     device = next(model.parameters()).device
-    found: list[Array] = []
+    scores: list[Array] = []
     step, steps, clipped = start, steps_of(len(ids), batch), 0
     with evaluating(model, device, fused=True), torch.set_grad_enabled(learner is not None):
         while step < steps:
@@ -160,13 +160,13 @@ def advance(
             logs, gradient = _scores(model, learner, ids[rows].to(device), labels[rows].to(device), micro_tokens)
             if not np.isfinite(logs).all():
                 raise InputError(f"training diverged at step {step}: lower the learning rate, or clip")
-            found.append(logs)
+            scores.append(logs)
             if learner and gradient:
                 clipped += learner.step(gradient, step)
             step += 1
             if enough(step):
                 break
-    return Stretch(step, np.concatenate(found) if found else np.zeros(0, dtype=np.float32), clipped)
+    return Stretch(step, np.concatenate(scores) if scores else np.zeros(0, dtype=np.float32), clipped)
 
 
 def _scores(

@@ -122,7 +122,7 @@ class LeastCertificate(DecaySchedule):
 
     It rises towards the end, as 1/(1/C + rate still to come), and knows steps and rates only, so that "fixed before the
     data" holds. For a certificate the noise has to follow: τ_t² = v(1 − (1 − η_tλ_t)²) at one v throughout, as
-    `Plan(decays=schedule.decays(λ₀))` has it; noise √(ηs) does not. Less of what was learned is kept in the same
+    `ChainPlan(decays=schedule.decays(λ₀))` has it; noise √(ηs) does not. Less of what was learned is kept in the same
     proportion as the bound falls, so that this is no free gain (docs/schedules.md).
 
     Args:

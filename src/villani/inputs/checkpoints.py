@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from villani.errors import InputError, out_of_memory
+from villani.errors import InputError, first_line, out_of_memory
 from villani.inputs.folders import inside, json_object, shortened
 from villani.inputs.hub import closed, quiet
 from villani.work.budget import Needs, hold

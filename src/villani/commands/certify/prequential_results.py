@@ -3,30 +3,26 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from villani.commands.certify.certified_text import moments, smoothed_losses
 from villani.commands.certify.record import (
-    BoundRecord,
     CertificateRecord,
     GainRecord,
     PassPoint,
     PrequentialRecord,
     SegmentRecord,
 )
-from villani.commands.certify.results import Evaluation, bound_record, competitors
+from villani.commands.certify.results import ScoredModel, beaten, best_bound, bound_record, competitors
+from villani.commands.certify.settings import CertifySettings
 from villani.dynamics.certificate import gain_bound, token_bound
-from villani.dynamics.prequential import Rule, steps_of
+from villani.dynamics.prequential import UpdateRule, steps_of
 from villani.outwards import lower, upper
 from villani.statistics import Array
 from villani.theory.complexity import Complexity
 from villani.theory.constants import Smoothing
 from villani.work.records import ModelRecord, Provenance, TextRecord
-
-if TYPE_CHECKING:
-    from villani.commands.certify.prequential import PrequentialSettings
 
 SEGMENTS = 32
 _ITERATES = "the weights from before each batch on the blocks of that batch, on average over the pass"
@@ -55,30 +51,29 @@ class Pass:
 
 
 def assemble(
-    settings: "PrequentialSettings", model: ModelRecord, texts: tuple[TextRecord, TextRecord], moving: int,
-    vocabulary: int, counts: Array, start: Pass, passes: Sequence[tuple[Rule, Pass]], *, held_out_ids: Array,
+    settings: CertifySettings, model: ModelRecord, texts: tuple[TextRecord, TextRecord], moving: int,
+    vocabulary: int, counts: Array, start: Pass, passes: Sequence[tuple[UpdateRule, Pass]], *, held_out_ids: Array,
     provenance: Provenance,
 ) -> CertificateRecord:  # fmt: skip
     """The record: every λ and η, the frozen start that they are held against, and a sentence."""
 
-    def evaluation(found: Pass) -> Evaluation:
-        row = dict(found.last) | moments("certified", found.logs, counts, settings.alpha, vocabulary)
-        return Evaluation.of(row, settings.alpha)
+    def scored(one: Pass) -> ScoredModel:
+        row = dict(one.last) | moments("certified", one.logs, counts, settings.alpha, vocabulary)
+        return ScoredModel.of(row, settings.alpha)
 
-    compared = competitors(settings, evaluation(start), held_out_ids)
+    compared = competitors(settings, scored(start), held_out_ids)
     level = settings.delta / settings.candidates / len(passes) / len(settings.alpha)
     points = [
-        _point(settings, rule, found, evaluation(found), start, level, compared["prior_bound"], texts[0].documents)
-        for rule, found in passes
+        _point(settings, rule, one, scored(one), start, level, compared["prior_bound"], texts[0].documents)
+        for rule, one in passes
     ]
     record = CertificateRecord(
         model=model, text=texts[0], held_out=texts[1], moving=moving,
         spending={"certificate of the iterates": level},
         points=[], sentence="", provenance=provenance,
-        prequential=PrequentialRecord(
-            direction=settings.direction, towards=settings.towards, batch=settings.batch,
-            steps=steps_of(len(counts), settings.batch), warm_up=settings.warm_up, clip=settings.clip, points=points,
-            segments=_segments(counts, settings.batch, start, [found for _, found in passes]),
+        prequential=PrequentialRecord.of(
+            settings, steps=steps_of(len(counts), settings.batch), points=points,
+            segments=_segments(counts, settings.batch, start, [one for _, one in passes]),
         ),
         **compared,
     )  # fmt: skip
@@ -86,30 +81,27 @@ def assemble(
 
 
 def _point(
-    settings: "PrequentialSettings", rule: Rule, found: Pass, evaluation: Evaluation, start: Pass, level: float,
+    settings: CertifySettings, rule: UpdateRule, one: Pass, scored: ScoredModel, start: Pass, level: float,
     prior_bound: float, documents: int,
 ) -> PassPoint:  # fmt: skip
-    m = evaluation.tokens
-    bounds: list[BoundRecord] = []
-    gains: list[GainRecord] = []
-    for each in evaluation.certified:
-        bounds.append(
-            bound_record(token_bound(each, m, 0.0, level), each, _NONE, _ITERATES, m, documents)
-        )  # fmt: skip
-        gains.append(_gain(found, start, each.smoothing, level))
+    bounds = [
+        bound_record(token_bound(losses, scored.tokens, 0.0, level), losses, _NONE, _ITERATES, scored.tokens, documents)
+        for losses in scored.certified
+    ]
     bound = min(bounds, key=lambda b: b.value)
+    gains = [_gain(one, start, losses.smoothing, level) for losses in scored.certified]
     # the last weights are one more predictor on a text of its own: at all of δ, as the start's certificate
     share = settings.delta / settings.candidates / len(settings.alpha)
-    held = min(token_bound(f, evaluation.held_out_tokens, 0.0, share).value for f in evaluation.held_out)
     return PassPoint(
         weight_decay=rule.weight_decay, learning_rate=rule.rate, certificate=bound,
-        below_start=prior_bound - bound.value, gain=max(gains, key=lambda g: g.value), loss=evaluation.training_loss,
-        moved=found.moved, clipped=found.clipped, held_out_loss=evaluation.held_out_loss(), held_out_bound=held,
+        below_start=prior_bound - bound.value, gain=max(gains, key=lambda g: g.value), loss=scored.training_loss,
+        moved=one.moved, clipped=one.clipped, held_out_loss=scored.held_out_loss,
+        held_out_bound=scored.held_out_bound(share),
     )  # fmt: skip
 
 
-def _gain(found: Pass, start: Pass, smoothing: Smoothing, level: float) -> GainRecord:
-    after, before = (smoothed_losses(one.logs, smoothing.alpha, smoothing.vocabulary) for one in (found, start))
+def _gain(one: Pass, start: Pass, smoothing: Smoothing, level: float) -> GainRecord:
+    after, before = (smoothed_losses(scores.logs, smoothing.alpha, smoothing.vocabulary) for scores in (one, start))
     difference = after - before
     bound = gain_bound(
         float(difference.mean()), float((difference**2).mean()), len(difference), smoothing, level
@@ -135,31 +127,19 @@ def _segments(counts: Array, batch: int, start: Pass, passes: Sequence[Pass]) ->
     ]  # fmt: skip
 
 
-def best_pass(record: CertificateRecord) -> PassPoint | None:
-    """The least certificate of all λ and η: they hold at once, so that choosing costs nothing more."""
-    points = record.prequential.points if record.prequential else []
-    return min(points, key=lambda p: p.certificate.value, default=None)
-
-
 def sentence(record: CertificateRecord) -> str:
     """The best pass in words, beside the frozen start."""
-    point = best_pass(record)
-    assert point is not None
-    bound, gain = point.certificate, point.gain
-    beaten = [
-        name
-        for name, value in (
-            ("guessing (ln V)", record.log_vocabulary),
-            ("the unigram entropy of the held-out tokens", record.unigram_entropy),
-        )
-        if bound.value < value
-    ]  # fmt: skip
+    best = best_bound(record)
+    assert best is not None
+    point, bound = best
+    assert isinstance(point, PassPoint)
+    gain, names = point.gain, beaten(record, bound)
     words = (
         f"With probability {1 - record.delta:g} the risk of {bound.predictor}, is at most "
         f"{upper(bound.value, places=3)} nats per token ({upper(bound.bits, places=3)} bits; λ = "
         f"{point.weight_decay:g}, η = {point.learning_rate:g}, {bound.status}): empirical {bound.empirical:.3f} and "
         f"{upper(bound.excess, places=3)} for chance over {record.tokens:,} tokens, without complexity. "
-        + (f"It is below {' and below '.join(beaten)}. " if beaten else "It is vacuous: guessing does better. ")
+        + (f"It is below {' and below '.join(names)}. " if names else "It is vacuous: guessing does better. ")
     )
     if point.below_start > 0:
         words += (

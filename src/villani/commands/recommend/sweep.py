@@ -21,7 +21,7 @@ import torch
 from villani.commands.constants.run import outputs
 from villani.commands.converge.chains import checksum, read_state, write_state
 from villani.commands.recommend.settings import SweepSettings
-from villani.commands.subject import cut_text, load, load_text, load_tokenizer_of
+from villani.commands.subject import load, load_blocks, load_text, load_tokenizer_of
 from villani.dynamics.chain import label_probabilities
 from villani.dynamics.training import Diverged, Optimizer, train
 from villani.errors import InputError
@@ -113,11 +113,11 @@ def _read_text(settings: SweepSettings, work: Work) -> SweepText:
     loaded = load(settings, work)
     check_context(settings.block, loaded.record.context)
     tokenizer = load_tokenizer_of(settings, work, loaded)
-    whole, owners = cut_text(corpus, tokenizer, settings.block, loaded, work)
+    whole, owners = load_blocks(settings.text, settings, work, loaded)
     end, start, other = len(whole.ids), 0, whole
     judged = owners
     if settings.held_out:
-        other, judged = cut_text(judging, tokenizer, settings.block, loaded, work)
+        other, judged = load_blocks(settings.held_out, settings, work, loaded)
     else:
         end -= max(2, round(HELD_OUT * end))
         start = end

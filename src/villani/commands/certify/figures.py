@@ -1,0 +1,141 @@
+"""Pictures of a certificate: beside what it competes with, along λ, and along the text."""
+
+from collections.abc import Mapping, Sequence
+
+import plotly.graph_objects as go
+
+from villani.commands.certify.record import CertificatePoint, CertificateRecord, PassPoint, PrequentialRecord
+from villani.commands.certify.results import best_bound
+from villani.report.figures import EXACT, NEGATIVE, POSITIVE, REMAINDER, TOTAL, UNRESOLVED, themed
+from villani.report.numbers import format_number
+from villani.report.page import Pictures
+
+_COLOURS = (TOTAL, POSITIVE, NEGATIVE, EXACT)
+Rows = list[tuple[str, float, str]]  # name, nats, colour
+
+
+def path_pictures(record: CertificateRecord) -> Pictures:
+    """Of noisy runs: name → title, figure, caption."""
+    best = best_bound(record)
+    point = best[0] if best else record.points[0]
+    assert isinstance(point, CertificatePoint)
+    pictures = {"truth": ("Certified, and what it competes with", _path_bar(record, point), _BAR_CAPTION)}
+    if len(record.points) > 1:
+        pictures["decay"] = ("Along the weight decay λ", _along_decay(record), _CURVE_CAPTION)
+    return pictures
+
+
+def pass_pictures(record: CertificateRecord, passes: PrequentialRecord) -> Pictures:
+    """Of passes over a text: name → title, figure, caption."""
+    best = best_bound(record)
+    assert best is not None
+    assert isinstance(best[0], PassPoint)
+    return {
+        "truth": ("Certified, and what it competes with", _pass_bar(record, best[0]), _PASS_BAR_CAPTION),
+        "pass": ("Along the text", _along_text(passes), _PASS_CURVE_CAPTION),
+    }  # fmt: skip
+
+
+_BAR_CAPTION = (
+    "Nats per token, at the λ of the best certificate. Green: certified; blue: with a confidence interval or bound of "
+    "its own; grey: what is to be beaten. The training loss is of the same tokens, and is no bound on anything."
+)
+_CURVE_CAPTION = (
+    "The certified risk and its parts. More decay shortens the way that training can go and lowers the complexity at a "
+    "fixed clip, while the empirical risk rises: the sum need not be monotone in λ."
+)
+_PASS_BAR_CAPTION = (
+    "Nats per token, at the λ and η of the best certificate. Green: certified, on the same tokens at the same δ; blue: "
+    "of the last weights on held-out text; grey: what is to be beaten."
+)
+_PASS_CURVE_CAPTION = (
+    "Loss of each part of the text under the frozen start, and under the weights from before it was trained on. The "
+    "certificate is about the average of the second."
+)
+
+
+def _path_bar(record: CertificateRecord, point: CertificatePoint) -> go.Figure:
+    rows: Rows = [*_beatable(record), ("prior's centre, certified", record.prior_bound, TOTAL)]
+    for name, bound in (("path certificate", point.path), ("c4 certificate", point.chain)):
+        if bound is not None:
+            rows.append((f"{name} ({bound.status})", bound.value, TOTAL if bound.status == "certified" else POSITIVE))
+    rows += [
+        ("held-out bound, same δ", point.held_out_bound, POSITIVE),
+        ("held-out loss", point.held_out_loss.value, POSITIVE),
+        ("training loss", point.training_loss, REMAINDER),
+    ]
+    low, high = point.held_out_loss.interval
+    return _bar(rows, {"held-out loss": (high - low) / 2})
+
+
+def _pass_bar(record: CertificateRecord, point: PassPoint) -> go.Figure:
+    rows: Rows = [
+        *_beatable(record),
+        ("frozen start, certified", record.prior_bound, TOTAL),
+        ("iterates, certified", point.certificate.value, TOTAL),
+        ("last weights, held-out bound", point.held_out_bound, POSITIVE),
+        ("last weights, held-out loss", point.held_out_loss.value, POSITIVE),
+    ]
+    return _bar(rows)
+
+
+def _beatable(record: CertificateRecord) -> Rows:
+    return [
+        ("guessing, ln V", record.log_vocabulary, UNRESOLVED),
+        ("unigram entropy, held out", record.unigram_entropy, UNRESOLVED),
+    ]
+
+
+def _bar(rows: Rows, errors: Mapping[str, float] | None = None) -> go.Figure:
+    trace = go.Bar(
+        x=[value for _, value, _ in rows], y=[name for name, *_ in rows], orientation="h",
+        marker={"color": [colour for *_, colour in rows]}, text=[f"{value:.3f}" for _, value, _ in rows],
+        textposition="outside", cliponaxis=False, hoverinfo="text",
+    )  # fmt: skip
+    if errors:
+        trace.error_x = {"type": "data", "array": [errors.get(name, 0.0) for name, *_ in rows]}
+    figure = themed([trace], 90 + 42 * len(rows))
+    figure.update_layout(margin_r=64)
+    figure.update_xaxes(title="nats per token", rangemode="tozero")
+    figure.update_yaxes(autorange="reversed", automargin=True)
+    return figure
+
+
+def _along_decay(record: CertificateRecord) -> go.Figure:
+    points = sorted(record.points, key=lambda p: p.weight_decay)
+    lines: list[tuple[str, list[float | None], str]] = [
+        ("path certificate", [p.path.value if p.path else None for p in points], TOTAL),
+        ("its empirical risk", [p.path.empirical if p.path else None for p in points], REMAINDER),
+        ("its excess", [p.path.excess if p.path else None for p in points], NEGATIVE),
+        ("c4 certificate", [p.chain.value if p.chain else None for p in points], POSITIVE),
+        ("held-out loss", [p.held_out_loss.value for p in points], EXACT),
+    ]
+    x = [format_number(p.weight_decay) for p in points]
+    figure = _lines(x, [line for line in lines if any(value is not None for value in line[1])], "lines+markers")
+    figure.update_xaxes(title="weight decay λ", type="category")
+    figure.update_yaxes(rangemode="tozero")
+    return figure
+
+
+def _along_text(passes: PrequentialRecord) -> go.Figure:
+    lines: list[tuple[str, list[float | None], str]] = [
+        ("frozen start", [segment.start for segment in passes.segments], UNRESOLVED)
+    ]
+    for index, point in enumerate(passes.points):
+        name = f"λ = {point.weight_decay:g}, η = {point.learning_rate:g}"
+        y: list[float | None] = [segment.iterates[index] for segment in passes.segments]
+        lines.append((name, y, _COLOURS[index % len(_COLOURS)]))
+    figure = _lines([segment.tokens for segment in passes.segments], lines, "lines")
+    figure.update_xaxes(title="tokens")
+    return figure
+
+
+def _lines(x: Sequence[object], lines: list[tuple[str, list[float | None], str]], mode: str) -> go.Figure:
+    traces = [
+        go.Scatter(x=x, y=y, name=name, mode=mode, marker={"color": colour}, line={"color": colour})
+        for name, y, colour in lines
+    ]
+    figure = themed(traces, 380)
+    figure.update_layout(showlegend=True)
+    figure.update_yaxes(title="nats per token")
+    return figure
