@@ -71,7 +71,7 @@ def _attention() -> Finding:
             model.set_attn_implementation(implementation)  # type: ignore[operator]
             traces[implementation] = measure(Objective(model, ids)).hessian_trace.value
     except (RuntimeError, InputError) as error:
-        return Finding("second derivatives", False(error))
+        return Finding("second derivatives", False, first_line(error))
     agree = abs(traces["eager"] - traces["sdpa"]) <= 1e-4 * abs(traces["eager"])
     text = "eager and SDPA attention agree" if agree else f"eager and SDPA attention differ: {traces}"
     return Finding("second derivatives", agree, text)

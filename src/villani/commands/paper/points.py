@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from villani.commands.audit.record import OutcomeRecord, RayRecord
-from villani.commands.audit.results import orbit_record, outcome_record, ray_record
+from villani.commands.audit.results import orbit_record, ray_record
 from villani.commands.measure.run import psi_record
 from villani.commands.paper.record import (
     CriteriaRecord,
@@ -76,8 +76,8 @@ def criteria(settings: PaperSettings, cell: SweepCell, text: SweepText, work: Wo
         coverage = audit_coverage(Objective(there.model, there.groups, decay, mask), seed=settings.sweep.seed)
         found.append(
             CriteriaRecord(
-                decay=mask, smoothness=OutcomeRecord(verdict=smooth.verdict, reason=smooth.reason),
-                growth=outcome_record(coverage.growth), tails=outcome_record(coverage.tails),
+                decay=mask, smoothness=OutcomeRecord.of(smooth), growth=OutcomeRecord.of(coverage.growth),
+                tails=OutcomeRecord.of(coverage.tails),
             )
         )  # fmt: skip
     return found
