@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from villani.errors import InputError
+from villani.errors import InputError, first_line
 from villani.inputs.tokenizers import data_folder
 
 _PACKAGES = ("villani", "torch", "transformers", "tokenizers", "safetensors", "numpy", "scipy", "pydantic", "plotly")
