@@ -55,7 +55,7 @@ Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True, eq=False)
-class Finding:
+class MeasuredOrbit:
     """One orbit and its s* at one θ.
 
     Attributes:
@@ -92,7 +92,7 @@ class Differential:
     temperature: float
     refuted_above: float
     symmetries: int
-    findings: tuple[Finding, ...]
+    findings: tuple[MeasuredOrbit, ...]
     skipped: tuple[Skipped, ...] = ()
 
 
@@ -189,13 +189,13 @@ def _vetoed(orbit: Orbit, moved: float, count: int) -> str:
 
 
 def _settled(
-    work: "_Work", findings: list[Finding], temperature: float, scales: Sequence[float], notes: list[str]
-) -> tuple[list[Finding], list[Finding]]:
+    work: "_Work", findings: list[MeasuredOrbit], temperature: float, scales: Sequence[float], notes: list[str]
+) -> tuple[list[MeasuredOrbit], list[MeasuredOrbit]]:
     """Findings whose first stands, with its walk; and those that rounding or the walk took the verdict from.
 
     Adds a sentence on each of the latter to `notes`.
     """
-    gone: list[Finding] = []
+    gone: list[MeasuredOrbit] = []
     held: set[int] = set()  # what was told apart from rounding; an error may put another finding first
     while findings:
         worst = findings.pop(0)
@@ -221,7 +221,7 @@ def _settled(
     return findings, gone
 
 
-def _promise(finding: Finding) -> tuple[float, float]:
+def _promise(finding: MeasuredOrbit) -> tuple[float, float]:
     return finding.threshold.upper, finding.threshold.value
 
 
@@ -256,7 +256,7 @@ class _Work:
         """How far rounding may move the loss, nats per token."""
         return drift_allowed(self.objective.loss(self.fresh[0]), self.objective.parameters.dtype)
 
-    def beyond_rounding(self, finding: Finding) -> Threshold:
+    def beyond_rounding(self, finding: MeasuredOrbit) -> Threshold:
         """The threshold of a finding again, with what rounding may have put into Δ_B L; infinite where that is all."""
         small = self.objective.parameters.size <= EXACT
         groups = list(self.fresh) if small else list(self.fresh)[:1]
@@ -298,7 +298,7 @@ class _Work:
 
 def _examine(
     work: _Work, orbits: list[Orbit], temperature: float, confirmed: int, search: int
-) -> tuple[list[Finding], list[Finding], str]:
+) -> tuple[list[MeasuredOrbit], list[MeasuredOrbit], str]:
     """Orbits measured on fresh groups, the smallest s* first; those that were only screened; and what was searched."""
     objective = work.objective
     first = work.statistics("screening orbits", "screening", work.screening, _SCREENING, [])
@@ -319,9 +319,9 @@ def _examine(
         searched = f", and a descent of L over the shrinking part of {further.name} {helped}"
     count = len(chosen) + bool(moved)
 
-    def finding(orbit: Orbit, statistics: PartStatistics, place: Mapping[int, torch.Tensor]) -> Finding:
+    def finding(orbit: Orbit, statistics: PartStatistics, place: Mapping[int, torch.Tensor]) -> MeasuredOrbit:
         found = work.threshold(orbit, statistics, count)
-        return Finding(
+        return MeasuredOrbit(
             orbit, found, True, _guard(orbit, work.exponents(orbit), found, statistics, temperature), place
         )  # fmt: skip
 
@@ -338,7 +338,7 @@ def _examine(
             )  # fmt: skip
         findings.append(finding(further, there, moved))
     findings.sort(key=_promise)
-    rest = [Finding(o, screened[o.name], False, math.nan, {}) for o in ranked if o not in chosen]
+    rest = [MeasuredOrbit(o, screened[o.name], False, math.nan, {}) for o in ranked if o not in chosen]
     return findings, rest, searched
 
 
@@ -362,7 +362,7 @@ def _descended(work: _Work, orbit: Orbit, screened: Mapping[str, Threshold], rou
     return found
 
 
-def _walk(work: _Work, worst: Finding, temperature: float, scales: Sequence[float]) -> tuple[Step, ...]:
+def _walk(work: _Work, worst: MeasuredOrbit, temperature: float, scales: Sequence[float]) -> tuple[Step, ...]:
     """On the groups that confirmed the orbit, and with their probes."""
 
     def measured(scale: float) -> PartStatistics:
@@ -412,7 +412,7 @@ def _noise(found: Threshold) -> str:
     return f" The noise of ∇_B L has about {found.directions:.0f} directions{few}."
 
 
-def _outcome(above: float, findings: list[Finding], tried: str, temperature: float) -> Outcome:
+def _outcome(above: float, findings: list[MeasuredOrbit], tried: str, temperature: float) -> Outcome:
     if math.isfinite(above):
         worst = findings[0]
         here = "which includes" if temperature > above else "which does not include"

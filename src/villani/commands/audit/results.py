@@ -22,7 +22,7 @@ from villani.commands.audit.record import (
 from villani.commands.measure.run import estimate_record, psi_record
 from villani.criteria.audit import Audit
 from villani.criteria.coverage import Coverage, OrbitWitness, Slab
-from villani.criteria.differential import Finding
+from villani.criteria.differential import MeasuredOrbit
 from villani.criteria.flat import FlatDirection
 from villani.criteria.orbits import Threshold
 from villani.criteria.parabola import QuadraticFit
@@ -155,7 +155,7 @@ def step_record(step: Step) -> StepRecord:
     )
 
 
-def orbit_record(finding: Finding, space: ParameterSpace) -> OrbitRecord:
+def orbit_record(finding: MeasuredOrbit, space: ParameterSpace) -> OrbitRecord:
     """One orbit with its s* and its walk."""
     orbit = finding.orbit
     return OrbitRecord(
