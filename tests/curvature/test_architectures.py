@@ -1,7 +1,5 @@
 """Tiny models of many architectures, with their default attention: Taylor sweeps and rescaling symmetries."""
 
-from types import SimpleNamespace
-
 import pytest
 import torch
 import transformers
@@ -11,7 +9,7 @@ from tests.curvature.test_taylor import reference
 from villani.criteria.symmetries import generators
 from villani.curvature.jets import Jet
 from villani.curvature.products import differentiable_gradient, product
-from villani.curvature.rules import RULES, rule_of
+from villani.curvature.rules import RULES
 from villani.curvature.taylor import Sweep, check_rules
 from villani.errors import InputError
 from villani.objective.graph import trace_logits, trace_loss
@@ -145,7 +143,7 @@ def test_experts_in_groups_are_products_of_rows():
     pytest.importorskip("transformers.integrations.moe")
     target = torch.ops.transformers.grouped_mm_fallback.default
     (x, dx), (w, dw) = (torch.randn(2, *s, generator=torch.Generator().manual_seed(0)) for s in ((5, 3), (2, 3, 4)))
-    rule = rule_of(SimpleNamespace(target=target))
+    rule = RULES.rule(target)
     found = rule(Sweep(None, None, [0]), target, Jet(x, {0: dx}), Jet(w, {0: dw}), torch.tensor([2, 5]))
     of_row = [0, 0, 1, 1, 1]
     expected = torch.stack([dx[r] @ w[g] + x[r] @ dw[g] for r, g in enumerate(of_row)])

@@ -9,27 +9,25 @@ none (`rounding`): no verdict comes from either.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
-from itertools import pairwise
+from functools import partial
 
 import numpy as np
 import torch
 
 from villani.criteria.degrees import Degrees
+from villani.criteria.measured_orbits import FRESH, SCREENING, Advance, MeasuredOrbit, OrbitMeasurements
 from villani.criteria.orbits import (
     ENOUGH,
     Orbit,
     Threshold,
-    exponents_of,
     orbits_of,
     replaced,
-    threshold,
 )
-from villani.criteria.parts import EXACT, Parts, PartStatistics, part_statistics, parts_of
-from villani.criteria.rounding import Drift, beyond, drift_allowed, laplacian_rounding
-from villani.criteria.search import candidate, descent, pool, promise
+from villani.criteria.parts import EXACT, PartStatistics, parts_of
+from villani.criteria.rounding import Drift
+from villani.criteria.search import candidate, pool, promise
 from villani.criteria.skipped import Skipped, incomplete
 from villani.criteria.symmetries import generators
 from villani.criteria.verdicts import Outcome
@@ -40,41 +38,14 @@ from villani.objective.batches import Batch
 from villani.objective.graph import LossGraph, trace_loss
 from villani.objective.objective import Objective
 from villani.outwards import upper
-from villani.statistics import Array
-from villani.work.memory import peak_memory
-from villani.work.team import Ledger, Rows, Scoped, Team
+from villani.work.team import Ledger
 
 CONFIRMED = 4  # orbits that are measured again
 SCALES = (2.0, 4.0, 8.0, 16.0)
 FURTHEST = 4096.0  # R up to which a walk goes on until Ψ has fallen
 SEARCH = 3  # rounds of descent
 _LEAST = 4  # groups for each purpose
-_STEPS = 3  # of L-BFGS in a round
 _TOKENS = 4  # of a block that symmetries are looked for on: they do not depend on its length
-_SCREENING, _FRESH = 0, 1  # probes
-Advance = Callable[[str, int, int], None]
-"""Told of (what, done, all)."""
-
-
-@dataclass(frozen=True, eq=False)
-class Finding:
-    """One orbit and its s* at one θ.
-
-    Attributes:
-        orbit: the rescaling.
-        threshold: of the groups that confirm, or of those that screen where it was not confirmed.
-        confirmed: whether the groups had no part in choosing this orbit.
-        guard: the smallest λ for which s* is above the temperature of the audit; ∞ where no λ helps, 0 where any does.
-        moved: values of tensors, by index, where θ is not the objective's own but what the search led to.
-        walk: along the orbit, in order of R, R = 1 first.
-    """
-
-    orbit: Orbit
-    threshold: Threshold
-    confirmed: bool
-    guard: float
-    moved: Mapping[int, torch.Tensor]
-    walk: tuple[Step, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,7 +65,7 @@ class Differential:
     temperature: float
     refuted_above: float
     symmetries: int
-    findings: tuple[Finding, ...]
+    findings: tuple[MeasuredOrbit, ...]
     skipped: tuple[Skipped, ...] = ()
 
 
@@ -147,7 +118,7 @@ def audit_differential(
         reason = f"{reason}. {' '.join(notes)}" if notes else reason
         return Differential(Outcome("not refuted", reason), temperature, math.inf, len(basis), (), skipped)
     parts = parts_of(objective.parameters, [g.exponents for g in basis])
-    work = _Work(objective, parts, probes, seed, bool(search), ledger, progress)
+    work = OrbitMeasurements(objective, parts, probes, seed, bool(search), ledger, progress)
     findings, rest, searched = _examine(work, orbits, temperature, confirmed, search)
     findings, vetoed = _settled(work, findings, temperature, scales, notes)
     above = min((f.threshold.upper for f in findings), default=math.inf)
@@ -216,13 +187,17 @@ def _vetoed(orbit: Orbit, moved: float, count: int) -> str:
 
 
 def _settled(
-    work: "_Work", findings: list[Finding], temperature: float, scales: Sequence[float], notes: list[str]
-) -> tuple[list[Finding], list[Finding]]:
+    work: OrbitMeasurements,
+    findings: list[MeasuredOrbit],
+    temperature: float,
+    scales: Sequence[float],
+    notes: list[str],
+) -> tuple[list[MeasuredOrbit], list[MeasuredOrbit]]:
     """Findings whose first stands, with its walk; and those that rounding or the walk took the verdict from.
 
     Adds a sentence on each of the latter to `notes`.
     """
-    gone: list[Finding] = []
+    gone: list[MeasuredOrbit] = []
     held: set[int] = set()  # what was told apart from rounding; an error may put another finding first
     while findings:
         worst = findings.pop(0)
@@ -248,87 +223,16 @@ def _settled(
     return findings, gone
 
 
-def _promise(finding: Finding) -> tuple[float, float]:
+def _promise(finding: MeasuredOrbit) -> tuple[float, float]:
     return finding.threshold.upper, finding.threshold.value
 
 
-class _Work:
-    """Measurements for one audit: which groups are for what, and what tells and keeps how far it is."""
-
-    def __init__(
-        self, objective: Objective, parts: Parts, probes: int, seed: int, search: bool, ledger: Ledger | None,
-        progress: Advance | None,
-    ) -> None:  # fmt: skip
-        self.objective, self.parts, self.probes, self.seed = objective, parts, probes, seed
-        self._ledger, self._progress = ledger, progress
-        every = range(len(objective.groups))
-        shares = 3 if search else 2
-        cuts = [len(every) * k // shares for k in range(shares + 1)]
-        chunks = [every[a:b] for a, b in pairwise(cuts)]
-        self.screening, self.fresh = (every, every) if objective.finite else (chunks[0], chunks[-1])
-        self.descending = every if objective.finite else chunks[1]
-
-    def exponents(self, orbit: Orbit) -> Array:
-        return exponents_of(orbit, self.parts)
-
-    def shrinking(self, orbit: Orbit) -> list[int]:
-        """The parts of B."""
-        return [int(i) for i in np.flatnonzero(self.exponents(orbit) == -orbit.down)]
-
-    def threshold(self, orbit: Orbit, statistics: PartStatistics, comparisons: int = 1) -> Threshold:
-        return threshold(self.exponents(orbit), statistics, self.objective.weight_decay, comparisons=comparisons)
-
-    @cached_property
-    def drift_allowed(self) -> float:
-        """How far rounding may move the loss, nats per token."""
-        return drift_allowed(self.objective.loss(self.fresh[0]), self.objective.parameters.dtype)
-
-    def beyond_rounding(self, finding: Finding) -> Threshold:
-        """The threshold of a finding again, with what rounding may have put into Δ_B L; infinite where that is all."""
-        small = self.objective.parameters.size <= EXACT
-        groups = list(self.fresh) if small else list(self.fresh)[:1]
-
-        def unit() -> Rows:
-            seed = 2 * self.seed + _FRESH
-            return {"error": np.array(laplacian_rounding(self.objective, self.parts, finding.orbit, groups, seed))}
-
-        memory = partial(peak_memory, self.objective.device)
-        scope = f"rounding/{finding.orbit.name}/{len(finding.moved)}"
-        with replaced(self.objective, finding.moved):
-            [row] = Team().map({"rounding": unit}, self._kept(scope), None, memory)
-        return beyond(finding.threshold, float(row["error"]))
-
-    def statistics(self, what: str, scope: str, groups: range, kind: int, blocks: list[list[int]]) -> PartStatistics:
-        """Of the parts, at the θ of the moment."""
-        return part_statistics(
-            self.objective, self.parts, groups, seed=2 * self.seed + kind, probes=self.probes, blocks=blocks,
-            ledger=self._kept(scope), progress=self._told(what),
-        )  # fmt: skip
-
-    def descent(self, scope: str, chosen: list[int]) -> dict[int, torch.Tensor]:
-        """Tensors after a round of it."""
-
-        def unit() -> Rows:
-            found = descent(self.objective, self.parts, chosen, self.descending, _STEPS)
-            return {str(i): value.cpu().numpy() for i, value in found.items()}
-
-        memory = partial(peak_memory, self.objective.device)
-        [row] = Team().map({"descent": unit}, self._kept(scope), self._told("descending"), memory)
-        return {int(name): torch.from_numpy(value) for name, value in row.items()}
-
-    def _kept(self, scope: str) -> Scoped | None:
-        return Scoped(self._ledger, f"{scope}/") if self._ledger else None
-
-    def _told(self, what: str) -> Callable[[int, int], None] | None:
-        return None if self._progress is None else partial(self._progress, what)
-
-
 def _examine(
-    work: _Work, orbits: list[Orbit], temperature: float, confirmed: int, search: int
-) -> tuple[list[Finding], list[Finding], str]:
+    work: OrbitMeasurements, orbits: list[Orbit], temperature: float, confirmed: int, search: int
+) -> tuple[list[MeasuredOrbit], list[MeasuredOrbit], str]:
     """Orbits measured on fresh groups, the smallest s* first; those that were only screened; and what was searched."""
     objective = work.objective
-    first = work.statistics("screening orbits", "screening", work.screening, _SCREENING, [])
+    first = work.statistics("screening orbits", "screening", work.screening, SCREENING, [])
     screened = {orbit.name: work.threshold(orbit, first) for orbit in orbits}
     ranked = sorted(orbits, key=lambda orbit: promise(screened[orbit.name]))
     visible = [orbit for orbit in ranked if math.isfinite(screened[orbit.name].value)]
@@ -346,30 +250,32 @@ def _examine(
         searched = f", and a descent of L over the shrinking part of {further.name} {helped}"
     count = len(chosen) + bool(moved)
 
-    def finding(orbit: Orbit, statistics: PartStatistics, place: Mapping[int, torch.Tensor]) -> Finding:
+    def finding(orbit: Orbit, statistics: PartStatistics, place: Mapping[int, torch.Tensor]) -> MeasuredOrbit:
         found = work.threshold(orbit, statistics, count)
-        return Finding(
+        return MeasuredOrbit(
             orbit, found, True, _guard(orbit, work.exponents(orbit), found, statistics, temperature), place
         )  # fmt: skip
 
     findings = []
     if chosen:
         second = first if exact else work.statistics(
-            "confirming orbits", "confirming", work.fresh, _FRESH, _disjoint([work.shrinking(o) for o in chosen])
+            "confirming orbits", "confirming", work.fresh, FRESH, _disjoint([work.shrinking(o) for o in chosen])
         )  # fmt: skip
         findings += [finding(orbit, second, {}) for orbit in chosen]
     if further and moved:
         with replaced(objective, moved):
             there = work.statistics(
-                "confirming the descent", "descended", work.fresh, _FRESH, [work.shrinking(further)]
+                "confirming the descent", "descended", work.fresh, FRESH, [work.shrinking(further)]
             )  # fmt: skip
         findings.append(finding(further, there, moved))
     findings.sort(key=_promise)
-    rest = [Finding(o, screened[o.name], False, math.nan, {}) for o in ranked if o not in chosen]
+    rest = [MeasuredOrbit(o, screened[o.name], False, math.nan, {}) for o in ranked if o not in chosen]
     return findings, rest, searched
 
 
-def _descended(work: _Work, orbit: Orbit, screened: Mapping[str, Threshold], rounds: int) -> dict[int, torch.Tensor]:
+def _descended(
+    work: OrbitMeasurements, orbit: Orbit, screened: Mapping[str, Threshold], rounds: int
+) -> dict[int, torch.Tensor]:
     """Where s* of the orbit is smallest on the groups that screen, of what rounds of descent lead to; empty if here."""
     block = work.shrinking(orbit)
     best = promise(screened[orbit.name])
@@ -380,7 +286,7 @@ def _descended(work: _Work, orbit: Orbit, screened: Mapping[str, Threshold], rou
             place = work.descent(f"descent/{index}", block)
         with replaced(work.objective, place):
             there = work.statistics(
-                "screening the descent", f"descent/{index}", work.screening, _SCREENING, [block]
+                "screening the descent", f"descent/{index}", work.screening, SCREENING, [block]
             )  # fmt: skip
         now = promise(work.threshold(orbit, there))
         if now >= best:
@@ -389,11 +295,13 @@ def _descended(work: _Work, orbit: Orbit, screened: Mapping[str, Threshold], rou
     return found
 
 
-def _walk(work: _Work, worst: Finding, temperature: float, scales: Sequence[float]) -> tuple[Step, ...]:
+def _walk(
+    work: OrbitMeasurements, worst: MeasuredOrbit, temperature: float, scales: Sequence[float]
+) -> tuple[Step, ...]:
     """On the groups that confirmed the orbit, and with their probes."""
 
     def measured(scale: float) -> PartStatistics:
-        return work.statistics("walking the orbit", f"walk/{scale:g}", work.fresh, _FRESH, [])
+        return work.statistics("walking the orbit", f"walk/{scale:g}", work.fresh, FRESH, [])
 
     with replaced(work.objective, worst.moved):
         return walk_orbit(
@@ -439,7 +347,7 @@ def _noise(found: Threshold) -> str:
     return f" The noise of ∇_B L has about {found.directions:.0f} directions{few}."
 
 
-def _outcome(above: float, findings: list[Finding], tried: str, temperature: float) -> Outcome:
+def _outcome(above: float, findings: list[MeasuredOrbit], tried: str, temperature: float) -> Outcome:
     if math.isfinite(above):
         worst = findings[0]
         here = "which includes" if temperature > above else "which does not include"

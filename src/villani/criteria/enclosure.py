@@ -73,7 +73,7 @@ class Operation:
 
 
 @dataclass(frozen=True)
-class Rule:
+class Enclosure:
     """How to bound the result of an operation.
 
     Attributes:

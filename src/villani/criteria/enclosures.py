@@ -7,7 +7,6 @@ argument that a rule does not read has to be the default: else nothing is known,
 import math
 import operator
 from collections.abc import Callable
-from typing import Any
 
 import torch
 
@@ -48,39 +47,30 @@ from villani.criteria.enclosed_losses import (
     softmax,
     squared_error,
 )
-from villani.criteria.enclosure import CORRECT, EXACT, FUNCTION, Operation, Rule
+from villani.criteria.enclosure import CORRECT, EXACT, FUNCTION, Enclosure, Operation
 from villani.criteria.intervals import INFINITY, Range, absolute, minus, reciprocal
+from villani.objective.families import CAST, CHOSEN, MOVED, SOFTMAX, SPLIT, WHERE
+from villani.objective.interpret import Table
 
 aten = torch.ops.aten
-
-
-def _rules(*rows: tuple[Rule, list[Any]]) -> dict[Any, Rule]:
-    return {target: rule for rule, targets in rows for target in targets}
 
 
 def _rule(
     function: Callable[[Operation], Range], reads: str | None, steps: float = FUNCTION, least: float = -INFINITY,
     most: float = INFINITY,
-) -> Rule:  # fmt: skip
-    return Rule(function, None if reads is None else frozenset(reads.split()), steps, least, most)
+) -> Enclosure:  # fmt: skip
+    return Enclosure(function, None if reads is None else frozenset(reads.split()), steps, least, most)
 
 
-RULES = _rules(
+RULES = Table[Enclosure](
     (_rule(moved, None, EXACT), [
-        operator.getitem, aten.alias.default, aten.clone.default, aten.contiguous.default, aten.detach.default,
-        aten.view.default, aten._unsafe_view.default, aten.reshape.default, aten.flatten.using_ints,
-        aten.transpose.int, aten.t.default, aten.permute.default, aten.unsqueeze.default, aten.squeeze.default,
-        aten.squeeze.dim, aten.squeeze.dims, aten.expand.default, aten.repeat.default, aten.slice.Tensor,
-        aten.select.int, aten.split.Tensor, aten.split_with_sizes.default, aten.chunk.default, aten.unbind.int,
-        aten.embedding.default, aten.gather.default, aten.index.Tensor, aten.index_select.default, aten.flip.default,
-        aten.roll.default, aten.diagonal.default, aten.amax.default, aten.amin.default, aten.max.default,
-        aten.min.default, aten.max.dim, aten.min.dim, aten.topk.default, aten.sort.default, aten.sort.stable,
+        operator.getitem, *MOVED, *SPLIT, *CHOSEN, aten.detach.default, aten.embedding.default, aten.amax.default,
+        aten.amin.default, aten.max.default, aten.min.default, aten.max.dim, aten.min.dim, aten.topk.default,
+        aten.sort.default, aten.sort.stable,
     ]),
-    (_rule(moved, None, CORRECT), [aten._to_copy.default]),
+    (_rule(moved, None, CORRECT), [CAST]),
     (_rule(joined, None, EXACT), [aten.cat.default, aten.stack.default]),
-    (_rule(either, None, EXACT), [
-        aten.where.self, aten.where.ScalarOther, aten.where.ScalarSelf, aten.where.Scalar,
-    ]),
+    (_rule(either, None, EXACT), [*WHERE, aten.where.Scalar]),
     (_rule(filled, None, EXACT), [aten.masked_fill.Scalar, aten.masked_fill.Tensor, aten.constant_pad_nd.default]),
     (_rule(zeroed, None, EXACT), [aten.triu.default, aten.tril.default]),
     (_rule(added, "self other alpha", CORRECT), [aten.add.Tensor, aten.sub.Tensor]),
@@ -123,9 +113,7 @@ RULES = _rules(
         aten.relu.default, aten.relu6.default, aten.hardtanh.default, aten.clamp.default, aten.clamp.Tensor,
         aten.clamp_min.default, aten.clamp_max.default,
     ]),
-    (_rule(softmax, "self dim dtype half_to_float", EXACT), [
-        aten.softmax.int, aten._softmax.default, aten._safe_softmax.default,
-    ]),
+    (_rule(softmax, "self dim dtype half_to_float", EXACT), SOFTMAX),
     (_rule(log_softmax, "self dim dtype half_to_float"), [aten.log_softmax.int, aten._log_softmax.default]),
     (_rule(log_sum, "self dim keepdim"), [aten.logsumexp.default]),
     (_rule(normalised, "input normalized_shape weight bias eps cudnn_enable"), [

@@ -150,8 +150,7 @@ def _proofs(
     proved = [True for _ in proposals]
     with objective.evaluating(), torch.no_grad():
         for graph, _ in graphs:
-            shifts = Shifts(graph, proposals)
-            graph.values(point, [], shifts.observe)
+            shifts = Shifts(graph, proposals, point)
             for k in range(len(proposals)):
                 proved[k] &= shifts.gone(k)
                 deletions[k] += [d for d in shifts.deletions[k] if d not in deletions[k]]

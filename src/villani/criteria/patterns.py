@@ -5,22 +5,16 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import torch
+from torch.utils import _pytree as pytree
 
 from villani.objective.batches import Batch
+from villani.objective.families import CAST, COPIED, NEW, WHERE
 from villani.objective.graph import LossGraph
+from villani.objective.interpret import Analysis, Table, interpret
 from villani.objective.objective import Objective
 
 aten = torch.ops.aten
-COPIES = {
-    aten.alias.default, aten.clone.default, aten.contiguous.default, aten._to_copy.default, aten.expand.default,
-    aten.detach.default,
-}  # fmt: skip
-
-
-SHAPED = {  # new tensors that take over a shape, and no values
-    aten.zeros_like.default, aten.ones_like.default, aten.full_like.default, aten.new_zeros.default,
-    aten.new_ones.default, aten.new_full.default,
-}  # fmt: skip
+COPIES = {*COPIED, CAST, aten.expand.default, aten.detach.default}
 
 
 def entries(node: Any) -> int:
@@ -152,7 +146,7 @@ def masks(node: Any, fixed: Mapping[torch.fx.Node, torch.Tensor], real: Callable
         parts = [look(given["self"]), look(given["other"])]
         return None if any(p is None for p in parts) else parts[0] + parts[1]
     chosen: Any = None
-    if node.target in (aten.where.self, aten.where.ScalarOther, aten.where.ScalarSelf):
+    if node.target in WHERE:
         chosen = given["condition"], given["self"], given["other"]
     if node.target in (aten.masked_fill.Scalar, aten.masked_fill.Tensor):
         chosen = given["mask"], given["value"], given["self"]
@@ -170,13 +164,39 @@ def every_row_open(mask: Any, node: torch.fx.Node, dim: int) -> bool:
     return bool((mask >= -largest).expand(node.meta["val"].shape).any(dim).all())
 
 
+class Dependence(Analysis[bool, Callable[..., bool]]):
+    """Whether values depend on θ, or on some of its tensors only; a shape is no value.
+
+    Args:
+        tensors: placeholders of the tensors in question.
+    """
+
+    table = Table[Callable[..., bool]]((lambda *_: False, NEW))
+
+    def __init__(self, tensors: Collection[torch.fx.Node]) -> None:
+        self._tensors = tensors
+
+    def input(self, node: torch.fx.Node) -> bool:
+        """Of a tensor in question."""
+        return node in self._tensors
+
+    def literal(self, argument: Any) -> bool:  # noqa: ARG002
+        """Nothing else does."""
+        return False
+
+    def apply(self, rule: Callable[..., bool], node: torch.fx.Node, arguments: Any, options: Any) -> bool:
+        """By the rule."""
+        return rule(node, arguments, options)
+
+    def unknown(self, node: torch.fx.Node, arguments: Any, options: Any) -> bool:  # noqa: ARG002
+        """Where an argument does."""
+        return any(pytree.tree_leaves((arguments, options)))
+
+
 def depends_on(graph: LossGraph, tensors: Collection[int] | None = None) -> set[torch.fx.Node]:
     """Nodes whose values depend on θ, or on some of its tensors only; a shape is no value."""
     moved = {n for n, i in graph.parameters.items() if tensors is None or i in tensors}
-    for node in graph.nodes:
-        if node.op == "call_function" and node.target not in SHAPED and not moved.isdisjoint(node.all_input_nodes):
-            moved.add(node)
-    return moved
+    return moved | {node for node, depends in interpret(graph, Dependence(moved)) if depends}
 
 
 def pieces(objective: Objective) -> list[Any]:

@@ -12,17 +12,18 @@ of far larger numbers inside a normalisation are taken for exact.
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from villani.criteria.enclosure import Operation
+from villani.criteria.enclosure import Enclosure, Operation
 from villani.criteria.enclosures import RULES
 from villani.criteria.intervals import ANYTHING, UNKNOWN, Range, of_tensor, union
 from villani.criteria.patterns import depends_on, is_floating
 from villani.objective.graph import LossGraph, place
+from villani.objective.interpret import Analysis, Evaluation, interpret, values_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,42 +39,71 @@ class Fixed:
     ranges: Mapping[torch.fx.Node, Range]
 
 
+class _Fixed(Evaluation):
+    """Computes what does not depend on θ; of what does, the shape alone is there."""
+
+    def __init__(self, graph: LossGraph, moved: set[torch.fx.Node], double: bool) -> None:
+        super().__init__({**graph.constants, **graph.inputs}, torch.float64 if double else None)
+        self._moved = moved
+
+    def input(self, node: torch.fx.Node) -> Any:
+        return self._shape(node) if node in self._moved else self._widened(super().input(node))
+
+    def depends(self, node: torch.fx.Node, arguments: Any, options: Any) -> bool:  # noqa: ARG002
+        return node not in self._moved
+
+    def still(self, node: torch.fx.Node, arguments: Any, options: Any) -> Any:  # noqa: ARG002
+        return self._shape(node)
+
+    def _shape(self, node: torch.fx.Node) -> Any:
+        value = node.meta["val"]
+        if not isinstance(value, torch.Tensor):
+            return None
+        return self._widened(torch.zeros((), dtype=value.dtype)).expand(value.shape)
+
+    def _widened(self, value: torch.Tensor) -> torch.Tensor:
+        return value.to(self._recast) if self._recast and value.is_floating_point() else value
+
+
 def fixed_values(graph: LossGraph) -> Fixed:
     """Work out what does not depend on θ."""
-    given = {**graph.constants, **graph.inputs}
     moved = depends_on(graph)
-    own, wide = (_evaluated(graph, given, moved, double) for double in (False, True))
-    found = {}
-    for node in graph.nodes:
-        if node not in moved:
-            seen = [v for v in (own.get(node), wide.get(node)) if isinstance(v, torch.Tensor)]
-            found[node] = union(*map(of_tensor, seen)) if seen else UNKNOWN
-    return Fixed({n: v for n, v in own.items() if isinstance(v, torch.Tensor)}, found)
+    still = [node for node in graph.nodes if node not in moved]
+    computed, wide = (values_of(graph, _Fixed(graph, moved, double), still) for double in (False, True))
+    own = {**graph.constants, **graph.inputs, **computed}
+    known = {}
+    for node in still:
+        seen = [v for v in (own.get(node), wide.get(node)) if isinstance(v, torch.Tensor)]
+        known[node] = union(*map(of_tensor, seen)) if seen else UNKNOWN
+    return Fixed({n: v for n, v in own.items() if isinstance(v, torch.Tensor)}, known)
 
 
-def _evaluated(
-    graph: LossGraph, given: Mapping[torch.fx.Node, torch.Tensor], moved: set[torch.fx.Node], double: bool
-) -> dict[torch.fx.Node, Any]:
-    def widen(value: torch.Tensor) -> torch.Tensor:
-        return value.double() if double and value.is_floating_point() else value
+class _Ranges(Analysis[Range, Enclosure]):
+    """Bounds of values; an operation without a rule may give anything, or no number."""
 
-    values: dict[torch.fx.Node, Any] = {n: widen(v) for n, v in given.items()}
+    table = RULES
 
-    def look(argument: Any) -> Any:
-        if not isinstance(argument, torch.fx.Node):
-            return torch.float64 if double and argument is torch.float32 else argument
-        if argument in moved:  # only its shape is wanted
-            value = argument.meta["val"]
-            return widen(torch.zeros((), dtype=value.dtype)).expand(value.shape)
-        return values[argument]
+    def __init__(self, graph: LossGraph, box: Mapping[int, Range], fixed: Fixed) -> None:
+        self._fixed = fixed
+        self.known = {**fixed.ranges, **{n: box.get(i, ANYTHING) for n, i in graph.parameters.items()}}
 
-    for node in graph.nodes:
-        if node not in moved and node.op == "call_function":
-            arguments: Any = torch.fx.node.map_aggregate(node.args, look)
-            options: Any = torch.fx.node.map_aggregate(node.kwargs, look)
-            target: Any = node.target
-            values[node] = target(*arguments, **options)
-    return values
+    def input(self, node: torch.fx.Node) -> Range:
+        return self.known[node]
+
+    def depends(self, node: torch.fx.Node, arguments: Any, options: Any) -> bool:  # noqa: ARG002
+        return node not in self._fixed.ranges
+
+    def still(self, node: torch.fx.Node, arguments: Any, options: Any) -> Range:  # noqa: ARG002
+        return self.known[node]
+
+    def rule(self, node: torch.fx.Node) -> Enclosure | None:
+        return super().rule(node) if is_floating(node) else None
+
+    def apply(self, rule: Enclosure, node: torch.fx.Node, arguments: Any, options: Any) -> Range:  # noqa: ARG002
+        return rule(Operation(node, self.known, self._fixed.values))
+
+    def unknown(self, node: torch.fx.Node, arguments: Any, options: Any) -> Range:  # noqa: ARG002
+        return UNKNOWN
 
 
 def ranges(graph: LossGraph, box: Mapping[int, Range], fixed: Fixed | None = None) -> dict[torch.fx.Node, Range]:
@@ -84,51 +114,24 @@ def ranges(graph: LossGraph, box: Mapping[int, Range], fixed: Fixed | None = Non
         box: index of a tensor in θ → the range of its entries; tensors not named may be anything.
         fixed: `fixed_values(graph)`, where it is at hand.
     """
-    known = fixed or fixed_values(graph)
-    found = dict(known.ranges)
-    for node in graph.nodes:
-        if node in graph.parameters:
-            found[node] = box.get(graph.parameters[node], ANYTHING)
-        elif node not in found:
-            rule = RULES.get(node.target)
-            found[node] = rule(Operation(node, found, known.values)) if rule and is_floating(node) else UNKNOWN
-    return found
+    analysis = _Ranges(graph, box, fixed or fixed_values(graph))
+    for node, value in interpret(graph, analysis):
+        analysis.known[node] = value
+    return analysis.known
 
 
-def contradiction(graph: LossGraph, point: Sequence[torch.Tensor], found: Mapping[torch.fx.Node, Range]) -> str:
+def contradiction(graph: LossGraph, point: Sequence[torch.Tensor], known: Mapping[torch.fx.Node, Range]) -> str:
     """Which value at θ = `point` lies outside the range that was proved for it; empty if none does.
 
     Only a mistake in a rule, or rounding that it does not foresee, can make one.
     """
-    against: list[str] = []
-
-    def hold(node: torch.fx.Node, value: Any) -> None:
-        if against or not isinstance(value, torch.Tensor) or not value.is_floating_point() or not value.numel():
-            return
-        a = found[node]
-        low, high = float(value.min()), float(value.max())
-        if (math.isnan(low) or math.isnan(high)) and a.defined:
-            against.append(f"{node.target} at {place(node)} gives no number, where [{a.low:g}, {a.high:g}] was proved")
+    for node, value in interpret(graph, graph.evaluation(point)):
+        if not isinstance(value, torch.Tensor) or not value.is_floating_point() or not value.numel():
+            continue
+        a, low, high = known[node], float(value.min()), float(value.max())
+        proved = f"where [{a.low:g}, {a.high:g}] was proved"
         if low < a.low or high > a.high:
-            against.append(
-                f"{node.target} at {place(node)} gives [{low:g}, {high:g}], where [{a.low:g}, {a.high:g}] was proved"
-            )
-
-    def observe(node: torch.fx.Node, arguments: Any, options: Any) -> None:
-        for used, value in _pairs((node.args, node.kwargs), (arguments, options)):
-            hold(used, value)
-
-    hold(graph.loss, graph.values(point, {graph.loss}, observe)[graph.loss])
-    return against[0] if against else ""
-
-
-def _pairs(nodes: Any, values: Any) -> Iterator[tuple[torch.fx.Node, Any]]:
-    """Nodes among arguments, with their values."""
-    if isinstance(nodes, torch.fx.Node):
-        yield nodes, values
-    elif isinstance(nodes, dict):
-        for key, part in nodes.items():
-            yield from _pairs(part, values[key])
-    elif isinstance(nodes, list | tuple):
-        for part, value in zip(nodes, values, strict=True):
-            yield from _pairs(part, value)
+            return f"{node.target} at {place(node)} gives [{low:g}, {high:g}], {proved}"
+        if (math.isnan(low) or math.isnan(high)) and a.defined:
+            return f"{node.target} at {place(node)} gives no number, {proved}"
+    return ""

@@ -18,7 +18,8 @@ from villani.criteria.orbits import Orbit, Threshold, exponents_of, rescaled
 from villani.criteria.parts import EXACT, Parts, group_traces
 from villani.curvature.products import differentiable_gradient, product
 from villani.errors import InputError
-from villani.objective.graph import LossGraph, execute, trace_loss
+from villani.objective.graph import LossGraph, trace_loss
+from villani.objective.interpret import execute
 from villani.objective.objective import Objective
 
 SCALES = (16.0, 0.125)  # R at which the loss has to be what it is at R = 1
@@ -86,7 +87,7 @@ class Drift:
             if place == last:
                 continue
             node, last = self._nodes[place], place
-            value, *_ = execute(node, lambda n: changed[n] if n in changed else self._values[n], self._recast)
+            value = execute(node, lambda n: changed[n] if n in changed else self._values[n], self._recast)
             if not _same(value, self._values[node]):
                 changed[node] = value
                 for user in node.users:

@@ -7,16 +7,20 @@ constant. The change is computed at a random θ: that it is constant there up to
 """
 
 import operator
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch.utils import _pytree as pytree
 
-from villani.criteria.patterns import SHAPED
+from villani.criteria.patterns import is_floating
+from villani.objective.families import CAST, CHOSEN, MOVED, NEW, SOFTMAX, SPLIT, WHERE
 from villani.objective.graph import LossGraph, place
+from villani.objective.interpret import Analysis, Table, interpret
 
 aten = torch.ops.aten
+ShiftRule = Callable[..., Any]
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,51 +37,18 @@ def rounding(dtype: torch.dtype) -> float:
     return 1e-9 if dtype == torch.float64 else 1e-5
 
 
-class Shifts:
-    """What each proposal adds to every value, for c = 1, as long as it is linear in c."""
+DELETED = "deleted"
 
-    def __init__(self, graph: LossGraph, proposals: Sequence[Proposal]) -> None:
-        self.graph = graph
-        self.failed = [False for _ in proposals]
-        self.deletions: list[list[str]] = [[] for _ in proposals]
-        self.used = [any(i == p.index and n.users for n, i in graph.parameters.items()) for p in proposals]
-        self.carried: list[dict[torch.fx.Node, Any]] = [
-            {n: p.direction for n, i in graph.parameters.items() if i == p.index and n.users} for p in proposals
-        ]
-        self._last = {used: node for node in graph.nodes for used in node.all_input_nodes}
 
-    def observe(self, node: torch.fx.Node, arguments: Any, options: Any) -> None:
-        """Carry all shifts through one operation."""
-        for k, carried in enumerate(self.carried if node.target not in SHAPED else []):
-            if not self.failed[k] and not carried.keys().isdisjoint(node.all_input_nodes):
-                self._carry(k, node, arguments, options)
-            for used in node.all_input_nodes:
-                if self._last[used] is node:
-                    carried.pop(used, None)
+@dataclass(frozen=True, eq=False)
+class Shifted:
+    """A value, and what the proposals that reach it add to it, by their numbers."""
 
-    def gone(self, k: int) -> bool:
-        """Whether proposal k was deleted on every way to the loss; or the loss does not use its tensor."""
-        reached = self.failed[k] or self.graph.loss in self.carried[k]
-        return not reached and (bool(self.deletions[k]) or not self.used[k])
+    value: Any
+    shifts: dict[int, Any] = field(default_factory=dict)
 
-    def _carry(self, k: int, node: torch.fx.Node, arguments: Any, options: Any) -> None:
-        def shift_of(given: Any) -> Any:
-            if isinstance(given, list | tuple):
-                return [shift_of(g) for g in given]
-            return self.carried[k].get(given) if isinstance(given, torch.fx.Node) else None
 
-        shifts = [shift_of(a) for a in node.args]
-        deletes = _DELETING.get(node.target)
-        others = any(isinstance(s, torch.Tensor) for s in shifts[1:])
-        if deletes and shifts[0] is not None and not others and deletes(shifts[0], arguments):
-            self.deletions[k].append(f"{node.target} at {place(node)}")
-            return
-        rule = _CARRYING.get(node.target)
-        shift = rule(node, shifts, arguments, options) if rule else None
-        if shift is None:
-            self.failed[k] = True
-        elif not isinstance(shift, torch.Tensor) or bool(shift.any()):
-            self.carried[k][node] = shift
+# Rules: rule(node, shifts by argument, arguments, options) → shift, or `DELETED`, or None where it is not known
 
 
 def _constant(shift: torch.Tensor, dims: Sequence[int], kept: torch.Tensor | None = None) -> bool:
@@ -88,28 +59,30 @@ def _constant(shift: torch.Tensor, dims: Sequence[int], kept: torch.Tensor | Non
     return bool((high - low <= rounding(shift.dtype) * shift.abs().max()).all())
 
 
-def _softmax_deletes(shift: torch.Tensor, arguments: Any) -> bool:
+def _deletes(test: Callable[[torch.Tensor, Any], bool]) -> ShiftRule:
+    """Rule of an operation that deletes shifts of its first argument."""
+
+    def rule(_: torch.fx.Node, shifts: list[Any], arguments: Any, __: Any) -> Any:
+        others = any(isinstance(s, torch.Tensor) for s in shifts[1:])
+        return DELETED if shifts[0] is not None and not others and test(shifts[0], arguments) else None
+
+    return rule
+
+
+def _in_softmax(shift: torch.Tensor, arguments: Any) -> bool:
     return _constant(shift.expand_as(arguments[0]), [arguments[1]], arguments[0] > -1e30)  # masked entries apart
 
 
-def _norm_deletes(shift: torch.Tensor, arguments: Any) -> bool:
+def _in_norm(shift: torch.Tensor, arguments: Any) -> bool:
     return _constant(shift, range(-len(arguments[1]), 0))
 
 
-def _entropy_deletes(shift: torch.Tensor, arguments: Any) -> bool:
+def _in_entropy(shift: torch.Tensor, arguments: Any) -> bool:
     return not arguments[1].is_floating_point() and _constant(shift, [1 if shift.dim() > 1 else 0])
 
 
-_DELETING: dict[Any, Any] = {
-    **dict.fromkeys(
-        [aten.softmax.int, aten._softmax.default, aten._safe_softmax.default, aten.log_softmax.int], _softmax_deletes
-    ),
-    aten.layer_norm.default: _norm_deletes,
-    aten.cross_entropy_loss.default: _entropy_deletes,
-}
-
-
-# Rules of operations that are linear in what shifts: rule(node, shifts by argument, arguments, options) → shift or None
+def _nothing(*_: Any) -> torch.Tensor:
+    return torch.zeros(())
 
 
 def _first(node: torch.fx.Node, shifts: list[Any], arguments: Any, options: Any) -> Any:
@@ -164,19 +137,109 @@ def _cat(_: torch.fx.Node, shifts: list[Any], arguments: Any, __: Any) -> Any:
     return torch.cat(parts, *arguments[1:])
 
 
-_CARRYING: dict[Any, Any] = {
-    **dict.fromkeys([
-        operator.getitem, aten.alias.default, aten.clone.default, aten.contiguous.default, aten._to_copy.default,
-        aten.detach.default, aten.view.default, aten._unsafe_view.default, aten.reshape.default,
-        aten.flatten.using_ints, aten.transpose.int, aten.t.default, aten.permute.default, aten.unsqueeze.default,
-        aten.squeeze.dim, aten.expand.default, aten.slice.Tensor, aten.select.int, aten.split.Tensor,
-        aten.split_with_sizes.default, aten.chunk.default, aten.embedding.default, aten.neg.default,
-        aten.sum.dim_IntList, aten.mean.dim, aten.sum.default, aten.mean.default, aten.div.Tensor,
-    ], _first),
-    **dict.fromkeys([aten.add.Tensor, aten.sub.Tensor], _sum),
-    **dict.fromkeys([aten.mul.Tensor, aten.matmul.default, aten.bmm.default, aten.mm.default], _one_of_two),
-    **dict.fromkeys([aten.linear.default, aten.addmm.default], _affine),
-    **dict.fromkeys([aten.where.self, aten.where.ScalarOther], _where),
-    aten.masked_fill.Scalar: _filled,
-    aten.cat.default: _cat,
-}  # fmt: skip
+RULES = Table[ShiftRule](
+    (_nothing, NEW),
+    (_first, [
+        operator.getitem, *MOVED, CAST, *SPLIT, *CHOSEN, aten.detach.default, aten.embedding.default,
+        aten.neg.default, aten.sum.dim_IntList, aten.sum.default, aten.mean.dim, aten.mean.default, aten.div.Tensor,
+    ]),
+    (_cat, [aten.cat.default]),
+    (_sum, [aten.add.Tensor, aten.sub.Tensor]),
+    (_one_of_two, [aten.mul.Tensor, aten.matmul.default, aten.bmm.default, aten.mm.default]),
+    (_affine, [aten.linear.default, aten.addmm.default]),
+    (_where, WHERE),
+    (_filled, [aten.masked_fill.Scalar]),
+    (_deletes(_in_softmax), [*SOFTMAX, aten.log_softmax.int]),
+    (_deletes(_in_norm), [aten.layer_norm.default]),
+    (_deletes(_in_entropy), [aten.cross_entropy_loss.default]),
+)  # fmt: skip
+
+
+class Shifts(Analysis[Shifted, ShiftRule]):
+    """What each proposal adds to every value, for c = 1, as long as it is linear in c.
+
+    A proposal fails where an operation has no rule for its shift.
+
+    Args:
+        graph: of the loss.
+        proposals: directions.
+        point: θ.
+    """
+
+    table = RULES
+
+    def __init__(self, graph: LossGraph, proposals: Sequence[Proposal], point: Sequence[torch.Tensor]) -> None:
+        self._graph, self._proposals = graph, proposals
+        self._evaluation = graph.evaluation(point)
+        self._failed = [False for _ in proposals]
+        self.deletions: list[list[str]] = [[] for _ in proposals]
+        for node, shifted in interpret(graph, self):
+            if node is graph.loss:
+                self._reached = shifted.shifts.keys()
+
+    def gone(self, k: int) -> bool:
+        """Whether proposal k was deleted on every way to the loss; or the loss does not use its tensor."""
+        used = any(i == self._proposals[k].index and n.users for n, i in self._graph.parameters.items())
+        return not self._failed[k] and k not in self._reached and (bool(self.deletions[k]) or not used)
+
+    def input(self, node: torch.fx.Node) -> Shifted:
+        """A tensor of θ moves by the proposals that are of it."""
+        index = self._graph.parameters.get(node)
+        moves = {k: p.direction for k, p in enumerate(self._proposals) if p.index == index}
+        return Shifted(self._evaluation.input(node), moves)
+
+    def literal(self, argument: Any) -> Any:
+        """As it is computed with."""
+        return self._evaluation.literal(argument)
+
+    def depends(self, node: torch.fx.Node, arguments: Any, options: Any) -> bool:  # noqa: ARG002
+        """Whether some argument moves."""
+        return bool(self._moving(arguments, options))
+
+    def still(self, node: torch.fx.Node, arguments: Any, options: Any) -> Shifted:
+        """Computed."""
+        return Shifted(self._computed(node, arguments, options))
+
+    def apply(self, rule: ShiftRule, node: torch.fx.Node, arguments: Any, options: Any) -> Shifted:
+        """Computed, with the shifts that the rule finds; where it finds none the proposal fails."""
+        value, shifts = self._computed(node, arguments, options), {}
+        given, named = _of((arguments, options), None)
+        for k in self._moving(arguments, options):
+            of_arguments, of_options = _of((arguments, options), k)
+            known = (is_floating(node) or node.target in NEW) and all(s is None for s in of_options.values())
+            shift = rule(node, of_arguments, given, named) if known else None
+            if shift is DELETED:
+                self.deletions[k].append(f"{node.target} at {place(node)}")
+            elif shift is None:
+                self._failed[k] = True
+            elif not isinstance(shift, torch.Tensor):
+                shifts[k] = shift
+            elif bool(shift.any()):
+                shifts[k] = shift.expand_as(value)
+        return Shifted(value, shifts)
+
+    def unknown(self, node: torch.fx.Node, arguments: Any, options: Any) -> Shifted:
+        """Computed; proposals that reach it fail."""
+        for k in self._moving(arguments, options):
+            self._failed[k] = True
+        return self.still(node, arguments, options)
+
+    def _moving(self, arguments: Any, options: Any) -> list[int]:
+        """The proposals that reach an operation, those that failed apart."""
+        reaching = {k for a in pytree.tree_leaves((arguments, options)) if isinstance(a, Shifted) for k in a.shifts}
+        return sorted(k for k in reaching if not self._failed[k])
+
+    def _computed(self, node: torch.fx.Node, arguments: Any, options: Any) -> Any:
+        given, named = _of((arguments, options), None)
+        return self._evaluation.apply(self._evaluation.rule(node), node, given, named)
+
+
+def _of(arguments: Any, k: int | None) -> Any:
+    """Values of arguments; or what proposal k adds to each, None where it adds nothing."""
+    if isinstance(arguments, Shifted):
+        return arguments.value if k is None else arguments.shifts.get(k)
+    if isinstance(arguments, list | tuple):
+        return type(arguments)(_of(a, k) for a in arguments)
+    if isinstance(arguments, dict):
+        return {name: _of(a, k) for name, a in arguments.items()}
+    return arguments if k is None else None

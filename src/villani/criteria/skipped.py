@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
+from villani.objective.families import SOFTMAX
 from villani.objective.graph import aten, place
 
 _NAMED, _KINDS = 4, 6  # tensors and operations in a sentence
@@ -23,8 +24,8 @@ WANTS_ZERO = {
     aten.erfc.default, aten.sigmoid.default, aten.log_sigmoid.default, aten.softplus.default, aten.gelu.default,
     aten.silu.default, aten.mish.default, aten.selu.default, aten.elu.default, aten.celu.default, aten.relu6.default,
     aten.hardswish.default, aten.hardsigmoid.default, aten.softshrink.default, aten.logaddexp.default,
-    aten.logsumexp.default, aten.softmax.int, aten._softmax.default, aten._safe_softmax.default, aten.log_softmax.int,
-    aten._log_softmax.default, aten.huber_loss.default, aten.smooth_l1_loss.default, aten.pow.Scalar,
+    aten.logsumexp.default, *SOFTMAX, aten.log_softmax.int, aten._log_softmax.default,
+    aten.huber_loss.default, aten.smooth_l1_loss.default, aten.pow.Scalar,
     aten.round.default, aten.floor.default, aten.ceil.default, aten.trunc.default, aten.frac.default,
     aten.cross_entropy_loss.default, aten.binary_cross_entropy_with_logits.default,
 }  # fmt: skip
@@ -76,13 +77,15 @@ class SkippedOperations:
     Args:
         parameters: placeholder → index in θ.
         moves: whether a value has a degree other than 0, as far as is known at the time.
+        coarse: large tensors whose entries have fewer unknowns than there are of them, noted elsewhere.
     """
 
-    def __init__(self, parameters: dict[torch.fx.Node, int], moves: Callable[[torch.fx.Node], bool]) -> None:
-        self._parameters, self._moves = parameters, moves
-        self._found: dict[tuple[str, str], list[torch.fx.Node]] = {}
+    def __init__(
+        self, parameters: dict[torch.fx.Node, int], moves: Callable[[torch.fx.Node], bool], coarse: set[int]
+    ) -> None:
+        self._parameters, self._moves, self._coarse = parameters, moves, coarse
+        self._nodes: dict[tuple[str, str], list[torch.fx.Node]] = {}
         self._seen: dict[tuple[str, str], dict[torch.fx.Node, None]] = {}
-        self._coarse: set[int] = set()
         self._beyond: list[Skipped] = []
         self._fixed: set[torch.fx.Node] = set()  # degree 0 by what is understood
 
@@ -97,11 +100,11 @@ class SkippedOperations:
             self.understood(node, inputs)
             return
         moving = [i for i in inputs if self._moves(i)]
-        if not moving and not self._found:  # else the degree may be 0 only because of what was skipped before
+        if not moving and not self._nodes:  # else the degree may be 0 only because of what was skipped before
             self._fixed.add(node)
             return
         key = (str(node.target), reason)
-        self._found.setdefault(key, []).append(node)
+        self._nodes.setdefault(key, []).append(node)
         seen = self._seen.setdefault(key, {})
         while moving:
             value = moving.pop()
@@ -109,21 +112,17 @@ class SkippedOperations:
                 seen[value] = None
                 moving += [i for i in value.all_input_nodes if i not in seen and self._moves(i)]
 
-    def coarse(self, index: int) -> None:
-        """A large tensor whose entries have fewer unknowns than there are of them."""
-        self._coarse.add(index)
-
     def beyond(self, reason: str, count: int, tensors: Iterable[int]) -> None:
         """Symmetries that were found, and that nobody could apply."""
         self._beyond = [Skipped("a rescaling", reason, count, "all operations together", tuple(sorted(tensors)))]
 
     def all(self) -> tuple[Skipped, ...]:
         """What was noted, in the order of the graph."""
-        found = []
-        for (operation, reason), nodes in self._found.items():
+        skipped = []
+        for (operation, reason), nodes in self._nodes.items():
             tensors = {self._parameters[n] for n in self._seen[operation, reason] if n in self._parameters}
-            found.append(Skipped(operation, reason, len(nodes), place(nodes[0]), tuple(sorted(tensors))))
+            skipped.append(Skipped(operation, reason, len(nodes), place(nodes[0]), tuple(sorted(tensors))))
         if self._coarse:
             large = tuple(sorted(self._coarse))
-            found.append(Skipped("a large tensor", _TOGETHER, len(large), "where it is no matrix map", large))
-        return (*found, *self._beyond)
+            skipped.append(Skipped("a large tensor", _TOGETHER, len(large), "where it is no matrix map", large))
+        return (*skipped, *self._beyond)

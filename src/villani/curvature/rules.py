@@ -2,25 +2,26 @@
 
 import operator
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch.nn import functional as F
 
 from villani.curvature import elementary
+from villani.curvature.algebra import JetAlgebra
 from villani.curvature.jets import Jet, Probed, Tangents, add_to, as_jet, mapped
-
-if TYPE_CHECKING:
-    from villani.curvature.taylor import Sweep
+from villani.objective.families import CAST, CHOSEN, MOVED, SOFTMAX, SPLIT, WHERE
+from villani.objective.interpret import Table
 
 aten = torch.ops.aten
+TaylorRule = Callable[..., Any]
 
 
-def _linear_in_first(_: "Sweep", op: Any, a: Jet, *rest: Any, **options: Any) -> Any:
+def _linear_in_first(_: JetAlgebra, op: Any, a: Jet, *rest: Any, **options: Any) -> Any:
     return mapped(a, lambda t: op(t, *rest, **options))
 
 
-def _split(_: "Sweep", op: Any, a: Jet, *rest: Any) -> list[Jet]:
+def _split(_: JetAlgebra, op: Any, a: Jet, *rest: Any) -> list[Jet]:
     values = op(a.x, *rest)
     first = {k: op(t, *rest) for k, t in a.first.items()}
     second = {c: op(t, *rest) for c, t in a.second.items()}
@@ -29,11 +30,11 @@ def _split(_: "Sweep", op: Any, a: Jet, *rest: Any) -> list[Jet]:
     ]
 
 
-def _getitem(_: "Sweep", __: Any, parts: Sequence[Jet], index: int) -> Jet:
+def _getitem(_: JetAlgebra, __: Any, parts: Sequence[Jet], index: int) -> Jet:
     return parts[index]
 
 
-def _cat(_: "Sweep", op: Any, parts: Sequence[Any], dim: int = 0) -> Jet:
+def _cat(_: JetAlgebra, op: Any, parts: Sequence[Any], dim: int = 0) -> Jet:
     jets = [as_jet(part) for part in parts]
 
     def joined(terms: list[Tangents]) -> Tangents:
@@ -46,7 +47,7 @@ def _cat(_: "Sweep", op: Any, parts: Sequence[Any], dim: int = 0) -> Jet:
     return Jet(op([jet.x for jet in jets], dim), joined([j.first for j in jets]), joined([j.second for j in jets]))
 
 
-def _add(_: "Sweep", op: Any, a: Any, b: Any, *, alpha: float = 1) -> Jet:
+def _add(_: JetAlgebra, op: Any, a: Any, b: Any, *, alpha: float = 1) -> Jet:
     a, b = as_jet(a), as_jet(b)
     y = op(a.x, b.x, alpha=alpha)
     scale = alpha if op is aten.add.Tensor else -alpha
@@ -61,18 +62,18 @@ def _add(_: "Sweep", op: Any, a: Any, b: Any, *, alpha: float = 1) -> Jet:
     return Jet(y, first, second)
 
 
-def _multiply(sweep: "Sweep", op: Any, a: Any, b: Any) -> Jet:
+def _multiply(sweep: JetAlgebra, op: Any, a: Any, b: Any) -> Jet:
     return sweep.bilinear(op, a, b)
 
 
-def _divide(sweep: "Sweep", op: Any, a: Any, b: Any) -> Jet:
+def _divide(sweep: JetAlgebra, op: Any, a: Any, b: Any) -> Jet:
     if not isinstance(b, Jet):
         return mapped(a, lambda t: op(t, b))
     inverse = b.x.reciprocal()
     return sweep.bilinear(torch.mul, a, sweep.elementwise(b, inverse, -(inverse**2), 2 * inverse**3))
 
 
-def _linear(sweep: "Sweep", op: Any, a: Any, weight: Any, bias: Any = None) -> Jet:
+def _linear(sweep: JetAlgebra, op: Any, a: Any, weight: Any, bias: Any = None) -> Jet:
     """What came before goes on as one, and the weight's own probe stays apart until the next linear map."""
     own = weight.probes if isinstance(weight, Probed) else list(weight.first) if isinstance(weight, Jet) else []
     if isinstance(a, Jet) and own:
@@ -87,11 +88,11 @@ def _linear(sweep: "Sweep", op: Any, a: Any, weight: Any, bias: Any = None) -> J
     return y if bias is None else _add(sweep, aten.add.Tensor, y, bias)
 
 
-def _addmm(sweep: "Sweep", _: Any, bias: Any, a: Any, b: Any) -> Jet:
+def _addmm(sweep: JetAlgebra, _: Any, bias: Any, a: Any, b: Any) -> Jet:
     return _linear(sweep, torch.mm, a, b, bias)
 
 
-def _where(_: "Sweep", op: Any, condition: torch.Tensor, a: Any, b: Any) -> Jet:
+def _where(_: JetAlgebra, op: Any, condition: torch.Tensor, a: Any, b: Any) -> Jet:
     a, b = as_jet(a), as_jet(b)
     y = op(condition, a.x, b.x)
     first: Tangents = {}
@@ -105,11 +106,11 @@ def _where(_: "Sweep", op: Any, condition: torch.Tensor, a: Any, b: Any) -> Jet:
     return Jet(y, first, second)
 
 
-def _masked_fill(_: "Sweep", op: Any, a: Jet, mask: torch.Tensor, value: Any) -> Jet:
+def _masked_fill(_: JetAlgebra, op: Any, a: Jet, mask: torch.Tensor, value: Any) -> Jet:
     return mapped(a, lambda t: t.masked_fill(mask, 0.0), op(a.x, mask, value))
 
 
-def _filled(_: "Sweep", op: Any, a: Jet, *rest: Any, **options: Any) -> Jet:
+def _filled(_: JetAlgebra, op: Any, a: Jet, *rest: Any, **options: Any) -> Jet:
     """Padded by, or partly replaced with, a number: linear but for what this adds."""
     names = [argument.name for argument in op._schema.arguments[1:]]
     still = [0.0 if name == "value" else r for name, r in zip(names, rest, strict=False)]
@@ -120,7 +121,7 @@ def _filled(_: "Sweep", op: Any, a: Jet, *rest: Any, **options: Any) -> Jet:
 def _jointly_linear(*places: int) -> Callable[..., Jet]:
     """Rule of an operation that is linear in the arguments at these places taken together."""
 
-    def rule(_: "Sweep", op: Any, *given: Any, **options: Any) -> Jet:
+    def rule(_: JetAlgebra, op: Any, *given: Any, **options: Any) -> Jet:
         jets = {place: as_jet(given[place]) for place in places}
 
         def run(parts: dict[int, Any]) -> torch.Tensor:
@@ -140,7 +141,7 @@ def _jointly_linear(*places: int) -> Callable[..., Jet]:
     return rule
 
 
-def _picked(_: "Sweep", op: Any, a: Jet, *rest: Any, **options: Any) -> tuple[Jet, torch.Tensor]:
+def _picked(_: JetAlgebra, op: Any, a: Jet, *rest: Any, **options: Any) -> tuple[Jet, torch.Tensor]:
     """The largest, or all in order: which entries these are does not change nearby."""
     values, places = op(a.x, *rest, **options)
     given = dict(zip((x.name for x in op._schema.arguments[1:] if not x.kwarg_only), rest, strict=False)) | options
@@ -155,7 +156,7 @@ def _picked(_: "Sweep", op: Any, a: Jet, *rest: Any, **options: Any) -> tuple[Je
     return mapped(a, gather, values), places
 
 
-def _extreme(_: "Sweep", op: Any, a: Any, b: Any) -> Jet:
+def _extreme(_: JetAlgebra, op: Any, a: Any, b: Any) -> Jet:
     """The larger or the smaller of two; half of each where they are equal, as autograd has it."""
     a, b = as_jet(a), as_jet(b)
     y = op(a.x, b.x)
@@ -169,7 +170,7 @@ def _extreme(_: "Sweep", op: Any, a: Any, b: Any) -> Jet:
     return Jet(y, first, second)
 
 
-def _clamp(sweep: "Sweep", op: Any, a: Jet, low: Any = None, high: Any = None) -> Jet:
+def _clamp(sweep: JetAlgebra, op: Any, a: Jet, low: Any = None, high: Any = None) -> Jet:
     inside = torch.ones_like(a.x)
     if low is not None:
         inside = inside * (a.x >= low)
@@ -178,12 +179,12 @@ def _clamp(sweep: "Sweep", op: Any, a: Jet, low: Any = None, high: Any = None) -
     return sweep.elementwise(a, op(a.x, low, high), inside, None)
 
 
-def _grouped_product(sweep: "Sweep", op: Any, a: Any, weight: Any, *rest: Any, **options: Any) -> Jet:
+def _grouped_product(sweep: JetAlgebra, op: Any, a: Any, weight: Any, *rest: Any, **options: Any) -> Jet:
     """Rows of a, in groups, times a matrix for each group: linear in each."""
     return sweep.bilinear(lambda x, w: op(x, w, *rest, **options), a, weight)
 
 
-def _convolution(sweep: "Sweep", op: Any, a: Any, weight: Any, bias: Any = None, *rest: Any) -> Jet:
+def _convolution(sweep: JetAlgebra, op: Any, a: Any, weight: Any, bias: Any = None, *rest: Any) -> Jet:
     y = sweep.bilinear(lambda x, w: op(x, w, None, *rest), a, weight)
     if bias is None:
         return y
@@ -191,7 +192,7 @@ def _convolution(sweep: "Sweep", op: Any, a: Any, weight: Any, bias: Any = None,
     return _add(sweep, aten.add.Tensor, y, columns)
 
 
-def _softmax(sweep: "Sweep", op: Any, a: Jet, dim: int, *rest: Any) -> Jet:
+def _softmax(sweep: JetAlgebra, op: Any, a: Jet, dim: int, *rest: Any) -> Jet:
     """d: y(u − ⟨y,u⟩); d²: y(u_c² − ⟨y,u_c²⟩) with u_c centred under y."""
     y = op(a.x, dim, *rest)
 
@@ -207,7 +208,7 @@ def _softmax(sweep: "Sweep", op: Any, a: Jet, dim: int, *rest: Any) -> Jet:
 
 
 def _layer_norm(
-    sweep: "Sweep", __: Any, a: Jet, shape: Any, weight: Any = None, bias: Any = None, eps: float = 1e-5, *_: Any
+    sweep: JetAlgebra, __: Any, a: Jet, shape: Any, weight: Any = None, bias: Any = None, eps: float = 1e-5, *_: Any
 ) -> Jet:
     """n = c·r with c = a − mean, r = (mean c² + ε)^−½; then gain and bias."""
     dims = tuple(range(-len(shape), 0))
@@ -226,7 +227,7 @@ def _layer_norm(
     return normed if bias is None else _add(sweep, aten.add.Tensor, normed, bias)
 
 
-def _rms_norm(sweep: "Sweep", _: Any, a: Any, shape: Any, weight: Any = None, eps: float | None = None) -> Jet:
+def _rms_norm(sweep: JetAlgebra, _: Any, a: Any, shape: Any, weight: Any = None, eps: float | None = None) -> Jet:
     """a·(mean a² + ε)^−½, then gain."""
     a = as_jet(a)
     dims = tuple(range(-len(shape), 0))
@@ -236,78 +237,55 @@ def _rms_norm(sweep: "Sweep", _: Any, a: Any, shape: Any, weight: Any = None, ep
     return normed if weight is None else sweep.bilinear(torch.mul, normed, weight)
 
 
-def _embedding(_: "Sweep", op: Any, weight: Jet, ids: torch.Tensor, *rest: Any) -> Jet:
+def _embedding(_: JetAlgebra, op: Any, weight: Jet, ids: torch.Tensor, *rest: Any) -> Jet:
     return mapped(weight, lambda t: F.embedding(ids, t), op(weight.x, ids, *rest))
 
 
 BY_SEQUENCE = {aten.linear.default, aten.addmm.default, aten.layer_norm.default, aten.mul.Tensor}
 
-RULES: dict[Any, Callable[..., Any]] = {
-    **dict.fromkeys(
-        [
-            aten.view.default, aten._unsafe_view.default, aten.reshape.default, aten.transpose.int,
-            aten.permute.default, aten.unsqueeze.default,
-            aten.squeeze.dim, aten.expand.default, aten.slice.Tensor, aten.select.int, aten.clone.default,
-            aten.alias.default, aten.contiguous.default, aten._to_copy.default, aten.neg.default, aten.mean.dim,
-            aten.sum.dim_IntList, aten.sum.default, aten.mean.default, aten.cumsum.default, aten.squeeze.default,
-            aten.squeeze.dims, aten.t.default, aten.flatten.using_ints, aten.repeat.default, aten.flip.default,
-            aten.roll.default, aten.tril.default, aten.triu.default, aten.index.Tensor, aten.index_select.default,
-            aten.gather.default, aten.view_as_complex.default, aten.view_as_real.default,
-        ],
-        _linear_in_first,
-    ),
-    **dict.fromkeys([aten.split.Tensor, aten.split_with_sizes.default, aten.chunk.default, aten.unbind.int], _split),
-    **dict.fromkeys([aten.matmul.default, aten.bmm.default, aten.mm.default, aten.mul.Tensor], _multiply),
-    **dict.fromkeys([aten.add.Tensor, aten.sub.Tensor], _add),
-    **dict.fromkeys([aten.where.self, aten.where.ScalarOther, aten.where.ScalarSelf], _where),
-    **dict.fromkeys([aten.pad.default, aten.constant_pad_nd.default, aten.scatter.value], _filled),
-    **dict.fromkeys([aten.topk.default, aten.sort.default, aten.sort.stable, aten.max.dim, aten.min.dim], _picked),
-    **dict.fromkeys([aten.max.other, aten.min.other, aten.maximum.default, aten.minimum.default], _extreme),
-    **dict.fromkeys([aten.select_scatter.default, aten.slice_scatter.default], _jointly_linear(0, 1)),
-    aten.index_put.default: _jointly_linear(0, 2),
-    **dict.fromkeys([aten.scatter.src, aten.scatter_add.default, aten.index_add.default], _jointly_linear(0, 3)),
-    operator.getitem: _getitem,
-    aten.cat.default: _cat,
-    aten.div.Tensor: _divide,
-    aten.linear.default: _linear,
-    aten.addmm.default: _addmm,
-    aten.masked_fill.Scalar: _masked_fill,
-    aten._grouped_mm.default: _grouped_product,
-    aten.conv1d.default: _convolution,
-    aten.softmax.int: _softmax,
-    aten._safe_softmax.default: _softmax,
-    aten.layer_norm.default: _layer_norm,
-    aten.rms_norm.default: _rms_norm,
-    aten.embedding.default: _embedding,
-    aten.tanh.default: elementary.tanh,
-    aten.sigmoid.default: elementary.sigmoid,
-    aten.silu.default: elementary.silu,
-    aten.relu.default: elementary.relu,
-    aten.gelu.default: elementary.gelu,
-    aten.pow.Tensor_Scalar: elementary.power,
-    aten.square.default: elementary.square,
-    aten.rsqrt.default: elementary.rsqrt,
-    aten.sqrt.default: elementary.sqrt,
-    aten.reciprocal.default: elementary.reciprocal,
-    aten.exp.default: elementary.exp,
-    aten.expm1.default: elementary.exp,
-    aten.log.default: elementary.log,
-    aten.softplus.default: elementary.softplus,
-    aten.abs.default: elementary.abs,
-    aten.clamp.default: _clamp,
-    aten.sin.default: elementary.sin,
-    aten.cos.default: elementary.cos,
-}  # fmt: skip
-
-NEW = {
-    aten.zeros_like.default, aten.ones_like.default, aten.full_like.default, aten.empty_like.default,
-    aten.new_zeros.default, aten.new_ones.default, aten.new_full.default, aten.new_empty.default,
-}  # fmt: skip
-"""Tensors that take over a shape, and no values."""
-
-_BY_NAME = {"transformers.grouped_mm_fallback.default": _grouped_product}  # known to torch once transformers needs them
-
-
-def rule_of(node: torch.fx.Node) -> Callable[..., Any] | None:
-    """The rule of a node's operation, if there is one."""
-    return RULES.get(node.target) or _BY_NAME.get(str(node.target))
+RULES = Table[TaylorRule](
+    (_linear_in_first, [
+        *MOVED, CAST, *CHOSEN, aten.neg.default, aten.mean.dim, aten.mean.default, aten.sum.dim_IntList,
+        aten.sum.default, aten.cumsum.default, aten.tril.default, aten.triu.default, aten.view_as_complex.default,
+        aten.view_as_real.default,
+    ]),
+    (_split, SPLIT),
+    (_getitem, [operator.getitem]),
+    (_cat, [aten.cat.default]),
+    (_multiply, [aten.matmul.default, aten.bmm.default, aten.mm.default, aten.mul.Tensor]),
+    (_add, [aten.add.Tensor, aten.sub.Tensor]),
+    (_divide, [aten.div.Tensor]),
+    (_linear, [aten.linear.default]),
+    (_addmm, [aten.addmm.default]),
+    (_grouped_product, [aten._grouped_mm.default, "transformers.grouped_mm_fallback.default"]),
+    (_convolution, [aten.conv1d.default]),
+    (_where, WHERE),
+    (_masked_fill, [aten.masked_fill.Scalar]),
+    (_filled, [aten.pad.default, aten.constant_pad_nd.default, aten.scatter.value]),
+    (_picked, [aten.topk.default, aten.sort.default, aten.sort.stable, aten.max.dim, aten.min.dim]),
+    (_extreme, [aten.max.other, aten.min.other, aten.maximum.default, aten.minimum.default]),
+    (_jointly_linear(0, 1), [aten.select_scatter.default, aten.slice_scatter.default]),
+    (_jointly_linear(0, 2), [aten.index_put.default]),
+    (_jointly_linear(0, 3), [aten.scatter.src, aten.scatter_add.default, aten.index_add.default]),
+    (_softmax, SOFTMAX),
+    (_layer_norm, [aten.layer_norm.default]),
+    (_rms_norm, [aten.rms_norm.default]),
+    (_embedding, [aten.embedding.default]),
+    (_clamp, [aten.clamp.default]),
+    (elementary.tanh, [aten.tanh.default]),
+    (elementary.sigmoid, [aten.sigmoid.default]),
+    (elementary.silu, [aten.silu.default]),
+    (elementary.relu, [aten.relu.default]),
+    (elementary.gelu, [aten.gelu.default]),
+    (elementary.power, [aten.pow.Tensor_Scalar]),
+    (elementary.square, [aten.square.default]),
+    (elementary.rsqrt, [aten.rsqrt.default]),
+    (elementary.sqrt, [aten.sqrt.default]),
+    (elementary.reciprocal, [aten.reciprocal.default]),
+    (elementary.exp, [aten.exp.default, aten.expm1.default]),
+    (elementary.log, [aten.log.default]),
+    (elementary.softplus, [aten.softplus.default]),
+    (elementary.abs, [aten.abs.default]),
+    (elementary.sin, [aten.sin.default]),
+    (elementary.cos, [aten.cos.default]),
+)  # fmt: skip

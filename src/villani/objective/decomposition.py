@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from villani.objective.interpret import Table
+
 aten = torch.ops.aten
 Tensor = torch.Tensor
 
@@ -113,15 +115,14 @@ def copy(self: Tensor, src: Tensor, non_blocking: bool = False) -> Tensor:  # no
     return src.to(self.dtype).expand(self.shape).clone()
 
 
-TABLE: dict[Any, Callable[..., Any]] = {
-    aten.scaled_dot_product_attention.default: attention,
-    aten.repeat_interleave.self_int: repeat_interleave,
-    aten.stack.default: stack,
-    aten.baddbmm.default: baddbmm,
-    aten.rsub.Scalar: rsub,
-    aten.rsub.Tensor: rsub,
-    aten.slice_scatter.default: slice_scatter,
-    aten.copy.default: copy,
-    aten.type_as.default: type_as,
-    aten.concat.default: concat,
-}
+TABLE = Table[Callable[..., Any]](
+    (attention, [aten.scaled_dot_product_attention.default]),
+    (repeat_interleave, [aten.repeat_interleave.self_int]),
+    (stack, [aten.stack.default]),
+    (baddbmm, [aten.baddbmm.default]),
+    (rsub, [aten.rsub.Scalar, aten.rsub.Tensor]),
+    (slice_scatter, [aten.slice_scatter.default]),
+    (copy, [aten.copy.default]),
+    (type_as, [aten.type_as.default]),
+    (concat, [aten.concat.default]),
+)

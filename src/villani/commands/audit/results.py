@@ -15,7 +15,7 @@ from villani.commands.audit.record import (
 )
 from villani.criteria.audit import Audit
 from villani.criteria.coverage import Coverage
-from villani.criteria.differential import Finding
+from villani.criteria.differential import MeasuredOrbit
 from villani.criteria.orbits import Threshold
 from villani.criteria.rays import Ray
 from villani.criteria.skipped import Skipped
@@ -57,7 +57,7 @@ def threshold_record(threshold: Threshold) -> ThresholdRecord:
     return ThresholdRecord.of(threshold, **infinite)
 
 
-def orbit_record(finding: Finding, space: ParameterSpace) -> OrbitRecord:
+def orbit_record(finding: MeasuredOrbit, space: ParameterSpace) -> OrbitRecord:
     """One orbit with its s* and its walk."""
     return OrbitRecord.of(
         finding.orbit,
