@@ -21,7 +21,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from villani.commands.certify.run import CertifySettings, certify
+from villani.commands.certify.settings import CertifySettings
+from villani.commands.running import execute
 from villani.dynamics.chain import Moving, batch_loss, run_chain
 from villani.inputs.models import load_model
 from villani.report.terminal import progress
@@ -46,68 +47,68 @@ ATTEMPTS: dict[str, dict[str, Any]] = {
     # minutes: the validation text alone
     "pilot-init": BUILTIN
     | {
-        "text": "ptb:valid", "held_out": None, "learning_rate": 0.3, "temperature": 1e-3, "steps": 80, "batch": 8,
+        "text": "ptb:valid", "held_out": None, "learning_rate": [0.3], "temperature": 1e-3, "steps": 80, "batch": 8,
         "micro_tokens": 1024, "threads": 1,
     },
     "pilot-init-lambda": BUILTIN
     | {
-        "text": "ptb:valid", "held_out": None, "learning_rate": 0.3, "temperature": 1e-3, "steps": 80, "batch": 32,
+        "text": "ptb:valid", "held_out": None, "learning_rate": [0.3], "temperature": 1e-3, "steps": 80, "batch": 32,
         "micro_tokens": 2048, "threads": 1, "weight_decay": [0.0, 0.002, 0.02, 0.05, 0.2],
     },
     "pilot-half": BUILTIN
     | PRIOR
     | {
-        "text": "ptb:valid", "held_out": None, "prior_steps": 150, "learning_rate": 0.1, "temperature": 1e-4,
+        "text": "ptb:valid", "held_out": None, "prior_steps": 150, "learning_rate": [0.1], "temperature": 1e-4,
         "steps": 30, "batch": 8, "micro_tokens": 1024, "threads": 1,
     },
     "pilot-half-hot": BUILTIN
     | PRIOR
     | {
-        "text": "ptb:valid", "held_out": None, "prior_steps": 150, "learning_rate": 0.1, "temperature": 3e-4,
+        "text": "ptb:valid", "held_out": None, "prior_steps": 150, "learning_rate": [0.1], "temperature": 3e-4,
         "steps": 30, "batch": 8, "micro_tokens": 1024, "threads": 1,
     },
     # settings chosen by certificates on ptb:valid, then used once on ptb:test: nothing to pay for a choice
     "test-init": BUILTIN
     | {
-        "text": "ptb:test", "held_out": None, "learning_rate": 0.3, "temperature": 5e-4, "steps": 80, "batch": 64,
+        "text": "ptb:test", "held_out": None, "learning_rate": [0.3], "temperature": 5e-4, "steps": 80, "batch": 64,
         "micro_tokens": 2048, "threads": 1, "candidates": 1, "alpha": [0.1],
     },
     "test-half": BUILTIN
     | PRIOR
     | {
-        "text": "ptb:test", "held_out": None, "prior_steps": 150, "learning_rate": 0.1, "temperature": 5e-4,
+        "text": "ptb:test", "held_out": None, "prior_steps": 150, "learning_rate": [0.1], "temperature": 5e-4,
         "steps": 20, "batch": 32, "micro_tokens": 2048, "threads": 1, "candidates": 1, "alpha": [0.01],
     },
     # weights of the norms and biases alone
     "pilot-half-norms": BUILTIN
     | PRIOR
     | {
-        "text": "ptb:valid", "held_out": None, "prior_steps": 150, "learning_rate": 0.1, "temperature": 1e-3,
+        "text": "ptb:valid", "held_out": None, "prior_steps": 150, "learning_rate": [0.1], "temperature": 1e-3,
         "steps": 30, "batch": 64, "micro_tokens": 2048, "threads": 1, "train": r"ln_|bias",
     },
     # from random weights, 2,048 tokens: the sum of η·s·K sets the noise that the weights end with
-    "init-a": BUILTIN | {"learning_rate": 0.3, "temperature": 2e-4, "steps": 600, "batch": 16},
-    "init-b": BUILTIN | {"learning_rate": 0.3, "temperature": 1e-4, "steps": 1500, "batch": 16},
-    "init-c": BUILTIN | {"learning_rate": 0.3, "temperature": 5e-5, "steps": 3000, "batch": 32},
-    "init-d": BUILTIN | {"learning_rate": 0.1, "temperature": 2e-4, "steps": 1500, "batch": 32},
+    "init-a": BUILTIN | {"learning_rate": [0.3], "temperature": 2e-4, "steps": 600, "batch": 16},
+    "init-b": BUILTIN | {"learning_rate": [0.3], "temperature": 1e-4, "steps": 1500, "batch": 16},
+    "init-c": BUILTIN | {"learning_rate": [0.3], "temperature": 5e-5, "steps": 3000, "batch": 32},
+    "init-d": BUILTIN | {"learning_rate": [0.1], "temperature": 2e-4, "steps": 1500, "batch": 32},
     "init-lambda": BUILTIN
     | {
-        "learning_rate": 0.3, "temperature": 2e-4, "steps": 600, "batch": 16,
+        "learning_rate": [0.3], "temperature": 2e-4, "steps": 600, "batch": 16,
         "weight_decay": [0.0, 0.001, 0.003, 0.007, 0.02, 0.05],
     },
     # from random weights, GPT-2 tokens
-    "init-bpe-a": BPE | {"learning_rate": 0.3, "temperature": 2e-4, "steps": 300, "batch": 16},
-    "init-bpe-b": BPE | {"learning_rate": 0.3, "temperature": 1e-4, "steps": 800, "batch": 16},
+    "init-bpe-a": BPE | {"learning_rate": [0.3], "temperature": 2e-4, "steps": 300, "batch": 16},
+    "init-bpe-b": BPE | {"learning_rate": [0.3], "temperature": 1e-4, "steps": 800, "batch": 16},
     # from weights trained on the first half, certified on the second
-    "half-a": BUILTIN | PRIOR | {"learning_rate": 0.1, "temperature": 1e-6, "steps": 300, "batch": 32},
-    "half-b": BUILTIN | PRIOR | {"learning_rate": 0.1, "temperature": 1e-5, "steps": 300, "batch": 32},
-    "half-c": BUILTIN | PRIOR | {"learning_rate": 0.1, "temperature": 1e-4, "steps": 300, "batch": 32},
-    "half-bpe-a": BPE | PRIOR | {"learning_rate": 0.1, "temperature": 1e-5, "steps": 300, "batch": 16},
+    "half-a": BUILTIN | PRIOR | {"learning_rate": [0.1], "temperature": 1e-6, "steps": 300, "batch": 32},
+    "half-b": BUILTIN | PRIOR | {"learning_rate": [0.1], "temperature": 1e-5, "steps": 300, "batch": 32},
+    "half-c": BUILTIN | PRIOR | {"learning_rate": [0.1], "temperature": 1e-4, "steps": 300, "batch": 32},
+    "half-bpe-a": BPE | PRIOR | {"learning_rate": [0.1], "temperature": 1e-5, "steps": 300, "batch": 16},
     # c4 with many short chains of a tiny model; decay and clip
     "c4-a": BUILTIN
     | {
         "model": "config:gpt-neo-125m?layers=1&width=16&heads=2&context=32&vocab=2048", "block": 32, "start": "prior",
-        "weight_decay": [0.01, 0.03], "clip": 1.0, "learning_rate": 0.5, "temperature": 1e-3, "steps": 100, "batch": 64,
+        "weight_decay": [0.01, 0.03], "clip": 1.0, "learning_rate": [0.5], "temperature": 1e-3, "steps": 100, "batch": 64,
         "chains": 200,
     },
 }  # fmt: skip
@@ -179,22 +180,22 @@ def main() -> None:
     parser.add_argument("--list", action="store_true")
     parser.add_argument("--overhead", action="store_true")
     parser.add_argument("--exact", action="store_true")
-    asked = parser.parse_args()
-    if asked.list:
+    options = parser.parse_args()
+    if options.list:
         print("\n".join(f"{name}: {CertifySettings(**settings).command()}" for name, settings in ATTEMPTS.items()))
-    if asked.overhead:
+    if options.overhead:
         for model in ("builtin:tiny", SMALL, LARGE):
             overhead(model)
-    if asked.exact:
+    if options.exact:
         rows = known()
-        kept = json.loads(PATH.read_text())
-        PATH.write_text(json.dumps(kept | {"exact-lambda": rows}, indent=1, ensure_ascii=False) + "\n")
-    for name in asked.names:
+        content = json.loads(PATH.read_text())
+        PATH.write_text(json.dumps(content | {"exact-lambda": rows}, indent=1, ensure_ascii=False) + "\n")
+    for name in options.names:
         settings = CertifySettings(**ATTEMPTS[name])
         with progress() as bar:
-            _, record = certify(settings, ROOT / "runs" / "certificates" / name, None, bar)
-        kept = json.loads(PATH.read_text()) if PATH.exists() else {}
-        PATH.write_text(json.dumps(kept | {name: row(name, settings, record)}, indent=1, ensure_ascii=False) + "\n")
+            _, record = execute(settings, ROOT / "runs" / "certificates" / name, progress=bar)
+        content = json.loads(PATH.read_text()) if PATH.exists() else {}
+        PATH.write_text(json.dumps(content | {name: row(name, settings, record)}, indent=1, ensure_ascii=False) + "\n")
         print(record.sentence)
 
 

@@ -2,34 +2,37 @@
 
 import json
 import math
+from collections import Counter
 
 import numpy as np
 import pytest
+import torch
 
-from villani.commands.certify import run as study
+from tests.commands.certify.conftest import QUICK, SMALL
+from villani.commands import subject
+from villani.commands.certify import path as path_kind
+from villani.commands.certify.path_results import Spending
 from villani.commands.certify.record import CertificateRecord
-from villani.commands.certify.results import Spending
+from villani.commands.certify.settings import CertifySettings
+from villani.commands.running import perform
+from villani.inputs.corpora import load_corpus
+from villani.inputs.models import load_model
+from villani.inputs.text import cut_corpus
+from villani.inputs.tokenizers import Tokenizer, load_tokenizer
 from villani.theory.complexity import NoisyDescent
+from villani.work.work import Work
 
-SMALL = "builtin:tiny?layers=1&width=8&context=16"
-QUICK = ["--block", "16", "--blocks", "40", "--steps", "4", "--batch", "2", "--held-out", "README.md"]
+WORDS = [*QUICK, "--steps", "4", "--batch", "2"]
 
 
 @pytest.fixture
-def text(tmp_path, monkeypatch):
-    """A text to hold out, in an empty folder."""
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "README.md").write_text("The quick brown fox jumps over the lazy dog. " * 30)
+def certified(certified):
+    """The record of a few steps."""
+    return lambda *words: certified("--steps", "4", "--batch", "2", *words)
 
 
-def certified(villani, *words):
-    code, out, err = villani("certify", SMALL, *QUICK, *words, "--json")
-    assert code == 0, err
-    return json.loads(out)
-
-
-def test_a_record_with_all_that_it_competes_with(villani, text):
-    record = certified(villani, "--weight-decay", "0.5,2", "--chains", "3", "--run", "r")
+def test_a_record_with_all_that_it_competes_with(certified):
+    record = certified("--weight-decay", "0.5,2", "--chains", "3", "--run", "r")
     assert record["kind"] == "certificate"
     assert 500 < record["tokens"] < 40 * 15  # some documents end within a block
     assert record["log_vocabulary"] == pytest.approx(math.log(2048))
@@ -55,21 +58,21 @@ def test_a_record_with_all_that_it_competes_with(villani, text):
     assert "vacuous" in record["sentence"]
 
 
-def test_one_chain_has_the_path_certificate_alone(villani, text):
-    record = certified(villani, "--weight-decay", "0", "--start", "centre", "--clip", "none")
+def test_one_chain_has_the_path_certificate_alone(certified):
+    record = certified("--weight-decay", "0", "--start", "centre", "--clip", "none")
     assert "--clip none" in record["provenance"]["command"]
     point = record["points"][0]
     assert point["chain"] is None
     assert point["clip_complexity"] is None
     assert "one chain tells nothing" in point["refusals"][0]
-    refused = certified(villani, "--weight-decay", "1", "--start", "centre", "--chains", "2")["points"][0]
+    refused = certified("--weight-decay", "1", "--start", "centre", "--chains", "2")["points"][0]
     assert refused["chain"] is None
     assert "start at the centre" in refused["refusals"][0]
 
 
-def test_the_prior_learns_from_the_part_that_is_not_certified(villani, text):
-    record = certified(villani, "--prior", "text", "--prior-steps", "30", "--temperature", "1e-8")
-    plain = certified(villani, "--temperature", "1e-8")
+def test_the_prior_learns_from_the_part_that_is_not_certified(certified):
+    record = certified("--prior", "text", "--prior-steps", "30", "--temperature", "1e-8")
+    plain = certified("--temperature", "1e-8")
     assert record["prior_loss"] < plain["prior_loss"] - 0.05
     assert record["cost"]["peak_memory_bytes"] > 2**20
     assert "comes before all certified tokens" in record["prior"]
@@ -77,9 +80,9 @@ def test_the_prior_learns_from_the_part_that_is_not_certified(villani, text):
 
 
 def test_a_killed_run_resumes_to_the_same_bytes(villani, text, monkeypatch, tmp_path):
-    words = [*QUICK, "--chains", "2", "--prior", "text", "--prior-steps", "3"]
+    words = [*WORDS, "--chains", "2", "--prior", "text", "--prior-steps", "3"]
     assert villani("certify", SMALL, *words, "--run", "a")[0] == 0
-    run_chain, calls = study.run_chain, []
+    run_chain, calls = path_kind.run_chain, []
 
     def dies(*args, **named):
         calls.append(named["index"])
@@ -87,9 +90,9 @@ def test_a_killed_run_resumes_to_the_same_bytes(villani, text, monkeypatch, tmp_
             raise KeyboardInterrupt
         return run_chain(*args, **named)
 
-    monkeypatch.setattr(study, "run_chain", dies)
+    monkeypatch.setattr(path_kind, "run_chain", dies)
     assert villani("certify", SMALL, *words, "--run", "b")[0] == 1
-    monkeypatch.setattr(study, "run_chain", run_chain)
+    monkeypatch.setattr(path_kind, "run_chain", run_chain)
     assert villani("certify", SMALL, *words, "--run", "b")[0] == 0
     assert calls == [0, 1]
     assert (tmp_path / "a/records.json").read_bytes() == (tmp_path / "b/records.json").read_bytes()
@@ -99,9 +102,9 @@ def test_a_killed_run_resumes_to_the_same_bytes(villani, text, monkeypatch, tmp_
     assert "was begun with" in err
 
 
-def test_a_search_is_paid_for(villani, text):
-    plain = certified(villani)["points"][0]["path"]
-    paid = certified(villani, "--candidates", "1000000")["points"][0]["path"]
+def test_a_search_is_paid_for(certified):
+    plain = certified()["points"][0]["path"]
+    paid = certified("--candidates", "1000000")["points"][0]["path"]
     assert paid["delta"] == pytest.approx(plain["delta"] / 1e6)
     assert paid["complexity"] == plain["complexity"]
     assert paid["excess"] >= plain["excess"]
@@ -114,40 +117,51 @@ def test_delta_is_never_overspent():
         assert each * 3 * 2 == pytest.approx(0.05)
 
 
-@pytest.mark.parametrize(
-    ("words", "fragment"),
-    [
-        (["--weight-decay", "-1"], "weight_decay=-1"),
-        (["--weight-decay", "0"], "no prior to start in"),
-        (["--weight-decay", "1,1"], "different numbers"),
-        (["--weight-decay", "50"], "η < 2/λ"),
-        (["--temperature", "0"], "needs noise"),
-        (["--learning-rate", "0"], "learning_rate=0"),
-        (["--steps", "0"], "steps=0"),
-        (["--delta", "1"], "delta=1"),
-        (["--alpha", "0"], "alpha=0"),
-        (["--clip", "x"], "expected numbers"),
-        (["--clip", "-1"], "clip=-1"),
-        (["--train", "nothing"], "matches no parameter"),
-        (["--prior", "text", "--prior-share", "0"], "prior_share=0"),
-        (["--block", "99"], "accepts at most 16"),
-        (["--held-out", "absent.txt"], "no such file"),
-        (["--chains", "0"], "chains=0"),
-    ],
-)
-def test_bad_input_is_one_line(villani, text, words, fragment):
-    code, out, err = villani("certify", SMALL, *QUICK, *words)
-    assert code == 2
-    assert out == ""
-    lines = [line for line in err.splitlines() if line.startswith("villani: ")]
-    assert len(lines) == 1
-    assert fragment in lines[0]
+def test_the_losses_of_a_float64_model_are_not_rounded(certified):
+    record = certified("--dtype", "float64", "--temperature", "1e-8")
+    model = load_model(SMALL, dtype=torch.float64).model.eval()
+    blocks, _ = cut_corpus(load_corpus("builtin"), load_tokenizer("builtin"), 16, 2048)
+    with torch.no_grad():
+        logs = torch.log_softmax(model(input_ids=blocks.ids[:40]).logits[:, :-1], -1)
+    targets = blocks.labels[:40, 1:]
+    mean = -logs[targets >= 0].gather(1, targets[targets >= 0][:, None]).mean()
+    assert record["model"]["dtype"] == "float64"
+    assert record["prior_loss"] == pytest.approx(float(mean), rel=1e-13)
 
 
-def test_a_checkpoint_needs_the_users_word(villani, text, checkpoint):
-    code, _, err = villani("certify", checkpoint, *QUICK, "--tokenizer", "builtin")
-    assert code == 2
-    assert "may have seen the text" in err
-    code, out, _ = villani("certify", checkpoint, *QUICK, "--tokenizer", "builtin", "--prior", "given", "--json")
-    assert code == 0
-    assert "on the user's word" in json.loads(out)["prior"]
+@pytest.mark.parametrize("kind", ["path", "prequential"])
+def test_model_and_text_are_loaded_once_and_come_back_as_they_were(kind, text, monkeypatch, tmp_path):
+    calls, loaded = Counter(), []
+
+    def counted(function):
+        def call(*args, **named):
+            calls[function.__name__] += 1
+            made = function(*args, **named)
+            if function is load_model:
+                loaded.append(made.model)
+                assert named["trust_remote_code"] is True
+            return made
+
+        monkeypatch.setattr(subject, function.__name__, call)
+
+    encode = Tokenizer.encode
+
+    def encoded(self, documents):
+        calls["encode"] += len(documents) > 1
+        return encode(self, documents)
+
+    for function in (load_model, load_corpus, load_tokenizer):
+        counted(function)
+    monkeypatch.setattr(Tokenizer, "encode", encoded)
+    own = {"chains": 2, "steps": 2, "weight_decay": [0.5, 1]} if kind == "path" else {"learning_rate": [0.1, 0.2]}
+    some = CertifySettings(
+        model=SMALL, kind=kind, block=16, blocks=12, prior="text", prior_share=0.01, prior_steps=2, batch=3,
+        trust_remote_code=True, **own,
+    )  # fmt: skip
+    with Work(tmp_path / "both") as work:
+        work.open("both", SMALL, {}, {})
+        first, second = (perform(some, work.inner(name))[1] for name in ("first", "second"))
+    assert calls == {"load_model": 1, "load_corpus": 1, "load_tokenizer": 1, "encode": 1}
+    assert first.model_copy(update={"cost": None}) == second.model_copy(update={"cost": None})
+    fresh = load_model(SMALL).model
+    assert all(torch.equal(p, q) for p, q in zip(loaded[0].parameters(), fresh.parameters(), strict=True))
