@@ -9,11 +9,11 @@ from villani.criteria.differential import (
     CONFIRMED,
     SCALES,
     SEARCH,
-    Advance,
     Differential,
     audit_differential,
     check_search,
 )
+from villani.criteria.measured_orbits import Advance
 from villani.criteria.rays import Ray, check_kinds, directions, kinds, walk
 from villani.criteria.smoothness import Smoothness, audit_smoothness
 from villani.criteria.verdicts import Outcome

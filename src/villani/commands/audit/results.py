@@ -15,7 +15,7 @@ from villani.commands.audit.record import (
 )
 from villani.criteria.audit import Audit
 from villani.criteria.coverage import Coverage
-from villani.criteria.differential import MeasuredOrbit
+from villani.criteria.measured_orbits import MeasuredOrbit
 from villani.criteria.orbits import Threshold
 from villani.criteria.rays import Ray
 from villani.criteria.skipped import Skipped
