@@ -162,7 +162,7 @@ class RecommendSettings(SweepSettings):
             for name in rates:
                 if name not in optimizers:
                     raise InputError(
-                        f"--learning-rate {name}={rates[name]:g}: expected NAME=VALUE with a name out of "
+                        f"--learning-rate '{name}={rates[name]:g}': expected NAME=VALUE with a name out of "
                         f"{', '.join(optimizers)}"
                     )
             rates = {name: RATES[name] for name in optimizers} | rates
