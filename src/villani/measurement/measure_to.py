@@ -12,7 +12,8 @@ from villani.measurement.plan import PILOT, Plan, make_plan, more_groups
 from villani.measurement.target import Target
 from villani.objective.objective import Objective, at_one_theta
 from villani.work.progress import duration
-from villani.work.team import Ledger, Rows, Team
+from villani.work.team import Ledger, Team
+from villani.work.work import InMemory
 
 
 @at_one_theta
@@ -50,7 +51,7 @@ def measure_to(
     supply = len(objective.groups)
     if supply < PILOT + max(least, 3):
         raise InputError(f"{supply} groups: a target error needs {PILOT + max(least, 3)} or more to choose from")
-    ledger = ledger or MemoryLedger()
+    ledger = ledger or InMemory()
     plan = _planned(objective, target, seed, least, shares, ledger, progress, team)
     if on_plan:
         on_plan(plan)
@@ -89,19 +90,3 @@ def _planned(
         ways = tuple(way for way in ways if way.trace == "taylor") or ways
     plan = make_plan(pilot(objective, ways, seed, target, ledger, progress, team), target, least=least, note=note)
     return rehearse(objective, plan, seed, target, least, ledger, progress, team)
-
-
-class MemoryLedger:
-    """A ledger in memory, for one call."""
-
-    def __init__(self) -> None:
-        self._rows: dict[str, Rows] = {}
-
-    def get(self, key: str) -> Rows | None:
-        """See `Ledger.get`."""
-        return self._rows.get(key)
-
-    def put(self, key: str, arrays: Rows, *, seconds: float, peak_memory_bytes: int) -> None:
-        """See `Ledger.put`."""
-        del seconds, peak_memory_bytes
-        self._rows[key] = arrays
