@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tests.conftest import BLOCK, VOCABULARY, make_model
-from villani.dynamics.certificate import Account, Moments, ChainPlan, chain_complexity, token_bound
+from villani.dynamics.certificate import Account, ChainPlan, Moments, chain_complexity, token_bound
 from villani.dynamics.chain import Moving, batch_loss, label_probabilities, run_chain
 from villani.errors import InputError
 from villani.theory.complexity import NoisyDescent

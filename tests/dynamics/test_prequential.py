@@ -60,7 +60,10 @@ def plain(optimizer, ids, labels, decay=None):
             UpdateRule(0.01, 0.7, "adam", "zero"),
             lambda p: torch.optim.AdamW(p, lr=0.01, betas=(0.9, 0.95), weight_decay=0.7), None,
         ),
-        (UpdateRule(0.01, 0.7, "adam"), lambda p: torch.optim.AdamW(p, lr=0.01, betas=(0.9, 0.95), weight_decay=0), 0.007),
+        (
+            UpdateRule(0.01, 0.7, "adam"),
+            lambda p: torch.optim.AdamW(p, lr=0.01, betas=(0.9, 0.95), weight_decay=0), 0.007,
+        ),
     ],
 )  # fmt: skip
 def test_scores_and_last_weights_are_those_of_a_plain_loop(rule, optimizer, decay):
