@@ -108,8 +108,8 @@ ATTEMPTS: dict[str, dict[str, Any]] = {
     "c4-a": BUILTIN
     | {
         "model": "config:gpt-neo-125m?layers=1&width=16&heads=2&context=32&vocab=2048", "block": 32, "start": "prior",
-        "weight_decay": [0.01, 0.03], "clip": 1.0, "learning_rate": [0.5], "temperature": 1e-3, "steps": 100, "batch": 64,
-        "chains": 200,
+        "weight_decay": [0.01, 0.03], "clip": 1.0, "learning_rate": [0.5], "temperature": 1e-3, "steps": 100,
+        "batch": 64, "chains": 200,
     },
 }  # fmt: skip
 

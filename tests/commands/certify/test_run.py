@@ -3,6 +3,7 @@
 import json
 import math
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from villani.commands.running import perform
 from villani.inputs.corpora import load_corpus
 from villani.inputs.models import load_model
 from villani.inputs.text import cut_corpus
-from villani.inputs.tokenizers import Tokenizer, load_tokenizer
+from villani.inputs.tokenizers import load_tokenizer
 from villani.theory.complexity import NoisyDescent
 from villani.work.work import Work
 
@@ -133,35 +134,35 @@ def test_the_losses_of_a_float64_model_are_not_rounded(certified):
 def test_model_and_text_are_loaded_once_and_come_back_as_they_were(kind, text, monkeypatch, tmp_path):
     calls, loaded = Counter(), []
 
-    def counted(function):
+    def counted(name, function):
         def call(*args, **named):
-            calls[function.__name__] += 1
-            made = function(*args, **named)
-            if function is load_model:
-                loaded.append(made.model)
-                assert named["trust_remote_code"] is True
-            return made
+            calls[name] += 1
+            return function(*args, **named)
 
-        monkeypatch.setattr(subject, function.__name__, call)
+        return call
 
-    encode = Tokenizer.encode
+    def model_loader(*args, **named):
+        assert named["trust_remote_code"] is True
+        made = load_model(*args, **named)
+        loaded.append(made.model)
+        return made
 
-    def encoded(self, documents):
-        calls["encode"] += len(documents) > 1
-        return encode(self, documents)
+    def tokenizer_loader(*args, **named):
+        tokenizer = load_tokenizer(*args, **named)
+        return replace(tokenizer, encode=counted("encode", tokenizer.encode))
 
-    for function in (load_model, load_corpus, load_tokenizer):
-        counted(function)
-    monkeypatch.setattr(Tokenizer, "encode", encoded)
+    monkeypatch.setattr(subject, "load_model", counted("model", model_loader))
+    monkeypatch.setattr(subject, "load_corpus", counted("corpus", load_corpus))
+    monkeypatch.setattr(subject, "load_tokenizer", counted("tokenizer", tokenizer_loader))
     own = {"chains": 2, "steps": 2, "weight_decay": [0.5, 1]} if kind == "path" else {"learning_rate": [0.1, 0.2]}
-    some = CertifySettings(
-        model=SMALL, kind=kind, block=16, blocks=12, prior="text", prior_share=0.01, prior_steps=2, batch=3,
-        trust_remote_code=True, **own,
+    settings = CertifySettings(
+        model=SMALL, kind=kind, held_out="README.md", block=16, blocks=12, prior="text", prior_share=0.01,
+        prior_steps=2, batch=3, trust_remote_code=True, **own,
     )  # fmt: skip
     with Work(tmp_path / "both") as work:
         work.open("both", SMALL, {}, {})
-        first, second = (perform(some, work.inner(name))[1] for name in ("first", "second"))
-    assert calls == {"load_model": 1, "load_corpus": 1, "load_tokenizer": 1, "encode": 1}
+        first, second = (perform(settings, work.inner(name))[1] for name in ("first", "second"))
+    assert calls == {"model": 1, "corpus": 2, "tokenizer": 1, "encode": 2}  # there are two texts
     assert first.model_copy(update={"cost": None}) == second.model_copy(update={"cost": None})
     fresh = load_model(SMALL).model
     assert all(torch.equal(p, q) for p, q in zip(loaded[0].parameters(), fresh.parameters(), strict=True))

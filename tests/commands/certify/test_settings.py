@@ -1,6 +1,5 @@
 """Settings of `villani certify`: defaults by kind, the command that reads back to them, and what is refused."""
 
-import json
 import shlex
 
 import pytest
