@@ -17,12 +17,13 @@ from tests.damage import VALUES, damage_ledger, damaged_bytes, damaged_json
 from villani.commands.audit.settings import AuditSettings
 from villani.commands.audit.trust import replayed_settings
 from villani.commands.audit.witness import Claim, Witness, read_witness
-from villani.commands.measure.run import MeasureSettings, measure_model
+from villani.commands.measure.settings import MeasureSettings
+from villani.commands.pages import write_report
 from villani.commands.paper.settings import read_settings
+from villani.commands.running import execute
 from villani.errors import InputError
 from villani.inputs.models import load_model
 from villani.inputs.tokenizers import load_tokenizer
-from villani.report.page import write_report
 from villani.work import foreign
 from villani.work.ledger import Ledger
 
@@ -56,7 +57,7 @@ def tried(work, *named):
 def run(tmp_path_factory):
     """A run of `villani measure`."""
     asked = MeasureSettings(model=TINY, groups=3, sequences=1, block=8, threads=1)
-    return measure_model(asked, tmp_path_factory.mktemp("runs") / "measured")[0]
+    return execute(asked, tmp_path_factory.mktemp("runs") / "measured")[0]
 
 
 @pytest.fixture(scope="module")

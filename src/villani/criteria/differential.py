@@ -134,8 +134,7 @@ def audit_differential(
     except InputError as error:
         outcome = Outcome("unknown", f"the loss could not be traced: {error}")
         return Differential(outcome, temperature, math.inf, 0, ())
-    told = partial(progress, "looking for symmetries") if progress else None
-    degrees = Degrees(graph, told)
+    degrees = Degrees(graph, partial(progress, "looking for symmetries") if progress else None)
     basis = generators(degrees)
     skipped = degrees.skipped.all()
     orbits, notes = _confirmed_by_loss(objective, graph, orbits_of(basis, objective.parameters), progress)
@@ -146,9 +145,9 @@ def audit_differential(
         reason = f"{reason}. {' '.join(notes)}" if notes else reason
         return Differential(Outcome("not refuted", reason), temperature, math.inf, len(basis), (), skipped)
     parts = parts_of(objective.parameters, [g.exponents for g in basis])
-    work = _Work(objective, parts, probes, seed, bool(search), ledger, progress)
-    findings, rest, searched = _examine(work, orbits, temperature, confirmed, search)
-    findings, vetoed = _settled(work, findings, temperature, scales, notes)
+    shares = _Shares(objective, parts, probes, seed, bool(search), ledger, progress)
+    findings, rest, searched = _examine(shares, orbits, temperature, confirmed, search)
+    findings, vetoed = _settled(shares, findings, temperature, scales, notes)
     above = min((f.threshold.upper for f in findings), default=math.inf)
     outcome = _outcome(above, findings, f"{len(basis)} rescaling symmetries{searched}", temperature)
     outcome = replace(outcome, reason=" ".join([outcome.reason, *notes]))
@@ -198,12 +197,12 @@ def _confirmed_by_loss(
             moves[orbit.name] = drift.along(orbit)
             if progress is not None:
                 progress("checking orbits on the loss", count, len(orbits))
-    kept = [orbit for orbit in orbits if moves[orbit.name][0] <= moves[orbit.name][1]]
-    gone = [orbit for orbit in orbits if orbit not in kept]
+    still = [orbit for orbit in orbits if moves[orbit.name][0] <= moves[orbit.name][1]]
+    gone = [orbit for orbit in orbits if orbit not in still]
     if not gone:
-        return kept, []
+        return still, []
     moved = moves[gone[0].name][0]
-    return kept, [_vetoed(gone[0], moved, len(gone))]
+    return still, [_vetoed(gone[0], moved, len(gone))]
 
 
 def _vetoed(orbit: Orbit, moved: float, count: int) -> str:
@@ -215,7 +214,7 @@ def _vetoed(orbit: Orbit, moved: float, count: int) -> str:
 
 
 def _settled(
-    work: "_Work", findings: list[Finding], temperature: float, scales: Sequence[float], notes: list[str]
+    shares: "_Shares", findings: list[Finding], temperature: float, scales: Sequence[float], notes: list[str]
 ) -> tuple[list[Finding], list[Finding]]:
     """Findings whose first stands, with its walk; and those that rounding or the walk took the verdict from.
 
@@ -226,21 +225,21 @@ def _settled(
     while findings:
         worst = findings.pop(0)
         if math.isfinite(worst.threshold.upper) and id(worst) not in held:
-            found = work.beyond_rounding(worst)
-            if math.isfinite(found.upper):
-                worst = replace(worst, threshold=found)
+            rounded = shares.beyond_rounding(worst)
+            if math.isfinite(rounded.upper):
+                worst = replace(worst, threshold=rounded)
                 held.add(id(worst))
                 findings = sorted([worst, *findings], key=_promise)
                 continue
-            gone.append(replace(worst, threshold=found))
+            gone.append(replace(worst, threshold=rounded))
             notes.append(
                 f"Δ_B L = {worst.threshold.laplacian.value:.3g} along {worst.orbit.name} is no more than rounding, "
-                f"which may be {found.rounding:.2g}."
+                f"which may be {rounded.rounding:.2g}."
             )
             continue
-        walk = _walk(work, worst, temperature, scales)
+        walk = _walk(shares, worst, temperature, scales)
         moved = max(step.loss_change for step in walk)
-        if moved <= work.drift_allowed:
+        if moved <= shares.drift_allowed:
             return [replace(worst, walk=walk), *findings], gone
         gone.append(replace(worst, threshold=replace(worst.threshold, value=math.inf, upper=math.inf), walk=walk))
         notes.append(_vetoed(worst.orbit, moved, 1))
@@ -251,8 +250,8 @@ def _promise(finding: Finding) -> tuple[float, float]:
     return finding.threshold.upper, finding.threshold.value
 
 
-class _Work:
-    """Measurements for one audit: which groups are for what, and what tells and keeps how far it is."""
+class _Shares:
+    """Measurements for one audit: which share of the groups is for what, with ledger and progress."""
 
     def __init__(
         self, objective: Objective, parts: Parts, probes: int, seed: int, search: bool, ledger: Ledger | None,
@@ -294,51 +293,51 @@ class _Work:
         memory = partial(peak_memory, self.objective.device)
         scope = f"rounding/{finding.orbit.name}/{len(finding.moved)}"
         with replaced(self.objective, finding.moved):
-            [row] = Team().map({"rounding": unit}, self._kept(scope), None, memory)
+            [row] = Team().map({"rounding": unit}, self._scoped(scope), None, memory)
         return beyond(finding.threshold, float(row["error"]))
 
     def statistics(self, what: str, scope: str, groups: range, kind: int, blocks: list[list[int]]) -> PartStatistics:
         """Of the parts, at the θ of the moment."""
         return part_statistics(
             self.objective, self.parts, groups, seed=2 * self.seed + kind, probes=self.probes, blocks=blocks,
-            ledger=self._kept(scope), progress=self._told(what),
+            ledger=self._scoped(scope), progress=self._steps(what),
         )  # fmt: skip
 
     def descent(self, scope: str, chosen: list[int]) -> dict[int, torch.Tensor]:
         """Tensors after a round of it."""
 
         def unit() -> Rows:
-            found = descent(self.objective, self.parts, chosen, self.descending, _STEPS)
-            return {str(i): value.cpu().numpy() for i, value in found.items()}
+            moved = descent(self.objective, self.parts, chosen, self.descending, _STEPS)
+            return {str(i): value.cpu().numpy() for i, value in moved.items()}
 
         memory = partial(peak_memory, self.objective.device)
-        [row] = Team().map({"descent": unit}, self._kept(scope), self._told("descending"), memory)
+        [row] = Team().map({"descent": unit}, self._scoped(scope), self._steps("descending"), memory)
         return {int(name): torch.from_numpy(value) for name, value in row.items()}
 
-    def _kept(self, scope: str) -> Scoped | None:
+    def _scoped(self, scope: str) -> Scoped | None:
         return Scoped(self._ledger, f"{scope}/") if self._ledger else None
 
-    def _told(self, what: str) -> Callable[[int, int], None] | None:
+    def _steps(self, what: str) -> Callable[[int, int], None] | None:
         return None if self._progress is None else partial(self._progress, what)
 
 
 def _examine(
-    work: _Work, orbits: list[Orbit], temperature: float, confirmed: int, search: int
+    shares: _Shares, orbits: list[Orbit], temperature: float, confirmed: int, search: int
 ) -> tuple[list[Finding], list[Finding], str]:
     """Orbits measured on fresh groups, the smallest s* first; those that were only screened; and what was searched."""
-    objective = work.objective
-    first = work.statistics("screening orbits", "screening", work.screening, _SCREENING, [])
-    screened = {orbit.name: work.threshold(orbit, first) for orbit in orbits}
+    objective = shares.objective
+    first = shares.statistics("screening orbits", "screening", shares.screening, _SCREENING, [])
+    screened = {orbit.name: shares.threshold(orbit, first) for orbit in orbits}
     ranked = sorted(orbits, key=lambda orbit: promise(screened[orbit.name]))
     visible = [orbit for orbit in ranked if math.isfinite(screened[orbit.name].value)]
     chosen = visible[:confirmed]
     exact = objective.finite and first.exact
     if exact:
         chosen = visible
-    elif chosen and (together := pool(chosen[:1] + ranked, work.exponents, first, objective)):
+    elif chosen and (together := pool(chosen[:1] + ranked, shares.exponents, first, objective)):
         chosen = [together, *chosen]
     further = candidate(visible, screened) if search else None
-    moved = _descended(work, further, screened, search) if further else {}
+    moved = _descended(shares, further, screened, search) if further else {}
     searched = ""
     if further:
         helped = "led to a smaller s* on the groups that screen" if moved else "led to none that is smaller"
@@ -346,21 +345,21 @@ def _examine(
     count = len(chosen) + bool(moved)
 
     def finding(orbit: Orbit, statistics: PartStatistics, place: Mapping[int, torch.Tensor]) -> Finding:
-        found = work.threshold(orbit, statistics, count)
+        found = shares.threshold(orbit, statistics, count)
         return Finding(
-            orbit, found, True, _guard(orbit, work.exponents(orbit), found, statistics, temperature), place
+            orbit, found, True, _guard(orbit, shares.exponents(orbit), found, statistics, temperature), place
         )  # fmt: skip
 
     findings = []
     if chosen:
-        second = first if exact else work.statistics(
-            "confirming orbits", "confirming", work.fresh, _FRESH, _disjoint([work.shrinking(o) for o in chosen])
+        second = first if exact else shares.statistics(
+            "confirming orbits", "confirming", shares.fresh, _FRESH, _disjoint([shares.shrinking(o) for o in chosen])
         )  # fmt: skip
         findings += [finding(orbit, second, {}) for orbit in chosen]
     if further and moved:
         with replaced(objective, moved):
-            there = work.statistics(
-                "confirming the descent", "descended", work.fresh, _FRESH, [work.shrinking(further)]
+            there = shares.statistics(
+                "confirming the descent", "descended", shares.fresh, _FRESH, [shares.shrinking(further)]
             )  # fmt: skip
         findings.append(finding(further, there, moved))
     findings.sort(key=_promise)
@@ -368,35 +367,37 @@ def _examine(
     return findings, rest, searched
 
 
-def _descended(work: _Work, orbit: Orbit, screened: Mapping[str, Threshold], rounds: int) -> dict[int, torch.Tensor]:
+def _descended(
+    shares: _Shares, orbit: Orbit, screened: Mapping[str, Threshold], rounds: int
+) -> dict[int, torch.Tensor]:
     """Where s* of the orbit is smallest on the groups that screen, of what rounds of descent lead to; empty if here."""
-    block = work.shrinking(orbit)
+    block = shares.shrinking(orbit)
     best = promise(screened[orbit.name])
     found: dict[int, torch.Tensor] = {}
     place: dict[int, torch.Tensor] = {}
     for index in range(rounds):
-        with replaced(work.objective, place):
-            place = work.descent(f"descent/{index}", block)
-        with replaced(work.objective, place):
-            there = work.statistics(
-                "screening the descent", f"descent/{index}", work.screening, _SCREENING, [block]
+        with replaced(shares.objective, place):
+            place = shares.descent(f"descent/{index}", block)
+        with replaced(shares.objective, place):
+            there = shares.statistics(
+                "screening the descent", f"descent/{index}", shares.screening, _SCREENING, [block]
             )  # fmt: skip
-        now = promise(work.threshold(orbit, there))
+        now = promise(shares.threshold(orbit, there))
         if now >= best:
             break
         best, found = now, place
     return found
 
 
-def _walk(work: _Work, worst: Finding, temperature: float, scales: Sequence[float]) -> tuple[Step, ...]:
+def _walk(shares: _Shares, worst: Finding, temperature: float, scales: Sequence[float]) -> tuple[Step, ...]:
     """On the groups that confirmed the orbit, and with their probes."""
 
     def measured(scale: float) -> PartStatistics:
-        return work.statistics("walking the orbit", f"walk/{scale:g}", work.fresh, _FRESH, [])
+        return shares.statistics("walking the orbit", f"walk/{scale:g}", shares.fresh, _FRESH, [])
 
-    with replaced(work.objective, worst.moved):
+    with replaced(shares.objective, worst.moved):
         return walk_orbit(
-            work.objective, worst.orbit, work.exponents(worst.orbit), measured, temperature, scales,
+            shares.objective, worst.orbit, shares.exponents(worst.orbit), measured, temperature, scales,
             until=FURTHEST if temperature > worst.threshold.upper else 0.0,
         )  # fmt: skip
 
