@@ -31,9 +31,10 @@ import torch
 from tests.damage import VALUES, damage_ledger, damaged_bytes, damaged_json
 
 from villani.cli import main
-from villani.commands.audit.run import AuditSettings, audit_model
-from villani.commands.measure.run import MeasureSettings, measure_model
+from villani.commands.audit.settings import AuditSettings
+from villani.commands.measure.settings import MeasureSettings
 from villani.commands.paper.settings import read_settings
+from villani.commands.running import execute
 from villani.errors import InputError
 from villani.inputs.models import load_model
 from villani.work import foreign
@@ -116,8 +117,8 @@ class Inputs:
     def __init__(self, folder: Path) -> None:
         small = {"groups": 12, "sequences": 1, "block": 8, "threads": 1}
         asked = AuditSettings(model=TINY, decay="hf", rays=[], ray_groups=3, search=0, **small)  # type: ignore[arg-type]
-        self.audit, _ = audit_model(asked, folder / "audit")
-        self.run, _ = measure_model(MeasureSettings(model=TINY, groups=3, sequences=1, block=8), folder / "measure")
+        self.audit, _ = execute(asked, folder / "audit")
+        self.run, _ = execute(MeasureSettings(model=TINY, groups=3, sequences=1, block=8), folder / "measure")
         self.exact = folder / "exact"
         command("exact", "log(1+exp(-3*w))", "--weight-decay", "0.1,0.2,0.4", "--digits", 4, "--run", self.exact)
         self.truth = (self.exact / "records.json").read_bytes()

@@ -147,7 +147,7 @@ def _parameter(form: Form) -> inspect.Parameter:
         kind = kind | None
     if option.default:
         words = f"{words}; default: {option.default}"
-    shared: dict[str, Any] = {"help": words, "metavar": option.metavar}
+    shared: dict[str, Any] = {"help": words, "metavar": option.metavar or ("<float>" if form.kind is float else None)}
     if option.path:
         shared |= {"parser": lambda text: str(path_of(text)), "metavar": "PATH"}
     if option.argument:

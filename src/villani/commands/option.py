@@ -81,7 +81,8 @@ class Form:
     def is_text(self) -> bool:
         """Whether its value is read from text here, not by the parser of the command line."""
         listed = get_origin(self.kind) in (list, dict)
-        return listed or self.option.names is not None or (self.optional and self.default is not None)
+        named = self.option.names is not None
+        return listed or named or self.kind is float or (self.optional and self.default is not None)
 
     def read(self, text: Any) -> Any:
         """The value of the field that a text stands for.

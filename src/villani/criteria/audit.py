@@ -126,12 +126,16 @@ def audit(
         temperature, groups=len(objective.groups), probes=probes, seed=seed, confirmed=confirmed, search=search,
         rays=rays, ray_groups=ray_groups, finite=objective.finite, parameters=objective.parameters.size,
     )  # fmt: skip
+    if progress is not None:
+        progress("reading the graph of the loss", 0, 1)
     wanted = kinds(directions(objective, seed, random=_RANDOM, layers=any(n.startswith("layer") for n in rays)), rays)
     smoothness = audit_smoothness(objective)
     differential = audit_differential(
         objective, temperature, seed=seed, probes=probes, confirmed=confirmed, scales=scales, search=search,
         ledger=ledger, progress=progress,
     )  # fmt: skip
+    if progress is not None:
+        progress("looking for what nothing holds back", 0, 1)
     orbits = {finding.orbit.name: finding.orbit.exponents for finding in differential.findings}
     coverage = audit_coverage(objective, orbits, loss_bound=loss_bound, seed=seed)
     walked: dict[str, Ray] = {}

@@ -9,6 +9,7 @@ import os
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from villani.commands.audit.claims import bound_checks, scale_checks
@@ -132,6 +133,16 @@ def test_an_honest_witness_is_reproduced_where_the_model_lies_elsewhere(villani,
         assert json.loads(again) == record
     finally:
         (tmp_path / "moved").rename(model)
+
+
+def test_the_same_witness_is_the_same_bytes(honest, tmp_path):
+    witness, _ = read_witness(honest)
+    for number in range(12):  # safetensors orders its metadata by chance
+        witness.write(tmp_path / f"{number}.safetensors")
+        assert (tmp_path / f"{number}.safetensors").read_bytes() == honest.read_bytes()
+    with safe_open(honest, "pt") as opened:
+        assert json.loads(opened.metadata()["claim"])["orbit"] == ORBIT
+        assert torch.equal(opened.get_tensor(f"flat/{BIAS}"), torch.ones(32, dtype=torch.float64))
 
 
 # Trust

@@ -194,7 +194,7 @@ def test_nothing_in_a_record_becomes_markup(audited):
     [
         ([], ["give a model"]),
         ([MODEL, "--weight-decay", "-1"], ["weight_decay=-1", "≥ 0"]),
-        ([MODEL, "--weight-decay", "0.1,0.2"], ["--weight-decay", "0.1,0.2", "not a valid float"]),
+        ([MODEL, "--weight-decay", "0.1,0.2"], ["--weight-decay '0.1,0.2'", "expected a number"]),
         ([MODEL, "--temperature", "0"], ["temperature=0"]),
         ([MODEL, "--groups", "11"], ["groups=11", "at least 12", "8 will do with search=0"]),
         ([MODEL, "--groups", "7", "--search", "0"], ["groups=7", "at least 8"]),

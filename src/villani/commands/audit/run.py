@@ -35,7 +35,6 @@ def run(settings: AuditSettings, work: Work) -> Outcome:
         settings.model_dump(), needs=_needs(settings, subject), what="this audit", instead=LESS,
         device=settings.device,
     )  # fmt: skip
-    work.stage("reading the graph of the loss")
     result = audit(
         objective, settings.temperature, seed=subject.provenance.seed, probes=settings.probes,
         confirmed=settings.confirmed, search=settings.search, rays=settings.rays, ray_groups=settings.ray_groups,

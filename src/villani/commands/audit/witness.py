@@ -4,6 +4,7 @@ It holds no weights but those that the search moved. Its settings say which mode
 """
 
 import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -81,7 +82,15 @@ class Witness:
             for kind in _KINDS
             for name, tensor in getattr(self, kind).items()
         }
-        write_bytes(path, save(tensors, {"villani": _FORMAT, "claim": self.claim.model_dump_json()}))
+        write_bytes(path, _ordered(save(tensors, {"villani": _FORMAT, "claim": self.claim.model_dump_json()})))
+
+
+def _ordered(content: bytes) -> bytes:
+    """A safetensors file with its header in order: that library writes metadata in a random one."""
+    length = int.from_bytes(content[:8], "little")
+    header = json.dumps(json.loads(content[8 : 8 + length]), sort_keys=True, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)
+    return len(header).to_bytes(8, "little") + header + content[8 + length :]
 
 
 def text_checksum(text: TextRecord) -> str:
