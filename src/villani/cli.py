@@ -64,7 +64,6 @@ def build(handle: Handle) -> typer.Typer:
     """The command line; `handle` is called with a command, its settings, and `run`, `data` and `json`."""
     app = typer.Typer(
         help="What weight decay does to a Transformer's loss landscape, and which guarantees really follow.",
-        no_args_is_help=True,
         pretty_exceptions_enable=False,
         rich_markup_mode=None,
     )
@@ -72,8 +71,8 @@ def build(handle: Handle) -> typer.Typer:
     for command in COMMANDS:
         *above, name = command.name.split()
         if above and above[0] not in groups:
-            groups[above[0]] = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
-            groups[above[0]].callback()(_studies)
+            groups[above[0]] = typer.Typer(rich_markup_mode=None)
+            groups[above[0]].callback(invoke_without_command=True)(_studies)
             app.add_typer(groups[above[0]], name=above[0])
         parent = groups[above[0] if above else ""]
         parent.command(name, cls=_parser(command, handle))(_signature(command))
@@ -160,8 +159,16 @@ def _parameter(form: Form) -> inspect.Parameter:
     return _keyword(form.name, Annotated[kind, how], default)
 
 
-def _studies() -> None:
+def _studies(ctx: typer.Context) -> None:
     """Studies of several experiments, by one command."""
+    _help_alone(ctx)
+
+
+def _help_alone(ctx: typer.Context) -> None:
+    """No command: what there is."""
+    if ctx.invoked_subcommand is None:
+        typer.echo(ctx.get_help())
+        raise typer.Exit
 
 
 def report(run: Annotated[Path, typer.Argument(help="run directory", parser=path_of, metavar="RUN")]) -> None:
@@ -181,10 +188,14 @@ def doctor(data: _DATA = None) -> None:
         raise typer.Exit(1)
 
 
-def _root(version: Annotated[bool, typer.Option("--version", help="print the version and stop")] = False) -> None:
+def _root(
+    ctx: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="print the version and stop")] = False,
+) -> None:
     if version:
         typer.echo(f"villani {__version__}")
         raise typer.Exit
+    _help_alone(ctx)
 
 
 def perform(command: Command, settings: Settings, invocation: dict[str, Any]) -> int:
