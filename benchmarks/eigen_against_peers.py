@@ -30,8 +30,9 @@ import numpy as np
 import torch
 
 from villani.curvature.basis import Basis, dot, norm
-from villani.curvature.lanczos import Ends, eigenpairs, examine, krylov
+from villani.curvature.lanczos import Ends, krylov
 from villani.curvature.operators import Budget, Curvature
+from villani.curvature.pairs import examine, ritz_pairs
 from villani.inputs.corpora import load_corpus
 from villani.inputs.models import load_model
 from villani.inputs.text import Blocks, choose_groups, cut_blocks
@@ -146,7 +147,7 @@ def oracle(asked: argparse.Namespace) -> dict[str, Any]:
         Logits(), nn.CrossEntropyLoss(), objective.parameters.tensors, [(ids, ids[:, 1:].flatten())],
         check_deterministic=False,
     )  # fmt: skip
-    pairs, ritz = eigenpairs(
+    pairs, ritz = ritz_pairs(
         Curvature(objective, budget=Budget()), objective.parameters.size, torch.float32, Ends(5, 0, 1e-4)
     )
     wanted = eigsh(theirs.to_scipy(), k=5, which="LA", tol=1e-5, return_eigenvectors=False)[::-1]

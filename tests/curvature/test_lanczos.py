@@ -13,11 +13,12 @@ import torch
 from tests.conftest import dense, make_model, make_pool
 from villani.curvature import headed
 from villani.curvature.basis import Basis
-from villani.curvature.lanczos import Ends, eigenpairs, examine, krylov
+from villani.curvature.lanczos import Ends, krylov
 from villani.curvature.operators import Budget, Curvature
+from villani.curvature.pairs import examine, ritz_pairs
 from villani.errors import InputError
 from villani.objective.objective import Objective
-from villani.work.ledger import Ledger
+from villani.work.work import Work
 
 
 def mean_matrices(model, pool):
@@ -31,9 +32,15 @@ def matrix(values, seed=0) -> np.ndarray:
     return (q * np.asarray(values)) @ q.T
 
 
+def opened(folder) -> Work:
+    work = Work(folder)
+    work.open("spectrum", "a matrix", {"seed": 0}, {})
+    return work
+
+
 def solve(h, ends, dtype=torch.float64, **rest):
     tensor = torch.from_numpy(h).to(dtype)
-    return eigenpairs(lambda v: tensor @ v, len(h), dtype, ends, **rest)
+    return ritz_pairs(lambda v: tensor @ v, len(h), dtype, ends, **rest)
 
 
 def test_products_equal_the_dense_matrices(model):
@@ -69,7 +76,7 @@ def test_ten_at_each_end_equal_the_dense_eigenvalues(model):
     operator = Curvature(Objective(model, pool), budget=Budget())
     oracle, _ = mean_matrices(model, pool)
     truth = np.linalg.eigvalsh(oracle)
-    pairs, ritz = eigenpairs(operator, operator.size, operator.dtype, Ends(10, 10, 1e-5, length=90))
+    pairs, ritz = ritz_pairs(operator, operator.size, operator.dtype, Ends(10, 10, 1e-5, length=90))
     wanted = np.concatenate([truth[::-1][:10], truth[:10]])
     found = np.array([pair.value for pair in pairs])
     assert ritz.converged
@@ -150,7 +157,7 @@ def test_a_null_space_is_not_taken_for_an_end():
     """The start is nearly a null vector here, with a Ritz value of 0 and a small residual after two products."""
     values = torch.zeros(4000, dtype=torch.float64)
     values[:8] = torch.tensor([9.0, -10, -9.5, -9, -8.5, -8, -7.5, -7])
-    pairs, ritz = eigenpairs(lambda v: values * v, 4000, torch.float64, Ends(1, 0, 0.1))
+    pairs, ritz = ritz_pairs(lambda v: values * v, 4000, torch.float64, Ends(1, 0, 0.1))
     assert ritz.converged
     assert pairs[0].value == pytest.approx(9, abs=0.1)
 
@@ -210,9 +217,9 @@ def test_any_number_of_interruptions_gives_the_same_bits(tmp_path):
                 raise Stop
             return h @ v
 
-        with Ledger(folder, {"seed": 0}) as ledger, Basis(150, torch.float32, directory=folder / "basis") as basis:
-            ritz = krylov(product, basis, ends, ledger=ledger)
-            return [pair.value for pair in examine(product, basis, ritz, [150], ledger=ledger, directory=folder)]
+        with opened(folder) as work, Basis(150, torch.float32, directory=folder / "basis") as basis:
+            ritz = krylov(product, basis, ends, units=work)
+            return [pair.value for pair in examine(product, basis, ritz, [150], units=work, directory=folder)]
 
     whole = run(tmp_path / "whole", 10**6)
     for _ in range(100):
@@ -226,18 +233,44 @@ def test_any_number_of_interruptions_gives_the_same_bits(tmp_path):
         assert np.array_equal(*(np.load(tmp_path / name / f"vector-{i:02d}.npy") for name in ("whole", "pieces")))
 
 
+def test_units_in_memory_hold_what_the_recurrence_was(tmp_path):
+    """T goes on changing in place; what is kept of it does not, and a stopped run goes on from it."""
+    h = torch.from_numpy(matrix(np.linspace(-1, 1, 60))).float()
+    ends, work, count = Ends(2, 2, 1e-3, length=12), Work(), 0
+
+    def product(v):
+        nonlocal count
+        count += 1
+        if count == 20:
+            raise KeyboardInterrupt
+        return h @ v
+
+    with Basis(60, torch.float32, directory=tmp_path) as basis, pytest.raises(KeyboardInterrupt):
+        krylov(product, basis, ends, units=work)
+    counts = [int(work.get(f"product/{i}")["counts"][1]) for i in range(19)]
+    assert counts == list(range(1, 20))
+    first = work.get("product/0")["projected"]
+    assert np.count_nonzero(first) == 3  # one α, and β on either side of it
+    with Basis(60, torch.float32, directory=tmp_path) as basis:
+        again = krylov(product, basis, ends, units=work)
+    with Basis(60, torch.float32) as basis:
+        whole = krylov(lambda v: h @ v, basis, ends, units=work)  # without a directory nothing is taken up
+    assert np.array_equal(again.values, whole.values)
+    assert again.products == whole.products == count - 1  # the one that was stopped was done again
+
+
 def test_lost_columns_are_told(tmp_path):
     h = torch.from_numpy(matrix(np.linspace(-1, 1, 60))).float()
-    with Ledger(tmp_path, {"seed": 0}) as ledger:
+    with opened(tmp_path) as work:
         with Basis(60, torch.float32, directory=tmp_path / "basis") as basis:
-            krylov(lambda v: h @ v, basis, Ends(2, 2, 1e-3), ledger=ledger)
+            krylov(lambda v: h @ v, basis, Ends(2, 2, 1e-3), units=work)
         for path in (tmp_path / "basis").iterdir():
             path.unlink()
         with (
             Basis(60, torch.float32, directory=tmp_path / "basis") as basis,
             pytest.raises(InputError, match="has lost the vectors"),
         ):
-            krylov(lambda v: h @ v, basis, Ends(2, 2, 1e-3), ledger=ledger)
+            krylov(lambda v: h @ v, basis, Ends(2, 2, 1e-3), units=work)
 
 
 MEMORY = """
@@ -291,7 +324,7 @@ def test_bad_operators_are_refused():
     with pytest.raises(InputError, match="weight_decay=-1"):
         Curvature(objective, weight_decay=-1.0)
     with pytest.raises(InputError, match="not finite"):
-        eigenpairs(lambda v: v * float("nan"), 30, torch.float32)
+        ritz_pairs(lambda v: v * float("nan"), 30, torch.float32)
 
 
 def test_agrees_with_curvlinops_and_scipy():
@@ -317,7 +350,7 @@ def test_agrees_with_curvlinops_and_scipy():
         Logits().eval(), nn.CrossEntropyLoss(), objective.parameters.tensors,
         [(ids, ids[:, 1:].reshape(-1))], check_deterministic=False,
     )  # fmt: skip
-    ours, _ = eigenpairs(Curvature(objective, "gauss-newton"), theirs.shape[1], torch.float64, Ends(5, 0, 1e-7))
+    ours, _ = ritz_pairs(Curvature(objective, "gauss-newton"), theirs.shape[1], torch.float64, Ends(5, 0, 1e-7))
     wanted = eigsh(theirs.to_scipy(), k=5, which="LA", return_eigenvectors=False)[::-1]
     assert np.allclose([pair.value for pair in ours], wanted, rtol=1e-6)
 
@@ -336,8 +369,8 @@ def test_survives_sigkill(tmp_path):
                 os.kill(os.getpid(), signal.SIGKILL)
             return h @ v
 
-        with Ledger(folder, {"seed": 0}) as ledger, Basis(100, torch.float32, directory=folder / "basis") as basis:
-            return krylov(product, basis, Ends(3, 2, 1e-4, length=14), ledger=ledger)
+        with opened(folder) as work, Basis(100, torch.float32, directory=folder / "basis") as basis:
+            return krylov(product, basis, Ends(3, 2, 1e-4, length=14), units=work)
 
     whole = run(tmp_path / "whole")
     for die_at in (9, 13, 2):

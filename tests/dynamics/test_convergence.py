@@ -15,7 +15,8 @@ from villani.dynamics.convergence import (
     ratio_of_means,
     variance_ceiling,
 )
-from villani.dynamics.langevin import STANDARD, Rule, advance
+from villani.dynamics.kernel import Kernel
+from villani.dynamics.langevin import STANDARD, advance
 from villani.dynamics.potential import PotentialTarget, largest_curvature
 from villani.dynamics.verdicts import Claim, Setting, judge
 from villani.theory.catalogue import named
@@ -93,7 +94,7 @@ def simulated(name, changes, walkers=400, gaps=4.0, most=1200, seed=0):
     gap = 1 / (case.beta * solve(case, sobolev=False).poincare)
     step = min((0.2 if name in SLOW else 0.1) / largest_curvature(case), 0.04 / gap)
     steps = min(int(gaps / gap / step), most)
-    rule = Rule(case.weight_decay, 2 / case.beta, step, steps)
+    rule = Kernel(case.weight_decay, 2 / case.beta, step, steps)
     target = PotentialTarget(case, walkers, 8)
     target.reset(0)
     piece = advance(target, rule, seed=seed, chain=0, log_every=max(1, steps // 100))
@@ -157,7 +158,7 @@ def test_variance_at_equilibrium_bounds_the_gap_from_above():
 
 def test_identities_hold_at_equilibrium_and_fail_away_from_it():
     case = named("binary-ce").potential
-    rule = Rule(case.weight_decay, 2 / case.beta, 0.05, 1500, "mala")
+    rule = Kernel(case.weight_decay, 2 / case.beta, 0.05, 1500, "mala")
     target = PotentialTarget(case, 50, 8, start=np.array([0.5]))
     target.reset(0)
     rows = np.array(advance(target, rule, seed=0, chain=0, log_every=3).rows)

@@ -8,7 +8,8 @@ import torch
 
 from tests.conftest import make_model
 from villani.dynamics.advice import largest_curvature, smaller_step
-from villani.dynamics.langevin import STANDARD, Rule, advance
+from villani.dynamics.kernel import Kernel
+from villani.dynamics.langevin import STANDARD, advance
 from villani.dynamics.network import NetworkTarget
 from villani.dynamics.noise import PIECE, add_gaussian, gaussian
 from villani.dynamics.potential import PotentialTarget, far_start
@@ -41,7 +42,7 @@ def fitted(theta):
 @pytest.mark.parametrize("steps", [1, 5, 20])
 def test_ula_has_the_closed_form_of_a_gaussian_at_every_step(steps):
     decay, beta, step = 0.5, 4.0, 0.8
-    rule = Rule(decay, 2 / beta, step, steps)
+    rule = Kernel(decay, 2 / beta, step, steps)
     _, theta = run(quadratic(decay, beta), rule, 20_000, start=np.array([3.0, 3.0]))
     law = gaussian_ula(GaussianLaw(3.0, 0.0), decay, beta, step, steps)
     found, mean_error, variance_error = fitted(theta)
@@ -51,7 +52,7 @@ def test_ula_has_the_closed_form_of_a_gaussian_at_every_step(steps):
 
 def test_step_size_bias_of_the_stationary_law_and_its_kl():
     decay, beta, step = 0.5, 4.0, 1.0
-    _, theta = run(quadratic(decay, beta), Rule(decay, 2 / beta, step, 40), 20_000)
+    _, theta = run(quadratic(decay, beta), Kernel(decay, 2 / beta, step, 40), 20_000)
     biased, target = gaussian_ula_limit(decay, beta, step), gibbs_quadratic(decay, beta)
     found, _, error = fitted(theta)
     assert abs(found.variance - biased.variance) < 4 * error
@@ -62,7 +63,7 @@ def test_step_size_bias_of_the_stationary_law_and_its_kl():
 @pytest.mark.parametrize("schedule", ["constant", "cosine"])
 def test_matched_noise_keeps_the_prior_whatever_the_steps(schedule):
     decay, beta = 0.5, 4.0
-    rule = Rule(decay, 2 / beta, 1.5, 40, "matched", schedule=schedule)
+    rule = Kernel(decay, 2 / beta, 1.5, 40, "matched", schedule=schedule)
     _, theta = run(quadratic(decay, beta), rule, 20_000)
     found, _, error = fitted(theta)
     assert abs(found.variance - gibbs_quadratic(decay, beta).variance) < 4 * error
@@ -70,7 +71,7 @@ def test_matched_noise_keeps_the_prior_whatever_the_steps(schedule):
 
 def test_momentum_has_the_variance_of_its_closed_form():
     decay, beta, step, mu = 0.5, 4.0, 0.8, 0.6
-    rule = Rule(decay, 2 / beta, step, 120, momentum=mu)
+    rule = Kernel(decay, 2 / beta, step, 120, momentum=mu)
     velocity = [torch.zeros(20_000, 2, dtype=torch.float64)]
     _, theta = run(quadratic(decay, beta), rule, 20_000, velocity=velocity)
     found, _, error = fitted(theta)
@@ -88,7 +89,7 @@ def test_mala_recovers_moments_with_steps_that_bias_ula(name, changes, step, ste
     case = named(name, **changes).potential
     truth = solve(case, sobolev=False).moments
     spread = np.sqrt(truth.norm_squared)
-    rule = Rule(case.weight_decay, 2 / case.beta, step, steps, "mala")
+    rule = Kernel(case.weight_decay, 2 / case.beta, step, steps, "mala")
     target = PotentialTarget(case, 6000, 2, spread=True, start=np.array([spread]))
     target.reset(0)
     piece = advance(target, rule, seed=1, chain=0, log_every=10)
@@ -96,7 +97,7 @@ def test_mala_recovers_moments_with_steps_that_bias_ula(name, changes, step, ste
     for values, exact in ((theta**2, truth.norm_squared), (case.loss(theta[None]), truth.loss)):
         assert abs(values.mean() - exact) < 4 * values.std() / math.sqrt(len(values))
     assert 0.3 < piece.accepted / (steps * target.walkers) < 0.97
-    plain, there = run(case, Rule(case.weight_decay, 2 / case.beta, step, steps), 12_000, start=np.array([spread]))
+    plain, there = run(case, Kernel(case.weight_decay, 2 / case.beta, step, steps), 12_000, start=np.array([spread]))
     biased = there[:, 0] ** 2
     left = plain.diverged is not None  # the same step is too long for the chain without acceptance
     assert left or abs(biased.mean() - truth.norm_squared) > 4 * biased.std() / math.sqrt(len(biased))
@@ -104,7 +105,7 @@ def test_mala_recovers_moments_with_steps_that_bias_ula(name, changes, step, ste
 
 def test_mala_keeps_the_law_under_a_schedule():
     decay, beta = 0.5, 4.0
-    _, theta = run(quadratic(decay, beta, 1), Rule(decay, 2 / beta, 2.0, 60, "mala", schedule="cosine"), 20_000)
+    _, theta = run(quadratic(decay, beta, 1), Kernel(decay, 2 / beta, 2.0, 60, "mala", schedule="cosine"), 20_000)
     found, _, error = fitted(theta)
     assert abs(found.variance - gibbs_quadratic(decay, beta).variance) < 4 * error
 
@@ -171,7 +172,7 @@ def network(batch=None, decay="all", blocks=4, **options):
 
 def test_a_step_of_a_model_is_the_formula_with_masks():
     target = network(decay="nanogpt")
-    rule = Rule(0.3, 1e-2, 0.05, 2)
+    rule = Kernel(0.3, 1e-2, 0.05, 2)
     before = [t.detach().clone() for t in target.tensors]
     gradient, loss = target.objective.gradient(), target.objective.loss()
     with target.running():
@@ -212,7 +213,7 @@ def test_mini_batches_are_unbiased_for_blocks_of_unequal_length():
 
 
 def test_a_cut_chain_has_the_same_bits_and_chains_differ():
-    rule = Rule(0.1, 1e-2, 0.01, 6)
+    rule = Kernel(0.1, 1e-2, 0.01, 6)
     ends = []
     for cuts in ((6,), (2, 5, 6)):
         target = network(batch=2)
@@ -236,7 +237,7 @@ def test_a_cut_chain_has_the_same_bits_and_chains_differ():
 
 def test_divergence_is_found_and_told_with_a_step_that_works():
     case = named("double-well").potential
-    rule = Rule(0.0, 2 / case.beta, 2.0, 200)
+    rule = Kernel(0.0, 2 / case.beta, 2.0, 200)
     piece, _ = run(case, rule, 50, log_every=1)
     assert piece.diverged is not None
     assert piece.stop == piece.diverged
@@ -245,14 +246,14 @@ def test_divergence_is_found_and_told_with_a_step_that_works():
     target = PotentialTarget(case, 50)
     curvature = largest_curvature(target, rule, 0)
     assert 2 < curvature < 12  # F″ = 3w² − 1 at the start, w = 1.5
-    again, _ = run(case, Rule(0.0, 2 / case.beta, smaller_step(rule, curvature), 200), 50)
+    again, _ = run(case, Kernel(0.0, 2 / case.beta, smaller_step(rule, curvature), 200), 50)
     assert again.diverged is None
 
 
 def test_a_model_that_diverges_stops():
     target = network()
     with target.running():
-        piece = advance(target, Rule(0.1, 1e-3, 15.0, 400), seed=0, chain=0)
+        piece = advance(target, Kernel(0.1, 1e-3, 15.0, 400), seed=0, chain=0)
     assert piece.diverged is not None
     assert 0 < piece.diverged < 400
 
@@ -283,4 +284,4 @@ def test_prior_draws_for_spread_chains_have_the_prior_s_size():
 def test_rules_refuse(changes, words):
     good = {"weight_decay": 0.1, "temperature": 1e-3, "learning_rate": 1e-2, "steps": 10}
     with pytest.raises(InputError, match=words):
-        Rule(**good | changes)
+        Kernel(**good | changes)
