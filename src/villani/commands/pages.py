@@ -58,8 +58,8 @@ def sections(records: Sequence[Any], costs: Mapping[int, Cost]) -> list[Section]
         pages[command.name] = command.page
     made = []
     for name, own in belonging.items():
-        if hasattr(pages[name], "section"):
-            made.append(pages[name].section(own, costs))
+        if hasattr(pages[name], "summary"):
+            made.append(pages[name].summary(own, costs))
         else:
             made += [_section(pages[name], record, costs.get(i)) for i, record in own]
     return made

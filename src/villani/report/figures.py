@@ -10,6 +10,10 @@ from villani.work.records import EstimateRecord, PsiParts, PsiRecord
 
 POSITIVE, NEGATIVE, UNRESOLVED = "#3b82f6", "#e4572e", "#8b93a1"
 EXACT, TOTAL, REMAINDER = "#a78bfa", "#10b981", "#f59e0b"
+STATUS_COLOURS = {
+    "certified": "#10b981", "statistical": "#3b82f6", "estimated": "#f59e0b", "as-claimed": "#8b93a1",
+    "refuted": "#e4572e",
+}  # fmt: skip
 PART_LABELS = {
     "decay_norm": "λ²‖mθ‖²/s",
     "cross": "2λ⟨∇L, mθ⟩/s",

@@ -99,7 +99,8 @@ class Work:
 
     def open(
         self, name: str, about: str, determining: Mapping[str, Any], settings: Mapping[str, Any], *,
-        needs: Needs | None = None, what: str = "this run", instead: str = LESS, device: str = "cpu",
+        named: Mapping[str, Any] | None = None, needs: Needs | None = None, what: str = "this run",
+        instead: str = LESS, device: str = "cpu",
     ) -> Path:  # fmt: skip
         """Open the run directory: from now on finished units are kept there, and those of an interrupted run are used.
 
@@ -108,6 +109,7 @@ class Work:
             about: what it is about, for the name of the directory.
             determining: what determines the units; a run that was begun with anything else is refused.
             settings: for settings.toml, which people read.
+            named: what a directory of its own is named by, if not by what determines the units.
             needs: what the work will take; refused if it does not fit, else told.
             what: the subject of that sentence.
             instead: what to change if it does not fit.
@@ -117,7 +119,7 @@ class Work:
             InputError: it does not fit; the directory is another run's, damaged or in use; or processes differ.
         """
         self.team.agree(determining)
-        directory = self.run or self.within / default_name(name, about, determining)
+        directory = self.run or self.within / default_name(name, about, named or determining)
         self.directory = directory
         if self.team.main:
             if needs is not None:

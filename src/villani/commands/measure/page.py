@@ -20,7 +20,7 @@ from villani.report.terminal import estimate_cells, print_findings, print_page
 from villani.work.records import Cost, PsiRecord
 
 
-def section(records: Sequence[tuple[int, MeasurementRecord | TrainingRecord]], costs: Mapping[int, Cost]) -> Section:
+def summary(records: Sequence[tuple[int, MeasurementRecord | TrainingRecord]], costs: Mapping[int, Cost]) -> Section:
     """All measurements and training runs of a run; the point itself, not a displaced one, is what is told first."""
     measured = [(i, r) for i, r in records if isinstance(r, MeasurementRecord)]
     trained = [(i, r) for i, r in records if isinstance(r, TrainingRecord)]
