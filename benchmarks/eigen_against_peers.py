@@ -30,8 +30,9 @@ import numpy as np
 import torch
 
 from villani.curvature.basis import Basis, dot, norm
-from villani.curvature.lanczos import Ends, examine, krylov, ritz_pairs
+from villani.curvature.lanczos import Ends, krylov
 from villani.curvature.operators import Budget, Curvature
+from villani.curvature.pairs import examine, ritz_pairs
 from villani.inputs.corpora import load_corpus
 from villani.inputs.models import load_model
 from villani.inputs.text import Blocks, choose_groups, cut_blocks

@@ -20,7 +20,8 @@ import numpy as np
 import torch
 
 from villani.commands.converge.run import ConvergeSettings
-from villani.dynamics.langevin import Rule, advance
+from villani.dynamics.kernel import Kernel
+from villani.dynamics.langevin import advance
 from villani.dynamics.network import NetworkTarget
 from villani.inputs.models import load_model
 from villani.objective.objective import Objective
@@ -48,14 +49,14 @@ def main() -> None:
     objective = Objective(model, ids, finite=True, micro_tokens=asked.sequences * asked.block)
     target = NetworkTarget(objective, batch=asked.sequences, seed=0)
     optimizer = torch.optim.SGD(target.tensors, lr=RULE["learning_rate"], weight_decay=RULE["weight_decay"])
-    rule, heavy = Rule(**RULE, steps=1000), Rule(**RULE, steps=1000, momentum=0.9)
+    rule, heavy = Kernel(**RULE, steps=1000), Kernel(**RULE, steps=1000, momentum=0.9)
     velocity = [torch.zeros_like(t) for t in target.tensors] if asked.peak in (None, "noisy_momentum") else []
 
     def plain(step: int) -> None:
         target.evaluate(0, step)
         optimizer.step()
 
-    def walk(step: int, which: Rule, speeds: list[torch.Tensor] | None, log_every: int) -> None:
+    def walk(step: int, which: Kernel, speeds: list[torch.Tensor] | None, log_every: int) -> None:
         advance(
             target, which, seed=0, chain=0, start=step, velocity=speeds, log_every=log_every, ceiling=float("inf"),
             enough=lambda _: True,

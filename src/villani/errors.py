@@ -27,15 +27,15 @@ class LostProcess(BaseException):
 def check_positive(**named: float) -> None:
     """Refuse numbers that are not finite and > 0, by name."""
     for name, value in named.items():
-        if not 0 < value < math.inf:
-            raise InputError(f"{name}={value:g}: expected a finite number > 0")
+        if not is_number(value) or not 0 < value < math.inf:
+            raise InputError(f"{name}={_shown(value)}: expected a finite number > 0")
 
 
 def check_nonnegative(**named: float) -> None:
     """Refuse numbers that are not finite and ≥ 0, by name."""
     for name, value in named.items():
-        if not 0 <= value < math.inf:
-            raise InputError(f"{name}={value:g}: expected a finite number ≥ 0")
+        if not is_number(value) or not 0 <= value < math.inf:
+            raise InputError(f"{name}={_shown(value)}: expected a finite number ≥ 0")
 
 
 def check_whole(least: float, **named: Any) -> None:
@@ -45,6 +45,10 @@ def check_whole(least: float, **named: Any) -> None:
             raise InputError(f"{name}={value!r}: expected a whole number")
         if value < least:
             raise InputError(f"{name}={value}: expected at least {least}")
+
+
+def _shown(value: Any) -> str:
+    return f"{value:g}" if is_number(value) else repr(value)
 
 
 def is_number(value: Any) -> bool:

@@ -13,11 +13,12 @@ import torch
 from tests.conftest import dense, make_model, make_pool
 from villani.curvature import headed
 from villani.curvature.basis import Basis
-from villani.curvature.lanczos import Ends, examine, krylov, ritz_pairs
+from villani.curvature.lanczos import Ends, krylov
 from villani.curvature.operators import Budget, Curvature
+from villani.curvature.pairs import examine, ritz_pairs
 from villani.errors import InputError
 from villani.objective.objective import Objective
-from villani.work.ledger import Ledger
+from villani.work.work import Work
 
 
 def mean_matrices(model, pool):
@@ -29,6 +30,12 @@ def mean_matrices(model, pool):
 def matrix(values, seed=0) -> np.ndarray:
     q, _ = np.linalg.qr(np.random.default_rng(seed).normal(size=(len(values), len(values))))
     return (q * np.asarray(values)) @ q.T
+
+
+def opened(folder) -> Work:
+    work = Work(folder)
+    work.open("spectrum", "a matrix", {"seed": 0}, {})
+    return work
 
 
 def solve(h, ends, dtype=torch.float64, **rest):
@@ -210,9 +217,9 @@ def test_any_number_of_interruptions_gives_the_same_bits(tmp_path):
                 raise Stop
             return h @ v
 
-        with Ledger(folder, {"seed": 0}) as ledger, Basis(150, torch.float32, directory=folder / "basis") as basis:
-            ritz = krylov(product, basis, ends, ledger=ledger)
-            return [pair.value for pair in examine(product, basis, ritz, [150], ledger=ledger, directory=folder)]
+        with opened(folder) as work, Basis(150, torch.float32, directory=folder / "basis") as basis:
+            ritz = krylov(product, basis, ends, units=work)
+            return [pair.value for pair in examine(product, basis, ritz, [150], units=work, directory=folder)]
 
     whole = run(tmp_path / "whole", 10**6)
     for _ in range(100):
@@ -226,18 +233,44 @@ def test_any_number_of_interruptions_gives_the_same_bits(tmp_path):
         assert np.array_equal(*(np.load(tmp_path / name / f"vector-{i:02d}.npy") for name in ("whole", "pieces")))
 
 
+def test_units_in_memory_hold_what_the_recurrence_was(tmp_path):
+    """T goes on changing in place; what is kept of it does not, and a stopped run goes on from it."""
+    h = torch.from_numpy(matrix(np.linspace(-1, 1, 60))).float()
+    ends, work, count = Ends(2, 2, 1e-3, length=12), Work(), 0
+
+    def product(v):
+        nonlocal count
+        count += 1
+        if count == 20:
+            raise KeyboardInterrupt
+        return h @ v
+
+    with Basis(60, torch.float32, directory=tmp_path) as basis, pytest.raises(KeyboardInterrupt):
+        krylov(product, basis, ends, units=work)
+    counts = [int(work.get(f"product/{i}")["counts"][1]) for i in range(19)]
+    assert counts == list(range(1, 20))
+    first = work.get("product/0")["projected"]
+    assert np.count_nonzero(first) == 3  # one α, and β on either side of it
+    with Basis(60, torch.float32, directory=tmp_path) as basis:
+        again = krylov(product, basis, ends, units=work)
+    with Basis(60, torch.float32) as basis:
+        whole = krylov(lambda v: h @ v, basis, ends, units=work)  # without a directory nothing is taken up
+    assert np.array_equal(again.values, whole.values)
+    assert again.products == whole.products == count - 1  # the one that was stopped was done again
+
+
 def test_lost_columns_are_told(tmp_path):
     h = torch.from_numpy(matrix(np.linspace(-1, 1, 60))).float()
-    with Ledger(tmp_path, {"seed": 0}) as ledger:
+    with opened(tmp_path) as work:
         with Basis(60, torch.float32, directory=tmp_path / "basis") as basis:
-            krylov(lambda v: h @ v, basis, Ends(2, 2, 1e-3), ledger=ledger)
+            krylov(lambda v: h @ v, basis, Ends(2, 2, 1e-3), units=work)
         for path in (tmp_path / "basis").iterdir():
             path.unlink()
         with (
             Basis(60, torch.float32, directory=tmp_path / "basis") as basis,
             pytest.raises(InputError, match="has lost the vectors"),
         ):
-            krylov(lambda v: h @ v, basis, Ends(2, 2, 1e-3), ledger=ledger)
+            krylov(lambda v: h @ v, basis, Ends(2, 2, 1e-3), units=work)
 
 
 MEMORY = """
@@ -336,8 +369,8 @@ def test_survives_sigkill(tmp_path):
                 os.kill(os.getpid(), signal.SIGKILL)
             return h @ v
 
-        with Ledger(folder, {"seed": 0}) as ledger, Basis(100, torch.float32, directory=folder / "basis") as basis:
-            return krylov(product, basis, Ends(3, 2, 1e-4, length=14), ledger=ledger)
+        with opened(folder) as work, Basis(100, torch.float32, directory=folder / "basis") as basis:
+            return krylov(product, basis, Ends(3, 2, 1e-4, length=14), units=work)
 
     whole = run(tmp_path / "whole")
     for die_at in (9, 13, 2):

@@ -8,8 +8,9 @@ from tests.conftest import dense, make_model, make_pool
 from villani.curvature.blocks import BlockTrace
 from villani.curvature.deflation import Deflation
 from villani.curvature.group import group_statistics
-from villani.curvature.lanczos import Ends, ritz_pairs
+from villani.curvature.lanczos import Ends
 from villani.curvature.operators import Budget, Curvature
+from villani.curvature.pairs import ritz_pairs
 from villani.curvature.probes import rademacher_probe
 from villani.curvature.products import hessian_vector_product
 from villani.curvature.sketch import GradientSketch

@@ -15,9 +15,11 @@ from villani.dynamics.convergence import (
     ratio_of_means,
     variance_ceiling,
 )
-from villani.dynamics.langevin import STANDARD, Rule, advance
-from villani.dynamics.potential import PotentialTarget, largest_curvature
-from villani.dynamics.verdicts import Claim, Setting, judge
+from villani.dynamics.kernel import Kernel
+from villani.dynamics.langevin import STANDARD, advance
+from villani.dynamics.potential import PotentialTarget
+from villani.dynamics.start import largest_curvature
+from villani.dynamics.verdicts import Claim, Evidence, judge
 from villani.theory.catalogue import named
 from villani.theory.exact import solve
 
@@ -93,13 +95,13 @@ def simulated(name, changes, walkers=400, gaps=4.0, most=1200, seed=0):
     gap = 1 / (case.beta * solve(case, sobolev=False).poincare)
     step = min((0.2 if name in SLOW else 0.1) / largest_curvature(case), 0.04 / gap)
     steps = min(int(gaps / gap / step), most)
-    rule = Rule(case.weight_decay, 2 / case.beta, step, steps)
+    kernel = Kernel(case.weight_decay, 2 / case.beta, step, steps)
     target = PotentialTarget(case, walkers, 8)
     target.reset(0)
-    piece = advance(target, rule, seed=seed, chain=0, log_every=max(1, steps // 100))
+    piece = advance(target, kernel, seed=seed, chain=0, log_every=max(1, steps // 100))
     rows = np.array(piece.rows)
     names = (*STANDARD, *target.extras)
-    return gap, rule.times(piece.steps), {name: rows[:, i].T for i, name in enumerate(names)}
+    return gap, kernel.times(piece.steps), {name: rows[:, i].T for i, name in enumerate(names)}
 
 
 @pytest.mark.parametrize("name", [name for name in CASES if name not in SLOW])
@@ -157,10 +159,10 @@ def test_variance_at_equilibrium_bounds_the_gap_from_above():
 
 def test_identities_hold_at_equilibrium_and_fail_away_from_it():
     case = named("binary-ce").potential
-    rule = Rule(case.weight_decay, 2 / case.beta, 0.05, 1500, "mala")
+    kernel = Kernel(case.weight_decay, 2 / case.beta, 0.05, 1500, "mala")
     target = PotentialTarget(case, 50, 8, start=np.array([0.5]))
     target.reset(0)
-    rows = np.array(advance(target, rule, seed=0, chain=0, log_every=3).rows)
+    rows = np.array(advance(target, kernel, seed=0, chain=0, log_every=3).rows)
     curves = {name: rows[:, i].T for i, name in enumerate((*STANDARD, *target.extras))}
     beta = case.beta
     ratios = (
@@ -216,8 +218,8 @@ def claim(rate, **changes):
 
 def seen(limit=None, **changes):
     ceilings = () if limit is None else (Ceiling("autocorrelation of u·θ", limit / 1.2, limit, 0.1 * limit, 4),)
-    given = {"truth": None, "obstacle": "", "fitted": None, "time": 10.0} | changes
-    return Setting(ceilings, **given)
+    given = {"gap": None, "obstacle": "", "fitted": None, "time": 10.0} | changes
+    return Evidence(ceilings, **given)
 
 
 @pytest.mark.parametrize(
@@ -230,8 +232,8 @@ def seen(limit=None, **changes):
         (claim(1.0), seen(0.5, obstacle="not at equilibrium"), "not identifiable"),
         (claim(1.0), seen(fitted=0.001), "not identifiable"),  # a slow transient refutes nothing
         (claim(1.0, obstacle="another law"), seen(0.5), "not identifiable"),
-        (claim(1.0), seen(truth=0.5), "refuted"),
-        (claim(1.0), seen(truth=1.5), "consistent"),
+        (claim(1.0), seen(gap=0.5), "refuted"),
+        (claim(1.0), seen(gap=1.5), "consistent"),
         (Claim("C4", -2000.0, "certified"), seen(0.5), "consistent"),  # beyond floats
     ],
 )

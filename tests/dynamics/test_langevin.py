@@ -8,10 +8,12 @@ import torch
 
 from tests.conftest import make_model
 from villani.dynamics.advice import largest_curvature, smaller_step
-from villani.dynamics.langevin import STANDARD, Rule, advance
+from villani.dynamics.kernel import Kernel
+from villani.dynamics.langevin import STANDARD, advance
 from villani.dynamics.network import NetworkTarget
 from villani.dynamics.noise import PIECE, add_gaussian, gaussian
-from villani.dynamics.potential import PotentialTarget, far_start
+from villani.dynamics.potential import PotentialTarget
+from villani.dynamics.start import far_start
 from villani.errors import InputError
 from villani.objective.objective import Objective
 from villani.streams import Purpose
@@ -25,10 +27,10 @@ def quadratic(decay=0.5, beta=4.0, d=2):
     return potential("0*w", weight_decay=decay, beta=beta, dimension=d)
 
 
-def run(case, rule, walkers, seed=0, start=None, **options):
+def run(case, kernel, walkers, seed=0, start=None, **options):
     target = PotentialTarget(case, walkers, start=start)
     target.reset(0)
-    return advance(target, rule, seed=seed, chain=0, **options), target.tensors[0].numpy()
+    return advance(target, kernel, seed=seed, chain=0, **options), target.tensors[0].numpy()
 
 
 def fitted(theta):
@@ -41,8 +43,8 @@ def fitted(theta):
 @pytest.mark.parametrize("steps", [1, 5, 20])
 def test_ula_has_the_closed_form_of_a_gaussian_at_every_step(steps):
     decay, beta, step = 0.5, 4.0, 0.8
-    rule = Rule(decay, 2 / beta, step, steps)
-    _, theta = run(quadratic(decay, beta), rule, 20_000, start=np.array([3.0, 3.0]))
+    kernel = Kernel(decay, 2 / beta, step, steps)
+    _, theta = run(quadratic(decay, beta), kernel, 20_000, start=np.array([3.0, 3.0]))
     law = gaussian_ula(GaussianLaw(3.0, 0.0), decay, beta, step, steps)
     found, mean_error, variance_error = fitted(theta)
     assert abs(found.mean - law.mean) < 4 * mean_error
@@ -51,7 +53,7 @@ def test_ula_has_the_closed_form_of_a_gaussian_at_every_step(steps):
 
 def test_step_size_bias_of_the_stationary_law_and_its_kl():
     decay, beta, step = 0.5, 4.0, 1.0
-    _, theta = run(quadratic(decay, beta), Rule(decay, 2 / beta, step, 40), 20_000)
+    _, theta = run(quadratic(decay, beta), Kernel(decay, 2 / beta, step, 40), 20_000)
     biased, target = gaussian_ula_limit(decay, beta, step), gibbs_quadratic(decay, beta)
     found, _, error = fitted(theta)
     assert abs(found.variance - biased.variance) < 4 * error
@@ -62,22 +64,22 @@ def test_step_size_bias_of_the_stationary_law_and_its_kl():
 @pytest.mark.parametrize("schedule", ["constant", "cosine"])
 def test_matched_noise_keeps_the_prior_whatever_the_steps(schedule):
     decay, beta = 0.5, 4.0
-    rule = Rule(decay, 2 / beta, 1.5, 40, "matched", schedule=schedule)
-    _, theta = run(quadratic(decay, beta), rule, 20_000)
+    kernel = Kernel(decay, 2 / beta, 1.5, 40, "matched", schedule=schedule)
+    _, theta = run(quadratic(decay, beta), kernel, 20_000)
     found, _, error = fitted(theta)
     assert abs(found.variance - gibbs_quadratic(decay, beta).variance) < 4 * error
 
 
 def test_momentum_has_the_variance_of_its_closed_form():
     decay, beta, step, mu = 0.5, 4.0, 0.8, 0.6
-    rule = Rule(decay, 2 / beta, step, 120, momentum=mu)
+    kernel = Kernel(decay, 2 / beta, step, 120, momentum=mu)
     velocity = [torch.zeros(20_000, 2, dtype=torch.float64)]
-    _, theta = run(quadratic(decay, beta), rule, 20_000, velocity=velocity)
+    _, theta = run(quadratic(decay, beta), kernel, 20_000, velocity=velocity)
     found, _, error = fitted(theta)
     # an AR(2) process with φ₁ = 1 + μ − ηλ, φ₂ = −μ and innovations of variance (1 − μ)ηs
     expected = (1 / (beta * decay)) / (1 - step * decay / (2 * (1 + mu)))
     assert abs(found.variance - expected) < 4 * error
-    assert rule.times([1])[0] == pytest.approx(step / (1 - mu))
+    assert kernel.times([1])[0] == pytest.approx(step / (1 - mu))
 
 
 @pytest.mark.parametrize(
@@ -88,15 +90,15 @@ def test_mala_recovers_moments_with_steps_that_bias_ula(name, changes, step, ste
     case = named(name, **changes).potential
     truth = solve(case, sobolev=False).moments
     spread = np.sqrt(truth.norm_squared)
-    rule = Rule(case.weight_decay, 2 / case.beta, step, steps, "mala")
+    kernel = Kernel(case.weight_decay, 2 / case.beta, step, steps, "mala")
     target = PotentialTarget(case, 6000, 2, spread=True, start=np.array([spread]))
     target.reset(0)
-    piece = advance(target, rule, seed=1, chain=0, log_every=10)
+    piece = advance(target, kernel, seed=1, chain=0, log_every=10)
     theta = target.tensors[0].numpy()[:, 0]
     for values, exact in ((theta**2, truth.norm_squared), (case.loss(theta[None]), truth.loss)):
         assert abs(values.mean() - exact) < 4 * values.std() / math.sqrt(len(values))
     assert 0.3 < piece.accepted / (steps * target.walkers) < 0.97
-    plain, there = run(case, Rule(case.weight_decay, 2 / case.beta, step, steps), 12_000, start=np.array([spread]))
+    plain, there = run(case, Kernel(case.weight_decay, 2 / case.beta, step, steps), 12_000, start=np.array([spread]))
     biased = there[:, 0] ** 2
     left = plain.diverged is not None  # the same step is too long for the chain without acceptance
     assert left or abs(biased.mean() - truth.norm_squared) > 4 * biased.std() / math.sqrt(len(biased))
@@ -104,7 +106,7 @@ def test_mala_recovers_moments_with_steps_that_bias_ula(name, changes, step, ste
 
 def test_mala_keeps_the_law_under_a_schedule():
     decay, beta = 0.5, 4.0
-    _, theta = run(quadratic(decay, beta, 1), Rule(decay, 2 / beta, 2.0, 60, "mala", schedule="cosine"), 20_000)
+    _, theta = run(quadratic(decay, beta, 1), Kernel(decay, 2 / beta, 2.0, 60, "mala", schedule="cosine"), 20_000)
     found, _, error = fitted(theta)
     assert abs(found.variance - gibbs_quadratic(decay, beta).variance) < 4 * error
 
@@ -171,11 +173,11 @@ def network(batch=None, decay="all", blocks=4, **options):
 
 def test_a_step_of_a_model_is_the_formula_with_masks():
     target = network(decay="nanogpt")
-    rule = Rule(0.3, 1e-2, 0.05, 2)
+    kernel = Kernel(0.3, 1e-2, 0.05, 2)
     before = [t.detach().clone() for t in target.tensors]
     gradient, loss = target.objective.gradient(), target.objective.loss()
     with target.running():
-        piece = advance(target, rule, seed=0, chain=3, enough=lambda step: step == 1)
+        piece = advance(target, kernel, seed=0, chain=3, enough=lambda step: step == 1)
     assert not all(target.decayed)
     for i, (old, new, g, decayed) in enumerate(zip(before, target.tensors, gradient, target.decayed, strict=True)):
         noise = gaussian(old, 0, Purpose.NOISE, 3, 0, i)
@@ -212,7 +214,7 @@ def test_mini_batches_are_unbiased_for_blocks_of_unequal_length():
 
 
 def test_a_cut_chain_has_the_same_bits_and_chains_differ():
-    rule = Rule(0.1, 1e-2, 0.01, 6)
+    kernel = Kernel(0.1, 1e-2, 0.01, 6)
     ends = []
     for cuts in ((6,), (2, 5, 6)):
         target = network(batch=2)
@@ -220,7 +222,7 @@ def test_a_cut_chain_has_the_same_bits_and_chains_differ():
         with target.running():
             for cut in cuts:
                 piece = advance(
-                    target, rule, seed=0, chain=1, start=start, ceiling=math.inf if start else None,
+                    target, kernel, seed=0, chain=1, start=start, ceiling=math.inf if start else None,
                     enough=lambda step, cut=cut: step == cut,
                 )  # fmt: skip
                 rows += piece.rows
@@ -230,29 +232,29 @@ def test_a_cut_chain_has_the_same_bits_and_chains_differ():
     assert all(torch.equal(a, b) for a, b in zip(ends[0][1], ends[1][1], strict=True))
     other = network(batch=2)
     with other.running():
-        advance(other, rule, seed=0, chain=2)
+        advance(other, kernel, seed=0, chain=2)
     assert not torch.equal(other.tensors[0], ends[0][1][0])
 
 
 def test_divergence_is_found_and_told_with_a_step_that_works():
     case = named("double-well").potential
-    rule = Rule(0.0, 2 / case.beta, 2.0, 200)
-    piece, _ = run(case, rule, 50, log_every=1)
+    kernel = Kernel(0.0, 2 / case.beta, 2.0, 200)
+    piece, _ = run(case, kernel, 50, log_every=1)
     assert piece.diverged is not None
     assert piece.stop == piece.diverged
     assert np.isfinite(np.array(piece.rows)).all()
     assert len(piece.rows) == piece.diverged  # what was measured before stays
     target = PotentialTarget(case, 50)
-    curvature = largest_curvature(target, rule, 0)
+    curvature = largest_curvature(target, kernel, 0)
     assert 2 < curvature < 12  # F″ = 3w² − 1 at the start, w = 1.5
-    again, _ = run(case, Rule(0.0, 2 / case.beta, smaller_step(rule, curvature), 200), 50)
+    again, _ = run(case, Kernel(0.0, 2 / case.beta, smaller_step(kernel, curvature), 200), 50)
     assert again.diverged is None
 
 
 def test_a_model_that_diverges_stops():
     target = network()
     with target.running():
-        piece = advance(target, Rule(0.1, 1e-3, 15.0, 400), seed=0, chain=0)
+        piece = advance(target, Kernel(0.1, 1e-3, 15.0, 400), seed=0, chain=0)
     assert piece.diverged is not None
     assert 0 < piece.diverged < 400
 
@@ -283,4 +285,4 @@ def test_prior_draws_for_spread_chains_have_the_prior_s_size():
 def test_rules_refuse(changes, words):
     good = {"weight_decay": 0.1, "temperature": 1e-3, "learning_rate": 1e-2, "steps": 10}
     with pytest.raises(InputError, match=words):
-        Rule(**good | changes)
+        Kernel(**good | changes)

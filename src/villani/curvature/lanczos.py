@@ -15,28 +15,33 @@ value may stand for one further in. What is proved of the rank is one-sided, the
 """
 
 import math
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
 
 from villani.curvature.basis import Basis, dot, norm
-from villani.curvature.operators import Budget, Product
+from villani.curvature.operators import Product
 from villani.errors import InputError
 from villani.objective.evaluation import plain_arithmetic
 from villani.statistics import Array
 from villani.streams import Purpose, stream
-from villani.work.ledger import writing
-from villani.work.team import Ledger
 
 _BREAKDOWN = 32  # times the rounding unit and the largest entry of T: a residual that is nothing but rounding
 _LEAST = 8  # products beyond one a pair, before convergence is believed
-_ROOM = 2  # columns that leave memory before pairs are examined: vectors are made then that the recurrence had not
-_KEPT = 0.4  # share of the room beside the wanted Ritz vectors that survives a restart
+_SURVIVING = 0.4  # share of the room beside the wanted Ritz vectors that survives a restart
+
+
+class Units(Protocol):
+    """Where finished units of work are kept; `villani.work.work.Work` is one."""
+
+    def get(self, key: str) -> Mapping[str, Array] | None:
+        """The arrays of a finished unit, or None."""
+
+    def once(self, key: str, make: Callable[[], Mapping[str, Array]]) -> Mapping[str, Array]:
+        """The arrays of a unit: those that are kept, or else made now and kept."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +89,7 @@ class Ritz:
     Attributes:
         values: (k,).
         weights: (m, k) their vectors in the basis.
-        residuals: (k,) as the recurrence has them; `examine` measures them.
+        residuals: (k,) as the recurrence has them; `pairs.examine` measures them.
         allowed: (k,) what residuals were asked to be at most.
         top: how many of them are top ones.
         products: spent so far.
@@ -108,6 +113,7 @@ class _State:
         noise: what a column has of the others right after it was made orthogonal to them; the rounding unit at first.
         level: what the last one is thought to have of them by now.
         turns: two columns in a row are compared with all others, of which so many are still to come.
+        last: a copy of the last column, if at hand.
     """
 
     projected: Array
@@ -116,16 +122,21 @@ class _State:
     noise: float = 0.0
     level: float = 0.0
     turns: int = 2
+    last: torch.Tensor | None = None
 
-    def packed(self) -> Array:
-        """All but T."""
-        return np.array([self.done, self.products, self.noise, self.level, self.turns], dtype=np.float64)
+    def rows(self, basis: Basis) -> dict[str, Array]:
+        """All that, with the columns of a basis, the recurrence goes on from."""
+        counts = [self.done, self.products, self.noise, self.level, self.turns]
+        columns = [basis.generation, len(basis)]
+        return {
+            "projected": self.projected.copy(), "columns": np.array(columns, float), "counts": np.array(counts, float),
+        }  # fmt: skip
 
     @classmethod
-    def unpacked(cls, projected: Array, packed: Array) -> "_State":
-        """Of T and what was packed."""
-        done, products, noise, level, turns = packed
-        return cls(projected, int(done), int(products), float(noise), float(level), int(turns))
+    def of(cls, rows: Mapping[str, Array]) -> "_State":
+        """From `rows`."""
+        done, products, noise, level, turns = rows["counts"]
+        return cls(rows["projected"].copy(), int(done), int(products), float(noise), float(level), int(turns))
 
 
 @plain_arithmetic()
@@ -135,13 +146,13 @@ def krylov(
     ends: Ends,
     seed: int = 0,
     start: torch.Tensor | None = None,
-    ledger: Ledger | None = None,
+    units: Units | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Ritz:
     """Grow and restart `basis` until the wanted pairs have converged, or `ends.most` products are spent.
 
-    α, β and norms are float64; columns are of θ's dtype. Every product is a unit of work: with a ledger,
-    and a basis that has a directory, a killed run goes on where it was, to the same bits.
+    α, β and norms are float64; columns are of θ's dtype. Every product is a unit of work: where units are kept, and the
+    basis has a directory, a killed run goes on where it was, to the same bits.
 
     Args:
         product: v ↦ Hv, symmetric.
@@ -149,7 +160,7 @@ def krylov(
         ends: what is wanted.
         seed: of the random vectors.
         start: a vector to begin with, to which a random one of the same length is added; random alone by default.
-        ledger: keeps T after every product.
+        units: keep T after every product; of no use to a basis without a directory.
         progress: called with (products, how many there will be in all, as far as one can tell).
 
     Raises:
@@ -159,24 +170,32 @@ def krylov(
     top = min(ends.top, basis.size)
     bottom = min(ends.bottom, basis.size - top)
     length = min(ends.length or 2 * (top + bottom) + 20, basis.size)
-    state = _resumed(basis, ledger, length) or _begin(basis, length, seed, start)
-    last: torch.Tensor | None = None  # a copy of the last column, if at hand
+    if basis.directory is None:
+        units = None
+    state = _resumed(basis, units, length) or _begin(basis, length, seed, start)
     trail: list[float] = []  # the worst residual after each product, over what is wanted
+
+    def multiply() -> dict[str, Array]:
+        """One product; the state that it leads to."""
+        _step(product, basis, state, seed)
+        ritz = _ritz(state, basis, top, bottom, ends.tolerance)
+        if ritz is not None:
+            trail.append(float((ritz.residuals / np.maximum(ritz.allowed, 1e-300)).max()))
+        if state.done == length and len(basis) > length and not (ritz is not None and ritz.converged):
+            _restart(state, basis, top, bottom)
+        return state.rows(basis)
+
     while True:
-        found = _ritz(state, basis, top, bottom, ends.tolerance)
-        if found is not None and (found.converged or state.products >= ends.most):
-            return found
+        ritz = _ritz(state, basis, top, bottom, ends.tolerance)
+        if ritz is not None and (ritz.converged or state.products >= ends.most):
+            return ritz
         if state.products >= ends.most:
             raise InputError(f"most={ends.most}: expected at least as many products as eigenpairs ({top + bottom})")
-        with _unit(ledger, f"{state.products}", state, basis):
-            last = _step(product, basis.column(state.done) if last is None else last, basis, state, seed)
-            after = _ritz(state, basis, top, bottom, ends.tolerance)
-            if state.done == length and len(basis) > length and not (after is not None and after.converged):
-                last = None
-                _restart(state, basis, top, bottom)
+        if units is None:
+            multiply()
+        else:
+            units.once(f"product/{state.products}", multiply)
         basis.settle()
-        if after is not None:
-            trail.append(float((after.residuals / np.maximum(after.allowed, 1e-300)).max()))
         if progress:
             progress(state.products, min(ends.most, state.products + _left(trail, length)))
 
@@ -203,9 +222,11 @@ def _random(basis: Basis, seed: int, index: int) -> torch.Tensor:
     return draws.div_(norm(draws))
 
 
-def _step(product: Product, q: torch.Tensor, basis: Basis, state: _State, seed: int) -> torch.Tensor | None:
-    """Multiply q, the last column, and make the next one of what is new in the product; None if there can be none."""
+def _step(product: Product, basis: Basis, state: _State, seed: int) -> None:
+    """Multiply the last column, and make the next one of what is new in the product, if there can be one."""
     m, projected = state.done, state.projected
+    q = basis.column(m) if state.last is None else state.last
+    state.last = None
     w = product(q)
     alpha = dot(q, w)
     if not math.isfinite(alpha):
@@ -219,13 +240,13 @@ def _step(product: Product, q: torch.Tensor, basis: Basis, state: _State, seed: 
     eps = torch.finfo(basis.dtype).eps
     state.level *= _growth(projected[: m + 1, : m + 1], beta)
     if state.turns or not state.level < eps**0.75:
-        late, found = _orthogonalise(basis, w)
+        late, overlap = _orthogonalise(basis, w)
         projected[m, m] += late[m]
-        _compared(state, found / beta if beta else 1.0, eps)
+        _compared(state, overlap / beta if beta else 1.0, eps)
         beta = norm(w)
     state.done, state.products = m + 1, state.products + 1
     if state.done == basis.size:
-        return None
+        return
     small = _BREAKDOWN * eps * float(np.abs(projected[: m + 1, : m + 1]).max())
     if beta <= small:  # an invariant subspace: nothing couples to what comes next
         beta, w = 0.0, _random(basis, seed, state.products)
@@ -234,7 +255,7 @@ def _step(product: Product, q: torch.Tensor, basis: Basis, state: _State, seed: 
     w.div_(beta or norm(w))
     basis.append(w)
     projected[m + 1, m] = projected[m, m + 1] = beta
-    return w
+    state.last = w
 
 
 def _growth(projected: Array, beta: float) -> float:
@@ -249,15 +270,15 @@ def _growth(projected: Array, beta: float) -> float:
     return (t + math.sqrt(t * t - 4)) / 2 if t > 2 else 1.0
 
 
-def _compared(state: _State, found: float, eps: float) -> None:
-    """A column had `found` of the others, where `state.level` was expected, and now has none: so will the next.
+def _compared(state: _State, overlap: float, eps: float) -> None:
+    """A column had `overlap` of the others, where `state.level` was expected, and now has none: so will the next.
 
     That is the partial reorthogonalisation of Simon (Math. Comp. 42, 1984). Columns orthogonal to √ε have a T that is
     right to ε; ε^¾ leaves vectors a margin. What rounding leaves is not known beforehand, since products round by more
     than ε: it is what would have grown to what was found.
     """
     if not state.turns:
-        state.noise = min(max(eps, state.noise * found / state.level), eps**0.75)
+        state.noise = min(max(eps, state.noise * overlap / state.level), eps**0.75)
         state.turns = 2
     state.noise = max(state.noise, eps)
     state.turns -= 1
@@ -268,15 +289,15 @@ def _orthogonalise(basis: Basis, w: torch.Tensor) -> tuple[Array, float]:
     """Take off w what it has of the columns, again where little is left of it.
 
     Returns:
-        The coefficients, added up, and the length of what was found at first.
+        The coefficients, added up, and their length at first.
     """
     total = np.zeros(len(basis))
     level = 0.0
     for turn in range(4):  # twice is enough; of a w that is nothing but rounding, nothing is
-        found, length = basis.dots(w), norm(w)
-        size = float(np.linalg.norm(found))
-        basis.subtract(w, found)
-        total += found
+        overlaps, length = basis.dots(w), norm(w)
+        size = float(np.linalg.norm(overlaps))
+        basis.subtract(w, overlaps)
+        total += overlaps
         level = level if turn else size
         if size <= 0.1 * length:  # the rounding that remains is that of w itself
             break
@@ -314,209 +335,38 @@ def _restart(state: _State, basis: Basis, top: int, bottom: int) -> None:
     """Go on from the Ritz vectors at both ends and the next column, to which all of them couple."""
     m = state.done
     values, vectors = np.linalg.eigh(state.projected[:m, :m])
-    room = int(_KEPT * (m - top - bottom))
+    room = int(_SURVIVING * (m - top - bottom))
     more = room * top // (top + bottom)
     high, low = top + more, bottom + (room - more if bottom else 0)
-    kept = [*range(low), *range(m - high, m)]
-    weights = np.zeros((m + 1, len(kept) + 1))
-    weights[:m, :-1] = vectors[:, kept]
+    surviving = [*range(low), *range(m - high, m)]
+    weights = np.zeros((m + 1, len(surviving) + 1))
+    weights[:m, :-1] = vectors[:, surviving]
     weights[m, -1] = 1.0
-    couplings = state.projected[m, :m] @ vectors[:, kept]
+    couplings = state.projected[m, :m] @ vectors[:, surviving]
     state.projected[:] = 0.0
-    j = len(kept)
-    state.projected[:j, :j] = np.diag(values[kept])
+    j = len(surviving)
+    state.projected[:j, :j] = np.diag(values[surviving])
     state.projected[j, :j] = state.projected[:j, j] = couplings
-    state.done, state.turns = j, 2
+    state.done, state.turns, state.last = j, 2, None
     basis.turn(weights)
 
 
-@contextmanager
-def _unit(ledger: Ledger | None, key: str, state: _State, basis: Basis) -> Iterator[None]:
-    """One product; on leaving, the state that it led to is kept."""
-    began = time.perf_counter()
-    yield
-    if ledger is not None:
-        arrays = {
-            "projected": state.projected,
-            "columns": np.array([basis.generation, len(basis)], dtype=np.float64),
-            "counts": state.packed(),
-        }
-        seconds = time.perf_counter() - began
-        ledger.put(f"product/{key}", arrays, seconds=seconds, peak_memory_bytes=basis.budget.peak())
-
-
-def _resumed(basis: Basis, ledger: Ledger | None, length: int) -> _State | None:
-    """The last state that a ledger has, with its columns."""
-    if ledger is None or basis.directory is None or len(basis):
+def _resumed(basis: Basis, units: Units | None, length: int) -> _State | None:
+    """The last state that was kept, with its columns."""
+    rows, product = None, 0
+    while units is not None and (next_rows := units.get(f"product/{product}")) is not None:
+        rows, product = next_rows, product + 1
+    if rows is None:
         return None
-    found = None
-    for key in range(1 << 62):
-        row = ledger.get(f"product/{key}")
-        if row is None:
-            break
-        found = row
-    if found is None:
-        return None
-    if "columns" not in found:
+    if "columns" not in rows:
         raise InputError(f"{basis.directory} was begun by an older villani: choose another --run")
-    generation, count = (int(x) for x in found["columns"])
-    if found["projected"].shape != (length + 1, length + 1):
-        raise InputError(
-            f"basis of {len(found['projected']) - 1} columns was begun, now {length}: choose another --run"
-        )
+    generation, count = (int(x) for x in rows["columns"])
+    if rows["projected"].shape != (length + 1, length + 1):
+        raise InputError(f"basis of {len(rows['projected']) - 1} columns was begun, now {length}: choose another --run")
     try:
         basis.restore(generation, count)
     except OSError:
         raise InputError(
             f"{basis.directory} has lost the vectors of an unfinished run: delete the run directory, or choose another"
         ) from None
-    return _State.unpacked(found["projected"], found["counts"])
-
-
-@dataclass(frozen=True, eq=False)
-class Eigenpair:
-    """A Ritz pair, examined by a product of its own.
-
-    Attributes:
-        value: the Rayleigh quotient ρ = uᵀHu.
-        residual: ‖Hu − ρu‖: an eigenvalue lies within it of ρ, up to the rounding of products.
-        bound: `residual` and that rounding, as far as it is known.
-        quadratic: r²/gap with the gap to the nearest other of the wanted values, where that is larger than r: closer
-            than `bound` if no eigenvalue was missed in between; else None.
-        shares: (P,) ‖u_t‖² of each tensor of the matrix.
-        vector: u, or the file that holds it.
-    """
-
-    value: float
-    residual: float
-    bound: float
-    quadratic: float | None
-    shares: Array
-    vector: torch.Tensor | Path
-
-
-@plain_arithmetic()
-def examine(
-    product: Product,
-    basis: Basis,
-    ritz: Ritz,
-    sizes: list[int],
-    rounding: Callable[[torch.Tensor, torch.Tensor], float] | None = None,
-    ledger: Ledger | None = None,
-    directory: Path | None = None,
-    progress: Callable[[int, int], None] | None = None,
-) -> list[Eigenpair]:
-    """Multiply every wanted Ritz vector once more: its Rayleigh quotient and its true residual.
-
-    Args:
-        product: v ↦ Hv.
-        basis: that `ritz` came from; its columns stay.
-        ritz: the wanted pairs.
-        sizes: entries of each tensor, for `shares`.
-        rounding: given u and Hu, the size of the error of a product; asked for the first pair. None: not known, 0.
-        ledger: keeps what is found.
-        directory: where vectors are written, as .npy files; without one they are kept in memory.
-        progress: called with (pairs, all pairs).
-    """
-    if basis.budget.limit is not None:
-        basis.release(_ROOM)
-    rows, vectors = [], []  # type: list[dict[str, Array]], list[torch.Tensor | Path]
-    noise = 0.0
-    count = len(ritz.values)
-    for i in range(count):
-        row = None if ledger is None else ledger.get(f"pair/{i}")
-        path = None if directory is None else directory / f"vector-{i:02d}.npy"
-        u = None
-        if row is None or path is None or not path.exists():
-            u = basis.combination(ritz.weights[:, i])
-            if path is not None:
-                save_vector(path, u)
-        if row is None:
-            assert u is not None
-            began = time.perf_counter()
-            row = _examined(product, u, sizes, rounding if i == 0 else None)
-            if ledger is not None:
-                seconds = time.perf_counter() - began
-                ledger.put(f"pair/{i}", row, seconds=seconds, peak_memory_bytes=basis.budget.peak())
-        noise = float(row["noise"][0]) if i == 0 else noise
-        rows.append(dict(row))
-        vectors.append(u if path is None and u is not None else path or Path())
-        if progress:
-            progress(i + 1, count)
-    values = np.array([float(row["value"][0]) for row in rows])
-    residuals = np.array([float(row["residual"][0]) for row in rows])
-    return [
-        Eigenpair(
-            values[i],
-            residuals[i],
-            residuals[i] + noise,
-            _quadratic(values, residuals, i),
-            rows[i]["shares"],
-            vectors[i],
-        )
-        for i in range(count)
-    ]
-
-
-def _examined(
-    product: Product,
-    u: torch.Tensor,
-    sizes: list[int],
-    rounding: Callable[[torch.Tensor, torch.Tensor], float] | None,
-) -> dict[str, Array]:
-    w = product(u)
-    noise = rounding(u, w) if rounding else 0.0
-    value = dot(u, w)
-    w.sub_(u, alpha=value)
-    return {
-        "value": np.array([value]),
-        "residual": np.array([norm(w)]),
-        "noise": np.array([noise]),
-        "shares": np.array([norm(part) ** 2 for part in u.split(sizes)]),
-    }
-
-
-def _quadratic(values: Array, residuals: Array, i: int) -> float | None:
-    others = np.delete(values, i)
-    gap = float(np.abs(others - values[i]).min()) if len(others) else 0.0
-    return float(residuals[i] ** 2 / gap) if gap > residuals[i] else None
-
-
-def save_vector(path: Path, vector: torch.Tensor) -> None:
-    """Write a vector as .npy, whole or not at all."""
-    temporary = path.with_suffix(".part")
-    with writing(path.parent):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            np.save(file, vector.cpu().numpy())
-        temporary.replace(path)
-
-
-@plain_arithmetic()
-def ritz_pairs(
-    product: Product,
-    size: int,
-    dtype: torch.dtype,
-    ends: Ends | None = None,
-    seed: int = 0,
-    start: torch.Tensor | None = None,
-    budget: Budget | None = None,
-) -> tuple[list[Eigenpair], Ritz]:
-    """The examined Ritz pairs at both ends of a symmetric matrix that is given by its products.
-
-    Args:
-        product: v ↦ Hv for v (size,) of `dtype`.
-        size: d.
-        dtype: float32 or float64.
-        ends: what is wanted; see there.
-        seed: of the random start.
-        start: as `krylov`.
-        budget: what the basis may take; the rest goes to a temporary file.
-
-    Raises:
-        InputError: as `krylov`.
-    """
-    ends = ends or Ends()
-    with Basis(size, dtype, None if start is None else start.device, budget=budget) as q:
-        ritz = krylov(product, q, ends, seed, start)
-        return examine(product, q, ritz, [size]), ritz
+    return _State.of(rows)

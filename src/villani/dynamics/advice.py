@@ -5,12 +5,13 @@ import math
 import numpy as np
 import torch
 
-from villani.dynamics.langevin import Rule, Target
+from villani.dynamics.kernel import Kernel
+from villani.dynamics.langevin import LangevinTarget
 
 _ROUNDS = 6
 
 
-def largest_curvature(target: Target, rule: Rule, chain: int) -> float | None:
+def largest_curvature(target: LangevinTarget, kernel: Kernel, chain: int) -> float | None:
     """The largest |eigenvalue| of ∇²F where a chain begins, from a few power iterations; estimated, from below.
 
     Each is a difference of gradients on the same batch, over a step of 1 % of ‖θ‖. Holds three more copies of θ, for a
@@ -36,12 +37,12 @@ def largest_curvature(target: Target, rule: Rule, chain: int) -> float | None:
                 t.sub_(u, alpha=step)
                 u.copy_((g - g0) / (0.01 * scale))
         size = _norm(direction)
-    return size + rule.weight_decay if np.isfinite(size) else None
+    return size + kernel.weight_decay if np.isfinite(size) else None
 
 
-def smaller_step(rule: Rule, curvature: float | None) -> float:
+def smaller_step(kernel: Kernel, curvature: float | None) -> float:
     """1/Λ, half of what a quadratic of curvature Λ allows, and no more than a quarter of what was tried."""
-    return min(rule.learning_rate / 4, 1 / curvature if curvature else np.inf)
+    return min(kernel.learning_rate / 4, 1 / curvature if curvature else np.inf)
 
 
 def _norm(tensors: list[torch.Tensor]) -> float:

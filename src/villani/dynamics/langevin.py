@@ -12,94 +12,20 @@ law (§2.1). Everything random is of (seed, chain, step), so that a chain may be
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from time import perf_counter
-from typing import Any, Literal, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
+from villani.dynamics.kernel import Kernel
 from villani.dynamics.noise import add_gaussian, gaussian
-from villani.errors import InputError, check_positive
-from villani.measurement.design import check_temperature
-from villani.objective.objective import check_weight_decay
 from villani.statistics import Array
 from villani.streams import Purpose, stream
 
-Method = Literal["noisy-sgd", "matched", "mala"]
-Schedule = Literal["constant", "cosine"]
 STANDARD = ("loss", "objective", "norm_squared", "radial_force", "gradient_squared")
-FLOOR = 0.1  # share of the learning rate that a cosine schedule ends at
-
-
-@dataclass(frozen=True)
-class Rule:
-    """How a chain moves.
-
-    Attributes:
-        weight_decay: λ ≥ 0.
-        temperature: s > 0; the law aimed at is exp(−2F/s) whatever the step sizes.
-        learning_rate: η > 0, the largest step.
-        steps: how many.
-        method: see the top of this file.
-        momentum: μ in [0, 1), with noisy-sgd only.
-        schedule: constant; cosine: from η down to η/10.
-
-    Raises:
-        InputError: a number out of range, or things that do not go together.
-    """
-
-    weight_decay: float
-    temperature: float
-    learning_rate: float
-    steps: int
-    method: Method = "noisy-sgd"
-    momentum: float = 0.0
-    schedule: Schedule = "constant"
-
-    def __post_init__(self) -> None:
-        check_weight_decay(self.weight_decay)
-        check_temperature(self.temperature)
-        check_positive(learning_rate=self.learning_rate)
-        if self.steps < 1:
-            raise InputError(f"steps={self.steps}: expected at least 1")
-        if not 0 <= self.momentum < 1:
-            raise InputError(f"momentum={self.momentum:g}: expected a number in [0, 1)")
-        if self.momentum and self.method != "noisy-sgd":
-            raise InputError(f"momentum={self.momentum:g}: goes with noisy-sgd, not with {self.method}")
-        if self.method != "mala" and self.learning_rate * self.weight_decay >= 2:
-            raise InputError(
-                f"learning_rate={self.learning_rate:g}: the decay alone diverges for ηλ ≥ 2; use η < "
-                f"{2 / self.weight_decay:g}"
-            )
-
-    @property
-    def beta(self) -> float:
-        """β = 2/s."""
-        return 2 / self.temperature
-
-    def step_size(self, step: int) -> float:
-        """η at a step."""
-        if self.schedule == "constant":
-            return self.learning_rate
-        falling = (1 + math.cos(math.pi * step / self.steps)) / 2
-        return self.learning_rate * (FLOOR + (1 - FLOOR) * falling)
-
-    def times(self, steps: Sequence[int] | NDArray[Any]) -> Array:
-        """Time of the diffusion at which each step begins: the sum of η/(1 − μ) before it."""
-        sizes = np.array([self.step_size(step) for step in range(self.steps)])
-        times: Array = np.concatenate([[0.0], np.cumsum(sizes)])[np.asarray(steps, dtype=int)] / (1 - self.momentum)
-        return times
-
-    def noise(self, step: int, decayed: bool) -> float:
-        """Standard deviation of the noise of a step."""
-        size = self.step_size(step)
-        variance = (1 - self.momentum) * size * self.temperature
-        if self.method == "matched" and decayed:
-            variance *= 1 - size * self.weight_decay / 2
-        return math.sqrt(variance)
 
 
 @dataclass(frozen=True)
@@ -121,7 +47,7 @@ class Evaluation:
     gradient: list[torch.Tensor]
 
 
-class Target(Protocol):
+class LangevinTarget(Protocol):
     """What a chain moves in: W walkers at once, θ in place.
 
     Attributes:
@@ -183,15 +109,16 @@ class Piece:
 
 
 def advance(
-    target: Target, rule: Rule, *, seed: int, chain: int, start: int = 0, velocity: list[torch.Tensor] | None = None,
-    log_every: int = 1, ceiling: float | None = None, enough: Callable[[int], bool] = lambda _: False,
+    target: LangevinTarget, kernel: Kernel, *, seed: int, chain: int, start: int = 0,
+    velocity: list[torch.Tensor] | None = None, log_every: int = 1, ceiling: float | None = None,
+    enough: Callable[[int], bool] = lambda _: False,
     inspect: Callable[[int], Array] | None = None, inspect_every: int = 0, noise_chain: int | None = None,
 ) -> Piece:  # fmt: skip
-    """Move θ from a step on until the rule's last, or until it is `enough`.
+    """Move θ from a step on until the kernel's last, or until it is `enough`.
 
     Args:
         target: at the θ of step `start`.
-        rule: how to move.
+        kernel: how to move.
         seed: of noise, batches and acceptance.
         chain: which chain this is.
         start: the step to begin with.
@@ -210,15 +137,15 @@ def advance(
     source = chain if noise_chain is None else noise_chain
     piece = Piece(start, start, ceiling if ceiling is not None else math.inf)
     known: Evaluation | None = None
-    for step in range(start, rule.steps):
+    for step in range(start, kernel.steps):
         now = known or target.evaluate(source, step)
         logged = step % log_every == 0 or step == 0
         if logged or not np.isfinite(now.loss).all() or float(now.loss.max()) > piece.ceiling:
             began = perf_counter()
-            row, energy = _observe(target, rule, now)
+            row, energy = _observe(target, kernel, now)
             piece.observing += perf_counter() - began
             if step == 0:
-                piece.ceiling = _ceiling(energy, target, rule)
+                piece.ceiling = _ceiling(energy, target, kernel)
             if not (np.isfinite(energy).all() and float(energy.max()) <= piece.ceiling):
                 piece.diverged = step
                 break
@@ -228,11 +155,11 @@ def advance(
         if inspect and inspect_every and step % inspect_every == 0:
             piece.inspected.append(step)
             piece.findings.append(inspect(step))
-        if rule.method == "mala":
-            known, accepted = _metropolis(target, rule, seed, source, step, now)
+        if kernel.method == "mala":
+            known, accepted = _metropolis(target, kernel, seed, source, step, now)
             piece.accepted += accepted
         else:
-            _move(target, rule, seed, source, step, now, velocity)
+            _move(target, kernel, seed, source, step, now, velocity)
             piece.accepted += target.walkers
         piece.stop = step + 1
         if enough(step + 1):
@@ -240,9 +167,9 @@ def advance(
     return piece
 
 
-def _observe(target: Target, rule: Rule, now: Evaluation) -> tuple[Array, Array]:
+def _observe(target: LangevinTarget, kernel: Kernel, now: Evaluation) -> tuple[Array, Array]:
     """A row of observables, and F of each walker (W,)."""
-    decay, sums = rule.weight_decay, target.sums(now.gradient)
+    decay, sums = kernel.weight_decay, target.sums(now.gradient)
     with np.errstate(all="ignore"):
         energy = now.loss + decay / 2 * sums.decayed
         force = sums.force + decay * sums.decayed
@@ -253,24 +180,24 @@ def _observe(target: Target, rule: Rule, now: Evaluation) -> tuple[Array, Array]
     return row, energy
 
 
-def _ceiling(energy: Array, target: Target, rule: Rule) -> float:
+def _ceiling(energy: Array, target: LangevinTarget, kernel: Kernel) -> float:
     """Ten times what the start has plus d + 100 quanta of s/2.
 
     With L = 0 the law's F is Gamma(d/2)·s/2, of which ten times d + 100 quanta has probability below e⁻⁹⁰⁰; a loss
     that is bounded by its start's adds no more than that. A chain that stays at that level does not exist.
     """
-    return 10 * (float(np.abs(energy).max()) + (target.dimension + 100) * rule.temperature / 2)
+    return 10 * (float(np.abs(energy).max()) + (target.dimension + 100) * kernel.temperature / 2)
 
 
 def _move(
-    target: Target, rule: Rule, seed: int, chain: int, step: int, now: Evaluation,
+    target: LangevinTarget, kernel: Kernel, seed: int, chain: int, step: int, now: Evaluation,
     velocity: list[torch.Tensor] | None,
 ) -> None:  # fmt: skip
-    size = rule.step_size(step)
+    size = kernel.step_size(step)
     thetas = [t.detach().view(-1) for t in target.tensors]
     gradients = [g.detach().view(-1) for g in now.gradient]
-    decays = [rule.weight_decay if decayed else 0.0 for decayed in target.decayed]
-    scales = [rule.noise(step, decayed) for decayed in target.decayed]
+    decays = [kernel.weight_decay if decayed else 0.0 for decayed in target.decayed]
+    scales = [kernel.noise(step, decayed) for decayed in target.decayed]
     with torch.no_grad():
         if velocity is None:
 
@@ -282,7 +209,7 @@ def _move(
         speeds = [v.view(-1) for v in velocity]
 
         def pull(i: int, part: slice) -> None:
-            v = speeds[i][part].mul_(rule.momentum).add_(gradients[i][part], alpha=-size)
+            v = speeds[i][part].mul_(kernel.momentum).add_(gradients[i][part], alpha=-size)
             v.add_(thetas[i][part], alpha=-size * decays[i])
 
         add_gaussian(speeds, scales, seed, chain, step, pull)
@@ -291,15 +218,15 @@ def _move(
 
 
 def _metropolis(
-    target: Target, rule: Rule, seed: int, chain: int, step: int, now: Evaluation
+    target: LangevinTarget, kernel: Kernel, seed: int, chain: int, step: int, now: Evaluation
 ) -> tuple[Evaluation, int]:
     """One MALA step of every walker; gives L and ∇L where they are now, and how many moved."""
-    size, beta, scale = rule.step_size(step), rule.beta, rule.noise(step, False)
-    decays = [rule.weight_decay if decayed else 0.0 for decayed in target.decayed]
+    size, beta, scale = kernel.step_size(step), kernel.beta, kernel.noise(step, False)
+    decays = [kernel.weight_decay if decayed else 0.0 for decayed in target.decayed]
     with torch.no_grad():
         before = [t.detach().clone() for t in target.tensors]
         gradient = [g.detach().clone() for g in now.gradient]  # the target may reuse its own
-        energy = now.loss + rule.weight_decay / 2 * target.sums(gradient).decayed
+        energy = now.loss + kernel.weight_decay / 2 * target.sums(gradient).decayed
         forward = np.zeros(target.walkers)
         for i, t in enumerate(target.tensors):
             noise = gaussian(t, seed, Purpose.NOISE, chain, step, i)
@@ -307,7 +234,7 @@ def _metropolis(
             t.mul_(1 - size * decays[i]).sub_(size * gradient[i]).add_(noise, alpha=scale)
     then = target.evaluate(chain, step + 1)
     with torch.no_grad(), np.errstate(all="ignore"):
-        new_energy = then.loss + rule.weight_decay / 2 * target.sums(then.gradient).decayed
+        new_energy = then.loss + kernel.weight_decay / 2 * target.sums(then.gradient).decayed
         backward = np.zeros(target.walkers)
         for i, t in enumerate(target.tensors):
             back = before[i] - (1 - size * decays[i]) * t + size * then.gradient[i]

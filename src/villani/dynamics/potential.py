@@ -1,24 +1,20 @@
 """A potential in closed form as a target of Langevin dynamics: many walkers at once, every observable exact."""
 
-import math
-
 import numpy as np
 import torch
 
 from villani.dynamics.langevin import Evaluation, Sums
+from villani.dynamics.start import far_start
 from villani.errors import InputError
 from villani.statistics import Array
 from villani.theory.potential import Potential
-
-_OUT = 4.0  # nats of U above the least that a start is
-_MESH = 4001
 
 
 class PotentialTarget:
     """F of `theory/potential.py` on R^d for W walkers at once, in float64; θ is one tensor (W, d).
 
     Args:
-        potential: F; its β is not used here, the temperature is the rule's.
+        potential: F; its β is not used here, the temperature is the kernel's.
         walkers: of one replicate.
         replicates: R; W is the product of the two. They take the place of chains.
         spread: replicates of odd number begin at the mirror image of the start.
@@ -105,34 +101,3 @@ class PotentialTarget:
             laplacian = local.laplacian.reshape(self.walkers, -1).sum(axis=1) + free
             squared = local.gradient_squared.reshape(self.walkers, -1).sum(axis=1) + gaussian
             return np.stack([linear, laplacian, case.beta / 2 * squared - laplacian])
-
-
-def far_start(case: Potential) -> Array:
-    """The default start of `PotentialTarget`, (d,)."""
-    reach = 1.0
-    while True:
-        radii = np.linspace(0, reach, _MESH)[1:]
-        energy = case.energy(radii * np.ones((case.core, 1)) / math.sqrt(case.core))
-        above = energy - energy.min()
-        if above[-1] > 10 * _OUT or reach > 1e8:
-            break
-        reach *= 2
-    outside = np.flatnonzero(above <= _OUT)[-1]  # U grows from here on
-    diagonal = np.full(case.core, radii[outside] / math.sqrt(case.core))
-    copies, rest = case.parts
-    if case.shape == "radial":
-        return np.full(case.dimension, radii[outside] / math.sqrt(case.dimension))
-    free = np.full(rest, math.sqrt(2 * _OUT / (case.beta * case.weight_decay)) if rest else 0.0)
-    return np.concatenate([np.tile(diagonal, copies), free])
-
-
-def largest_curvature(case: Potential) -> float:
-    """The largest |∂²F| of the core where U is within 20 nats of its least, on a mesh; steps stay below 2/that."""
-    start = far_start(case)
-    reach = 3 * float(np.linalg.norm(start) if case.shape == "radial" else np.linalg.norm(start[: case.core]))
-    line = np.linspace(reach / 400, reach, 400) if case.shape == "radial" else np.linspace(-reach, reach, 401)
-    points = np.stack(np.meshgrid(*[line[:: 4 if case.core == 2 else 1]] * case.core)).reshape(case.core, -1)
-    energy = case.energy(points)
-    points = points[:, energy <= energy.min() + 20]
-    hessian = np.moveaxis(case.loss.jet(points).hessian, 2, 0) + case.weight_decay * np.eye(case.core)
-    return float(np.abs(np.linalg.eigvalsh(hessian)).max())

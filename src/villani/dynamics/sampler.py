@@ -7,7 +7,8 @@ from typing import get_args
 import numpy as np
 import torch
 
-from villani.dynamics.langevin import STANDARD, Method, Rule, Schedule, advance
+from villani.dynamics.kernel import Kernel, Method, Schedule
+from villani.dynamics.langevin import STANDARD, advance
 from villani.dynamics.network import NetworkTarget
 from villani.errors import InputError, check_whole
 from villani.objective.evaluation import plain_arithmetic
@@ -74,7 +75,7 @@ class Langevin:
         check_whole(0, seed=seed)
         if method == "mala" and batch is not None:
             raise InputError(f"batch={batch}: mala needs the gradient of the whole data set; use batch=None")
-        self.rule = Rule(objective.weight_decay, temperature, learning_rate, int(steps), method, momentum, schedule)
+        self.rule = Kernel(objective.weight_decay, temperature, learning_rate, int(steps), method, momentum, schedule)
         self.target = NetworkTarget(objective, batch=batch, seed=int(seed))
         self.seed = int(seed)
 

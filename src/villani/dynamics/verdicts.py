@@ -40,21 +40,21 @@ class Claim:
 
 
 @dataclass(frozen=True)
-class Setting:
-    """What judging needs to know of a run.
+class Evidence:
+    """What a run, and theory beside it, say of the gap.
 
     Attributes:
         ceilings: upper bounds on the gap found at equilibrium, whose limits hold all at once.
-        truth: the exact gap, where it is known.
-        status: of the truth; certified: to rounding. An estimated truth refutes nothing.
-        ceiling: a certified upper bound on the gap, where the truth is estimated.
+        gap: the exact gap, where it is known.
+        status: of the gap; certified: to rounding. An estimated gap refutes nothing.
+        ceiling: a certified upper bound on the gap, where the gap is estimated.
         obstacle: why the ceilings cannot be used, or "".
         fitted: the slowest rate that was fitted to a transient, if any.
         time: length of the run in time of the diffusion.
     """
 
     ceilings: tuple[Ceiling, ...]
-    truth: float | None
+    gap: float | None
     obstacle: str
     fitted: float | None
     time: float
@@ -70,14 +70,14 @@ def claims(constant: Constant, beta: float, *, prefix: str = "", obstacle: str =
     )  # fmt: skip
 
 
-def judge(claim: Claim, run: Setting) -> tuple[Verdict, str]:
+def judge(claim: Claim, evidence: Evidence) -> tuple[Verdict, str]:
     """The verdict on one promise, and the sentence that says why."""
     promised = math.exp(claim.log_rate) if claim.log_rate > -700 else 0.0
     if claim.obstacle:
         return "not identifiable", f"{claim.obstacle}."
-    if run.truth is not None:
-        return _against_truth(claim, run, run.truth, promised)
-    usable = () if run.obstacle else run.ceilings
+    if evidence.gap is not None:
+        return _against_gap(claim, evidence, evidence.gap, promised)
+    usable = () if evidence.obstacle else evidence.ceilings
     if usable:
         least = min(usable, key=lambda ceiling: ceiling.limit)
         bound = (
@@ -93,31 +93,32 @@ def judge(claim: Claim, run: Setting) -> tuple[Verdict, str]:
             f"The least bound on the gap, {bound} from the {least.name}, is above what is promised. "
             "Slower modes may have gone unseen.",
         )  # fmt: skip
-    why = run.obstacle or "nothing bounds the gap"
+    why = evidence.obstacle or "nothing bounds the gap"
     words = f"{why[0].upper()}{why[1:]}."
-    if claim.log_rate < -math.log(run.time):
-        words += f" Relaxation at the promised rate takes {_power(-claim.log_rate - math.log(run.time))} times the run."
-    if run.fitted is not None:
+    if claim.log_rate < -math.log(evidence.time):
+        times = _power(-claim.log_rate - math.log(evidence.time))
+        words += f" Relaxation at the promised rate takes {times} times the run."
+    if evidence.fitted is not None:
         words += (
-            f" The slowest fitted rate is {_times(claim.log_rate, run.fitted)} the promised one, which neither "
+            f" The slowest fitted rate is {_times(claim.log_rate, evidence.fitted)} the promised one, which neither "
             "supports nor refutes it."
         )
     return "not identifiable", words
 
 
-def _against_truth(claim: Claim, run: Setting, truth: float, promised: float) -> tuple[Verdict, str]:
+def _against_gap(claim: Claim, evidence: Evidence, gap: float, promised: float) -> tuple[Verdict, str]:
     """The verdict where the gap was computed: only what is certified refutes, and never a theorem."""
-    known = f"The {'exact' if run.status == 'certified' else 'estimated'} gap, {truth:.4g},"
-    if claim.log_rate <= math.log(truth) + _ROUNDING:
-        return "consistent", f"{known} is {_times(claim.log_rate, truth)} the promised rate."
-    times = f"{known} is {promised / truth:.3g} times smaller"
+    known = f"The {'exact' if evidence.status == 'certified' else 'estimated'} gap, {gap:.4g},"
+    if claim.log_rate <= math.log(gap) + _ROUNDING:
+        return "consistent", f"{known} is {_times(claim.log_rate, gap)} the promised rate."
+    times = f"{known} is {promised / gap:.3g} times smaller"
     if claim.theorem:
-        return "not identifiable", f"{times} ({run.status}): the hypothesis of this bound fails."
-    if run.status == "certified":
+        return "not identifiable", f"{times} ({evidence.status}): the hypothesis of this bound fails."
+    if evidence.status == "certified":
         return "refuted", f"{times} (certified)."
-    if run.ceiling is not None and claim.log_rate > math.log(run.ceiling):
-        return "refuted", f"The gap is at most {upper(run.ceiling, 4)} (certified), and {truth:.4g} as estimated."
-    return "not identifiable", f"{times}, but it is {run.status}, which refutes nothing."
+    if evidence.ceiling is not None and claim.log_rate > math.log(evidence.ceiling):
+        return "refuted", f"The gap is at most {upper(evidence.ceiling, 4)} (certified), and {gap:.4g} as estimated."
+    return "not identifiable", f"{times}, but it is {evidence.status}, which refutes nothing."
 
 
 def _times(log_rate: float, rate: float) -> str:

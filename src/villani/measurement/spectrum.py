@@ -7,8 +7,9 @@ import torch
 
 from villani.curvature.basis import Basis, norm
 from villani.curvature.hessian import Matrix, curvature_of
-from villani.curvature.lanczos import Eigenpair, Ends, examine, krylov
+from villani.curvature.lanczos import Ends, krylov
 from villani.curvature.operators import Budget, OperatorKind
+from villani.curvature.pairs import Eigenpair, examine
 from villani.curvature.spectrum import Density, quadrature, sphere_probe
 from villani.errors import check_positive, check_whole
 from villani.objective.objective import Objective, at_one_theta

@@ -138,6 +138,11 @@ class Work:
         other.shared, other.memory = self.shared, self.memory
         return other
 
+    def folder(self, name: str = "") -> Path:
+        """A folder of the run directory, which must be open."""
+        assert self.directory is not None
+        return self.directory / name
+
     def scope(self, prefix: str) -> "Work":
         """The same work with all keys under `prefix/`."""
         other = Work(self.run, self.data, self.progress, self.team)

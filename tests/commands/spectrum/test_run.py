@@ -10,14 +10,15 @@ import numpy as np
 import pytest
 import torch
 
-from villani.commands.content import RunRecords
+from villani.commands.content import run_records
+from villani.commands.pages import page
+from villani.commands.running import execute
 from villani.commands.spectrum.record import SpectrumRecord
-from villani.commands.spectrum.run import SpectrumSettings, spectrum_model
+from villani.commands.spectrum.settings import SpectrumSettings
 from villani.commands.subject import load_subject
 from villani.curvature.operators import Curvature
 from villani.errors import InputError
-from villani.report.page import render
-from villani.work.progress import Silent
+from villani.work.work import Work
 
 SETTINGS = SpectrumSettings(
     model="builtin:tiny?layers=1&width=8", groups=2, sequences=1, block=16, top=3, bottom=2, tolerance=1e-4, basis=12,
@@ -30,13 +31,13 @@ NOTHING = ["--density-probes", "0"]
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     run = tmp_path_factory.mktemp("spectrum") / "whole"
-    return spectrum_model(SETTINGS, run)
+    return execute(SETTINGS, run)
 
 
 def test_the_record_is_what_its_vectors_say(whole):
     """Rayleigh quotients and residuals anew, from the files that the run left and a matrix made afresh."""
     run, record = whole
-    subject = load_subject(SETTINGS, 0.1, Silent(), groups=5)
+    subject = load_subject(SETTINGS, Work(), 0.1, groups=5)
     operator = Curvature(subject.objective, groups=[0, 1])
     assert record.converged
     assert [e.rank for e in record.eigenvalues] == [1, 2, 3, -1, -2]
@@ -63,9 +64,9 @@ def test_the_record_is_what_its_vectors_say(whole):
     first = record.eigenvalues[0]
     assert max(b.largest for b in record.layers) <= first.value + first.bound + 1e-5  # interlacing
     assert not (run / "basis").exists()
-    page = (run / "report.html").read_text()
-    assert "which one is not proved" in page
-    assert "an error of the quadrature too, which is not in their intervals" in page
+    shown = (run / "report.html").read_text()
+    assert "which one is not proved" in shown
+    assert "an error of the quadrature too, which is not in their intervals" in shown
     density = record.density
     assert (density.trace.status, density.effective_rank.status) == ("statistical", "estimated")
     low, high = density.negative_share.interval
@@ -77,12 +78,12 @@ def test_the_record_is_what_its_vectors_say(whole):
 def test_a_run_resumes_without_work_and_refuses_other_settings(whole, monkeypatch):
     run, record = whole
     monkeypatch.setattr(Curvature, "__call__", lambda self, v: pytest.fail("a product"))
-    again = spectrum_model(SETTINGS.model_copy(update={"learning_rate": 1.0, "memory": 3.0}), run)[1]
+    again = execute(SETTINGS.model_copy(update={"learning_rate": 1.0, "memory": 3.0}), run)[1]
     assert again.eigenvalues == record.eigenvalues
     assert again.sharpness.threshold == 2
     with pytest.raises(InputError, match="was begun with tolerance"):
-        spectrum_model(SETTINGS.model_copy(update={"tolerance": 1e-3}), run)
-    spectrum_model(SETTINGS, run)
+        execute(SETTINGS.model_copy(update={"tolerance": 1e-3}), run)
+    execute(SETTINGS, run)
 
 
 def test_kills_and_a_resume_give_the_same_bytes(whole, tmp_path):
@@ -91,7 +92,7 @@ def test_kills_and_a_resume_give_the_same_bytes(whole, tmp_path):
     for _ in range(60):
         child = os.fork()
         if child == 0:
-            spectrum_model(SETTINGS, tmp_path / "killed")
+            execute(SETTINGS, tmp_path / "killed")
             os._exit(0)
         time.sleep(chance.uniform(0.05, 1.2))
         os.kill(child, signal.SIGKILL)
@@ -99,7 +100,7 @@ def test_kills_and_a_resume_give_the_same_bytes(whole, tmp_path):
         if kills == 4:
             break
     assert kills == 4
-    spectrum_model(SETTINGS, tmp_path / "killed")
+    execute(SETTINGS, tmp_path / "killed")
     assert (tmp_path / "killed" / "records.json").read_bytes() == (whole[0] / "records.json").read_bytes()
 
 
@@ -109,8 +110,8 @@ def test_the_objective_s_matrix_under_a_mask(tmp_path):
     found = {}
     for decay in ("all", "hf"):
         settings = plain.model_copy(update={"matrix": "objective", "decay": decay, "weight_decay": 2.0})
-        found[decay] = [e.value for e in spectrum_model(settings, tmp_path / decay)[1].eigenvalues]
-    loss = [e.value for e in spectrum_model(plain, tmp_path / "loss")[1].eigenvalues]
+        found[decay] = [e.value for e in execute(settings, tmp_path / decay)[1].eigenvalues]
+    loss = [e.value for e in execute(plain, tmp_path / "loss")[1].eigenvalues]
     assert np.allclose(np.array(found["all"]) - 2, loss, atol=1e-3)
     assert all(low - 1e-3 <= value <= low + 2 + 1e-3 for low, value in zip(loss, found["hf"], strict=True))
     assert any(value < low + 1.99 for low, value in zip(loss, found["hf"], strict=True))
@@ -177,6 +178,6 @@ def test_hostile_names_are_escaped(whole):
     _, record = whole
     names = ["<script>alert(1)</script>", *record.layer_names[1:]]
     hostile = record.model_copy(update={"layer_names": names, "model": record.model.model_copy(update={"spec": "<b>"})})
-    page = render(RunRecords(villani="0", title="<i>", records=[hostile]), {})
-    assert "<script>alert" not in page
-    assert "<b> (" not in page
+    shown = page(run_records()(villani="0", title="<i>", records=[hostile]), {})
+    assert "<script>alert" not in shown
+    assert "<b> (" not in shown

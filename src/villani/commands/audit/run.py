@@ -42,8 +42,7 @@ def run(settings: AuditSettings, work: Work) -> Outcome:
     )  # fmt: skip
     witness = _witness(result, settings, subject)
     if witness:
-        assert work.directory is not None
-        witness.write(work.directory / NAME)
+        witness.write(work.folder() / NAME)
     seconds, peak, _ = work.spent()
     cost = Cost(
         seconds=seconds, seconds_per_group=seconds / settings.groups, peak_memory_bytes=peak,

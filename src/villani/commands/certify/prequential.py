@@ -28,8 +28,7 @@ from villani.work.work import Work
 
 def certify(settings: CertifySettings, prepared: Prepared, work: Work) -> tuple[CertificateRecord, int]:
     """Pass over the text once at every λ and η from the centre, where the model is; the record, and tokens seen."""
-    assert work.directory is not None
-    model, states = prepared.loaded.model.eval(), work.directory / "states"
+    model, states = prepared.loaded.model.eval(), work.folder("states")
     tensors: list[torch.Tensor] = [p for _, p in matching(model, settings.train)]
     work.stage("scoring the frozen start")
     start = _pass(settings, prepared, None, states / "start", work.scope("start"))

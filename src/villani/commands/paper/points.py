@@ -1,5 +1,6 @@
 """E1, E2, E5 and pathologies of `villani study paper`: what is measured at one trained model."""
 
+import shutil
 from collections.abc import Sequence
 
 import numpy as np
@@ -127,11 +128,14 @@ def spectrum_point(
         micro_tokens=subject.objective.micro_tokens, **part.model_dump(),
     )  # fmt: skip
     products = work.scope(f"products/{folder}")
-    spectrum = spectrum_of(subject, asked, products.scope("loss"))
+    directory = work.folder("spectra") / folder
+    directory.mkdir(parents=True, exist_ok=True)
+    spectrum = spectrum_of(subject, asked, products.scope("loss"), directory)
     again = None
     if both:
         only = asked.model_copy(update={"matrix": "objective", "density_probes": 0, "top": 1, "bottom": 0})
-        again = spectrum_of(subject, only, products.scope("objective")).eigenvalues[0]
+        again = spectrum_of(subject, only, products.scope("objective"), directory).eigenvalues[0]
+    shutil.rmtree(directory, ignore_errors=True)
     first = spectrum.eigenvalues[0]
     last = next((e for e in spectrum.eigenvalues if e.rank == -1), None)
     density = spectrum.density

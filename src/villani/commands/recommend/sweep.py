@@ -158,8 +158,7 @@ def run_cells(settings: SweepSettings, cells: Sequence[CellKey], work: Work) -> 
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     text = read_sweep_text(settings, work)
-    directory = work.directory
-    assert directory is not None
+    directory = work.folder()
     work.memory = partial(peak_memory, torch.device(settings.device))
     _same_work(settings, text, work)
     missing = [cell for cell in cells if work.get(_key(*cell)) is None]

@@ -2,16 +2,38 @@
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 
 import plotly.graph_objects as go
+from rich.console import Console
+from rich.table import Table
 
-from villani.commands.constants.page import Pictures
 from villani.commands.spectrum.record import DensityRecord, EigenvalueRecord, SpectrumRecord
 from villani.outwards import UNAVAILABLE, lower, upper
 from villani.report.elements import badge, facts, note, section, table
 from villani.report.figures import DENSITY_FLOOR, NEGATIVE, POSITIVE, REMAINDER, SignedLog, themed
 from villani.report.numbers import format_bounded, format_count, format_interval, format_number, format_uncertain
 from villani.report.origin import origin_rows
+from villani.report.page import Pictures
+from villani.report.terminal import estimate_cells, print_findings, print_page
+
+
+def show(record: SpectrumRecord, directory: Path, console: Console) -> None:
+    """The eigenvalues with their bounds, what the whole spectrum comes to, and where the page is."""
+    print_findings(console, headline(record), findings(record))
+    rows = Table("rank", "eigenvalue", "residual", "bound", "of that rank", "on fresh groups")
+    for e in record.eigenvalues:
+        held = "" if e.held_out is None else estimate_cells(e.held_out)[0]
+        rows.add_row(
+            str(e.rank), format_number(e.value, 7), upper(e.residual, 2), upper(e.bound, 2), rank_limit(e), held
+        )
+    console.print(rows)
+    if record.cost:
+        console.print(
+            f"{record.products} products; {record.cost.seconds:.1f} s in all, peak memory "
+            f"{record.cost.peak_memory_bytes / 2**30:.2f} GiB"
+        )
+    print_page(console, directory)
 
 
 def matrix(record: SpectrumRecord) -> str:
@@ -44,7 +66,7 @@ def findings(record: SpectrumRecord) -> dict[str, str]:
     """Title → paragraph."""
     first = record.eigenvalues[0]
     design = record.design
-    found = {
+    paragraphs = {
         "What the bounds say": "An eigenvalue lies within each bound: the residual of a product made for the purpose, "
         f"plus {upper(record.rounding, 2)} for the rounding of products, which is estimated. A residual does not "
         "say which eigenvalue that is: of the rank it is proved, up to rounding, that the i-th largest is at least the "
@@ -52,15 +74,15 @@ def findings(record: SpectrumRecord) -> dict[str, str]:
         + ("" if record.converged else " Not all residuals came down to the wanted tolerance.")
     }
     if record.sharpness:
-        found["Sharpness against 2/η"] = _sharpness(record)
-    found["Weight decay"] = _decay(record)
+        paragraphs["Sharpness against 2/η"] = _sharpness(record)
+    paragraphs["Weight decay"] = _decay(record)
     layer = max(range(len(first.shares)), key=first.shares.__getitem__)
-    found["Where the first eigenvector lives"] = (
+    paragraphs["Where the first eigenvector lives"] = (
         f"{100 * first.shares[layer]:.0f} % of it is in {_layer(record.layer_names[layer])}."
     )
     if record.density:
         d = record.density
-        found["How many directions count"] = (
+        paragraphs["How many directions count"] = (
             f"The effective rank (Σ|λ|)²/Σλ² is {format_uncertain(d.effective_rank.value, d.effective_rank.sem)} of "
             f"{record.objective.parameters:,}; ‖H‖_F = {format_number(math.sqrt(d.frobenius_squared.value), 4)}, "
             f"tr H = {format_uncertain(d.trace.value, d.trace.sem)}. What the quadrature misses of |λ| about 0 is not "
@@ -69,7 +91,7 @@ def findings(record: SpectrumRecord) -> dict[str, str]:
         )
     if not record.objective.finite:
         held = first.held_out
-        found["Beyond these data"] = (
+        paragraphs["Beyond these data"] = (
             f"The largest eigenvalue of the matrix of {format_count(design.groups, 'group')} is on average larger "
             "than the population's, since its vector fits their noise."
             + (
@@ -80,7 +102,7 @@ def findings(record: SpectrumRecord) -> dict[str, str]:
                 else ""
             )
         )
-    return found
+    return paragraphs
 
 
 def _decay(record: SpectrumRecord) -> str:
@@ -129,7 +151,7 @@ def rank_limit(eigenvalue: EigenvalueRecord) -> str:
 
 def pictures(record: SpectrumRecord) -> Pictures:
     """Name → title, figure, caption."""
-    found: Pictures = {
+    shown: Pictures = {
         "eigenvalues": (
             "Eigenvalues at both ends",
             _ends(record),
@@ -138,7 +160,7 @@ def pictures(record: SpectrumRecord) -> Pictures:
         )
     }
     if record.density:
-        found["density"] = (
+        shown["density"] = (
             "The density of all eigenvalues",
             _density(record.density),
             "Logarithmic upwards; sideways logarithmic on either side of 0. The band is one standard error over "
@@ -147,18 +169,18 @@ def pictures(record: SpectrumRecord) -> Pictures:
             "is resolved, the neighbourhood of 0 least of all.",
         )
     if len(record.layer_names) > 1:
-        found["layers"] = (
+        shown["layers"] = (
             "Where the eigenvectors live",
             _layers(record),
             "‖u‖² of each eigenvector, layer by layer; every row sums to 1.",
         )
     if record.layers:
-        found["blocks"] = (
+        shown["blocks"] = (
             "Blocks of layers by themselves",
             _blocks(record),
             "The largest and smallest eigenvalue of each layer's diagonal block; bars are residuals.",
         )
-    return found
+    return shown
 
 
 def _ends(record: SpectrumRecord) -> go.Figure:

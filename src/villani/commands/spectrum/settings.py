@@ -1,0 +1,102 @@
+"""What `villani spectrum` is asked."""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from villani.commands.blocks import DESIGN, MODEL, SubjectSettings, Unused
+from villani.commands.option import Option
+from villani.errors import InputError
+
+if TYPE_CHECKING:
+    from villani.curvature.lanczos import Ends
+
+ENDS = "Both ends"
+DENSITY = "Density and layers"
+
+
+class SpectrumSettings(SubjectSettings):
+    """Eigenvalues of the Hessian at both ends with bounds, the density between them, and where eigenvectors live.
+
+    Example: villani spectrum gpt2 --text wikitext-103 --top 5 --bottom 2 --learning-rate 0.1
+    """
+
+    name = "spectrum"
+
+    groups: Annotated[int, Option("groups that make up the matrix", DESIGN)] = 4
+    probes: Annotated[int, Option(hidden=True)] = 1
+    weight_decay: Annotated[float, Option("λ ≥ 0", DESIGN, always=True)] = 0.1
+    operator: Annotated[
+        Literal["hessian", "gauss-newton"], Option("the whole Hessian, or its Gauss–Newton part", MODEL)
+    ] = "hessian"
+    matrix: Annotated[
+        Literal["loss", "objective"],
+        Option("loss: of ∇²L; objective: of ∇²F, with λ on the decayed coordinates", MODEL),
+    ] = "loss"
+    top: Annotated[int, Option("how many of the largest eigenvalues", ENDS)] = 10
+    bottom: Annotated[int, Option("how many of the smallest", ENDS)] = 4
+    tolerance: Annotated[float, Option("residual wanted, over the largest |eigenvalue| of its end", ENDS)] = 1e-3
+    basis: Annotated[int | None, Option("vectors before a restart; default 2(top + bottom) + 20", ENDS)] = None
+    most: Annotated[int, Option("products at most", ENDS)] = 1000
+    density_probes: Annotated[int, Option("probes for the density; 0 for none", DENSITY)] = 4
+    density_steps: Annotated[int, Option("products for each", DENSITY)] = 40
+    density_shares: Annotated[
+        int, Option("parts of the data, each with its own probes: errors then cover data too", DENSITY)
+    ] = 1
+    held_out: Annotated[int, Option("more groups, for uᵀHu of the eigenvectors on fresh data", ENDS)] = 0
+    layers: Annotated[bool, Option("the diagonal block of every layer too", DENSITY)] = False
+    layer_steps: Annotated[int, Option("products for each of two probes on a block", DENSITY)] = 12
+    learning_rate: Annotated[float | None, Option("η, to compare λ₁(∇²F) with 2/η", ENDS)] = None
+    memory: Annotated[float, Option("GiB that the process may take; the rest goes to disk", ENDS)] = 8.0
+
+    @property
+    def ends(self) -> "Ends":
+        """Which eigenpairs are wanted."""
+        from villani.curvature.lanczos import Ends
+
+        return Ends(self.top, self.bottom, self.tolerance, self.most, self.basis)
+
+    def check(self) -> None:
+        """See `Settings.check`."""
+        from villani.objective.objective import check_weight_decay
+
+        check_weight_decay(self.weight_decay)
+        self.ends.check()
+        self.check_least(
+            groups=1, density_probes=0, density_steps=2, density_shares=1, held_out=0, layer_steps=2
+        )  # fmt: skip
+        if self.seed < 0:
+            raise InputError(f"seed={self.seed}: expected a non-negative integer")
+        if self.most < self.top + self.bottom:
+            raise InputError(f"most={self.most}: expected at least {self.top + self.bottom}, one product an eigenpair")
+        self._check_data()
+        if self.learning_rate is not None and not 0 < self.learning_rate < float("inf"):
+            raise InputError(f"learning_rate={self.learning_rate}: expected a finite number > 0")
+        if self.learning_rate is not None and self.operator != "hessian":
+            raise InputError("learning_rate: 2/η is a threshold for the Hessian; use operator hessian")
+        if not 0 < self.memory < float("inf"):
+            raise InputError(f"memory={self.memory}: expected a number of GiB > 0")
+        if self.probes != 1:
+            raise InputError("probes: does not apply; see density_probes")
+
+    def _check_data(self) -> None:
+        """Refuse shares and held-out groups that the data do not have, or that give no error."""
+        if self.density_probes == 1 and self.density_shares == 1:
+            raise InputError("density_probes=1: expected at least 2 for an error bar, or 0 for no density")
+        if self.density_shares > self.groups:
+            raise InputError(f"density_shares={self.density_shares}: expected at most groups={self.groups}")
+        if self.density_shares > 1 and self.finite:
+            raise InputError("density_shares: with finite=True the groups are all the data, and there is no data noise")
+        if 0 < self.held_out < 3:
+            raise InputError(f"held_out={self.held_out}: expected at least 3 for an interval, or 0 for none")
+        if self.held_out and self.finite:
+            raise InputError("held_out: with finite=True there are no other data")
+
+    def unused(self) -> Iterator[Unused]:
+        """See `Settings.unused`."""
+        if not self.layers:
+            yield Unused("without --layers", ("layer_steps",))
+        if self.density_probes == 0:
+            yield Unused("with --density-probes 0", ("density_steps",))
+
+
+SETTINGS = SpectrumSettings
