@@ -99,30 +99,32 @@ class Form:
         if text == "none" and (self.optional or get_origin(self.kind) is list):
             return None if self.optional else []
         if get_origin(self.kind) is list:
-            return [self._one(part) for part in text.split(",")]
+            return [self._one(part, text) for part in text.split(",")]
         if get_origin(self.kind) is dict:
             return _table(self.flags[0], text.split(",")) if "=" in text else {"": self._number(text)}
         return self._one(text)
 
-    def _one(self, text: str) -> Any:
+    def _one(self, text: str, whole: str | None = None) -> Any:
+        """One value; `whole` is the text that it stands in, for messages."""
         kind = (get_args(self.kind) or (self.kind,))[0] if get_origin(self.kind) is list else self.kind
         if kind is float:
-            return self._number(text)
+            return self._number(text, whole)
         if kind is int:
-            number = self._number(text)
+            number = self._number(text, whole)
             if not float(number).is_integer():
-                raise InputError(f"{self.flags[0]} {text!r}: expected whole numbers, several with commas")
+                raise InputError(f"{self.flags[0]} {whole or text!r}: expected whole numbers, several with commas")
             return int(text) if text.strip().lstrip("+-").isdigit() else int(number)
         if get_origin(kind) is Literal and text not in get_args(kind):
             raise InputError(f"{self.flags[0]} {text!r}: unknown; expected {', '.join(map(str, get_args(kind)))}")
         return text
 
-    def _number(self, text: str) -> float:
+    def _number(self, text: str, whole: str | None = None) -> float:
         try:
             return float(text)
         except ValueError:
-            many = ", several with commas" if get_origin(self.kind) in (list, dict) else ""
-            raise InputError(f"{self.flags[0]} {text!r}: expected {'numbers' if many else 'a number'}{many}") from None
+            many = get_origin(self.kind) in (list, dict)
+            expected = "numbers, several with commas" if many else "a number"
+            raise InputError(f"{self.flags[0]} {whole or text!r}: expected {expected}") from None
 
     def write(self, value: Any) -> list[str]:
         """The words that read back to a value."""
