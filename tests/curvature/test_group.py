@@ -40,16 +40,32 @@ def test_more_probes_cost_more(way):
     assert 1 < sampler.cost(1) < sampler.cost(2) < sampler.cost(9)
 
 
-def test_a_graph_goes_when_its_reader_lets_go():
-    """Else Taylor sweeps would hold the memory of a backward pass that is over."""
+def test_nothing_of_a_graph_is_left_when_its_gradient_is_added(monkeypatch):
+    """Else Taylor sweeps would hold the memory of a backward pass that is over, and sketches that of the logits."""
     objective = Objective(make_model("gpt2"), make_pool())
     one = GroupPass(objective, 0, GradientSketch(objective.parameters, 0))
+    logits, seen = [], []
+    forward, add = objective.forward, one.add_gradient
+
+    def watched(batch):
+        result = forward(batch)
+        logits.append(weakref.ref(result.logits))
+        return result
+
+    def added(gradient):
+        seen.append(logits[-1]())
+        add(gradient)
+
+    monkeypatch.setattr(objective, "forward", watched)
+    monkeypatch.setattr(one, "add_gradient", added)
     with objective.evaluating():
-        for _, forward in one.forwards():
-            logits = weakref.ref(forward.logits)
-            one.add_plain_gradient(forward)
-            del forward
-            assert logits() is None
+        for _ in one.differentiated():
+            assert logits[-1]() is None
+        assert seen == [None] * len(logits)
+        for _, result in one.forwards():
+            del result
+            assert logits[-1]() is None
+    assert len(logits) == 2 * len(seen) > 0
 
 
 def test_inner_products_are_in_float64():

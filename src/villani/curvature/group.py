@@ -79,10 +79,15 @@ class GroupPass:
         self.gradient += self._sketch(gradient)
         self.dots += inner_products(gradient, self.objective.parameters.tensors)
 
-    def add_plain_gradient(self, forward: Forward) -> None:
-        """Add the gradient of a forward pass of which nothing else is needed."""
-        tensors = self.objective.parameters.tensors
-        self.add_gradient(list(torch.autograd.grad(forward.loss, tensors, allow_unused=True, materialize_grads=True)))
+    def differentiated(self) -> Iterator[Any]:
+        """Each batch when its gradient has been added, of whose graph and logits nothing is left; as `forwards`."""
+        for batch in self.objective.batches(self.group):
+            self.add_gradient(self._gradient(batch))
+            yield batch
+
+    def _gradient(self, batch: object) -> list[torch.Tensor]:
+        loss, tensors = self._forward(batch).loss, self.objective.parameters.tensors
+        return list(torch.autograd.grad(loss, tensors, allow_unused=True, materialize_grads=True))
 
 
 class TraceSampler(Protocol):

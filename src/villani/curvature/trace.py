@@ -122,9 +122,7 @@ class ProductSampler:
         space = self.objective.parameters
         traces = np.zeros((probes, len(space.parameters)))
         with self.objective.evaluating(fused=self.differences):
-            for batch, forward in group.forwards():
-                group.add_plain_gradient(forward)
-                del forward  # its graph need not outlive the gradient
+            for batch in group.differentiated():
                 if not self.differences:
                     for probe, row in enumerate(traces):
                         vector = rademacher_probe(space, seed, group.group, probe)
@@ -201,9 +199,7 @@ class TaylorSampler:
         residual, gauss_newton = np.zeros(shape), np.zeros(shape)
         at_once = 1 if apart else SWEPT
         with self.objective.evaluating():
-            for index, (batch, forward) in enumerate(group.forwards()):
-                group.add_plain_gradient(forward)
-                del forward  # its graph need not outlive the gradient
+            for index, batch in enumerate(group.differentiated()):
                 for first in range(0, probes, at_once):
                     keys = [(group.group, probe, index) for probe in range(first, min(first + at_once, probes))]
                     sample = self.sweeps.sample(batch, seed, *keys)
