@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from villani.commands.converge.run import ConvergeSettings
+from villani.commands.converge.settings import ConvergeSettings
 from villani.dynamics.kernel import Kernel
 from villani.dynamics.langevin import advance
 from villani.dynamics.network import NetworkTarget
@@ -28,7 +28,7 @@ from villani.objective.objective import Objective
 from villani.work.memory import peak_memory
 
 BLOCKS = 16
-RULE = {"weight_decay": 0.1, "temperature": 1e-6, "learning_rate": 1e-4}
+KERNEL = {"weight_decay": 0.1, "temperature": 1e-6, "learning_rate": 1e-4}
 
 
 def main() -> None:
@@ -48,8 +48,8 @@ def main() -> None:
     ids = torch.randint(0, vocabulary, (BLOCKS, 1, asked.block), generator=generator)
     objective = Objective(model, ids, finite=True, micro_tokens=asked.sequences * asked.block)
     target = NetworkTarget(objective, batch=asked.sequences, seed=0)
-    optimizer = torch.optim.SGD(target.tensors, lr=RULE["learning_rate"], weight_decay=RULE["weight_decay"])
-    rule, heavy = Kernel(**RULE, steps=1000), Kernel(**RULE, steps=1000, momentum=0.9)
+    optimizer = torch.optim.SGD(target.tensors, lr=KERNEL["learning_rate"], weight_decay=KERNEL["weight_decay"])
+    kernel, heavy = Kernel(**KERNEL, steps=1000), Kernel(**KERNEL, steps=1000, momentum=0.9)
     velocity = [torch.zeros_like(t) for t in target.tensors] if asked.peak in (None, "noisy_momentum") else []
 
     def plain(step: int) -> None:
@@ -65,9 +65,9 @@ def main() -> None:
     never = 10**9
     ways = {
         "plain": plain,
-        "noisy": lambda step: walk(step, rule, None, never),
+        "noisy": lambda step: walk(step, kernel, None, never),
         "noisy_momentum": lambda step: walk(step, heavy, velocity, never),
-        "observed": lambda step: walk(step, rule, None, 1),
+        "observed": lambda step: walk(step, kernel, None, 1),
     }
     if asked.peak:
         with target.running():

@@ -15,9 +15,12 @@ from transformers import Trainer
 from villani.commands.converge import chains
 from villani.commands.converge.chains import read_state, write_state
 from villani.commands.converge.record import ConvergenceRecord
-from villani.commands.converge.run import ConvergeSettings, converge
+from villani.commands.converge.settings import ConvergeSettings
+from villani.commands.pages import write_report
+from villani.commands.running import execute, perform
 from villani.errors import InputError
-from villani.report import write_report
+from villani.inputs.models import load_model
+from villani.work.work import Work
 
 MODEL = "builtin:tiny?width=8&layers=1"
 SMALL = ["--groups", "6", "--sequences", "2", "--block", "16"]
@@ -112,9 +115,10 @@ from pathlib import Path
 import torch
 torch.set_num_threads(1)
 from villani.commands.converge import chains
-from villani.commands.converge.run import ConvergeSettings, converge
+from villani.commands.converge.settings import ConvergeSettings
+from villani.commands.running import execute
 chains.PATIENCE = 0.15
-converge(ConvergeSettings(model={model!r}, steps=100, chains=2, momentum=0.5, **{few!r}), Path(sys.argv[1]))
+execute(ConvergeSettings(model={model!r}, steps=100, chains=2, momentum=0.5, **{few!r}), Path(sys.argv[1]))
 """
 
 
@@ -132,15 +136,15 @@ def test_sigkill_and_resume_give_the_same_bytes(tmp_path):
     assert process.wait() == -signal.SIGKILL  # it was still at work
     assert not (tmp_path / "killed" / "records.json").exists()
     settings = ConvergeSettings(model=MODEL, steps=100, chains=2, momentum=0.5, **FEW)
-    converge(settings, tmp_path / "killed")
-    converge(settings, tmp_path / "whole")
+    execute(settings, tmp_path / "killed")
+    execute(settings, tmp_path / "whole")
     assert (tmp_path / "killed" / "records.json").read_bytes() == (tmp_path / "whole" / "records.json").read_bytes()
 
 
 @pytest.mark.parametrize("where", ["before the row", "after the row"])
 def test_a_stop_at_any_moment_of_a_checkpoint_resumes(tmp_path, monkeypatch, where):
     settings = ConvergeSettings(model=MODEL, steps=8, chains=1, **FEW)
-    converge(settings, tmp_path / "whole")
+    execute(settings, tmp_path / "whole")
     monkeypatch.setattr(chains, "PATIENCE", -1.0)  # a unit a step
     write, count = chains.write_state, 0
 
@@ -160,15 +164,15 @@ def test_a_stop_at_any_moment_of_a_checkpoint_resumes(tmp_path, monkeypatch, whe
         else:
             patch.setattr(chains.Path, "unlink", unlinked)
         with pytest.raises(KeyboardInterrupt):
-            converge(settings, tmp_path / "r")
-    converge(settings, tmp_path / "r")
+            execute(settings, tmp_path / "r")
+    execute(settings, tmp_path / "r")
     assert (tmp_path / "r" / "records.json").read_bytes() == (tmp_path / "whole" / "records.json").read_bytes()
 
 
 def test_lost_weights_are_told(tmp_path, monkeypatch):
     settings = ConvergeSettings(model=MODEL, steps=8, chains=1, **FEW)
     monkeypatch.setattr(chains, "PATIENCE", -1.0)
-    put = chains.ScopedLedger.put
+    put = Work.put
 
     def stopped(self, key, arrays, **cost):
         put(self, key, arrays, **cost)
@@ -176,13 +180,13 @@ def test_lost_weights_are_told(tmp_path, monkeypatch):
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(chains.ScopedLedger, "put", stopped)
+        patch.setattr(Work, "put", stopped)
         with pytest.raises(KeyboardInterrupt):
-            converge(settings, tmp_path / "r")
+            execute(settings, tmp_path / "r")
     for path in (tmp_path / "r" / "state").glob("*-4.safetensors"):
         path.write_bytes(b"nothing")
     with pytest.raises(InputError, match="the weights that the chain stopped at are not there"):
-        converge(settings, tmp_path / "r")
+        execute(settings, tmp_path / "r")
 
 
 def test_states_come_back_bit_for_bit(tmp_path):
@@ -196,13 +200,13 @@ def test_states_come_back_bit_for_bit(tmp_path):
 
 def test_another_weight_decay_shares_the_run_and_another_step_does_not(tmp_path):
     settings = ConvergeSettings(model=MODEL, steps=4, chains=1, **FEW)
-    first = converge(settings, tmp_path / "r")[1].points[0]
-    both = converge(settings.model_copy(update={"weight_decay": [0.1, 1.0], "chains": 2}), tmp_path / "r")[1]
+    first = execute(settings, tmp_path / "r")[1].points[0]
+    both = execute(settings.model_copy(update={"weight_decay": [0.1, 1.0], "chains": 2}), tmp_path / "r")[1]
     loss = [next(c for c in p.curves if c.name == "loss").chains[0] for p in (first, *both.points)]
     assert loss[0] == loss[1]
     assert not np.array_equal(loss[1][1:], loss[2][1:]) or len(loss[0]) == 1
     with pytest.raises(InputError, match="was begun with steps"):
-        converge(settings.model_copy(update={"steps": 5}), tmp_path / "r")
+        execute(settings.model_copy(update={"steps": 5}), tmp_path / "r")
 
 
 @pytest.mark.parametrize(
@@ -230,6 +234,8 @@ def test_another_weight_decay_shares_the_run_and_another_step_does_not(tmp_path)
         ([MODEL, "--walkers", "3"], ["go with exact:"]),
         ([MODEL, "--start", "spread", "--weight-decay", "0"], ["no prior"]),
         ([MODEL, "--seed", "-1"], ["seed=-1"]),
+        ([MODEL, "--psi-groups", "7"], ["--psi-groups is not used without --psi-every"]),
+        ([MODEL, "--finite"], ["--finite"]),
         (["no/such/folder"], ["no/such/folder"]),
     ],
 )
@@ -246,6 +252,43 @@ def test_bad_input_is_one_line(villani, tmp_path, monkeypatch, words, fragments)
     assert list(tmp_path.iterdir()) == []
 
 
+OF_A_MODEL = [
+    ["--text", "ptb"], ["--tokenizer", "gpt2"], ["--special-tokens", "bos"], ["--decay", "hf"], ["--groups", "3"],
+    ["--sequences", "3"], ["--block", "9"], ["--dtype", "float64"], ["--device", "cpu"], ["--threads", "1"],
+    ["--micro-tokens", "9"], ["--full"], ["--coupled"], ["--psi-groups", "9"], ["--trust-remote-code"],
+    ["--allow-unused", "x"], ["--data", "."],
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("words", OF_A_MODEL, ids=lambda words: words[0])
+def test_a_potential_takes_no_option_of_a_model(villani, tmp_path, words):
+    code, out, err = villani("converge", "exact:tied", *words, "--run", tmp_path / "r")
+    assert (code, out) == (2, "")
+    assert err.splitlines()[-1] == f"villani: {words[0]} is not used for a potential: leave it out"
+    assert not (tmp_path / "r").exists()
+
+
+def test_settings_of_a_potential_are_checked_without_torch():
+    code = """
+import sys
+from villani.commands.converge.settings import ConvergeSettings
+print(ConvergeSettings.given(model="exact:tied").filled().steps, "torch" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["4000", "False"]
+
+
+def test_a_model_shared_with_another_command_gets_its_weights_back(tmp_path):
+    settings = ConvergeSettings(model=MODEL, steps=4, chains=1, learning_rate=0.1, **FEW)
+    with Work(tmp_path / "r") as work:
+        _, record = perform(settings, work)
+        (loaded,) = [value for key, value in work.shared.items() if key[0] == "model"]
+    fresh = load_model(MODEL).model.state_dict()
+    assert all(torch.equal(value, fresh[name]) for name, value in loaded.model.state_dict().items())
+    loss = next(curve for curve in record.points[0].curves if curve.name == "loss")
+    assert len(loss.chains[0]) == 1  # 4 steps were made, of which the first is logged
+
+
 def test_the_status_of_a_gap_is_carried_on(tmp_path):
     """A spike that points miss: the gap is certified and refutes; a plane's is estimated, and its floor refutes."""
     small = {"steps": 40, "chains": 2, "walkers": 4}
@@ -253,7 +296,7 @@ def test_the_status_of_a_gap_is_carried_on(tmp_path):
         model="exact:14*exp(-(w-0.7077)**2/(2*0.001**2))", weight_decay=[0.1], temperature=[2.0], learning_rate=1e-8,
         **small,
     )  # fmt: skip
-    point = converge(spike, tmp_path / "spike")[1].points[0]
+    point = execute(spike, tmp_path / "spike")[1].points[0]
     assert point.exact_gap == pytest.approx(1 / 1639.0313, rel=1e-7)
     assert point.exact_gap_status == "certified"
     rates = {rate.name: rate for rate in point.rates}
@@ -261,7 +304,7 @@ def test_the_status_of_a_gap_is_carried_on(tmp_path):
     assert (claim.verdict, claim.status) == ("refuted", "refuted")
     assert all(rate.verdict != "refuted" for name, rate in rates.items() if "C8" not in name)
     plane = ConvergeSettings(model="exact:ce2", **small)
-    point = converge(plane, tmp_path / "plane")[1].points[0]
+    point = execute(plane, tmp_path / "plane")[1].points[0]
     assert point.exact_gap_status == "estimated"
     rates = {rate.name: rate for rate in point.rates}
     assert rates["exact gap"].status == "estimated"

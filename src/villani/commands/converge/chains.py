@@ -18,11 +18,13 @@ import numpy as np
 import torch
 from safetensors import safe_open
 
-from villani.dynamics.langevin import Rule, Target, advance
+from villani.dynamics.kernel import Kernel
+from villani.dynamics.langevin import LangevinTarget, advance
 from villani.statistics import Array
 from villani.work import foreign
-from villani.work.ledger import ScopedLedger, writing
+from villani.work.ledger import writing
 from villani.work.team import Rows
+from villani.work.work import Work
 
 PATIENCE = 120.0  # seconds in a unit: what a kill may lose; writing 0.5 GB after that long costs about a percent
 _DTYPES = {torch.float32: "F32", torch.float64: "F64"}
@@ -36,7 +38,7 @@ class Chain:
         steps: (n,) logged.
         rows: (n, k, R), see `langevin.Piece`.
         inspected: (i,) and
-        findings: (i, j), what `inspect` found at these steps.
+        findings: (i, j), what `inspect` gave at these steps.
         accepted: moves of walkers that were accepted.
         diverged: the step at which it left, or None.
         observing: seconds that observables took.
@@ -52,92 +54,88 @@ class Chain:
 
 
 def run_chain(
-    target: Target, rule: Rule, ledger: ScopedLedger, states: Path, *, seed: int, chain: int, log_every: int,
+    target: LangevinTarget, kernel: Kernel, work: Work, states: Path, *, seed: int, chain: int, log_every: int,
     inspect: Callable[[int], Array] | None = None, inspect_every: int = 0,
-    progress: Callable[[int, int], None] | None = None, peak_memory: Callable[[], int] = lambda: 0,
 ) -> Chain:  # fmt: skip
     """Run a chain to its end, or take it up where it was stopped.
 
     Args:
         target: at the start that all chains are reset from.
-        rule: how to move.
-        ledger: of this λ and s.
+        kernel: how to move.
+        work: of this λ and s; its units are stretches of chains.
         states: name of the files of θ, without what tells their step.
         seed: of everything random.
         chain: which.
         log_every: steps between rows.
         inspect: see `langevin.advance`.
         inspect_every: see there.
-        progress: called with (steps done, steps).
-        peak_memory: in bytes; asked after each unit.
 
     Raises:
         InputError: the file of θ that a unit left is gone or damaged; or the disk is full.
     """
-    kept: list[Rows] = []
+    rows: list[Rows] = []
     done = 0
-    while (row := ledger.get(f"{chain}/{done}")) is not None:
-        kept.append(row)
+    while (row := work.get(f"{chain}/{done}")) is not None:
+        rows.append(row)
         done = int(row["stop"])
-        if done == rule.steps or row["diverged"] >= 0:
-            return _joined(kept)
-    velocity = [torch.zeros_like(t) for t in target.tensors] if rule.momentum else None
+        if done == kernel.steps or row["diverged"] >= 0:
+            return _joined(rows)
+    velocity = [torch.zeros_like(t) for t in target.tensors] if kernel.momentum else None
     moving = [*target.tensors, *(velocity or [])]
     if done:
-        read_state(_at(states, chain, done), moving, kept[-1]["state"])
+        read_state(_at(states, chain, done), moving, rows[-1]["state"])
     else:
         target.reset(chain)
-    while True:
+
+    def stretch() -> dict[str, Array]:
+        """From step `done` on, until it has taken long enough; θ at its end is written if the chain goes on."""
         began = time.perf_counter()
 
-        def enough(step: int, began: float = began) -> bool:
-            if progress:
-                progress(step, rule.steps)
+        def enough(step: int) -> bool:
+            work.advance(step, kernel.steps)
             return time.perf_counter() - began > PATIENCE
 
         piece = advance(
-            target, rule, seed=seed, chain=chain, start=done, velocity=velocity, log_every=log_every,
-            ceiling=float(kept[-1]["ceiling"]) if kept else None, enough=enough, inspect=inspect,
+            target, kernel, seed=seed, chain=chain, start=done, velocity=velocity, log_every=log_every,
+            ceiling=float(rows[-1]["ceiling"]) if rows else None, enough=enough, inspect=inspect,
             inspect_every=inspect_every,
         )  # fmt: skip
-        over = piece.stop == rule.steps or piece.diverged is not None
         state: Array = np.zeros(0, dtype=np.uint8)
-        if not over:
+        if piece.stop < kernel.steps and piece.diverged is None:
             for tensor in target.tensors:
                 tensor.grad = None
             write_state(_at(states, chain, piece.stop), moving)
             state = checksum(_at(states, chain, piece.stop))
-        row = {
+        return {
             "stop": np.array(piece.stop), "ceiling": np.array(piece.ceiling), "observing": np.array(piece.observing),
             "steps": np.array(piece.steps, dtype=int), "rows": np.array(piece.rows, dtype=float),
             "inspected": np.array(piece.inspected, dtype=int), "findings": np.array(piece.findings, dtype=float),
             "accepted": np.array(piece.accepted), "state": state,
             "diverged": np.array(-1 if piece.diverged is None else piece.diverged),
         }  # fmt: skip
-        ledger.put(
-            f"{chain}/{done}", row, seconds=time.perf_counter() - began, peak_memory_bytes=peak_memory()
-        )  # fmt: skip
+
+    while not rows or len(rows[-1]["state"]):
+        row = work.once(f"{chain}/{done}", stretch)
         _at(states, chain, done).unlink(missing_ok=True)
-        kept.append(row)
-        done = piece.stop
-        if over:
-            return _joined(kept)
+        rows.append(row)
+        done = int(row["stop"])
+    return _joined(rows)
 
 
 def _at(states: Path, chain: int, step: int) -> Path:
     return states.with_name(f"{states.name}-{chain}-{step}.safetensors")
 
 
-def _joined(kept: list[Rows]) -> Chain:
+def _joined(stretches: list[Rows]) -> Chain:
     def whole(name: str) -> Array:
-        parts = [row[name] for row in kept if len(row[name])]
+        parts = [row[name] for row in stretches if len(row[name])]
         return np.concatenate(parts) if parts else np.zeros((0, 0))
 
-    diverged = int(kept[-1]["diverged"])
+    diverged = int(stretches[-1]["diverged"])
     return Chain(
         whole("steps").astype(int), whole("rows"), whole("inspected").astype(int), whole("findings"),
-        sum(int(row["accepted"]) for row in kept), None if diverged < 0 else diverged,
-        sum(float(row["observing"]) for row in kept),
+        sum(int(row["accepted"]) for row in stretches), None if diverged < 0 else diverged,
+        sum(float(row["observing"]) for row in stretches),
     )  # fmt: skip
 
 
@@ -178,8 +176,8 @@ def checksum(*paths: Path) -> Array:
     for path in paths:
         with path.open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
-    found: Array = np.frombuffer(digest.digest(), dtype=np.uint8)
-    return found
+    checksum: Array = np.frombuffer(digest.digest(), dtype=np.uint8)
+    return checksum
 
 
 def read_state(path: Path, tensors: list[torch.Tensor], expected: Array | None = None) -> None:
@@ -194,7 +192,7 @@ def read_state(path: Path, tensors: list[torch.Tensor], expected: Array | None =
             raise ValueError("not the file that the run left")
         with safe_open(path, framework="pt") as file, torch.no_grad():
             for index, tensor in enumerate(tensors):
-                found = file.get_tensor(str(index))
-                if found.shape != tensor.shape or found.dtype != tensor.dtype:
-                    raise ValueError(f"tensor {index} is {tuple(found.shape)}, expected {tuple(tensor.shape)}")
-                tensor.copy_(found)
+                stored = file.get_tensor(str(index))
+                if stored.shape != tensor.shape or stored.dtype != tensor.dtype:
+                    raise ValueError(f"tensor {index} is {tuple(stored.shape)}, expected {tuple(tensor.shape)}")
+                tensor.copy_(stored)

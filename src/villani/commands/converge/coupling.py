@@ -1,19 +1,18 @@
 """Two chains from different starts with the same noise and the same batches, in step with each other."""
 
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from villani.dynamics.langevin import Rule, Target, advance
+from villani.dynamics.kernel import Kernel
+from villani.dynamics.langevin import LangevinTarget, advance
 from villani.dynamics.network import NetworkTarget
 from villani.dynamics.noise import gaussian
 from villani.objective.objective import Objective
 from villani.statistics import Array
 from villani.streams import Purpose
-from villani.work.ledger import ScopedLedger
+from villani.work.work import Work
 
 _APART = 0.1  # of ‖θ‖: how far apart two chains on a model begin
 _DIRECTION = 1 << 20  # a direction that is no linear observable's
@@ -28,21 +27,20 @@ class Pair:
 
 
 def coupled(
-    one: Target, other: Target, rule: Rule, ledger: ScopedLedger, *, seed: int, log_every: int,
-    progress: Callable[[int, int], None] | None = None,
-) -> Pair | None:  # fmt: skip
+    one: LangevinTarget, other: LangevinTarget, kernel: Kernel, work: Work, *, seed: int, log_every: int
+) -> Pair | None:
     """Chain 0 from two starts; one unit of work, begun again after a kill. It ends where two walkers meet or leave.
 
     None with momentum, where a distance in θ alone says little.
     """
-    if rule.momentum:
+    if kernel.momentum:
         return None
-    if (row := ledger.get("coupled")) is None:
-        began = time.perf_counter()
+
+    def walk() -> dict[str, Array]:
         one.reset(0)
         other.reset(0)
         steps, logs = [], []
-        for step in range(rule.steps):
+        for step in range(kernel.steps):
             if step % log_every == 0:
                 apart = _log_distance(one, other)
                 if not np.isfinite(apart).all():
@@ -51,24 +49,23 @@ def coupled(
                 logs.append(apart.reshape(one.replicates, -1).mean(axis=1))
             for target in (one, other):
                 advance(
-                    target, rule, seed=seed, chain=0, start=step, log_every=2 * rule.steps, ceiling=float("inf"),
+                    target, kernel, seed=seed, chain=0, start=step, log_every=2 * kernel.steps, ceiling=float("inf"),
                     enough=lambda _: True,
                 )  # fmt: skip
-            if progress:
-                progress(step + 1, rule.steps)
-        row = {"steps": np.array(steps, dtype=int), "logs": np.array(logs)}
-        ledger.put("coupled", row, seconds=time.perf_counter() - began, peak_memory_bytes=0)
+            work.advance(step + 1, kernel.steps)
+        return {"steps": np.array(steps, dtype=int), "logs": np.array(logs)}
+
+    row = work.once("coupled", walk)
     return Pair(row["steps"], row["logs"].T)
 
 
 def coupled_models(
-    target: NetworkTarget, twin: Objective, rule: Rule, ledger: ScopedLedger, *, seed: int, log_every: int,
-    progress: Callable[[int, int], None] | None = None,
-) -> Pair | None:  # fmt: skip
+    target: NetworkTarget, twin: Objective, kernel: Kernel, work: Work, *, seed: int, log_every: int
+) -> Pair | None:
     """As `coupled`, with a second copy of the model that begins at a tenth of ‖θ‖ from the first."""
     other = _Apart(twin, target, seed)
     with target.running(), other.running():
-        return coupled(target, other, rule, ledger, seed=seed, log_every=log_every, progress=progress)
+        return coupled(target, other, kernel, work, seed=seed, log_every=log_every)
 
 
 class _Apart(NetworkTarget):
@@ -87,7 +84,7 @@ class _Apart(NetworkTarget):
                 tensor.copy_(theta + size * noise)
 
 
-def _log_distance(one: Target, other: Target) -> Array:
+def _log_distance(one: LangevinTarget, other: LangevinTarget) -> Array:
     """(W,)."""
     total = np.zeros(one.walkers)
     with torch.no_grad(), np.errstate(divide="ignore"):

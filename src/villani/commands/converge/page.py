@@ -2,14 +2,20 @@
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 
 import plotly.graph_objects as go
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
 
 from villani.commands.converge.record import ChainsRecord, ConvergenceRecord, CurveRecord, FitRecord, RateRecord
 from villani.outwards import lower, lower_power, upper, upper_power
 from villani.report.elements import badge, note, section, table
 from villani.report.figures import NEGATIVE, POSITIVE, REMAINDER, STATUS_COLOURS, TOTAL, UNRESOLVED, themed
 from villani.report.numbers import format_interval, format_number, format_uncertain
+from villani.report.page import Pictures
+from villani.report.terminal import print_findings, print_page
 from villani.work.records import EstimateRecord
 
 _NAMES = {
@@ -28,6 +34,19 @@ _SIDES = {
 }
 
 
+def show(record: ConvergenceRecord, directory: Path, console: Console) -> None:
+    """What came out in words, and every rate at every λ and s with its verdict."""
+    print_findings(console, headline(record), findings(record))
+    for point in record.points:
+        rows = Table("rate", "the gap is", "value", "status", "verdict", title=_where(point), title_justify="left")
+        for row in sorted(point.rates, key=lambda row: row.log10):
+            rows.add_row(escape(row.name), row.side, power(row.log10), row.status, row.verdict or "")
+        console.print(rows)
+    if record.cost:
+        console.print(f"{record.cost.seconds:.1f} s, {record.cost.seconds_per_group:.3g} s a step")
+    print_page(console, directory)
+
+
 def named(name: str) -> str:
     """An observable in the field's notation."""
     return _NAMES.get(name, f"u{name.removeprefix('linear_')}·θ" if name.startswith("linear_") else name)
@@ -42,12 +61,12 @@ def headline(record: ConvergenceRecord) -> str:
 def findings(record: ConvergenceRecord) -> dict[str, str]:
     """Title → paragraph."""
     first = record.points[0]
-    found = {}
+    paragraphs = {}
     if first.trap and first.trap not in headline(record):
-        found["What the loss does not see"] = first.trap
-    found["Has it reached equilibrium?"] = _equilibrium(first)
+        paragraphs["What the loss does not see"] = first.trap
+    paragraphs["Has it reached equilibrium?"] = _equilibrium(first)
     fitted = any(fit.name == "loss" and fit.rate for fit in first.fits)
-    found["What the loss curve proves"] = (
+    paragraphs["What the loss curve proves"] = (
         ("That this observable, from this start, went down at the fitted rate. " if fitted else "No rate was fitted. ")
         + "Nearly every observable ends at the gap, the slowest rate of all, so that an asymptotic rate bounds the gap "
         "from above and a constant from below; no curve bounds a constant from above. Exponential decay of the loss is "
@@ -58,26 +77,26 @@ def findings(record: ConvergenceRecord) -> dict[str, str]:
         curvature = (
             "" if worst.curvature is None else f", from a curvature of about {format_number(worst.curvature, 2)}"
         )
-        found["Diverged"] = (
+        paragraphs["Diverged"] = (
             f"{len(left)} of {record.design.chains * len(record.points)} chains left, the first at step {worst.step}; "
             f"what was measured before is kept. Try --learning-rate {format_number(worst.learning_rate, 2)}{curvature} "
             "(estimated)."
         )
     if noise := first.gradient_noise:
-        found["Mini-batches"] = (
+        paragraphs["Mini-batches"] = (
             f"Steps take gradients of {record.design.batch} of {record.design.blocks} blocks. Beside the injected "
             f"noise, theirs is at most {upper(noise.isotropic, 2)} of s spread over all directions, and at "
             f"most {upper(noise.worst_direction, 2)} of s in one (heuristic: the chain's law is not exactly "
             "the Gibbs law, and ‖∇F‖² of a batch is biased upwards)."
         )
     if record.undecayed:
-        found["Without decay"] = (
+        paragraphs["Without decay"] = (
             f"{record.undecayed:,} coordinates do not decay. They are moved and shaken like the others, but "
             "exp(−2F/s) need not be integrable over them, so that there may be no law to converge to (THEORY.md §2.1)."
         )
     if len(record.points) > 1:
-        found["Elsewhere"] = " ".join(point.sentence for point in record.points[1:])
-    return found
+        paragraphs["Elsewhere"] = " ".join(point.sentence for point in record.points[1:])
+    return paragraphs
 
 
 def _equilibrium(point: ChainsRecord) -> str:
@@ -100,11 +119,11 @@ def _equilibrium(point: ChainsRecord) -> str:
     return words + " Chains that begin alike agree alike: a mode that none of them visited stays unseen."
 
 
-def pictures(record: ConvergenceRecord) -> dict[str, tuple[str, go.Figure, str]]:
+def pictures(record: ConvergenceRecord) -> Pictures:
     """Name → title, figure, caption; the rates of the first λ and s stand first, over the whole width."""
-    found: dict[str, tuple[str, go.Figure, str]] = {}
+    shown: Pictures = {}
     if record.points[0].rates:  # at λ = 0 nothing is promised, and a short run may fit nothing
-        found["truth"] = (
+        shown["truth"] = (
             f"Rates at {_where(record.points[0])}",
             rates(record.points[0].rates),
             "Triangles to the right are promises (the gap is at least that; the faintest stand at the edge), "
@@ -117,21 +136,21 @@ def pictures(record: ConvergenceRecord) -> dict[str, tuple[str, go.Figure, str]]
         fits = {fit.name: fit for fit in point.fits}
         for name in _SHOWN:
             if name in curves and _varies(curves[name]):
-                found[f"curve{index}{name}"] = (
+                shown[f"curve{index}{name}"] = (
                     f"{named(name)} at {_where(point)}",
                     trajectory(point.times, curves[name], fits.get(name)),
                     _caption(name, fits.get(name)),
                 )
         if point.coupled and len(point.coupled.times) > 1:
             rate = point.coupled.rate
-            told = f"Contraction rate {_value(rate)}." if rate else "Too short for a rate."
-            found[f"coupled{index}"] = (
+            words = f"Contraction rate {_value(rate)}." if rate else "Too short for a rate."
+            shown[f"coupled{index}"] = (
                 f"Common noise at {_where(point)}",
                 _line(point.coupled.times, point.coupled.log_distance, "ln ‖θ_a − θ_b‖"),
-                f"Two chains from different starts with the same noise and batches. {told} A positive rate on one path "
+                f"Two chains from different starts with the same noise and batches. {words} A positive rate on one path "
                 "is an estimate of contraction there, and proves none elsewhere.",
             )
-    return found
+    return shown
 
 
 def rates(rows: Sequence[RateRecord]) -> go.Figure:
@@ -275,7 +294,7 @@ def _point(point: ChainsRecord) -> str:
 
 def limits(record: ConvergenceRecord) -> list[str]:
     """What the page does not prove."""
-    found = [
+    sentences = [
         "No constant, claimed or certified, is confirmed by anything here. The strongest words are “refuted” and “not "
         "contradicted”.",
         "A bound from an autocorrelation or a variance is for a reversible chain at equilibrium; that the chain is "
@@ -286,11 +305,11 @@ def limits(record: ConvergenceRecord) -> list[str]:
         "may pass for one.",
     ]
     if record.model:
-        found.append(
+        sentences.append(
             "No number of steps follows for a Transformer with rescaling pairs, whose ∇F has no Lipschitz constant "
             "(THEORY.md §4). SGD without injected noise has no temperature; s_eff is a heuristic."
         )
-    return found
+    return sentences
 
 
 def _where(point: ChainsRecord) -> str:

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -20,9 +20,8 @@ from villani.commands.converge.record import (
     IdentityRecord,
     MixingRecord,
     RateRecord,
-    WindowRecord,
 )
-from villani.commands.measure.run import CONFIDENCE, estimate_record
+from villani.commands.converge.settings import ConvergeSettings
 from villani.dynamics.convergence import (
     Ceiling,
     Fit,
@@ -35,17 +34,17 @@ from villani.dynamics.convergence import (
     second_half,
     variance_ceiling,
 )
-from villani.dynamics.langevin import Rule
-from villani.dynamics.verdicts import Claim, Setting, claims, judge
+from villani.dynamics.advice import largest_curvature, smaller_step
+from villani.dynamics.kernel import Kernel
+from villani.dynamics.langevin import LangevinTarget
+from villani.dynamics.verdicts import Claim, Evidence, claims, judge
 from villani.outwards import lower, upper
 from villani.statistics import Array, Estimate, Status
 from villani.theory.applicable import upper_bounds
 from villani.theory.catalogue import Case
 from villani.theory.constants import Smoothing, preprint, smoothed_cross_entropy
-from villani.work.records import EstimateRecord
-
-if TYPE_CHECKING:
-    from villani.commands.converge.run import ConvergeSettings
+from villani.work.records import CONFIDENCE, Cost, EstimateRecord
+from villani.work.work import Work
 
 ALPHA = 0.1  # prediction smoothing of the certified constant
 _SHOWN = 160  # points of a curve in the record
@@ -56,12 +55,12 @@ _FASTER = 3.0  # times: from here on the loss is said not to see a mode
 
 
 @dataclass(frozen=True)
-class Seen:
-    """What was run at one λ and s.
+class Ensemble:
+    """The chains at one λ and s.
 
     Attributes:
         settings: with every field filled.
-        rule: how the chains moved.
+        kernel: how the chains moved.
         names: of the observables, in the order of the chains' rows.
         chains: of a model; or the one of a potential, which holds all replicates.
         pair: coupled chains, if any.
@@ -70,8 +69,8 @@ class Seen:
         undecayed: coordinates without a Gibbs law.
     """
 
-    settings: "ConvergeSettings"
-    rule: Rule
+    settings: ConvergeSettings
+    kernel: Kernel
     names: tuple[str, ...]
     chains: tuple[Chain, ...]
     pair: Pair | None
@@ -98,13 +97,13 @@ class Seen:
 
 
 @dataclass(frozen=True)
-class Known:
+class Theory:
     """What theory knows: of a potential its case and gap (or why there is none), of a model its vocabulary.
 
     `status` is that of the gap, and `ceiling` a certified upper bound on it where it is estimated.
     """
 
-    truth: float | None = None
+    gap: float | None = None
     status: Status = "certified"
     ceiling: float | None = None
     unsolved: str = ""
@@ -112,42 +111,65 @@ class Known:
     vocabulary: int | None = None
 
 
-def design_record(settings: "ConvergeSettings", batch: int | None, blocks: int | None) -> DynamicsRecord:
+def design_record(settings: ConvergeSettings, batch: int | None, blocks: int | None) -> DynamicsRecord:
     """How the chains moved."""
-    fields = {name: getattr(settings, name) for name in DynamicsRecord.model_fields if hasattr(settings, name)}
-    fields = {name: value for name, value in fields.items() if name != "blocks"}
-    return DynamicsRecord(**fields, batch=batch, blocks=blocks, confidence=CONFIDENCE)
+    return DynamicsRecord.of(settings, batch=batch, blocks=blocks, confidence=CONFIDENCE)
 
 
-def chains_record(seen: Seen, known: Known) -> ChainsRecord:
+def divergence_records(
+    chain: Chain, target: LangevinTarget, kernel: Kernel, replicates: int, number: int = 0
+) -> list[DivergenceRecord]:  # fmt: skip
+    """What to say about a chain that left; all replicates of a potential go together."""
+    if chain.diverged is None:
+        return []
+    curvature = largest_curvature(target, kernel, number)
+    step = smaller_step(kernel, curvature)
+    return [
+        DivergenceRecord(chain=number + i, step=chain.diverged, curvature=curvature, learning_rate=step)
+        for i in range(replicates)
+    ]
+
+
+def cost_of(ensembles: list[Ensemble], work: Work, tokens: int = 0) -> Cost:
+    """What all chains took; `seconds_per_group` is per step, and `tokens` are those of a step."""
+    seconds, peak, _ = work.spent()
+    steps = sum(ensemble.kernel.steps * len(ensemble.chains) for ensemble in ensembles)
+    observing = sum(chain.observing for ensemble in ensembles for chain in ensemble.chains)
+    return Cost(
+        seconds=seconds, seconds_per_group=seconds / steps, peak_memory_bytes=peak, tokens=tokens * steps, probes=0,
+        observing_seconds=observing,
+    )  # fmt: skip
+
+
+def chains_record(ensemble: Ensemble, theory: Theory) -> ChainsRecord:
     """Everything that is said about one λ and s."""
-    rule = seen.rule
-    curves = seen.curves()
-    steps = seen.whole[0].steps if seen.whole else np.zeros(0, dtype=int)
-    times = rule.times(steps)
-    fitted = [name for name in ("loss", "objective", "norm_squared", *seen.names[5:]) if not name.startswith("lapl")]
+    kernel = ensemble.kernel
+    curves = ensemble.curves()
+    steps = ensemble.whole[0].steps if ensemble.whole else np.zeros(0, dtype=int)
+    times = kernel.times(steps)
+    fitted = [name for name in ("loss", "objective", "norm_squared", *ensemble.names[5:]) if not name.startswith("lapl")]
     fits = {name: fit_exponential(times, curves[name]) for name in fitted if len(times)}
     mixed = mixing(curves)
-    noise = _gradient_noise(seen, curves)
-    identities = list(_identities(seen, curves, noise))
+    noise = _gradient_noise(ensemble, curves)
+    identities = list(_identities(ensemble, curves, noise))
     state = _equilibrium(mixed, identities)
-    length = float(rule.times([rule.steps])[0])
-    run = Setting(
-        tuple(_ceilings(seen, curves, times)), known.truth, _obstacle(seen, noise, state, mixed, identities),
-        min((fit.rate.value for fit in fits.values() if fit.rate), default=None), length, known.status, known.ceiling,
+    length = float(kernel.times([kernel.steps])[0])
+    evidence = Evidence(
+        tuple(_ceilings(ensemble, curves, times)), theory.gap, _obstacle(ensemble, noise, state, mixed, identities),
+        min((fit.rate.value for fit in fits.values() if fit.rate), default=None), length, theory.status, theory.ceiling,
     )  # fmt: skip
-    promised = list(_claims(seen, known))
-    rates = _rates(seen, known, run, promised, fits)
-    shown_times, shown = _shown(seen)
-    trap = _trap(fits, known)
+    promised = list(_claims(ensemble, theory))
+    rates = _rates(ensemble, theory, evidence, promised, fits)
+    shown_times, shown = _shown(ensemble)
+    trap = _trap(fits, theory)
     return ChainsRecord(
-        weight_decay=rule.weight_decay,
-        temperature=rule.temperature,
-        beta=rule.beta,
+        weight_decay=kernel.weight_decay,
+        temperature=kernel.temperature,
+        beta=kernel.beta,
         time=length,
-        exact_gap=known.truth,
-        exact_gap_status=None if known.truth is None else known.status,
-        sentence=_sentence(seen, fits, run, promised, known),
+        exact_gap=theory.gap,
+        exact_gap_status=None if theory.gap is None else theory.status,
+        sentence=_sentence(ensemble, fits, evidence, promised, theory),
         trap=trap,
         equilibrium=state,
         times=shown_times,
@@ -156,43 +178,43 @@ def chains_record(seen: Seen, known: Known) -> ChainsRecord:
         mixing=[MixingRecord(name=n, rhat=mixed.rhat[n], ess=mixed.ess[n]) for n in curves],
         identities=identities,
         rates=rates,
-        acceptance=_acceptance(seen),
-        diverged=seen.diverged,
+        acceptance=_acceptance(ensemble),
+        diverged=ensemble.diverged,
         gradient_noise=noise,
-        coupled=_coupled_record(seen),
+        coupled=_coupled_record(ensemble),
     )
 
 
-def _acceptance(seen: Seen) -> float | None:
-    if seen.rule.method != "mala" or not seen.whole:
+def _acceptance(ensemble: Ensemble) -> float | None:
+    if ensemble.kernel.method != "mala" or not ensemble.whole:
         return None
-    chains = seen.whole
-    walkers = (seen.settings.walkers or 1) * (chains[0].rows.shape[2])
-    return float(sum(chain.accepted for chain in chains) / (len(chains) * seen.rule.steps * walkers))
+    chains = ensemble.whole
+    walkers = (ensemble.settings.walkers or 1) * (chains[0].rows.shape[2])
+    return float(sum(chain.accepted for chain in chains) / (len(chains) * ensemble.kernel.steps * walkers))
 
 
-def _gradient_noise(seen: Seen, curves: dict[str, Array]) -> GradientNoiseRecord | None:
+def _gradient_noise(ensemble: Ensemble, curves: dict[str, Array]) -> GradientNoiseRecord | None:
     """Upper bounds from E‖g‖² ≥ tr Σ/B of the batch's ∇L, the injected noise having variance ηs in every direction."""
-    settings = seen.settings
-    if settings.potential is not None or settings.full or settings.method == "mala" or not seen.whole:
+    settings = ensemble.settings
+    if settings.potential is not None or settings.full or settings.method == "mala" or not ensemble.whole:
         return None
-    decay = seen.rule.weight_decay
+    decay = ensemble.kernel.weight_decay
     squared = curves["gradient_squared"]
-    if decay and not seen.undecayed:  # less 2λ⟨θ, g⟩ + λ²‖θ‖²; where something does not decay, ‖∇F‖² has to do
+    if decay and not ensemble.undecayed:  # less 2λ⟨θ, g⟩ + λ²‖θ‖²; where something does not decay, ‖∇F‖² has to do
         norm = curves["norm_squared"]
         squared = squared - 2 * decay * curves["radial_force"] + decay**2 * norm
-    worst = seen.rule.learning_rate * float(second_half(squared).mean()) / seen.rule.temperature
-    return GradientNoiseRecord(isotropic=worst / seen.dimension, worst_direction=worst)
+    worst = ensemble.kernel.learning_rate * float(second_half(squared).mean()) / ensemble.kernel.temperature
+    return GradientNoiseRecord(isotropic=worst / ensemble.dimension, worst_direction=worst)
 
 
-def _identities(seen: Seen, curves: dict[str, Array], noise: GradientNoiseRecord | None) -> Iterator[IdentityRecord]:
-    rule = seen.rule
-    beta = rule.beta
-    there = seen.inspected()
+def _identities(ensemble: Ensemble, curves: dict[str, Array], noise: GradientNoiseRecord | None) -> Iterator[IdentityRecord]:
+    kernel = ensemble.kernel
+    beta = kernel.beta
+    there = ensemble.inspected()
     force = curves["radial_force"]
-    exact = np.full_like(force, seen.dimension / beta)
+    exact = np.full_like(force, ensemble.dimension / beta)
     note = "" if noise is None else "linear in the gradient, so mini-batches do not bias it"
-    if seen.undecayed:
+    if ensemble.undecayed:
         note = "counts undecayed coordinates, for which it need not hold"
     yield _identity("E⟨θ, ∇F⟩ = d/β", ratio_of_means(force, exact), note)
     if there:
@@ -202,7 +224,7 @@ def _identities(seen: Seen, curves: dict[str, Array], noise: GradientNoiseRecord
         squared, laplacian, psi = curves["gradient_squared"], curves["laplacian"], curves["psi"]
         note = "every term exact"
     else:
-        missing = "ΔF has atoms at kinks" if seen.settings.potential else "needs ΔF: give --psi-every"
+        missing = "ΔF has atoms at kinks" if ensemble.settings.potential else "needs ΔF: give --psi-every"
         yield _identity("E‖∇F‖² = E ΔF/β", None, missing)
         yield _identity("E Ψ_s = −½ E ΔF", None, missing)
         return
@@ -211,15 +233,12 @@ def _identities(seen: Seen, curves: dict[str, Array], noise: GradientNoiseRecord
 
 
 def _identity(name: str, ratio: Estimate | None, note: str) -> IdentityRecord:
-    if ratio is None:
-        return IdentityRecord(name=name, ratio=None, verdict="not measured", note=note)
-    low, high = ratio.interval(CONFIDENCE)
-    if low > 1 + _BIAS or high < 1 - _BIAS:
-        return IdentityRecord(name=name, ratio=estimate_record(ratio), verdict="fails", note=note)
-    resolved = (high - low) / 2 <= 5 * _BIAS
-    return IdentityRecord(
-        name=name, ratio=estimate_record(ratio), verdict="holds" if resolved else "not resolved", note=note
-    )
+    verdict = "not measured"
+    if ratio is not None:
+        low, high = ratio.interval(CONFIDENCE)
+        resolved = (high - low) / 2 <= 5 * _BIAS
+        verdict = "fails" if low > 1 + _BIAS or high < 1 - _BIAS else "holds" if resolved else "not resolved"
+    return IdentityRecord.model_validate({"name": name, "ratio": ratio, "verdict": verdict, "note": note})
 
 
 def _equilibrium(
@@ -233,17 +252,17 @@ def _equilibrium(
 
 
 def _obstacle(
-    seen: Seen, noise: GradientNoiseRecord | None, state: str, mixed: Mixing, identities: list[IdentityRecord]
+    ensemble: Ensemble, noise: GradientNoiseRecord | None, state: str, mixed: Mixing, identities: list[IdentityRecord]
 ) -> str:  # fmt: skip
     """Why what was found at equilibrium bounds no gap of the Gibbs law, or ""."""
-    rule = seen.rule
-    if not seen.whole:
+    kernel = ensemble.kernel
+    if not ensemble.whole:
         return "every chain diverged"
-    if seen.undecayed:
-        return f"{seen.undecayed:,} coordinates do not decay, so there need be no Gibbs law"
-    if rule.momentum:
+    if ensemble.undecayed:
+        return f"{ensemble.undecayed:,} coordinates do not decay, so there need be no Gibbs law"
+    if kernel.momentum:
         return "with momentum a chain is not the reversible diffusion that the promise is about"
-    if rule.schedule != "constant":
+    if kernel.schedule != "constant":
         return "a chain with varying steps has no autocorrelation function"
     if noise is not None and noise.worst_direction > _NEGLIGIBLE:
         return (
@@ -263,58 +282,58 @@ def _obstacle(
     return ""
 
 
-def _ceilings(seen: Seen, curves: dict[str, Array], times: Array) -> list[Ceiling]:
+def _ceilings(ensemble: Ensemble, curves: dict[str, Array], times: Array) -> list[Ceiling]:
     """Bounds on the gap, whose limits hold all at once: the least of them is the one that gets quoted.
 
     The level of each allows for all that are looked for, found or not (Bonferroni).
     """
     if len(times) < 2:
         return []
-    spacing, walkers = float(times[1] - times[0]), seen.settings.walkers or 1
-    linear = [name for name in seen.names if name.startswith("linear")]
+    spacing, walkers = float(times[1] - times[0]), ensemble.settings.walkers or 1
+    linear = [name for name in ensemble.names if name.startswith("linear")]
     names = ["norm_squared", *linear]
-    if seen.settings.potential is not None or seen.settings.full:  # else the noise of batches, no function of θ
+    if ensemble.settings.potential is not None or ensemble.settings.full:  # else the noise of batches, no function of θ
         names = ["loss", "objective", *names]
     level = 1 - (1 - CONFIDENCE) / (len(names) + len(linear))
     halves = {name: second_half(curves[name]) for name in names}
-    found = [autocorrelation_ceiling(name, spacing, halves[name], level) for name in names]
-    found += [variance_ceiling(name, seen.rule.beta, halves[name], walkers, level) for name in linear]
-    return [ceiling for ceiling in found if ceiling is not None]
+    ceilings = [autocorrelation_ceiling(name, spacing, halves[name], level) for name in names]
+    ceilings += [variance_ceiling(name, ensemble.kernel.beta, halves[name], walkers, level) for name in linear]
+    return [ceiling for ceiling in ceilings if ceiling is not None]
 
 
-def _claims(seen: Seen, known: Known) -> Iterator[Claim]:
-    decay, beta = seen.rule.weight_decay, seen.rule.beta
+def _claims(ensemble: Ensemble, theory: Theory) -> Iterator[Claim]:
+    decay, beta = ensemble.kernel.weight_decay, ensemble.kernel.beta
     if decay == 0:
         return
-    no_law = f"{seen.undecayed:,} coordinates do not decay" if seen.undecayed else ""
-    yield claims(preprint(decay, beta, seen.dimension), beta, prefix="as read at β = 1, translated: ", obstacle=no_law)
+    no_law = f"{ensemble.undecayed:,} coordinates do not decay" if ensemble.undecayed else ""
+    yield claims(preprint(decay, beta, ensemble.dimension), beta, prefix="as read at β = 1, translated: ", obstacle=no_law)
     if beta != 1:
-        literal = preprint(decay, 1.0, seen.dimension)
+        literal = preprint(decay, 1.0, ensemble.dimension)
         yield claims(literal, beta, prefix="1/λ + d/λ² taken literally at this β: ", obstacle=no_law)
-    if known.case is not None:
-        for constant in upper_bounds(known.case.potential, known.case.proved)[0]:
+    if theory.case is not None:
+        for constant in upper_bounds(theory.case.potential, theory.case.proved)[0]:
             if constant.id != "C8":
                 yield claims(constant, beta)
-    elif known.vocabulary is not None:
-        constant = smoothed_cross_entropy(decay, beta, Smoothing(known.vocabulary, ALPHA))
+    elif theory.vocabulary is not None:
+        constant = smoothed_cross_entropy(decay, beta, Smoothing(theory.vocabulary, ALPHA))
         yield claims(constant, beta, obstacle="It is about the loss with smoothed predictions, which was not run")
 
 
 def _rates(
-    seen: Seen, known: Known, run: Setting, promised: list[Claim], fits: dict[str, Fit]
+    ensemble: Ensemble, theory: Theory, evidence: Evidence, promised: list[Claim], fits: dict[str, Fit]
 ) -> list[RateRecord]:  # fmt: skip
     rates = []
-    if known.truth is not None:
-        words = "Computed by villani exact" + ("." if known.status == "certified" else ", from two grids: no proof.")
-        rates.append(_rate("exact gap", "equal", math.log(known.truth), known.status, words))
-        if known.ceiling is not None:
+    if theory.gap is not None:
+        words = "Computed by villani exact" + ("." if theory.status == "certified" else ", from two grids: no proof.")
+        rates.append(_rate("exact gap", "equal", math.log(theory.gap), theory.status, words))
+        if theory.ceiling is not None:
             words = "The variance quotient (C9) of one function, by interval quadrature."
-            rates.append(_rate("gap, by intervals", "at most", math.log(known.ceiling), "certified", words))
-    if seen.rule.weight_decay:
+            rates.append(_rate("gap, by intervals", "at most", math.log(theory.ceiling), "certified", words))
+    if ensemble.kernel.weight_decay:
         alone = "Of the law without a loss: linear observables decay at λ, F at 2λ. A reference, no promise."
-        rates.append(_rate("decay alone, λ", "reference", math.log(seen.rule.weight_decay), "certified", alone))
+        rates.append(_rate("decay alone, λ", "reference", math.log(ensemble.kernel.weight_decay), "certified", alone))
     for claim in promised:
-        verdict, sentence = judge(claim, run)
+        verdict, sentence = judge(claim, evidence)
         status = "refuted" if verdict == "refuted" else claim.status
         rates.append(
             RateRecord(
@@ -322,13 +341,13 @@ def _rates(
                 sentence=sentence,
             )
         )  # fmt: skip
-    for ceiling in run.ceilings:
+    for ceiling in evidence.ceilings:
         words = "At equilibrium, for a reversible chain; limits of all bounds at once, O(η) bias apart."
-        words = words if not run.obstacle else f"Of no use here: {run.obstacle}."
+        words = words if not evidence.obstacle else f"Of no use here: {evidence.obstacle}."
         rates.append(
             RateRecord(
                 name=ceiling.name, side="at most", log10=math.log10(ceiling.value),
-                limit_log10=math.log10(ceiling.limit), status="estimated" if run.obstacle else "statistical",
+                limit_log10=math.log10(ceiling.limit), status="estimated" if evidence.obstacle else "statistical",
                 sentence=words,
             )
         )  # fmt: skip
@@ -345,16 +364,16 @@ def _rate(name: str, side: str, log: float, status: str, sentence: str) -> RateR
     )
 
 
-def _trap(fits: dict[str, Fit], known: Known) -> str:
+def _trap(fits: dict[str, Fit], theory: Theory) -> str:
     """What the loss does not see, if anything tells."""
     loss = next((fits[name] for name in ("objective", "loss") if name in fits and fits[name].rate), None)
     if loss is None or loss.rate is None or loss.interval is None:
         return ""
-    words, truth = "", known.truth
+    words, truth = "", theory.gap
     if truth is not None and loss.interval[0] > _FASTER * truth:
         words = (
             f"The loss does not see the slow mode: F settles at a rate of {loss.rate.value:.3g}, while the gap is "
-            f"{'exactly' if known.status == 'certified' else 'estimated as'} {truth:.3g}, "
+            f"{'exactly' if theory.status == 'certified' else 'estimated as'} {truth:.3g}, "
             f"{loss.rate.value / truth:.3g} times smaller. A constant read off the loss curve would be "
             "that many times too good."
         )  # fmt: skip
@@ -371,11 +390,11 @@ def _trap(fits: dict[str, Fit], known: Known) -> str:
     return words
 
 
-def _sentence(seen: Seen, fits: dict[str, Fit], run: Setting, promised: list[Claim], known: Known) -> str:
-    where = f"At λ = {seen.rule.weight_decay:g}, s = {seen.rule.temperature:g}"
-    if not seen.whole:
-        return f"{where} every chain diverged, the first at step {min(d.step for d in seen.diverged)}."
-    loss = fits.get("loss") if np.ptp(seen.curves()["loss"]) else fits.get("objective")
+def _sentence(ensemble: Ensemble, fits: dict[str, Fit], evidence: Evidence, promised: list[Claim], theory: Theory) -> str:
+    where = f"At λ = {ensemble.kernel.weight_decay:g}, s = {ensemble.kernel.temperature:g}"
+    if not ensemble.whole:
+        return f"{where} every chain diverged, the first at step {min(d.step for d in ensemble.diverged)}."
+    loss = fits.get("loss") if np.ptp(ensemble.curves()["loss"]) else fits.get("objective")
     what = "the loss" if loss is fits.get("loss") else "F"
     if loss is None or loss.rate is None or loss.interval is None:
         words = f"{where} {what} has no rate that could be fitted ({loss.why if loss else 'nothing was logged'})"
@@ -384,14 +403,14 @@ def _sentence(seen: Seen, fits: dict[str, Fit], run: Setting, promised: list[Cla
         within = f"{lower(low, 3)} to {upper(high, 3)}"
         words = f"{where} {what} decays at a rate of {loss.rate.value:.3g} ({within}; {loss.verdict})"
     if promised:
-        verdict, _ = judge(promised[0], run)
-        told = {
+        verdict, _ = judge(promised[0], evidence)
+        judged = {
             "refuted": "is refuted", "consistent": "is not contradicted, which confirms nothing",
             "not identifiable": "can be neither refuted nor supported by this run",
         }[verdict]  # fmt: skip
-        words += f"; the preprint's constant, which promises a gap of {_ten(promised[0].log_rate)}, {told}"
-    if known.unsolved:
-        words += f"; the exact gap is not known ({known.unsolved})"
+        words += f"; the preprint's constant, which promises a gap of {_ten(promised[0].log_rate)}, {judged}"
+    if theory.unsolved:
+        words += f"; the exact gap is not known ({theory.unsolved})"
     return words + "."
 
 
@@ -401,49 +420,36 @@ def _ten(log: float) -> str:
 
 
 def _fit_record(name: str, fit: Fit) -> FitRecord:
-    rate = None
-    if fit.rate and fit.interval:
-        rate = EstimateRecord(
-            value=fit.rate.value, sem=fit.rate.sem, n=fit.rate.n, interval=fit.interval, status="estimated"
-        )  # fmt: skip
-    windows = [
-        WindowRecord(
-            start=w.start, rate=w.rate, interval=w.interval, amplitude=w.amplitude, level=w.level, problem=w.problem
-        )
-        for w in fit.windows
-    ]  # fmt: skip
-    return FitRecord.model_validate(
-        {"name": name, "rate": rate, "windows": windows, "verdict": fit.verdict, "why": fit.why}
-    )
+    rate = EstimateRecord.of(fit.rate, interval=fit.interval, status="estimated") if fit.rate and fit.interval else None
+    return FitRecord.of(fit, name=name, rate=rate)
 
 
-def _coupled_record(seen: Seen) -> CoupledRecord | None:
-    if seen.pair is None or not len(seen.pair.steps):
+def _coupled_record(ensemble: Ensemble) -> CoupledRecord | None:
+    if ensemble.pair is None or not len(ensemble.pair.steps):
         return None
-    times = seen.rule.times(seen.pair.steps)
-    logs = seen.pair.log_distances
-    rate = contraction(times, np.exp(logs))
-    keep = _kept(len(times))
-    return CoupledRecord(
-        times=times[keep].tolist(), log_distance=logs.mean(axis=0)[keep].tolist(),
-        rate=estimate_record(rate) if rate else None,
+    times = ensemble.kernel.times(ensemble.pair.steps)
+    logs = ensemble.pair.log_distances
+    points = _thinned(len(times))
+    return CoupledRecord.of(
+        ensemble.pair, times=times[points].tolist(), log_distance=logs.mean(axis=0)[points].tolist(),
+        rate=contraction(times, np.exp(logs)),
     )  # fmt: skip
 
 
-def _shown(seen: Seen) -> tuple[list[float], list[CurveRecord]]:
+def _shown(ensemble: Ensemble) -> tuple[list[float], list[CurveRecord]]:
     """Times and curves of all chains, thinned; those that left have nulls after."""
-    longest = max(seen.chains, key=lambda chain: len(chain.steps))
+    longest = max(ensemble.chains, key=lambda chain: len(chain.steps))
     count = len(longest.steps)
-    keep = _kept(count)
+    points = _thinned(count)
     curves = []
-    for index, name in enumerate(seen.names):
+    for index, name in enumerate(ensemble.names):
         every: list[Array] = []
-        for chain in seen.chains:
+        for chain in ensemble.chains:
             padded = np.full((chain.rows.shape[2] if chain.rows.size else 1, count), np.nan)
             if chain.rows.size:
                 padded[:, : len(chain.steps)] = chain.rows[:, index].T
             every.extend(padded)
-        rows = np.array(every)[:, keep]
+        rows = np.array(every)[:, points]
         known = np.isfinite(rows).sum(axis=0)
         with np.errstate(all="ignore"):
             mean = np.where(known, np.nansum(rows, axis=0) / np.maximum(known, 1), np.nan)
@@ -454,10 +460,10 @@ def _shown(seen: Seen) -> tuple[list[float], list[CurveRecord]]:
                 name=name, mean=_nulls(mean), sem=_nulls(sem), chains=[_nulls(row) for row in rows[:_CHAINS]]
             )
         )  # fmt: skip
-    return seen.rule.times(longest.steps[keep]).tolist(), curves
+    return ensemble.kernel.times(longest.steps[points]).tolist(), curves
 
 
-def _kept(count: int) -> Array:
+def _thinned(count: int) -> Array:
     return np.unique(np.linspace(0, count - 1, min(count, _SHOWN)).round().astype(int))
 
 

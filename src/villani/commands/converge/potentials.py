@@ -1,0 +1,104 @@
+"""Chains on a potential in closed form, whose gap is known."""
+
+import shutil
+from importlib.metadata import version
+from pathlib import Path
+
+from villani.commands.blocks import SubjectSettings
+from villani.commands.converge.chains import run_chain
+from villani.commands.converge.coupling import coupled
+from villani.commands.converge.record import ConvergenceRecord, PotentialRecord
+from villani.commands.converge.results import (
+    Ensemble,
+    Theory,
+    chains_record,
+    cost_of,
+    design_record,
+    divergence_records,
+)
+from villani.commands.converge.settings import ConvergeSettings
+from villani.commands.running import Outcome
+from villani.dynamics.langevin import STANDARD
+from villani.dynamics.potential import PotentialTarget
+from villani.errors import InputError
+from villani.objective.evaluation import same_threads
+from villani.theory.catalogue import Case
+from villani.theory.exact import solve
+from villani.work.budget import Needs
+from villani.work.work import Work
+
+_FREE = {"weight_decay", "temperature", "coupled", *SubjectSettings.model_fields} - {"model", "seed"}
+
+
+@same_threads()
+def on_potential(settings: ConvergeSettings, work: Work) -> Outcome:
+    """The record of all λ and s."""
+    if work.data is not None:
+        raise InputError("--data is not used for a potential: leave it out")
+    cases = settings.cases()
+    values = settings.model_dump(mode="json")
+    values["parameters"] = [f"{name}={value!r}" for name, value in settings.parameters.items()]
+    keyed = {name: value for name, value in values.items() if name not in _FREE}
+    keyed |= {name: version(name) for name in ("villani", "numpy", "scipy", "torch")}
+    directory = work.open(
+        "converge", settings.model, keyed, values, named=values | keyed, needs=_needs(settings, cases),
+        what="these chains", instead="choose fewer --chains, --walkers or --steps",
+    )  # fmt: skip
+    ensembles, points = [], []
+    for one in cases:
+        theory = _theory(one, work)
+        ensembles.append(_ensemble(settings, one, work, directory))
+        points.append(chains_record(ensembles[-1], theory))
+    law = cases[-1].potential
+    record = ConvergenceRecord(
+        model=None, objective=None, text=None,
+        potential=PotentialRecord.of(law, name=cases[-1].name, expression=law.loss.text),
+        design=design_record(settings, None, None), undecayed=0, points=points, provenance=None,
+    )  # fmt: skip
+    shutil.rmtree(directory / "state", ignore_errors=True)
+    return Outcome([record], {0: cost_of(ensembles, work)})
+
+
+def _needs(settings: ConvergeSettings, cases: list[Case]) -> Needs:
+    """Walkers where they are, were and go, and the rows that are logged."""
+    assert settings.chains is not None
+    assert settings.walkers is not None
+    assert settings.log_every is not None
+    rows = settings.chains * (settings.steps or 0) // settings.log_every
+    positions = settings.chains * settings.walkers * max(one.potential.dimension for one in cases)
+    return Needs(memory=8.0 * (6 * positions + 20 * rows), disk=8.0 * (2 * positions + 20 * rows * len(cases)))
+
+
+def _ensemble(settings: ConvergeSettings, one: Case, work: Work, directory: Path) -> Ensemble:
+    """All chains at one λ and s, walked as one."""
+    assert settings.chains is not None
+    assert settings.walkers is not None
+    assert settings.log_every is not None
+    law = one.potential
+    kernel = settings.kernel(law.weight_decay, 2 / law.beta)
+    units = work.scope(f"{law.weight_decay!r}/{law.beta!r}")
+    target = PotentialTarget(law, settings.walkers, settings.chains, spread=settings.start == "spread")
+    work.stage(f"walking at λ = {law.weight_decay:g}, s = {2 / law.beta:g}")
+    chain = run_chain(
+        target, kernel, units, directory / "state" / f"{law.weight_decay!r}-{law.beta!r}", seed=settings.seed, chain=0,
+        log_every=settings.log_every,
+    )  # fmt: skip
+    near, far = (PotentialTarget(law, settings.walkers, settings.chains, start=sign * target.start) for sign in (1, -1))
+    work.stage("two chains with common noise")
+    pair = coupled(near, far, kernel, units, seed=settings.seed, log_every=settings.log_every)
+    return Ensemble(
+        settings=settings, kernel=kernel, names=(*STANDARD, *target.extras), chains=(chain,), pair=pair,
+        diverged=divergence_records(chain, target, kernel, settings.chains), dimension=law.dimension, undecayed=0,
+    )  # fmt: skip
+
+
+def _theory(one: Case, work: Work) -> Theory:
+    """The gap of the diffusion on a potential, with its status, or why it is not known."""
+    law = one.potential
+    work.stage(f"solving for the exact gap at λ = {law.weight_decay:g}, β = {law.beta:g}")
+    try:
+        truth = solve(law, sobolev=False)
+    except InputError as error:
+        return Theory(unsolved=str(error), case=one)
+    ceiling = 1 / (law.beta * truth.floor) if truth.status != "certified" and truth.floor > 0 else None
+    return Theory(1 / (law.beta * truth.poincare), truth.status, ceiling, case=one)

@@ -1,0 +1,158 @@
+"""What `villani converge` is asked."""
+
+from collections.abc import Iterator
+from itertools import product
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field
+
+from villani.commands.blocks import COMPUTE, DESIGN, MODEL, TEXT, SubjectSettings, Unused
+from villani.commands.option import Option, forms
+from villani.dynamics.kernel import Kernel, Method, Schedule
+from villani.dynamics.start import largest_curvature
+from villani.errors import InputError, check_positive
+from villani.theory.catalogue import Case, case
+
+EXACT = "exact:"
+CHAINS = "Chains"
+POTENTIAL = "Potential"
+_OF_MODEL = ("full", "coupled", "psi_groups", "trust_remote_code", "allow_unused", "decay")
+
+
+class ConvergeSettings(SubjectSettings):
+    """Run noisy SGD at several λ and s: at which rates its observables settle, and what that proves.
+
+    A chain that diverges is reported and ends; the others go on.
+
+    Example: villani converge exact:tied --weight-decay 0.1 --temperature 0.2
+    """
+
+    name = "converge"
+
+    model: Annotated[
+        str,
+        Option("a model as for measure, or exact:POTENTIAL, a name or expression as for exact", MODEL, argument=True),
+    ]
+    groups: Annotated[int, Option("groups of blocks that make up the data set", DESIGN)] = 64
+    sequences: Annotated[int, Option("blocks in a group, and in a mini-batch", DESIGN)] = 4
+    probes: Annotated[int, Option(hidden=True)] = 1
+    finite: Annotated[bool, Option(hidden=True)] = True
+    weight_decay: Annotated[
+        list[float], Option("λ ≥ 0; several with commas; default 0.1", CHAINS, always=True)
+    ] = Field(default_factory=list)
+    temperature: Annotated[
+        list[float], Option("s > 0; several with commas; default 1e-3", CHAINS, always=True)
+    ] = Field(default_factory=list)
+    learning_rate: Annotated[
+        float | None, Option("step size η; default 1e-3, of a potential a tenth of 1/curvature", CHAINS)
+    ] = None
+    steps: Annotated[int | None, Option("of each chain; default 400, of a potential 4000", CHAINS)] = None
+    chains: Annotated[int | None, Option("independent chains; default 4, of a potential 8", CHAINS)] = None
+    walkers: Annotated[int | None, Option("of a potential: walkers in each chain; default 64", POTENTIAL)] = None
+    method: Annotated[Method, Option("how a chain moves", CHAINS)] = "noisy-sgd"
+    momentum: Annotated[float, Option("with noisy-sgd, 0 ≤ μ < 1", CHAINS)] = 0.0
+    schedule: Annotated[Schedule, Option("of step sizes; s stays", CHAINS)] = "constant"
+    full: Annotated[bool, Option("gradients of the whole data set, not of mini-batches", CHAINS)] = False
+    start: Annotated[
+        Literal["same", "spread"],
+        Option("spread: odd chains begin at a draw of the prior, or at the mirror image", CHAINS),
+    ] = "same"
+    log_every: Annotated[int | None, Option("steps between logged observables; default 5", CHAINS)] = None
+    psi_every: Annotated[int, Option("steps between measurements of Ψ; 0 for none", CHAINS)] = 0
+    psi_groups: Annotated[int, Option("groups of such a measurement", CHAINS)] = 6
+    coupled: Annotated[bool, Option("also two chains with common noise; holds a second model", CHAINS)] = False
+    parameters: Annotated[
+        dict[str, float], Option("NAME=VALUE, a parameter of the potential", POTENTIAL, flags=("--set",), each=True)
+    ] = Field(default_factory=dict)
+    dimension: Annotated[int | None, Option("d of the potential", POTENTIAL)] = None
+
+    @property
+    def potential(self) -> str | None:
+        """The potential's name or expression, if it is about one."""
+        return self.model.removeprefix(EXACT) if self.model.startswith(EXACT) else None
+
+    @property
+    def batch(self) -> int | None:
+        """Blocks in a step of a model's chain; None for all of them."""
+        return None if self.full or self.method == "mala" else self.sequences
+
+    def cases(self) -> list[Case]:
+        """The potential at every λ and s; those of the catalogue where none are given.
+
+        Raises:
+            InputError: an s that is not positive, or anything that no potential has.
+        """
+        assert self.potential is not None
+        for s in self.temperature:
+            check_positive(temperature=s)
+        decays: list[float | None] = [*self.weight_decay] or [None]
+        betas: list[float | None] = [2 / s for s in self.temperature] or [None]
+        return [
+            case(self.potential, weight_decay=decay, beta=beta, parameters=self.parameters, dimension=self.dimension)
+            for decay, beta in product(decays, betas)
+        ]
+
+    def filled(self) -> Self:
+        """With a number in every field that was not given.
+
+        Raises:
+            InputError: what the numbers of a potential follow from is out of range.
+        """
+        defaults = self._of_a_model() if self.potential is None else self._of_a_potential()
+        return self.model_copy(
+            update={name: value for name, value in defaults.items() if getattr(self, name) in (None, [])}
+        )
+
+    def _of_a_model(self) -> dict[str, Any]:
+        return {
+            "learning_rate": 1e-3, "steps": 400, "chains": 4, "walkers": 1, "log_every": 5, "weight_decay": [0.1],
+            "temperature": [1e-3],
+        }  # fmt: skip
+
+    def _of_a_potential(self) -> dict[str, Any]:
+        laws = [one.potential for one in self.cases()]
+        rate = self.learning_rate or 0.1 / max(map(largest_curvature, laws))
+        steps = 4000 if self.steps is None else self.steps
+        return {
+            "learning_rate": float(f"{rate:.2g}"), "steps": steps, "chains": 8, "walkers": 64,
+            "log_every": max(1, steps // 400),
+            "weight_decay": list(dict.fromkeys(law.weight_decay for law in laws)),
+            "temperature": list(dict.fromkeys(2 / law.beta for law in laws)),
+        }  # fmt: skip
+
+    def kernel(self, weight_decay: float, temperature: float) -> Kernel:
+        """How chains move at one λ and s."""
+        assert self.learning_rate is not None
+        assert self.steps is not None
+        return Kernel(
+            weight_decay, temperature, self.learning_rate, self.steps, self.method, self.momentum, self.schedule
+        )
+
+    def check(self) -> None:
+        """See `Settings.check`."""
+        if self.potential is None and (self.parameters or self.dimension is not None or self.walkers is not None):
+            raise InputError(f"model {self.model}: --set, --dimension and --walkers go with exact:POTENTIAL")
+        settings = self.filled()
+        settings.check_least(
+            groups=1, chains=1, walkers=1, log_every=1, psi_every=0, psi_groups=3, seed=0, steps=1
+        )  # fmt: skip
+        for decay, s in product(settings.weight_decay, settings.temperature):
+            settings.kernel(decay, s)
+        if self.psi_every and self.potential is not None:
+            raise InputError("psi_every: Ψ of a potential is exact and logged anyway; leave it out")
+        if self.start == "spread" and self.potential is None and 0 in settings.weight_decay:
+            raise InputError("start=spread with weight_decay=0: there is no prior N(0, s/(2λ)) to begin at")
+
+    def unused(self) -> Iterator[Unused]:
+        """See `Settings.unused`."""
+        if self.potential is None:
+            yield Unused("for a model", ("walkers", "parameters", "dimension"))
+        else:
+            groups = {name: form.option.group for name, form in forms(type(self)).items() if name != "seed"}
+            textual = (name for name, group in groups.items() if group in (TEXT, DESIGN, COMPUTE))
+            yield Unused("for a potential", (*textual, *_OF_MODEL))
+        if not self.psi_every:
+            yield Unused("without --psi-every", ("psi_groups",))
+
+
+SETTINGS = ConvergeSettings
