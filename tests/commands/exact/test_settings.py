@@ -35,11 +35,11 @@ def test_the_command_reads_back(asked):
         ({"all": True, "digits": 0}, "options need a potential"),
         ({"digits": 0}, "options need a potential"),
         ({"output": "page.html"}, "options need a potential"),
-        ({"potential": "ce1", "parameters": {"a b": 3.0}}, "--set 'a b': expected NAME=VALUE"),
+        ({"potential": "ce1", "parameters": {"a b": 3.0}}, "--set 'a b=3': expected NAME=VALUE"),
         ({"potential": "ce1", "parameters": {"a": float("inf")}}, "parameters a=inf: expected a finite number"),
         ({"potential": "ce1", "temperature": [1.0], "beta": [2.0]}, "give one"),
         ({"potential": "ce1", "output": "no/such/page.html"}, "no such folder"),
-        ({"potential": "ce1", "colour": "red"}, "colour is no option of ExactSettings"),
+        ({"potential": "ce1", "colour": "red"}, "colour: no such option"),
     ],
 )
 def test_what_goes_together_is_said_in_one_place(given, line, tmp_path, monkeypatch):

@@ -1,6 +1,5 @@
 """`villani demo`: train a small GPT-Neo, measure it at several λ and s and along one ray, write the page."""
 
-import copy
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -14,13 +13,12 @@ from villani.commands.measure.record import Displacement, TrainingRecord
 from villani.commands.measure.run import measured, rows_bytes
 from villani.commands.measure.settings import MeasureSettings
 from villani.commands.running import Outcome
-from villani.commands.subject import Subject, as_groups, load, load_text, provenance_of
+from villani.commands.subject import Subject, as_groups, load, load_blocks, load_text, load_tokenizer_of, provenance_of
 from villani.curvature.probes import random_direction
 from villani.dynamics.training import train
 from villani.errors import InputError
 from villani.inputs.models import LoadedModel
-from villani.inputs.text import Blocks, choose_groups, cut_blocks, text_record
-from villani.inputs.tokenizers import load_tokenizer
+from villani.inputs.text import Blocks, choose_groups, text_record
 from villani.objective.objective import Objective
 from villani.streams import Purpose, stream
 from villani.work.budget import Needs, Shape
@@ -44,20 +42,20 @@ def run(settings: DemoSettings, work: Work) -> Outcome:
         InputError: a run directory that cannot be used, or several processes.
     """
     measuring = MEASURED.model_copy(update={"seed": settings.seed})
-    corpus = load_text("builtin", work)
-    tokenizer = load_tokenizer("builtin")
-    blocks = cut_blocks(tokenizer.encode(corpus.documents), measuring.block, boundaries=corpus.boundaries)
+    corpus = load_text(measuring.text, work)
+    start = load(settings, work, _start(settings))
+    tokenizer = load_tokenizer_of(measuring, work, start)
+    blocks, _ = load_blocks(measuring.text, measuring, work, start)
     trained_on, held_out = split(blocks, settings.seed)
     ids, labels = choose_groups(trained_on, measuring.groups, measuring.sequences, settings.seed)
     text = text_record(corpus, tokenizer, trained_on, ids, labels)
-    start = load(settings, work, f"{MODEL}?seed={settings.seed}")
     directory = work.open(
         "demo", "",
         {"command": settings.command(), **measuring.model_dump(), "token_checksum": text.token_checksum},
         measuring.model_dump() | {"steps": settings.steps},
         needs=_needs(settings, measuring, Shape.of(start.model)), what="the demo", instead="free some",
     )  # fmt: skip
-    losses = _trained(settings, work, start, trained_on, directory)
+    losses = _trained(settings, work, trained_on, directory)
     loaded = load(settings, work, str(directory / "model"))
     loaded = replace(loaded, record=_described(loaded.record, settings.steps))
     objective = Objective(loaded.model, as_groups(ids, labels), weight_decay=measuring.weight_decay[0])
@@ -101,13 +99,18 @@ def split(blocks: Blocks, seed: int) -> tuple[Blocks, Blocks]:
     return own, held_out
 
 
-def _trained(settings: DemoSettings, work: Work, start: LoadedModel, blocks: Blocks, directory: Path) -> list[float]:
+def _start(settings: DemoSettings) -> str:
+    """Which model is trained."""
+    return f"{MODEL}?seed={settings.seed}"
+
+
+def _trained(settings: DemoSettings, work: Work, blocks: Blocks, directory: Path) -> list[float]:
     """Train once; the weights go to run/model, the losses into the ledger. Lost weights are trained again."""
     files = [directory / "model" / name for name in ("config.json", "model.safetensors")]
 
     def make() -> Rows:
+        model = load(settings, work, _start(settings), train=True).model
         work.stage("training")
-        model = copy.deepcopy(start.model)
         losses = train(
             model, blocks.ids, blocks.labels, steps=settings.steps, batch=BATCH, learning_rate=LEARNING_RATE,
             seed=settings.seed, progress=work.advance,

@@ -98,9 +98,9 @@ class ExactSettings(Settings):
             raise InputError("exact: options need a potential; give a name or an expression, or none to list the names")
         if self.all and self.potential is not None:
             raise InputError(f"all=True: recomputes every reference value; leave out {self.potential!r}")
-        for name in self.parameters:
+        for name, text in zip(self.parameters, self.assignments, strict=True):
             if not name.isidentifier():
-                raise InputError(f"--set {name!r}: expected NAME=VALUE")
+                raise InputError(f"--set {text!r}: expected NAME=VALUE")
         _ = self.varied  # refuses two axes, and s and β at once
         if self.output is not None:
             check_writable(Path(self.output))
