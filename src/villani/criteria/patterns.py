@@ -164,39 +164,31 @@ def every_row_open(mask: Any, node: torch.fx.Node, dim: int) -> bool:
     return bool((mask >= -largest).expand(node.meta["val"].shape).any(dim).all())
 
 
-class Dependence(Analysis[bool, Callable[..., bool]]):
-    """Whether values depend on θ, or on some of its tensors only; a shape is no value.
+class _Dependence(Analysis[bool, bool]):
+    """Whether values depend on some tensors of θ."""
 
-    Args:
-        tensors: placeholders of the tensors in question.
-    """
-
-    table = Table[Callable[..., bool]]((lambda *_: False, NEW))
+    table = Table[bool]((False, NEW))
 
     def __init__(self, tensors: Collection[torch.fx.Node]) -> None:
         self._tensors = tensors
 
     def input(self, node: torch.fx.Node) -> bool:
-        """Of a tensor in question."""
         return node in self._tensors
 
     def literal(self, argument: Any) -> bool:  # noqa: ARG002
-        """Nothing else does."""
         return False
 
-    def apply(self, rule: Callable[..., bool], node: torch.fx.Node, arguments: Any, options: Any) -> bool:
-        """By the rule."""
-        return rule(node, arguments, options)
+    def apply(self, rule: bool, node: torch.fx.Node, arguments: Any, options: Any) -> bool:  # noqa: ARG002
+        return rule
 
     def unknown(self, node: torch.fx.Node, arguments: Any, options: Any) -> bool:  # noqa: ARG002
-        """Where an argument does."""
         return any(pytree.tree_leaves((arguments, options)))
 
 
 def depends_on(graph: LossGraph, tensors: Collection[int] | None = None) -> set[torch.fx.Node]:
     """Nodes whose values depend on θ, or on some of its tensors only; a shape is no value."""
     moved = {n for n, i in graph.parameters.items() if tensors is None or i in tensors}
-    return moved | {node for node, depends in interpret(graph, Dependence(moved)) if depends}
+    return moved | {node for node, depends in interpret(graph, _Dependence(moved)) if depends}
 
 
 def pieces(objective: Objective) -> list[Any]:

@@ -2,7 +2,7 @@
 
 One probe for all of θ has variance 2(‖H‖²_F − Σ H_ii²), much of it in products between blocks, which have no trace.
 With separate probes only 2(‖H_bb‖²_F − Σ H_ii²) is left of each block b, at the price of a tangent for every block. A
-part of this costs nothing: the probes of tensors within a block stay apart until the next linear map (`Sweep.join`).
+part of this costs nothing: the probes of tensors in a block stay apart until the next linear map (`JetAlgebra.join`).
 """
 
 import math

@@ -96,7 +96,10 @@ class Sweep(JetAlgebra, Analysis[Any, TaylorRule]):
 
     def depends(self, node: torch.fx.Node, arguments: Any, options: Any) -> bool:  # noqa: ARG002
         """Whether what it gives moves."""
-        return moves(node) and any(isinstance(a, Jet) for a in pytree.tree_leaves(arguments))
+        return moves(node) and any(
+            isinstance(a, Jet) or (isinstance(a, list | tuple) and any(isinstance(b, Jet) for b in a))
+            for a in arguments
+        )
 
     def still(self, node: torch.fx.Node, arguments: Any, options: Any) -> Any:
         """Plain tensors."""
@@ -119,8 +122,10 @@ def _refusal(node: torch.fx.Node) -> InputError:
 
 def moves(node: torch.fx.Node) -> bool:
     """Whether what a node gives can move with θ: counts, places and conditions do not nearby, nor do new tensors."""
-    held = [v for v in pytree.tree_leaves(node.meta.get("val")) if isinstance(v, torch.Tensor)]
-    return node.target not in _STILL and any(v.is_floating_point() or v.is_complex() for v in held)
+    value = node.meta.get("val")
+    held = value if isinstance(value, list | tuple) else [value]
+    real = any(isinstance(v, torch.Tensor) and (v.is_floating_point() or v.is_complex()) for v in held)
+    return real and node.target not in _STILL
 
 
 def check_rules(graph: LogitGraph) -> None:

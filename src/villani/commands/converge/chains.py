@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -139,7 +139,7 @@ def _joined(stretches: list[Rows]) -> Chain:
     )  # fmt: skip
 
 
-def write_state(path: Path, tensors: list[torch.Tensor]) -> None:
+def write_state(path: Path, tensors: Sequence[torch.Tensor]) -> None:
     """Tensors as a safetensors file, streamed: unlike that library's own writer it holds no copy of them.
 
     Written under another name, synchronised and then renamed.
@@ -180,7 +180,7 @@ def checksum(*paths: Path) -> Array:
     return checksum
 
 
-def read_state(path: Path, tensors: list[torch.Tensor], expected: Array | None = None) -> None:
+def read_state(path: Path, tensors: Sequence[torch.Tensor], expected: Array | None = None) -> None:
     """Put what `write_state` wrote back into the tensors, one at a time.
 
     Raises:

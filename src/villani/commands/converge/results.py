@@ -22,6 +22,7 @@ from villani.commands.converge.record import (
     RateRecord,
 )
 from villani.commands.converge.settings import ConvergeSettings
+from villani.dynamics.advice import largest_curvature, smaller_step
 from villani.dynamics.convergence import (
     Ceiling,
     Fit,
@@ -34,7 +35,6 @@ from villani.dynamics.convergence import (
     second_half,
     variance_ceiling,
 )
-from villani.dynamics.advice import largest_curvature, smaller_step
 from villani.dynamics.kernel import Kernel
 from villani.dynamics.langevin import LangevinTarget
 from villani.dynamics.verdicts import Claim, Evidence, claims, judge
@@ -147,7 +147,8 @@ def chains_record(ensemble: Ensemble, theory: Theory) -> ChainsRecord:
     curves = ensemble.curves()
     steps = ensemble.whole[0].steps if ensemble.whole else np.zeros(0, dtype=int)
     times = kernel.times(steps)
-    fitted = [name for name in ("loss", "objective", "norm_squared", *ensemble.names[5:]) if not name.startswith("lapl")]
+    candidates = ("loss", "objective", "norm_squared", *ensemble.names[5:])
+    fitted = [name for name in candidates if not name.startswith("lapl")]
     fits = {name: fit_exponential(times, curves[name]) for name in fitted if len(times)}
     mixed = mixing(curves)
     noise = _gradient_noise(ensemble, curves)
@@ -207,7 +208,9 @@ def _gradient_noise(ensemble: Ensemble, curves: dict[str, Array]) -> GradientNoi
     return GradientNoiseRecord(isotropic=worst / ensemble.dimension, worst_direction=worst)
 
 
-def _identities(ensemble: Ensemble, curves: dict[str, Array], noise: GradientNoiseRecord | None) -> Iterator[IdentityRecord]:
+def _identities(
+    ensemble: Ensemble, curves: dict[str, Array], noise: GradientNoiseRecord | None
+) -> Iterator[IdentityRecord]:
     kernel = ensemble.kernel
     beta = kernel.beta
     there = ensemble.inspected()
@@ -306,7 +309,9 @@ def _claims(ensemble: Ensemble, theory: Theory) -> Iterator[Claim]:
     if decay == 0:
         return
     no_law = f"{ensemble.undecayed:,} coordinates do not decay" if ensemble.undecayed else ""
-    yield claims(preprint(decay, beta, ensemble.dimension), beta, prefix="as read at β = 1, translated: ", obstacle=no_law)
+    yield claims(
+        preprint(decay, beta, ensemble.dimension), beta, prefix="as read at β = 1, translated: ", obstacle=no_law
+    )
     if beta != 1:
         literal = preprint(decay, 1.0, ensemble.dimension)
         yield claims(literal, beta, prefix="1/λ + d/λ² taken literally at this β: ", obstacle=no_law)
@@ -390,7 +395,9 @@ def _trap(fits: dict[str, Fit], theory: Theory) -> str:
     return words
 
 
-def _sentence(ensemble: Ensemble, fits: dict[str, Fit], evidence: Evidence, promised: list[Claim], theory: Theory) -> str:
+def _sentence(
+    ensemble: Ensemble, fits: dict[str, Fit], evidence: Evidence, promised: list[Claim], theory: Theory
+) -> str:
     where = f"At λ = {ensemble.kernel.weight_decay:g}, s = {ensemble.kernel.temperature:g}"
     if not ensemble.whole:
         return f"{where} every chain diverged, the first at step {min(d.step for d in ensemble.diverged)}."
