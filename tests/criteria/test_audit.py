@@ -85,8 +85,8 @@ def test_a_language_model_is_audited():
     )
     assert objective.parameters.checksum() == before
     assert told == {
-        "looking for symmetries", "checking orbits on the loss", "screening orbits", "confirming orbits",
-        "walking the orbit",
+        "reading the graph of the loss", "looking for symmetries", "checking orbits on the loss", "screening orbits",
+        "confirming orbits", "walking the orbit", "looking for what nothing holds back",
     }  # fmt: skip
     iv = found.differential
     assert iv.outcome.verdict == "refuted"
