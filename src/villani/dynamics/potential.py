@@ -10,7 +10,6 @@ from villani.statistics import Array
 from villani.theory.potential import Potential
 
 
-
 class PotentialTarget:
     """F of `theory/potential.py` on R^d for W walkers at once, in float64; θ is one tensor (W, d).
 

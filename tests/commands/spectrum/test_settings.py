@@ -26,7 +26,10 @@ def test_the_command_is_read_back(asked):
 
 
 def test_what_would_do_nothing_is_refused_and_left_out_of_the_command():
-    for given_, flag in ({"layer_steps": 5}, "--layer-steps"), ({"density_probes": 0, "density_steps": 9}, "--density-st"):
+    for given_, flag in (
+        ({"layer_steps": 5}, "--layer-steps"),
+        ({"density_probes": 0, "density_steps": 9}, "--density-st"),
+    ):
         with pytest.raises(InputError, match=f"{flag}.* is not used"):
             SpectrumSettings.given(model="builtin:tiny", **given_)
         assert flag not in SpectrumSettings(model="builtin:tiny", **given_).command()

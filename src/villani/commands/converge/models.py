@@ -11,15 +11,9 @@ import numpy as np
 
 from villani.commands.converge.chains import read_state, run_chain, write_state
 from villani.commands.converge.coupling import coupled_models
+from villani.commands.converge.ensemble import Ensemble, Theory, cost_of, design_record, divergence_records
 from villani.commands.converge.record import ConvergenceRecord
-from villani.commands.converge.results import (
-    Ensemble,
-    Theory,
-    chains_record,
-    cost_of,
-    design_record,
-    divergence_records,
-)
+from villani.commands.converge.results import chains_record
 from villani.commands.converge.settings import ConvergeSettings
 from villani.commands.running import Outcome
 from villani.commands.subject import Subject, determining, load_subject, objective_record, vocabulary

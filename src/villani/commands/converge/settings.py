@@ -37,12 +37,12 @@ class ConvergeSettings(SubjectSettings):
     sequences: Annotated[int, Option("blocks in a group, and in a mini-batch", DESIGN)] = 4
     probes: Annotated[int, Option(hidden=True)] = 1
     finite: Annotated[bool, Option(hidden=True)] = True
-    weight_decay: Annotated[
-        list[float], Option("λ ≥ 0; several with commas; default 0.1", CHAINS, always=True)
-    ] = Field(default_factory=list)
-    temperature: Annotated[
-        list[float], Option("s > 0; several with commas; default 1e-3", CHAINS, always=True)
-    ] = Field(default_factory=list)
+    weight_decay: Annotated[list[float], Option("λ ≥ 0; several with commas; default 0.1", CHAINS, always=True)] = (
+        Field(default_factory=list)
+    )
+    temperature: Annotated[list[float], Option("s > 0; several with commas; default 1e-3", CHAINS, always=True)] = (
+        Field(default_factory=list)
+    )
     learning_rate: Annotated[
         float | None, Option("step size η; default 1e-3, of a potential a tenth of 1/curvature", CHAINS)
     ] = None

@@ -29,7 +29,8 @@ class SpectrumSettings(SubjectSettings):
         Literal["hessian", "gauss-newton"], Option("the whole Hessian, or its Gauss–Newton part", MODEL)
     ] = "hessian"
     matrix: Annotated[
-        Literal["loss", "objective"], Option("loss: of ∇²L; objective: of ∇²F, with λ on the decayed coordinates", MODEL)
+        Literal["loss", "objective"],
+        Option("loss: of ∇²L; objective: of ∇²F, with λ on the decayed coordinates", MODEL),
     ] = "loss"
     top: Annotated[int, Option("how many of the largest eigenvalues", ENDS)] = 10
     bottom: Annotated[int, Option("how many of the smallest", ENDS)] = 4
