@@ -8,6 +8,7 @@ from itertools import product
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from villani.commands.converge.chains import read_state, run_chain, write_state
 from villani.commands.converge.coupling import coupled_models
@@ -78,7 +79,7 @@ def _needs(settings: ConvergeSettings, subject: Subject) -> Needs:
 @contextmanager
 def _at_the_start(objective: Objective, path: Path) -> Iterator[Path]:
     """A file of θ as it is now; θ is put back at the end, since the model is not this command's alone."""
-    tensors = list(objective.parameters.tensors)
+    tensors: list[torch.Tensor] = list(objective.parameters.tensors)
     write_state(path, tensors)
     try:
         yield path
