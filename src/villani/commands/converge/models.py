@@ -8,18 +8,13 @@ from itertools import product
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from villani.commands.converge.chains import read_state, run_chain, write_state
 from villani.commands.converge.coupling import coupled_models
+from villani.commands.converge.ensemble import Ensemble, Theory, cost_of, design_record, divergence_records
 from villani.commands.converge.record import ConvergenceRecord
-from villani.commands.converge.results import (
-    Ensemble,
-    Theory,
-    chains_record,
-    cost_of,
-    design_record,
-    divergence_records,
-)
+from villani.commands.converge.results import chains_record
 from villani.commands.converge.settings import ConvergeSettings
 from villani.commands.running import Outcome
 from villani.commands.subject import Subject, determining, load_subject, objective_record, vocabulary
@@ -84,7 +79,7 @@ def _needs(settings: ConvergeSettings, subject: Subject) -> Needs:
 @contextmanager
 def _at_the_start(objective: Objective, path: Path) -> Iterator[Path]:
     """A file of θ as it is now; θ is put back at the end, since the model is not this command's alone."""
-    tensors = list(objective.parameters.tensors)
+    tensors: list[torch.Tensor] = list(objective.parameters.tensors)
     write_state(path, tensors)
     try:
         yield path

@@ -143,12 +143,20 @@ def pictures(record: ConvergenceRecord) -> Pictures:
                 )
         if point.coupled and len(point.coupled.times) > 1:
             rate = point.coupled.rate
-            words = f"Contraction rate {_value(rate)}." if rate else "Too short for a rate."
+            what = f"Contraction rate {_value(rate)}." if rate else "Too short for a rate."
             shown[f"coupled{index}"] = (
                 f"Common noise at {_where(point)}",
                 _line(point.coupled.times, point.coupled.log_distance, "ln ‖θ_a − θ_b‖"),
+<<<<<<< HEAD
                 f"Two chains from different starts with the same noise and batches. {words} A positive rate on one "
                 "path is an estimate of contraction there, and proves none elsewhere.",
+||||||| 4c26f78
+                f"Two chains from different starts with the same noise and batches. {words} A positive rate on one path "
+                "is an estimate of contraction there, and proves none elsewhere.",
+=======
+                f"Two chains from different starts with the same noise and batches. {what} A positive rate on one path "
+                "is an estimate of contraction there, and proves none elsewhere.",
+>>>>>>> spectrum
             )
     return shown
 

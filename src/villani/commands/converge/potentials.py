@@ -7,15 +7,9 @@ from pathlib import Path
 from villani.commands.blocks import SubjectSettings
 from villani.commands.converge.chains import run_chain
 from villani.commands.converge.coupling import coupled
+from villani.commands.converge.ensemble import Ensemble, Theory, cost_of, design_record, divergence_records
 from villani.commands.converge.record import ConvergenceRecord, PotentialRecord
-from villani.commands.converge.results import (
-    Ensemble,
-    Theory,
-    chains_record,
-    cost_of,
-    design_record,
-    divergence_records,
-)
+from villani.commands.converge.results import chains_record
 from villani.commands.converge.settings import ConvergeSettings
 from villani.commands.running import Outcome
 from villani.dynamics.langevin import STANDARD

@@ -2,143 +2,58 @@
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 
-from villani.commands.converge.chains import Chain
-from villani.commands.converge.coupling import Pair
+from villani.commands.converge.ensemble import Ensemble, Theory
+from villani.commands.converge.equilibrium import (
+    ceilings_of,
+    equilibrium_of,
+    gradient_noise_of,
+    identities_of,
+    obstacle_of,
+)
 from villani.commands.converge.record import (
     ChainsRecord,
     CoupledRecord,
     CurveRecord,
-    DivergenceRecord,
-    DynamicsRecord,
     FitRecord,
-    GradientNoiseRecord,
-    IdentityRecord,
     MixingRecord,
     RateRecord,
 )
+<<<<<<< HEAD
 from villani.commands.converge.settings import ConvergeSettings
 from villani.dynamics.advice import largest_curvature, smaller_step
+||||||| 4c26f78
+from villani.commands.converge.settings import ConvergeSettings
+=======
+>>>>>>> spectrum
 from villani.dynamics.convergence import (
-    Ceiling,
     Fit,
-    Mixing,
-    autocorrelation_ceiling,
     contraction,
     fit_exponential,
     mixing,
-    ratio_of_means,
-    second_half,
-    variance_ceiling,
 )
+<<<<<<< HEAD
 from villani.dynamics.kernel import Kernel
 from villani.dynamics.langevin import LangevinTarget
+||||||| 4c26f78
+from villani.dynamics.advice import largest_curvature, smaller_step
+from villani.dynamics.kernel import Kernel
+from villani.dynamics.langevin import LangevinTarget
+=======
+>>>>>>> spectrum
 from villani.dynamics.verdicts import Claim, Evidence, claims, judge
 from villani.outwards import lower, upper
-from villani.statistics import Array, Estimate, Status
+from villani.statistics import Array
 from villani.theory.applicable import upper_bounds
-from villani.theory.catalogue import Case
 from villani.theory.constants import Smoothing, preprint, smoothed_cross_entropy
-from villani.work.records import CONFIDENCE, Cost, EstimateRecord
-from villani.work.work import Work
+from villani.work.records import EstimateRecord
 
 ALPHA = 0.1  # prediction smoothing of the certified constant
 _SHOWN = 160  # points of a curve in the record
 _CHAINS = 8  # chains in the record, each
-_NEGLIGIBLE = 0.05  # of s: mini-batch noise in one direction that is taken for none
-_BIAS = 0.05  # of an identity: what the step size may cost
 _FASTER = 3.0  # times: from here on the loss is said not to see a mode
-
-
-@dataclass(frozen=True)
-class Ensemble:
-    """The chains at one λ and s.
-
-    Attributes:
-        settings: with every field filled.
-        kernel: how the chains moved.
-        names: of the observables, in the order of the chains' rows.
-        chains: of a model; or the one of a potential, which holds all replicates.
-        pair: coupled chains, if any.
-        diverged: what left.
-        dimension: d.
-        undecayed: coordinates without a Gibbs law.
-    """
-
-    settings: ConvergeSettings
-    kernel: Kernel
-    names: tuple[str, ...]
-    chains: tuple[Chain, ...]
-    pair: Pair | None
-    diverged: list[DivergenceRecord]
-    dimension: int
-    undecayed: int
-
-    @property
-    def whole(self) -> list[Chain]:
-        """Chains that did not leave: only they are analysed."""
-        return [chain for chain in self.chains if chain.diverged is None]
-
-    def curves(self) -> dict[str, Array]:
-        """Name → (C, n) of the chains that did not leave."""
-        rows = [chain.rows for chain in self.whole]  # (n, k, R)
-        stacked = np.concatenate(rows, axis=2) if rows else np.zeros((0, len(self.names), 0))
-        return {name: stacked[:, i].T for i, name in enumerate(self.names)}
-
-    def inspected(self) -> dict[str, Array]:
-        """Name → (C, i) of what was measured at intervals."""
-        rows = [chain.findings for chain in self.whole if chain.findings.size]
-        names = ("psi", "laplacian", "unbiased_gradient_squared")
-        return {name: np.stack(rows)[:, :, i] for i, name in enumerate(names)} if rows else {}
-
-
-@dataclass(frozen=True)
-class Theory:
-    """What theory knows: of a potential its case and gap (or why there is none), of a model its vocabulary.
-
-    `status` is that of the gap, and `ceiling` a certified upper bound on it where it is estimated.
-    """
-
-    gap: float | None = None
-    status: Status = "certified"
-    ceiling: float | None = None
-    unsolved: str = ""
-    case: Case | None = None
-    vocabulary: int | None = None
-
-
-def design_record(settings: ConvergeSettings, batch: int | None, blocks: int | None) -> DynamicsRecord:
-    """How the chains moved."""
-    return DynamicsRecord.of(settings, batch=batch, blocks=blocks, confidence=CONFIDENCE)
-
-
-def divergence_records(
-    chain: Chain, target: LangevinTarget, kernel: Kernel, replicates: int, number: int = 0
-) -> list[DivergenceRecord]:  # fmt: skip
-    """What to say about a chain that left; all replicates of a potential go together."""
-    if chain.diverged is None:
-        return []
-    curvature = largest_curvature(target, kernel, number)
-    step = smaller_step(kernel, curvature)
-    return [
-        DivergenceRecord(chain=number + i, step=chain.diverged, curvature=curvature, learning_rate=step)
-        for i in range(replicates)
-    ]
-
-
-def cost_of(ensembles: list[Ensemble], work: Work, tokens: int = 0) -> Cost:
-    """What all chains took; `seconds_per_group` is per step, and `tokens` are those of a step."""
-    seconds, peak, _ = work.spent()
-    steps = sum(ensemble.kernel.steps * len(ensemble.chains) for ensemble in ensembles)
-    observing = sum(chain.observing for ensemble in ensembles for chain in ensemble.chains)
-    return Cost(
-        seconds=seconds, seconds_per_group=seconds / steps, peak_memory_bytes=peak, tokens=tokens * steps, probes=0,
-        observing_seconds=observing,
-    )  # fmt: skip
 
 
 def chains_record(ensemble: Ensemble, theory: Theory) -> ChainsRecord:
@@ -147,16 +62,24 @@ def chains_record(ensemble: Ensemble, theory: Theory) -> ChainsRecord:
     curves = ensemble.curves()
     steps = ensemble.whole[0].steps if ensemble.whole else np.zeros(0, dtype=int)
     times = kernel.times(steps)
+<<<<<<< HEAD
     candidates = ("loss", "objective", "norm_squared", *ensemble.names[5:])
     fitted = [name for name in candidates if not name.startswith("lapl")]
+||||||| 4c26f78
+    fitted = [name for name in ("loss", "objective", "norm_squared", *ensemble.names[5:]) if not name.startswith("lapl")]
+=======
+    fitted = [
+        name for name in ("loss", "objective", "norm_squared", *ensemble.names[5:]) if not name.startswith("lapl")
+    ]
+>>>>>>> spectrum
     fits = {name: fit_exponential(times, curves[name]) for name in fitted if len(times)}
     mixed = mixing(curves)
-    noise = _gradient_noise(ensemble, curves)
-    identities = list(_identities(ensemble, curves, noise))
-    state = _equilibrium(mixed, identities)
+    noise = gradient_noise_of(ensemble, curves)
+    identities = list(identities_of(ensemble, curves, noise))
+    state = equilibrium_of(mixed, identities)
     length = float(kernel.times([kernel.steps])[0])
     evidence = Evidence(
-        tuple(_ceilings(ensemble, curves, times)), theory.gap, _obstacle(ensemble, noise, state, mixed, identities),
+        tuple(ceilings_of(ensemble, curves, times)), theory.gap, obstacle_of(ensemble, noise, state, mixed, identities),
         min((fit.rate.value for fit in fits.values() if fit.rate), default=None), length, theory.status, theory.ceiling,
     )  # fmt: skip
     promised = list(_claims(ensemble, theory))
@@ -194,6 +117,7 @@ def _acceptance(ensemble: Ensemble) -> float | None:
     return float(sum(chain.accepted for chain in chains) / (len(chains) * ensemble.kernel.steps * walkers))
 
 
+<<<<<<< HEAD
 def _gradient_noise(ensemble: Ensemble, curves: dict[str, Array]) -> GradientNoiseRecord | None:
     """Upper bounds from E‖g‖² ≥ tr Σ/B of the batch's ∇L, the injected noise having variance ηs in every direction."""
     settings = ensemble.settings
@@ -304,6 +228,117 @@ def _ceilings(ensemble: Ensemble, curves: dict[str, Array], times: Array) -> lis
     return [ceiling for ceiling in ceilings if ceiling is not None]
 
 
+||||||| 4c26f78
+def _gradient_noise(ensemble: Ensemble, curves: dict[str, Array]) -> GradientNoiseRecord | None:
+    """Upper bounds from E‖g‖² ≥ tr Σ/B of the batch's ∇L, the injected noise having variance ηs in every direction."""
+    settings = ensemble.settings
+    if settings.potential is not None or settings.full or settings.method == "mala" or not ensemble.whole:
+        return None
+    decay = ensemble.kernel.weight_decay
+    squared = curves["gradient_squared"]
+    if decay and not ensemble.undecayed:  # less 2λ⟨θ, g⟩ + λ²‖θ‖²; where something does not decay, ‖∇F‖² has to do
+        norm = curves["norm_squared"]
+        squared = squared - 2 * decay * curves["radial_force"] + decay**2 * norm
+    worst = ensemble.kernel.learning_rate * float(second_half(squared).mean()) / ensemble.kernel.temperature
+    return GradientNoiseRecord(isotropic=worst / ensemble.dimension, worst_direction=worst)
+
+
+def _identities(ensemble: Ensemble, curves: dict[str, Array], noise: GradientNoiseRecord | None) -> Iterator[IdentityRecord]:
+    kernel = ensemble.kernel
+    beta = kernel.beta
+    there = ensemble.inspected()
+    force = curves["radial_force"]
+    exact = np.full_like(force, ensemble.dimension / beta)
+    note = "" if noise is None else "linear in the gradient, so mini-batches do not bias it"
+    if ensemble.undecayed:
+        note = "counts undecayed coordinates, for which it need not hold"
+    yield _identity("E⟨θ, ∇F⟩ = d/β", ratio_of_means(force, exact), note)
+    if there:
+        squared, laplacian, psi = there["unbiased_gradient_squared"], there["laplacian"], there["psi"]
+        note = f"from independent groups at {psi.shape[1]} steps of each chain, unbiased"
+    elif "laplacian" in curves and noise is None:
+        squared, laplacian, psi = curves["gradient_squared"], curves["laplacian"], curves["psi"]
+        note = "every term exact"
+    else:
+        missing = "ΔF has atoms at kinks" if ensemble.settings.potential else "needs ΔF: give --psi-every"
+        yield _identity("E‖∇F‖² = E ΔF/β", None, missing)
+        yield _identity("E Ψ_s = −½ E ΔF", None, missing)
+        return
+    yield _identity("E‖∇F‖² = E ΔF/β", ratio_of_means(beta * squared, laplacian), note)
+    yield _identity("E Ψ_s = −½ E ΔF", ratio_of_means(-2 * psi, laplacian), note)
+
+
+def _identity(name: str, ratio: Estimate | None, note: str) -> IdentityRecord:
+    verdict = "not measured"
+    if ratio is not None:
+        low, high = ratio.interval(CONFIDENCE)
+        resolved = (high - low) / 2 <= 5 * _BIAS
+        verdict = "fails" if low > 1 + _BIAS or high < 1 - _BIAS else "holds" if resolved else "not resolved"
+    return IdentityRecord.model_validate({"name": name, "ratio": ratio, "verdict": verdict, "note": note})
+
+
+def _equilibrium(
+    mixed: Mixing, identities: list[IdentityRecord]
+) -> Literal["not contradicted", "contradicted", "unknown"]:
+    if not any(value is not None for value in mixed.rhat.values()):
+        return "unknown"
+    if not mixed.settled or any(identity.verdict == "fails" for identity in identities):
+        return "contradicted"
+    return "not contradicted"
+
+
+def _obstacle(
+    ensemble: Ensemble, noise: GradientNoiseRecord | None, state: str, mixed: Mixing, identities: list[IdentityRecord]
+) -> str:  # fmt: skip
+    """Why what was found at equilibrium bounds no gap of the Gibbs law, or ""."""
+    kernel = ensemble.kernel
+    if not ensemble.whole:
+        return "every chain diverged"
+    if ensemble.undecayed:
+        return f"{ensemble.undecayed:,} coordinates do not decay, so there need be no Gibbs law"
+    if kernel.momentum:
+        return "with momentum a chain is not the reversible diffusion that the promise is about"
+    if kernel.schedule != "constant":
+        return "a chain with varying steps has no autocorrelation function"
+    if noise is not None and noise.worst_direction > _NEGLIGIBLE:
+        return (
+            f"mini-batch noise may reach {noise.worst_direction:.3g} of s in one direction, so that the chain's law "
+            "need not be the Gibbs law"
+        )  # fmt: skip
+    if state != "not contradicted":
+        failed = [identity.name for identity in identities if identity.verdict == "fails"]
+        if failed:
+            return f"the chains are not at equilibrium ({failed[0]} fails)"
+        known = {name: value for name, value in mixed.rhat.items() if value is not None}
+        if not known:
+            return "there are too few chains to tell whether they are at equilibrium"
+        worst = max(known, key=lambda name: known[name])
+        least = min(value for value in mixed.ess.values() if value is not None)
+        return f"the chains are not shown to have mixed (R̂ = {known[worst]:.2f} of {worst}, least ESS {least:.0f})"
+    return ""
+
+
+def _ceilings(ensemble: Ensemble, curves: dict[str, Array], times: Array) -> list[Ceiling]:
+    """Bounds on the gap, whose limits hold all at once: the least of them is the one that gets quoted.
+
+    The level of each allows for all that are looked for, found or not (Bonferroni).
+    """
+    if len(times) < 2:
+        return []
+    spacing, walkers = float(times[1] - times[0]), ensemble.settings.walkers or 1
+    linear = [name for name in ensemble.names if name.startswith("linear")]
+    names = ["norm_squared", *linear]
+    if ensemble.settings.potential is not None or ensemble.settings.full:  # else the noise of batches, no function of θ
+        names = ["loss", "objective", *names]
+    level = 1 - (1 - CONFIDENCE) / (len(names) + len(linear))
+    halves = {name: second_half(curves[name]) for name in names}
+    ceilings = [autocorrelation_ceiling(name, spacing, halves[name], level) for name in names]
+    ceilings += [variance_ceiling(name, ensemble.kernel.beta, halves[name], walkers, level) for name in linear]
+    return [ceiling for ceiling in ceilings if ceiling is not None]
+
+
+=======
+>>>>>>> spectrum
 def _claims(ensemble: Ensemble, theory: Theory) -> Iterator[Claim]:
     decay, beta = ensemble.kernel.weight_decay, ensemble.kernel.beta
     if decay == 0:
