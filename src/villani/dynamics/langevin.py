@@ -111,16 +111,8 @@ class Piece:
 def advance(
     target: LangevinTarget, kernel: Kernel, *, seed: int, chain: int, start: int = 0,
     velocity: list[torch.Tensor] | None = None, log_every: int = 1, ceiling: float | None = None,
-<<<<<<< HEAD
-    enough: Callable[[int], bool] = lambda _: False,
-    inspect: Callable[[int], Array] | None = None, inspect_every: int = 0, noise_chain: int | None = None,
-||||||| 4c26f78
-    velocity: list[torch.Tensor] | None = None, log_every: int = 1, ceiling: float | None = None, enough: Callable[[int], bool] = lambda _: False,
-    inspect: Callable[[int], Array] | None = None, inspect_every: int = 0, noise_chain: int | None = None,
-=======
     enough: Callable[[int], bool] = lambda _: False, inspect: Callable[[int], Array] | None = None,
     inspect_every: int = 0, noise_chain: int | None = None,
->>>>>>> spectrum
 ) -> Piece:  # fmt: skip
     """Move θ from a step on until the kernel's last, or until it is `enough`.
 

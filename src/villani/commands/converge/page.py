@@ -147,16 +147,8 @@ def pictures(record: ConvergenceRecord) -> Pictures:
             shown[f"coupled{index}"] = (
                 f"Common noise at {_where(point)}",
                 _line(point.coupled.times, point.coupled.log_distance, "ln ‖θ_a − θ_b‖"),
-<<<<<<< HEAD
-                f"Two chains from different starts with the same noise and batches. {words} A positive rate on one "
-                "path is an estimate of contraction there, and proves none elsewhere.",
-||||||| 4c26f78
-                f"Two chains from different starts with the same noise and batches. {words} A positive rate on one path "
-                "is an estimate of contraction there, and proves none elsewhere.",
-=======
                 f"Two chains from different starts with the same noise and batches. {what} A positive rate on one path "
                 "is an estimate of contraction there, and proves none elsewhere.",
->>>>>>> spectrum
             )
     return shown
 

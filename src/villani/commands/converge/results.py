@@ -21,28 +21,12 @@ from villani.commands.converge.record import (
     MixingRecord,
     RateRecord,
 )
-<<<<<<< HEAD
-from villani.commands.converge.settings import ConvergeSettings
-from villani.dynamics.advice import largest_curvature, smaller_step
-||||||| 4c26f78
-from villani.commands.converge.settings import ConvergeSettings
-=======
->>>>>>> spectrum
 from villani.dynamics.convergence import (
     Fit,
     contraction,
     fit_exponential,
     mixing,
 )
-<<<<<<< HEAD
-from villani.dynamics.kernel import Kernel
-from villani.dynamics.langevin import LangevinTarget
-||||||| 4c26f78
-from villani.dynamics.advice import largest_curvature, smaller_step
-from villani.dynamics.kernel import Kernel
-from villani.dynamics.langevin import LangevinTarget
-=======
->>>>>>> spectrum
 from villani.dynamics.verdicts import Claim, Evidence, claims, judge
 from villani.outwards import lower, upper
 from villani.statistics import Array
@@ -62,16 +46,9 @@ def chains_record(ensemble: Ensemble, theory: Theory) -> ChainsRecord:
     curves = ensemble.curves()
     steps = ensemble.whole[0].steps if ensemble.whole else np.zeros(0, dtype=int)
     times = kernel.times(steps)
-<<<<<<< HEAD
-    candidates = ("loss", "objective", "norm_squared", *ensemble.names[5:])
-    fitted = [name for name in candidates if not name.startswith("lapl")]
-||||||| 4c26f78
-    fitted = [name for name in ("loss", "objective", "norm_squared", *ensemble.names[5:]) if not name.startswith("lapl")]
-=======
     fitted = [
         name for name in ("loss", "objective", "norm_squared", *ensemble.names[5:]) if not name.startswith("lapl")
     ]
->>>>>>> spectrum
     fits = {name: fit_exponential(times, curves[name]) for name in fitted if len(times)}
     mixed = mixing(curves)
     noise = gradient_noise_of(ensemble, curves)
@@ -117,228 +94,6 @@ def _acceptance(ensemble: Ensemble) -> float | None:
     return float(sum(chain.accepted for chain in chains) / (len(chains) * ensemble.kernel.steps * walkers))
 
 
-<<<<<<< HEAD
-def _gradient_noise(ensemble: Ensemble, curves: dict[str, Array]) -> GradientNoiseRecord | None:
-    """Upper bounds from E‖g‖² ≥ tr Σ/B of the batch's ∇L, the injected noise having variance ηs in every direction."""
-    settings = ensemble.settings
-    if settings.potential is not None or settings.full or settings.method == "mala" or not ensemble.whole:
-        return None
-    decay = ensemble.kernel.weight_decay
-    squared = curves["gradient_squared"]
-    if decay and not ensemble.undecayed:  # less 2λ⟨θ, g⟩ + λ²‖θ‖²; where something does not decay, ‖∇F‖² has to do
-        norm = curves["norm_squared"]
-        squared = squared - 2 * decay * curves["radial_force"] + decay**2 * norm
-    worst = ensemble.kernel.learning_rate * float(second_half(squared).mean()) / ensemble.kernel.temperature
-    return GradientNoiseRecord(isotropic=worst / ensemble.dimension, worst_direction=worst)
-
-
-def _identities(
-    ensemble: Ensemble, curves: dict[str, Array], noise: GradientNoiseRecord | None
-) -> Iterator[IdentityRecord]:
-    kernel = ensemble.kernel
-    beta = kernel.beta
-    there = ensemble.inspected()
-    force = curves["radial_force"]
-    exact = np.full_like(force, ensemble.dimension / beta)
-    note = "" if noise is None else "linear in the gradient, so mini-batches do not bias it"
-    if ensemble.undecayed:
-        note = "counts undecayed coordinates, for which it need not hold"
-    yield _identity("E⟨θ, ∇F⟩ = d/β", ratio_of_means(force, exact), note)
-    if there:
-        squared, laplacian, psi = there["unbiased_gradient_squared"], there["laplacian"], there["psi"]
-        note = f"from independent groups at {psi.shape[1]} steps of each chain, unbiased"
-    elif "laplacian" in curves and noise is None:
-        squared, laplacian, psi = curves["gradient_squared"], curves["laplacian"], curves["psi"]
-        note = "every term exact"
-    else:
-        missing = "ΔF has atoms at kinks" if ensemble.settings.potential else "needs ΔF: give --psi-every"
-        yield _identity("E‖∇F‖² = E ΔF/β", None, missing)
-        yield _identity("E Ψ_s = −½ E ΔF", None, missing)
-        return
-    yield _identity("E‖∇F‖² = E ΔF/β", ratio_of_means(beta * squared, laplacian), note)
-    yield _identity("E Ψ_s = −½ E ΔF", ratio_of_means(-2 * psi, laplacian), note)
-
-
-def _identity(name: str, ratio: Estimate | None, note: str) -> IdentityRecord:
-    verdict = "not measured"
-    if ratio is not None:
-        low, high = ratio.interval(CONFIDENCE)
-        resolved = (high - low) / 2 <= 5 * _BIAS
-        verdict = "fails" if low > 1 + _BIAS or high < 1 - _BIAS else "holds" if resolved else "not resolved"
-    return IdentityRecord.model_validate({"name": name, "ratio": ratio, "verdict": verdict, "note": note})
-
-
-def _equilibrium(
-    mixed: Mixing, identities: list[IdentityRecord]
-) -> Literal["not contradicted", "contradicted", "unknown"]:
-    if not any(value is not None for value in mixed.rhat.values()):
-        return "unknown"
-    if not mixed.settled or any(identity.verdict == "fails" for identity in identities):
-        return "contradicted"
-    return "not contradicted"
-
-
-def _obstacle(
-    ensemble: Ensemble, noise: GradientNoiseRecord | None, state: str, mixed: Mixing, identities: list[IdentityRecord]
-) -> str:  # fmt: skip
-    """Why what was found at equilibrium bounds no gap of the Gibbs law, or ""."""
-    kernel = ensemble.kernel
-    if not ensemble.whole:
-        return "every chain diverged"
-    if ensemble.undecayed:
-        return f"{ensemble.undecayed:,} coordinates do not decay, so there need be no Gibbs law"
-    if kernel.momentum:
-        return "with momentum a chain is not the reversible diffusion that the promise is about"
-    if kernel.schedule != "constant":
-        return "a chain with varying steps has no autocorrelation function"
-    if noise is not None and noise.worst_direction > _NEGLIGIBLE:
-        return (
-            f"mini-batch noise may reach {noise.worst_direction:.3g} of s in one direction, so that the chain's law "
-            "need not be the Gibbs law"
-        )  # fmt: skip
-    if state != "not contradicted":
-        failed = [identity.name for identity in identities if identity.verdict == "fails"]
-        if failed:
-            return f"the chains are not at equilibrium ({failed[0]} fails)"
-        known = {name: value for name, value in mixed.rhat.items() if value is not None}
-        if not known:
-            return "there are too few chains to tell whether they are at equilibrium"
-        worst = max(known, key=lambda name: known[name])
-        least = min(value for value in mixed.ess.values() if value is not None)
-        return f"the chains are not shown to have mixed (R̂ = {known[worst]:.2f} of {worst}, least ESS {least:.0f})"
-    return ""
-
-
-def _ceilings(ensemble: Ensemble, curves: dict[str, Array], times: Array) -> list[Ceiling]:
-    """Bounds on the gap, whose limits hold all at once: the least of them is the one that gets quoted.
-
-    The level of each allows for all that are looked for, found or not (Bonferroni).
-    """
-    if len(times) < 2:
-        return []
-    spacing, walkers = float(times[1] - times[0]), ensemble.settings.walkers or 1
-    linear = [name for name in ensemble.names if name.startswith("linear")]
-    names = ["norm_squared", *linear]
-    if ensemble.settings.potential is not None or ensemble.settings.full:  # else the noise of batches, no function of θ
-        names = ["loss", "objective", *names]
-    level = 1 - (1 - CONFIDENCE) / (len(names) + len(linear))
-    halves = {name: second_half(curves[name]) for name in names}
-    ceilings = [autocorrelation_ceiling(name, spacing, halves[name], level) for name in names]
-    ceilings += [variance_ceiling(name, ensemble.kernel.beta, halves[name], walkers, level) for name in linear]
-    return [ceiling for ceiling in ceilings if ceiling is not None]
-
-
-||||||| 4c26f78
-def _gradient_noise(ensemble: Ensemble, curves: dict[str, Array]) -> GradientNoiseRecord | None:
-    """Upper bounds from E‖g‖² ≥ tr Σ/B of the batch's ∇L, the injected noise having variance ηs in every direction."""
-    settings = ensemble.settings
-    if settings.potential is not None or settings.full or settings.method == "mala" or not ensemble.whole:
-        return None
-    decay = ensemble.kernel.weight_decay
-    squared = curves["gradient_squared"]
-    if decay and not ensemble.undecayed:  # less 2λ⟨θ, g⟩ + λ²‖θ‖²; where something does not decay, ‖∇F‖² has to do
-        norm = curves["norm_squared"]
-        squared = squared - 2 * decay * curves["radial_force"] + decay**2 * norm
-    worst = ensemble.kernel.learning_rate * float(second_half(squared).mean()) / ensemble.kernel.temperature
-    return GradientNoiseRecord(isotropic=worst / ensemble.dimension, worst_direction=worst)
-
-
-def _identities(ensemble: Ensemble, curves: dict[str, Array], noise: GradientNoiseRecord | None) -> Iterator[IdentityRecord]:
-    kernel = ensemble.kernel
-    beta = kernel.beta
-    there = ensemble.inspected()
-    force = curves["radial_force"]
-    exact = np.full_like(force, ensemble.dimension / beta)
-    note = "" if noise is None else "linear in the gradient, so mini-batches do not bias it"
-    if ensemble.undecayed:
-        note = "counts undecayed coordinates, for which it need not hold"
-    yield _identity("E⟨θ, ∇F⟩ = d/β", ratio_of_means(force, exact), note)
-    if there:
-        squared, laplacian, psi = there["unbiased_gradient_squared"], there["laplacian"], there["psi"]
-        note = f"from independent groups at {psi.shape[1]} steps of each chain, unbiased"
-    elif "laplacian" in curves and noise is None:
-        squared, laplacian, psi = curves["gradient_squared"], curves["laplacian"], curves["psi"]
-        note = "every term exact"
-    else:
-        missing = "ΔF has atoms at kinks" if ensemble.settings.potential else "needs ΔF: give --psi-every"
-        yield _identity("E‖∇F‖² = E ΔF/β", None, missing)
-        yield _identity("E Ψ_s = −½ E ΔF", None, missing)
-        return
-    yield _identity("E‖∇F‖² = E ΔF/β", ratio_of_means(beta * squared, laplacian), note)
-    yield _identity("E Ψ_s = −½ E ΔF", ratio_of_means(-2 * psi, laplacian), note)
-
-
-def _identity(name: str, ratio: Estimate | None, note: str) -> IdentityRecord:
-    verdict = "not measured"
-    if ratio is not None:
-        low, high = ratio.interval(CONFIDENCE)
-        resolved = (high - low) / 2 <= 5 * _BIAS
-        verdict = "fails" if low > 1 + _BIAS or high < 1 - _BIAS else "holds" if resolved else "not resolved"
-    return IdentityRecord.model_validate({"name": name, "ratio": ratio, "verdict": verdict, "note": note})
-
-
-def _equilibrium(
-    mixed: Mixing, identities: list[IdentityRecord]
-) -> Literal["not contradicted", "contradicted", "unknown"]:
-    if not any(value is not None for value in mixed.rhat.values()):
-        return "unknown"
-    if not mixed.settled or any(identity.verdict == "fails" for identity in identities):
-        return "contradicted"
-    return "not contradicted"
-
-
-def _obstacle(
-    ensemble: Ensemble, noise: GradientNoiseRecord | None, state: str, mixed: Mixing, identities: list[IdentityRecord]
-) -> str:  # fmt: skip
-    """Why what was found at equilibrium bounds no gap of the Gibbs law, or ""."""
-    kernel = ensemble.kernel
-    if not ensemble.whole:
-        return "every chain diverged"
-    if ensemble.undecayed:
-        return f"{ensemble.undecayed:,} coordinates do not decay, so there need be no Gibbs law"
-    if kernel.momentum:
-        return "with momentum a chain is not the reversible diffusion that the promise is about"
-    if kernel.schedule != "constant":
-        return "a chain with varying steps has no autocorrelation function"
-    if noise is not None and noise.worst_direction > _NEGLIGIBLE:
-        return (
-            f"mini-batch noise may reach {noise.worst_direction:.3g} of s in one direction, so that the chain's law "
-            "need not be the Gibbs law"
-        )  # fmt: skip
-    if state != "not contradicted":
-        failed = [identity.name for identity in identities if identity.verdict == "fails"]
-        if failed:
-            return f"the chains are not at equilibrium ({failed[0]} fails)"
-        known = {name: value for name, value in mixed.rhat.items() if value is not None}
-        if not known:
-            return "there are too few chains to tell whether they are at equilibrium"
-        worst = max(known, key=lambda name: known[name])
-        least = min(value for value in mixed.ess.values() if value is not None)
-        return f"the chains are not shown to have mixed (R̂ = {known[worst]:.2f} of {worst}, least ESS {least:.0f})"
-    return ""
-
-
-def _ceilings(ensemble: Ensemble, curves: dict[str, Array], times: Array) -> list[Ceiling]:
-    """Bounds on the gap, whose limits hold all at once: the least of them is the one that gets quoted.
-
-    The level of each allows for all that are looked for, found or not (Bonferroni).
-    """
-    if len(times) < 2:
-        return []
-    spacing, walkers = float(times[1] - times[0]), ensemble.settings.walkers or 1
-    linear = [name for name in ensemble.names if name.startswith("linear")]
-    names = ["norm_squared", *linear]
-    if ensemble.settings.potential is not None or ensemble.settings.full:  # else the noise of batches, no function of θ
-        names = ["loss", "objective", *names]
-    level = 1 - (1 - CONFIDENCE) / (len(names) + len(linear))
-    halves = {name: second_half(curves[name]) for name in names}
-    ceilings = [autocorrelation_ceiling(name, spacing, halves[name], level) for name in names]
-    ceilings += [variance_ceiling(name, ensemble.kernel.beta, halves[name], walkers, level) for name in linear]
-    return [ceiling for ceiling in ceilings if ceiling is not None]
-
-
-=======
->>>>>>> spectrum
 def _claims(ensemble: Ensemble, theory: Theory) -> Iterator[Claim]:
     decay, beta = ensemble.kernel.weight_decay, ensemble.kernel.beta
     if decay == 0:
