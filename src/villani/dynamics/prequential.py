@@ -173,16 +173,17 @@ def _scores(
     model: nn.Module, learner: Learner | None, ids: torch.Tensor, labels: torch.Tensor, micro_tokens: int
 ) -> tuple[Array, list[torch.Tensor]]:
     """ln p of the predicted tokens of a batch, and ∇ of their mean loss, from one forward pass at the same weights."""
-    total = int((labels[:, 1:] != IGNORED).sum())
+    following = nn.functional.pad(labels[:, 1:], (0, 1), value=IGNORED)  # (B, T): logits are not copied
+    total = int((following != IGNORED).sum())
     width = max(1, micro_tokens // ids.shape[1])
     logs: list[Array] = []
     gradient: list[torch.Tensor] = []
     for first in range(0, len(ids), width):
-        targets = labels[first : first + width, 1:].flatten()
+        targets = following[first : first + width].flatten()
         wanted = targets != IGNORED
         if not bool(wanted.any()):
             continue
-        logits = model(input_ids=ids[first : first + width], use_cache=False).logits[:, :-1].flatten(0, 1)
+        logits = model(input_ids=ids[first : first + width], use_cache=False).logits.flatten(0, 1)  # (B·T, V)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         losses = nn.functional.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="none")
         logs.append(-losses.detach()[wanted].cpu().numpy())
