@@ -25,7 +25,8 @@ def kept(account, **changed):
     """A run that keeps to the plan, but for what is changed at step 3."""
     p = account.plan
     for k in range(len(p.rates)):
-        step = {"rate": p.rates[k], "noise": p.noises[k], "kept": p.contractions[k], "squared": 0.25, "inner": 0.1}
+        step = {"rate": p.rates[k], "noise": p.noises[k], "contraction": p.contractions[k]}
+        step |= {"squared": 0.25, "inner": 0.1}
         if k == 3:
             step |= changed
         account.step(step.pop("squared"), step.pop("inner"), **step)
@@ -61,7 +62,7 @@ def test_a_plan_leaves_its_prior_as_it_is():
     [
         ({"noise": 0.0}, "step 3: the noise was switched off"),
         ({"noise": 0.02}, "in place of the planned"),
-        ({"kept": 1.0}, "decay left 1 of θ in place of the planned 0.95"),
+        ({"contraction": 1.0}, "decay left 1 of θ in place of the planned 0.95"),
         ({"rate": 0.2}, "learning rate 0.2 in place of the planned 0.1"),
         ({"squared": 1.1}, "above the clip 1"),
         ({"sees_noise": True}, "computed from this step's own noise"),

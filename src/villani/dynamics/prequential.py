@@ -163,6 +163,7 @@ def advance(
             scores.append(logs)
             if learner and gradient:
                 clipped += learner.step(gradient, step)
+            del gradient  # not held beside the next one
             step += 1
             if enough(step):
                 break
@@ -173,18 +174,17 @@ def _scores(
     model: nn.Module, learner: Learner | None, ids: torch.Tensor, labels: torch.Tensor, micro_tokens: int
 ) -> tuple[Array, list[torch.Tensor]]:
     """ln p of the predicted tokens of a batch, and ∇ of their mean loss, from one forward pass at the same weights."""
-    total = int((labels[:, 1:] != IGNORED).sum())
+    following = nn.functional.pad(labels[:, 1:], (0, 1), value=IGNORED)  # (B, T): logits are not copied
+    total = int((following != IGNORED).sum())
     width = max(1, micro_tokens // ids.shape[1])
     logs: list[Array] = []
     gradient: list[torch.Tensor] = []
     for first in range(0, len(ids), width):
-        targets = labels[first : first + width, 1:].flatten()
+        targets = following[first : first + width].flatten()
         wanted = targets != IGNORED
         if not bool(wanted.any()):
             continue
-        logits = model(input_ids=ids[first : first + width], use_cache=False).logits[:, :-1].flatten(0, 1)
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        losses = nn.functional.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="none")
+        losses = _losses(model, ids[first : first + width], targets)
         logs.append(-losses.detach()[wanted].cpu().numpy())
         if learner is None:
             continue
@@ -192,3 +192,10 @@ def _scores(
         parts = tuple(torch.zeros_like(t) if p is None else p for p, t in zip(parts, learner.tensors, strict=True))
         gradient = [g.add_(p) for g, p in zip(gradient, parts, strict=True)] if gradient else list(parts)
     return (np.concatenate(logs) if logs else np.zeros(0, dtype=np.float32)), gradient
+
+
+def _losses(model: nn.Module, ids: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """−ln p of every target (B·T,), 0 where there is none; the logits are freed here, before the backward pass."""
+    logits = model(input_ids=ids, use_cache=False).logits.flatten(0, 1)  # (B·T, V)
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return nn.functional.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="none")
