@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from functools import partial
 
 from villani.criteria.coverage import Coverage, audit_coverage
-from villani.criteria.differential import CONFIRMED, SCALES, SEARCH, Differential, Progress, audit_differential
+from villani.criteria.differential import CONFIRMED, SCALES, SEARCH, Differential, audit_differential
+from villani.criteria.measured_orbits import Progress
 from villani.criteria.rays import Ray, directions, kinds, walk
 from villani.criteria.smoothness import Smoothness, audit_smoothness
 from villani.criteria.verdicts import Outcome

@@ -22,8 +22,8 @@ from villani.commands.audit.record import (
 from villani.commands.measure.run import estimate_record, psi_record
 from villani.criteria.audit import Audit
 from villani.criteria.coverage import Coverage, OrbitWitness, Slab
-from villani.criteria.differential import MeasuredOrbit
 from villani.criteria.flat import FlatDirection
+from villani.criteria.measured_orbits import MeasuredOrbit
 from villani.criteria.orbits import Threshold
 from villani.criteria.parabola import QuadraticFit
 from villani.criteria.rays import Ray
