@@ -121,6 +121,7 @@ def classified(d, **more):
 CASES = {
     **dict.fromkeys([
         aten.alias.default, aten.clone.default, aten.contiguous.default, aten.detach.default, aten.t.default,
+        aten.numpy_T.default,
         aten.squeeze.default, aten.neg.default, aten.square.default, aten.sqrt.default, aten.rsqrt.default,
         aten.reciprocal.default, aten.abs.default, aten.exp.default, aten.sigmoid.default, aten.tanh.default,
         aten.erf.default, aten.atan.default, aten.sin.default, aten.cos.default, aten.silu.default,

@@ -26,7 +26,7 @@ from villani.statistics import Estimate
 from villani.streams import Purpose, stream
 from villani.work.team import Ledger, Scoped, Team
 
-Direction = list[torch.Tensor]
+UnitVector = list[torch.Tensor]
 KINDS = ("random", "gradient", "parameters", "layer")  # of directions
 _LEAST = 4  # radii: a parabola has three coefficients
 
@@ -103,7 +103,7 @@ class Ray:
 
 def directions(
     objective: Objective, seed: int = 0, *, random: int = 3, layers: bool = False
-) -> dict[str, Callable[[], Direction]]:
+) -> dict[str, Callable[[], UnitVector]]:
     """Unit directions by name, each made when called, since it is a copy of θ in float64.
 
     `random 0`, …: uniform on the sphere; `gradient`: ∇L/‖∇L‖ of all groups; `parameters`: θ/‖θ‖; with `layers`,
@@ -115,7 +115,7 @@ def directions(
     if seed < 0 or random < 0:
         raise InputError(f"seed={seed}, random={random}: expected non-negative integers")
     space = objective.parameters
-    made: dict[str, Callable[[], Direction]] = {
+    made: dict[str, Callable[[], UnitVector]] = {
         f"random {index}": partial(random_direction, space, seed, index) for index in range(random)
     }
     made["gradient"] = lambda: _unit(objective.gradient(), "the gradient")
@@ -136,7 +136,7 @@ def check_kinds(names: Sequence[str]) -> None:
             raise InputError(f"direction {name!r} is unknown: expected {', '.join(KINDS)}")
 
 
-def kinds(offered: Mapping[str, Callable[[], Direction]], names: Sequence[str]) -> dict[str, Callable[[], Direction]]:
+def kinds(offered: Mapping[str, Callable[[], UnitVector]], names: Sequence[str]) -> dict[str, Callable[[], UnitVector]]:
     """Those of the `directions` that are named, or of a kind that is (`random`, `layer`).
 
     Raises:
@@ -180,7 +180,7 @@ def rays(
 
 def walk(
     objective: Objective,
-    direction: Direction,
+    direction: UnitVector,
     radii: Sequence[float],
     *,
     groups: Sequence[int] | None = None,
@@ -242,7 +242,7 @@ def _is_kind(key: str, name: str) -> bool:
     return key == name or key.startswith(f"{name} ")
 
 
-def _unit(pieces: Direction, what: str) -> Direction:
+def _unit(pieces: UnitVector, what: str) -> UnitVector:
     """Divided by their norm, in place."""
     norm = float(sum(float(piece.square().sum()) for piece in pieces)) ** 0.5
     if not 0 < norm < float("inf"):
@@ -250,7 +250,7 @@ def _unit(pieces: Direction, what: str) -> Direction:
     return [piece.div_(norm) for piece in pieces]
 
 
-def _confined(space: ParameterSpace, seed: int, members: Sequence[int]) -> Direction:
+def _confined(space: ParameterSpace, seed: int, members: Sequence[int]) -> UnitVector:
     """Uniform on the unit sphere of some tensors' coordinates; the zeros elsewhere take no memory."""
     zero = torch.zeros((), dtype=torch.float64, device=space.tensors[0].device)
     pieces = [zero.expand(t.shape) for t in space.tensors]
