@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from functools import partial
 
 from villani.criteria.coverage import Coverage, audit_coverage
-<<<<<<< HEAD
 from villani.criteria.differential import (
     CONFIRMED,
     SCALES,
@@ -16,14 +15,6 @@ from villani.criteria.differential import (
 )
 from villani.criteria.measured_orbits import Advance
 from villani.criteria.rays import Ray, check_kinds, directions, kinds, walk
-||||||| 40b0d3b
-from villani.criteria.differential import CONFIRMED, SCALES, SEARCH, Differential, Progress, audit_differential
-from villani.criteria.rays import Ray, directions, kinds, walk
-=======
-from villani.criteria.differential import CONFIRMED, SCALES, SEARCH, Differential, audit_differential
-from villani.criteria.measured_orbits import Progress
-from villani.criteria.rays import Ray, directions, kinds, walk
->>>>>>> interp
 from villani.criteria.smoothness import Smoothness, audit_smoothness
 from villani.criteria.verdicts import Outcome
 from villani.curvature.trace import fastest

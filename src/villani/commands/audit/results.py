@@ -14,16 +14,7 @@ from villani.commands.audit.record import (
     ThresholdRecord,
 )
 from villani.criteria.audit import Audit
-<<<<<<< HEAD
 from villani.criteria.coverage import Coverage
-||||||| 40b0d3b
-from villani.criteria.coverage import Coverage, OrbitWitness, Slab
-from villani.criteria.differential import MeasuredOrbit
-from villani.criteria.flat import FlatDirection
-=======
-from villani.criteria.coverage import Coverage, OrbitWitness, Slab
-from villani.criteria.flat import FlatDirection
->>>>>>> interp
 from villani.criteria.measured_orbits import MeasuredOrbit
 from villani.criteria.orbits import Threshold
 from villani.criteria.rays import Ray
