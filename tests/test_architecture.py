@@ -1,6 +1,7 @@
 """The structure that docs/architecture.md describes: imports run one way, and in no circle."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -89,3 +90,24 @@ def test_the_theory_needs_no_torch():
             text = path.read_text()
             assert "import torch" not in text, name
             assert "from torch" not in text, name
+
+
+def test_the_architecture_names_files_that_are_there():
+    """Every file of the table in docs/architecture.md, and no folder without a row."""
+    page = (ROOT.parents[1] / "docs" / "architecture.md").read_text(encoding="utf-8")
+    named = set()
+    for row in re.findall(r"^\| (`.*?) \|", page, re.MULTILINE):
+        folder = ""
+        for name in re.findall(r"`([^`]+)`", row):
+            *above, file = name.split("/")
+            folder = "/".join(above) or folder
+            named.add(f"{folder}/{file}".strip("/"))
+    missing = [name for name in named if "NAME" not in name and not (ROOT / name).exists() and name != "sizes/"]
+    assert not missing, missing
+    parts = {
+        "settings.py", "record.py", "run.py", "page.py", "tables.py", "figures.py", "terminal.py", "results.py", "words.py",
+        "path_results.py", "prequential_results.py", "__init__.py", "__main__.py",
+    }  # fmt: skip
+    files = {str(path.relative_to(ROOT)) for path in ROOT.rglob("*.py")}
+    unnamed = sorted(f for f in files - named if Path(f).name not in parts)
+    assert not unnamed, unnamed
