@@ -105,8 +105,8 @@ def test_the_architecture_names_files_that_are_there():
     missing = [name for name in named if "NAME" not in name and not (ROOT / name).exists() and name != "sizes/"]
     assert not missing, missing
     parts = {
-        "settings.py", "record.py", "run.py", "page.py", "tables.py", "figures.py", "terminal.py", "results.py", "words.py",
-        "path_results.py", "prequential_results.py", "__init__.py", "__main__.py",
+        "settings.py", "record.py", "run.py", "page.py", "tables.py", "figures.py", "terminal.py", "results.py",
+        "words.py", "path_results.py", "prequential_results.py", "__init__.py", "__main__.py",
     }  # fmt: skip
     files = {str(path.relative_to(ROOT)) for path in ROOT.rglob("*.py")}
     unnamed = sorted(f for f in files - named if Path(f).name not in parts)
