@@ -154,6 +154,7 @@ def _twin(subject: Subject, settings: ConvergeSettings) -> Objective:
     model = load_model(
         settings.model, dtype=subject.objective.parameters.dtype, device=settings.device,
         trust_remote_code=settings.trust_remote_code, allow_unused=settings.allow_unused,
+        adapter=settings.adapter,
     ).model  # fmt: skip
     return Objective(
         model, subject.objective.groups, decay=settings.decay, finite=True, micro_tokens=settings.micro_tokens
