@@ -120,7 +120,7 @@ def load(settings: Any, work: Work, model: str | None = None, *, train: bool = F
             was, and whoever still holds it has not.
     """
     spec = model or settings.model
-    own = model in (None, settings.model)
+    own = model in (None, getattr(settings, "model", None))
     options: dict[str, Any] = {
         "dtype": _DTYPES[getattr(settings, "dtype", "float32")],
         "device": getattr(settings, "device", "cpu"),
