@@ -43,7 +43,7 @@ def on_model(settings: ConvergeSettings, work: Work) -> Outcome:
         "converge", settings.model, keyed,
         settings.model_dump(exclude={"parameters", "dimension", "walkers"})
         | {"parameter_checksum": subject.provenance.parameter_checksum},
-        named=settings.model_dump() | keyed, needs=_needs(settings, subject), what="these chains",
+        named=settings.model_dump(exclude={"adapter"}) | keyed, needs=_needs(settings, subject), what="these chains",
         device=settings.device,
     )  # fmt: skip
     ensembles = []
