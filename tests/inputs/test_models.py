@@ -128,6 +128,17 @@ def test_pickle_is_refused_and_never_read(folder):
     )
 
 
+def test_gguf_says_what_to_do_and_is_never_read(folder):
+    remedy = r"GGUF files are mostly quantised: give the checkpoint .*gguf_file='tiny.Q4_0.gguf'\).save_pretrained"
+    (folder / "tiny.Q4_0.gguf").write_bytes(b"GGUF" + bytes(64))
+    assert load_model(str(folder)).record.architecture == "GPT2LMHeadModel"  # the safetensors beside it
+    refused(rf"safetensors only; {remedy}", load_model, str(folder / "tiny.Q4_0.gguf"))
+    (folder / "model.safetensors").unlink()
+    refused(rf"needs model.safetensors, found only tiny.Q4_0.gguf; {remedy}", load_model, str(folder))
+    (folder / "config.json").unlink()
+    refused(rf"no config.json there: {remedy}", load_model, str(folder))
+
+
 @pytest.mark.parametrize(
     ("content", "match"),
     [

@@ -2,6 +2,7 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainerCallback, TrainingArguments
 
+from tests.adapted import adapt
 from villani.dynamics.schedules import ConstantMemory, GuardFollowing
 from villani.errors import InputError
 from villani.integrations.huggingface import VillaniCallback
@@ -114,6 +115,24 @@ def test_the_bits_are_the_same_and_every_logger_gets_the_figures(tmp_path):
     assert end[PREFIX + "measurements"] == STEPS
     assert PREFIX + "psi" not in end
     assert 0 < end[PREFIX + "overhead"] <= callback.live.budget.overhead * 1.01 <= 0.03
+
+
+def test_of_an_adapter_the_figures_are_those_of_what_is_trained(tmp_path):
+    trainers = []
+    for name in ("plain", "watched"):
+        trainer = make_trainer(tmp_path / name, max_steps=2)
+        adapt(trainer.model, "transformer.h.0.attn.c_attn", "transformer.h.0.mlp.c_fc")
+        if name == "watched":
+            callback = add(trainer)
+        trainer.train()
+        trainers.append(trainer)
+    assert same(weights(trainers[0]), weights(trainers[1]))
+    last = logged(trainers[1])[-1]
+    moving = [p.detach().double() for p in trainers[1].model.parameters() if p.requires_grad]
+    assert len(moving) == 4
+    assert last[PREFIX + "decayed_norm_squared"] == pytest.approx(sum(float(p.square().sum()) for p in moving))
+    assert last[PREFIX + "loss"] == pytest.approx(Objective(trainers[1].model, groups()).loss(), rel=1e-9)
+    assert callback.live.budget.overhead > 0
 
 
 def test_under_mixed_precision_figures_are_in_full_precision(tmp_path):

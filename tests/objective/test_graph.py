@@ -6,8 +6,10 @@ import pytest
 import torch
 from torch import nn
 
+from villani.criteria.smoothness import audit_smoothness
 from villani.errors import InputError
 from villani.inputs.models import load_model
+from villani.measurement.measure import measure
 from villani.objective.graph import place, trace_logits, trace_loss
 from villani.objective.objective import Batch, Objective
 
@@ -163,3 +165,39 @@ def test_a_shape_is_traced_once_and_given_its_own_batch():
     assert trace_logits(objective, batch.rows(0, 1)) is not logits
     objective.model.double()
     assert trace_logits(objective, batch) is not logits
+
+
+class Experts(nn.Module):
+    """Two experts, each run on the tokens that are sent to it: a loop over values, which no graph has."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.router = nn.Linear(width, 2)
+        self.experts = nn.ModuleList(nn.Linear(width, width) for _ in range(2))
+
+    def forward(self, x):
+        rows = x.reshape(-1, x.shape[-1])
+        best, out = self.router(rows).argmax(-1), torch.zeros_like(rows)
+        for index, expert in enumerate(self.experts):
+            places = torch.where(best == index)[0]
+            if places.numel() == 0:
+                continue
+            out = out.index_add(0, places, expert(rows[places]).tanh())
+        return out.view_as(x)
+
+
+def test_a_loop_over_values_is_measured_without_a_graph_and_refused_where_one_is_needed():
+    model = language_model("llama-160m").model
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model.model.layers[0].mlp = Experts(16)
+    ids = torch.randint(0, 13, (4, 1, 7), generator=torch.Generator().manual_seed(1))
+    objective = Objective(model, ids)
+    with pytest.raises(InputError, match=r"LlamaForCausalLM cannot be traced: .*gauss-newton") as caught:
+        measure(objective, trace="taylor")
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 400
+    measured = measure(objective, trace="gauss-newton")
+    expected = sum(float(model(input_ids=b, labels=b).loss.detach()) for b in ids) / len(ids)
+    assert measured.loss.value == pytest.approx(expected, rel=1e-6)
+    assert audit_smoothness(objective).verdict == "unknown"

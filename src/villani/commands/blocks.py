@@ -185,8 +185,11 @@ class ComputeBlock(DeviceBlock):
 
 
 class TrustBlock(BaseModel):
-    """What a checkpoint may do and leave out."""
+    """What a checkpoint may do and leave out, and what is merged into it."""
 
+    adapter: Annotated[
+        str | None, Option("folder or hub id of a PEFT adapter (LoRA), merged into the model's weights", MODEL)
+    ] = None
     trust_remote_code: Annotated[bool, Option("let a checkpoint run its code", MODEL)] = False
     allow_unused: Annotated[
         str | None,

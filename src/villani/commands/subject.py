@@ -27,6 +27,7 @@ from villani.work.work import Work
 
 _DTYPES = {"float32": torch.float32, "float64": torch.float64}
 _FREE = {
+    "adapter",
     "decay",
     "device",
     "threads",
@@ -119,11 +120,13 @@ def load(settings: Any, work: Work, model: str | None = None, *, train: bool = F
             was, and whoever still holds it has not.
     """
     spec = model or settings.model
+    own = model in (None, getattr(settings, "model", None))
     options: dict[str, Any] = {
         "dtype": _DTYPES[getattr(settings, "dtype", "float32")],
         "device": getattr(settings, "device", "cpu"),
         "trust_remote_code": getattr(settings, "trust_remote_code", False),
         "allow_unused": getattr(settings, "allow_unused", None),
+        "adapter": getattr(settings, "adapter", None) if own else None,
     }
 
     def make() -> LoadedModel:

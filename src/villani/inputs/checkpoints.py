@@ -15,19 +15,15 @@ from typing import Any
 
 import torch
 
-from villani.errors import InputError, first_line, out_of_memory
+from villani.errors import InputError, out_of_memory
 from villani.inputs.folders import inside, json_object, shortened
 from villani.inputs.hub import closed, quiet
+from villani.inputs.stored import Stored, gguf_remedy, other_formats, stored_tensors
 from villani.work.budget import Needs, hold
 from villani.work.foreign import clipped, pattern_of
 
 INDEX = "model.safetensors.index.json"
-_DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-}  # no float8: scales
+ADAPTER = "adapter_config.json"
 # Keys that choose code, kernels, files, devices or outputs rather than the function that the model is.
 _CHOICES = re.compile(
     r"_(?!sliding_window_pattern).*|.*implementation.*|.*_kernels|kernel_config|.*_plan|auto_map|custom_pipelines|transformers_weights|fusion_config|"
@@ -38,6 +34,11 @@ _COUNTS = re.compile(r"(n|num)_.*|.*layers.*|.*experts.*")
 _SIZE, _COUNT, _LISTED = 2**40, 10**6, 10**6  # largest integer of a configuration, of its counts, and within its lists
 # Masks and tables that old checkpoints keep and their models make anew.
 _MADE = re.compile(r"(.*\.)?(attn|attention|self_attn)\.(masked_)?bias|(.*\.)?rotary_emb\.inv_freq")
+
+
+def is_adapter(folder: Path) -> bool:
+    """Whether a folder holds a PEFT adapter and no model."""
+    return (folder / ADAPTER).is_file() and not (folder / "config.json").exists()
 
 
 def absent_files(folder: Path) -> list[str]:
@@ -61,19 +62,14 @@ def read_folder(
     Raises:
         InputError: no checkpoint, or one that cannot be read, is damaged, or does not fit its configuration.
     """
-    absent = absent_files(folder)
-    if "config.json" in absent:
-        raise InputError(f"{name}: no config.json there: give the folder that save_pretrained wrote")
-    if absent:
-        pickles = sorted(file.name for suffix in ("*.bin", "*.pt", "*.pth") for file in folder.glob(suffix))
-        found = f"only {pickles[0]}, a pickle" if pickles else "no such file"
-        raise InputError(
-            f"{name}: needs {shortened(absent[0])}, found {found}; villani reads safetensors only: load the model once "
-            "with transformers where you trust it, and model.save_pretrained(folder)"
-        )
+    _check_files(folder, name)
     content = json_object(folder, "config.json")
     _check_config(content, name, trust)
-    stored = _stored(folder, name)
+    stored = stored_tensors(folder, name, _weight_files(folder))
+    for key, tensor in stored.items():
+        # masks that old checkpoints store as integers are biases by name, and not parameters
+        if tensor.dtype is None and key.endswith(".weight"):
+            raise InputError(f"{name}: {key} is stored as {tensor.kind}: villani measures 16-bit or wider floats only")
     if trust and "auto_map" in content:
         model, info = _trusted(folder, name, dtype)
     else:
@@ -82,6 +78,30 @@ def read_folder(
     unused = sorted(key for key in info["unexpected_keys"] if not _MADE.fullmatch(key))
     _check_unused(unused, allow_unused, name)
     return model, _stored_words(stored, dtype, unused)
+
+
+def _check_files(folder: Path, name: str) -> None:
+    absent = absent_files(folder)
+    if "config.json" in absent:
+        if is_adapter(folder):
+            raise InputError(
+                f"{name}: a PEFT adapter and no model ({base_named(json_object(folder, ADAPTER))}): give its base as "
+                "the model, and this folder as its adapter, with --adapter FOLDER"
+            )
+        packed = sorted(file.name for file in folder.glob("*.gguf"))
+        advice = gguf_remedy(packed[0]) if packed else "give the folder that save_pretrained wrote"
+        raise InputError(f"{name}: no config.json there: {advice}")
+    if absent:
+        raise InputError(
+            f"{name}: needs {shortened(absent[0])}, found {other_formats(folder)}; villani reads safetensors only: "
+            "load the model once with transformers where you trust it, and model.save_pretrained(folder)"
+        )
+
+
+def base_named(content: dict[str, Any]) -> str:
+    """Which base an adapter's configuration names, for people to read: it is never followed."""
+    base = content.get("base_model_name_or_path")
+    return f"{ADAPTER} names {shortened(base)!r}" if isinstance(base, str) else f"{ADAPTER} names no base"
 
 
 def _check_config(content: dict[str, Any], name: str, trust: bool) -> None:
@@ -126,33 +146,6 @@ def _words_and_numbers(value: Any) -> tuple[int, int]:
     return int(isinstance(value, str)), value if isinstance(value, int) and not isinstance(value, bool) else 0
 
 
-def _stored(folder: Path, name: str) -> dict[str, tuple[str, str, tuple[int, ...]]]:
-    """Tensor → file, dtype and shape, from headers alone, which also finds truncated files.
-
-    Raises:
-        InputError: a damaged file, a tensor that two files have, or one of another kind than floats.
-    """
-    from safetensors import SafetensorError, safe_open
-
-    found: dict[str, tuple[str, str, tuple[int, ...]]] = {}
-    for file in _weight_files(folder):
-        path = inside(folder, file)
-        try:
-            with safe_open(path, framework="pt") as tensors:
-                for key in tensors.keys():  # noqa: SIM118
-                    part = tensors.get_slice(key)
-                    if key in found:
-                        raise InputError(f"{name}: {shortened(key)} is in {found[key][0]} and in {file}")
-                    found[key] = (file, part.get_dtype(), tuple(part.get_shape()))
-        except (SafetensorError, OSError) as error:
-            raise InputError(f"{name}: {file} is truncated or corrupt: {first_line(error)}") from error
-    for key, (_, kind, _) in found.items():
-        # masks that old checkpoints store as integers are biases by name, and not parameters
-        if kind not in _DTYPES and key.endswith(".weight"):
-            raise InputError(f"{name}: {key} is stored as {kind}: villani measures 16-bit or wider floats only")
-    return found
-
-
 def _weight_files(folder: Path) -> list[str]:
     if (folder / "model.safetensors").exists() or not (folder / INDEX).exists():
         return ["model.safetensors"]
@@ -171,9 +164,8 @@ def _built(
     name: str,
     dtype: torch.dtype,
     content: dict[str, Any],
-    stored: dict[str, tuple[str, str, tuple[int, ...]]],
+    stored: dict[str, Stored],
 ) -> tuple[Any, dict[str, Any]]:
-    from safetensors import safe_open
     from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING
 
     kind = CONFIG_MAPPING[content["model_type"]]
@@ -196,12 +188,7 @@ def _built(
                 instead="choose a smaller model",
             )  # fmt: skip
             _check_fit(drawn, stored, name)
-            state: dict[str, torch.Tensor] = {}
-            for file in sorted({file for file, _, _ in stored.values()}):
-                with safe_open(folder / file, framework="pt") as tensors:  # copies: the file may change under a map
-                    state |= {
-                        key: tensors.get_tensor(key).clone() for key, (there, _, _) in stored.items() if there == file
-                    }
+            state = {key: tensor.read(folder) for key, tensor in stored.items()}
             with torch.random.fork_rng(devices=[]):
                 model, info = builder.from_pretrained(
                     None, config=config, state_dict=state, attn_implementation="eager", dtype=dtype,
@@ -221,10 +208,10 @@ def _reason(error: BaseException) -> str:
     return clipped(" ".join(str(error).split()))
 
 
-def _check_fit(drawn: Any, stored: dict[str, tuple[str, str, tuple[int, ...]]], name: str) -> None:
+def _check_fit(drawn: Any, stored: dict[str, Stored], name: str) -> None:
     """Refuse a model that has more numbers than are stored, before it is allocated."""
     wanted = {id(p): p.numel() for p in drawn.parameters()}
-    there = sum(math.prod(shape) for _, _, shape in stored.values())
+    there = sum(math.prod(tensor.shape) for tensor in stored.values())
     if sum(wanted.values()) > 4 * there + 10**6:
         raise InputError(
             f"{name}: config.json describes {sum(wanted.values()):,} parameters, and {there:,} numbers are stored: "
@@ -303,11 +290,9 @@ def _check_unused(unused: list[str], allowed: str | None, name: str) -> None:
         )
 
 
-def _stored_words(stored: dict[str, tuple[str, str, tuple[int, ...]]], dtype: torch.dtype, unused: list[str]) -> str:
-    kinds = {
-        str(_DTYPES[kind]).removeprefix("torch.")
-        for key, (_, kind, _) in stored.items() if kind in _DTYPES and not _MADE.fullmatch(key)
-    }  # fmt: skip
+def _stored_words(stored: dict[str, Stored], dtype: torch.dtype, unused: list[str]) -> str:
+    dtypes = {tensor.dtype for key, tensor in stored.items() if tensor.dtype and not _MADE.fullmatch(key)}
+    kinds = {str(one).removeprefix("torch.") for one in dtypes}
     wanted = str(dtype).removeprefix("torch.")
     words = "" if kinds == {wanted} else f", stored in {' and '.join(sorted(kinds))}, converted to {wanted}"
     return words + (f", {len(unused)} tensors unused, such as {unused[0]}" if unused else "")

@@ -7,6 +7,7 @@ unpickled. `checkpoints` reads folders.
 
 import os
 import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,15 +15,26 @@ from typing import Any
 import torch
 
 from villani.errors import InputError, first_line
+from villani.inputs.adapters import absent_adapter_files, merge_adapter
 from villani.inputs.architectures import random_model
-from villani.inputs.checkpoints import absent_files, check_pattern, read_folder
+from villani.inputs.checkpoints import absent_files, check_pattern, is_adapter, read_folder
 from villani.inputs.folders import local_path, shortened
 from villani.inputs.hub import hub_folder, looks_like_path
+from villani.inputs.stored import gguf_remedy
 from villani.objective.evaluation import plain_lookups
 from villani.work import foreign
 from villani.work.records import ModelRecord
 
-_HUB_FILES = ("config.json", "model*.safetensors", "model.safetensors.index.json")
+_HUB_FILES = ("config.json", "model*.safetensors", "model.safetensors.index.json", "adapter_config.json")
+_INSTEAD = {
+    "model": "give a folder, a hub id, config:NAME or builtin:tiny",
+    "adapter": "give a folder or a hub id",
+}
+_NEEDED = {
+    "model": ("config.json", "model.safetensors"),
+    "adapter": ("adapter_config.json", "adapter_model.safetensors"),
+}
+_ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 _DEVICES = re.compile(r"cpu|mps|(cuda|xpu)(:\d{1,3})?")
 
 
@@ -48,6 +60,7 @@ def load_model(
     device: str = "cpu",
     trust_remote_code: bool = False,
     allow_unused: str | None = None,
+    adapter: str | os.PathLike[str] | None = None,
 ) -> LoadedModel:
     """Load a causal language model; see the module for the state that it comes in.
 
@@ -62,6 +75,7 @@ def load_model(
         device: as torch names it.
         trust_remote_code: whether a checkpoint may run its own Python code.
         allow_unused: regular expression on names of stored tensors that the model may leave unused.
+        adapter: folder or hub id of a PEFT adapter to merge into the weights, see `inputs/adapters.py`.
 
     Raises:
         InputError: no such model, or one that cannot be measured; the message says what to change.
@@ -72,19 +86,29 @@ def load_model(
     check_device(device)
     check_pattern(allow_unused)
     with foreign.reading(f"model {foreign.clipped(spec)!r}", "mend its files, or give another"):
-        return _loaded(spec, dtype, device, trust_remote_code, allow_unused)
+        return _loaded(
+            spec, dtype, device, trust_remote_code, allow_unused, None if adapter is None else os.fspath(adapter)
+        )
 
 
 def _loaded(
-    spec: str, dtype: torch.dtype, device: str, trust_remote_code: bool, allow_unused: str | None
+    spec: str, dtype: torch.dtype, device: str, trust_remote_code: bool, allow_unused: str | None, adapter: str | None
 ) -> LoadedModel:
     name, description, tokenizer = spec, "", spec
     if spec.startswith(("config:", "builtin:")):
+        if adapter is not None:
+            raise InputError(
+                f"adapter {shortened(adapter)!r}: {shortened(spec)!r} has random weights, which no adapter was trained "
+                "for: give the base that it was trained on as the model"
+            )
         model, description, tokenizer = random_model(spec)
     else:
-        folder, name = _locate(spec)
+        folder, name = _locate(spec, "model", _HUB_FILES, lambda folder: is_adapter(folder) or not absent_files(folder))
         model, stored = read_folder(folder, name, dtype, trust=trust_remote_code, allow_unused=allow_unused)
         description = f"weights of {name} (safetensors{stored})"
+        if adapter is not None:
+            _check_weights(model, name)
+            description += _merged(model, adapter, allow_unused)
         if spec in ("gpt2", "builtin"):  # as tokenizers, these names belong to the data folder and to villani
             tokenizer = f"./{spec}" if Path(spec).is_dir() else f"hub:{spec}"
     _prepare(model, dtype, device)
@@ -97,6 +121,15 @@ def _loaded(
         context=_context(model),
     )
     return LoadedModel(model, record, tokenizer)
+
+
+def _merged(model: Any, adapter: str, allow_unused: str | None) -> str:
+    """Merge an adapter; how it is told."""
+    with foreign.reading(f"adapter {foreign.clipped(adapter)!r}", "mend its files, or give another"):
+        folder, name = _locate(adapter, "adapter", _ADAPTER_FILES, lambda folder: not absent_adapter_files(folder))
+        words = merge_adapter(model, folder, name, allow_unused=allow_unused)
+    _check_weights(model, name)
+    return words
 
 
 def check_device(device: str) -> None:
@@ -136,15 +169,18 @@ def _context(model: torch.nn.Module) -> int | None:
     return int(context) if context and context > 0 else None  # XLNet's is −1: there is no limit
 
 
-def _locate(spec: str) -> tuple[Path, str]:
-    """Folder of a checkpoint, and how to call it in a record."""
+def _locate(spec: str, what: str, files: Sequence[str], complete: Callable[[Path], bool]) -> tuple[Path, str]:
+    """Folder of a checkpoint or adapter, and how to call it in a record."""
+    lead = "" if what == "model" else f"{what} "
     if not spec:
-        raise InputError("no model is named: give a folder, a hub id, config:NAME or builtin:tiny")
-    path = local_path(spec, "model")
+        raise InputError(f"no {what} is named: {_INSTEAD[what]}")
+    path = local_path(spec, what)
     if path.is_dir():
-        return path, f"folder {path.resolve().name}"
+        return path, f"{lead}folder {path.resolve().name}"
     if path.exists():
-        raise InputError(f"{spec!r} is a file: give the folder that holds config.json and model.safetensors")
+        if path.suffix == ".gguf":
+            raise InputError(f"{spec!r}: villani reads safetensors only; {gguf_remedy(path.name)}")
+        raise InputError(f"{lead}{spec!r} is a file: give the folder that holds {' and '.join(_NEEDED[what])}")
     if looks_like_path(spec):
-        raise InputError(f"{shortened(spec)!r}: no such folder; give a folder, a hub id, config:NAME or builtin:tiny")
-    return hub_folder(spec, _HUB_FILES, lambda folder: not absent_files(folder)), f"hub model {spec}"
+        raise InputError(f"{lead}{shortened(spec)!r}: no such folder; {_INSTEAD[what]}")
+    return hub_folder(spec, files, complete), f"{lead}hub model {spec}"

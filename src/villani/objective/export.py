@@ -21,6 +21,7 @@ from villani.errors import InputError
 from villani.objective.batches import IGNORED, Batch
 from villani.objective.decomposition import TABLE
 from villani.objective.objective import Objective
+from villani.work.foreign import clipped
 
 aten = torch.ops.aten
 _INTERNAL = tuple(f"{folder}/" for folder in (Path(__file__).parents[1], Path(torch.__file__).parent))
@@ -93,8 +94,10 @@ def export(objective: Objective, module: nn.Module, inputs: tuple[torch.Tensor, 
         except InputError:
             raise
         except Exception as error:  # torch.export fails in as many ways as there are models
-            reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-            raise InputError(f"{type(objective.model).__name__} cannot be traced: {reason}") from error
+            reason = clipped(next(iter(str(error).strip().splitlines()), type(error).__name__))
+            raise InputError(
+                f"{type(objective.model).__name__} cannot be traced: {reason}; trace='gauss-newton' needs no graph"
+            ) from error
     graph = exported.graph_module.graph
     for node in list(graph.nodes):
         if node.target is aten._assert_tensor_metadata.default:  # checks of the tracer's own

@@ -93,6 +93,8 @@ class Objective:
         if any(t.is_inference() for t in self.parameters.tensors):
             raise InputError("the model was made in torch.inference_mode: it has no derivatives; make it outside")
         self.parameters.check()
+        if loss_fn is None:
+            _check_frozen(model, self.parameters.dtype)
         self.device = self.parameters.tensors[0].device
         self._watched = False
         self.traced: dict[Any, Any] = {}  # the graphs that objective/graph.py made of it
@@ -277,6 +279,16 @@ def _custom(result: Any) -> Forward:
     if not is_number(tokens) or not 0 < tokens < float("inf"):
         raise InputError(f"loss_fn returns {tokens!r} as its number of terms: expected a finite number > 0")
     return Forward(loss if loss.dim() == 0 else loss.reshape(()), float(tokens))
+
+
+def _check_frozen(model: nn.Module, dtype: torch.dtype) -> None:
+    """Refuse constants of a language model that its values and derivatives would be rounded to, as by a LoRA's base."""
+    for name, tensor in model.named_parameters():
+        if not tensor.requires_grad and tensor.is_floating_point() and tensor.dtype != dtype:
+            raise InputError(
+                f"parameter {name} is frozen and {tensor.dtype}, and θ is {dtype}: measure a copy of one precision, "
+                f"such as model.to(torch.{str(dtype).removeprefix('torch.')}), whose constants are as exact as θ"
+            )
 
 
 def _check_inference_mode() -> None:

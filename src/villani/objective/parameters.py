@@ -38,6 +38,8 @@ class Parameter:
 class ParameterSpace:
     """The coordinates θ ∈ R^d of a module: every tensor that requires a gradient, tied ones once.
 
+    What does not is a constant of F, as the base of a LoRA: it neither moves nor decays.
+
     Args:
         model: the module.
         decay: which tensors decay. `all`; `hf` (what the installed Hugging Face Trainer decays: its own function names
@@ -51,7 +53,10 @@ class ParameterSpace:
     def __init__(self, model: nn.Module, decay: str = "all") -> None:
         trainable = [(name, tensor) for name, tensor in model.named_parameters() if tensor.requires_grad]
         if not trainable:
-            raise InputError("model has no parameter with requires_grad=True: there is no θ to measure")
+            raise InputError(
+                "model has no parameter with requires_grad=True: there is no θ to measure; set it on those that are θ "
+                "(an adapter that PEFT loads is frozen, too, unless it is loaded with is_trainable=True)"
+            )
         decayed = _mask(model, decay)
         parameters = []
         offset = 0

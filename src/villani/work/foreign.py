@@ -23,6 +23,7 @@ M = TypeVar("M", bound=BaseModel)
 MOST_TEXT = 1 << 28  # bytes of a file of text
 _LONGEST = 160  # characters of a reason
 _LONGEST_PATTERN = 2000
+_REPEATS = 4  # in a pattern that comes from a file: Python's matcher may take time exponential in them
 _PANIC = "PanicException"  # of libraries in Rust: no Exception, and of no class that can be imported
 
 
@@ -83,6 +84,17 @@ def pattern_of(text: str, name: str) -> re.Pattern[str]:
         raise InputError(f"{name} is not a regular expression: {clipped(str(error))}") from None
     except (RecursionError, OverflowError) as error:
         raise InputError(f"{name} is not a regular expression: {reason(error)}") from None
+
+
+def check_unseen(text: str, name: str) -> None:
+    """Refuse a pattern from a file that Python's matcher could spend years on; `name` begins the line.
+
+    Raises:
+        InputError: it repeats too much.
+    """
+    repeats = len(re.findall(r"[*+{?]", text.replace(r"\.", "")))
+    if repeats > _REPEATS or re.search(r"\)[*+{]", text):
+        raise InputError(f"{name} repeats too much to be run unseen")
 
 
 def first_problem(error: ValidationError) -> str:

@@ -244,6 +244,18 @@ def test_machine_and_trust_are_the_readers_alone(tmp_path):
         replayed(tmp_path, wanting(finite=True), seed=3)
 
 
+def test_an_adapter_that_only_a_witness_names_is_no_folder_of_the_readers(tmp_path):
+    (tmp_path / "adapter").mkdir()
+    wanted = wanting(model="gpt2", adapter=str(tmp_path / "adapter"))
+    assert f"adapter {str(tmp_path / 'adapter')!r}" in wishes(wanted)
+    with pytest.raises(InputError, match=r"the witness names adapter .* \(give it with --adapter\)"):
+        replayed(tmp_path, wanted)
+    assert replayed(tmp_path, wanted, adapter="/mine").adapter == "/mine"
+    assert replayed(tmp_path, wanted, model="/merged").adapter is None  # whoever names the model names the whole of it
+    assert replayed(tmp_path, wanting(model="gpt2", adapter="owner/lora")).adapter == "owner/lora"
+    assert "adapter" not in wishes(wanting())
+
+
 def test_no_code_of_a_checkpoint_runs_for_a_witness(villani, honest, tmp_path):
     """A folder whose configuration brings code; whatever the witness says, and even where the reader names it."""
     folder = tmp_path / "evil"

@@ -41,7 +41,8 @@ def run(settings: ConstantsSettings, work: Work) -> Outcome:
             f"decay={settings.decay}: {free:,} parameters do not decay, so exp(−βF) need not be integrable and no "
             "constant is certain to exist (THEORY.md §2.1); use --decay all"
         )
-    keyed = settings.model_dump(exclude={"allow_unused"}) | versions("villani", "numpy", "scipy")
+    own = {"allow_unused"} if settings.adapter else {"allow_unused", "adapter"}
+    keyed = settings.model_dump(exclude=own) | versions("villani", "numpy", "scipy")
     work.open("constants", settings.model, keyed | {"parameters": space.size}, settings.model_dump())
     return Outcome([ModelConstantsRecord.of(constants, model=loaded.record)])
 

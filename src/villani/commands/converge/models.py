@@ -43,7 +43,7 @@ def on_model(settings: ConvergeSettings, work: Work) -> Outcome:
         "converge", settings.model, keyed,
         settings.model_dump(exclude={"parameters", "dimension", "walkers"})
         | {"parameter_checksum": subject.provenance.parameter_checksum},
-        named=settings.model_dump() | keyed, needs=_needs(settings, subject), what="these chains",
+        named=settings.model_dump(exclude={"adapter"}) | keyed, needs=_needs(settings, subject), what="these chains",
         device=settings.device,
     )  # fmt: skip
     ensembles = []
@@ -154,6 +154,7 @@ def _twin(subject: Subject, settings: ConvergeSettings) -> Objective:
     model = load_model(
         settings.model, dtype=subject.objective.parameters.dtype, device=settings.device,
         trust_remote_code=settings.trust_remote_code, allow_unused=settings.allow_unused,
+        adapter=settings.adapter,
     ).model  # fmt: skip
     return Objective(
         model, subject.objective.groups, decay=settings.decay, finite=True, micro_tokens=settings.micro_tokens

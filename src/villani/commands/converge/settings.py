@@ -16,7 +16,7 @@ from villani.theory.catalogue import Case, case
 EXACT = "exact:"
 CHAINS = "Chains"
 POTENTIAL = "Potential"
-_OF_MODEL = ("full", "coupled", "psi_groups", "trust_remote_code", "allow_unused", "decay")
+_OF_MODEL = ("full", "coupled", "psi_groups", "trust_remote_code", "allow_unused", "adapter", "decay")
 
 
 class ConvergeSettings(SubjectSettings):

@@ -51,7 +51,8 @@ def run(settings: DemoSettings, work: Work) -> Outcome:
     text = text_record(corpus, tokenizer, trained_on, ids, labels)
     directory = work.open(
         "demo", "",
-        {"command": settings.command(), **measuring.model_dump(), "token_checksum": text.token_checksum},
+        {"command": settings.command(), "token_checksum": text.token_checksum}
+        | measuring.model_dump(exclude={"adapter"}),
         measuring.model_dump() | {"steps": settings.steps},
         needs=_needs(settings, measuring, Shape.of(start.model)), what="the demo", instead="free some",
     )  # fmt: skip

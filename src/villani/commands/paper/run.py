@@ -62,7 +62,7 @@ _NOMINAL = {  # rough seconds of a unit on one core at --size small: ratios matt
     "estimators": 3.0, "pathologies": 1.0, "choice": 60.0,
 }  # fmt: skip
 
-_FREE = {"threads", "trust_remote_code"}  # fields of a sweep that its trained models do not depend on
+_FREE = {"threads", "trust_remote_code", "adapter"}  # fields of a sweep that its trained models do not depend on
 _PATIENCE = 60.0  # seconds between two tellings of what is left
 _PREFIXES = {"sweep": "sweep/cell/"}  # a sweep has a row beside its cells
 

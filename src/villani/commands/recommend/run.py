@@ -49,6 +49,7 @@ _QUESTIONS = {
     "delta",
     "threads",
     "allow_unused",
+    "adapter",
     "trust_remote_code",
 }  # asked of the cells, not trained into them
 

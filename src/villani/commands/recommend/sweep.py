@@ -327,6 +327,7 @@ _OF_A_CELL = {
     "seeds",
     "threads",
     "allow_unused",
+    "adapter",
     "trust_remote_code",
 }  # what tells cells apart, or is told otherwise
 
