@@ -8,21 +8,8 @@ import plotly.graph_objects as go
 
 from villani.report.estimates import uncertain
 from villani.report.numbers import format_number
-from villani.work.records import EstimateRecord, PsiParts, PsiRecord
+from villani.work.records import EstimateRecord
 
-POSITIVE, NEGATIVE, UNRESOLVED = "#3b82f6", "#e4572e", "#8b93a1"
-EXACT, TOTAL, REMAINDER = "#a78bfa", "#10b981", "#f59e0b"
-STATUS_COLOURS = {
-    "certified": "#10b981", "statistical": "#3b82f6", "estimated": "#f59e0b", "as-claimed": "#8b93a1",
-    "refuted": "#e4572e",
-}  # fmt: skip
-PART_LABELS = {
-    "decay_norm": "λ²‖mθ‖²/s",
-    "cross": "2λ⟨∇L, mθ⟩/s",
-    "gradient_norm": "‖∇L‖²/s",
-    "decay_laplacian": "−λ·d_m",
-    "hessian_trace": "−tr ∇²L",
-}
 _BAR = {"thickness": 1.6, "width": 5}
 _BAR_COLOUR = "#7a8494"  # legible on light and dark
 DENSITY_FLOOR = 1e-6  # of the largest density: what is drawn below it would be noise of a few nodes
@@ -61,22 +48,6 @@ class SignedLog:
         below = [-size for size in reversed(decades) if low < 0 and size <= 2 * abs(low)]
         shown = [*below, 0.0, *[size for size in decades if high > 0 and size <= 2 * high]]
         return {"tickvals": [self(value) for value in shown], "ticktext": [decade(value) for value in shown]}
-
-
-def named_parts(parts: PsiParts) -> dict[str, EstimateRecord]:
-    """The five parts under the labels of the page."""
-    return {label: getattr(parts, name) for name, label in PART_LABELS.items()}
-
-
-def data_part(psi: PsiRecord) -> EstimateRecord:
-    """Ψ − λ²‖mθ‖²/s + λ·d_m, THEORY.md §6: what is left when the exact terms, which see no data, are taken away.
-
-    The error is Ψ's own. The sampled parts are added up, since a difference of large numbers would lose digits.
-    """
-    value = psi.parts.cross.value + psi.parts.gradient_norm.value + psi.parts.hessian_trace.value
-    low, high = psi.interval
-    shifted = (value - (psi.value - low), value + (high - psi.value))
-    return EstimateRecord(value=value, sem=psi.sem, n=psi.n, interval=shifted, status=psi.status)
 
 
 def decade(value: float) -> str:
@@ -122,14 +93,6 @@ def band(x: Sequence[float], low: Sequence[float], high: Sequence[float]) -> lis
     """A grey band between two curves."""
     edge = {"mode": "lines", "line": {"width": 0}, "hoverinfo": "skip"}
     return [go.Scatter(x=x, y=high, **edge), go.Scatter(x=x, y=low, fill="tonexty", fillcolor=_BAND, **edge)]
-
-
-def sign_colour(estimate: EstimateRecord) -> str:
-    """Of an estimate: by its sign, or none where its interval holds 0."""
-    low, high = estimate.interval
-    if low <= 0 <= high:
-        return UNRESOLVED
-    return POSITIVE if low > 0 else NEGATIVE
 
 
 def error_bars(minus: list[float], plus: list[float], colour: str = _BAR_COLOUR) -> dict[str, object]:

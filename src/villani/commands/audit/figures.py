@@ -8,20 +8,9 @@ import plotly.graph_objects as go
 from villani.commands.audit.record import OrbitRecord, RayRecord, StepRecord
 from villani.commands.audit.words import threshold_words
 from villani.outwards import upper
+from villani.report.colours import NEGATIVE, POSITIVE, REMAINDER, TOTAL, UNRESOLVED
 from villani.report.estimates import uncertain
-from villani.report.figures import (
-    LEGEND,
-    NEGATIVE,
-    POSITIVE,
-    REMAINDER,
-    TOTAL,
-    UNRESOLVED,
-    SignedLog,
-    curve,
-    error_bars,
-    rows,
-    themed,
-)  # fmt: skip
+from villani.report.figures import LEGEND, SignedLog, curve, error_bars, rows, themed
 from villani.report.numbers import format_number
 
 _PALETTE = (TOTAL, POSITIVE, REMAINDER, "#a78bfa", "#ec4899", "#14b8a6", "#eab308")

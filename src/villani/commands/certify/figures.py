@@ -6,7 +6,8 @@ import plotly.graph_objects as go
 
 from villani.commands.certify.record import CertificatePoint, CertificateRecord, PassPoint, PrequentialRecord
 from villani.commands.certify.results import best_bound
-from villani.report.figures import EXACT, NEGATIVE, POSITIVE, REMAINDER, TOTAL, UNRESOLVED, line, themed
+from villani.report.colours import EXACT, NEGATIVE, POSITIVE, REMAINDER, TOTAL, UNRESOLVED
+from villani.report.figures import line, themed
 from villani.report.numbers import format_number
 from villani.report.page import Pictures
 

@@ -1,6 +1,6 @@
 """The tables of a certificate, on its page and in the terminal: bounds with their terms, and what went in."""
 
-from villani.commands.certify.record import CertificateRecord, PrequentialRecord
+from villani.commands.certify.record import BoundRecord, CertificateRecord, PrequentialRecord
 from villani.outwards import lower, upper
 from villani.report.elements import Row, Status, facts, note, sections, table
 from villani.report.estimates import uncertain
@@ -26,14 +26,20 @@ def run_rows(record: CertificateRecord) -> list[Row]:
 def _path_bounds(record: CertificateRecord) -> list[Row]:
     return [
         {
-            "λ": format_number(point.weight_decay), "certificate": f"{name}: {bound.predictor}",
-            "nats per token": upper(bound.value, places=4), "bits": upper(bound.bits, places=4),
-            "empirical": f"{bound.empirical:.4f}", "Monte Carlo": upper(bound.monte_carlo, places=4),
-            "excess": upper(bound.excess, places=4), "complexity": upper(bound.complexity, places=1),
-            "α": format_number(bound.alpha), "bound": bound.bound, "": Status(bound.status),
+            "λ": format_number(point.weight_decay), "certificate": f"{name}: {bound.predictor}", **_terms(bound),
+            "Monte Carlo": upper(bound.monte_carlo, places=4), "complexity": upper(bound.complexity, places=1),
+            "": Status(bound.status),
         }
         for point in record.points for name, bound in (("path", point.path), ("c4", point.chain)) if bound is not None
     ]  # fmt: skip
+
+
+def _terms(bound: BoundRecord) -> Row:
+    return {
+        "nats per token": upper(bound.value, places=4), "bits": upper(bound.bits, places=4),
+        "empirical": f"{bound.empirical:.4f}", "excess": upper(bound.excess, places=4),
+        "α": format_number(bound.alpha), "bound": bound.bound,
+    }  # fmt: skip
 
 
 def _runs(record: CertificateRecord) -> list[Row]:
@@ -51,10 +57,7 @@ def _runs(record: CertificateRecord) -> list[Row]:
 def _pass_bounds(record: PrequentialRecord) -> list[Row]:
     return [
         {
-            "λ": format_number(p.weight_decay), "η": format_number(p.learning_rate),
-            "nats per token": upper(p.certificate.value, places=4), "bits": upper(p.certificate.bits, places=4),
-            "empirical": f"{p.certificate.empirical:.4f}", "excess": upper(p.certificate.excess, places=4),
-            "α": format_number(p.certificate.alpha), "bound": p.certificate.bound,
+            "λ": format_number(p.weight_decay), "η": format_number(p.learning_rate), **_terms(p.certificate),
             "below the start": lower(p.below_start, places=4), "gain": lower(p.gain.value, places=4),
             "": Status(p.certificate.status),
         }

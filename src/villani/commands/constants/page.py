@@ -23,9 +23,8 @@ def headline(record: ModelConstantsRecord) -> str:
     known = {constant.id: constant for constant in point.constants}
     apart = known["C3"].log10 - known["C8"].log10
     return (
-        f"At {_where(point)} the preprint claims a "
-        f"log-Sobolev constant of {_doubted(known['C8'])}; certified is {_doubted(known['C3'])}, {abs(apart):,.1f} "
-        f"orders of magnitude {'above' if apart > 0 else 'below'} it."
+        f"At {_where(point)} the preprint claims a log-Sobolev constant of {_doubted(known['C8'])}; certified is "
+        f"{_doubted(known['C3'])}, {abs(apart):,.1f} orders of magnitude {'above' if apart > 0 else 'below'} it."
     )
 
 

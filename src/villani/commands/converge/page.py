@@ -17,9 +17,10 @@ from villani.commands.converge.record import (
 )
 from villani.outwards import UNAVAILABLE, lower, lower_power, upper, upper_power
 from villani.report import elements
+from villani.report.colours import NEGATIVE, POSITIVE, STATUSES, UNRESOLVED
 from villani.report.elements import Row, Status, note, prose, section
 from villani.report.estimates import interval, uncertain
-from villani.report.figures import NEGATIVE, POSITIVE, STATUS_COLOURS, UNRESOLVED, Rung, ladder, line, themed
+from villani.report.figures import Rung, ladder, line, themed
 from villani.report.numbers import format_number, format_plain
 from villani.report.page import Pictures
 from villani.report.terminal import print_findings, table
@@ -183,7 +184,7 @@ def rates(rows: Sequence[RateRecord]) -> go.Figure:
     edge = min((row.log10 for row in rows if row.side != "at least"), default=-math.inf) - _REACH
     rungs = [
         Rung(
-            max(row.log10, edge), row.name, _rate(row), row.verdict or row.status, STATUS_COLOURS[row.status],
+            max(row.log10, edge), row.name, _rate(row), row.verdict or row.status, STATUSES[row.status],
             _SYMBOLS[row.side], 2,
         )
         for row in sorted(rows, key=lambda row: row.log10)
@@ -235,11 +236,10 @@ def tables(record: ConvergenceRecord) -> str:
     design = record.design
     batch = "full gradients" if design.batch is None else f"{design.batch} of {design.blocks} blocks a step"
     words = (
-        f"{design.chains} chains of {design.steps:,} steps by {design.method}, "
-        f"η = {format_number(design.learning_rate)} ({design.schedule}), momentum "
-        f"{format_number(design.momentum)}, {batch}, seed {design.seed}; start: {design.start}; logged every "
-        f"{design.log_every} steps, each a mean over {design.walkers} walkers. Noise, "
-        "batches and acceptance are functions of (seed, chain, step)."
+        f"{design.chains} chains of {design.steps:,} steps by {design.method}, η = "
+        f"{format_number(design.learning_rate)} ({design.schedule}), momentum {format_number(design.momentum)}, "
+        f"{batch}, seed {design.seed}; start: {design.start}; logged every {design.log_every} steps, each a mean over "
+        f"{design.walkers} walkers. Noise, batches and acceptance are functions of (seed, chain, step)."
     )
     if record.cost:
         cost = record.cost

@@ -7,11 +7,11 @@ import plotly.graph_objects as go
 from villani.commands.exact.record import ConstantRecord
 from villani.outwards import lower_power, upper_power
 from villani.report import figures
+from villani.report.colours import EXACT, STATUSES
 from villani.report.elements import Row, Status
-from villani.report.figures import STATUS_COLOURS, Rung
+from villani.report.figures import Rung
 from villani.report.numbers import format_number
 
-COMPUTED = "#a78bfa"
 SYMBOLS = {
     "C1": "hexagon", "C2": "square", "C3": "circle", "C4": "bowtie", "C5": "cross", "C6": "x", "C7": "pentagon",
     "C8": "star", "C9": "triangle-down", "truth": "diamond",
@@ -23,7 +23,7 @@ LEGEND = "Green is certified, blue statistical, amber estimated, grey as claimed
 def ladder(constants: Sequence[ConstantRecord], marks: Mapping[str, float] | None = None) -> go.Figure:
     """One constant a row, least first, on a logarithmic scale of any length; `marks` are logarithms to base 10."""
     rungs = [Rung(c.log10, label(c), value(c), c.status, colour(c), SYMBOLS[c.id], 0) for c in constants]
-    rungs += [Rung(log, name, power(log), "", COMPUTED, "line-ns-open", 3) for name, log in (marks or {}).items()]
+    rungs += [Rung(log, name, power(log), "", EXACT, "line-ns-open", 3) for name, log in (marks or {}).items()]
     return figures.ladder(rungs, "constant (logarithmic)")
 
 
@@ -46,7 +46,7 @@ def label(constant: ConstantRecord) -> str:
 
 def colour(constant: ConstantRecord) -> str:
     """Of its status."""
-    return COMPUTED if constant.id == "truth" else STATUS_COLOURS[constant.status]
+    return EXACT if constant.id == "truth" else STATUSES[constant.status]
 
 
 def constant_rows(constants: Sequence[ConstantRecord]) -> list[Row]:

@@ -7,20 +7,11 @@ from pathlib import Path
 import plotly.graph_objects as go
 from rich.console import Console
 
-from villani.commands.exact.ladder import (
-    COMPUTED,
-    LEGEND,
-    PREPRINT,
-    SYMBOLS,
-    colour,
-    constant_rows,
-    label,
-    ladder,
-    value,
-)  # fmt: skip
+from villani.commands.exact.ladder import LEGEND, PREPRINT, SYMBOLS, colour, constant_rows, label, ladder, value
 from villani.commands.exact.record import ConstantRecord, ExactRecord, PointRecord, ReferenceRecord
 from villani.outwards import upper
 from villani.report import elements
+from villani.report.colours import EXACT, UNRESOLVED
 from villani.report.elements import Row, note, prose, section
 from villani.report.figures import log_axis, themed
 from villani.report.numbers import format_number
@@ -168,7 +159,7 @@ def sweep(record: ExactRecord) -> go.Figure:
             go.Scatter(
                 x=[x for x, _ in marks], y=own, name=label(marks[0][1]),
                 mode="lines+markers" if any(c.log10 <= top for _, c in marks) else "markers",
-                line={"color": COMPUTED if id == "truth" else "#8b93a1", "width": 2 if id == "truth" else 1},
+                line={"color": EXACT if id == "truth" else UNRESOLVED, "width": 2 if id == "truth" else 1},
                 marker={
                     "color": [colour(c) for _, c in marks], "size": 11,
                     "symbol": ["triangle-up" if c.log10 > top else _symbol(c) for _, c in marks],

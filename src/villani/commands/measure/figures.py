@@ -6,29 +6,35 @@ from collections.abc import Sequence
 import plotly.graph_objects as go
 
 from villani.commands.measure.record import MeasurementRecord, TrainingRecord
+from villani.report.colours import EXACT, NEGATIVE, POSITIVE, REMAINDER, TOTAL, UNRESOLVED, sign_colour
 from villani.report.estimates import uncertain
-from villani.report.figures import (
-    EXACT,
-    LEGEND,
-    NEGATIVE,
-    PART_LABELS,
-    POSITIVE,
-    REMAINDER,
-    TOTAL,
-    UNRESOLVED,
-    SignedLog,
-    curve,
-    data_part,
-    error_bars,
-    interval_bars,
-    line,
-    named_parts,
-    rows,
-    sign_colour,
-    themed,
-)  # fmt: skip
+from villani.report.figures import LEGEND, SignedLog, curve, error_bars, interval_bars, line, rows, themed
 from villani.report.numbers import format_number
-from villani.work.records import EstimateRecord, PsiRecord
+from villani.work.records import EstimateRecord, PsiParts, PsiRecord
+
+PART_LABELS = {
+    "decay_norm": "λ²‖mθ‖²/s",
+    "cross": "2λ⟨∇L, mθ⟩/s",
+    "gradient_norm": "‖∇L‖²/s",
+    "decay_laplacian": "−λ·d_m",
+    "hessian_trace": "−tr ∇²L",
+}
+
+
+def named_parts(parts: PsiParts) -> dict[str, EstimateRecord]:
+    """The five parts under the labels of the page."""
+    return {label: getattr(parts, name) for name, label in PART_LABELS.items()}
+
+
+def data_part(psi: PsiRecord) -> EstimateRecord:
+    """Ψ − λ²‖mθ‖²/s + λ·d_m, THEORY.md §6: what is left when the exact terms, which see no data, are taken away.
+
+    The error is Ψ's own. The sampled parts are added up, since a difference of large numbers would lose digits.
+    """
+    value = psi.parts.cross.value + psi.parts.gradient_norm.value + psi.parts.hessian_trace.value
+    low, high = psi.interval
+    shifted = (value - (psi.value - low), value + (high - psi.value))
+    return EstimateRecord(value=value, sem=psi.sem, n=psi.n, interval=shifted, status=psi.status)
 
 
 def psi_parts(psi: PsiRecord) -> go.Figure:

@@ -8,10 +8,10 @@ from scipy.stats import t as student
 
 from villani.commands.constants.page import model_picture
 from villani.commands.measure import figures
+from villani.commands.measure.figures import PART_LABELS
 from villani.commands.measure.record import MeasurementRecord, TrainingRecord
 from villani.commands.measure.tables import psi_rows, psi_table, statistic_rows, tables
 from villani.commands.measure.verdict import findings, headline
-from villani.report.figures import PART_LABELS
 from villani.report.page import Pictures, Section, Sliders
 from villani.report.plain import guarded
 from villani.report.terminal import print_findings, table
@@ -36,11 +36,10 @@ def summary(records: Sequence[tuple[int, MeasurementRecord | TrainingRecord]], c
 
 
 def show(record: MeasurementRecord, _: Path, console: Console) -> None:
-    """The verdict in words, the statistics with their intervals, Ψ at every λ and s, and where the page is."""
+    """The verdict in words, the statistics with their intervals, and Ψ at every λ and s."""
     print_findings(console, headline(record), findings(record))
-    parts = PART_LABELS.values()
     console.print(table(statistic_rows(record), without=["groups"]))
-    console.print(table(psi_rows(record), without=parts))
+    console.print(table(psi_rows(record), without=PART_LABELS.values()))
     if record.cost:
         cost = record.cost
         console.print(
@@ -75,7 +74,7 @@ def _pictures(
         "grid": ("Ψ over weight decay and temperature", grid, _GRID_CAPTION),
         **training,
         **rays,
-        **({"constants": model_picture(main.constants)} if main.constants else {}),
+        "constants": model_picture(main.constants) if main.constants else None,
         "gradient": ("How large is the gradient?", figures.gradient_norms(main), _GRADIENT_CAPTION),
         "layers": ("Curvature by layer", figures.layer_traces(main) if main.tensors else None, _LAYER_CAPTION),
         "tensors": ("Where the curvature sits", figures.tensor_traces(main), _TENSOR_CAPTION),

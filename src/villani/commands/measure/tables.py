@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 
 from villani.commands.constants.page import model_table
+from villani.commands.measure.figures import named_parts
 from villani.commands.measure.record import MeasurementRecord, TrainingRecord
-from villani.report import figures
 from villani.report.elements import Row, Status, code, details, facts, note, section, sections, table
 from villani.report.estimates import interval, uncertain
 from villani.report.numbers import format_count, format_number
@@ -67,7 +67,7 @@ def statistic_rows(record: MeasurementRecord) -> list[Row]:
 
 def psi_table(psi: PsiRecord) -> str:
     """The table beside the sliders; the page rewrites its cells."""
-    rows = {"Ψ": psi, **figures.named_parts(psi.parts)}
+    rows = {"Ψ": psi, **named_parts(psi.parts)}
     return table([{"": name, "value ± error": uncertain(e), "interval": interval(e)} for name, e in rows.items()])
 
 
@@ -77,7 +77,7 @@ def psi_rows(record: MeasurementRecord) -> list[Row]:
         {
             "λ": format_number(psi.weight_decay), "s": format_number(psi.temperature), "Ψ": uncertain(psi),
             "interval": interval(psi),
-            **{name: uncertain(part) for name, part in figures.named_parts(psi.parts).items()},
+            **{name: uncertain(part) for name, part in named_parts(psi.parts).items()},
             "status": Status(psi.status),
         }
         for psi in record.psi

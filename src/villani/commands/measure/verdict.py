@@ -3,8 +3,8 @@
 import re
 
 from villani.commands.constants.page import model_finding
+from villani.commands.measure.figures import data_part
 from villani.commands.measure.record import MeasurementRecord
-from villani.report import figures
 from villani.report.estimates import uncertain
 from villani.report.numbers import format_interval, format_number
 from villani.work.records import EstimateRecord, PsiRecord
@@ -60,13 +60,12 @@ def _sign(estimate: EstimateRecord) -> str:
 
 def _make_up(record: MeasurementRecord, psi: PsiRecord) -> str:
     norm, count = psi.parts.decay_norm.value, psi.parts.decay_laplacian.value
-    data = figures.data_part(psi)
+    data = data_part(psi)
     exact = norm + count
     text = (
         f"The two exact decay terms, λ²‖mθ‖²/s = {format_number(norm)} and −λ·d_m = {format_number(count)}, follow "
-        f"from λ, s and the size of the weights alone and say nothing about the data. Together they come to "
-        f"{format_number(exact)}{_share(exact, psi)}. What depends on the data comes to "
-        f"{uncertain(data)}."
+        "from λ, s and the size of the weights alone and say nothing about the data. Together they come to "
+        f"{format_number(exact)}{_share(exact, psi)}. What depends on the data comes to {uncertain(data)}."
     )
     curvature = record.hessian_trace
     if psi.weight_decay and curvature.interval[0] > 0:

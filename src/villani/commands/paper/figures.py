@@ -8,18 +8,8 @@ import plotly.graph_objects as go
 
 from villani.commands.paper.record import LandscapePoint, PaperRecord, TrainingPoint, TrendRecord
 from villani.commands.spectrum.record import DensityRecord
-from villani.report.figures import (
-    DENSITY_FLOOR,
-    EXACT,
-    NEGATIVE,
-    POSITIVE,
-    REMAINDER,
-    TOTAL,
-    SignedLog,
-    curve,
-    line,
-    themed,
-)  # fmt: skip
+from villani.report.colours import EXACT, NEGATIVE, POSITIVE, REMAINDER, TOTAL
+from villani.report.figures import DENSITY_FLOOR, SignedLog, curve, line, themed
 from villani.report.numbers import format_number
 from villani.report.page import Pictures
 from villani.work.records import EstimateRecord

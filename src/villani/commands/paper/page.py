@@ -11,9 +11,9 @@ from villani.commands.paper.record import ClaimRecord, PaperRecord, TrainingPoin
 from villani.commands.recommend.record import RuleRecord
 from villani.outwards import UNAVAILABLE, upper
 from villani.report import elements
+from villani.report.colours import NEGATIVE, POSITIVE
 from villani.report.elements import Markup, Row, Status, facts, note, sections
 from villani.report.estimates import interval, uncertain
-from villani.report.figures import NEGATIVE, POSITIVE
 from villani.report.numbers import format_interval, format_number, format_plain, format_uncertain
 from villani.report.terminal import say, table
 from villani.statistics import resolved_sign

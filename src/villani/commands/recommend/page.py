@@ -10,9 +10,10 @@ from rich.console import Console
 from villani.commands.recommend.record import GridPoint, MarginRecord, OptimizerRecord, RecommendationRecord, RuleRecord
 from villani.outwards import UNAVAILABLE, lower, upper
 from villani.report import elements
+from villani.report.colours import EXACT, NEGATIVE, POSITIVE, REMAINDER, TOTAL, UNRESOLVED
 from villani.report.elements import Row, Status, details, facts, note, sections
 from villani.report.estimates import uncertain
-from villani.report.figures import EXACT, NEGATIVE, POSITIVE, REMAINDER, TOTAL, UNRESOLVED, line, themed
+from villani.report.figures import line, themed
 from villani.report.numbers import format_count, format_number
 from villani.report.origin import origin_rows
 from villani.report.page import Pictures

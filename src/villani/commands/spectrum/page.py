@@ -10,17 +10,18 @@ from rich.console import Console
 from villani.commands.spectrum.record import DensityRecord, EigenvalueRecord, SharpnessRecord, SpectrumRecord
 from villani.outwards import UNAVAILABLE, lower, upper
 from villani.report import elements
+from villani.report.colours import NEGATIVE, POSITIVE, REMAINDER
 from villani.report.elements import Row, Status, facts, note, sections
 from villani.report.estimates import interval, uncertain
-from villani.report.figures import DENSITY_FLOOR, NEGATIVE, POSITIVE, REMAINDER, SignedLog, band, error_bars, themed
+from villani.report.figures import DENSITY_FLOOR, SignedLog, band, error_bars, themed
 from villani.report.numbers import format_bounded, format_count, format_number
 from villani.report.origin import decay_words, origin_rows, text_words
-from villani.report.page import Pictures
+from villani.report.page import Picture, Pictures
 from villani.report.terminal import print_findings, table
 
 
 def show(record: SpectrumRecord, _: Path, console: Console) -> None:
-    """The eigenvalues with their bounds, what the whole spectrum comes to, and where the page is."""
+    """The eigenvalues with their bounds, and what the whole spectrum comes to."""
     print_findings(console, headline(record), findings(record))
     console.print(table(_eigenvalue_rows(record), without=["residual²/gap", "status", "95 % interval"]))
     if record.cost:
@@ -149,10 +150,9 @@ def rank_limit(eigenvalue: EigenvalueRecord) -> str:
 def pictures(record: SpectrumRecord) -> Pictures:
     """Name → title, figure, caption."""
     held = " Crosses: uᵀHu of the same vectors on fresh groups." if record.eigenvalues[0].held_out else ""
-    density = record.density
     return {
         "eigenvalues": ("Eigenvalues at both ends", _ends(record), f"{_ENDS_CAPTION}{held}"),
-        "density": density and ("The density of all eigenvalues", _density(density), _density_caption(density)),
+        "density": _density(record.density) if record.density else None,
         "layers": ("Where the eigenvectors live", _layers(record), _LAYERS_CAPTION),
         "blocks": ("Blocks of layers by themselves", _blocks(record), _BLOCKS_CAPTION),
     }
@@ -161,15 +161,6 @@ def pictures(record: SpectrumRecord) -> Pictures:
 _ENDS_CAPTION = "Bars are bounds: an eigenvalue lies within each."
 _LAYERS_CAPTION = "‖u‖² of each eigenvector, layer by layer; every row sums to 1."
 _BLOCKS_CAPTION = "The largest and smallest eigenvalue of each layer's diagonal block; bars are residuals."
-
-
-def _density_caption(density: DensityRecord) -> str:
-    return (
-        "Logarithmic upwards; sideways logarithmic on either side of 0. The band is one standard error over "
-        f"{'probes' if density.shares == 1 else 'shares of the data and their probes'}. Every eigenvalue is drawn as a "
-        f"Gaussian of standard deviation {format_number(density.resolution, 2)}; nothing finer is resolved, the "
-        "neighbourhood of 0 least of all."
-    )
 
 
 def _ends(record: SpectrumRecord) -> go.Figure:
@@ -205,7 +196,7 @@ def _bounded(
     )  # fmt: skip
 
 
-def _density(density: DensityRecord) -> go.Figure:
+def _density(density: DensityRecord) -> Picture:
     across = SignedLog(max(abs(x) for x in density.grid), threshold=max(density.resolution, 1e-300))
     floor = DENSITY_FLOOR * max(density.density)
     both = [*zip(density.density, density.sem, strict=True)]
@@ -219,7 +210,14 @@ def _density(density: DensityRecord) -> go.Figure:
         ),
     ]  # fmt: skip
     up = {"type": "log", "title": "density", "exponentformat": "power"}
-    return themed(traces, 380, {"title": "eigenvalue", **across.ticks(density.grid)}, up)
+    over = "probes" if density.shares == 1 else "shares of the data and their probes"
+    caption = (
+        f"Logarithmic upwards; sideways logarithmic on either side of 0. The band is one standard error over {over}. "
+        f"Every eigenvalue is drawn as a Gaussian of standard deviation {format_number(density.resolution, 2)}; "
+        "nothing finer is resolved, the neighbourhood of 0 least of all."
+    )
+    figure = themed(traces, 380, {"title": "eigenvalue", **across.ticks(density.grid)}, up)
+    return "The density of all eigenvalues", figure, caption
 
 
 def _layers(record: SpectrumRecord) -> go.Figure | None:
