@@ -201,7 +201,7 @@ def _root(
 def perform(command: Command, settings: Settings, invocation: dict[str, Any]) -> int:
     """Run a command and show its record; its exit code."""
     from villani.commands.running import execute
-    from villani.report.terminal import progress
+    from villani.report.terminal import progress, say
     from villani.work.team import Team, join
 
     if settings.lists and invocation["run"] is None:
@@ -218,7 +218,9 @@ def perform(command: Command, settings: Settings, invocation: dict[str, Any]) ->
     if invocation["json"]:
         print_json(record)
     else:
-        page.show(record, directory, Console(highlight=False))
+        console = Console(highlight=False)
+        page.show(record, directory, console)
+        say(console, f"The page: {directory / 'report.html'}")
     exit_code = getattr(page, "exit_code", None)
     return exit_code(record) if exit_code else 0
 

@@ -14,15 +14,15 @@ _PLAIN = 1e15  # from which on places behind the point say nothing
 _LONG = 1e6  # exponents whose own digits say nothing
 
 
-def upper(value: float, digits: int = 6, places: int | None = None) -> str:
+def upper(value: float | None, digits: int = 6, places: int | None = None) -> str:
     """An upper bound: never less than `value`, to `digits` significant digits, or to `places` behind the point.
 
-    From 10¹⁵ on it is `digits`, whatever was asked for.
+    From 10¹⁵ on it is `digits`, whatever was asked for. A dash where there is none, or none that is finite.
     """
     return _outwards(value, digits, places, ROUND_CEILING)
 
 
-def lower(value: float, digits: int = 6, places: int | None = None) -> str:
+def lower(value: float | None, digits: int = 6, places: int | None = None) -> str:
     """A lower bound: never more than `value`; as `upper`."""
     return _outwards(value, digits, places, ROUND_FLOOR)
 
@@ -56,8 +56,8 @@ def decimal(value: float) -> Decimal:
     return Decimal(repr(float(value)))
 
 
-def _outwards(value: float, digits: int, places: int | None, rounding: str, most: int = 7) -> str:
-    if not math.isfinite(value):
+def _outwards(value: float | None, digits: int, places: int | None, rounding: str, most: int = 7) -> str:
+    if value is None or not math.isfinite(value):
         return UNAVAILABLE
     exact = decimal(value)
     if places is not None and abs(exact) < _PLAIN:

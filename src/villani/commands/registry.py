@@ -5,8 +5,9 @@ The folder of a command gives four things by these names, imported when they are
 - `settings.SETTINGS`: its class of settings, whose fields are its options (`commands/option.py`, `commands/blocks.py`);
 - `record.RECORDS`: the kinds of record that its run may hold;
 - `run.run(settings, work) -> Outcome`: the work;
-- `page`: `headline`, `findings`, `pictures`, `tables`, `limits` and `show` of one record; `summary` of all records of a
-  run, where they must be told together; `exit_code` of a record, where it is not always 0.
+- `page`: `headline`, `findings`, `pictures`, `tables` and `limits` of one record, where an empty finding and a picture
+  that is None are left out; `show`, which prints all but where the page is; `summary` of all records of a run, where
+  they must be told together; `exit_code` of a record, where it is not always 0.
 """
 
 from dataclasses import dataclass

@@ -1,30 +1,33 @@
 """What pictures of all pages share, as plotly figures. Colours of axes and text are set by the page."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import plotly.graph_objects as go
 
-from villani.report.numbers import format_number, format_uncertain
-from villani.work.records import EstimateRecord, PsiParts, PsiRecord
+from villani.report.estimates import uncertain
+from villani.report.numbers import format_number
+from villani.work.records import EstimateRecord
 
-POSITIVE, NEGATIVE, UNRESOLVED = "#3b82f6", "#e4572e", "#8b93a1"
-EXACT, TOTAL, REMAINDER = "#a78bfa", "#10b981", "#f59e0b"
-STATUS_COLOURS = {
-    "certified": "#10b981", "statistical": "#3b82f6", "estimated": "#f59e0b", "as-claimed": "#8b93a1",
-    "refuted": "#e4572e",
-}  # fmt: skip
-PART_LABELS = {
-    "decay_norm": "λ²‖mθ‖²/s",
-    "cross": "2λ⟨∇L, mθ⟩/s",
-    "gradient_norm": "‖∇L‖²/s",
-    "decay_laplacian": "−λ·d_m",
-    "hessian_trace": "−tr ∇²L",
-}
 _BAR = {"thickness": 1.6, "width": 5}
 _BAR_COLOUR = "#7a8494"  # legible on light and dark
 DENSITY_FLOOR = 1e-6  # of the largest density: what is drawn below it would be noise of a few nodes
+LEGEND = {"orientation": "h", "y": -0.2, "x": 0}  # below the axis
+_BAND = "rgba(139,147,161,0.35)"
 _DECADES = 4  # of a signed logarithmic axis, either side of zero
+
+
+class Rung(NamedTuple):
+    """A number on a ladder: its logarithm, what is said of it, and its mark."""
+
+    log10: float
+    name: str
+    value: str
+    remark: str
+    colour: str
+    symbol: str
+    width: float
 
 
 class SignedLog:
@@ -47,22 +50,6 @@ class SignedLog:
         return {"tickvals": [self(value) for value in shown], "ticktext": [decade(value) for value in shown]}
 
 
-def named_parts(parts: PsiParts) -> dict[str, EstimateRecord]:
-    """The five parts under the labels of the page."""
-    return {label: getattr(parts, name) for name, label in PART_LABELS.items()}
-
-
-def data_part(psi: PsiRecord) -> EstimateRecord:
-    """Ψ − λ²‖mθ‖²/s + λ·d_m, THEORY.md §6: what is left when the exact terms, which see no data, are taken away.
-
-    The error is Ψ's own. The sampled parts are added up, since a difference of large numbers would lose digits.
-    """
-    value = psi.parts.cross.value + psi.parts.gradient_norm.value + psi.parts.hessian_trace.value
-    low, high = psi.interval
-    shifted = (value - (psi.value - low), value + (high - psi.value))
-    return EstimateRecord(value=value, sem=psi.sem, n=psi.n, interval=shifted, status=psi.status)
-
-
 def decade(value: float) -> str:
     """A power of ten as a label of an axis."""
     if 0.01 <= abs(value) < 1000 or value == 0:
@@ -70,36 +57,42 @@ def decade(value: float) -> str:
     return f"{'−' if value < 0 else ''}10<sup>{round(math.log10(abs(value)))}</sup>"
 
 
-def curve(
-    radii: Sequence[float], across: SignedLog | None, up: SignedLog, name: str, colour: str, dash: str,
-    estimates: Sequence[EstimateRecord],
+def log_axis(low: float, high: float) -> dict[str, object]:
+    """Range and ticks of an axis of logarithms to base 10, at most eight of them."""
+    step = next(n * 10**k for k in range(9) for n in (1, 2, 5) if (high - low) / (n * 10**k) <= 7)
+    first, last = math.floor(low / step), math.ceil(high / step)
+    ticks = [step * i for i in range(first, max(last, first + 1) + 1)]
+    edge = 0.03 * (ticks[-1] - ticks[0])
+    labels = ["1" if tick == 0 else f"10<sup>{tick}</sup>".replace("-", "−") for tick in ticks]
+    return {"tickvals": ticks, "ticktext": labels, "range": [ticks[0] - edge, ticks[-1] + edge]}
+
+
+def line(
+    x: Iterable[object], y: Sequence[float | None], name: str, colour: str, mode: str = "lines+markers",
+    dash: str = "solid", **more: Any,
 ) -> go.Scatter:  # fmt: skip
-    """Estimates with their intervals over radii; `across` and `up` map values to places on the axes."""
-    heights = [up(e.value) for e in estimates]
+    """Values over `x`."""
+    style = {"color": colour, "dash": dash}
+    return go.Scatter(x=[*x], y=[*y], name=name, mode=mode, line=style, marker={"color": colour}, **more)
+
+
+def curve(
+    x: Iterable[object], estimates: Sequence[EstimateRecord], name: str, colour: str, dash: str = "solid",
+    scale: Callable[[float], float] = float, **more: Any,
+) -> go.Scatter:  # fmt: skip
+    """Estimates with their intervals over `x`, at the heights that `scale` gives them."""
+    text = [f"{name}: {uncertain(e)}" for e in estimates]
     return go.Scatter(
-        x=[across(radius) for radius in radii] if across else list(radii),
-        y=heights,
-        error_y=error_bars(
-            [height - up(e.interval[0]) for height, e in zip(heights, estimates, strict=True)],
-            [up(e.interval[1]) - height for height, e in zip(heights, estimates, strict=True)],
-            colour,
-        ),
-        name=name,
-        mode="lines+markers",
-        line={"color": colour, "dash": dash, "width": 2.5 if dash == "solid" else 1.5},
-        text=[
-            f"r = {format_number(r)}: {format_uncertain(e.value, e.sem)}" for r, e in zip(radii, estimates, strict=True)
-        ],
-        hovertemplate="%{text}",
-    )
+        x=[*x], y=[scale(e.value) for e in estimates], error_y=interval_bars(estimates, colour, scale), name=name,
+        mode="lines+markers", line={"color": colour, "dash": dash, "width": 2.5 if dash == "solid" else 1.5},
+        marker={"color": colour}, **{"text": text, "hovertemplate": "%{text}"} | more,
+    )  # fmt: skip
 
 
-def sign_colour(estimate: EstimateRecord) -> str:
-    """Of an estimate: by its sign, or none where its interval holds 0."""
-    low, high = estimate.interval
-    if low <= 0 <= high:
-        return UNRESOLVED
-    return POSITIVE if low > 0 else NEGATIVE
+def band(x: Sequence[float], low: Sequence[float], high: Sequence[float]) -> list[go.Scatter]:
+    """A grey band between two curves."""
+    edge = {"mode": "lines", "line": {"width": 0}, "hoverinfo": "skip"}
+    return [go.Scatter(x=x, y=high, **edge), go.Scatter(x=x, y=low, fill="tonexty", fillcolor=_BAND, **edge)]
 
 
 def error_bars(minus: list[float], plus: list[float], colour: str = _BAR_COLOUR) -> dict[str, object]:
@@ -107,19 +100,65 @@ def error_bars(minus: list[float], plus: list[float], colour: str = _BAR_COLOUR)
     return {"type": "data", "symmetric": False, "array": plus, "arrayminus": minus, "color": colour, **_BAR}
 
 
-def themed(traces: list[go.Scatter] | list[go.Heatmap], height: int) -> go.Figure:
-    """A figure of the given traces and height in pixels, without colours of its own for axes and text."""
-    figure = go.Figure(traces)
+def interval_bars(
+    estimates: Sequence[EstimateRecord], colour: str = _BAR_COLOUR, scale: Callable[[float], float] = float
+) -> dict[str, object]:
+    """Bars as far as intervals reach, at the heights that `scale` gives them."""
+    ends = [(scale(e.interval[0]), scale(e.value), scale(e.interval[1])) for e in estimates]
+    return error_bars([middle - low for low, middle, _ in ends], [high - middle for _, middle, high in ends], colour)
+
+
+def rows(
+    x: Sequence[float], labels: Sequence[str], texts: Sequence[str], marker: Mapping[str, object], height: int,
+    axis: Mapping[str, object], inside: bool = True, **more: Any,
+) -> go.Figure:  # fmt: skip
+    """One mark a row, the first on top. Names are long and phones narrow: `inside`, they stand above their marks."""
+    trace = go.Scatter(
+        x=[*x], y=list(range(len(labels))), mode="markers", marker=marker, text=texts,
+        hovertemplate="%{text}<extra></extra>", **more,
+    )  # fmt: skip
+    figure = themed([trace], height, axis, {"showgrid": False, "range": [len(labels) - (0.5 if inside else 0.4), -0.9]})
+    if not inside:
+        return figure.update_yaxes(tickvals=list(range(len(labels))), ticktext=labels)
+    for row, text in enumerate(labels):
+        place = {"x": 0, "xref": "x domain", "xanchor": "left", "y": row, "yshift": 17}
+        figure.add_annotation(text=text, showarrow=False, font={"size": 12}, **place)
+    return figure.update_yaxes(showticklabels=False, ticks="")
+
+
+def ladder(rungs: Sequence[Rung], title: str) -> go.Figure:
+    """One number a row, the least on top, on a logarithmic scale of any length."""
+    rungs = sorted(rungs, key=lambda rung: rung.log10)
+    logs = [rung.log10 for rung in rungs]
+    labels = [f"{r.name}: <b>{r.value}</b>" + (f" ({r.remark})" if r.remark else "") for r in rungs]
+    marker = {
+        "size": 13, "color": [r.colour for r in rungs], "symbol": [r.symbol for r in rungs],
+        "line": {"width": [r.width for r in rungs]},
+    }  # fmt: skip
+    axis = {"title_text": title, "zeroline": False, **log_axis(min(logs), max(logs))}
+    texts = [f"{r.name}: {r.value}" for r in rungs]
+    return rows(logs, labels, texts, marker, 110 + 44 * len(rungs), axis, cliponaxis=False)
+
+
+def themed(
+    traces: Sequence[go.Scatter | go.Heatmap | go.Bar], height: int, x: Mapping[str, object] | None = None,
+    y: Mapping[str, object] | None = None, legend: Mapping[str, object] | None = None, right: int = 24,
+) -> go.Figure:  # fmt: skip
+    """A figure without colours of its own for axes and text.
+
+    Args:
+        traces: of it.
+        height: in pixels.
+        x: what is to be said of the axis.
+        y: of the other one.
+        legend: where it stands, if there is to be one.
+        right: margin, in pixels.
+    """
+    axes = {"automargin": True, "fixedrange": True, "zeroline": False, "title_font_size": 13, "tickfont_size": 12}
+    figure = go.Figure([*traces])
     figure.update_layout(
-        template="none",
-        height=height,
-        margin={"l": 16, "r": 24, "t": 24, "b": 16},
-        paper_bgcolor="rgba(0,0,0,0)",
-        plot_bgcolor="rgba(0,0,0,0)",
-        font={"family": "system-ui, sans-serif", "size": 13},
-        showlegend=False,
-        dragmode=False,
-    )
-    figure.update_xaxes(automargin=True, fixedrange=True, zeroline=False, title_font_size=13, tickfont_size=12)
-    figure.update_yaxes(automargin=True, fixedrange=True, zeroline=False, title_font_size=13, tickfont_size=12)
-    return figure
+        template="none", height=height, margin={"l": 16, "r": right, "t": 24, "b": 16}, paper_bgcolor="rgba(0,0,0,0)",
+        plot_bgcolor="rgba(0,0,0,0)", font={"family": "system-ui, sans-serif", "size": 13}, dragmode=False,
+        showlegend=legend is not None, **({"legend": legend} if legend else {}),
+    )  # fmt: skip
+    return figure.update_xaxes(**axes | dict(x or {})).update_yaxes(**axes | dict(y or {}))

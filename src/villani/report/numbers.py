@@ -12,9 +12,9 @@ from villani.outwards import UNAVAILABLE, decimal, lower, plain, ten_to, upper
 _MOST_DIGITS = 12  # an error this far below the value is shown beside it, not by rounding the value to it
 
 
-def format_number(value: float, digits: int = 6) -> str:
-    """`value` to `digits` significant digits, as 0.001, 2195328 or 3.1·10⁷; a dash if it is not finite."""
-    if not math.isfinite(value):
+def format_number(value: float | None, digits: int = 6) -> str:
+    """`value` to `digits` significant digits, as 0.001, 2195328 or 3.1·10⁷; a dash if it is not finite, or None."""
+    if value is None or not math.isfinite(value):
         return UNAVAILABLE
     if value == 0:
         return "0"
@@ -68,6 +68,11 @@ def format_interval(low: float, high: float) -> str:
         return f"[{lower(low)}, {upper(high)}]"
     (left, right), power = _scaled([_rounded(low, place, ROUND_FLOOR), _rounded(high, place, ROUND_CEILING)], place)
     return f"[{left}, {right}]·{ten_to(power)}" if power else f"[{left}, {right}]"
+
+
+def format_plain(value: float | None, specification: str) -> str:
+    """`value` as Python's format specification has it; a dash if there is none."""
+    return UNAVAILABLE if value is None else f"{value:{specification}}"
 
 
 def format_count(count: int, thing: str) -> str:

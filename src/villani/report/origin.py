@@ -1,6 +1,17 @@
 """Where a record comes from, and what it cost, as a page lists it."""
 
-from villani.work.records import Cost, Provenance
+from villani.report.numbers import format_count
+from villani.work.records import Cost, ObjectiveRecord, Provenance, TextRecord
+
+
+def decay_words(objective: ObjectiveRecord) -> str:
+    """Which parameters decay."""
+    return f"{objective.decay}, {objective.decayed_parameters:,} of {objective.parameters:,} parameters"
+
+
+def text_words(text: TextRecord) -> str:
+    """Which text it was."""
+    return f"{text.spec}, {format_count(text.documents, 'document')}, tokens {text.token_checksum[:12]}…"
 
 
 def origin_rows(origin: Provenance, cost: Cost | None) -> dict[str, str]:

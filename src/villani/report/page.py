@@ -19,7 +19,8 @@ from plotly.offline import get_plotlyjs
 
 from villani.report.plain import drawn, written
 
-Pictures = dict[str, tuple[str, go.Figure, str]]  # name → title, figure, caption
+Picture = tuple[str, go.Figure | None, str]  # title, figure if there is one, caption
+Pictures = Mapping[str, Picture | None]  # by name
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class Section:
 
     Attributes:
         headline: the answer in one sentence.
-        findings: title → paragraph.
+        findings: title → paragraph; an empty one is left out.
         pictures: of it; one named `parts` stands beside the sliders.
         tables: HTML.
         limits: what it does not prove.
@@ -58,7 +59,12 @@ class Section:
 
 def render(title: str, subtitle: str, sections: Sequence[Section]) -> str:
     """The page as a string of HTML: the first section's answer on top, all others below it."""
-    pictures = {f"{i}-{name}" if i else name: p for i, s in enumerate(sections) for name, p in s.pictures.items()}
+    pictures = {
+        f"{i}-{name}" if i else name: (picture[0], picture[1], picture[2])
+        for i, section in enumerate(sections)
+        for name, picture in section.pictures.items()
+        if picture and picture[1]
+    }
     sliders = next((s.sliders for s in sections if s.sliders), None)
     limits = dict.fromkeys(limit for s in sections for limit in s.limits)
     filled = {
@@ -121,9 +127,8 @@ def _picture(name: str, title: str, caption: str) -> str:
 
 
 def _verdict(section: Section) -> str:
-    items = "".join(
-        f"<div><h3>{escape(title)}</h3><p>{escape(text)}</p></div>" for title, text in section.findings.items()
-    )
+    said = [(title, text) for title, text in section.findings.items() if text]
+    items = "".join(f"<div><h3>{escape(title)}</h3><p>{escape(text)}</p></div>" for title, text in said)
     return f'<p class="headline">{escape(section.headline)}</p><div class="findings">{items}</div>'
 
 

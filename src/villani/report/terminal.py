@@ -2,26 +2,17 @@
 
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from pathlib import Path
 from typing import TextIO
 
+from rich import progress as bars
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    SpinnerColumn,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
-from rich.progress import Progress as RichProgress
+from rich.markup import escape
+from rich.table import Table
 
-from villani.report.numbers import format_interval, format_uncertain
+from villani.report.elements import Row
 from villani.work.progress import Progress, duration
-from villani.work.records import EstimateRecord
 
 _QUIET = 60.0  # seconds between two lines of a stage
 
@@ -57,9 +48,9 @@ class Lines:
 class Bar:
     """A `villani.work.progress.Progress` on a terminal: one line a stage, with the time left where it is known."""
 
-    def __init__(self, bars: RichProgress) -> None:
-        self._bars = bars
-        self._task: TaskID | None = None
+    def __init__(self, shown: bars.Progress) -> None:
+        self._bars = shown
+        self._task: bars.TaskID | None = None
         self._stage = ""
 
     def stage(self, text: str) -> None:
@@ -92,30 +83,30 @@ def progress() -> Iterator[Progress]:
         yield Lines(sys.stderr)
         return
     columns = (
-        SpinnerColumn(),
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-    )
-    with RichProgress(*columns, console=console, speed_estimate_period=3600) as bars:
-        yield Bar(bars)
+        bars.SpinnerColumn(), bars.TextColumn("{task.description}"), bars.BarColumn(), bars.MofNCompleteColumn(),
+        bars.TimeElapsedColumn(), bars.TextColumn("left"), bars.TimeRemainingColumn(),
+    )  # fmt: skip
+    with bars.Progress(*columns, console=console, speed_estimate_period=3600) as shown:
+        yield Bar(shown)
 
 
-def print_findings(console: Console, headline: str, findings: Mapping[str, str]) -> None:
+def say(console: Console, text: str, style: str | None = None) -> None:
+    """A paragraph as it is: no markup, and lines that the terminal breaks."""
+    console.print(text, style=style, markup=False, soft_wrap=True)
+
+
+def print_findings(console: Console, headline: str, findings: Mapping[str, str] | None = None) -> None:
     """The answer in bold, and what else was found, a paragraph each."""
-    console.print(headline, style="bold", markup=False, soft_wrap=True)
-    for title, paragraph in findings.items():
-        console.print(f"{title}{'' if title.endswith('?') else '.'} {paragraph}", markup=False, soft_wrap=True)
+    say(console, headline, "bold")
+    for title, paragraph in (findings or {}).items():
+        if paragraph:
+            say(console, f"{title}{'' if title.endswith('?') else '.'} {paragraph}")
 
 
-def estimate_cells(estimate: EstimateRecord) -> tuple[str, str, str]:
-    """Value with its error, interval and status, for a row of a table."""
-    return format_uncertain(estimate.value, estimate.sem), format_interval(*estimate.interval), estimate.status
-
-
-def print_page(console: Console, directory: Path) -> None:
-    """Where the page is."""
-    console.print(f"The page: {directory / 'report.html'}", markup=False, soft_wrap=True)
+def table(rows: Sequence[Row], without: Collection[str] = (), title: str | None = None) -> Table:
+    """Rows as a page has them, but for the columns that a terminal has no room for."""
+    shown = [{name: cell for name, cell in row.items() if name not in without} for row in rows]
+    made = Table(*(shown[0] if shown else ()), title=title, title_justify="left")
+    for row in shown:
+        made.add_row(*(escape(cell) for cell in row.values()))
+    return made

@@ -8,7 +8,9 @@ import plotly.graph_objects as go
 from villani.commands.audit.record import OrbitRecord, RayRecord, StepRecord
 from villani.commands.audit.words import threshold_words
 from villani.outwards import upper
-from villani.report.figures import NEGATIVE, POSITIVE, REMAINDER, TOTAL, UNRESOLVED, SignedLog, curve, themed
+from villani.report.colours import NEGATIVE, POSITIVE, REMAINDER, TOTAL, UNRESOLVED
+from villani.report.estimates import uncertain
+from villani.report.figures import LEGEND, SignedLog, curve, error_bars, rows, themed
 from villani.report.numbers import format_number
 
 _PALETTE = (TOTAL, POSITIVE, REMAINDER, "#a78bfa", "#ec4899", "#14b8a6", "#eab308")
@@ -17,33 +19,35 @@ _SHOWN = 12  # orbits in the picture
 
 def rays(rays: Sequence[RayRecord]) -> go.Figure:
     """Ψ along every ray."""
-    up = SignedLog(max(abs(psi.value) for ray in rays for psi in ray.psi))
+    values = [psi.value for ray in rays for psi in ray.psi]
+    up = SignedLog(max(map(abs, values)))
     traces = [
-        curve(ray.radii, None, up, ray.direction, _PALETTE[i % len(_PALETTE)], "solid", ray.psi)
+        curve(
+            ray.radii, ray.psi, ray.direction, _PALETTE[i % len(_PALETTE)], scale=up,
+            text=[f"r = {format_number(r)}: {uncertain(psi)}" for r, psi in zip(ray.radii, ray.psi, strict=True)],
+        )
         for i, ray in enumerate(rays)
-    ]
-    figure = themed(traces, 430)
-    figure.update_layout(showlegend=True, legend={"orientation": "h", "y": -0.2, "x": 0})
-    figure.update_xaxes(title="radius r")
-    figure.update_yaxes(title="Ψ", zeroline=True, **up.ticks([psi.value for ray in rays for psi in ray.psi]))
-    return figure
+    ]  # fmt: skip
+    return themed(traces, 430, {"title": "radius r"}, {"title": "Ψ", "zeroline": True, **up.ticks(values)}, LEGEND)
 
 
 def orbit(walk: Sequence[StepRecord], temperature: float) -> tuple[str, go.Figure, str]:
     """Title, figure and caption of Ψ along an orbit."""
-    values = [estimate for step in walk for estimate in (step.measured, step.predicted)]
-    up = SignedLog(max(abs(e.value) for e in values))
-    across = [math.log2(step.scale) for step in walk]
-    figure = themed(
-        [
-            curve(across, None, up, "predicted from R = 1", UNRESOLVED, "dash", [step.predicted for step in walk]),
-            curve(across, None, up, "measured", NEGATIVE, "solid", [step.measured for step in walk]),
-        ],
-        430,
-    )
-    figure.update_layout(showlegend=True, legend={"orientation": "h", "y": -0.2, "x": 0})
-    figure.update_xaxes(title="scale R", tickvals=across, ticktext=[f"{step.scale:g}" for step in walk])
-    figure.update_yaxes(title="Ψ", zeroline=True, **up.ticks([e.value for e in values]))
+    predicted, measured = [step.predicted for step in walk], [step.measured for step in walk]
+    values = [estimate.value for estimate in (*predicted, *measured)]
+    up = SignedLog(max(map(abs, values)))
+    scales, places = [f"{step.scale:g}" for step in walk], [math.log2(step.scale) for step in walk]
+    traces = [
+        curve(
+            places, series, name, colour, dash, up,
+            text=[f"R = {scale}: {uncertain(e)}" for scale, e in zip(scales, series, strict=True)],
+        )
+        for series, name, colour, dash in (
+            (predicted, "predicted from R = 1", UNRESOLVED, "dash"), (measured, "measured", NEGATIVE, "solid"),
+        )
+    ]  # fmt: skip
+    across = {"title": "scale R", "tickvals": places, "ticktext": scales}
+    figure = themed(traces, 430, across, {"title": "Ψ", "zeroline": True, **up.ticks(values)}, LEGEND)
     drift = max(step.loss_change for step in walk)
     loss = "the loss is the same to the last bit" if drift == 0 else f"the loss changes by up to {upper(drift, 1)} nats"
     caption = f"Ψ along the orbit with the smallest s*, at s = {format_number(temperature)}; on all of it {loss}."
@@ -58,26 +62,13 @@ def thresholds(orbits: Sequence[OrbitRecord], temperature: float) -> go.Figure:
         max((orbit.threshold.upper or value) - value, 0.0) if orbit.confirmed else 0.0
         for orbit, value in zip(shown, values, strict=True)
     ]
-    trace = go.Scatter(
-        x=values,
-        y=list(range(len(shown))),
-        mode="markers",
-        marker={"size": 10, "color": [TOTAL if orbit.confirmed else UNRESOLVED for orbit in shown]},
-        error_x={
-            "type": "data", "symmetric": False, "array": reach, "arrayminus": [0.0] * len(shown), "color": "#7a8494",
-            "thickness": 1.6, "width": 5,
-        },
-        text=[f"{orbit.name}: {threshold_words(orbit.threshold)}" for orbit in shown],
-        hovertemplate="%{text}<extra></extra>",
-    )  # fmt: skip
-    figure = themed([trace], 150 + 34 * len(shown))
-    figure.add_vline(x=temperature, line={"color": REMAINDER, "dash": "dot"}, annotation_text="s of this audit")
-    figure.update_xaxes(type="log", title="temperature s", exponentformat="power", nticks=5)
-    figure.update_yaxes(
-        tickvals=list(range(len(shown))), ticktext=[_short(orbit.name) for orbit in shown],
-        range=[len(shown) - 0.4, -0.9], showgrid=False,
-    )  # fmt: skip
-    return figure
+    axis = {"type": "log", "title": "temperature s", "exponentformat": "power", "nticks": 5}
+    marker = {"size": 10, "color": [TOTAL if orbit.confirmed else UNRESOLVED for orbit in shown]}
+    texts = [f"{orbit.name}: {threshold_words(orbit.threshold)}" for orbit in shown]
+    names = [_short(orbit.name) for orbit in shown]
+    bars = error_bars([0.0] * len(shown), reach)
+    figure = rows(values, names, texts, marker, 150 + 34 * len(shown), axis, inside=False, error_x=bars)
+    return figure.add_vline(x=temperature, line={"color": REMAINDER, "dash": "dot"}, annotation_text="s of this audit")
 
 
 def _short(name: str) -> str:

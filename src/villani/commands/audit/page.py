@@ -6,16 +6,15 @@ from pathlib import Path
 from rich.console import Console
 
 from villani.commands.audit import figures
-from villani.commands.audit.record import AuditRecord, ReplayRecord
-from villani.commands.audit.tables import tables
-from villani.commands.audit.terminal import show_audit, show_replay
+from villani.commands.audit.record import AuditRecord, RayRecord, ReplayRecord
+from villani.commands.audit.tables import tables, walk_rows
 from villani.commands.audit.words import CRITERIA, outcomes, step_words, worst_orbit, worst_walk
 from villani.commands.constants import page as theory
 from villani.commands.measure.figures import ray
 from villani.outwards import upper
 from villani.report.numbers import format_number
-from villani.report.page import Pictures
-from villani.report.terminal import print_findings
+from villani.report.page import Picture, Pictures
+from villani.report.terminal import print_findings, say, table
 
 __all__ = ["exit_code", "findings", "headline", "limits", "pictures", "show", "tables"]
 
@@ -36,17 +35,15 @@ def findings(record: AuditRecord | ReplayRecord) -> dict[str, str]:
     """Title → paragraph."""
     if isinstance(record, ReplayRecord):
         return {f"{i}": sentence for i, sentence in enumerate(record.sentences, 1)}
-    paragraphs = {
-        f"{name}: {outcome.verdict}": f"{_sentence(outcome.reason)}{_more(record, key)}"
-        for key, (name, outcome) in zip(CRITERIA, outcomes(record).items(), strict=True)
+    criteria = zip(CRITERIA, outcomes(record).items(), strict=True)
+    gap, constants = record.spectral_gap, record.constants
+    return {
+        **{f"{name}: {one.verdict}": f"{_sentence(one.reason)}{_more(record, key)}" for key, (name, one) in criteria},
+        "What still holds without (iv)": gap.text if gap else "",
+        "Why rays look fine": _rays_words(record),
+        **{f"What would rescue (iv): {rescue.name}": rescue.text for rescue in record.rescues},
+        "Constants": constants.points[0].sentence if constants else "",
     }
-    if record.spectral_gap:
-        paragraphs["What still holds without (iv)"] = record.spectral_gap.text
-    paragraphs["Why rays look fine"] = _rays_words(record)
-    paragraphs |= {f"What would rescue (iv): {rescue.name}": rescue.text for rescue in record.rescues}
-    if record.constants:
-        paragraphs["Constants"] = record.constants.points[0].sentence
-    return paragraphs
 
 
 def _more(record: AuditRecord, key: str) -> str:
@@ -99,61 +96,65 @@ def pictures(record: AuditRecord | ReplayRecord) -> Pictures:
     """Name → title, figure, caption; rays and orbits stand side by side."""
     if isinstance(record, ReplayRecord):
         return {"orbit": figures.orbit(record.walk, record.temperature)} if record.walk else {}
-    made: Pictures = {}
-    evidence = record.differential_evidence
-    if evidence.rays:
-        made["side-rays"] = (
-            "On straight rays: growth",
-            figures.rays(evidence.rays),
-            "Ψ at θ + r·u; bars are intervals. The same λ, s, model and text as beside, on fewer groups.",
-        )
-    if worst_walk(record):
-        made["side-orbit"] = figures.orbit(worst_walk(record), record.temperature)
-    if any(orbit.threshold.value is not None for orbit in evidence.orbits):
-        made["thresholds"] = (
-            "Above which s does (iv) fail?",
-            figures.thresholds(evidence.orbits, record.temperature),
-            "s* of the orbits; a bar reaches up to its confidence bound, (iv) is refuted for every s to the right of "
-            "it. Green: confirmed on fresh groups; grey: screened only, after a choice, and no evidence by itself.",
-        )
-    if evidence.rays:
-        made["ray"] = (
-            f"Part by part along the ray “{evidence.rays[0].direction}”",
-            ray(list(zip(evidence.rays[0].radii, evidence.rays[0].psi, strict=True))),
-            "Each part of Ψ by itself; the data-dependent part is Ψ − λ²‖mθ‖²/s + λ·d_m.",
-        )
-    if record.constants:
-        made["constants"] = theory.model_picture(record.constants)
-    return made
+    rays, orbits = record.differential_evidence.rays, record.differential_evidence.orbits
+    walk, s = worst_walk(record), record.temperature
+    bounded = any(orbit.threshold.value is not None for orbit in orbits)
+    return {
+        "side-rays": ("On straight rays: growth", figures.rays(rays), _RAYS_CAPTION) if rays else None,
+        "side-orbit": figures.orbit(walk, s) if walk else None,
+        "thresholds": (_THRESHOLDS, figures.thresholds(orbits, s), _THRESHOLDS_CAPTION) if bounded else None,
+        "ray": _first_ray(rays[0]) if rays else None,
+        "constants": theory.model_picture(record.constants) if record.constants else None,
+    }
+
+
+def _first_ray(first: RayRecord) -> Picture:
+    title = f"Part by part along the ray “{first.direction}”"
+    return title, ray([*zip(first.radii, first.psi, strict=True)]), _RAY_CAPTION
+
+
+_RAYS_CAPTION = "Ψ at θ + r·u; bars are intervals. The same λ, s, model and text as beside, on fewer groups."
+_THRESHOLDS = "Above which s does (iv) fail?"
+_THRESHOLDS_CAPTION = (
+    "s* of the orbits; a bar reaches up to its confidence bound, (iv) is refuted for every s to the right of it. "
+    "Green: confirmed on fresh groups; grey: screened only, after a choice, and no evidence by itself."
+)
+_RAY_CAPTION = "Each part of Ψ by itself; the data-dependent part is Ψ − λ²‖mθ‖²/s + λ·d_m."
+_LIMITS = (
+    "The criteria are those of the preprint's abstract (arXiv 2605.06599), read as stated there. Its proofs were not "
+    "available and may carry hypotheses, such as bounded weights or frozen gains, under which they hold.",
+    "A criterion that is refuted breaks the route from it to a guarantee, and not the guarantee: (iv) is sufficient "
+    "for a spectral gap, not necessary.",
+)
+_AUDIT_LIMITS = (
+    "That a criterion is not refuted proves nothing. Orbits were sought among the rescalings that the traced loss "
+    "shows, at the given θ and at those that the search led to: s* is the smallest found, not the smallest of all.",
+    "Bounds of s* hold at their confidence for all confirmed orbits together; those of screened ones do not count.",
+    "Certified means proved on the traced graph in real arithmetic; floating point rounds.",
+)
 
 
 def limits(record: AuditRecord | ReplayRecord) -> list[str]:
     """What the page does not prove."""
-    common = [
-        "The criteria are those of the preprint's abstract (arXiv 2605.06599), read as stated there. Its proofs were "
-        "not available and may carry hypotheses, such as bounded weights or frozen gains, under which they hold.",
-        "A criterion that is refuted breaks the route from it to a guarantee, and not the guarantee: (iv) is "
-        "sufficient for a spectral gap, not necessary.",
-    ]
-    if isinstance(record, ReplayRecord):
-        return common
-    return [
-        *common,
-        "That a criterion is not refuted proves nothing. Orbits were sought among the rescalings that the traced loss "
-        "shows, at the given θ and at those that the search led to: s* is the smallest found, not the smallest of all.",
-        "Bounds of s* hold at their confidence for all confirmed orbits together; those of screened ones do not count.",
-        "Certified means proved on the traced graph in real arithmetic; floating point rounds.",
-    ]
+    return [*_LIMITS] if isinstance(record, ReplayRecord) else [*_LIMITS, *_AUDIT_LIMITS]
 
 
 def show(record: AuditRecord | ReplayRecord, directory: Path, console: Console) -> None:
-    """The answer with its reasons, and where the page is."""
+    """The answer with its reasons, or what a witness claims and what came out; and Ψ along the worst orbit."""
     if isinstance(record, ReplayRecord):
-        print_findings(console, headline(record), {})
-        show_replay(record, directory, console)
+        print_findings(console, headline(record))
+        for sentence in record.sentences:
+            say(console, sentence)
+        walk = record.walk
     else:
         print_findings(console, headline(record), findings(record))
-        show_audit(record, directory, console)
+        walk = next((orbit.walk for orbit in record.differential_evidence.orbits if orbit.walk), [])
+    if walk:
+        console.print(table(walk_rows(walk)))
+    if isinstance(record, AuditRecord) and record.cost:
+        console.print(f"{record.cost.seconds:.0f} s, peak memory {record.cost.peak_memory_bytes / 2**30:.2f} GiB")
+    if isinstance(record, AuditRecord) and record.witness:
+        say(console, f"The witness: villani audit --replay {directory / record.witness}")
 
 
 def exit_code(record: AuditRecord | ReplayRecord) -> int:

@@ -1,12 +1,13 @@
 """Pictures of a certificate: beside what it competes with, along λ, and along the text."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import plotly.graph_objects as go
 
 from villani.commands.certify.record import CertificatePoint, CertificateRecord, PassPoint, PrequentialRecord
 from villani.commands.certify.results import best_bound
-from villani.report.figures import EXACT, NEGATIVE, POSITIVE, REMAINDER, TOTAL, UNRESOLVED, themed
+from villani.report.colours import EXACT, NEGATIVE, POSITIVE, REMAINDER, TOTAL, UNRESOLVED
+from villani.report.figures import line, themed
 from villani.report.numbers import format_number
 from villani.report.page import Pictures
 
@@ -94,11 +95,8 @@ def _bar(rows: Rows, errors: Mapping[str, float] | None = None) -> go.Figure:
     )  # fmt: skip
     if errors:
         trace.error_x = {"type": "data", "array": [errors.get(name, 0.0) for name, *_ in rows]}
-    figure = themed([trace], 90 + 42 * len(rows))
-    figure.update_layout(margin_r=64)
-    figure.update_xaxes(title="nats per token", rangemode="tozero")
-    figure.update_yaxes(autorange="reversed", automargin=True)
-    return figure
+    across = {"title": "nats per token", "rangemode": "tozero"}
+    return themed([trace], 90 + 42 * len(rows), across, {"autorange": "reversed"}, right=64)
 
 
 def _along_decay(record: CertificateRecord) -> go.Figure:
@@ -111,31 +109,16 @@ def _along_decay(record: CertificateRecord) -> go.Figure:
         ("held-out loss", [p.held_out_loss.value for p in points], EXACT),
     ]
     x = [format_number(p.weight_decay) for p in points]
-    figure = _lines(x, [line for line in lines if any(value is not None for value in line[1])], "lines+markers")
-    figure.update_xaxes(title="weight decay λ", type="category")
-    figure.update_yaxes(rangemode="tozero")
-    return figure
+    traces = [line(x, y, name, colour) for name, y, colour in lines if any(value is not None for value in y)]
+    across = {"title": "weight decay λ", "type": "category"}
+    return themed(traces, 380, across, {"title": "nats per token", "rangemode": "tozero"}, {})
 
 
 def _along_text(passes: PrequentialRecord) -> go.Figure:
-    lines: list[tuple[str, list[float | None], str]] = [
-        ("frozen start", [segment.start for segment in passes.segments], UNRESOLVED)
-    ]
+    x = [segment.tokens for segment in passes.segments]
+    traces = [line(x, [segment.start for segment in passes.segments], "frozen start", UNRESOLVED, "lines")]
     for index, point in enumerate(passes.points):
         name = f"λ = {point.weight_decay:g}, η = {point.learning_rate:g}"
-        y: list[float | None] = [segment.iterates[index] for segment in passes.segments]
-        lines.append((name, y, _COLOURS[index % len(_COLOURS)]))
-    figure = _lines([segment.tokens for segment in passes.segments], lines, "lines")
-    figure.update_xaxes(title="tokens")
-    return figure
-
-
-def _lines(x: Sequence[object], lines: list[tuple[str, list[float | None], str]], mode: str) -> go.Figure:
-    traces = [
-        go.Scatter(x=x, y=y, name=name, mode=mode, marker={"color": colour}, line={"color": colour})
-        for name, y, colour in lines
-    ]
-    figure = themed(traces, 380)
-    figure.update_layout(showlegend=True)
-    figure.update_yaxes(title="nats per token")
-    return figure
+        y = [segment.iterates[index] for segment in passes.segments]
+        traces.append(line(x, y, name, _COLOURS[index % len(_COLOURS)], "lines"))
+    return themed(traces, 380, {"title": "tokens"}, {"title": "nats per token"}, {})

@@ -4,16 +4,13 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from rich.console import Console
-from rich.table import Table
 
 from villani.commands.certify.figures import pass_pictures, path_pictures
-from villani.commands.certify.record import CertificateRecord, PassPoint, PrequentialRecord
+from villani.commands.certify.record import CertificateRecord, PassPoint
 from villani.commands.certify.results import best_bound
-from villani.commands.certify.tables import tables
-from villani.outwards import lower, upper
-from villani.report.numbers import format_uncertain
+from villani.commands.certify.tables import bound_rows, run_rows, tables
 from villani.report.page import Pictures
-from villani.report.terminal import print_page
+from villani.report.terminal import say, table
 
 __all__ = ["findings", "headline", "limits", "pictures", "show", "tables"]
 _LIMITS = (
@@ -47,21 +44,21 @@ def headline(record: CertificateRecord) -> str:
 
 def findings(record: CertificateRecord) -> dict[str, str]:
     """Title → paragraph."""
-    paragraphs = {"The prior": f"{record.prior}. {record.moving:,} coordinates move (tensors: {record.train})."}
-    if best := best_bound(record):
-        point, bound = best
-        if isinstance(point, PassPoint):
-            gain = point.gain
-            paragraphs["What the gain is about"] = (
-                f"{gain.about}; α = {gain.alpha:g}. It holds with probability {1 - record.delta:g} on its own."
-            )
-        paragraphs["What the predictor is"] = f"{bound.predictor}; predictions smoothed with α = {bound.alpha:g}."
-        paragraphs["What the bound is about"] = f"{bound.about}."
-        paragraphs["What has to hold"] = f"{bound.hypotheses}."
+    point, bound = best_bound(record) or (None, None)
     refused = [f"λ = {p.weight_decay:g}: {reason}" for p in record.points for reason in p.refusals]
-    if refused:
-        paragraphs["Not given"] = "; ".join(refused) + "."
-    return paragraphs
+    gain = ""
+    if isinstance(point, PassPoint):
+        gain = (
+            f"{point.gain.about}; α = {point.gain.alpha:g}. It holds with probability {1 - record.delta:g} on its own."
+        )
+    return {
+        "The prior": f"{record.prior}. {record.moving:,} coordinates move (tensors: {record.train}).",
+        "What the gain is about": gain,
+        "What the predictor is": f"{bound.predictor}; predictions smoothed with α = {bound.alpha:g}." if bound else "",
+        "What the bound is about": f"{bound.about}." if bound else "",
+        "What has to hold": f"{bound.hypotheses}." if bound else "",
+        "Not given": "; ".join(refused) + "." if refused else "",
+    }
 
 
 def pictures(record: CertificateRecord) -> Pictures:
@@ -74,40 +71,11 @@ def limits(record: CertificateRecord) -> Iterable[str]:
     return (*_PASS_LIMITS, *(_LIMITS[k] for k in (0, 2, 3, 4, 5, 7))) if record.prequential else _LIMITS
 
 
-def show(record: CertificateRecord, directory: Path, console: Console) -> None:
-    """The sentence, every certificate with its terms, and what was refused."""
-    console.print(record.sentence, style="bold", markup=False, soft_wrap=True)
-    console.print(_shown_passes(record.prequential) if record.prequential else _shown_runs(record))
+def show(record: CertificateRecord, _: Path, console: Console) -> None:
+    """The sentence, every certificate with its terms, the training behind it, and what was refused."""
+    say(console, record.sentence, "bold")
+    console.print(table(bound_rows(record), without=("bits", "Monte Carlo", "α", "bound")))
+    console.print(table(run_rows(record), without=("chains", "noise", "‖w‖", "‖θ − centre‖")))
     for point in record.points:
         for reason in point.refusals:
-            console.print(f"λ = {point.weight_decay:g}, not given: {reason}", markup=False, soft_wrap=True)
-    print_page(console, directory)
-
-
-def _shown_runs(record: CertificateRecord) -> Table:
-    shown = Table(
-        "λ", "certificate", "nats", "empirical", "excess", "complexity", "held-out loss", "held-out bound", "status"
-    )
-    for point in record.points:
-        held = format_uncertain(point.held_out_loss.value, point.held_out_loss.sem)
-        for name, bound in (("path", point.path), ("c4", point.chain)):
-            if bound is not None:
-                shown.add_row(
-                    f"{point.weight_decay:g}", name, upper(bound.value, places=4), f"{bound.empirical:.4f}",
-                    upper(bound.excess, places=4), upper(bound.complexity, places=1), held,
-                    upper(point.held_out_bound, places=4), bound.status,
-                )  # fmt: skip
-    return shown
-
-
-def _shown_passes(record: PrequentialRecord) -> Table:
-    shown = Table("λ", "η", "nats", "empirical", "excess", "below start", "gain", "held-out loss", "held-out bound")
-    for point in record.points:
-        bound, held = point.certificate, point.held_out_loss
-        shown.add_row(
-            f"{point.weight_decay:g}", f"{point.learning_rate:g}", upper(bound.value, places=4),
-            f"{bound.empirical:.4f}", upper(bound.excess, places=4), lower(point.below_start, places=4),
-            lower(point.gain.value, places=4), format_uncertain(held.value, held.sem),
-            upper(point.held_out_bound, places=4),
-        )  # fmt: skip
-    return shown
+            say(console, f"λ = {point.weight_decay:g}, not given: {reason}")

@@ -1,70 +1,80 @@
-"""The tables of the page of a certificate: bounds with their terms, the training behind them, and what went in."""
+"""The tables of a certificate, on its page and in the terminal: bounds with their terms, and what went in."""
 
-from villani.commands.certify.record import CertificateRecord, PrequentialRecord
+from villani.commands.certify.record import BoundRecord, CertificateRecord, PrequentialRecord
 from villani.outwards import lower, upper
-from villani.report.elements import badge, facts, note, section, table
-from villani.report.numbers import format_number, format_uncertain
+from villani.report.elements import Row, Status, facts, note, sections, table
+from villani.report.estimates import uncertain
+from villani.report.numbers import format_number
 
 
 def tables(record: CertificateRecord) -> str:
     """Sections of tables, as HTML."""
-    return (_passes(record.prequential) if record.prequential else _runs(record)) + _given(record)
+    behind = "The passes behind them" if record.prequential else "The runs behind them"
+    return sections({"Certificates": table(bound_rows(record)), behind: table(run_rows(record))}) + _given(record)
 
 
-def _runs(record: CertificateRecord) -> str:
-    header = [
-        "λ", "certificate", "nats per token", "bits", "empirical", "Monte Carlo", "excess", "complexity", "α", "bound",
-        "",
+def bound_rows(record: CertificateRecord) -> list[Row]:
+    """Every certificate with its terms."""
+    return _pass_bounds(record.prequential) if record.prequential else _path_bounds(record)
+
+
+def run_rows(record: CertificateRecord) -> list[Row]:
+    """The training behind the certificates."""
+    return _passes(record.prequential) if record.prequential else _runs(record)
+
+
+def _path_bounds(record: CertificateRecord) -> list[Row]:
+    return [
+        {
+            "λ": format_number(point.weight_decay), "certificate": f"{name}: {bound.predictor}", **_terms(bound),
+            "Monte Carlo": upper(bound.monte_carlo, places=4), "complexity": upper(bound.complexity, places=1),
+            "": Status(bound.status),
+        }
+        for point in record.points for name, bound in (("path", point.path), ("c4", point.chain)) if bound is not None
     ]  # fmt: skip
-    rows = [
-        [
-            format_number(point.weight_decay), bound.predictor, upper(bound.value, places=4),
-            upper(bound.bits, places=4), f"{bound.empirical:.4f}", upper(bound.monte_carlo, places=4),
-            upper(bound.excess, places=4), upper(bound.complexity, places=1),
-            format_number(bound.alpha), bound.bound, badge(bound.status),
-        ]
-        for point in record.points for bound in (point.path, point.chain) if bound is not None
-    ]  # fmt: skip
-    runs = [
-        [
-            format_number(p.weight_decay), str(p.chains), f"{p.training_loss:.4f}",
-            format_uncertain(p.held_out_loss.value, p.held_out_loss.sem), upper(p.held_out_bound, places=4),
-            f"{p.path_cost:,.1f}", "—" if p.clip_complexity is None else upper(p.clip_complexity, places=1),
-            format_number(p.noise, 3), format_number(p.moved, 3), f"{p.clipped:.0%}",
-        ]
+
+
+def _terms(bound: BoundRecord) -> Row:
+    return {
+        "nats per token": upper(bound.value, places=4), "bits": upper(bound.bits, places=4),
+        "empirical": f"{bound.empirical:.4f}", "excess": upper(bound.excess, places=4),
+        "α": format_number(bound.alpha), "bound": bound.bound,
+    }  # fmt: skip
+
+
+def _runs(record: CertificateRecord) -> list[Row]:
+    return [
+        {
+            "λ": format_number(p.weight_decay), "chains": str(p.chains), "training loss": f"{p.training_loss:.4f}",
+            "held-out loss": uncertain(p.held_out_loss), "held-out bound": upper(p.held_out_bound, places=4),
+            "path cost": f"{p.path_cost:,.1f}", "clip's c4": upper(p.clip_complexity, places=1),
+            "noise": format_number(p.noise, 3), "‖w‖": format_number(p.moved, 3), "clipped": f"{p.clipped:.0%}",
+        }
         for p in record.points
     ]  # fmt: skip
-    columns = [
-        "λ", "chains", "training loss", "held-out loss", "held-out bound", "path cost", "clip's c4", "noise", "‖w‖",
-        "clipped",
-    ]  # fmt: skip
-    return section("Certificates", table(header, rows)) + section("The runs behind them", table(columns, runs))
 
 
-def _passes(record: PrequentialRecord) -> str:
-    header = ["λ", "η", "nats per token", "bits", "empirical", "excess", "α", "bound", "below the start", "gain", ""]
-    rows = [
-        [
-            format_number(p.weight_decay), format_number(p.learning_rate), upper(p.certificate.value, places=4),
-            upper(p.certificate.bits, places=4), f"{p.certificate.empirical:.4f}",
-            upper(p.certificate.excess, places=4), format_number(p.certificate.alpha), p.certificate.bound,
-            lower(p.below_start, places=4), lower(p.gain.value, places=4), badge(p.certificate.status),
-        ]
+def _pass_bounds(record: PrequentialRecord) -> list[Row]:
+    return [
+        {
+            "λ": format_number(p.weight_decay), "η": format_number(p.learning_rate), **_terms(p.certificate),
+            "below the start": lower(p.below_start, places=4), "gain": lower(p.gain.value, places=4),
+            "": Status(p.certificate.status),
+        }
         for p in record.points
     ]  # fmt: skip
-    columns = [
-        "λ", "η", "loss before training on it", "last weights, held-out loss", "held-out bound", "‖θ − centre‖",
-        "clipped",
-    ]  # fmt: skip
-    runs = [
-        [
-            format_number(p.weight_decay), format_number(p.learning_rate), f"{p.loss:.4f}",
-            format_uncertain(p.held_out_loss.value, p.held_out_loss.sem), upper(p.held_out_bound, places=4),
-            format_number(p.moved, 3), f"{p.clipped:.0%}",
-        ]
+
+
+def _passes(record: PrequentialRecord) -> list[Row]:
+    return [
+        {
+            "λ": format_number(p.weight_decay), "η": format_number(p.learning_rate),
+            "loss before training on it": f"{p.loss:.4f}", "last weights, held-out loss": uncertain(p.held_out_loss),
+            "held-out bound": upper(p.held_out_bound, places=4), "‖θ − centre‖": format_number(p.moved, 3),
+            "clipped": f"{p.clipped:.0%}",
+        }
         for p in record.points
     ]  # fmt: skip
-    return section("Certificates", table(header, rows)) + section("The passes behind them", table(columns, runs))
 
 
 def _given(record: CertificateRecord) -> str:
@@ -75,9 +85,9 @@ def _given(record: CertificateRecord) -> str:
         "prior's centre, loss": f"{record.prior_loss:.4f} on the certified tokens",
         "command": record.provenance.command,
     }
-    words = (
+    among = (
         f"for a choice among {record.candidates:,} settings" if record.candidates > 1 else "for these settings alone"
     )
     one = "one λ, one η and one α" if record.prequential else "one λ and one α"
-    note_of = note(f"δ = {record.delta:g} in all, {words}; at {one}:")
-    return section("How δ is spent", note_of + facts(spent)) + section("What went in", facts(about))
+    words = f"δ = {record.delta:g} in all, {among}; at {one}:"
+    return sections({"How δ is spent": note(words) + facts(spent), "What went in": facts(about)})

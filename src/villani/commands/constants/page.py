@@ -7,13 +7,14 @@ import plotly.graph_objects as go
 from rich.console import Console
 
 from villani.commands.constants.record import ModelConstants, ModelConstantsRecord, ModelPointRecord
-from villani.commands.exact.ladder import LEGEND, PREPRINT, constants_table, ladder, power, terminal_table, value
+from villani.commands.exact.ladder import LEGEND, PREPRINT, constant_rows, ladder, power, value
 from villani.commands.exact.record import ConstantRecord
 from villani.outwards import lower, upper
-from villani.report.elements import Markup, badge, html, note, section, table
+from villani.report import elements
+from villani.report.elements import Markup, Row, Status, html, note, prose, section
 from villani.report.numbers import format_number
 from villani.report.page import Pictures
-from villani.report.terminal import print_page
+from villani.report.terminal import say, table
 
 
 def headline(record: ModelConstantsRecord) -> str:
@@ -22,17 +23,16 @@ def headline(record: ModelConstantsRecord) -> str:
     known = {constant.id: constant for constant in point.constants}
     apart = known["C3"].log10 - known["C8"].log10
     return (
-        f"At {_where(point)} the preprint claims a "
-        f"log-Sobolev constant of {_doubted(known['C8'])}; certified is {_doubted(known['C3'])}, {abs(apart):,.1f} "
-        f"orders of magnitude {'above' if apart > 0 else 'below'} it."
+        f"At {_where(point)} the preprint claims a log-Sobolev constant of {_doubted(known['C8'])}; certified is "
+        f"{_doubted(known['C3'])}, {abs(apart):,.1f} orders of magnitude {'above' if apart > 0 else 'below'} it."
     )
 
 
 def findings(record: ModelConstantsRecord) -> dict[str, str]:
     """Title → paragraph."""
     first = record.points[0]
-    gap = {"Without smoothing": first.spectral_gap.text} if first.spectral_gap else {}
-    return {"In full": first.sentence, "What it costs": _price(record)} | gap
+    gap = first.spectral_gap.text if first.spectral_gap else ""
+    return {"In full": first.sentence, "What it costs": _price(record), "Without smoothing": gap}
 
 
 def pictures(record: ModelConstantsRecord) -> Pictures:
@@ -42,16 +42,12 @@ def pictures(record: ModelConstantsRecord) -> Pictures:
 
 def tables(record: ModelConstantsRecord) -> str:
     """Sections of tables, as HTML."""
-    each = [
-        section(
-            _where(p),
-            (note(p.sentence) if len(record.points) > 1 else "")
-            + constants_table(p.constants)
-            + (note(p.spectral_gap.text) if p.spectral_gap else ""),
-        )
-        for p in record.points
-    ]
-    return section("Every λ and s", model_table(record)) + "".join(each)
+    made = section("Every λ and s", model_table(record))
+    for p in record.points:
+        first = note(p.sentence) if len(record.points) > 1 else ""
+        last = note(p.spectral_gap.text) if p.spectral_gap else ""
+        made += section(_where(p), first + prose(elements.table(constant_rows(p.constants))) + last)
+    return made
 
 
 def limits(_: ModelConstantsRecord) -> list[str]:
@@ -65,17 +61,14 @@ def limits(_: ModelConstantsRecord) -> list[str]:
     ]
 
 
-def show(record: ModelConstantsRecord, directory: Path, console: Console) -> None:
+def show(record: ModelConstantsRecord, _: Path, console: Console) -> None:
     """For every λ and s: the sentence, and the constants in order."""
-    console.print(
-        f"{record.model.description}: {record.parameters:,} parameters, V = {record.vocabulary:,}", markup=False
-    )
+    say(console, f"{record.model.description}: {record.parameters:,} parameters, V = {record.vocabulary:,}")
     for point in record.points:
-        console.print(point.sentence, style="bold", markup=False, soft_wrap=True)
-        console.print(terminal_table(point.constants))
+        say(console, point.sentence, "bold")
+        console.print(table(constant_rows(point.constants)))
         if point.spectral_gap:
-            console.print(point.spectral_gap.text, markup=False, soft_wrap=True)
-    print_page(console, directory)
+            say(console, point.spectral_gap.text)
 
 
 def model_finding(constants: ModelConstants) -> str:
@@ -102,20 +95,19 @@ def model_picture(record: ModelConstants) -> tuple[str, go.Figure, str]:
 
 def model_table(record: ModelConstants) -> str:
     """One row for each λ and s: as claimed, certified, what decay alone has and what a run can see."""
-    rows = []
+    rows: list[Row] = []
     for point in record.points:
         known = {constant.id: constant for constant in point.constants}
-        claimed, certified = known["C8"], known["C3"]
-        apart = certified.log10 - claimed.log10
+        apart = known["C3"].log10 - known["C8"].log10
         rows.append(
-            [
-                format_number(point.weight_decay), format_number(point.temperature), _with_badge(claimed),
-                _with_badge(certified), f"{abs(apart):,.1f} {'more' if apart > 0 else 'less'}",
-                power(_decay_alone(point)), "—" if point.visible is None else lower(point.visible, 3),
-            ]
+            {
+                "λ": format_number(point.weight_decay), "s": format_number(point.temperature),
+                "claimed (C8)": _with_badge(known["C8"]), "certified (C3)": _with_badge(known["C3"]),
+                "orders of magnitude": f"{abs(apart):,.1f} {'more' if apart > 0 else 'less'}",
+                "decay alone": power(_decay_alone(point)), "visible to a run": lower(point.visible, 3),
+            }
         )  # fmt: skip
-    header = ["λ", "s", "claimed (C8)", "certified (C3)", "orders of magnitude", "decay alone", "visible to a run"]
-    return table(header, rows) + note(_price(record))
+    return elements.table(rows) + note(_price(record))
 
 
 def _doubted(constant: ConstantRecord) -> str:
@@ -123,7 +115,7 @@ def _doubted(constant: ConstantRecord) -> str:
 
 
 def _with_badge(constant: ConstantRecord) -> Markup:
-    return Markup(f"{html(value(constant))} {badge(constant.status)}")
+    return Markup(f"{html(value(constant))} {html(Status(constant.status))}")
 
 
 def _price(record: ModelConstants) -> str:

@@ -6,29 +6,17 @@ from pathlib import Path
 
 import plotly.graph_objects as go
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Column, Table
 
-from villani.commands.exact.ladder import (
-    COMPUTED,
-    LEGEND,
-    PREPRINT,
-    SYMBOLS,
-    colour,
-    constants_table,
-    label,
-    ladder,
-    log_axis,
-    terminal_table,
-    value,
-)
+from villani.commands.exact.ladder import LEGEND, PREPRINT, SYMBOLS, colour, constant_rows, label, ladder, value
 from villani.commands.exact.record import ConstantRecord, ExactRecord, PointRecord, ReferenceRecord
 from villani.outwards import upper
-from villani.report.elements import note, section, table
-from villani.report.figures import themed
+from villani.report import elements
+from villani.report.colours import EXACT, UNRESOLVED
+from villani.report.elements import Row, note, prose, section
+from villani.report.figures import log_axis, themed
 from villani.report.numbers import format_number
 from villani.report.page import Pictures
-from villani.report.terminal import print_page
+from villani.report.terminal import say, table
 from villani.theory.catalogue import CATALOGUE
 
 _AXES = {"weight_decay": "weight decay λ", "temperature": "temperature s", "dimension": "dimension d"}
@@ -48,12 +36,11 @@ def findings(record: ExactRecord | ReferenceRecord) -> dict[str, str]:
     if isinstance(record, ReferenceRecord):
         wrong = [f"{check.row}, {check.quantity}" for check in record.checks if not check.passes]
         return {"Not reproduced": f"{'; '.join(wrong)}."} if wrong else {}
-    paragraphs = {"The potential": f"L = {record.expression}, {record.about}; shape: {record.shape}."}
-    if record.proved:
-        paragraphs["What makes inputs certified"] = f"{record.proved}."
-    if record.varied:
-        paragraphs["Along the sweep"] = _sweep_words(record)
-    return paragraphs
+    return {
+        "The potential": f"L = {record.expression}, {record.about}; shape: {record.shape}.",
+        "What makes inputs certified": f"{record.proved}." if record.proved else "",
+        "Along the sweep": _sweep_words(record) if record.varied else "",
+    }
 
 
 def pictures(record: ExactRecord | ReferenceRecord) -> Pictures:
@@ -75,11 +62,17 @@ def tables(record: ExactRecord | ReferenceRecord) -> str:
     """Sections of tables, as HTML."""
     if isinstance(record, ExactRecord):
         return "".join(section(_where(point), _point(point)) for point in record.points)
-    rows = [
-        [c.row, c.quantity, c.printed, f"{c.computed:.12g}", "reproduced" if c.passes else "NOT REPRODUCED"]
-        for c in record.checks
-    ]
-    return section("Reference values", table(["row", "quantity", "printed", "computed", ""], rows))
+    return section("Reference values", elements.table(_reference_rows(record)))
+
+
+def _reference_rows(record: ReferenceRecord) -> list[Row]:
+    return [
+        {
+            "row": check.row, "quantity": check.quantity, "printed": check.printed,
+            "computed": f"{check.computed:.12g}", "": "reproduced" if check.passes else "NOT REPRODUCED",
+        }
+        for check in record.checks
+    ]  # fmt: skip
 
 
 def limits(record: ExactRecord | ReferenceRecord) -> list[str]:
@@ -97,32 +90,32 @@ def limits(record: ExactRecord | ReferenceRecord) -> list[str]:
     ]
 
 
-def show(record: ExactRecord | ReferenceRecord, directory: Path, console: Console) -> None:
+def show(record: ExactRecord | ReferenceRecord, _: Path, console: Console) -> None:
     """For every point the truth, every bound in order, and what does not apply; or every reference value."""
     if isinstance(record, ReferenceRecord):
-        rows = Table("row", "quantity", "printed", "computed", "")
-        for check in record.checks:
-            result = "ok" if check.passes else "FAIL"
-            rows.add_row(check.row, escape(check.quantity), check.printed, f"{check.computed:.12g}", result)
-        console.print(rows)
+        console.print(table(_reference_rows(record)))
         console.print(f"{record.passed} of {record.passed + record.failed} reproduced to the printed digits.")
     else:
-        console.print(f"{record.potential}: L = {record.expression} ({record.about})", markup=False, soft_wrap=True)
+        say(console, f"{record.potential}: L = {record.expression} ({record.about})")
         for point in record.points:
             _show_point(point, console)
-    print_page(console, directory)
 
 
 def show_names(console: Console) -> None:
     """The named potentials."""
-    rows = Table("name", Column("L", overflow="fold"), "parameters", "λ", "β", "d", "what")
-    for name, entry in CATALOGUE.items():
-        parameters = ", ".join(f"{key}={default:g}" for key, default in entry.parameters.items())
-        size = str(entry.dimension or ("2" if "*x*y" in entry.text else "1"))
-        rows.add_row(
-            name, escape(entry.text), parameters, f"{entry.weight_decay:g}", f"{entry.beta:g}", size, entry.about
-        )
-    console.print(rows)
+    rows: list[Row] = [
+        {
+            "name": name,
+            "L": entry.text,
+            "parameters": ", ".join(f"{key}={default:g}" for key, default in entry.parameters.items()),
+            "λ": f"{entry.weight_decay:g}",
+            "β": f"{entry.beta:g}",
+            "d": str(entry.dimension or ("2" if "*x*y" in entry.text else "1")),
+            "what": entry.about,
+        }
+        for name, entry in CATALOGUE.items()
+    ]
+    console.print(table(rows))
 
 
 def exit_code(record: ExactRecord | ReferenceRecord) -> int:
@@ -131,12 +124,9 @@ def exit_code(record: ExactRecord | ReferenceRecord) -> int:
 
 
 def _show_point(point: PointRecord, console: Console) -> None:
-    console.print(
-        f"λ = {point.weight_decay:g}, s = {point.temperature:g} (β = {point.beta:g}), d = {point.dimension}: "
-        f"{point.verdict}.",
-        style="bold", markup=False, soft_wrap=True,
-    )  # fmt: skip
-    console.print(terminal_table(point.constants))
+    where = f"λ = {point.weight_decay:g}, s = {point.temperature:g} (β = {point.beta:g}), d = {point.dimension}"
+    say(console, f"{where}: {point.verdict}.", "bold")
+    console.print(table(constant_rows(point.constants)))
     first, *others = point.gaps
     gaps = ", ".join([f"{first:.{point.digits}g}", *(f"{gap:.{min(point.digits, 6)}g}" for gap in others)])
     what = "C_P is certified within" if point.status == "certified" else "Two grids and boxes differ by"
@@ -147,7 +137,7 @@ def _show_point(point: PointRecord, console: Console) -> None:
         soft_wrap=True,
     )  # fmt: skip
     for gone in point.missing:
-        console.print(f"{gone.id} does not apply: {gone.reason}", markup=False, soft_wrap=True)
+        say(console, f"{gone.id} does not apply: {gone.reason}")
 
 
 def sweep(record: ExactRecord) -> go.Figure:
@@ -157,40 +147,32 @@ def sweep(record: ExactRecord) -> go.Figure:
     across: list[float] = [getattr(point, axis) for point in record.points]
     top = max(c.log10 for point in record.points for c in point.constants if c.id == "truth") + _REACH
     names = dict.fromkeys((c.id, c.name) for point in record.points for c in point.constants)
-    curves, drawn = [], []
+    curves, heights = [], []
     for id, name in names:
         marks = [
-            (x, c)
-            for x, point in zip(across, record.points, strict=True)
-            for c in point.constants
+            (x, c) for x, point in zip(across, record.points, strict=True) for c in point.constants
             if (c.id, c.name) == (id, name)
-        ]
-        heights = [min(c.log10, top) for _, c in marks]
-        drawn += heights
+        ]  # fmt: skip
+        own = [min(c.log10, top) for _, c in marks]
+        heights += own
         curves.append(
             go.Scatter(
-                x=[x for x, _ in marks],
-                y=heights,
-                name=label(marks[0][1]),
+                x=[x for x, _ in marks], y=own, name=label(marks[0][1]),
                 mode="lines+markers" if any(c.log10 <= top for _, c in marks) else "markers",
-                line={"color": COMPUTED if id == "truth" else "#8b93a1", "width": 2 if id == "truth" else 1},
+                line={"color": EXACT if id == "truth" else UNRESOLVED, "width": 2 if id == "truth" else 1},
                 marker={
-                    "color": [colour(c) for _, c in marks],
+                    "color": [colour(c) for _, c in marks], "size": 11,
                     "symbol": ["triangle-up" if c.log10 > top else _symbol(c) for _, c in marks],
-                    "size": 11,
                 },
                 text=[f"{label(c)}: {value(c)} ({c.status})" for _, c in marks],
-                hovertemplate="%{text}<extra></extra>",
-                cliponaxis=False,
+                hovertemplate="%{text}<extra></extra>", cliponaxis=False,
             )
-        )
-    figure = themed(curves, 560)
-    figure.update_layout(showlegend=True, legend={"orientation": "h", "y": -0.18, "x": 0, "entrywidth": 250})
-    logarithmic = axis != "dimension" and min(across) > 0
+        )  # fmt: skip
+    kind = "log" if axis != "dimension" and min(across) > 0 else "linear"
     ticks = {"tickvals": across, "ticktext": [format_number(x) for x in across]} if len(across) <= 12 else {}
-    figure.update_xaxes(title_text=_AXES[axis], type="log" if logarithmic else "linear", **ticks)
-    figure.update_yaxes(title_text="constant (logarithmic)", **log_axis(min(drawn), max(drawn)))
-    return figure
+    up = {"title_text": "constant (logarithmic)", **log_axis(min(heights), max(heights))}
+    legend = {"orientation": "h", "y": -0.18, "x": 0, "entrywidth": 250}
+    return themed(curves, 560, {"title_text": _AXES[axis], "type": kind, **ticks}, up, legend)
 
 
 def _point(point: PointRecord) -> str:
@@ -203,7 +185,11 @@ def _point(point: PointRecord) -> str:
             certain += f" Certified is C_P ≥ {_rounded_down(point.floor)}."
     words = note(f"{point.verdict}. {certain}")
     gone = "; ".join(f"{missing.id}, since {missing.reason}" for missing in point.missing)
-    return words + constants_table(point.constants) + (note(f"What does not apply: {gone}.") if gone else "")
+    return (
+        words
+        + prose(elements.table(constant_rows(point.constants)))
+        + (note(f"What does not apply: {gone}.") if gone else "")
+    )
 
 
 def _rounded_down(value: float) -> str:

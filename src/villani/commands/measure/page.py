@@ -3,20 +3,18 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import plotly.graph_objects as go
 from rich.console import Console
-from rich.table import Table
 from scipy.stats import t as student
 
 from villani.commands.constants.page import model_picture
 from villani.commands.measure import figures
+from villani.commands.measure.figures import PART_LABELS
 from villani.commands.measure.record import MeasurementRecord, TrainingRecord
-from villani.commands.measure.tables import named_statistics, psi_table, tables
+from villani.commands.measure.tables import psi_rows, psi_table, statistic_rows, tables
 from villani.commands.measure.verdict import findings, headline
-from villani.report.numbers import format_number
 from villani.report.page import Pictures, Section, Sliders
 from villani.report.plain import guarded
-from villani.report.terminal import estimate_cells, print_findings, print_page
+from villani.report.terminal import print_findings, table
 from villani.work.records import Cost, PsiRecord
 
 
@@ -37,18 +35,11 @@ def summary(records: Sequence[tuple[int, MeasurementRecord | TrainingRecord]], c
     )
 
 
-def show(record: MeasurementRecord, directory: Path, console: Console) -> None:
-    """The verdict in words, the statistics with their intervals, Ψ at every λ and s, and where the page is."""
+def show(record: MeasurementRecord, _: Path, console: Console) -> None:
+    """The verdict in words, the statistics with their intervals, and Ψ at every λ and s."""
     print_findings(console, headline(record), findings(record))
-    table = Table("statistic", "estimate", f"{100 * record.design.confidence:g} % interval", "status")
-    for name, estimate in named_statistics(record).items():
-        table.add_row(name, *estimate_cells(estimate))
-    table.add_row("‖mθ‖²", format_number(record.decayed_norm_squared), "", "certified")
-    console.print(table)
-    table = Table("λ", "s", "Ψ_s", "interval", "status")
-    for psi in record.psi:
-        table.add_row(format_number(psi.weight_decay), format_number(psi.temperature), *estimate_cells(psi))
-    console.print(table)
+    console.print(table(statistic_rows(record), without=["groups"]))
+    console.print(table(psi_rows(record), without=PART_LABELS.values()))
     if record.cost:
         cost = record.cost
         console.print(
@@ -61,30 +52,33 @@ def show(record: MeasurementRecord, directory: Path, console: Console) -> None:
                 f"The plan said {cost.predicted_seconds:.3g} s; it took {took:.3g} s, and the pilot before it "
                 f"{cost.pilot_seconds:.3g} s."
             )
-    print_page(console, directory)
 
 
 def _pictures(
     measured: Sequence[MeasurementRecord], trained: Sequence[TrainingRecord], main: MeasurementRecord | None
 ) -> Pictures:
     """Name → title, figure, caption. The one named `parts` stands beside the sliders."""
-    found: dict[str, tuple[str, go.Figure | None, str]] = {}
-    if main:
-        found["parts"] = ("", figures.psi_parts(main.psi[0]), "")
-    if main and len(main.psi) > 1:
-        found["grid"] = ("Ψ over weight decay and temperature", figures.psi_grid(main.psi), _GRID_CAPTION)
-    for i, training in enumerate(trained):
-        found[f"training{i}"] = ("Training loss", figures.training_loss(training), "Loss of each logged batch.")
-    for i, (direction, points) in enumerate(_rays(measured, main).items()):
-        found[f"ray{i}"] = (f"Along the ray “{direction}”", figures.ray(points), _RAY_CAPTION)
-    if main:
-        if main.constants:
-            found["constants"] = model_picture(main.constants)
-        found["gradient"] = ("How large is the gradient?", figures.gradient_norms(main), _GRADIENT_CAPTION)
-    if main and main.tensors:
-        found["layers"] = ("Curvature by layer", figures.layer_traces(main), _LAYER_CAPTION)
-        found["tensors"] = ("Where the curvature sits", figures.tensor_traces(main), _TENSOR_CAPTION)
-    return {name: (title, figure, text) for name, (title, figure, text) in found.items() if figure is not None}
+    training = {
+        f"training{i}": ("Training loss", figures.training_loss(one), "Loss of each logged batch.")
+        for i, one in enumerate(trained)
+    }
+    if main is None:
+        return training
+    rays = {
+        f"ray{i}": (f"Along the ray “{direction}”", figures.ray(points), _RAY_CAPTION)
+        for i, (direction, points) in enumerate(_rays(measured, main).items())
+    }
+    grid = figures.psi_grid(main.psi) if len(main.psi) > 1 else None
+    return {
+        "parts": ("", figures.psi_parts(main.psi[0]), ""),
+        "grid": ("Ψ over weight decay and temperature", grid, _GRID_CAPTION),
+        **training,
+        **rays,
+        "constants": model_picture(main.constants) if main.constants else None,
+        "gradient": ("How large is the gradient?", figures.gradient_norms(main), _GRADIENT_CAPTION),
+        "layers": ("Curvature by layer", figures.layer_traces(main) if main.tensors else None, _LAYER_CAPTION),
+        "tensors": ("Where the curvature sits", figures.tensor_traces(main), _TENSOR_CAPTION),
+    }
 
 
 _LIMITS = (
@@ -115,12 +109,8 @@ _LAYER_CAPTION = (
 )
 
 
-def _rays(
-    measured: Sequence[MeasurementRecord], main: MeasurementRecord | None
-) -> dict[str, list[tuple[float, PsiRecord]]]:
+def _rays(measured: Sequence[MeasurementRecord], main: MeasurementRecord) -> dict[str, list[tuple[float, PsiRecord]]]:
     """Direction → points at the main λ and s; the undisplaced point is on every ray."""
-    if main is None:
-        return {}
     origin = [(0.0, main.psi[0])] if main.displacement is None else []
     asked = (main.psi[0].weight_decay, main.psi[0].temperature)
     rays: dict[str, list[tuple[float, PsiRecord]]] = {}

@@ -1,13 +1,13 @@
-"""The tables of the page of a measurement."""
+"""The tables of a measurement, on its page and in the terminal."""
 
 from collections.abc import Mapping, Sequence
-from html import escape
 
 from villani.commands.constants.page import model_table
+from villani.commands.measure.figures import named_parts
 from villani.commands.measure.record import MeasurementRecord, TrainingRecord
-from villani.report import figures
-from villani.report.elements import Markup, badge, details, facts, note, section, table
-from villani.report.numbers import format_count, format_interval, format_number, format_uncertain
+from villani.report.elements import Row, Status, code, details, facts, note, section, sections, table
+from villani.report.estimates import interval, uncertain
+from villani.report.numbers import format_count, format_number
 from villani.work.records import Cost, EstimateRecord, PsiRecord
 
 _STATUSES = {
@@ -17,6 +17,7 @@ _STATUSES = {
     "as-claimed": "the preprint's formula, taken at its word",
     "refuted": "contradicted by a lower bound",
 }
+_STATUS_NOTE = "Status: " + "; ".join(f"{name}: {meaning}" for name, meaning in _STATUSES.items()) + "."
 
 
 def tables(
@@ -26,94 +27,77 @@ def tables(
     main: tuple[int, MeasurementRecord] | None,
 ) -> str:
     """Sections of tables, as HTML; pairs are (index in the run, record), and `main` is the point that is reported."""
-    sections = []
+    made = ""
     if main:
         index, record = main
-        sections += [
-            section("The five statistics", _statistics(record) + note(_STATUS_NOTE)),
-            section("Ψ for each λ and s asked for", _psi_rows(record)),
-        ]
-        if record.constants:
-            sections.append(section("What theory offers for each λ and s", model_table(record.constants)))
-        if len(measured) > 1:
-            sections.append(section("Every point measured", _points(measured, costs)))
-        sections.append(section("How it was measured", _how(record, costs.get(index, record.cost))))
-    sections += [section("Training", _training(record, costs.get(index))) for index, record in trained]
-    return "".join(sections)
+        made = sections(
+            {
+                "The five statistics": table(statistic_rows(record)) + note(_STATUS_NOTE),
+                "Ψ for each λ and s asked for": table(psi_rows(record)),
+                "What theory offers for each λ and s": model_table(record.constants) if record.constants else "",
+                "Every point measured": table(_points(measured, costs)) if len(measured) > 1 else "",
+                "How it was measured": _how(record, costs.get(index, record.cost)),
+            }
+        )
+    return made + "".join(section("Training", _training(record, costs.get(index))) for index, record in trained)
 
 
-_STATUS_NOTE = "Status: " + "; ".join(f"{name}: {meaning}" for name, meaning in _STATUSES.items()) + "."
-
-
-def named_statistics(record: MeasurementRecord) -> dict[str, EstimateRecord]:
-    """What was sampled, under the names that people read, in the terminal and on the page."""
-    rows = {
+def statistic_rows(record: MeasurementRecord) -> list[Row]:
+    """What was sampled, and the two numbers that were not."""
+    percent = f"{100 * record.design.confidence:g} % interval"
+    estimates: dict[str, EstimateRecord | None] = {
         "L, mean nats per predicted token": record.loss,
         "‖∇L‖², unbiased": record.gradient_norm_squared,
         "‖∇L‖² as a mini-batch reports it (biased)": record.naive_gradient_norm_squared,
         "⟨∇L, mθ⟩": record.gradient_dot_parameters,
         "tr ∇²L": record.hessian_trace,
+        "tr of its Gauss–Newton part": record.gauss_newton_trace,
     }
-    if record.gauss_newton_trace:
-        rows["tr of its Gauss–Newton part"] = record.gauss_newton_trace
-    return rows
-
-
-def _statistics(record: MeasurementRecord) -> str:
-    rows: list[list[str]] = [
-        [name, format_uncertain(e.value, e.sem), format_interval(*e.interval), f"{e.n:,}", badge(e.status)]
-        for name, e in named_statistics(record).items()
+    exact = {
+        "‖mθ‖²": format_number(record.decayed_norm_squared),
+        "d_m, decayed coordinates": f"{record.objective.decayed_parameters:,}",
+    }
+    cells = [(name, uncertain(e), interval(e), f"{e.n:,}", e.status) for name, e in estimates.items() if e]
+    cells += [(name, value, "no sampling error", "", "certified") for name, value in exact.items()]
+    return [
+        {"statistic": name, "value ± standard error": value, percent: reach, "groups": n, "status": Status(status)}
+        for name, value, reach, n, status in cells
     ]
-    exact = badge("certified")
-    rows.append(["‖mθ‖²", format_number(record.decayed_norm_squared), "no sampling error", "", exact])
-    rows.append(
-        ["d_m, decayed coordinates", f"{record.objective.decayed_parameters:,}", "no sampling error", "", exact]
-    )
-    percent = f"{100 * record.design.confidence:g} % interval"
-    return table(["statistic", "value ± standard error", percent, "groups", "status"], rows)
 
 
 def psi_table(psi: PsiRecord) -> str:
     """The table beside the sliders; the page rewrites its cells."""
-    rows = [
-        [name, format_uncertain(e.value, e.sem), format_interval(*e.interval)]
-        for name, e in {"Ψ": psi, **figures.named_parts(psi.parts)}.items()
-    ]
-    return table(["", "value ± error", "interval"], rows)
+    rows = {"Ψ": psi, **named_parts(psi.parts)}
+    return table([{"": name, "value ± error": uncertain(e), "interval": interval(e)} for name, e in rows.items()])
 
 
-def _psi_rows(record: MeasurementRecord) -> str:
-    header = ["λ", "s", "Ψ", "interval", *figures.PART_LABELS.values(), "status"]
-    rows = [
-        [
-            format_number(psi.weight_decay),
-            format_number(psi.temperature),
-            format_uncertain(psi.value, psi.sem),
-            format_interval(*psi.interval),
-            *[format_uncertain(part.value, part.sem) for part in figures.named_parts(psi.parts).values()],
-            badge(psi.status),
-        ]
+def psi_rows(record: MeasurementRecord) -> list[Row]:
+    """Ψ and its parts at every λ and s."""
+    return [
+        {
+            "λ": format_number(psi.weight_decay), "s": format_number(psi.temperature), "Ψ": uncertain(psi),
+            "interval": interval(psi),
+            **{name: uncertain(part) for name, part in named_parts(psi.parts).items()},
+            "status": Status(psi.status),
+        }
         for psi in record.psi
-    ]
-    return table(header, rows)
+    ]  # fmt: skip
 
 
-def _points(measured: Sequence[tuple[int, MeasurementRecord]], costs: Mapping[int, Cost]) -> str:
-    rows = []
+def _points(measured: Sequence[tuple[int, MeasurementRecord]], costs: Mapping[int, Cost]) -> list[Row]:
+    rows: list[Row] = []
     for index, record in measured:
-        where = record.displacement
-        psi = record.psi[0] if record.psi else None
-        cost = costs.get(index, record.cost)
+        where, cost = record.displacement, costs.get(index, record.cost)
         rows.append(
-            [
-                where.direction if where else "the point itself",
-                format_number(where.radius) if where else "0",
-                format_uncertain(record.loss.value, record.loss.sem),
-                f"{format_uncertain(psi.value, psi.sem)}" if psi else "",
-                format_number(cost.seconds, 3) if cost else "",
-            ]
+            {
+                "direction": where.direction if where else "the point itself",
+                "radius": format_number(where.radius) if where else "0",
+                "loss": uncertain(record.loss),
+                "Ψ at the first λ, s": uncertain(record.psi[0]) if record.psi else "",
+                "seconds": format_number(cost.seconds, 3) if cost else "",
+            }
         )
-    return table(["direction", "radius", "loss", "Ψ at the first λ, s", "seconds"], rows)
+    return rows
 
 
 def _how(record: MeasurementRecord, cost: Cost | None) -> str:
@@ -137,11 +121,11 @@ def _how(record: MeasurementRecord, cost: Cost | None) -> str:
         "Context": "unbounded" if model.context is None else f"{model.context:,} tokens",
         "Forward pass": f"at most {design.micro_tokens:,} tokens",
         "Cost": _cost(cost),
-        "Command": Markup(f"<code>{escape(record.provenance.command)}</code>"),
+        "Command": code(record.provenance.command),
         "Machine": f"{record.provenance.device}, {record.provenance.threads} threads",
         "Versions": ", ".join(f"{name} {version}" for name, version in record.provenance.versions.items()),
-        "Checksum of θ": Markup(f"<code>{escape(record.provenance.parameter_checksum)}</code>"),
-        "Checksum of tokens": Markup(f"<code>{escape(text.token_checksum)}</code>"),
+        "Checksum of θ": code(record.provenance.parameter_checksum),
+        "Checksum of tokens": code(text.token_checksum),
     }
     return facts(rows) + _undecayed(record) + _sources(record)
 
@@ -173,20 +157,18 @@ def _undecayed(record: MeasurementRecord) -> str:
     tensors = record.objective.undecayed
     if not tensors:
         return note("Every tensor decays.")
-    rows = [[tensor.name, f"{tensor.parameters:,}"] for tensor in tensors]
-    return details(f"{len(tensors)} tensors that do not decay", table(["tensor", "parameters"], rows))
+    rows = [{"tensor": tensor.name, "parameters": f"{tensor.parameters:,}"} for tensor in tensors]
+    return details(f"{len(tensors)} tensors that do not decay", table(rows))
 
 
 def _sources(record: MeasurementRecord) -> str:
     files = [*record.text.sources, *record.text.tokenizer_sources]
-    rows = [[file.name, f"{file.bytes:,}", Markup(f"<code>{escape(file.md5)}</code>")] for file in files]
-    return details("Files that the text and the tokenizer were read from", table(["file", "bytes", "md5"], rows))
+    rows = [{"file": file.name, "bytes": f"{file.bytes:,}", "md5": code(file.md5)} for file in files]
+    return details("Files that the text and the tokenizer were read from", table(rows))
 
 
 def _training(record: TrainingRecord, cost: Cost | None) -> str:
-    held_out = (
-        "not measured" if record.held_out_loss is None else f"{format_number(record.held_out_loss)} nats per token"
-    )
+    held = "not measured" if record.held_out_loss is None else f"{format_number(record.held_out_loss)} nats per token"
     return facts(
         {
             "Model": f"{record.model.spec} ({record.model.architecture}); {record.model.description}",
@@ -194,7 +176,7 @@ def _training(record: TrainingRecord, cost: Cost | None) -> str:
             "Optimiser": f"{record.optimizer}, learning rate {format_number(record.learning_rate)}, weight decay "
             f"{format_number(record.weight_decay)}, batch {record.batch}, seed {record.seed}",
             "Steps": f"{record.steps[-1]:,}" if record.steps else "none",
-            "Held-out loss": held_out,
+            "Held-out loss": held,
             "Cost": _cost(cost),
         }
     )

@@ -3,9 +3,10 @@
 import re
 
 from villani.commands.constants.page import model_finding
+from villani.commands.measure.figures import data_part
 from villani.commands.measure.record import MeasurementRecord
-from villani.report import figures
-from villani.report.numbers import format_interval, format_number, format_uncertain
+from villani.report.estimates import uncertain
+from villani.report.numbers import format_interval, format_number
 from villani.work.records import EstimateRecord, PsiRecord
 
 _FLAT_BIAS = re.compile(r"(attn|attention|mlp).*\b(c_proj|out_proj|o_proj|fc2|down_proj|dense|dense_4h_to_h)\.bias$")
@@ -35,7 +36,7 @@ def headline(record: MeasurementRecord) -> str:
     where = f"at λ = {format_number(psi.weight_decay)}, s = {format_number(psi.temperature)}"
     if record.displacement:
         where += f" and radius {format_number(record.displacement.radius)} of a ray"
-    value = format_uncertain(psi.value, psi.sem)
+    value = uncertain(psi)
     percent = f"{100 * record.design.confidence:g} %"
     low, high = psi.interval
     if low == high:
@@ -59,13 +60,12 @@ def _sign(estimate: EstimateRecord) -> str:
 
 def _make_up(record: MeasurementRecord, psi: PsiRecord) -> str:
     norm, count = psi.parts.decay_norm.value, psi.parts.decay_laplacian.value
-    data = figures.data_part(psi)
+    data = data_part(psi)
     exact = norm + count
     text = (
         f"The two exact decay terms, λ²‖mθ‖²/s = {format_number(norm)} and −λ·d_m = {format_number(count)}, follow "
-        f"from λ, s and the size of the weights alone and say nothing about the data. Together they come to "
-        f"{format_number(exact)}{_share(exact, psi)}. What depends on the data comes to "
-        f"{format_uncertain(data.value, data.sem)}."
+        "from λ, s and the size of the weights alone and say nothing about the data. Together they come to "
+        f"{format_number(exact)}{_share(exact, psi)}. What depends on the data comes to {uncertain(data)}."
     )
     curvature = record.hessian_trace
     if psi.weight_decay and curvature.interval[0] > 0:
@@ -104,10 +104,10 @@ def _meaning(psi: PsiRecord) -> str:
 
 def _curvature(record: MeasurementRecord) -> str:
     whole, part = record.hessian_trace, record.gauss_newton_trace
-    first = f"tr ∇²L is {format_uncertain(whole.value, whole.sem)}."
+    first = f"tr ∇²L is {uncertain(whole)}."
     if part is None:
         return first
-    first += f" Its Gauss–Newton part alone is {format_uncertain(part.value, part.sem)}"
+    first += f" Its Gauss–Newton part alone is {uncertain(part)}"
     low, high = whole.interval
     if low <= part.value <= high:
         return f"{first}, which these groups cannot tell from the whole."
@@ -149,8 +149,8 @@ def _gradient(record: MeasurementRecord) -> str:
     naive, true = record.naive_gradient_norm_squared, record.gradient_norm_squared
     low, high = true.interval
     first = (
-        f"A mini-batch of this size reports ‖∇L‖² = {format_uncertain(naive.value, naive.sem)}, "
-        f"which contains its own noise; without that bias it is {format_uncertain(true.value, true.sem)}."
+        f"A mini-batch of this size reports ‖∇L‖² = {uncertain(naive)}, "
+        f"which contains its own noise; without that bias it is {uncertain(true)}."
     )
     if high < 0:
         return f"{first} A squared norm cannot be negative: take it as zero within the noise, and use more groups."

@@ -67,10 +67,8 @@ def counterexample() -> ClaimRecord:
     refuted = truth.floor > claimed
     return ClaimRecord(
         claim="C_LS ≤ 1/λ + d/λ² follows from smoothness, quadratic growth, Gaussian tails and Ψ_s → ∞ for all s > 0.",
-        measured=(
-            f"F(w) = 10·log(1 + exp(−20 w²)) + w²/2 has all four properties and d = λ = β = 1, so that the claim is "
-            f"{claimed:g}. Its Poincaré constant, which C_LS is at least, is {truth.poincare:.6g}, to 8 digits."
-        ),
+        measured=f"F(w) = 10·log(1 + exp(−20 w²)) + w²/2 has all four properties and d = λ = β = 1, so that the claim "
+        f"is {claimed:g}. Its Poincaré constant, which C_LS is at least, is {truth.poincare:.6g}, to 8 digits.",
         verdict="refuted" if refuted else "not identifiable", status=truth.status, experiment="exact",
     )  # fmt: skip
 
@@ -87,10 +85,8 @@ def loosening_bound() -> ClaimRecord:
     told = ", ".join(f"{value:.4f} at {decay:g}" for decay, value in zip(grid, values, strict=True))
     return ClaimRecord(
         claim="PAC-Bayesian bounds tighten as λ increases, for any loss with these properties.",
-        measured=(
-            "For L(θ) = ½(θ − 1)² on a line and β = 100 all is exact: what the linear bound consists of beside its "
-            f"constant, E_ρL + KL(ρ‖π)/β at the Gibbs law ρ and its prior π, by λ: {told}. It loosens."
-        ),
+        measured="For L(θ) = ½(θ − 1)² on a line and β = 100 all is exact: what the linear bound consists of beside "
+        f"its constant, E_ρL + KL(ρ‖π)/β at the Gibbs law ρ and its prior π, by λ: {told}. It loosens.",
         verdict="refuted" if all(a < b for a, b in pairwise(values)) else "not identifiable", status="certified",
         experiment="exact",
     )  # fmt: skip
@@ -145,14 +141,11 @@ def _growth_everywhere(found: Found) -> ClaimRecord | None:
         )
     return ClaimRecord(
         claim=claim, verdict="refuted", status="statistical", experiment="E1",
-        measured=(
-            f"At {len(above)} of {len(points)} trained models an orbit of constant loss was resolved on which Ψ_s → −∞ "
-            f"for every s above a bound, each at confidence {first.level:.0%}: "
-            f"{upper(middle.refuted_above or 0.0, 3)} at the median model, "
-            f"{upper(first.refuted_above or 0.0, 3)} at the one where it is smallest "
-            f"(λ = {first.weight_decay:g}, {name})."
-            + fallen
-        ),
+        measured=f"At {len(above)} of {len(points)} trained models an orbit of constant loss was resolved on which Ψ_s "
+        f"→ −∞ for every s above a bound, each at confidence {first.level:.0%}: "
+        f"{upper(middle.refuted_above or 0.0, 3)} at the median model, {upper(first.refuted_above or 0.0, 3)} at the "
+        f"one where it is smallest (λ = {first.weight_decay:g}, {name})."
+        + fallen,
     )  # fmt: skip
 
 
@@ -174,10 +167,8 @@ def _constant_here(found: Found) -> ClaimRecord | None:
     logs = [r.log10 for _, r in promises]
     return ClaimRecord(
         claim="C_LS ≤ 1/λ + d/λ² for this objective, and with it convergence of noisy SGD in finite time.",
-        measured=(
-            f"At {len(promises)} values of λ the constant promises a gap of 10^{min(logs):.1f} to 10^{max(logs):.1f} "
-            f"per unit of diffusion time. At λ = {shown.weight_decay:g}: {rate.sentence}"
-        ),
+        measured=f"At {len(promises)} values of λ the constant promises a gap of 10^{min(logs):.1f} to "
+        f"10^{max(logs):.1f} per unit of diffusion time. At λ = {shown.weight_decay:g}: {rate.sentence}",
         verdict=verdict, status="refuted" if verdict == "refuted" else "estimated", experiment="E3",
     )  # fmt: skip
 
@@ -194,10 +185,8 @@ def _exponential(found: Found) -> ClaimRecord | None:
         words += f"; fitted rates run from {min(rates):.3g} to {max(rates):.3g} per unit of diffusion time"
     return ClaimRecord(
         claim="Training shows exponential convergence, consistent with the log-Sobolev analysis.",
-        measured=(
-            f"{words}. A rate fitted to a transient is that of one observable from one start: it bounds the gap "
-            "neither way, and says nothing of a log-Sobolev constant."
-        ),
+        measured=f"{words}. A rate fitted to a transient is that of one observable from one start: it bounds the gap "
+        "neither way, and says nothing of a log-Sobolev constant.",
         verdict="not identifiable", status="estimated", experiment="E3",
     )  # fmt: skip
 
@@ -214,10 +203,8 @@ def _bounds(found: Found) -> ClaimRecord | None:
     rise = f" From λ = {low:g} to {high:g} the certified risk rises by {most:.3f} nats." if most > 0 else ""
     return ClaimRecord(
         claim="PAC-Bayesian bounds tighten as λ increases.",
-        measured=(
-            f"Certified risk of noisy SGD, nats per token, by λ: {values}.{rise} One run at each λ. These are this "
-            "project's certificates; of the preprint's own bound only the abstract was available."
-        ),
+        measured=f"Certified risk of noisy SGD, nats per token, by λ: {values}.{rise} One run at each λ. These are "
+        "this project's certificates; of the preprint's own bound only the abstract was available.",
         verdict=verdict, status="estimated", experiment="E4",
     )  # fmt: skip
 
@@ -231,12 +218,10 @@ def _hutchinson(found: Found) -> ClaimRecord | None:
     large = found.parameters > _HUNDRED_MILLION
     return ClaimRecord(
         claim="Hutchinson probes estimate Ψ_s efficiently in models with over 100M parameters.",
-        measured=(
-            f"{found.estimators.probes} probes on each of {found.estimators.groups} groups, d = {found.parameters:,}: "
-            f"a root mean square error of {plain.relative_error.value:.1%} of tr ∇²L for plain Hutchinson ({others}); "
-            f"{plain.covered} of {plain.repeats} of its intervals hold the reference."
-            + ("" if large else " This model is smaller than those that the claim is about.")
-        ),
+        measured=f"{found.estimators.probes} probes on each of {found.estimators.groups} groups, d = "
+        f"{found.parameters:,}: a root mean square error of {plain.relative_error.value:.1%} of tr ∇²L for plain "
+        f"Hutchinson ({others}); {plain.covered} of {plain.repeats} of its intervals hold the reference."
+        + ("" if large else " This model is smaller than those that the claim is about."),
         verdict="consistent" if large and plain.relative_error.value < 1 else "not identifiable",
         status="statistical", experiment="E5",
     )  # fmt: skip
@@ -258,13 +243,10 @@ def _rays(found: Found) -> ClaimRecord | None:
     verdict: Verdict = "refuted" if down else "consistent" if up == len(rays) else "not identifiable"
     return ClaimRecord(
         claim="Ψ_s grows quadratically along rays, as experiments show.",
-        measured=(
-            f"Of {len(rays)} series of Ψ_s (models with λ > 0 × rays × s, up to r = {reach:.3g}‖θ‖) "
-            f"{up} have a positive quadratic "
-            f"coefficient beyond their error, all at once, and {down} a negative one.{middle} The part that "
-            f"depends on data has a positive one in {data}. Growth on rays is no evidence for Ψ_s → ∞: orbits "
-            "through the same models decide that."
-        ),
+        measured=f"Of {len(rays)} series of Ψ_s (models with λ > 0 × rays × s, up to r = {reach:.3g}‖θ‖) {up} have a "
+        f"positive quadratic coefficient beyond their error, all at once, and {down} a negative one.{middle} The part "
+        f"that depends on data has a positive one in {data}. Growth on rays is no evidence for Ψ_s → ∞: orbits through "
+        "the same models decide that.",
         verdict=verdict, status="statistical", experiment="E1",
     )  # fmt: skip
 
@@ -284,12 +266,9 @@ def _inflation(found: Found) -> ClaimRecord | None:
     same = f" Worked out twice, they differ from that by at most {upper(max(checked), 2)}." if checked else ""
     return ClaimRecord(
         claim="Weight decay inflates the spectrum of the Hessian.",
-        measured=(
-            f"At a fixed θ every eigenvalue of ∇²F is one of ∇²L plus λ, whatever the loss.{same} Between trained "
-            f"models λ₁(∇²F), the shift included, rises beyond its error over seeds at {up} of {len(signs)} "
-            f"values of λ and falls at {down}; the learned part is lowest at λ = {least.weight_decay:g}: "
-            f"{_told(least.change)}."
-        ),
+        measured=f"At a fixed θ every eigenvalue of ∇²F is one of ∇²L plus λ, whatever the loss.{same} Between trained "
+        f"models λ₁(∇²F), the shift included, rises beyond its error over seeds at {up} of {len(signs)} values of λ "
+        f"and falls at {down}; the learned part is lowest at λ = {least.weight_decay:g}: {_told(least.change)}.",
         verdict=verdict, status="statistical", experiment="E2",
     )  # fmt: skip
 
@@ -307,11 +286,9 @@ def _generalisation(found: Found) -> ClaimRecord | None:
     verdict: Verdict = "consistent" if better else "refuted" if worse == len(changes) else "not identifiable"
     return ClaimRecord(
         claim="Weight decay improves generalisation empirically.",
-        measured=(
-            f"Held-out loss against no decay, seed by seed, beyond its error: better at {better} of "
-            f"{len(changes)} pairs of optimiser and λ, worse at {worse}. Lowest change: {best.optimizer}, "
-            f"λ = {best.weight_decay:g}, {_told(best.held_out_change)} nats per token."
-        ),
+        measured=f"Held-out loss against no decay, seed by seed, beyond its error: better at {better} of "
+        f"{len(changes)} pairs of optimiser and λ, worse at {worse}. Lowest change: {best.optimizer}, "
+        f"λ = {best.weight_decay:g}, {_told(best.held_out_change)} nats per token.",
         verdict=verdict, status="statistical", experiment="E4",
     )  # fmt: skip
 

@@ -1,17 +1,21 @@
 """The pictures of `villani study paper`, over λ and along rays and orbits."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 import plotly.graph_objects as go
 
 from villani.commands.paper.record import LandscapePoint, PaperRecord, TrainingPoint, TrendRecord
 from villani.commands.spectrum.record import DensityRecord
-from villani.report.figures import DENSITY_FLOOR, EXACT, NEGATIVE, POSITIVE, REMAINDER, TOTAL, SignedLog, themed
-from villani.report.numbers import format_number, format_uncertain
+from villani.report.colours import EXACT, NEGATIVE, POSITIVE, REMAINDER, TOTAL
+from villani.report.figures import DENSITY_FLOOR, SignedLog, curve, line, themed
+from villani.report.numbers import format_number
+from villani.report.page import Pictures
 from villani.work.records import EstimateRecord
 
-Pictures = dict[str, tuple[str, go.Figure, str]]
+_DECAY = "weight decay λ"
+_LEGEND = {"orientation": "h", "y": -0.25, "x": 0}
 NAMES = {"sgd": "SGD with L2", "noisy-sgd": "noisy SGD", "adamw": "AdamW"}
 _COLOURS = {"sgd": POSITIVE, "noisy-sgd": NEGATIVE, "adamw": TOTAL}
 _ORBIT_CAPTION = (
@@ -42,67 +46,48 @@ _PATHOLOGY_CAPTION = "Means over training seeds with intervals over seeds."
 
 def pictures(record: PaperRecord) -> Pictures:
     """Name → title, figure, caption."""
-    found: Pictures = {}
-    if record.landscape:
-        found["orbits"] = ("E1: Ψ along orbits of constant loss", _orbits(record.landscape), _ORBIT_CAPTION)
-        found["rays"] = ("E1: Ψ along rays", _rays(record), _RAY_CAPTION)
-    if record.learned:
-        found["spectra"] = ("E2: the largest eigenvalue", _spectra(record.learned), _SPECTRA_CAPTION)
-    if densities := {p.weight_decay: p.density for p in record.spectra if p.density}:
-        found["densities"] = ("E2: spectra of ∇²L and ∇²F", _densities(densities), _DENSITY_CAPTION)
-    if any(p.fits for p in record.convergence):
-        found["rates"] = ("E3: fitted rates, and what is promised", _rates(record), _RATES_CAPTION)
-    found["losses"] = ("E4, E6: losses over λ", _losses(record.training), _LOSS_CAPTION)
-    found["gaps"] = ("E4: held out − training", _over_decay(_series(record.training, "gap"), "nats per token"), "")
-    if any(p.path for p in record.certificates):
-        found["certificates"] = ("E4: certified risk over λ", _certificates(record), _CERTIFICATE_CAPTION)
+    densities = {p.weight_decay: p.density for p in record.spectra if p.density}
+    gaps = _over_decay(_series(record.training, "gap"), "nats per token")
+    made: dict[str, tuple[str, go.Figure | None, str]] = {
+        "orbits": ("E1: Ψ along orbits of constant loss", _orbits(record.landscape), _ORBIT_CAPTION),
+        "rays": ("E1: Ψ along rays", _rays(record), _RAY_CAPTION),
+        "spectra": ("E2: the largest eigenvalue", _spectra(record.learned), _SPECTRA_CAPTION),
+        "densities": ("E2: spectra of ∇²L and ∇²F", _densities(densities), _DENSITY_CAPTION),
+        "rates": ("E3: fitted rates, and what is promised", _rates(record), _RATES_CAPTION),
+        "losses": ("E4, E6: losses over λ", _losses(record.training), _LOSS_CAPTION),
+        "gaps": ("E4: held out − training", gaps, ""),
+        "certificates": ("E4: certified risk over λ", _certificates(record), _CERTIFICATE_CAPTION),
+    }
     for index, (name, trend) in enumerate(record.trends.items()):
         series = {o: [(t.weight_decay, t.value) for t in trend if t.optimizer == o] for o in record.optimizers}
-        found[f"pathology{index}"] = (name.capitalize(), _over_decay(series, name), _PATHOLOGY_CAPTION)
-    return found
+        made[f"pathology{index}"] = (name.capitalize(), _over_decay(series, name), _PATHOLOGY_CAPTION)
+    return made
 
 
-def _axis(figure: go.Figure, title: str, height_title: str) -> go.Figure:
-    """Titles, and places along the axis in the order of their numbers, whichever of them a curve lacks."""
-    places = sorted({x for trace in figure.data for x in trace.meta or ()})
-    figure.update_layout(showlegend=True, legend={"orientation": "h", "y": -0.25, "x": 0})
-    figure.update_xaxes(
-        title=title, type="category", categoryorder="array", categoryarray=[format_number(x) for x in places]
+def _figure(traces: Sequence[go.Scatter], height: int, x: str, y: str, **up: object) -> go.Figure:
+    """Places along the axis in the order of their numbers, whichever of them a curve lacks."""
+    places = [format_number(place) for place in sorted({place for trace in traces for place in trace.meta or ()})]
+    across = {"title": x, "type": "category", "categoryorder": "array", "categoryarray": places}
+    return themed(traces, height, across, {"title": y, **up}, _LEGEND)
+
+
+def _line(points: Sequence[tuple[float, EstimateRecord]], *style: Any, **more: Any) -> go.Scatter:
+    return curve(
+        [format_number(x) for x, _ in points], [e for _, e in points], *style, meta=[x for x, _ in points], **more
     )
-    figure.update_yaxes(title=height_title)
-    return figure
-
-
-def _line(
-    points: Sequence[tuple[float, EstimateRecord]], name: str, colour: str, dash: str = "solid",
-    scale: Callable[[float], float] = lambda v: v,
-) -> go.Scatter:  # fmt: skip
-    heights = [scale(e.value) for _, e in points]
-    return go.Scatter(
-        meta=[x for x, _ in points],
-        x=[format_number(x) for x, _ in points], y=heights, name=name, mode="lines+markers",
-        line={"color": colour, "dash": dash}, marker={"color": colour},
-        text=[f"{name}: {format_uncertain(e.value, e.sem)}" for _, e in points], hovertemplate="%{text}",
-        error_y={
-            "type": "data", "symmetric": False, "color": colour,
-            "array": [scale(e.interval[1]) - h for h, (_, e) in zip(heights, points, strict=True)],
-            "arrayminus": [h - scale(e.interval[0]) for h, (_, e) in zip(heights, points, strict=True)],
-        },
-    )  # fmt: skip
 
 
 def _over_decay(series: dict[str, list[tuple[float, EstimateRecord]]], title: str) -> go.Figure:
     traces = [_line(points, NAMES.get(o, o), _COLOURS.get(o, TOTAL)) for o, points in series.items() if points]
-    return _axis(themed(traces, 360), "weight decay λ", title)
+    return _figure(traces, 360, _DECAY, title)
 
 
 def _series(training: Sequence[TrainingPoint], field: str) -> dict[str, list[tuple[float, EstimateRecord]]]:
-    found: dict[str, list[tuple[float, EstimateRecord]]] = {}
+    series: dict[str, list[tuple[float, EstimateRecord]]] = {}
     for p in training:
-        estimate = getattr(p, field)
-        if estimate is not None:
-            found.setdefault(p.optimizer, []).append((p.weight_decay, estimate))
-    return found
+        if (estimate := getattr(p, field)) is not None:
+            series.setdefault(p.optimizer, []).append((p.weight_decay, estimate))
+    return series
 
 
 def _losses(training: Sequence[TrainingPoint]) -> go.Figure:
@@ -111,93 +96,83 @@ def _losses(training: Sequence[TrainingPoint]) -> go.Figure:
         for field, words, dash in (("held_out", "held out", "solid"), ("train_loss", "training", "dot"))
         for o, points in _series(training, field).items()
     ]
-    return _axis(themed(traces, 420), "weight decay λ", "nats per token")
+    return _figure(traces, 420, _DECAY, "nats per token")
 
 
 def _first_seed(landscape: Sequence[LandscapePoint]) -> list[LandscapePoint]:
     return [p for p in landscape if p.seed == landscape[0].seed and p.weight_decay > 0] or [*landscape]
 
 
-def _decay(point: LandscapePoint) -> str:
-    return f"λ = {format_number(point.weight_decay)}"
+def _name(weight_decay: float) -> str:
+    return f"λ = {format_number(weight_decay)}"
 
 
 def _colour(index: int) -> str:
     return (TOTAL, POSITIVE, NEGATIVE, EXACT, REMAINDER, "#ec4899")[index % 6]
 
 
-def _orbits(landscape: Sequence[LandscapePoint]) -> go.Figure:
-    shown = [p for p in _first_seed(landscape) if p.orbit and p.orbit.walk]
-    values = [step.measured.value for p in shown if p.orbit for step in p.orbit.walk]
-    up = SignedLog(max((abs(v) for v in values), default=1.0))
+def _signed(values: Sequence[float]) -> tuple[SignedLog, dict[str, object]]:
+    """Heights on a signed logarithmic axis, and that axis."""
+    up = SignedLog(max(map(abs, values), default=1.0))
+    return up, {"zeroline": True, **up.ticks(values)} if values else {}
+
+
+def _orbits(landscape: Sequence[LandscapePoint]) -> go.Figure | None:
+    if not landscape:
+        return None
+    walks = [(_name(p.weight_decay), p.orbit.walk) for p in _first_seed(landscape) if p.orbit and p.orbit.walk]
+    scale, up = _signed([step.measured.value for _, walk in walks for step in walk])
     traces = [
-        _line([(step.scale, step.measured) for step in p.orbit.walk], _decay(p), _colour(i), scale=up)
-        for i, p in enumerate(shown)
-        if p.orbit
+        _line([(step.scale, step.measured) for step in walk], name, _colour(i), scale=scale)
+        for i, (name, walk) in enumerate(walks)
     ]
-    figure = _axis(themed(traces, 420), "R", "Ψ, signed logarithmic scale")
-    if values:
-        figure.update_yaxes(zeroline=True, **up.ticks(values))
-    return figure
+    return _figure(traces, 420, "R", "Ψ, signed logarithmic scale", **up)
 
 
-def _rays(record: PaperRecord) -> go.Figure:
+def _rays(record: PaperRecord) -> go.Figure | None:
+    if not record.landscape:
+        return None
     middle = record.temperatures[len(record.temperatures) // 2]
     shown = [
         (p, ray) for p in _first_seed(record.landscape) for ray in p.rays
         if ray.psi[0].temperature == middle and ray.direction == p.rays[0].direction
     ]  # fmt: skip
-    values = [e.value for _, ray in shown for e in (*ray.psi, *ray.data)]
-    up = SignedLog(max((abs(v) for v in values), default=1.0))
+    scale, up = _signed([e.value for _, ray in shown for e in (*ray.psi, *ray.data)])
     traces = []
     for i, (p, ray) in enumerate(shown):
         multiples = [r / p.norm if p.norm else r for r in ray.radii]
-        name = _decay(p)
-        traces.append(_line([*zip(multiples, ray.psi, strict=True)], name, _colour(i), scale=up))
-        traces.append(_line([*zip(multiples, ray.data, strict=True)], f"{name}, data", _colour(i), "dot", up))
-    figure = _axis(
-        themed(traces, 480),
-        f"r in units of ‖θ‖, direction {record.landscape[0].rays[0].direction}",
-        "Ψ, signed logarithmic scale",
-    )
-    if values:
-        figure.update_yaxes(zeroline=True, **up.ticks(values))
-    return figure
+        name = _name(p.weight_decay)
+        traces.append(_line([*zip(multiples, ray.psi, strict=True)], name, _colour(i), scale=scale))
+        traces.append(_line([*zip(multiples, ray.data, strict=True)], f"{name}, data", _colour(i), "dot", scale))
+    across = f"r in units of ‖θ‖, direction {record.landscape[0].rays[0].direction}"
+    return _figure(traces, 480, across, "Ψ, signed logarithmic scale", **up)
 
 
-def _spectra(learned: Sequence[TrendRecord]) -> go.Figure:
+def _spectra(learned: Sequence[TrendRecord]) -> go.Figure | None:
     plain = [(t.weight_decay, t.value) for t in learned]
     moved = [(t.weight_decay, _shifted(t.value, t.weight_decay)) for t in learned]
     traces = [_line(plain, "λ₁(∇²L)", POSITIVE), _line(moved, "λ₁(∇²F) = λ₁(∇²L) + λ", TOTAL, "dot")]
-    return _axis(themed(traces, 360), "weight decay λ", "largest eigenvalue")
+    return _figure(traces, 360, _DECAY, "largest eigenvalue") if learned else None
 
 
-def _densities(densities: dict[float, DensityRecord]) -> go.Figure:
+def _densities(densities: dict[float, DensityRecord]) -> go.Figure | None:
+    if not densities:
+        return None
     decays = sorted(densities)
     furthest = max(decays, key=lambda decay: max(map(abs, densities[decay].grid)))
     shown = {decay: densities[decay] for decay in sorted({decays[0], furthest, decays[-1]})}
-    across = SignedLog(
-        max(abs(x) for d in shown.values() for x in d.grid), threshold=min(d.resolution for d in shown.values())
-    )
+    grid = [x for d in shown.values() for x in d.grid]
+    across = SignedLog(max(map(abs, grid)), threshold=min(d.resolution for d in shown.values()))
     traces = []
     for i, (decay, d) in enumerate(shown.items()):
-        floor = DENSITY_FLOOR * max(d.density)
-        heights = [max(y, floor) for y in d.density]
+        heights = [max(y, DENSITY_FLOOR * max(d.density)) for y in d.density]
         for name, by, dash in (("∇²L", 0.0, "solid"), ("∇²F", decay, "dot")):
             places = [x + by for x in d.grid]
-            traces.append(
-                go.Scatter(
-                    x=[across(x) for x in places], y=heights, name=f"{name}, λ = {format_number(decay)}", mode="lines",
-                    line={"color": _colour(i), "dash": dash},
-                    text=[f"{x:.4g}: {y:.3g}" for x, y in zip(places, heights, strict=True)],
-                    hovertemplate="%{text}",
-                )
-            )  # fmt: skip
-    figure = themed(traces, 420)
-    figure.update_layout(showlegend=True, legend={"orientation": "h", "y": -0.25, "x": 0})
-    figure.update_xaxes(title="eigenvalue", **across.ticks([x for d in shown.values() for x in d.grid]))
-    figure.update_yaxes(type="log", title="density", exponentformat="power")
-    return figure
+            text = [f"{x:.4g}: {y:.3g}" for x, y in zip(places, heights, strict=True)]
+            x, name = map(across, places), f"{name}, {_name(decay)}"
+            traces.append(line(x, heights, name, _colour(i), "lines", dash, text=text, hovertemplate="%{text}"))
+    up = {"type": "log", "title": "density", "exponentformat": "power"}
+    return themed(traces, 420, {"title": "eigenvalue", **across.ticks(grid)}, up, _LEGEND)
 
 
 def _shifted(estimate: EstimateRecord, by: float) -> EstimateRecord:
@@ -205,36 +180,28 @@ def _shifted(estimate: EstimateRecord, by: float) -> EstimateRecord:
     return estimate.model_copy(update={"value": estimate.value + by, "interval": (low + by, high + by)})
 
 
-def _rates(record: PaperRecord) -> go.Figure:
+def _rates(record: PaperRecord) -> go.Figure | None:
     fitted = [
-        (p.weight_decay, f.rate) for p in record.convergence for f in p.fits if f.name == "loss" and f.rate is not None
-    ]  # fmt: skip
-    logs = [(x, _logged(e)) for x, e in fitted]
+        (p.weight_decay, _logged(f.rate)) for p in record.convergence for f in p.fits if f.name == "loss" and f.rate
+    ]
     promised = [
         (p.weight_decay, EstimateRecord(value=r.log10, sem=0.0, n=1, interval=(r.log10, r.log10), status=r.status))
         for p in record.convergence
         for r in p.promises[:1]
     ]
-    traces = [_line(logs, "fitted to the loss", POSITIVE), _line(promised, "promised, at least", NEGATIVE, "dash")]
-    return _axis(themed(traces, 360), "weight decay λ", "log₁₀ of the rate")
+    traces = [_line(fitted, "fitted to the loss", POSITIVE), _line(promised, "promised, at least", NEGATIVE, "dash")]
+    known = any(p.fits for p in record.convergence)
+    return _figure(traces, 360, _DECAY, "log₁₀ of the rate") if known else None
 
 
 def _logged(estimate: EstimateRecord) -> EstimateRecord:
     value, (low, high) = estimate.value, estimate.interval
-    return estimate.model_copy(
-        update={"value": math.log10(value), "interval": (math.log10(low), math.log10(high))}
-    )  # fmt: skip
+    return estimate.model_copy(update={"value": math.log10(value), "interval": (math.log10(low), math.log10(high))})
 
 
-def _certificates(record: PaperRecord) -> go.Figure:
+def _certificates(record: PaperRecord) -> go.Figure | None:
     known = [(p.weight_decay, p.path) for p in record.certificates if p.path]
     x = [format_number(decay) for decay, _ in known]
-    traces = [
-        go.Scatter(
-            x=x, y=[getattr(b, field) for _, b in known], name=name, mode="lines+markers", line={"color": colour}
-        )
-        for field, name, colour in (
-            ("value", "certified risk", TOTAL), ("empirical", "empirical", REMAINDER), ("excess", "excess", NEGATIVE)
-        )
-    ]  # fmt: skip
-    return _axis(themed(traces, 360), "weight decay λ", "nats per token")
+    fields = (("value", "certified risk", TOTAL), ("empirical", "empirical", REMAINDER), ("excess", "excess", NEGATIVE))
+    traces = [line(x, [getattr(b, field) for _, b in known], name, colour) for field, name, colour in fields]
+    return _figure(traces, 360, _DECAY, "nats per token") if known else None

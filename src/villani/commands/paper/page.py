@@ -4,18 +4,18 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
 from villani.commands.paper.figures import NAMES
 from villani.commands.paper.figures import pictures as pictures  # a page has them
-from villani.commands.paper.record import PaperRecord, TrainingPoint, TrendRecord
+from villani.commands.paper.record import ClaimRecord, PaperRecord, TrainingPoint, TrendRecord
 from villani.commands.recommend.record import RuleRecord
-from villani.outwards import upper
-from villani.report.elements import Markup, badge, facts, note, section, table
-from villani.report.figures import NEGATIVE, POSITIVE
-from villani.report.numbers import format_interval, format_number, format_uncertain
-from villani.report.terminal import print_page
+from villani.outwards import UNAVAILABLE, upper
+from villani.report import elements
+from villani.report.colours import NEGATIVE, POSITIVE
+from villani.report.elements import Markup, Row, Status, facts, note, sections
+from villani.report.estimates import interval, uncertain
+from villani.report.numbers import format_interval, format_number, format_plain, format_uncertain
+from villani.report.terminal import say, table
 from villani.statistics import resolved_sign
 from villani.work.records import EstimateRecord
 
@@ -37,42 +37,45 @@ def headline(record: PaperRecord) -> str:
     return record.sentence
 
 
-def show(record: PaperRecord, directory: Path, console: Console) -> None:
-    """The claims with their verdicts, what was found about λ, and where the page is."""
-    console.print(record.sentence, style="bold", markup=False, soft_wrap=True)
+def show(record: PaperRecord, _: Path, console: Console) -> None:
+    """The claims with their verdicts, and what was found about λ."""
+    say(console, record.sentence, "bold")
     for words in (record.choice_sentence, record.decay_sentence):
         if words:
-            console.print(words, markup=False, soft_wrap=True)
-    claims = Table("claim", "verdict", "evidence", "measured")
-    for claim in record.claims:
-        claims.add_row(escape(claim.claim), claim.verdict, claim.status, escape(claim.measured))
-    console.print(claims)
-    print_page(console, directory)
+            say(console, words)
+    console.print(table(_claim_rows(record.claims), without=["from"]))
 
 
 def findings(record: PaperRecord) -> dict[str, str]:
     """Title → paragraph."""
-    found = {}
-    if record.choice_sentence:
-        found["E6: the grid against rules"] = record.choice_sentence
-    if record.decay_sentence:
-        found["What decay does"] = record.decay_sentence
-    moved = [words for name, trend in record.trends.items() if (words := _moved(name, trend))]
-    if moved:
-        found["Pathologies"] = " ".join(moved)
-    if record.certificate_sentence:
-        found["E4: the best certificate"] = record.certificate_sentence
-    return found
+    moved = [_moved(name, trend) for name, trend in record.trends.items()]
+    return {
+        "E6: the grid against rules": record.choice_sentence,
+        "What decay does": record.decay_sentence,
+        "Pathologies": " ".join(words for words in moved if words),
+        "E4: the best certificate": record.certificate_sentence,
+    }
 
 
 def tables(record: PaperRecord) -> str:
     """Sections of tables, as HTML; the claims come last."""
-    parts = [
-        _training_table(record), _choice_table(record), _landscape_table(record), _spectrum_table(record),
-        _convergence_table(record), _certificate_table(record), _estimator_table(record), _pathology_table(record),
-        _about(record), _claims_table(record),
-    ]  # fmt: skip
-    return "".join(parts)
+    training = elements.table(_training_rows(record))
+    claims = elements.table([{**row, "verdict": _verdict(row["verdict"])} for row in _claim_rows(record.claims)])
+    told = "".join(note(point.sentence) for point in record.convergence)
+    return sections(
+        {
+            "E4 and E6: training": note(_TRAINING_NOTE) + training,
+            "E6: where rules land": _noted(_choice_words(record), _choice_rows(record)),
+            "E1: Ψ over λ and s": _noted(_LANDSCAPE_NOTE, _landscape_rows(record)),
+            "E2: spectra": _spectra(record),
+            "E3: what is promised": told + elements.table(rows) if (rows := _promise_rows(record)) else "",
+            "E4: certificates": elements.table(_certificate_rows(record)),
+            "E5: ways to tr ∇²L": _estimators(record),
+            "Pathologies": _pathologies(record),
+            "What went in": facts(_about(record)),
+            "The preprint, claim by claim": note(_CLAIMS_NOTE) + claims,
+        }
+    )
 
 
 def limits(_: PaperRecord) -> Iterable[str]:
@@ -80,19 +83,40 @@ def limits(_: PaperRecord) -> Iterable[str]:
     return _LIMITS
 
 
-# Tables
+_CLAIMS_NOTE = (
+    "Claims of the abstract of arXiv 2605.06599, in our words. Its proofs were not available. No verdict is ever "
+    "“confirmed”."
+)
+_TRAINING_NOTE = (
+    "Means over training seeds ± standard error, nats per token. Δ: 95 % intervals of the change from the first λ, "
+    "seed by seed. Steps: to nine tenths of the way from the start to the grid's best held-out loss."
+)
+_LANDSCAPE_NOTE = (
+    "Models that SGD with L2 led to. s*: Ψ_s → −∞ along an orbit for every s above, at 95 % for one model at a time. A "
+    "ray grows where the quadratic coefficient of Ψ is positive beyond its error."
+)
+_SPECTRUM_NOTE = (
+    "± of eigenvalues: bounds from residuals, for these groups; of the share below 0: half of what the quadrature "
+    "leaves open; of the rest: standard errors over probes."
+)
 
 
-def _claims_table(record: PaperRecord) -> str:
-    rows = [[c.claim, c.measured, _verdict(c.verdict), badge(c.status), c.experiment] for c in record.claims]
-    words = (
-        "Claims of the abstract of arXiv 2605.06599, in our words. Its proofs were not available. No verdict is ever "
-        "“confirmed”."
-    )
-    return section(
-        "The preprint, claim by claim",
-        note(words) + table(["claim", "what was measured", "verdict", "evidence", "from"], rows),
-    )
+def _noted(words: str, rows: Sequence[Row]) -> str:
+    return note(words) + elements.table(rows) if rows else ""
+
+
+def _optimizer(name: str) -> str:
+    return NAMES.get(name, name)
+
+
+def _claim_rows(claims: Sequence[ClaimRecord]) -> list[Row]:
+    return [
+        {
+            "claim": c.claim, "what was measured": c.measured, "verdict": c.verdict,
+            "evidence": Status(c.status), "from": c.experiment,
+        }
+        for c in claims
+    ]  # fmt: skip
 
 
 def _verdict(verdict: str) -> Markup:
@@ -100,175 +124,157 @@ def _verdict(verdict: str) -> Markup:
     return Markup(f'<strong style="color:{colour}">{verdict}</strong>')
 
 
-def _training_table(record: PaperRecord) -> str:
-    rows = [
-        [
-            NAMES.get(p.optimizer, p.optimizer), format_number(p.weight_decay), _seeds(p), _cell(p.train_loss),
-            _cell(p.held_out), _cell(p.gap), _interval(p.train_change), _interval(p.held_out_change),
-            _interval(p.gap_change), "—" if p.steps is None else f"{p.steps:.0f}", _cell(p.norm_squared),
-        ]
+def _training_rows(record: PaperRecord) -> list[Row]:
+    return [
+        {
+            "optimiser": _optimizer(p.optimizer), "λ": format_number(p.weight_decay), "seeds": _seeds(p),
+            "training": uncertain(p.train_loss), "held out": uncertain(p.held_out), "gap": uncertain(p.gap),
+            "Δ training": interval(p.train_change), "Δ held out": interval(p.held_out_change),
+            "Δ gap": interval(p.gap_change), "steps": format_plain(p.steps, ".0f"), "‖θ‖²": uncertain(p.norm_squared),
+        }
         for p in record.training
     ]  # fmt: skip
-    head = [
-        "optimiser", "λ", "seeds", "training", "held out", "gap", "Δ training", "Δ held out", "Δ gap", "steps", "‖θ‖²",
-    ]  # fmt: skip
-    words = (
-        "Means over training seeds ± standard error, nats per token. Δ: 95 % intervals of the change from the first λ, "
-        "seed by seed. Steps: to nine tenths of the way from the start to the grid's best held-out loss."
-    )
-    return section("E4 and E6: training", note(words) + table(head, rows))
 
 
 def _seeds(point: TrainingPoint) -> str:
     return f"{point.seeds} ({point.diverged} diverged)" if point.diverged else str(point.seeds)
 
 
-def _choice_table(record: PaperRecord) -> str:
-    rows = []
+def _choice_rows(record: PaperRecord) -> list[Row]:
+    rows: list[Row] = []
     speed = {(p.optimizer, p.weight_decay): p for p in record.training}
     for of in record.choices:
         for rule in of.rules:
-            there = None if rule.judged_at is None else speed.get((of.optimizer, rule.judged_at))
+            point = None if rule.judged_at is None else speed.get((of.optimizer, rule.judged_at))
+            margin = rule.margin
             rows.append(
-                [
-                    NAMES.get(of.optimizer, of.optimizer), rule.name,
-                    "—" if rule.weight_decay is None else format_number(rule.weight_decay, 3),
-                    "—" if rule.judged_at is None else format_number(rule.judged_at, 3),
-                    "—" if rule.margin is None else f"{rule.margin.value:.4f}",
-                    "—" if rule.margin is None else format_interval(rule.margin.low, rule.margin.high),
-                    "—" if there is None or there.steps is None else f"{there.steps:.0f}",
-                    "—" if there is None else _cell(there.gap),
-                    "—" if rule.share is None else f"{rule.share:.0%}", _notes(rule),
-                ]
+                {
+                    "optimiser": _optimizer(of.optimizer), "rule": rule.name, "λ": format_number(rule.weight_decay, 3),
+                    "judged at": format_number(rule.judged_at, 3),
+                    "margin": format_plain(margin.value if margin else None, ".4f"),
+                    "interval": format_interval(margin.low, margin.high) if margin else UNAVAILABLE,
+                    "steps": format_plain(point.steps if point else None, ".0f"),
+                    "gap": uncertain(point.gap if point else None),
+                    "share of training": format_plain(rule.share, ".0%"), "notes": _notes(rule),
+                }
             )  # fmt: skip
-    if not rows:
-        return ""
-    kept = "; ".join(
-        f"{NAMES.get(of.optimizer, of.optimizer)}: {', '.join(format_number(x, 3) for x in of.kept) or 'none'}"
+    return rows
+
+
+def _choice_words(record: PaperRecord) -> str:
+    near = "; ".join(
+        f"{_optimizer(of.optimizer)}: {', '.join(format_number(x, 3) for x in of.kept) or 'none'}"
         for of in record.choices
     )
-    words = f"λ that cannot be told apart from the best, at 95 %: {kept}. Margins are nats above the grid's best."
-    head = ["optimiser", "rule", "λ", "judged at", "margin", "interval", "steps", "gap", "share of training", "notes"]
-    return section("E6: where rules land", note(words) + table(head, rows))
+    return f"λ that cannot be told apart from the best, at 95 %: {near}. Margins are nats above the grid's best."
 
 
 def _notes(rule: RuleRecord) -> str:
-    return "; ".join([*([f"refuses: {rule.refused}"] if rule.refused else []), *rule.flags]) or "—"
+    return "; ".join([*([f"refuses: {rule.refused}"] if rule.refused else []), *rule.flags]) or UNAVAILABLE
 
 
-def _landscape_table(record: PaperRecord) -> str:
-    if not record.landscape:
-        return ""
-    rows = []
+def _landscape_rows(record: PaperRecord) -> list[Row]:
+    rows: list[Row] = []
     for p in record.landscape:
         for psi in p.psi:
             along = [r for r in p.rays if r.psi[0].temperature == psi.temperature]
             up = sum(r.fit.quadratic.interval[0] > 0 for r in along)
             data = sum(r.data_fit.quadratic.interval[0] > 0 for r in along)
-            above = p.refuted_above
+            fails = p.refuted_above is not None and psi.temperature > p.refuted_above
             rows.append(
-                [
-                    format_number(p.weight_decay), str(p.seed), format_number(psi.temperature),
-                    format_uncertain(psi.value, psi.sem), f"{up} of {len(along)}", f"{data} of {len(along)}",
-                    "—" if above is None else format_number(above, 3),
-                    "fails" if above is not None and psi.temperature > above else "not refuted here",
-                ]
+                {
+                    "λ": format_number(p.weight_decay), "seed": str(p.seed), "s": format_number(psi.temperature),
+                    "Ψ at θ": uncertain(psi), "rays that grow": f"{up} of {len(along)}",
+                    "of them by data": f"{data} of {len(along)}", "s* at most": format_number(p.refuted_above, 3),
+                    "(iv) at this s": "fails" if fails else "not refuted here",
+                }
             )  # fmt: skip
-    head = ["λ", "seed", "s", "Ψ at θ", "rays that grow", "of them by data", "s* at most", "(iv) at this s"]
-    words = (
-        "Models that SGD with L2 led to. s*: Ψ_s → −∞ along an orbit for every s above, at 95 % for one model at a "
-        "time. A ray grows where the quadratic coefficient of Ψ is positive beyond its error."
-    )
-    return section("E1: Ψ over λ and s", note(words) + table(head, rows))
+    return rows
 
 
-def _spectrum_table(record: PaperRecord) -> str:
-    rows = [
-        [
-            format_number(p.weight_decay), str(p.seed), _bound(p.largest), _bound(p.objective_largest),
-            _bound(p.smallest), _cell(p.trace), _cell(p.effective_rank), _cell(p.negative_share),
-        ]
+def _spectra(record: PaperRecord) -> str:
+    rows: list[Row] = [
+        {
+            "λ": format_number(p.weight_decay), "seed": str(p.seed), "λ₁(∇²L)": _bound(p.largest),
+            "λ₁(∇²F)": _bound(p.objective_largest), "least of ∇²L": _bound(p.smallest), "tr ∇²L": uncertain(p.trace),
+            "effective rank": uncertain(p.effective_rank), "share below 0": uncertain(p.negative_share),
+        }
         for p in record.spectra
     ]  # fmt: skip
-    if not rows:
-        return ""
-    changes = [
-        [format_number(t.weight_decay), format_number(t.weight_decay), _interval(t.change), str(t.seeds)]
+    changes: list[Row] = [
+        {
+            "λ": format_number(t.weight_decay), "the shift": format_number(t.weight_decay),
+            "learned: change of λ₁(∇²L)": interval(t.change), "seeds": str(t.seeds),
+        }
         for t in record.learned
         if t.change is not None
-    ]
-    head = ["λ", "seed", "λ₁(∇²L)", "λ₁(∇²F)", "least of ∇²L", "tr ∇²L", "effective rank", "share below 0"]
-    words = (
-        "± of eigenvalues: bounds from residuals, for these groups; of the share below 0: half of what the quadrature "
-        "leaves open; of the rest: standard errors over probes."
-    )
-    learned = table(["λ", "the shift", "learned: change of λ₁(∇²L)", "seeds"], changes) if changes else ""
-    return section("E2: spectra", note(words) + table(head, rows) + learned)
+    ]  # fmt: skip
+    return _noted(_SPECTRUM_NOTE, rows) + elements.table(changes) if rows else ""
 
 
-def _convergence_table(record: PaperRecord) -> str:
-    rows = [
-        [
-            format_number(p.weight_decay), promise.name, f"10^{promise.log10:.2f}",
-            _verdict(promise.verdict or "not identifiable"), promise.sentence,
-        ]
+def _promise_rows(record: PaperRecord) -> list[Row]:
+    return [
+        {
+            "λ": format_number(p.weight_decay), "promise": promise.name, "rate at least": f"10^{promise.log10:.2f}",
+            "verdict": _verdict(promise.verdict or "not identifiable"), "why": promise.sentence,
+        }
         for p in record.convergence
         for promise in p.promises
     ]  # fmt: skip
-    if not rows:
-        return ""
-    told = "".join(note(p.sentence) for p in record.convergence)
-    return section("E3: what is promised", told + table(["λ", "promise", "rate at least", "verdict", "why"], rows))
 
 
-def _certificate_table(record: PaperRecord) -> str:
-    rows = [
-        [
-            format_number(p.weight_decay), upper(p.path.value, places=4), f"{p.path.empirical:.4f}",
-            upper(p.path.excess, places=4), upper(p.path.complexity, places=1), _cell(p.held_out_loss),
-            upper(p.held_out_bound, places=4), badge(p.path.status),
-        ]
+def _certificate_rows(record: PaperRecord) -> list[Row]:
+    return [
+        {
+            "λ": format_number(p.weight_decay), "certified": upper(p.path.value, places=4),
+            "empirical": f"{p.path.empirical:.4f}", "excess": upper(p.path.excess, places=4),
+            "complexity": upper(p.path.complexity, places=1), "held-out loss": uncertain(p.held_out_loss),
+            "held-out bound": upper(p.held_out_bound, places=4), "": Status(p.path.status),
+        }
         for p in record.certificates
         if p.path
     ]  # fmt: skip
-    head = ["λ", "certified", "empirical", "excess", "complexity", "held-out loss", "held-out bound", ""]
-    return section("E4: certificates", table(head, rows)) if rows else ""
 
 
-def _estimator_table(record: PaperRecord) -> str:
+def _estimators(record: PaperRecord) -> str:
     of = record.estimators
     if of is None:
         return ""
-    spent = record.cost.parts if record.cost and record.cost.parts else {}
-    rows = []
+    rows: list[Row] = []
     for p in of.points:
-        seconds = spent.get(f"estimators/{p.way}")
-        error = p.relative_error.value
-        each = None if seconds is None else seconds / p.repeats
+        seconds = _seconds(record).get(f"estimators/{p.way}")
+        error, each = p.relative_error.value, None if seconds is None else seconds / p.repeats
         rows.append(
-            [
-                p.way, f"{error:.2%}", f"{p.relative_sem:.2%}", f"{p.covered} of {p.repeats}", _cell(p.mean),
-                "—" if each is None else f"{each:.2f}", "—" if each is None else f"{error**2 * each:.2g}",
-            ]
+            {
+                "way": p.way, "error": f"{error:.2%}", "as reported": f"{p.relative_sem:.2%}",
+                "intervals hold it": f"{p.covered} of {p.repeats}", "mean": uncertain(p.mean),
+                "seconds": format_plain(each, ".2f"),
+                "error² × seconds": format_plain(None if each is None else error**2 * each, ".2g"),
+            }
         )  # fmt: skip
     words = (
-        f"{of.probes} probes on each of {of.groups} groups, at {NAMES.get(of.optimizer, of.optimizer)}, λ = "
-        f"{format_number(of.weight_decay)}, seed {of.seed}. Reference: {_cell(of.reference)} ({of.reference_way}). "
+        f"{of.probes} probes on each of {of.groups} groups, at {_optimizer(of.optimizer)}, λ = "
+        f"{format_number(of.weight_decay)}, seed {of.seed}. Reference: {uncertain(of.reference)} ({of.reference_way}). "
         "Seconds include loading, the gradient and, where there is one, tracing. Error² × seconds tells ways apart: "
         "less is better."
     )
-    head = ["way", "error", "as reported", "intervals hold it", "mean", "seconds", "error² × seconds"]
-    return section("E5: ways to tr ∇²L", note(words) + table(head, rows))
+    return note(words) + elements.table(rows)
 
 
-def _pathology_table(record: PaperRecord) -> str:
-    rows = [
-        [name, NAMES.get(t.optimizer, t.optimizer), format_number(t.weight_decay), _cell(t.value), _interval(t.change)]
+def _seconds(record: PaperRecord) -> dict[str, float]:
+    """Of each part of the study."""
+    return (record.cost and record.cost.parts) or {}
+
+
+def _pathologies(record: PaperRecord) -> str:
+    rows: list[Row] = [
+        {
+            "": name, "optimiser": _optimizer(t.optimizer), "λ": format_number(t.weight_decay),
+            "mean": uncertain(t.value), "change from the first λ": interval(t.change),
+        }
         for name, trend in record.trends.items()
         for t in trend
-    ]
-    if not rows:
-        return ""
+    ]  # fmt: skip
     even = next((p.uniform for p in record.pathologies), 0.0)
     notes = "; ".join(sorted({p.note for p in record.pathologies} - {""}))
     words = (
@@ -276,13 +282,11 @@ def _pathology_table(record: PaperRecord) -> str:
         "Activations: max |h| over median |h| of the residual stream. Superposition: mean squared cosine between rows "
         "of the embedding."
     )
-    head = ["", "optimiser", "λ", "mean", "change from the first λ"]
-    return section("Pathologies", note(f"{words} {notes}".strip()) + table(head, rows))
+    return _noted(f"{words} {notes}".strip(), rows)
 
 
-def _about(record: PaperRecord) -> str:
-    parts = record.cost.parts if record.cost and record.cost.parts else {}
-    spent = ", ".join(f"{name} {seconds / 60:.1f}" for name, seconds in parts.items() if "/" not in name)
+def _about(record: PaperRecord) -> dict[str, str]:
+    spent = ", ".join(f"{name} {seconds / 60:.1f}" for name, seconds in _seconds(record).items() if "/" not in name)
     about = {
         "model": f"{record.model.description}; {record.parameters:,} parameters",
         "trained on": f"{record.text.spec}; {record.text.words}",
@@ -294,20 +298,12 @@ def _about(record: PaperRecord) -> str:
         ) or "not examined",
         "command": record.provenance.command + " (settings.toml lies in the run directory)",
     }  # fmt: skip
-    return section("What went in", facts(about | ({"minutes": spent} if spent else {})))
-
-
-def _cell(estimate: EstimateRecord | None) -> str:
-    return "—" if estimate is None else format_uncertain(estimate.value, estimate.sem)
-
-
-def _interval(estimate: EstimateRecord | None) -> str:
-    return "—" if estimate is None else format_interval(*estimate.interval)
+    return about | ({"minutes": spent} if spent else {})
 
 
 def _bound(estimate: EstimateRecord | None) -> str:
     if estimate is None:
-        return "—"
+        return UNAVAILABLE
     return format_uncertain(estimate.value, (estimate.interval[1] - estimate.interval[0]) / 2)
 
 
@@ -325,6 +321,6 @@ def _moved(name: str, trend: Sequence[TrendRecord]) -> str:
     assert most.change is not None
     return (
         f"{name.capitalize()}: changed beyond the error over seeds in {len(beyond)} of {len(changes)} comparisons, "
-        f"most with {NAMES.get(most.optimizer, most.optimizer)} at λ = {format_number(most.weight_decay)}, by "
-        f"{most.change.value:+.3g} {format_interval(*most.change.interval)} to {most.value.value:.3g}."
+        f"most with {_optimizer(most.optimizer)} at λ = {format_number(most.weight_decay)}, by "
+        f"{most.change.value:+.3g} {interval(most.change)} to {most.value.value:.3g}."
     )

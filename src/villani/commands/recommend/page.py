@@ -6,17 +6,18 @@ from pathlib import Path
 
 import plotly.graph_objects as go
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Column, Table
 
-from villani.commands.recommend.record import MarginRecord, OptimizerRecord, RecommendationRecord, RuleRecord
+from villani.commands.recommend.record import GridPoint, MarginRecord, OptimizerRecord, RecommendationRecord, RuleRecord
 from villani.outwards import UNAVAILABLE, lower, upper
-from villani.report.elements import badge, details, facts, note, section, table
-from villani.report.figures import EXACT, NEGATIVE, POSITIVE, REMAINDER, TOTAL, UNRESOLVED, themed
-from villani.report.numbers import format_count, format_number, format_uncertain
+from villani.report import elements
+from villani.report.colours import EXACT, NEGATIVE, POSITIVE, REMAINDER, TOTAL, UNRESOLVED
+from villani.report.elements import Row, Status, details, facts, note, sections
+from villani.report.estimates import uncertain
+from villani.report.figures import line, themed
+from villani.report.numbers import format_count, format_number
 from villani.report.origin import origin_rows
 from villani.report.page import Pictures
-from villani.report.terminal import print_page
+from villani.report.terminal import say, table
 
 NAMES = {"adamw": "AdamW", "sgd": "SGD with L2", "noisy-sgd": "noisy SGD with L2"}
 _LIMITS = (
@@ -36,58 +37,48 @@ _LIMITS = (
 
 def headline(record: RecommendationRecord) -> str:
     """What to use, with the first optimiser; the rest follows below."""
-    found = [
+    best = [
         f"{NAMES[one.optimizer]}: λ = {one.recommended:g}" for one in record.optimizers if one.recommended is not None
     ]
-    if not found:
+    if not best:
         return "Training diverged at every λ: lower the learning rate."
-    return "Least held-out loss of the grid: " + "; ".join(found) + "."
+    return f"Least held-out loss of the grid: {'; '.join(best)}."
 
 
 def findings(record: RecommendationRecord) -> dict[str, str]:
     """Title → paragraph."""
-    found = {NAMES[one.optimizer]: one.sentence for one in record.optimizers}
-    found["Which λ is that?"] = " ".join(f"{NAMES[one.optimizer]}: {one.meaning}" for one in record.optimizers)
-    if refused := [reason for one in record.optimizers for reason in one.refusals]:
-        found["Certificates that were not given"] = "; ".join(refused) + "."
-    return found
+    refused = [reason for one in record.optimizers for reason in one.refusals]
+    return {
+        **{NAMES[one.optimizer]: one.sentence for one in record.optimizers},
+        "Which λ is that?": " ".join(f"{NAMES[one.optimizer]}: {one.meaning}" for one in record.optimizers),
+        "Certificates that were not given": "; ".join(refused) + "." if refused else "",
+    }
 
 
 def pictures(record: RecommendationRecord) -> Pictures:
     """Name → title, figure, caption."""
-    found: Pictures = {}
-    for one in record.optimizers:
-        if any(point.held_out for point in one.points):
-            found[f"decay-{one.optimizer}"] = (f"{NAMES[one.optimizer]}: loss along λ", _curve(one), _CURVE_CAPTION)
-    for one in record.optimizers:
-        if any(len(point.curve) > 2 for point in one.points):
-            found[f"steps-{one.optimizer}"] = (f"{NAMES[one.optimizer]}: on the way", _steps(one), _STEPS_CAPTION)
-    return found
+    curves = {
+        f"decay-{one.optimizer}": (f"{NAMES[one.optimizer]}: loss along λ", _curve(one), _CURVE_CAPTION)
+        for one in record.optimizers
+    }
+    steps = {
+        f"steps-{one.optimizer}": (f"{NAMES[one.optimizer]}: on the way", _steps(one), _STEPS_CAPTION)
+        for one in record.optimizers
+    }
+    return {**curves, **steps}
 
 
 def tables(record: RecommendationRecord) -> str:
     """Sections of tables, as HTML."""
-    sections = []
+    bodies = {}
     for one in record.optimizers:
-        rows = [[*cells[:6], badge(cells[6]) if cells[6] else ""] for cells in rule_rows(one)]
-        header = ["rule", "λ", "judged at", "from the best, nats", "interval", "share of training", "status"]
-        notes = details("What each rule says, and where it is valid", facts({r.name: rule_notes(r) for r in one.rules}))
-        sections.append(section(f"{NAMES[one.optimizer]}: where rules lead", table(header, rows) + notes))
-        grid = ["λ", "held-out loss", "from the best", "interval", "training loss", "held-out bound", ""]
-        more = ["document bound", "certified", "‖θ‖²"]
-        points = [
-            [*cells[:6], _above(p.document_bound), _above(p.certified), _number(p.norm_squared), cells[6]]
-            for cells, p in zip(grid_rows(one), one.points, strict=True)
-        ]
-        sections.append(section(f"{NAMES[one.optimizer]}: the grid", table([*grid[:6], *more, ""], points)))
-        if one.conventions:
-            shown = [[c.name, _number(c.weight_decay), c.note] for c in one.conventions]
-            words = (
-                f"The same decay, λ = {_number(one.recommended)} of {NAMES[one.optimizer]}, as others write it. "
-                f"Weights remember {'all steps' if one.memory is None else f'about {one.memory:,.0f} steps'}."
-            )
-            body = note(words) + table(["where", "value", ""], shown)
-            sections.append(section(f"{NAMES[one.optimizer]}: in other conventions", body))
+        name = NAMES[one.optimizer]
+        notes = facts({rule.name: rule_notes(rule) for rule in one.rules})
+        bodies[f"{name}: where rules lead"] = elements.table(rule_rows(one)) + details(
+            "What each rule says, and where it is valid", notes
+        )
+        bodies[f"{name}: the grid"] = elements.table(grid_rows(one))
+        bodies[f"{name}: in other conventions"] = _conventions(one)
     about = {
         "trained on": f"{record.text.spec}; {record.text.words}",
         "judged by": f"{record.held_out.spec}; {record.held_out.words}",
@@ -101,7 +92,16 @@ def tables(record: RecommendationRecord) -> str:
         f"smoothed with α = {record.alpha:g}; guessing costs {record.log_vocabulary:.4f} nats",
         **origin_rows(record.provenance, record.cost),
     }
-    return "".join(sections) + section("How it was found", facts(about))
+    return sections({**bodies, "How it was found": facts(about)})
+
+
+def _conventions(one: OptimizerRecord) -> str:
+    rows = [{"where": c.name, "value": format_number(c.weight_decay), "": c.note} for c in one.conventions]
+    words = (
+        f"The same decay, λ = {format_number(one.recommended)} of {NAMES[one.optimizer]}, as others write it. "
+        f"Weights remember {'all steps' if one.memory is None else f'about {one.memory:,.0f} steps'}."
+    )
+    return note(words) + elements.table(rows) if rows else ""
 
 
 def limits(_: RecommendationRecord) -> Iterable[str]:
@@ -109,62 +109,51 @@ def limits(_: RecommendationRecord) -> Iterable[str]:
     return _LIMITS
 
 
-def show(record: RecommendationRecord, directory: Path, console: Console) -> None:
-    """For every optimiser: the sentence, the grid, and what every rule says."""
+def show(record: RecommendationRecord, _: Path, console: Console) -> None:
+    """For every optimiser: the sentence, the grid, and where every rule leads."""
     for one in record.optimizers:
-        console.print(one.sentence, style="bold", markup=False, soft_wrap=True)
-        grid = Table("λ", "held-out loss", "from the best", "interval", "training loss", "held-out bound", "")
-        for cells in grid_rows(one):
-            grid.add_row(*cells)
-        console.print(grid)
-        rules = Table(
-            "rule", "λ", "judged at", "from the best", "interval", "share", "status", Column("notes", ratio=1)
-        )
-        for cells in rule_rows(one):
-            rules.add_row(*(escape(cell) for cell in cells))
-        console.print(rules)
+        say(console, one.sentence, "bold")
+        console.print(table(grid_rows(one), without=["document bound", "certified", "‖θ‖²"]))
+        console.print(table(rule_rows(one)))
     if record.cost:
         console.print(f"{record.cost.seconds:.0f} s of training")
-    print_page(console, directory)
 
 
-def grid_rows(one: OptimizerRecord) -> list[list[str]]:
-    """λ, held-out loss, margin, its interval, training loss, held-out bound, and whether it may be the best."""
-    rows = []
-    for point in one.points:
-        held, seen, apart = point.held_out, point.train_loss, point.margin
-        word = "may be the best" if point.kept else ""
-        if point.diverged:
-            word = f"diverged at {point.diverged} seed{'s' if point.diverged > 1 else ''}"
-        if point.weight_decay == one.recommended:
-            word = "least loss"
-        rows.append(
-            [
-                format_number(point.weight_decay), format_uncertain(held.value, held.sem) if held else UNAVAILABLE,
-                f"{apart.value:.4f}" if apart else UNAVAILABLE,
-                interval(apart), format_uncertain(seen.value, seen.sem) if seen else UNAVAILABLE,
-                _above(point.held_out_bound), word,
-            ]
-        )  # fmt: skip
-    return rows
+def grid_rows(one: OptimizerRecord) -> list[Row]:
+    """Every λ of the grid, with whether it may be the best."""
+    return [
+        {
+            "λ": format_number(point.weight_decay), "held-out loss": uncertain(point.held_out),
+            **_margin(point.margin), "training loss": uncertain(point.train_loss),
+            "held-out bound": upper(point.held_out_bound), "document bound": upper(point.document_bound),
+            "certified": upper(point.certified), "‖θ‖²": format_number(point.norm_squared),
+            "": _standing(point, one.recommended),
+        }
+        for point in one.points
+    ]  # fmt: skip
 
 
-def rule_rows(one: OptimizerRecord) -> list[list[str]]:
-    """Rule, λ, where it was judged, margin, its interval, share of the grid's training, status if it names a λ."""
-    rows = []
-    for rule in one.rules:
-        apart = rule.margin
-        rows.append(
-            [
-                rule.name, _asked(rule), _number(rule.judged_at), f"{apart.value:.4f}" if apart else UNAVAILABLE,
-                interval(apart), f"{rule.share:.0%}" if rule.share else UNAVAILABLE,
-                "" if rule.weight_decay is None else rule.status,
-            ]
-        )  # fmt: skip
-    return rows
+def _standing(point: GridPoint, recommended: float | None) -> str:
+    if point.weight_decay == recommended:
+        return "least loss"
+    if point.diverged:
+        return f"diverged at {format_count(point.diverged, 'seed')}"
+    return "may be the best" if point.kept else ""
 
 
-def _asked(rule: RuleRecord) -> str:
+def rule_rows(one: OptimizerRecord) -> list[Row]:
+    """Every rule, with where it leads and the share of the grid's training; a status if it names a λ."""
+    return [
+        {
+            "rule": rule.name, "λ": _named(rule), "judged at": format_number(rule.judged_at), **_margin(rule.margin),
+            "share of training": f"{rule.share:.0%}" if rule.share else UNAVAILABLE,
+            "status": "" if rule.weight_decay is None else Status(rule.status),
+        }
+        for rule in one.rules
+    ]  # fmt: skip
+
+
+def _named(rule: RuleRecord) -> str:
     if rule.weight_decay is None:
         return "refuses"
     words = format_number(rule.weight_decay, 3)
@@ -173,25 +162,16 @@ def _asked(rule: RuleRecord) -> str:
     return words
 
 
-def interval(found: MarginRecord | None) -> str:
-    """Of a margin; it may be 0 at both ends, which is not the same as not being sampled."""
-    return f"{lower(found.low, places=4)} to {upper(found.high, places=4)}" if found else UNAVAILABLE
+def _margin(margin: MarginRecord | None) -> Row:
+    """Of an interval that may be 0 at both ends, which is not the same as not being sampled."""
+    reach = f"{lower(margin.low, places=4)} to {upper(margin.high, places=4)}" if margin else UNAVAILABLE
+    return {"from the best, nats": f"{margin.value:.4f}" if margin else UNAVAILABLE, "interval": reach}
 
 
 def rule_notes(rule: RuleRecord) -> str:
     """Why it refuses, what it would give, and what to know."""
-    said = [rule.refused] if rule.refused else []
-    if rule.would_be is not None:
-        said.append(f"would give {format_number(rule.would_be, 3)}")
-    return "; ".join([*said, *rule.flags, f"valid: {rule.domain}"])
-
-
-def _number(value: float | None) -> str:
-    return UNAVAILABLE if value is None else format_number(value)
-
-
-def _above(bound: float | None) -> str:
-    return UNAVAILABLE if bound is None else upper(bound)
+    would = "" if rule.would_be is None else f"would give {format_number(rule.would_be, 3)}"
+    return "; ".join(words for words in (rule.refused, would, *rule.flags, f"valid: {rule.domain}") if words)
 
 
 _CURVE_CAPTION = (
@@ -202,19 +182,25 @@ _CURVE_CAPTION = (
 _STEPS_CAPTION = "Held-out loss against the step, mean over training seeds, for every λ."
 
 
-def _curve(one: OptimizerRecord) -> go.Figure:
+def _curve(one: OptimizerRecord) -> go.Figure | None:
     place = _Axis([p.weight_decay for p in one.points] + [r.weight_decay for r in one.rules if r.weight_decay])
     shown = [point for point in one.points if point.held_out]
+    if not shown:
+        return None
     held = [point.held_out for point in shown if point.held_out]
-    seen = [point.train_loss for point in shown if point.train_loss]
+    seen = [point.train_loss.value for point in shown if point.train_loss]
     x = [place(point.weight_decay) for point in shown]
     half = [(e.interval[1] - e.interval[0]) / 2 for e in held]
-    low = min(min(e.interval[0] for e in held), min(e.value for e in seen))
-    high = max(max(e.interval[1] for e in held), max(e.value for e in seen))
+    low, high = min([*seen, *(e.interval[0] for e in held)]), max([*seen, *(e.interval[1] for e in held)])
     floor = low - 0.12 * (high - low or 1.0)
+    named: dict[float, list[str]] = {}
+    for rule in one.rules:
+        if rule.weight_decay is not None and rule.id != "held-out":
+            named.setdefault(rule.weight_decay, []).append(rule.name)
+    gone = [place(point.weight_decay) for point in one.points if point.diverged]
     traces = [
         go.Scatter(
-            x=x, y=[e.value for e in seen], name="training loss", mode="lines+markers",
+            x=x, y=seen, name="training loss", mode="lines+markers",
             line={"color": REMAINDER, "dash": "dot"}, marker={"size": 6},
         ),
         go.Scatter(
@@ -222,31 +208,20 @@ def _curve(one: OptimizerRecord) -> go.Figure:
             line={"color": UNRESOLVED}, marker={"size": 11, "color": [TOTAL if p.kept else POSITIVE for p in shown]},
             error_y={"type": "data", "array": half, "thickness": 1.4, "width": 4, "color": UNRESOLVED},
         ),
-    ]  # fmt: skip
-    named: dict[float, list[str]] = {}
-    for rule in one.rules:
-        if rule.weight_decay is not None and rule.id != "held-out":
-            named.setdefault(rule.weight_decay, []).append(rule.name)
-    traces.append(
         go.Scatter(
             x=[place(value) for value in named], y=[floor] * len(named), name="rules", mode="markers",
             marker={"symbol": "triangle-up", "size": 12, "color": EXACT}, hoverinfo="text",
             text=[f"{format_number(value, 3)}: {', '.join(names)}" for value, names in named.items()],
-        )
-    )  # fmt: skip
-    gone = [point for point in one.points if point.diverged]
-    if gone:
-        traces.append(
+        ),
+        *[
             go.Scatter(
-                x=[place(p.weight_decay) for p in gone], y=[high] * len(gone), name="diverged", mode="markers",
+                x=gone, y=[high] * len(gone), name="diverged", mode="markers",
                 marker={"symbol": "x", "size": 11, "color": NEGATIVE},
             )
-        )  # fmt: skip
-    figure = themed(traces, 400)
-    figure.update_layout(showlegend=True, legend={"orientation": "h", "y": 1.12})
-    figure.update_xaxes(title="weight decay λ (logarithmic, 0 apart)", tickvals=place.ticks, ticktext=place.texts)
-    figure.update_yaxes(title="nats per token")
-    return figure
+        ][: len(gone)],
+    ]  # fmt: skip
+    across = {"title": "weight decay λ (logarithmic, 0 apart)", "tickvals": place.ticks, "ticktext": place.texts}
+    return themed(traces, 400, across, {"title": "nats per token"}, {"orientation": "h", "y": 1.12})
 
 
 class _Axis:
@@ -263,20 +238,11 @@ class _Axis:
         return math.log10(value) if value > 0 else self._zero
 
 
-def _steps(one: OptimizerRecord) -> go.Figure:
+def _steps(one: OptimizerRecord) -> go.Figure | None:
     shown = [point for point in one.points if len(point.curve) > 2]
     traces = []
     for number, point in enumerate(shown):
-        share = number / max(len(shown) - 1, 1)
-        colour = f"hsl({round(220 - 200 * share)}, 70%, 55%)"
-        traces.append(
-            go.Scatter(
-                x=[step for step, _ in point.curve], y=[loss for _, loss in point.curve], mode="lines+markers",
-                name=f"λ = {format_number(point.weight_decay)}", line={"color": colour}, marker={"color": colour},
-            )
-        )  # fmt: skip
-    figure = themed(traces, 360)
-    figure.update_layout(showlegend=True)
-    figure.update_xaxes(title="step")
-    figure.update_yaxes(title="held-out nats per token")
-    return figure
+        colour = f"hsl({round(220 - 200 * number / max(len(shown) - 1, 1))}, 70%, 55%)"
+        steps, losses = zip(*point.curve, strict=True)
+        traces.append(line(steps, losses, f"λ = {format_number(point.weight_decay)}", colour))
+    return themed(traces, 360, {"title": "step"}, {"title": "held-out nats per token"}, {}) if traces else None

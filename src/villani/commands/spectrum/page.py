@@ -6,34 +6,29 @@ from pathlib import Path
 
 import plotly.graph_objects as go
 from rich.console import Console
-from rich.table import Table
 
-from villani.commands.spectrum.record import DensityRecord, EigenvalueRecord, SpectrumRecord
+from villani.commands.spectrum.record import DensityRecord, EigenvalueRecord, SharpnessRecord, SpectrumRecord
 from villani.outwards import UNAVAILABLE, lower, upper
-from villani.report.elements import badge, facts, note, section, table
-from villani.report.figures import DENSITY_FLOOR, NEGATIVE, POSITIVE, REMAINDER, SignedLog, themed
-from villani.report.numbers import format_bounded, format_count, format_interval, format_number, format_uncertain
-from villani.report.origin import origin_rows
-from villani.report.page import Pictures
-from villani.report.terminal import estimate_cells, print_findings, print_page
+from villani.report import elements
+from villani.report.colours import NEGATIVE, POSITIVE, REMAINDER
+from villani.report.elements import Row, Status, facts, note, sections
+from villani.report.estimates import interval, uncertain
+from villani.report.figures import DENSITY_FLOOR, SignedLog, band, error_bars, themed
+from villani.report.numbers import format_bounded, format_count, format_number
+from villani.report.origin import decay_words, origin_rows, text_words
+from villani.report.page import Picture, Pictures
+from villani.report.terminal import print_findings, table
 
 
-def show(record: SpectrumRecord, directory: Path, console: Console) -> None:
-    """The eigenvalues with their bounds, what the whole spectrum comes to, and where the page is."""
+def show(record: SpectrumRecord, _: Path, console: Console) -> None:
+    """The eigenvalues with their bounds, and what the whole spectrum comes to."""
     print_findings(console, headline(record), findings(record))
-    rows = Table("rank", "eigenvalue", "residual", "bound", "of that rank", "on fresh groups")
-    for e in record.eigenvalues:
-        held = "" if e.held_out is None else estimate_cells(e.held_out)[0]
-        rows.add_row(
-            str(e.rank), format_number(e.value, 7), upper(e.residual, 2), upper(e.bound, 2), rank_limit(e), held
-        )
-    console.print(rows)
+    console.print(table(_eigenvalue_rows(record), without=["residual²/gap", "status", "95 % interval"]))
     if record.cost:
         console.print(
             f"{record.products} products; {record.cost.seconds:.1f} s in all, peak memory "
             f"{record.cost.peak_memory_bytes / 2**30:.2f} GiB"
         )
-    print_page(console, directory)
 
 
 def matrix(record: SpectrumRecord) -> str:
@@ -65,44 +60,49 @@ def headline(record: SpectrumRecord) -> str:
 def findings(record: SpectrumRecord) -> dict[str, str]:
     """Title → paragraph."""
     first = record.eigenvalues[0]
-    design = record.design
-    paragraphs = {
-        "What the bounds say": "An eigenvalue lies within each bound: the residual of a product made for the purpose, "
-        f"plus {upper(record.rounding, 2)} for the rounding of products, which is estimated. A residual does not "
-        "say which eigenvalue that is: of the rank it is proved, up to rounding, that the i-th largest is at least the "
-        "i-th value shown, and no more. That none was missed beyond is not proved."
-        + ("" if record.converged else " Not all residuals came down to the wanted tolerance.")
-    }
-    if record.sharpness:
-        paragraphs["Sharpness against 2/η"] = _sharpness(record)
-    paragraphs["Weight decay"] = _decay(record)
     layer = max(range(len(first.shares)), key=first.shares.__getitem__)
-    paragraphs["Where the first eigenvector lives"] = (
-        f"{100 * first.shares[layer]:.0f} % of it is in {_layer(record.layer_names[layer])}."
+    return {
+        "What the bounds say": "An eigenvalue lies within each bound: the residual of a product made for the purpose, "
+        f"plus {upper(record.rounding, 2)} for the rounding of products, which is estimated. {_BOUNDS}"
+        + ("" if record.converged else " Not all residuals came down to the wanted tolerance."),
+        "Sharpness against 2/η": _sharpness(record.sharpness) if record.sharpness else "",
+        "Weight decay": _decay(record),
+        "Where the first eigenvector lives": f"{100 * first.shares[layer]:.0f} % of it is in "
+        f"{_layer(record.layer_names[layer])}.",
+        "How many directions count": _rank_words(record, record.density) if record.density else "",
+        "Beyond these data": "" if record.objective.finite else _beyond(record),
+    }
+
+
+_BOUNDS = (
+    "A residual does not say which eigenvalue that is: of the rank it is proved, up to rounding, that the i-th largest "
+    "is at least the i-th value shown, and no more. That none was missed beyond is not proved."
+)
+
+
+def _rank_words(record: SpectrumRecord, density: DensityRecord) -> str:
+    low, high = density.negative_share.interval
+    return (
+        f"The effective rank (Σ|λ|)²/Σλ² is {uncertain(density.effective_rank)} of "
+        f"{record.objective.parameters:,}; ‖H‖_F = {format_number(math.sqrt(density.frobenius_squared.value), 4)}, "
+        f"tr H = {uncertain(density.trace)}. What the quadrature misses of |λ| about 0 is not in the error of the "
+        f"rank. Below 0 lie between {lower(100 * low, 3)} and {upper(100 * high, 3)} % of the eigenvalues."
     )
-    if record.density:
-        d = record.density
-        paragraphs["How many directions count"] = (
-            f"The effective rank (Σ|λ|)²/Σλ² is {format_uncertain(d.effective_rank.value, d.effective_rank.sem)} of "
-            f"{record.objective.parameters:,}; ‖H‖_F = {format_number(math.sqrt(d.frobenius_squared.value), 4)}, "
-            f"tr H = {format_uncertain(d.trace.value, d.trace.sem)}. What the quadrature misses of |λ| about 0 is not "
-            f"in the error of the rank. Below 0 lie between {lower(100 * d.negative_share.interval[0], 3)} and "
-            f"{upper(100 * d.negative_share.interval[1], 3)} % of the eigenvalues."
-        )
-    if not record.objective.finite:
-        held = first.held_out
-        paragraphs["Beyond these data"] = (
-            f"The largest eigenvalue of the matrix of {format_count(design.groups, 'group')} is on average larger "
-            "than the population's, since its vector fits their noise."
-            + (
-                f" On {format_count(held.n, 'fresh group')} the first vector has uᵀHu = "
-                f"{format_uncertain(held.value, held.sem)}, an unbiased estimate of what the population's λ₁ is at "
-                "least."
-                if held and first.rank == 1
-                else ""
-            )
-        )
-    return paragraphs
+
+
+def _beyond(record: SpectrumRecord) -> str:
+    first = record.eigenvalues[0]
+    held = first.held_out
+    words = (
+        f"The largest eigenvalue of the matrix of {format_count(record.design.groups, 'group')} is on average larger "
+        "than the population's, since its vector fits their noise."
+    )
+    if not held or first.rank != 1:
+        return words
+    return (
+        f"{words} On {format_count(held.n, 'fresh group')} the first vector has uᵀHu = {uncertain(held)}, an unbiased "
+        "estimate of what the population's λ₁ is at least."
+    )
 
 
 def _decay(record: SpectrumRecord) -> str:
@@ -121,9 +121,7 @@ def _decay(record: SpectrumRecord) -> str:
     )
 
 
-def _sharpness(record: SpectrumRecord) -> str:
-    sharp = record.sharpness
-    assert sharp is not None
+def _sharpness(sharp: SharpnessRecord) -> str:
     means = (
         f"Gradient descent with the step η = {format_number(sharp.learning_rate)} runs away, to first order, along an "
         f"eigenvector of ∇²F above 2/η = {format_number(sharp.threshold, 4)}. "
@@ -151,193 +149,166 @@ def rank_limit(eigenvalue: EigenvalueRecord) -> str:
 
 def pictures(record: SpectrumRecord) -> Pictures:
     """Name → title, figure, caption."""
-    shown: Pictures = {
-        "eigenvalues": (
-            "Eigenvalues at both ends",
-            _ends(record),
-            "Bars are bounds: an eigenvalue lies within each."
-            + (" Crosses: uᵀHu of the same vectors on fresh groups." if record.eigenvalues[0].held_out else ""),
-        )
+    held = " Crosses: uᵀHu of the same vectors on fresh groups." if record.eigenvalues[0].held_out else ""
+    return {
+        "eigenvalues": ("Eigenvalues at both ends", _ends(record), f"{_ENDS_CAPTION}{held}"),
+        "density": _density(record.density) if record.density else None,
+        "layers": ("Where the eigenvectors live", _layers(record), _LAYERS_CAPTION),
+        "blocks": ("Blocks of layers by themselves", _blocks(record), _BLOCKS_CAPTION),
     }
-    if record.density:
-        shown["density"] = (
-            "The density of all eigenvalues",
-            _density(record.density),
-            "Logarithmic upwards; sideways logarithmic on either side of 0. The band is one standard error over "
-            f"{'probes' if record.density.shares == 1 else 'shares of the data and their probes'}. Every eigenvalue is "
-            f"drawn as a Gaussian of standard deviation {format_number(record.density.resolution, 2)}; nothing finer "
-            "is resolved, the neighbourhood of 0 least of all.",
-        )
-    if len(record.layer_names) > 1:
-        shown["layers"] = (
-            "Where the eigenvectors live",
-            _layers(record),
-            "‖u‖² of each eigenvector, layer by layer; every row sums to 1.",
-        )
-    if record.layers:
-        shown["blocks"] = (
-            "Blocks of layers by themselves",
-            _blocks(record),
-            "The largest and smallest eigenvalue of each layer's diagonal block; bars are residuals.",
-        )
-    return shown
+
+
+_ENDS_CAPTION = "Bars are bounds: an eigenvalue lies within each."
+_LAYERS_CAPTION = "‖u‖² of each eigenvector, layer by layer; every row sums to 1."
+_BLOCKS_CAPTION = "The largest and smallest eigenvalue of each layer's diagonal block; bars are residuals."
 
 
 def _ends(record: SpectrumRecord) -> go.Figure:
     values = record.eigenvalues
     up = SignedLog(max(abs(e.value) for e in values) or 1.0)
     places = list(range(len(values)))
-    heights = [up(e.value) for e in values]
-    traces = [
-        go.Scatter(
-            x=places, y=heights, mode="markers", name="eigenvalue",
-            marker={"size": 9, "color": [POSITIVE if e.value > 0 else NEGATIVE for e in values]},
-            error_y={
-                "type": "data", "symmetric": False, "thickness": 1.6, "width": 5, "color": "#7a8494",
-                "array": [up(e.value + e.bound) - h for e, h in zip(values, heights, strict=True)],
-                "arrayminus": [h - up(e.value - e.bound) for e, h in zip(values, heights, strict=True)],
-            },
-            text=[value(e) for e in values], hovertemplate="%{text}<extra></extra>",
-        )
-    ]  # fmt: skip
+    colours = [POSITIVE if e.value > 0 else NEGATIVE for e in values]
+    traces = [_bounded(places, [(e.value, e.bound) for e in values], up, "eigenvalue", colours, [*map(value, values)])]
     held = [(i, e.held_out) for i, e in zip(places, values, strict=True) if e.held_out]
     if held:
         traces.append(
             go.Scatter(
                 x=[i for i, _ in held], y=[up(h.value) for _, h in held], mode="markers", name="fresh groups",
                 marker={"size": 9, "symbol": "x", "color": REMAINDER},
-                text=[format_uncertain(h.value, h.sem) for _, h in held], hovertemplate="%{text}<extra></extra>",
+                text=[uncertain(h) for _, h in held], hovertemplate="%{text}<extra></extra>",
             )
         )  # fmt: skip
-    figure = themed(traces, 380)
-    figure.update_xaxes(
-        title="rank: from the largest, from the smallest",
-        tickvals=places,
-        ticktext=[format_number(e.rank) for e in values],
-    )
-    figure.update_yaxes(zeroline=True, **up.ticks([e.value for e in values]))
-    return figure
+    ranks = [format_number(e.rank) for e in values]
+    across = {"title": "rank: from the largest, from the smallest", "tickvals": places, "ticktext": ranks}
+    return themed(traces, 380, across, {"zeroline": True, **up.ticks([e.value for e in values])})
 
 
-def _density(density: DensityRecord) -> go.Figure:
+def _bounded(
+    x: Sequence[object], ends: Sequence[tuple[float, float]], up: SignedLog, name: str,
+    colour: str | list[str], texts: Sequence[str],
+) -> go.Scatter:  # fmt: skip
+    """Values with their bounds."""
+    minus = [up(middle) - up(middle - bound) for middle, bound in ends]
+    plus = [up(middle + bound) - up(middle) for middle, bound in ends]
+    return go.Scatter(
+        x=x, y=[up(middle) for middle, _ in ends], mode="markers", name=name, marker={"size": 9, "color": colour},
+        error_y=error_bars(minus, plus), text=texts, hovertemplate="%{text}<extra></extra>",
+    )  # fmt: skip
+
+
+def _density(density: DensityRecord) -> Picture:
     across = SignedLog(max(abs(x) for x in density.grid), threshold=max(density.resolution, 1e-300))
     floor = DENSITY_FLOOR * max(density.density)
-    middle = [max(y, floor) for y in density.density]
-    high = [max(y + e, floor) for y, e in zip(density.density, density.sem, strict=True)]
-    low = [max(y - e, floor) for y, e in zip(density.density, density.sem, strict=True)]
+    both = [*zip(density.density, density.sem, strict=True)]
     x = [across(point) for point in density.grid]
     traces = [
-        go.Scatter(x=x, y=high, mode="lines", line={"width": 0}, hoverinfo="skip"),
-        go.Scatter(x=x, y=low, mode="lines", line={"width": 0}, fill="tonexty", fillcolor="rgba(139,147,161,0.35)",
-                   hoverinfo="skip"),
+        *band(x, [max(y - e, floor) for y, e in both], [max(y + e, floor) for y, e in both]),
         go.Scatter(
-            x=x, y=middle, mode="lines", line={"color": POSITIVE, "width": 2},
+            x=x, y=[max(y, floor) for y in density.density], mode="lines", line={"color": POSITIVE, "width": 2},
             text=[f"{point:.4g}: {y:.3g}" for point, y in zip(density.grid, density.density, strict=True)],
             hovertemplate="%{text}<extra></extra>",
         ),
     ]  # fmt: skip
-    figure = themed(traces, 380)
-    figure.update_xaxes(title="eigenvalue", **across.ticks(density.grid))
-    figure.update_yaxes(type="log", title="density", exponentformat="power")
-    return figure
+    up = {"type": "log", "title": "density", "exponentformat": "power"}
+    over = "probes" if density.shares == 1 else "shares of the data and their probes"
+    caption = (
+        f"Logarithmic upwards; sideways logarithmic on either side of 0. The band is one standard error over {over}. "
+        f"Every eigenvalue is drawn as a Gaussian of standard deviation {format_number(density.resolution, 2)}; "
+        "nothing finer is resolved, the neighbourhood of 0 least of all."
+    )
+    figure = themed(traces, 380, {"title": "eigenvalue", **across.ticks(density.grid)}, up)
+    return "The density of all eigenvalues", figure, caption
 
 
-def _layers(record: SpectrumRecord) -> go.Figure:
+def _layers(record: SpectrumRecord) -> go.Figure | None:
+    if len(record.layer_names) < 2:
+        return None
     values = record.eigenvalues
     trace = go.Heatmap(
         x=[_layer(name) for name in record.layer_names],
         y=[f"{format_number(e.rank)}: {format_number(e.value, 3)}" for e in values],
-        z=[e.shares for e in values],
-        zmin=0,
-        zmax=max(share for e in values for share in e.shares),
-        colorscale=[[0, "rgba(139,147,161,0.08)"], [1, POSITIVE]],
-        hovertemplate="%{x}, %{y}: %{z:.3f}<extra></extra>",
-        xgap=2,
-        ygap=2,
-    )
-    figure = themed([trace], 170 + 26 * len(values))
-    figure.update_xaxes(type="category", tickangle=-45)
-    figure.update_yaxes(type="category", autorange="reversed", title="eigenvalue")
-    return figure
+        z=[e.shares for e in values], zmin=0, zmax=max(share for e in values for share in e.shares),
+        colorscale=[[0, "rgba(139,147,161,0.08)"], [1, POSITIVE]], hovertemplate="%{x}, %{y}: %{z:.3f}<extra></extra>",
+        xgap=2, ygap=2,
+    )  # fmt: skip
+    up = {"type": "category", "autorange": "reversed", "title": "eigenvalue"}
+    return themed([trace], 170 + 26 * len(values), {"type": "category", "tickangle": -45}, up)
 
 
-def _blocks(record: SpectrumRecord) -> go.Figure:
+def _blocks(record: SpectrumRecord) -> go.Figure | None:
+    if not record.layers:
+        return None
     names = [_layer(block.name) for block in record.layers]
-    ends = (
-        [(b.largest, b.largest_residual) for b in record.layers],
-        [(b.smallest, b.smallest_residual) for b in record.layers],
-    )
-    up = SignedLog(max((abs(x) for end in ends for x, _ in end), default=1.0) or 1.0)
+    largest = [(block.largest, block.largest_residual) for block in record.layers]
+    smallest = [(block.smallest, block.smallest_residual) for block in record.layers]
+    values = [x for x, _ in (*largest, *smallest)]
+    up = SignedLog(max(map(abs, values)) or 1.0)
     traces = [
-        go.Scatter(
-            x=names, y=[up(x) for x, _ in end], mode="markers", name=name, marker={"size": 9, "color": colour},
-            error_y={
-                "type": "data", "symmetric": False, "thickness": 1.6, "width": 5, "color": "#7a8494",
-                "array": [up(x + r) - up(x) for x, r in end], "arrayminus": [up(x) - up(x - r) for x, r in end],
-            },
-            text=[format_bounded(x, r) for x, r in end],
-            hovertemplate="%{text}<extra></extra>",
-        )
-        for name, colour, end in (("largest", POSITIVE, ends[0]), ("smallest", NEGATIVE, ends[1]))
-    ]  # fmt: skip
-    figure = themed(traces, 400)
-    figure.update_xaxes(type="category", tickangle=-45)
-    figure.update_yaxes(zeroline=True, **up.ticks([x for end in ends for x, _ in end]))
-    return figure
+        _bounded(names, ends, up, name, colour, [format_bounded(x, r) for x, r in ends])
+        for name, colour, ends in (("largest", POSITIVE, largest), ("smallest", NEGATIVE, smallest))
+    ]
+    return themed(traces, 400, {"type": "category", "tickangle": -45}, {"zeroline": True, **up.ticks(values)})
 
 
 def tables(record: SpectrumRecord) -> str:
     """Sections of tables, as HTML."""
-    header = [
-        "rank", "value", "residual", "bound", "of that rank", "residual²/gap", "status", "fresh groups", "95 % interval"
+    blocks: list[Row] = [
+        {
+            "layer": _layer(b.name), "parameters": f"{b.parameters:,}",
+            "largest ± residual": format_bounded(b.largest, b.largest_residual),
+            "smallest ± residual": format_bounded(b.smallest, b.smallest_residual), "trace": uncertain(b.trace),
+        }
+        for b in record.layers
     ]  # fmt: skip
-    rows = [
-        [
-            format_number(e.rank), format_number(e.value, 8), upper(e.residual, 2), upper(e.bound, 2), rank_limit(e),
-            "" if e.quadratic is None else upper(e.quadratic, 2), badge(e.status),
-            "" if e.held_out is None else format_uncertain(e.held_out.value, e.held_out.sem),
-            "" if e.held_out is None else format_interval(*e.held_out.interval),
-        ]
+    return sections(
+        {
+            f"Eigenvalues of {matrix(record)}": elements.table(_eigenvalue_rows(record)) + note(_EIGENVALUE_NOTE),
+            "Over the whole spectrum": _whole(record.density) if record.density else "",
+            "Blocks of layers": elements.table(blocks),
+            "How it was worked out": _how(record),
+        }
+    )
+
+
+_EIGENVALUE_NOTE = (
+    "An eigenvalue lies within the bound of a value; which one is not proved. Of that rank: the i-th largest is at "
+    "least, the i-th smallest at most the number given, up to rounding; it may be further out where eigenvalues lie "
+    "closer together than residuals. residual²/gap is closer than the bound, and holds only if no eigenvalue was "
+    "missed in between."
+)
+
+
+def _eigenvalue_rows(record: SpectrumRecord) -> list[Row]:
+    return [
+        {
+            "rank": format_number(e.rank), "value": format_number(e.value, 8), "residual": upper(e.residual, 2),
+            "bound": upper(e.bound, 2), "of that rank": rank_limit(e),
+            "residual²/gap": "" if e.quadratic is None else upper(e.quadratic, 2), "status": Status(e.status),
+            "fresh groups": uncertain(e.held_out) if e.held_out else "",
+            "95 % interval": interval(e.held_out) if e.held_out else "",
+        }
         for e in record.eigenvalues
     ]  # fmt: skip
-    text = (
-        "An eigenvalue lies within the bound of a value; which one is not proved. Of that rank: the i-th largest is at "
-        "least, the i-th smallest at most the number given, up to rounding; it may be further out where eigenvalues "
-        "lie closer together than residuals. residual²/gap is closer than the bound, and holds only if no eigenvalue "
-        "was missed in between."
+
+
+def _whole(density: DensityRecord) -> str:
+    named = {
+        "tr H": density.trace, "‖H‖_F²": density.frobenius_squared,
+        "effective rank (Σ|λ|)²/Σλ²": density.effective_rank,
+        "share of negative eigenvalues": density.negative_share,
+    }  # fmt: skip
+    rows = [
+        {"": name, "estimate": uncertain(e), "interval": interval(e), "status": Status(e.status)}
+        for name, e in named.items()
+    ]
+    what = "all the data" if density.shares == 1 else f"one of {density.shares} shares of the data, on average"
+    words = (
+        f"{format_count(density.probes, 'probe')} × {format_count(density.steps, 'product')} for the matrix of {what}. "
+        "The trace and ‖H‖_F² are exact but for the probes, and their intervals allow for the worst spectrum. The "
+        "effective rank and the curve have an error of the quadrature too, which is not in their intervals; of the "
+        "share below 0 the interval holds all that the quadrature leaves open."
     )
-    sections = [section(f"Eigenvalues of {matrix(record)}", table(header, rows) + note(text))]
-    if record.density:
-        d = record.density
-        named = {
-            "tr H": d.trace, "‖H‖_F²": d.frobenius_squared, "effective rank (Σ|λ|)²/Σλ²": d.effective_rank,
-            "share of negative eigenvalues": d.negative_share,
-        }  # fmt: skip
-        body = [
-            [name, format_uncertain(e.value, e.sem), format_interval(*e.interval), badge(e.status)]
-            for name, e in named.items()
-        ]
-        what = "all the data" if d.shares == 1 else f"one of {d.shares} shares of the data, on average"
-        words = (
-            f"{format_count(d.probes, 'probe')} × {format_count(d.steps, 'product')} for the matrix of {what}. The "
-            "trace and ‖H‖_F² are exact but for the probes, and their intervals allow for the worst spectrum. The "
-            "effective rank and the curve have an error of the quadrature too, which is not in their intervals; of the "
-            "share below 0 the interval holds all that the quadrature leaves open."
-        )
-        sections.append(
-            section("Over the whole spectrum", table(["", "estimate", "interval", "status"], body) + note(words))
-        )
-    if record.layers:
-        blocks = [
-            [
-                _layer(b.name), f"{b.parameters:,}", format_bounded(b.largest, b.largest_residual),
-                format_bounded(b.smallest, b.smallest_residual), format_uncertain(b.trace.value, b.trace.sem),
-            ]
-            for b in record.layers
-        ]  # fmt: skip
-        header = ["layer", "parameters", "largest ± residual", "smallest ± residual", "trace"]
-        sections.append(section("Blocks of layers", table(header, blocks)))
-    return "".join([*sections, section("How it was worked out", _how(record))])
+    return elements.table(rows) + note(words)
 
 
 def _how(record: SpectrumRecord) -> str:
@@ -345,10 +316,8 @@ def _how(record: SpectrumRecord) -> str:
     rows = {
         "model": f"{record.model.spec}: {record.model.description}",
         "matrix": f"{matrix(record)}, {design.operator}",
-        "decay": f"{record.objective.decay}, {record.objective.decayed_parameters:,} of "
-        f"{record.objective.parameters:,} parameters, λ = {format_number(record.objective.weight_decay)}",
-        "text": f"{record.text.spec}, {format_count(record.text.documents, 'document')}, tokens "
-        f"{record.text.token_checksum[:12]}…",
+        "decay": f"{decay_words(record.objective)}, λ = {format_number(record.objective.weight_decay)}",
+        "text": text_words(record.text),
         "groups": f"{design.groups} of {design.sequences} × {design.block} tokens, and {design.held_out} held out",
         "products": f"{record.products} for residuals of {design.tolerance:g} of the largest |eigenvalue| of each end: "
         + ("reached" if record.converged else "not reached"),
