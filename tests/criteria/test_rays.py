@@ -12,10 +12,9 @@ from villani.criteria.parabola import fit_quadratic
 from villani.criteria.rays import directions, rays, walk
 from villani.curvature.blocks import layers_of
 from villani.errors import InputError
-from villani.measurement.measure_to import MemoryLedger
 from villani.objective.objective import Objective
 from villani.statistics import jackknife_deviations
-from villani.work.work import Work
+from villani.work.work import InMemory, Work
 
 LAMBDA, S = 0.1, 0.3
 RADII = (0.0, 1.0, 2.0, 4.0, 8.0)
@@ -155,7 +154,7 @@ def gpt_neo(groups=5):
 def test_gpt_neo_grows_on_rays():
     objective = gpt_neo()
     before, state = objective.parameters.checksum(), torch.get_rng_state()
-    kept, steps = MemoryLedger(), []
+    kept, steps = InMemory(), []
 
     def measured(ledger):
         return rays(

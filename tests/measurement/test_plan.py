@@ -4,7 +4,7 @@ import pytest
 from tests.conftest import dense, make_model, make_pool
 from villani.curvature.rules import RULES
 from villani.errors import InputError
-from villani.measurement.measure_to import MemoryLedger, measure_to
+from villani.measurement.measure_to import measure_to
 from villani.measurement.pilot import FORWARD, REVERSE, ways_for
 from villani.measurement.plan import (
     PILOT,
@@ -20,6 +20,7 @@ from villani.objective.graph import aten
 from villani.objective.objective import Objective
 from villani.statistics import Estimate, GroupSums, sampled_statistics
 from villani.work.progress import duration
+from villani.work.work import InMemory
 
 WHOLE, LAYER, SPLIT = FORWARD
 
@@ -127,7 +128,7 @@ def test_measuring_to_an_error_reaches_it_and_holds_the_truth(quantity):
 def test_a_resumed_run_keeps_to_its_plan_and_measures_nothing_twice():
     objective, _ = objective_of(make_model("gpt2"))
 
-    class Counted(MemoryLedger):
+    class Counted(InMemory):
         puts = 0
 
         def put(self, key, arrays, **cost):

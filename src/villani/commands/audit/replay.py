@@ -82,7 +82,7 @@ def replay(settings: AuditSettings, work: Work) -> ReplayRecord:
     work.open(
         "replay", audited.about,
         {**determining(audited, subject.text, subject.provenance), "decay": audited.decay, "witness": checksum},
-        audited.model_dump() | {"witness": checksum},
+        audited.model_dump() | {"witness": checksum}, device=audited.device,
     )  # fmt: skip
     result = _evaluated(objective, witness, audited, work)
     checks = [*_subject_checks(claim, subject.text), *result.checks]

@@ -1,11 +1,9 @@
 """`villani certify --kind prequential`: one pass over the text at every λ and η, scored before it is trained on.
 
-A stretch of steps is a unit of work, as in `chains`: the tokens' ln p in the ledger, weights and the optimiser's memory
-in a file of their own whose checksum is in the row. Where a stretch ends depends on the clock, what is in it does not.
+A stretch of steps is a unit of work, see `work.stretches`: the tokens' ln p in the ledger, weights and the optimiser's
+memory in a file.
 """
 
-import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,12 +14,12 @@ from villani.commands.certify.certified_text import PRIOR_BATCH, Prepared, judge
 from villani.commands.certify.prequential_results import Pass, assemble
 from villani.commands.certify.record import CertificateRecord
 from villani.commands.certify.settings import CertifySettings
-from villani.commands.converge import chains
-from villani.commands.converge.chains import checksum, read_state, write_state
 from villani.commands.subject import outputs
 from villani.dynamics.chain import matching
 from villani.dynamics.prequential import Learner, UpdateRule, advance, steps_of
+from villani.statistics import Array
 from villani.work.budget import Needs, Shape
+from villani.work.stretches import Enough, stretches
 from villani.work.team import Rows
 from villani.work.work import Work
 
@@ -66,18 +64,12 @@ def _pass(settings: CertifySettings, prepared: Prepared, learner: Learner | None
     """A pass to its end, or taken up where it was stopped; the model is left at the centre, without a learner too."""
     blocks, model = prepared.certified, prepared.loaded.model
     steps = steps_of(len(blocks.ids), settings.batch)
-    rows: list[Rows] = []
-    done = reached = 0  # steps that rows are of, and that the learner is at
 
-    def stretch() -> Rows:
-        nonlocal reached
-        if learner and reached < done:
-            read_state(_at(states, done), learner.state, rows[-1]["state"])
+    def stretch(start: int, _: Rows | None, enough: Enough) -> dict[str, Array]:
         part = advance(
-            model, learner, blocks.ids, blocks.labels, start=done, batch=settings.batch,
-            micro_tokens=settings.micro_tokens, enough=_patience(steps, work),
+            model, learner, blocks.ids, blocks.labels, start=start, batch=settings.batch,
+            micro_tokens=settings.micro_tokens, enough=enough,
         )  # fmt: skip
-        reached = part.stop
         row = {
             "stop": np.array(part.stop), "logs": part.logs, "clipped": np.array(part.clipped),
             "state": np.zeros(0, dtype=np.uint8),
@@ -85,32 +77,10 @@ def _pass(settings: CertifySettings, prepared: Prepared, learner: Learner | None
         if part.stop == steps:
             row |= judge(settings, prepared.loaded, work, held_out=prepared.held_out)
             row["moved"] = np.array(learner.moved() if learner else 0.0)
-        elif learner:
-            write_state(_at(states, part.stop), learner.state)
-            row["state"] = checksum(_at(states, part.stop))
         return row
 
-    while done < steps:
-        rows.append(work.once(str(done), stretch))
-        _at(states, done).unlink(missing_ok=True)
-        done = int(rows[-1]["stop"])
-    for left in states.parent.glob(f"{states.name}-*.safetensors"):  # of a kill between file and row
-        left.unlink()
+    rows = stretches(work, states, steps, learner.state if learner else [], stretch)
     if learner:
         learner.reset()
     logs = np.concatenate([row["logs"] for row in rows]).astype(np.float64)
     return Pass(logs, sum(int(row["clipped"]) for row in rows) / steps, float(rows[-1]["moved"]), rows[-1])
-
-
-def _patience(steps: int, work: Work) -> Callable[[int], bool]:
-    began = time.perf_counter()
-
-    def enough(step: int) -> bool:
-        work.advance(step, steps)
-        return time.perf_counter() - began > chains.PATIENCE
-
-    return enough
-
-
-def _at(states: Path, step: int) -> Path:
-    return states.with_name(f"{states.name}-{step}.safetensors")

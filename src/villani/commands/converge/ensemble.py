@@ -6,14 +6,14 @@ import numpy as np
 
 from villani.commands.converge.chains import Chain
 from villani.commands.converge.coupling import Pair
-from villani.commands.converge.record import DivergenceRecord, DynamicsRecord
+from villani.commands.converge.record import DivergenceRecord
 from villani.commands.converge.settings import ConvergeSettings
 from villani.dynamics.advice import largest_curvature, smaller_step
 from villani.dynamics.kernel import Kernel
 from villani.dynamics.langevin import LangevinTarget
 from villani.statistics import Array, Status
 from villani.theory.catalogue import Case
-from villani.work.records import CONFIDENCE, Cost
+from villani.work.records import Cost
 from villani.work.work import Work
 
 
@@ -74,11 +74,6 @@ class Theory:
     vocabulary: int | None = None
 
 
-def design_record(settings: ConvergeSettings, batch: int | None, blocks: int | None) -> DynamicsRecord:
-    """How the chains moved."""
-    return DynamicsRecord.of(settings, batch=batch, blocks=blocks, confidence=CONFIDENCE)
-
-
 def divergence_records(
     chain: Chain, target: LangevinTarget, kernel: Kernel, replicates: int, number: int = 0
 ) -> list[DivergenceRecord]:  # fmt: skip
@@ -95,10 +90,6 @@ def divergence_records(
 
 def cost_of(ensembles: list[Ensemble], work: Work, tokens: int = 0) -> Cost:
     """What all chains took; `seconds_per_group` is per step, and `tokens` are those of a step."""
-    seconds, peak, _ = work.spent()
     steps = sum(ensemble.kernel.steps * len(ensemble.chains) for ensemble in ensembles)
     observing = sum(chain.observing for ensemble in ensembles for chain in ensemble.chains)
-    return Cost(
-        seconds=seconds, seconds_per_group=seconds / steps, peak_memory_bytes=peak, tokens=tokens * steps, probes=0,
-        observing_seconds=observing,
-    )  # fmt: skip
+    return work.cost(tokens * steps, shares=steps, observing_seconds=observing)

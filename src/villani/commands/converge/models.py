@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from villani.commands.converge.chains import read_state, run_chain, write_state
+from villani.commands.converge.chains import run_chain
 from villani.commands.converge.coupling import coupled_models
-from villani.commands.converge.ensemble import Ensemble, Theory, cost_of, design_record, divergence_records
-from villani.commands.converge.record import ConvergenceRecord
+from villani.commands.converge.ensemble import Ensemble, Theory, cost_of, divergence_records
+from villani.commands.converge.record import ConvergenceRecord, DynamicsRecord
 from villani.commands.converge.results import chains_record
 from villani.commands.converge.settings import ConvergeSettings
 from villani.commands.running import Outcome
@@ -28,6 +28,8 @@ from villani.objective.objective import Objective
 from villani.statistics import Array
 from villani.streams import Purpose, word
 from villani.work.budget import Needs, Shape
+from villani.work.records import CONFIDENCE
+from villani.work.stretches import read_state, write_state
 from villani.work.work import Work
 
 _FREE = {"weight_decay", "temperature", "chains", "coupled", "walkers", "parameters", "dimension"}
@@ -55,7 +57,8 @@ def on_model(settings: ConvergeSettings, work: Work) -> Outcome:
     theory = Theory(vocabulary=vocabulary(subject.loaded.model))
     record = ConvergenceRecord(
         model=subject.loaded.record, objective=objective_record(subject.objective), text=subject.text, potential=None,
-        design=design_record(settings, settings.batch, target.blocks), undecayed=space.size - space.decayed_size,
+        design=DynamicsRecord.of(settings, blocks=target.blocks, confidence=CONFIDENCE),
+        undecayed=space.size - space.decayed_size,
         points=[chains_record(ensemble, theory) for ensemble in ensembles], provenance=subject.provenance,
     )  # fmt: skip
     shutil.rmtree(directory / "state", ignore_errors=True)

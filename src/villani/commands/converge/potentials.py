@@ -1,17 +1,16 @@
 """Chains on a potential in closed form, whose gap is known."""
 
 import shutil
-from importlib.metadata import version
 from pathlib import Path
 
 from villani.commands.blocks import SubjectSettings
 from villani.commands.converge.chains import run_chain
 from villani.commands.converge.coupling import coupled
-from villani.commands.converge.ensemble import Ensemble, Theory, cost_of, design_record, divergence_records
-from villani.commands.converge.record import ConvergenceRecord, PotentialRecord
+from villani.commands.converge.ensemble import Ensemble, Theory, cost_of, divergence_records
+from villani.commands.converge.record import ConvergenceRecord, DynamicsRecord, PotentialRecord
 from villani.commands.converge.results import chains_record
 from villani.commands.converge.settings import ConvergeSettings
-from villani.commands.running import Outcome
+from villani.commands.running import Outcome, versions
 from villani.dynamics.langevin import STANDARD
 from villani.dynamics.potential import PotentialTarget
 from villani.errors import InputError
@@ -19,6 +18,7 @@ from villani.objective.evaluation import same_threads
 from villani.theory.catalogue import Case
 from villani.theory.exact import solve
 from villani.work.budget import Needs
+from villani.work.records import CONFIDENCE
 from villani.work.work import Work
 
 _FREE = {"weight_decay", "temperature", "coupled", *SubjectSettings.model_fields} - {"model", "seed"}
@@ -33,7 +33,7 @@ def on_potential(settings: ConvergeSettings, work: Work) -> Outcome:
     values = settings.model_dump(mode="json")
     values["parameters"] = [f"{name}={value!r}" for name, value in settings.parameters.items()]
     keyed = {name: value for name, value in values.items() if name not in _FREE}
-    keyed |= {name: version(name) for name in ("villani", "numpy", "scipy", "torch")}
+    keyed |= versions("villani", "numpy", "scipy", "torch")
     directory = work.open(
         "converge", settings.model, keyed, values, named=values | keyed, needs=_needs(settings, cases),
         what="these chains", instead="choose fewer --chains, --walkers or --steps",
@@ -47,7 +47,8 @@ def on_potential(settings: ConvergeSettings, work: Work) -> Outcome:
     record = ConvergenceRecord(
         model=None, objective=None, text=None,
         potential=PotentialRecord.of(law, name=cases[-1].name, expression=law.loss.text),
-        design=design_record(settings, None, None), undecayed=0, points=points, provenance=None,
+        design=DynamicsRecord.of(settings, batch=None, blocks=None, confidence=CONFIDENCE), undecayed=0, points=points,
+        provenance=None,
     )  # fmt: skip
     shutil.rmtree(directory / "state", ignore_errors=True)
     return Outcome([record], {0: cost_of(ensembles, work)})

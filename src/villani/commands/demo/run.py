@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from villani.commands.converge.chains import checksum
 from villani.commands.demo.settings import DemoSettings
 from villani.commands.measure.record import Displacement, TrainingRecord
 from villani.commands.measure.run import measured, rows_bytes
@@ -24,6 +23,7 @@ from villani.streams import Purpose, stream
 from villani.work.budget import Needs, Shape
 from villani.work.ledger import writing
 from villani.work.records import ModelRecord, TextRecord
+from villani.work.stretches import checksum
 from villani.work.team import Rows
 from villani.work.work import Work
 

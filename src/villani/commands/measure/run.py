@@ -131,7 +131,7 @@ def measured(
             for t in measurement.tensors
         ],
         layers=[LayerRecord.of(layer) for layer in measurement.layers],
-        plan=plan_record(plan, target) if plan and target else None,
+        plan=_plan_record(plan, target) if plan and target else None,
         psi=[psi_record(measurement, decay, s) for decay in settings.weight_decay for s in settings.temperature],
         constants=None
         if displacement
@@ -139,21 +139,14 @@ def measured(
         provenance=subject.provenance,
         cost=None,
     )  # fmt: skip
-    seconds, peak, units = work.spent()
-    cost = Cost(
-        seconds=seconds,
-        seconds_per_group=seconds / units,
-        peak_memory_bytes=peak,
-        tokens=measurement.tokens,
-        probes=settings.groups * settings.probes,
-        pilot_seconds=work.spent("pilot/")[0] if plan else None,
+    cost = work.cost(
+        measurement.tokens, settings.groups * settings.probes, pilot_seconds=work.spent("pilot/")[0] if plan else None,
         predicted_seconds=plan.seconds if plan else None,
-    )
+    )  # fmt: skip
     return record, cost
 
 
-def plan_record(plan: Plan, target: Target) -> PlanRecord:
-    """A plan as it stands in JSON."""
+def _plan_record(plan: Plan, target: Target) -> PlanRecord:
     return PlanRecord.of(
         plan, quantity=target.quantity, error=target.error, relative=target.relative, pilot_groups=plan.first,
         planned_groups=plan.groups,

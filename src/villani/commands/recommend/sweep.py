@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from importlib.metadata import version
 from itertools import product
 from pathlib import Path
 from typing import Any, cast
@@ -18,10 +17,9 @@ from typing import Any, cast
 import numpy as np
 import torch
 
-from villani.commands.constants.run import outputs
-from villani.commands.converge.chains import checksum, read_state, write_state
 from villani.commands.recommend.settings import SweepSettings
-from villani.commands.subject import load, load_blocks, load_text, load_tokenizer_of
+from villani.commands.running import versions
+from villani.commands.subject import begin, load, load_blocks, load_text, load_tokenizer_of, outputs
 from villani.dynamics.chain import label_probabilities
 from villani.dynamics.training import Diverged, Optimizer, train
 from villani.errors import InputError
@@ -33,8 +31,8 @@ from villani.objective.parameters import ParameterSpace
 from villani.statistics import Array, Estimate, ratio_estimates
 from villani.streams import Purpose, word
 from villani.work.budget import Needs, Shape
-from villani.work.memory import peak_memory
 from villani.work.records import TextRecord
+from villani.work.stretches import checksum, read_state, write_state
 from villani.work.work import Work
 
 CellKey = tuple[Optimizer, float, int]  # optimiser, λ, training seed
@@ -155,11 +153,9 @@ def sweep(settings: SweepSettings, work: Work) -> list[SweepCell]:
 @same_threads()
 def run_cells(settings: SweepSettings, cells: Sequence[CellKey], work: Work) -> list[SweepCell]:
     """As `sweep`, for cells on the grid or off it: (optimiser, λ, training seed)."""
-    if settings.threads is not None:
-        torch.set_num_threads(settings.threads)
+    begin(settings)
     text = read_sweep_text(settings, work)
     directory = work.folder()
-    work.memory = partial(peak_memory, torch.device(settings.device))
     _same_work(settings, text, work)
     missing = [cell for cell in cells if work.get(_key(*cell)) is None]
     before = 0
@@ -341,8 +337,8 @@ def _same_work(settings: SweepSettings, text: SweepText, work: Work) -> None:
         digest.update(space.mask.encode())
     for part in (text.train, text.held_out):
         digest.update(part.ids.numpy().tobytes() + part.labels.numpy().tobytes())
-    versions = {name: version(name) for name in ("villani", "torch", "transformers", "numpy")}
-    digest.update(repr((sorted(versions.items()), platform.python_version(), torch.get_num_threads())).encode())
+    packages = versions("villani", "torch", "transformers", "numpy")
+    digest.update(repr((sorted(packages.items()), platform.python_version(), torch.get_num_threads())).encode())
     row = work.once("sweep", lambda: {"work": np.array(digest.hexdigest())})
     if str(row["work"]) != digest.hexdigest():
         raise InputError(

@@ -32,7 +32,7 @@ from villani.statistics import Estimate, ratio_estimates
 from villani.work import foreign
 from villani.work.budget import LESS, Needs, Shape
 from villani.work.memory import peak_memory
-from villani.work.records import CONFIDENCE, Cost, EstimateRecord
+from villani.work.records import CONFIDENCE, EstimateRecord
 from villani.work.team import Rows
 from villani.work.work import Work
 
@@ -52,13 +52,8 @@ def run(settings: SpectrumSettings, work: Work) -> Outcome:
         what="this spectrum", instead=f"lower --basis, or {LESS}", device=settings.device,
     )  # fmt: skip
     record = spectrum_of(subject, settings, work, directory)
-    seconds, peak, units = work.spent()
-    cost = Cost(
-        seconds=seconds, seconds_per_group=seconds / units, peak_memory_bytes=peak,
-        tokens=sum(subject.objective.groups[g].tokens for g in range(settings.groups)),
-        probes=settings.density_probes * settings.density_shares,
-    )  # fmt: skip
-    return Outcome([record], {0: cost})
+    tokens = sum(subject.objective.groups[g].tokens for g in range(settings.groups))
+    return Outcome([record], {0: work.cost(tokens, settings.density_probes * settings.density_shares)})
 
 
 def _needs(settings: SpectrumSettings, subject: Subject) -> Needs:
