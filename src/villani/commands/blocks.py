@@ -65,7 +65,7 @@ class Settings(BaseModel):
         try:
             settings = cls(**values)
         except ValidationError as error:
-            raise InputError(_first(cls, error)) from None
+            raise InputError(first_problem(error, cls)) from None
         settings.check_all()
         for unused in settings.unused():
             for name in unused.fields:
@@ -212,11 +212,13 @@ def shared(settings: Settings, other: type[Settings]) -> dict[str, Any]:
     return {name: getattr(settings, name) for name in names if hasattr(settings, name)}
 
 
-def _first(settings: type[BaseModel], error: ValidationError) -> str:
-    """What is wrong first, in a line."""
+def first_problem(error: ValidationError, settings: type[BaseModel] | None = None) -> str:
+    """What is wrong first in settings, or else in a record, in a line."""
     first = error.errors(include_url=False)[0]
     where = ".".join(map(str, first["loc"]))
-    if first["type"] == "extra_forbidden":
+    if first["type"] == "finite_number" and settings is None:  # records take no other
+        return f"the figure {where} overflows: ask for λ, s and the like of a more moderate size"
+    if first["type"] == "extra_forbidden" and settings is not None:
         return f"{where}: no such option; there are: {', '.join(settings.model_fields)}"
     if first["type"] == "missing":
         return f"{where} is missing"

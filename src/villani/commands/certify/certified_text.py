@@ -25,7 +25,7 @@ from villani.dynamics.training import train
 from villani.errors import InputError
 from villani.inputs.models import LoadedModel
 from villani.inputs.text import Blocks, check_context, part_of, text_record
-from villani.objective.objective import IGNORED, Objective
+from villani.objective.objective import Objective
 from villani.statistics import Array
 from villani.work.records import Provenance, TextRecord
 from villani.work.team import Rows
@@ -56,11 +56,6 @@ class Prepared:
     records: tuple[TextRecord, TextRecord]
     provenance: Provenance
     determining: dict[str, Any]
-
-    @property
-    def counts(self) -> Array:
-        """(M,) predicted tokens of every certified block."""
-        return np.asarray((self.certified.labels[:, 1:] != IGNORED).sum(dim=1).numpy())
 
 
 def prepare(settings: CertifySettings, work: Work) -> Prepared:

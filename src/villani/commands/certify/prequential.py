@@ -41,9 +41,10 @@ def certify(settings: CertifySettings, prepared: Prepared, work: Work) -> tuple[
         )
     record = assemble(
         settings, prepared.loaded.record, prepared.records, sum(t.numel() for t in tensors), outputs(model),
-        prepared.counts, start, passes, held_out_ids=predicted(prepared.held_out), provenance=prepared.provenance,
+        prepared.certified.counts, start, passes, held_out_ids=predicted(prepared.held_out),
+        provenance=prepared.provenance,
     )  # fmt: skip
-    return record, int(prepared.counts.sum()) * len(rules)
+    return record, int(prepared.certified.counts.sum()) * len(rules)
 
 
 def needs(settings: CertifySettings, prepared: Prepared) -> Needs:

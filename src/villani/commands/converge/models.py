@@ -112,18 +112,17 @@ def _ensemble(
     subject: Subject, target: _Restarting, settings: ConvergeSettings, work: Work, directory: Path
 ) -> Ensemble:  # fmt: skip
     """The chains at one λ and s."""
-    assert settings.chains is not None
-    assert settings.log_every is not None
+    count, _, log_every = settings.sizes
     kernel, space = target.kernel, subject.objective.parameters
     decay, s = kernel.weight_decay, kernel.temperature
     units = work.scope(f"{decay!r}/{s!r}")
     chains, diverged = [], []
-    for number in range(settings.chains):
-        work.stage(f"chain {number + 1} of {settings.chains} at λ = {decay:g}, s = {s:g}")
+    for number in range(count):
+        work.stage(f"chain {number + 1} of {count} at λ = {decay:g}, s = {s:g}")
         with target.running():
             chain = run_chain(
                 target, kernel, units, directory / "state" / f"{decay!r}-{s!r}", seed=settings.seed, chain=number,
-                log_every=settings.log_every, inspect=partial(_psi, subject, target, settings, number),
+                log_every=log_every, inspect=partial(_psi, subject, target, settings, number),
                 inspect_every=settings.psi_every,
             )  # fmt: skip
             diverged += divergence_records(chain, target, kernel, 1, number)
@@ -132,7 +131,7 @@ def _ensemble(
     if settings.coupled:
         work.stage("two chains with common noise")
         twin = _twin(subject, settings)
-        pair = coupled_models(target, twin, kernel, units, seed=settings.seed, log_every=settings.log_every)
+        pair = coupled_models(target, twin, kernel, units, seed=settings.seed, log_every=log_every)
     return Ensemble(
         settings=settings, kernel=kernel, names=(*STANDARD, *target.extras), chains=tuple(chains), pair=pair,
         diverged=diverged, dimension=space.size, undecayed=space.size - (space.decayed_size if decay else 0),

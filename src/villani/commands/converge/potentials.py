@@ -56,34 +56,30 @@ def on_potential(settings: ConvergeSettings, work: Work) -> Outcome:
 
 def _needs(settings: ConvergeSettings, cases: list[Case]) -> Needs:
     """Walkers where they are, were and go, and the rows that are logged."""
-    assert settings.chains is not None
-    assert settings.walkers is not None
-    assert settings.log_every is not None
-    rows = settings.chains * (settings.steps or 0) // settings.log_every
-    positions = settings.chains * settings.walkers * max(one.potential.dimension for one in cases)
+    chains, walkers, log_every = settings.sizes
+    rows = chains * (settings.steps or 0) // log_every
+    positions = chains * walkers * max(one.potential.dimension for one in cases)
     return Needs(memory=8.0 * (6 * positions + 20 * rows), disk=8.0 * (2 * positions + 20 * rows * len(cases)))
 
 
 def _ensemble(settings: ConvergeSettings, one: Case, work: Work, directory: Path) -> Ensemble:
     """All chains at one λ and s, walked as one."""
-    assert settings.chains is not None
-    assert settings.walkers is not None
-    assert settings.log_every is not None
+    chains, walkers, log_every = settings.sizes
     law = one.potential
     kernel = settings.kernel(law.weight_decay, 2 / law.beta)
     units = work.scope(f"{law.weight_decay!r}/{law.beta!r}")
-    target = PotentialTarget(law, settings.walkers, settings.chains, spread=settings.start == "spread")
+    target = PotentialTarget(law, walkers, chains, spread=settings.start == "spread")
     work.stage(f"walking at λ = {law.weight_decay:g}, s = {2 / law.beta:g}")
     chain = run_chain(
         target, kernel, units, directory / "state" / f"{law.weight_decay!r}-{law.beta!r}", seed=settings.seed, chain=0,
-        log_every=settings.log_every,
+        log_every=log_every,
     )  # fmt: skip
-    near, far = (PotentialTarget(law, settings.walkers, settings.chains, start=sign * target.start) for sign in (1, -1))
+    near, far = (PotentialTarget(law, walkers, chains, start=sign * target.start) for sign in (1, -1))
     work.stage("two chains with common noise")
-    pair = coupled(near, far, kernel, units, seed=settings.seed, log_every=settings.log_every)
+    pair = coupled(near, far, kernel, units, seed=settings.seed, log_every=log_every)
     return Ensemble(
         settings=settings, kernel=kernel, names=(*STANDARD, *target.extras), chains=(chain,), pair=pair,
-        diverged=divergence_records(chain, target, kernel, settings.chains), dimension=law.dimension, undecayed=0,
+        diverged=divergence_records(chain, target, kernel, chains), dimension=law.dimension, undecayed=0,
     )  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
@@ -37,6 +38,7 @@ from villani.work.records import EstimateRecord
 ALPHA = 0.1  # prediction smoothing of the certified constant
 _SHOWN = 160  # points of a curve in the record
 _CHAINS = 8  # chains in the record, each
+_TEN = math.log(10)
 _FASTER = 3.0  # times: from here on the loss is said not to see a mode
 
 
@@ -120,43 +122,32 @@ def _rates(
     rates = []
     if theory.gap is not None:
         words = "Computed by villani exact" + ("." if theory.status == "certified" else ", from two grids: no proof.")
-        rates.append(_rate("exact gap", "equal", math.log(theory.gap), theory.status, words))
+        rates.append(_rate("exact gap", "equal", math.log(theory.gap) / _TEN, theory.status, words))
         if theory.ceiling is not None:
             words = "The variance quotient (C9) of one function, by interval quadrature."
-            rates.append(_rate("gap, by intervals", "at most", math.log(theory.ceiling), "certified", words))
+            rates.append(_rate("gap, by intervals", "at most", math.log(theory.ceiling) / _TEN, "certified", words))
     if ensemble.kernel.weight_decay:
         alone = "Of the law without a loss: linear observables decay at λ, F at 2λ. A reference, no promise."
-        rates.append(_rate("decay alone, λ", "reference", math.log(ensemble.kernel.weight_decay), "certified", alone))
+        log10 = math.log(ensemble.kernel.weight_decay) / _TEN
+        rates.append(_rate("decay alone, λ", "reference", log10, "certified", alone))
     for claim in promised:
         verdict, sentence = judge(claim, evidence)
         status = "refuted" if verdict == "refuted" else claim.status
-        rates.append(
-            RateRecord(
-                name=claim.name, side="at least", log10=claim.log_rate / math.log(10), status=status, verdict=verdict,
-                sentence=sentence,
-            )
-        )  # fmt: skip
+        rates.append(_rate(claim.name, "at least", claim.log_rate / _TEN, status, sentence, verdict=verdict))
     for ceiling in evidence.ceilings:
         words = "At equilibrium, for a reversible chain; limits of all bounds at once, O(η) bias apart."
         words = words if not evidence.obstacle else f"Of no use here: {evidence.obstacle}."
-        rates.append(
-            RateRecord(
-                name=ceiling.name, side="at most", log10=math.log10(ceiling.value),
-                limit_log10=math.log10(ceiling.limit), status="estimated" if evidence.obstacle else "statistical",
-                sentence=words,
-            )
-        )  # fmt: skip
+        status, limit = "estimated" if evidence.obstacle else "statistical", math.log10(ceiling.limit)
+        rates.append(_rate(ceiling.name, "at most", math.log10(ceiling.value), status, words, limit_log10=limit))
     for name, fit in fits.items():
         if fit.rate:
             words = f"{fit.verdict}: {fit.why}. The rate of this observable from this start."
-            rates.append(_rate(f"fit of {name}", "fitted", math.log(fit.rate.value), "estimated", words))
+            rates.append(_rate(f"fit of {name}", "fitted", math.log(fit.rate.value) / _TEN, "estimated", words))
     return rates
 
 
-def _rate(name: str, side: str, log: float, status: str, sentence: str) -> RateRecord:
-    return RateRecord.model_validate(
-        {"name": name, "side": side, "log10": log / math.log(10), "status": status, "sentence": sentence}
-    )
+def _rate(name: str, side: str, log10: float, status: str, sentence: str, **more: Any) -> RateRecord:
+    return RateRecord.of(name=name, side=side, log10=log10, status=status, sentence=sentence, **more)
 
 
 def _trap(fits: dict[str, Fit], theory: Theory) -> str:
@@ -212,7 +203,7 @@ def _sentence(
 
 
 def _ten(log: float) -> str:
-    value = log / math.log(10)
+    value = log / _TEN
     return f"{10**value:.3g}" if -4 < value < 6 else f"10^{value:.1f}"
 
 

@@ -76,6 +76,14 @@ class ConvergeSettings(SubjectSettings):
         """Blocks in a step of a model's chain; None for all of them."""
         return None if self.full or self.method == "mala" else self.sequences
 
+    @property
+    def sizes(self) -> tuple[int, int, int]:
+        """Chains, walkers in each, and steps between rows, of settings that are `filled`."""
+        assert self.chains is not None
+        assert self.walkers is not None
+        assert self.log_every is not None
+        return self.chains, self.walkers, self.log_every
+
     def cases(self) -> list[Case]:
         """The potential at every λ and s; those of the catalogue where none are given.
 

@@ -17,6 +17,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 
+from villani.commands.certify.certified_text import smoothed_losses
 from villani.commands.recommend.settings import SweepSettings
 from villani.commands.running import versions
 from villani.commands.subject import begin, load, load_blocks, load_text, load_tokenizer_of, outputs
@@ -28,7 +29,7 @@ from villani.inputs.text import Blocks, check_context, part_of, text_record
 from villani.objective.evaluation import same_threads
 from villani.objective.objective import MICRO_TOKENS
 from villani.objective.parameters import ParameterSpace
-from villani.statistics import Array, Estimate, ratio_estimates
+from villani.statistics import Array, Estimate, mean_per_token
 from villani.streams import Purpose, word
 from villani.work.budget import Needs, Shape
 from villani.work.records import TextRecord
@@ -223,7 +224,7 @@ def _train_cell(
     tensors: list[torch.Tensor] = list(model.parameters())
     blocks = [(part.ids.to(device), part.labels.to(device)) for part in (text.train, text.held_out)]
     first, _, _ = _judge(model, text.held_out, settings.alpha)
-    curve, diverged = [(0, float(first.sum() / _predicted(text.held_out).sum()))], False
+    curve, diverged = [(0, float(first.sum() / text.held_out.counts.sum()))], False
     # a checkpoint's dropout draws from torch's global state
     with torch.random.fork_rng(devices=[] if device.type == "cpu" else [device]):
         torch.manual_seed(word(seed, Purpose.DROPOUT))
@@ -250,7 +251,7 @@ def _train_cell(
     write_state(weights, tensors)
     norms = ParameterSpace(model).norms_squared()
     return row | {
-        "sums": held, "smoothed": smoothed, "train_sums": seen, "train_counts": _predicted(sample),
+        "sums": held, "smoothed": smoothed, "train_sums": seen, "train_counts": sample.counts.astype(float),
         "norm_squared": np.array(float(norms.sum())), "weights": checksum(weights),
     }  # fmt: skip
 
@@ -258,8 +259,7 @@ def _train_cell(
 def _judge(model: torch.nn.Module, blocks: Blocks, alpha: float) -> tuple[Array, Array, Array]:
     """(M,) nats of each block; (2, M) sums of smoothed losses and of their squares; (m,) ln p of each token."""
     logs, counts = label_probabilities(model, blocks.ids, blocks.labels)
-    size = outputs(model)
-    smooth = -np.log((1 - alpha) * np.exp(logs) + alpha / size)
+    smooth = smoothed_losses(logs, alpha, outputs(model))
     owner = np.repeat(np.arange(len(counts)), counts.astype(int))
     found = np.zeros((3, len(counts)))
     for row, values in zip(found, (-logs, smooth, smooth**2), strict=True):
@@ -273,31 +273,18 @@ def _sample(blocks: Blocks, most: int) -> Blocks:
     return Blocks(blocks.ids[rows], blocks.labels[rows], blocks.documents, blocks.tokens, blocks.cut)
 
 
-def _predicted(blocks: Blocks) -> Array:
-    """(M,) predicted tokens of each block."""
-    return np.asarray((blocks.labels[:, 1:] >= 0).sum(dim=1).numpy(), dtype=np.float64)
-
-
 def _cell(directory: Path, key: CellKey, text: SweepText, row: dict[str, Array]) -> SweepCell:
     diverged = bool(row["diverged"])
-    counts, empty = _predicted(text.held_out), np.zeros(0)
+    counts, empty = text.held_out.counts.astype(float), np.zeros(0)
     return SweepCell(
         *key,
         curve=[(int(step), float(loss)) for step, loss in row["curve"]],
-        train_loss=None if diverged else _mean(row["train_sums"], row["train_counts"]),
-        held_out=None if diverged else _mean(row["sums"], counts),
+        train_loss=None if diverged else mean_per_token(row["train_sums"], row["train_counts"]),
+        held_out=None if diverged else mean_per_token(row["sums"], counts),
         sums=row.get("sums", empty), smoothed=row.get("smoothed", empty), counts=counts, documents=text.documents,
         norm_squared=float(row.get("norm_squared", np.array(np.nan))), seconds=float(row["seconds"]),
         weights=_weights(directory, *key), diverged=diverged, checksum=row.get("weights"),
     )  # fmt: skip
-
-
-def _mean(sums: Array, counts: Array) -> Estimate:
-    """Nats per token, with the jackknife's error over blocks; of one block, an error that is not known."""
-    if len(counts) < 2:
-        return Estimate(float(sums.sum() / counts.sum()), float("nan"), 1, "estimated")
-    value, sem = ratio_estimates(sums[:, None], counts)
-    return Estimate(float(value[0]), float(sem[0]), len(counts), "statistical")
 
 
 def _whole_documents(owners: Array, start: int, stop: int) -> Array:
@@ -317,14 +304,8 @@ def _weights(directory: Path, optimizer: Optimizer, decay: float, seed: int) -> 
     return directory / "models" / f"{optimizer}-{decay!r}-{seed}.safetensors"
 
 
-_OF_A_CELL = {
-    "optimizers",
-    "weight_decay",
-    "seeds",
-    "threads",
-    "allow_unused",
-    "trust_remote_code",
-}  # what tells cells apart, or is told otherwise
+# what tells cells apart, or is told otherwise
+_OF_A_CELL = {"optimizers", "weight_decay", "seeds", "threads", "allow_unused", "trust_remote_code"}
 
 
 def _same_work(settings: SweepSettings, text: SweepText, work: Work) -> None:
