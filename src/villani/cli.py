@@ -174,8 +174,7 @@ def doctor(data: _DATA = None) -> None:
 
 
 def _root(
-    ctx: typer.Context,
-    version: Annotated[bool, typer.Option("--version", help="print the version and stop")] = False,
+    ctx: typer.Context, version: Annotated[bool, typer.Option("--version", help="print the version and stop")] = False
 ) -> None:
     if version:
         typer.echo(f"villani {__version__}")

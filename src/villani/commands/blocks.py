@@ -189,8 +189,7 @@ class TrustBlock(BaseModel):
 
     trust_remote_code: Annotated[bool, Option("let a checkpoint run its code", MODEL)] = False
     allow_unused: Annotated[
-        str | None,
-        Option("names of stored weights that the model may leave unused, a regular expression", MODEL),
+        str | None, Option("names of stored weights that the model may leave unused, a regular expression", MODEL)
     ] = None
 
 

@@ -207,7 +207,7 @@ class Work:
         each = seconds / max(units if shares is None else shares, 1)
         return Cost(
             seconds=seconds, seconds_per_group=each, peak_memory_bytes=peak, tokens=tokens, probes=probes, **more
-        )  # fmt: skip
+        )
 
     def _memory(self) -> int:
         return peak_memory(self.device)

@@ -12,7 +12,7 @@ import torch
 from tests.commands.certify.conftest import QUICK, SMALL
 from villani.commands import subject
 from villani.commands.certify import path as path_kind
-from villani.commands.certify.path_results import Spending
+from villani.commands.certify.path import Spending
 from villani.commands.certify.record import CertificateRecord
 from villani.commands.certify.settings import CertifySettings
 from villani.commands.running import perform

@@ -51,7 +51,7 @@ def _needs(settings: AuditSettings, subject: Subject) -> Needs:
     tokens = settings.groups * settings.sequences * settings.block * 12 * (1 + 3 * settings.probes)
     return Shape.of(subject.loaded.model).work(
         tokens, at_once=settings.at_once, block=settings.block, vectors=6, device=settings.device
-    )  # fmt: skip
+    )
 
 
 def _stages(work: Work) -> Callable[[str, int, int], None]:

@@ -19,7 +19,7 @@ from villani.commands.subject import (
     load_tokenizer_of,
     outputs,
     provenance_of,
-)  # fmt: skip
+)
 from villani.dynamics.chain import label_probabilities, matching
 from villani.dynamics.training import train
 from villani.errors import InputError

@@ -4,24 +4,55 @@ A stretch of steps is a unit of work, see `work.stretches`: the tokens' ln p in 
 memory in a file.
 """
 
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from villani.commands.certify.certified_text import PRIOR_BATCH, Prepared, judge, predicted
-from villani.commands.certify.prequential_results import Pass, assemble
-from villani.commands.certify.record import CertificateRecord
+from villani.commands.certify.certified_text import PRIOR_BATCH, Prepared, judge, moments, predicted, smoothed_losses
+from villani.commands.certify.record import CertificateRecord, GainRecord, PassPoint, PrequentialRecord, SegmentRecord
+from villani.commands.certify.results import ScoredModel, beaten, best_bound, bound_record, competitors
 from villani.commands.certify.settings import CertifySettings
 from villani.commands.subject import outputs
+from villani.dynamics.certificate import gain_bound, token_bound
 from villani.dynamics.chain import matching
 from villani.dynamics.prequential import Learner, UpdateRule, advance, steps_of
+from villani.outwards import lower, upper
 from villani.statistics import Array
+from villani.theory.complexity import Complexity
+from villani.theory.constants import Smoothing
 from villani.work.budget import Needs, Shape
 from villani.work.stretches import Enough, stretches
 from villani.work.team import Rows
 from villani.work.work import Work
+
+SEGMENTS = 32
+_ITERATES = "the weights from before each batch on the blocks of that batch, on average over the pass"
+_NONE = Complexity(
+    "none", "no complexity", 0.0,
+    "blocks in the text's order, each scored before it is trained on; settings fixed before the text", "certified",
+    "THEORY.md §5 (c″)",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False)
+class Pass:
+    """One pass, or the frozen start's.
+
+    Attributes:
+        logs: (m,) ln p of the certified tokens under the weights from before their batch.
+        clipped: share of steps whose gradient was.
+        moved: ‖θ − centre‖ at the end.
+        last: moments of the last weights on held-out text.
+    """
+
+    logs: Array
+    clipped: float
+    moved: float
+    last: Mapping[str, Array]
 
 
 def certify(settings: CertifySettings, prepared: Prepared, work: Work) -> tuple[CertificateRecord, int]:
@@ -39,11 +70,7 @@ def certify(settings: CertifySettings, prepared: Prepared, work: Work) -> tuple[
         passes.append(
             (rule, _pass(settings, prepared, learner, states / f"pass-{number}", work.scope(f"pass/{number}")))
         )
-    record = assemble(
-        settings, prepared.loaded.record, prepared.records, sum(t.numel() for t in tensors), outputs(model),
-        prepared.certified.counts, start, passes, held_out_ids=predicted(prepared.held_out),
-        provenance=prepared.provenance,
-    )  # fmt: skip
+    record = assemble(settings, prepared, sum(t.numel() for t in tensors), start, passes)
     return record, int(prepared.certified.counts.sum()) * len(rules)
 
 
@@ -85,3 +112,114 @@ def _pass(settings: CertifySettings, prepared: Prepared, learner: Learner | None
         learner.reset()
     logs = np.concatenate([row["logs"] for row in rows]).astype(np.float64)
     return Pass(logs, sum(int(row["clipped"]) for row in rows) / steps, float(rows[-1]["moved"]), rows[-1])
+
+
+def assemble(
+    settings: CertifySettings, prepared: Prepared, moving: int, start: Pass, passes: Sequence[tuple[UpdateRule, Pass]]
+) -> CertificateRecord:
+    """The record: every λ and η, the frozen start that they are held against, and a sentence."""
+    counts, (text, held_out) = prepared.certified.counts, prepared.records
+    vocabulary = outputs(prepared.loaded.model)
+
+    def scored(one: Pass) -> ScoredModel:
+        row = dict(one.last) | moments("certified", one.logs, counts, settings.alpha, vocabulary)
+        return ScoredModel.of(row, settings.alpha)
+
+    compared = competitors(settings, scored(start), predicted(prepared.held_out))
+    level = settings.delta / settings.candidates / len(passes) / len(settings.alpha)
+    points = [
+        _point(settings, rule, one, scored(one), start, level, compared["prior_bound"], text.documents)
+        for rule, one in passes
+    ]
+    record = CertificateRecord(
+        model=prepared.loaded.record, text=text, held_out=held_out, moving=moving,
+        spending={"certificate of the iterates": level}, points=[], sentence="", provenance=prepared.provenance,
+        prequential=PrequentialRecord.of(
+            settings, steps=steps_of(len(counts), settings.batch), points=points,
+            segments=_segments(counts, settings.batch, start, [one for _, one in passes]),
+        ),
+        **compared,
+    )  # fmt: skip
+    return record.model_copy(update={"sentence": sentence(record)})
+
+
+def _point(
+    settings: CertifySettings, rule: UpdateRule, one: Pass, scored: ScoredModel, start: Pass, level: float,
+    prior_bound: float, documents: int,
+) -> PassPoint:  # fmt: skip
+    bounds = [
+        bound_record(token_bound(losses, scored.tokens, 0.0, level), losses, _NONE, _ITERATES, scored.tokens, documents)
+        for losses in scored.certified
+    ]
+    bound = min(bounds, key=lambda b: b.value)
+    gains = [_gain(one, start, losses.smoothing, level) for losses in scored.certified]
+    # the last weights are one more predictor on a text of its own: at all of δ, as the start's certificate
+    share = settings.delta / settings.candidates / len(settings.alpha)
+    return PassPoint(
+        weight_decay=rule.weight_decay, learning_rate=rule.rate, certificate=bound,
+        below_start=prior_bound - bound.value, gain=max(gains, key=lambda g: g.value), loss=scored.training_loss,
+        moved=one.moved, clipped=one.clipped, held_out_loss=scored.held_out_loss,
+        held_out_bound=scored.held_out_bound(share),
+    )  # fmt: skip
+
+
+def _gain(one: Pass, start: Pass, smoothing: Smoothing, level: float) -> GainRecord:
+    after, before = (smoothed_losses(scores.logs, smoothing.alpha, smoothing.vocabulary) for scores in (one, start))
+    difference = after - before
+    bound = gain_bound(float(difference.mean()), float((difference**2).mean()), len(difference), smoothing, level)
+    return GainRecord(
+        value=-bound.value, empirical=-bound.empirical, alpha=smoothing.alpha, choice=bound.choice, delta=level,
+        about=f"risk of the frozen start less that of {_ITERATES}; {bound.about}",
+        hypotheses=f"{_NONE.hypotheses}; {bound.hypotheses}",
+    )  # fmt: skip
+
+
+def _segments(counts: Array, batch: int, start: Pass, passes: Sequence[Pass]) -> list[SegmentRecord]:
+    """Mean losses along the pass, in at most `SEGMENTS` parts of whole steps."""
+    steps = steps_of(len(counts), batch)
+    ends = np.unique(np.linspace(0, steps, min(SEGMENTS, steps) + 1).round().astype(int))
+    edges = np.concatenate([[0], np.cumsum(counts)])[np.minimum(ends * batch, len(counts))]
+    return [
+        SegmentRecord(
+            tokens=int(high), start=float(-start.logs[low:high].mean()),
+            iterates=[float(-one.logs[low:high].mean()) for one in passes],
+        )
+        for low, high in pairwise(edges) if high > low
+    ]  # fmt: skip
+
+
+def sentence(record: CertificateRecord) -> str:
+    """The best pass in words, beside the frozen start."""
+    best = best_bound(record)
+    assert best is not None
+    point, bound = best
+    assert isinstance(point, PassPoint)
+    gain, names = point.gain, beaten(record, bound)
+    words = (
+        f"With probability {1 - record.delta:g} the risk of {bound.predictor}, is at most "
+        f"{upper(bound.value, places=3)} nats per token ({upper(bound.bits, places=3)} bits; λ = "
+        f"{point.weight_decay:g}, η = {point.learning_rate:g}, {bound.status}): empirical {bound.empirical:.3f} and "
+        f"{upper(bound.excess, places=3)} for chance over {record.tokens:,} tokens, without complexity. "
+        + (f"It is below {' and below '.join(names)}. " if names else "It is vacuous: guessing does better. ")
+    )
+    if point.below_start > 0:
+        words += (
+            f"The frozen start's certificate on the same tokens is {upper(record.prior_bound, places=3)}, "
+            f"{lower(point.below_start, places=3)} higher. "
+        )
+    else:
+        words += (
+            f"The frozen start's certificate on the same tokens is lower, {upper(record.prior_bound, places=3)}: by "
+            f"{upper(-point.below_start, places=3)}. "
+        )
+    if gain.value > 0:
+        words += (
+            f"A certified gain from training of {lower(gain.value, places=3)} nats per token: by the paired losses and "
+            f"with probability {1 - record.delta:g}, the iterates' risk is lower than the start's by that much."
+        )
+    else:
+        words += (
+            f"No gain from training is certified: the paired losses differ by {gain.empirical:.3f} nats, and the "
+            f"bound allows {lower(gain.value, places=3)}."
+        )
+    return words

@@ -76,7 +76,7 @@ class Theory:
 
 def divergence_records(
     chain: Chain, target: LangevinTarget, kernel: Kernel, replicates: int, number: int = 0
-) -> list[DivergenceRecord]:  # fmt: skip
+) -> list[DivergenceRecord]:
     """What to say about a chain that left; all replicates of a potential go together."""
     if chain.diverged is None:
         return []

@@ -110,7 +110,7 @@ class _Restarting(NetworkTarget):
 
 def _ensemble(
     subject: Subject, target: _Restarting, settings: ConvergeSettings, work: Work, directory: Path
-) -> Ensemble:  # fmt: skip
+) -> Ensemble:
     """The chains at one λ and s."""
     count, _, log_every = settings.sizes
     kernel, space = target.kernel, subject.objective.parameters

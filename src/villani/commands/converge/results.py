@@ -22,12 +22,7 @@ from villani.commands.converge.record import (
     MixingRecord,
     RateRecord,
 )
-from villani.dynamics.convergence import (
-    Fit,
-    contraction,
-    fit_exponential,
-    mixing,
-)
+from villani.dynamics.convergence import Fit, contraction, fit_exponential, mixing
 from villani.dynamics.verdicts import Claim, Evidence, claims, judge
 from villani.outwards import lower, upper
 from villani.statistics import Array
@@ -118,7 +113,7 @@ def _claims(ensemble: Ensemble, theory: Theory) -> Iterator[Claim]:
 
 def _rates(
     ensemble: Ensemble, theory: Theory, evidence: Evidence, promised: list[Claim], fits: dict[str, Fit]
-) -> list[RateRecord]:  # fmt: skip
+) -> list[RateRecord]:
     rates = []
     if theory.gap is not None:
         words = "Computed by villani exact" + ("." if theory.status == "certified" else ", from two grids: no proof.")
@@ -162,7 +157,7 @@ def _trap(fits: dict[str, Fit], theory: Theory) -> str:
             f"{'exactly' if theory.status == 'certified' else 'estimated as'} {truth:.3g}, "
             f"{loss.rate.value / truth:.3g} times smaller. A constant read off the loss curve would be "
             "that many times too good."
-        )  # fmt: skip
+        )
     slow = [name for name in fits if name.startswith("linear")]
     for name in slow:
         fit = fits[name]
@@ -244,10 +239,8 @@ def _shown(ensemble: Ensemble) -> tuple[list[float], list[CurveRecord]]:
             spread = np.nansum((rows - mean) ** 2, axis=0) / np.maximum(known - 1, 1)
             sem = np.where(known > 1, np.sqrt(spread / np.maximum(known, 1)), np.nan)
         curves.append(
-            CurveRecord(
-                name=name, mean=_nulls(mean), sem=_nulls(sem), chains=[_nulls(row) for row in rows[:_CHAINS]]
-            )
-        )  # fmt: skip
+            CurveRecord(name=name, mean=_nulls(mean), sem=_nulls(sem), chains=[_nulls(row) for row in rows[:_CHAINS]])
+        )
     return ensemble.kernel.times(longest.steps[points]).tolist(), curves
 
 

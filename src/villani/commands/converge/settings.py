@@ -141,9 +141,7 @@ class ConvergeSettings(SubjectSettings):
         if self.potential is None and (self.parameters or self.dimension is not None or self.walkers is not None):
             raise InputError(f"model {self.model}: --set, --dimension and --walkers go with exact:POTENTIAL")
         settings = self.filled()
-        settings.check_least(
-            groups=1, chains=1, walkers=1, log_every=1, psi_every=0, psi_groups=3, seed=0, steps=1
-        )  # fmt: skip
+        settings.check_least(groups=1, chains=1, walkers=1, log_every=1, psi_every=0, psi_groups=3, seed=0, steps=1)
         for decay, s in product(settings.weight_decay, settings.temperature):
             settings.kernel(decay, s)
         if self.psi_every and self.potential is not None:

@@ -101,7 +101,7 @@ def _point(one: Case, digits: int | None) -> PointRecord:
     if truth.log_sobolev is not None and truth.log_sobolev_status is not None:
         sobolev = LogSobolevRecord(
             value=truth.log_sobolev, status=truth.log_sobolev_status, note=truth.log_sobolev_note
-        )  # fmt: skip
+        )
     return PointRecord.of(
         truth,
         weight_decay=law.weight_decay,

@@ -59,7 +59,7 @@ def _needs(settings: MeasureSettings, subject: Subject) -> Needs:
     tokens = groups * settings.sequences * settings.block * (1 + 3 * settings.probes + int(settings.finite))
     needs = Shape.of(subject.loaded.model).work(
         tokens, at_once=settings.at_once, block=settings.block, vectors=4, device=settings.device
-    )  # fmt: skip
+    )
     return replace(needs, disk=needs.disk + rows_bytes(subject.objective.parameters.size, groups))
 
 

@@ -104,8 +104,8 @@ def landscape_point(settings: PaperSettings, cell: SweepCell, text: SweepText, w
         if not psi:  # the same groups and probes at the same θ on every ray
             psi = [psi_record(ray.measurements[radii.index(0.0)], decay, s) for s in settings.temperature]
     found = audit_differential(
-        objective, max(settings.temperature), seed=seed, confirmed=part.confirmed, search=part.search,
-    )  # fmt: skip
+        objective, max(settings.temperature), seed=seed, confirmed=part.confirmed, search=part.search
+    )
     worst = found.findings[0] if found.findings and found.findings[0].confirmed else None
     above = found.refuted_above
     return LandscapePoint(
@@ -117,7 +117,7 @@ def landscape_point(settings: PaperSettings, cell: SweepCell, text: SweepText, w
 
 def spectrum_point(
     settings: PaperSettings, cell: SweepCell, text: SweepText, work: Work, folder: str, *, both: bool
-) -> SpectrumPoint:  # fmt: skip
+) -> SpectrumPoint:
     """E2: the ends and the density of ∇²L; with `both`, λ₁(∇²F) from products of its own too."""
     part = settings.spectra
     assert part is not None
@@ -182,7 +182,7 @@ def reference_trace(settings: PaperSettings, cell: SweepCell, text: SweepText, w
 
 def estimator_row(
     settings: PaperSettings, cell: SweepCell, text: SweepText, work: Work, way: Ways, repeat: int
-) -> Rows:  # fmt: skip
+) -> Rows:
     """One estimate of tr ∇²L by one way, with probes of its own and the standard error that it reports."""
     part = _estimators(settings)
     subject = subject_at(settings, cell, text, work, part.groups, part.sequences, finite=True)
@@ -201,13 +201,13 @@ def _estimate_row(found: Estimate) -> Rows:
 
 def estimators_record(
     settings: PaperSettings, cell: SweepCell, reference: Rows, rows: dict[Ways, list[Rows]], size: int
-) -> EstimatorsRecord:  # fmt: skip
+) -> EstimatorsRecord:
     """E5 from its rows."""
     part = _estimators(settings)
     truth, error = float(reference["value"]), float(reference["sem"])
-    known = exact(truth) if error == 0 else Estimate(
-        truth, error, part.groups, "statistical", float(reference["freedom"])
-    )  # fmt: skip
+    known = (
+        exact(truth) if error == 0 else Estimate(truth, error, part.groups, "statistical", float(reference["freedom"]))
+    )
     return EstimatorsRecord.of(
         optimizer=cell.optimizer, weight_decay=cell.weight_decay, seed=cell.seed, groups=part.groups,
         probes=part.probes, reference=known,

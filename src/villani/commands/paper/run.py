@@ -34,12 +34,7 @@ from villani.commands.paper.record import (
     SpectrumPoint,
 )
 from villani.commands.paper.settings import PaperOptions, PaperSettings, Ways
-from villani.commands.paper.training import (
-    best_decay,
-    learned_curvature,
-    pathology_trends,
-    training_points,
-)
+from villani.commands.paper.training import best_decay, learned_curvature, pathology_trends, training_points
 from villani.commands.recommend.record import OptimizerRecord
 from villani.commands.recommend.sweep import SweepCell, SweepText, needs_of, read_sweep_text, sweep
 from villani.commands.running import Outcome, perform
@@ -200,7 +195,7 @@ class _Study:
             Found(
                 parameters, criteria_found, landscape, spectra, learned, convergence, training, certificates, estimators
             )
-        )  # fmt: skip
+        )
         choices = self._kept(
             f"choice/{settings.digest('choice')}", list[OptimizerRecord],
             partial(choose, settings, text, cells, certificates, self.work, self.provenance),

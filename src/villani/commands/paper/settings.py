@@ -134,7 +134,7 @@ class PaperSettings(_Part):
             "certificates": {"steps": 1, "batch": 1, "candidates": 1},
             "estimators": {"groups": 1, "sequences": 1, "probes": 2, "repeats": 2, "reference_probes": 2, "exact": 0},
             "pathologies": {"blocks": 2},
-        }  # fmt: skip
+        }
         for part, fields in least.items():
             given = getattr(self, part)
             for field, low in fields.items() if given else ():

@@ -102,9 +102,7 @@ def _losses(cells: Mapping[float, Sequence[SweepCell]]) -> GridLosses:
 
 def _sums(cells: Sequence[SweepCell], units: int) -> Array:
     """(K, U) nats of each unit at each seed; nan where training diverged."""
-    rows = [
-        np.full(units, np.nan) if c.diverged else joined(c.sums, c.counts, c.documents)[0] for c in cells
-    ]  # fmt: skip
+    rows = [np.full(units, np.nan) if c.diverged else joined(c.sums, c.counts, c.documents)[0] for c in cells]
     return np.stack(rows)
 
 
@@ -201,9 +199,7 @@ def _judged(rule: Rule, losses: GridLosses, result: OptimizerResult) -> RuleReco
     return _placed(rule, losses, losses.sums[index], decay, index, share)
 
 
-def _placed(
-    rule: Rule, losses: GridLosses, sums: Array, decay: float, own: int | None, share: float
-) -> RuleRecord:  # fmt: skip
+def _placed(rule: Rule, losses: GridLosses, sums: Array, decay: float, own: int | None, share: float) -> RuleRecord:
     if not np.isfinite(sums).all():
         return _rule(replace(rule, flags=(*rule.flags, "training diverged there")), decay, share=share)
     if not losses.finite:

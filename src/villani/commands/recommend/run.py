@@ -88,9 +88,7 @@ def run(settings: RecommendSettings, work: Work) -> Outcome:
     smoothing = Smoothing(outputs(loaded.model), settings.alpha)
     results: list[OptimizerResult] = []
     for optimizer in settings.optimizers:
-        training = training_of(
-            settings, optimizer, len(text.train.ids), space.size, space.decayed_size == space.size
-        )  # fmt: skip
+        training = training_of(settings, optimizer, len(text.train.ids), space.size, space.decayed_size == space.size)
         rules = rules_of(settings, training, smoothing, certificates, pairs, source)
         beyond = [r.weight_decay for r in rules if r.weight_decay is not None and r.weight_decay not in grid]
         more = []
@@ -154,9 +152,7 @@ def _certificates(settings: RecommendSettings, text: SweepText, work: Work) -> C
     return Certificates(bounds, refusals)
 
 
-def pairs_of(
-    settings: RecommendSettings, audited: AuditRecord | None, work: Work
-) -> tuple[list[Pair] | None, str]:  # fmt: skip
+def pairs_of(settings: RecommendSettings, audited: AuditRecord | None, work: Work) -> tuple[list[Pair] | None, str]:
     """Rescaling pairs for the guard: of the audit that was given, or of a short one at the start."""
     if "guard" not in settings.rules or settings.temperature is None:
         return None, ""

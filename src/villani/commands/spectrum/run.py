@@ -67,7 +67,7 @@ def _needs(settings: SpectrumSettings, subject: Subject) -> Needs:
     columns = settings.basis or min(2 * pairs + 20, settings.most)
     return Shape.of(subject.loaded.model).work(
         tokens, at_once=settings.at_once, block=settings.block, vectors=6, kept=columns + pairs, device=settings.device
-    )  # fmt: skip
+    )
 
 
 def spectrum_of(subject: Subject, settings: SpectrumSettings, work: Work, directory: Path) -> SpectrumRecord:
@@ -141,9 +141,7 @@ class _Parts:
             if self.objective.device.type == "cpu":
                 self.budget.working = max(0, self.budget.peak() - resident())
         with Basis(operator.size, operator.dtype, self.objective.device, folder, self.budget) as basis:
-            ritz = krylov(
-                product, basis, self.settings.ends, self.settings.seed, None, self.work, self.work.advance
-            )  # fmt: skip
+            ritz = krylov(product, basis, self.settings.ends, self.settings.seed, None, self.work, self.work.advance)
             self.work.stage("eigenvalues: residuals")
             pairs = examine(
                 product, basis, ritz, operator.sizes, rounding, self.work, self.directory, self.work.advance
