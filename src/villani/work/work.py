@@ -10,6 +10,7 @@ import re
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from copy import copy
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self, TypeVar
@@ -144,9 +145,8 @@ class Work:
 
     def scope(self, prefix: str) -> "Work":
         """The same work with all keys under `prefix/`."""
-        other = Work(self.run, self.data, self.progress, self.team)
-        other.directory, other.device, other.shared = self.directory, self.device, self.shared
-        other._ledger, other._prefix = self._ledger, f"{self._prefix}{prefix}/"
+        other = copy(self)
+        other._prefix = f"{self._prefix}{prefix}/"
         return other
 
     def stage(self, text: str) -> None:

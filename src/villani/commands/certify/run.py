@@ -8,18 +8,19 @@ from villani.objective.evaluation import same_threads
 from villani.work.budget import LESS
 from villani.work.work import Work
 
-_KINDS = {"path": (path.needs, path.certify), "prequential": (prequential.needs, prequential.certify)}
+_KINDS = {"path": path, "prequential": prequential}
 
 
 @same_threads()
 def run(settings: CertifySettings, work: Work) -> Outcome:
     """Train and certify; every finished chain, and every stretch of a pass, is kept."""
-    needs, certify = _KINDS[settings.kind]
+    kind = _KINDS[settings.kind]
     prepared = prepare(settings, work)
     work.open(
-        settings.name, settings.model, prepared.determining, settings.model_dump(), needs=needs(settings, prepared),
-        what="this certificate", instead=f"lower --batch, or {LESS}", device=settings.device,
+        settings.name, settings.model, prepared.determining, settings.model_dump(),
+        needs=kind.needs(settings, prepared), what="this certificate", instead=f"lower --batch, or {LESS}",
+        device=settings.device,
     )  # fmt: skip
     to_centre(settings, prepared, work)
-    record, tokens = certify(settings, prepared, work)
+    record, tokens = kind.certify(settings, prepared, work)
     return Outcome([record], {0: work.cost(tokens)})

@@ -27,7 +27,7 @@ from villani.measurement.target import Target
 from villani.objective.evaluation import same_threads
 from villani.work.budget import LESS, Needs, Shape
 from villani.work.progress import duration
-from villani.work.records import CONFIDENCE, Cost, EstimateRecord, PsiParts, PsiRecord
+from villani.work.records import CONFIDENCE, Cost, PsiRecord
 from villani.work.work import Work
 
 
@@ -156,7 +156,5 @@ def _plan_record(plan: Plan, target: Target) -> PlanRecord:
 def psi_record(measurement: Measurement, weight_decay: float, temperature: float) -> PsiRecord:
     """Ψ_s at one λ and s as it stands in JSON."""
     psi = measurement.psi(weight_decay, temperature=temperature)
-    return PsiRecord(
-        **EstimateRecord.model_validate(psi).model_dump(), weight_decay=weight_decay, temperature=temperature,
-        parts=PsiParts.model_validate(psi.parts),
-    )  # fmt: skip
+    interval = psi.interval(CONFIDENCE)
+    return PsiRecord.of(psi, interval=interval, weight_decay=weight_decay, temperature=temperature)

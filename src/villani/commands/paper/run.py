@@ -12,6 +12,7 @@ from functools import partial
 from itertools import product
 from typing import Any, TypeVar
 
+from villani.commands.blocks import Settings
 from villani.commands.certify.record import CertificatePoint
 from villani.commands.paper.choice import choose
 from villani.commands.paper.claims import Found, choice_sentence, claims, decay_sentence, sentence
@@ -235,19 +236,13 @@ class _Study:
         return spectrum_point(self.settings, cell, self.text, self.work, folder, both=both)
 
     def _convergence(self) -> list[ConvergencePoint]:
-        folder = f"converge-{self.settings.digest('convergence')}"
-
         def make() -> list[ConvergencePoint]:
-            with self.work.inner(folder) as inner:
-                _, record = perform(self.settings.chains(), inner)
             return [
-                ConvergencePoint(
-                    weight_decay=p.weight_decay, temperature=p.temperature, sentence=p.sentence,
-                    equilibrium=p.equilibrium, fits=p.fits, diverged=len(p.diverged),
-                    promises=[r for r in p.rates if r.side == "at least"],
+                ConvergencePoint.of(
+                    point, diverged=len(point.diverged), promises=[r for r in point.rates if r.side == "at least"]
                 )
-                for p in record.points
-            ]  # fmt: skip
+                for point in self._run("converge", "convergence", self.settings.chains()).points
+            ]
 
         return self._kept(
             f"convergence/{self.settings.digest('convergence')}",
@@ -257,11 +252,8 @@ class _Study:
         )
 
     def _certificates(self) -> tuple[list[CertificatePoint], str]:
-        folder = f"certify-{self.settings.digest('certificates')}"
-
         def make() -> tuple[list[CertificatePoint], str]:
-            with self.work.inner(folder) as inner:
-                _, record = perform(self.settings.certified(), inner)
+            record = self._run("certify", "certificates", self.settings.certified())
             return record.points, record.sentence
 
         return self._kept(
@@ -270,6 +262,11 @@ class _Study:
             make,
             "E4, certificates",
         )
+
+    def _run(self, command: str, part: str, settings: Settings) -> Any:
+        """The record of another command's run, in a folder of its own."""
+        with self.work.inner(f"{command}-{self.settings.digest(part)}") as inner:
+            return perform(settings, inner)[1]
 
     def _estimators(self, cells: list[SweepCell], parameters: int) -> EstimatorsRecord | None:
         settings, text = self.settings, self.text

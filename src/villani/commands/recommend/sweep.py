@@ -159,19 +159,15 @@ def run_cells(settings: SweepSettings, cells: Sequence[CellKey], work: Work) -> 
     directory = work.folder()
     _same_work(settings, text, work)
     missing = [cell for cell in cells if work.get(_key(*cell)) is None]
-    before = 0
-    for number, cell in enumerate(missing):
-        optimizer = cell[0]
-        whole = sum(other[0] == optimizer for other in missing) * settings.steps
-        if not number or missing[number - 1][0] != optimizer:
-            work.stage(f"{optimizer}: {whole // settings.steps} training runs")
-            before = number
-        ahead = (number - before) * settings.steps
+    for optimizer in dict.fromkeys(cell[0] for cell in missing):
+        own = [cell for cell in missing if cell[0] == optimizer]
+        work.stage(f"{optimizer}: {len(own)} training runs")
+        for number, cell in enumerate(own):
 
-        def show(done: int, _: int, ahead: int = ahead, whole: int = whole) -> None:
-            work.advance(ahead + done, whole)
+            def show(done: int, each: int, number: int = number, runs: int = len(own)) -> None:
+                work.advance(number * each + done, runs * each)
 
-        work.once(_key(*cell), partial(_timed_cell, settings, text, cell, _weights(directory, *cell), work, show))
+            work.once(_key(*cell), partial(_timed_cell, settings, text, cell, _weights(directory, *cell), work, show))
     return [_cell(directory, cell, text, cast(dict[str, Array], work.get(_key(*cell)))) for cell in cells]
 
 
