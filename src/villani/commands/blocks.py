@@ -4,8 +4,7 @@
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal, Self, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
@@ -16,14 +15,8 @@ from villani.errors import InputError
 MODEL, TEXT, DESIGN, COMPUTE = "Model", "Text", "Design", "Compute"  # headings of --help
 
 
-@dataclass(frozen=True)
-class Unused:
-    """Options that do nothing, given the others.
-
-    Attributes:
-        words: when that is, after "is not used".
-        fields: which.
-    """
+class Unused(NamedTuple):
+    """Options that do nothing, given the others; `words` say when that is, after "is not used"."""
 
     words: str
     fields: tuple[str, ...]
@@ -45,14 +38,9 @@ class Settings(BaseModel):
             return values
         plain = {name: value.tolist() if hasattr(value, "tolist") else value for name, value in values.items()}
         for name, field in cls.model_fields.items():
-            kinds = (field.annotation, *get_args(field.annotation))
-            value = plain.get(name)
-            if (
-                value is not None
-                and any(get_origin(kind) is list for kind in kinds)
-                and not isinstance(value, list | tuple)
-            ):
-                plain[name] = [value]
+            listed = any(get_origin(kind) is list for kind in (field.annotation, *get_args(field.annotation)))
+            if listed and plain.get(name) is not None and not isinstance(plain[name], list | tuple):
+                plain[name] = [plain[name]]
         return plain
 
     @classmethod

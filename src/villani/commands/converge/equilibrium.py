@@ -5,7 +5,7 @@ from typing import Literal
 
 import numpy as np
 
-from villani.commands.converge.ensemble import Ensemble
+from villani.commands.converge.chains import Ensemble
 from villani.commands.converge.record import GradientNoiseRecord, IdentityRecord
 from villani.dynamics.convergence import (
     Ceiling,

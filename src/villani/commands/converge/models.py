@@ -10,9 +10,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from villani.commands.converge.chains import run_chain
+from villani.commands.converge.chains import Ensemble, Theory, cost_of, divergence_records, run_chain
 from villani.commands.converge.coupling import coupled_models
-from villani.commands.converge.ensemble import Ensemble, Theory, cost_of, divergence_records
 from villani.commands.converge.record import ConvergenceRecord, DynamicsRecord
 from villani.commands.converge.results import chains_record
 from villani.commands.converge.settings import ConvergeSettings

@@ -4,9 +4,8 @@ import shutil
 from pathlib import Path
 
 from villani.commands.blocks import SubjectSettings
-from villani.commands.converge.chains import run_chain
+from villani.commands.converge.chains import Ensemble, Theory, cost_of, divergence_records, run_chain
 from villani.commands.converge.coupling import coupled
-from villani.commands.converge.ensemble import Ensemble, Theory, cost_of, divergence_records
 from villani.commands.converge.record import ConvergenceRecord, DynamicsRecord, PotentialRecord
 from villani.commands.converge.results import chains_record
 from villani.commands.converge.settings import ConvergeSettings

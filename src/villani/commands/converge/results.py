@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from villani.commands.converge.ensemble import Ensemble, Theory
+from villani.commands.converge.chains import Ensemble, Theory
 from villani.commands.converge.equilibrium import (
     ceilings_of,
     equilibrium_of,

@@ -19,6 +19,7 @@ from villani.commands.paper.record import (
 )
 from villani.commands.paper.settings import EstimatorsPart, PaperOptions, PaperSettings, Ways
 from villani.commands.recommend.sweep import SweepCell, SweepText, load_cell
+from villani.commands.spectrum.record import EigenvalueRecord
 from villani.commands.spectrum.run import spectrum_of
 from villani.commands.spectrum.settings import SpectrumSettings
 from villani.commands.subject import Subject, as_groups, provenance_of
@@ -140,12 +141,10 @@ def spectrum_point(
     last = next((e for e in spectrum.eigenvalues if e.rank == -1), None)
     density = spectrum.density
     return SpectrumPoint(
-        weight_decay=cell.weight_decay, seed=cell.seed, largest=_bounded(first.value, first.bound),
-        smallest=_bounded(last.value, last.bound) if last else None,
-        objective_largest=_bounded(again.value, again.bound) if again else None,
-        trace=density.trace if density else None, effective_rank=density.effective_rank if density else None,
-        negative_share=density.negative_share if density else None,
+        weight_decay=cell.weight_decay, seed=cell.seed, largest=_bounded(first),
+        smallest=_bounded(last) if last else None, objective_largest=_bounded(again) if again else None,
         density=density if cell.seed == settings.sweep.seed else None,
+        **{name: getattr(density, name, None) for name in ("trace", "effective_rank", "negative_share")},
     )  # fmt: skip
 
 
@@ -238,6 +237,7 @@ def _estimators(settings: PaperSettings) -> EstimatorsPart:
     return settings.estimators
 
 
-def _bounded(value: float, bound: float) -> EstimateRecord:
+def _bounded(pair: EigenvalueRecord) -> EstimateRecord:
     """An eigenvalue of these groups within its residual bound; the bound is no standard error of data."""
-    return EstimateRecord(value=value, sem=0.0, n=1, interval=(value - bound, value + bound), status="estimated")
+    interval = (pair.value - pair.bound, pair.value + pair.bound)
+    return EstimateRecord(value=pair.value, sem=0.0, n=1, interval=interval, status="estimated")
