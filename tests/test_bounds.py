@@ -13,7 +13,7 @@ from villani.commands.converge.run import ConvergeSettings
 from villani.commands.exact.run import ExactSettings
 from villani.commands.measure.run import MeasureSettings
 from villani.commands.paper.settings import read_settings
-from villani.commands.recommend.run import RATES, RecommendSettings
+from villani.commands.recommend.settings import RATES, RecommendSettings
 from villani.commands.spectrum.run import SpectrumSettings
 from villani.errors import InputError
 

@@ -18,7 +18,7 @@ from typer.core import TyperCommand
 from typer.exceptions import TyperException
 
 from villani import __version__
-from villani.commands.blocks import Settings
+from villani.commands.blocks import Settings, first_problem
 from villani.commands.option import Form, forms
 from villani.commands.registry import COMMANDS, Command, command_for
 from villani.commands.session import run as run_session
@@ -40,20 +40,10 @@ def path_of(text: str) -> Path:
         raise typer.BadParameter(str(error)) from None
 
 
-_RUN = Annotated[
-    Path | None,
-    typer.Option(
-        help="run directory; made from the settings when not given", parser=path_of, metavar="PATH", rich_help_panel=RUN
-    ),
-]
+_PATH: dict[str, Any] = {"parser": path_of, "metavar": "PATH", "rich_help_panel": RUN}
+_RUN = Annotated[Path | None, typer.Option(help="run directory; made from the settings when not given", **_PATH)]
 _DATA = Annotated[
-    Path | None,
-    typer.Option(
-        help="folder of PTB, WikiText and GPT-2 BPE files; default VILLANI_DATA",
-        parser=path_of,
-        metavar="PATH",
-        rich_help_panel=RUN,
-    ),
+    Path | None, typer.Option(help="folder of PTB, WikiText and GPT-2 BPE files; default VILLANI_DATA", **_PATH)
 ]
 _JSON = Annotated[
     bool, typer.Option("--json", help="print one record on stdout, and nothing else", rich_help_panel=RUN)
@@ -161,11 +151,6 @@ def _parameter(form: Form) -> inspect.Parameter:
 
 def _studies(ctx: typer.Context) -> None:
     """Studies of several experiments, by one command."""
-    _help_alone(ctx)
-
-
-def _help_alone(ctx: typer.Context) -> None:
-    """No command: what there is."""
     if ctx.invoked_subcommand is None:
         typer.echo(ctx.get_help())
         raise typer.Exit
@@ -189,13 +174,12 @@ def doctor(data: _DATA = None) -> None:
 
 
 def _root(
-    ctx: typer.Context,
-    version: Annotated[bool, typer.Option("--version", help="print the version and stop")] = False,
+    ctx: typer.Context, version: Annotated[bool, typer.Option("--version", help="print the version and stop")] = False
 ) -> None:
     if version:
         typer.echo(f"villani {__version__}")
         raise typer.Exit
-    _help_alone(ctx)
+    _studies(ctx)  # no command: what there is
 
 
 def perform(command: Command, settings: Settings, invocation: dict[str, Any]) -> int:
@@ -251,13 +235,7 @@ def _invoke(app: typer.Typer, words: list[str] | None = None) -> int | None:
     except TyperException as error:
         raise InputError(error.format_message()) from error
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(map(str, first["loc"]))
-        if first["type"] == "finite_number":  # records take no other
-            raise InputError(
-                f"the figure {where} overflows: ask for λ, s and the like of a more moderate size"
-            ) from error
-        raise InputError(f"{where}={str(first['input'])[:80]!r}: {first['msg'].lower()}") from error
+        raise InputError(first_problem(error)) from error
     if code == _INTERRUPTED:
         raise KeyboardInterrupt
     return code

@@ -177,6 +177,14 @@ def ratio_estimates(sums: Array, tokens: Array) -> tuple[Array, Array]:
     return bias_corrected(full, replicates), np.sqrt((count - 1) / count * (centred**2).sum(axis=0))
 
 
+def mean_per_token(sums: Array, tokens: Array) -> Estimate:
+    """The mean of group sums (G,) per token with the jackknife's error; of one group, an error that is not known."""
+    if len(tokens) < 2:
+        return Estimate(float(sums.sum() / tokens.sum()), float("nan"), 1, "estimated")
+    value, sem = ratio_estimates(sums[:, None], tokens)
+    return Estimate(float(value[0]), float(sem[0]), len(tokens), "statistical")
+
+
 def squared_norm_replicates(gram: Array, tokens: Array) -> tuple[Array, Array]:
     """The U-statistic Σ_{i≠j}⟨s_i, s_j⟩ / Σ_{i≠j} n_i n_j for ‖∇L‖² (THEORY.md §6), and with each group left out.
 

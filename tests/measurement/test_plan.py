@@ -4,6 +4,7 @@ import pytest
 from tests.conftest import dense, make_model, make_pool
 from villani.curvature.rules import RULES
 from villani.errors import InputError
+from villani.measurement.measure_to import measure_to
 from villani.measurement.pilot import FORWARD, REVERSE, ways_for
 from villani.measurement.plan import (
     PILOT,
@@ -19,7 +20,7 @@ from villani.objective.graph import aten
 from villani.objective.objective import Objective
 from villani.statistics import Estimate, GroupSums, sampled_statistics
 from villani.work.progress import duration
-from villani.work.work import InMemory, measure_to
+from villani.work.work import InMemory
 
 WHOLE, LAYER, SPLIT = FORWARD
 

@@ -5,13 +5,12 @@ import os
 import resource
 import subprocess
 import sys
-from types import SimpleNamespace
 
 import pytest
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from villani.errors import InputError
-from villani.work.budget import Needs, Shape, announce, available_disk, available_memory, hold, size
+from villani.work.budget import Needs, Shape, available_disk, available_memory, hold, size
 
 GIB = 2.0**30
 
@@ -80,17 +79,6 @@ def test_work_grows_as_it_should():
     assert one.disk == pytest.approx(68 * theta, rel=0.01)  # 34 GB of cells
     assert one.memory > 4 * theta + 4 * 512 * 50257
     assert 1 < two.seconds / one.seconds < 4  # a timing: about 2
-
-
-def test_what_is_expected_is_told_or_refused(tmp_path):
-    lines = []
-    told = SimpleNamespace(stage=lines.append)
-    announce(told, Needs(memory=1e6, disk=3 * 2**20, seconds=100.0), tmp_path, what="w", instead="c")
-    assert lines[0].startswith("expecting roughly 1.7 min, ")
-    assert lines[0].endswith("of memory, 3 MiB on disk")
-    with pytest.raises(InputError, match="of memory"):
-        announce(told, Needs(memory=1e18), tmp_path, what="w", instead="c")
-    assert len(lines) == 1
 
 
 @pytest.mark.parametrize(

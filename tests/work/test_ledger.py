@@ -25,12 +25,12 @@ def test_units_come_back_as_they_were(tmp_path):
     with Ledger(tmp_path, {"seed": 0}) as ledger:
         assert ledger.get("group/0") is None
         put(ledger, "group/0")
-        put(ledger.scoped("ray"), "group/0", {"a": np.array([9.0])})
+        put(ledger, "ray/group/0", {"a": np.array([9.0])})
     with Ledger(tmp_path, {"seed": 0}) as ledger:
         assert all(np.array_equal(ledger.get("group/0")[name], ARRAYS[name]) for name in ARRAYS)
-        assert ledger.scoped("ray").get("group/0")["a"] == 9.0
+        assert ledger.get("ray/group/0")["a"] == 9.0
         assert ledger.spent() == (1.0, 7, 2)
-        assert ledger.scoped("ray").spent() == (0.5, 7, 1)
+        assert ledger.spent("ray/") == (0.5, 7, 1)
 
 
 def test_a_run_of_other_settings_is_refused_and_named(tmp_path):

@@ -4,8 +4,7 @@
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal, Self, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
@@ -16,14 +15,8 @@ from villani.errors import InputError
 MODEL, TEXT, DESIGN, COMPUTE = "Model", "Text", "Design", "Compute"  # headings of --help
 
 
-@dataclass(frozen=True)
-class Unused:
-    """Options that do nothing, given the others.
-
-    Attributes:
-        words: when that is, after "is not used".
-        fields: which.
-    """
+class Unused(NamedTuple):
+    """Options that do nothing, given the others; `words` say when that is, after "is not used"."""
 
     words: str
     fields: tuple[str, ...]
@@ -45,14 +38,9 @@ class Settings(BaseModel):
             return values
         plain = {name: value.tolist() if hasattr(value, "tolist") else value for name, value in values.items()}
         for name, field in cls.model_fields.items():
-            kinds = (field.annotation, *get_args(field.annotation))
-            value = plain.get(name)
-            if (
-                value is not None
-                and any(get_origin(kind) is list for kind in kinds)
-                and not isinstance(value, list | tuple)
-            ):
-                plain[name] = [value]
+            listed = any(get_origin(kind) is list for kind in (field.annotation, *get_args(field.annotation)))
+            if listed and plain.get(name) is not None and not isinstance(plain[name], list | tuple):
+                plain[name] = [plain[name]]
         return plain
 
     @classmethod
@@ -65,7 +53,7 @@ class Settings(BaseModel):
         try:
             settings = cls(**values)
         except ValidationError as error:
-            raise InputError(_first(cls, error)) from None
+            raise InputError(first_problem(error, cls)) from None
         settings.check_all()
         for unused in settings.unused():
             for name in unused.fields:
@@ -192,8 +180,7 @@ class TrustBlock(BaseModel):
     ] = None
     trust_remote_code: Annotated[bool, Option("let a checkpoint run its code", MODEL)] = False
     allow_unused: Annotated[
-        str | None,
-        Option("names of stored weights that the model may leave unused, a regular expression", MODEL),
+        str | None, Option("names of stored weights that the model may leave unused, a regular expression", MODEL)
     ] = None
 
 
@@ -215,11 +202,13 @@ def shared(settings: Settings, other: type[Settings]) -> dict[str, Any]:
     return {name: getattr(settings, name) for name in names if hasattr(settings, name)}
 
 
-def _first(settings: type[BaseModel], error: ValidationError) -> str:
-    """What is wrong first, in a line."""
+def first_problem(error: ValidationError, settings: type[BaseModel] | None = None) -> str:
+    """What is wrong first in settings, or else in a record, in a line."""
     first = error.errors(include_url=False)[0]
     where = ".".join(map(str, first["loc"]))
-    if first["type"] == "extra_forbidden":
+    if first["type"] == "finite_number" and settings is None:  # records take no other
+        return f"the figure {where} overflows: ask for λ, s and the like of a more moderate size"
+    if first["type"] == "extra_forbidden" and settings is not None:
         return f"{where}: no such option; there are: {', '.join(settings.model_fields)}"
     if first["type"] == "missing":
         return f"{where} is missing"

@@ -6,7 +6,6 @@ Each is loaded once for all parts of a command, and kept with its `Work`.
 import platform
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -21,19 +20,12 @@ from villani.objective.objective import Objective
 from villani.objective.parameters import check_decay
 from villani.statistics import Array
 from villani.work import foreign
-from villani.work.memory import peak_memory
 from villani.work.records import ObjectiveRecord, Provenance, TensorGroup, TextRecord
 from villani.work.work import Work
 
 _DTYPES = {"float32": torch.float32, "float64": torch.float64}
-_FREE = {
-    "adapter",
-    "decay",
-    "device",
-    "threads",
-    "trust_remote_code",
-    "allow_unused",
-}  # what a ledger's rows do not depend on, or know better
+# what a ledger's rows do not depend on, or know better
+_FREE = {"adapter", "decay", "device", "threads", "trust_remote_code", "allow_unused"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,9 +60,7 @@ def load_subject(
     Raises:
         InputError: anything about the input that cannot be used.
     """
-    check_options(settings.decay, settings.device)
-    if settings.threads is not None:
-        torch.set_num_threads(settings.threads)
+    begin(settings)
     corpus = load_text(settings.text, work)
     loaded = load(settings, work)
     tokenizer = load_tokenizer_of(settings, work, loaded)
@@ -95,7 +85,6 @@ def load_subject(
     ):
         objective.forward(next(objective.batches(0)).rows(0, 1))  # a configuration may be wrong in ways unforeseen
     work.stage("checking parameters")
-    work.memory = partial(peak_memory, objective.device)
     return Subject(loaded, text, objective, provenance_of(objective, settings.command(), settings.seed))
 
 
@@ -171,24 +160,26 @@ def determining(
     settings: Settings, text: TextRecord, provenance: Provenance, free: AbstractSet[str] = frozenset()
 ) -> dict[str, Any]:
     """What determines a ledger's rows: of the settings, all but those that are `free`; and the bits of θ and text."""
-    return {
-        **settings.model_dump(mode="json", exclude=_FREE | free),
-        "parameter_checksum": provenance.parameter_checksum,
-        "token_checksum": text.token_checksum,
-        "device": provenance.device,
-        "threads": provenance.threads,
-        **provenance.versions,
-    }
+    own = settings.model_dump(mode="json", exclude=_FREE | free)
+    return own | {"token_checksum": text.token_checksum} | bits_of(provenance)
 
 
-def check_options(decay: str, device: str) -> None:
-    """Refuse options that no model could make right, before one is loaded.
+def bits_of(provenance: Provenance) -> dict[str, Any]:
+    """θ, device, threads and versions, as a ledger has them."""
+    own = provenance.model_dump(include={"parameter_checksum", "device", "threads"})
+    return own | provenance.versions
+
+
+def begin(settings: Any) -> None:
+    """Set threads, and refuse options that no model could make right, before one is loaded.
 
     Raises:
         InputError: an unknown mask of what decays, or a device that is not there.
     """
-    check_decay(decay)
-    check_device(device)
+    check_decay(getattr(settings, "decay", "all"))
+    check_device(settings.device)
+    if settings.threads is not None:
+        torch.set_num_threads(settings.threads)
 
 
 def as_groups(ids: torch.Tensor, labels: torch.Tensor) -> list[dict[str, torch.Tensor]]:
@@ -229,10 +220,8 @@ def provenance_of(objective: Objective, command: str, seed: int) -> Provenance:
         seed=seed,
         device=_device_name(objective.device),
         threads=torch.get_num_threads(),
-        versions={
-            "python": platform.python_version(),
-            **versions("villani", "torch", "transformers", "tokenizers", "numpy"),
-        },
+        versions={"python": platform.python_version()}
+        | versions("villani", "torch", "transformers", "tokenizers", "numpy"),
         parameter_checksum=objective.parameters.checksum(),
     )
 

@@ -30,6 +30,11 @@ class Blocks:
     tokens: int
     cut: str
 
+    @property
+    def counts(self) -> np.ndarray:
+        """(M,) predicted tokens of each block."""
+        return np.asarray((self.labels[:, 1:] != IGNORED).sum(dim=1).numpy())
+
 
 def cut_blocks(
     documents: Sequence[np.ndarray],

@@ -11,9 +11,10 @@ import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from villani.errors import InputError
+from villani.work.progress import duration
 
 LESS = "choose a smaller model, or lower --micro-tokens or --block"
 DISK_LIMIT = 24.0  # GiB that one command may keep, unless VILLANI_DISK_GIB says otherwise
@@ -21,13 +22,6 @@ _LIBRARIES = 1.5e8  # bytes that libraries take when they are first used
 _PAGE = 5e6  # bytes of a page, most of which is plotly
 _TOUCH = 40e-6  # seconds that an operation takes however small it is: Python, autograd and dispatch
 _OPERATIONS = 60  # of a layer, forward and backward
-
-
-class Progress(Protocol):
-    """What is told."""
-
-    def stage(self, text: str) -> None:
-        """A sentence."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +39,7 @@ class Needs:
     seconds: float | None = None
 
     def __str__(self) -> str:
-        parts = [] if self.seconds is None else [_duration(self.seconds)]
+        parts = [] if self.seconds is None else [duration(max(self.seconds, 1.0))]
         parts += [f"{size(self.memory + _resident())} of memory", f"{size(self.disk)} on disk"]
         return f"expecting roughly {', '.join(parts)}"
 
@@ -66,15 +60,12 @@ class Shape:
         """Of a loaded model; sizes that its configuration does not tell are 1."""
         config = model.config.get_text_config()
 
-        def told(name: str) -> int:
-            value = getattr(config, name, None)
-            return value if isinstance(value, int) and value > 0 else 1
-
+        names = ("num_hidden_layers", "hidden_size", "num_attention_heads", "vocab_size")
+        stated = [getattr(config, name, None) for name in names]
+        layers, width, heads, vocabulary = (n if isinstance(n, int) and n > 0 else 1 for n in stated)
         tensors = list(model.parameters())
-        return cls(
-            sum(p.numel() for p in tensors), told("num_hidden_layers"), told("hidden_size"),
-            told("num_attention_heads"), told("vocab_size"), max(p.element_size() for p in tensors),
-        )  # fmt: skip
+        size, itemsize = sum(p.numel() for p in tensors), max(p.element_size() for p in tensors)
+        return cls(size, layers, width, heads, vocabulary, itemsize)
 
     def work(
         self, tokens: float, *, at_once: int, block: int, vectors: float, kept: float = 0.0, device: str = "cpu"
@@ -137,12 +128,6 @@ def hold(needs: Needs, directory: Path | None = None, *, what: str, instead: str
         )
 
 
-def announce(show: Progress, needs: Needs, directory: Path, *, what: str, instead: str, device: str = "cpu") -> None:
-    """Refuse what does not fit, as `hold`; else tell what the command is going to take, before it begins."""
-    hold(needs, directory, what=what, instead=instead, device=device)
-    show.stage(f"{needs}")
-
-
 def available_memory(device: str = "cpu") -> tuple[float, str]:
     """Bytes that this process may still take, and in words what sets that bound."""
     if device.startswith("cuda"):
@@ -179,13 +164,6 @@ def size(count: float) -> str:
         if count >= 0.95 * scale:
             return f"{count / scale:.3g} {unit}" if count < 1000 * scale else f"{count / scale:.1e} {unit}"
     return "less than a MiB" if count < 2**20 else f"{count / 2**20:.3g} MiB"
-
-
-def _duration(seconds: float) -> str:
-    for unit, scale in (("days", 86400.0), ("h", 3600.0), ("min", 60.0)):
-        if seconds >= 1.5 * scale:
-            return f"{seconds / scale:.2g} {unit}"
-    return f"{max(seconds, 1.0):.2g} s"
 
 
 def _stated(name: str, default: float) -> float:

@@ -14,7 +14,7 @@ import re
 import shutil
 import sqlite3
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
@@ -29,7 +29,6 @@ from villani.errors import InputError
 from villani.statistics import Array
 from villani.work import foreign
 from villani.work.records import Cost
-from villani.work.team import Scoped
 
 Settings = Mapping[str, Any]
 _SCHEMA = """
@@ -162,10 +161,6 @@ class Ledger:
         with writing(self.directory):
             self._connection.execute("INSERT INTO units VALUES (?, ?, ?, ?, ?)", (*row, self._checksum(*row)))
 
-    def scoped(self, prefix: str) -> "ScopedLedger":
-        """The same ledger with every key under `prefix/`."""
-        return ScopedLedger(self, prefix)
-
     def spent(self, prefix: str = "") -> tuple[float, int, int]:
         """Seconds in all, largest peak memory in bytes, and number of units, under a key prefix."""
         seconds, peak, count = self._connection.execute(
@@ -185,18 +180,6 @@ class _Row(dict[str, Array]):
 
     def __missing__(self, name: str) -> Array:
         raise InputError(f"{self._of} has no {name!r}; {_REMEDY}")
-
-
-class ScopedLedger(Scoped):
-    """A view of a ledger whose keys carry a prefix, for runs of several measurements."""
-
-    def __init__(self, ledger: Ledger, prefix: str) -> None:
-        super().__init__(ledger, f"{prefix}/")
-        self._store, self._within = ledger, f"{prefix}/"
-
-    def spent(self, prefix: str = "") -> tuple[float, int, int]:
-        """See `Ledger.spent`."""
-        return self._store.spent(self._within + prefix)
 
 
 def _tables(connection: sqlite3.Connection) -> set[tuple[str, str, str]]:
@@ -260,9 +243,7 @@ def _remove(path: Path) -> None:
 
 
 def _compare(directory: Path, kept: Settings, asked: Settings) -> None:
-    if not kept:
-        return
-    for name in sorted(kept.keys() | asked.keys()):
+    for name in sorted(kept.keys() | asked.keys()) if kept else ():
         was, now = kept.get(name), asked.get(name)
         if was != json.loads(json.dumps(now)):
             raise InputError(
@@ -291,7 +272,7 @@ def write_records(directory: Path, records: BaseModel, costs: Mapping[int, Cost]
 
 def write_atomically(path: Path, text: str) -> None:
     """Write a text file so that readers see the old one or the new one, never half of it."""
-    write_bytes(path, text.encode("utf-8"))
+    write_bytes(path, [text.encode("utf-8")])
 
 
 def check_writable(path: Path) -> None:
@@ -308,14 +289,14 @@ def check_writable(path: Path) -> None:
         raise InputError(f"{path}: no such folder; make it, or choose another")
 
 
-def write_bytes(path: Path, content: bytes) -> None:
-    """As `write_atomically`, bytes; into regular files only."""
+def write_bytes(path: Path, content: Iterable[bytes | memoryview]) -> None:
+    """As `write_atomically`, bytes, piece by piece; into regular files only."""
     check_writable(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{time.monotonic_ns()}")
     with writing(path.parent):
         try:
             with temporary.open("wb") as file:
-                file.write(content)
+                file.writelines(content)
                 file.flush()
                 os.fsync(file.fileno())
             temporary.replace(path)

@@ -3,15 +3,12 @@
 import resource
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    import torch
+from typing import Any
 
 
-def peak_memory(device: "torch.device") -> int:
-    """Largest memory so far, in bytes: resident on a CPU, allocated on a GPU."""
-    if device.type == "cuda":
+def peak_memory(device: Any = "cpu") -> int:
+    """Largest memory so far, in bytes: resident on a CPU, allocated on a GPU; of torch's device, or one by its name."""
+    if str(device).startswith("cuda"):
         import torch
 
         return int(torch.cuda.max_memory_allocated(device))

@@ -25,7 +25,7 @@ class Silent:
 
 def duration(seconds: float) -> str:
     """Seconds for people, to two digits."""
-    for unit, size in (("h", 3600.0), ("min", 60.0)):
+    for unit, size in (("days", 86400.0), ("h", 3600.0), ("min", 60.0)):
         if seconds >= 1.5 * size:
             return f"{seconds / size:.2g} {unit}"
     return f"{seconds:.2g} s"

@@ -21,6 +21,7 @@ import numpy as np
 
 from villani.errors import InputError, LostProcess
 from villani.statistics import Array
+from villani.work import foreign
 
 Rows = Mapping[str, Array]
 Message = tuple[Any, Rows]  # what JSON holds, and arrays
@@ -295,10 +296,7 @@ def _pack(message: Message) -> bytes:
 
 def _unpack(packed: bytes) -> Message:
     note, _, archived = packed.partition(b"\n")
-    if not archived:
-        return json.loads(note), {}
-    with np.load(io.BytesIO(archived), allow_pickle=False) as archive:
-        return json.loads(note), {name: archive[name] for name in archive.files}
+    return json.loads(note), foreign.arrays(archived) if archived else {}
 
 
 def _launched() -> bool:

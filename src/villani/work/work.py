@@ -10,6 +10,7 @@ import re
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from copy import copy
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self, TypeVar
@@ -18,22 +19,19 @@ import numpy as np
 from pydantic import TypeAdapter
 
 from villani.statistics import Array
-from villani.work.budget import LESS, Needs, announce
+from villani.work.budget import LESS, Needs, hold
 from villani.work.ledger import Ledger, write_settings
+from villani.work.memory import peak_memory
 from villani.work.progress import Progress, Silent
+from villani.work.records import Cost
+from villani.work.team import Ledger as Units
 from villani.work.team import Rows, Team
 
 T = TypeVar("T")
 
 
-class Kept(Protocol):
+class Kept(Units, Protocol):
     """Where finished units are kept, and what they cost."""
-
-    def get(self, key: str) -> Rows | None:
-        """The arrays of a finished unit, or None."""
-
-    def put(self, key: str, arrays: Rows, *, seconds: float, peak_memory_bytes: int) -> None:
-        """Keep a finished unit."""
 
     def spent(self, prefix: str = "") -> tuple[float, int, int]:
         """Seconds in all, largest peak memory in bytes, and number of units, under a key prefix."""
@@ -72,7 +70,7 @@ class Work:
 
     Attributes:
         directory: the run directory, once it is open.
-        memory: how the largest memory of this process so far is told, in bytes; set once the device is known.
+        device: where the work is done, and its memory is looked at.
         shared: what is loaded once for all parts of a command, by whatever determines it; see `loaded`.
     """
 
@@ -86,7 +84,7 @@ class Work:
         self.team = team or Team()
         self.within = within
         self.directory: Path | None = None
-        self.memory: Callable[[], int] = lambda: 0
+        self.device = "cpu"
         self.shared: dict[Any, Any] = {}
         self._ledger: Kept = InMemory()
         self._prefix = ""
@@ -116,17 +114,19 @@ class Work:
             needs: what the work will take; refused if it does not fit, else told.
             what: the subject of that sentence.
             instead: what to change if it does not fit.
-            device: where the memory is.
+            device: where it is done.
 
         Raises:
             InputError: it does not fit; the directory is another run's, damaged or in use; or processes differ.
         """
+        self.device = device
         self.team.agree(determining)
         directory = self.run or self.within / default_name(name, about, named or determining)
         self.directory = directory
         if self.team.main:
             if needs is not None:
-                announce(self.progress, needs, directory, what=what, instead=instead, device=device)
+                hold(needs, directory, what=what, instead=instead, device=device)
+                self.stage(f"{needs}")
             self._ledger = self._stack.enter_context(Ledger(directory, determining))
             write_settings(directory, settings)
         return directory
@@ -135,7 +135,7 @@ class Work:
         """The work of another command inside this run, in a folder and ledger of its own; shares what is loaded."""
         assert self.directory is not None
         other = Work(self.directory / folder, self.data, self.progress, self.team)
-        other.shared, other.memory = self.shared, self.memory
+        other.shared = self.shared
         return other
 
     def folder(self, name: str = "") -> Path:
@@ -145,9 +145,8 @@ class Work:
 
     def scope(self, prefix: str) -> "Work":
         """The same work with all keys under `prefix/`."""
-        other = Work(self.run, self.data, self.progress, self.team)
-        other.directory, other.memory, other.shared = self.directory, self.memory, self.shared
-        other._ledger, other._prefix = self._ledger, f"{self._prefix}{prefix}/"
+        other = copy(self)
+        other._prefix = f"{self._prefix}{prefix}/"
         return other
 
     def stage(self, text: str) -> None:
@@ -164,21 +163,21 @@ class Work:
         if rows is None:
             start = time.perf_counter()
             rows = make()
-            self.put(key, rows, seconds=time.perf_counter() - start, peak_memory_bytes=self.memory())
+            self.put(key, rows, seconds=time.perf_counter() - start)
         return rows
 
     def once_record(self, key: str, kind: Any, make: Callable[[], T]) -> T:
         """As `once`, for a unit whose result pydantic can write as JSON: a record, or a list of some."""
         adapter: TypeAdapter[T] = TypeAdapter(kind)
-        row = self.once(key, lambda: {"record": np.array(adapter.dump_json(make()).decode())})
-        return adapter.validate_json(str(row["record"]))
+        row = self.once(key, lambda: {"record": np.array(adapter.dump_json(make()).decode())})["record"]
+        return adapter.validate_json(row.tobytes() if row.dtype == np.uint8 else str(row))  # bytes: of older runs
 
     def map(self, units: Mapping[str, Callable[[], Rows]]) -> list[Rows]:
         """The arrays of all units, in their order, in every process; those that are missing are dealt out.
 
         See `Team.map` for what units are, and for what it raises.
         """
-        return self.team.map(units, self if self.team.main else None, self.progress.advance, self.memory)
+        return self.team.map(units, self if self.team.main else None, self.progress.advance, self._memory)
 
     def get(self, key: str) -> Rows | None:
         """The arrays of a finished unit, or None."""
@@ -186,7 +185,7 @@ class Work:
 
     def put(self, key: str, arrays: Rows, *, seconds: float = 0.0, peak_memory_bytes: int | None = None) -> None:
         """Keep a finished unit; in a run directory it then survives a kill."""
-        peak = self.memory() if peak_memory_bytes is None else peak_memory_bytes
+        peak = self._memory() if peak_memory_bytes is None else peak_memory_bytes
         self._ledger.put(self._prefix + key, arrays, seconds=seconds, peak_memory_bytes=peak)
 
     def spent(self, prefix: str = "") -> tuple[float, int, int]:
@@ -194,6 +193,24 @@ class Work:
         own = self._ledger.spent(self._prefix + prefix) if self.team.main else None
         seconds, peak, units = self.team.broadcast(own)
         return seconds, peak, units
+
+    def cost(self, tokens: int, probes: int = 0, *, shares: int | None = None, **more: Any) -> Cost:
+        """What the units took in all.
+
+        Args:
+            tokens: predicted tokens in them.
+            probes: probes in them.
+            shares: what `seconds_per_group` is per; the number of units by default.
+            more: other fields of the cost.
+        """
+        seconds, peak, units = self.spent()
+        each = seconds / max(units if shares is None else shares, 1)
+        return Cost(
+            seconds=seconds, seconds_per_group=each, peak_memory_bytes=peak, tokens=tokens, probes=probes, **more
+        )
+
+    def _memory(self) -> int:
+        return peak_memory(self.device)
 
     def loaded(self, key: Any, make: Callable[[], T]) -> T:
         """What is loaded once and used by every part of a command that names the same key."""

@@ -11,12 +11,12 @@ import torch
 from tests.commands.certify.conftest import QUICK, SMALL
 from villani.commands.certify import prequential
 from villani.commands.certify.record import CertificateRecord
-from villani.commands.converge import chains
 from villani.inputs.corpora import load_corpus
 from villani.inputs.models import load_model
 from villani.inputs.text import cut_corpus
 from villani.inputs.tokenizers import load_tokenizer
 from villani.theory.pac_bayes import bernstein, bernstein_rates, linear, linear_rates
+from villani.work import stretches
 
 WORDS = [*QUICK, "--kind", "prequential", "--batch", "3"]
 
@@ -137,8 +137,8 @@ def test_decay_to_zero_and_to_the_centre(certified):
 def test_a_pass_that_is_killed_anywhere_resumes_to_the_same_bytes(villani, text, monkeypatch, tmp_path):
     words = [*WORDS, "--direction", "adam", "--prior", "text", "--prior-steps", "3", "--learning-rate", "1e-3,1e-2"]
     assert villani("certify", SMALL, *words, "--run", "a")[0] == 0
-    monkeypatch.setattr(chains, "PATIENCE", 0.0)  # a unit is one step
-    write_state, advance, calls = prequential.write_state, prequential.advance, []
+    monkeypatch.setattr(stretches, "PATIENCE", 0.0)  # a unit is one step
+    write_state, advance, calls = stretches.write_state, prequential.advance, []
 
     def dies(*args, **named):
         calls.append(1)
@@ -153,7 +153,7 @@ def test_a_pass_that_is_killed_anywhere_resumes_to_the_same_bytes(villani, text,
             raise KeyboardInterrupt
 
     monkeypatch.setattr(prequential, "advance", dies)
-    monkeypatch.setattr(prequential, "write_state", dies_after_writing)
+    monkeypatch.setattr(stretches, "write_state", dies_after_writing)
     codes = []
     while not codes or codes[-1]:
         codes.append(villani("certify", SMALL, *words, "--run", "b")[0])
@@ -165,7 +165,7 @@ def test_a_pass_that_is_killed_anywhere_resumes_to_the_same_bytes(villani, text,
 
 
 def test_a_state_that_is_gone_or_changed_is_refused(villani, text, monkeypatch, tmp_path):
-    monkeypatch.setattr(chains, "PATIENCE", 0.0)
+    monkeypatch.setattr(stretches, "PATIENCE", 0.0)
     advance, calls = prequential.advance, []
 
     def dies(*args, **named):

@@ -12,14 +12,13 @@ import pytest
 import torch
 from transformers import Trainer
 
-from villani.commands.converge import chains
-from villani.commands.converge.chains import read_state, write_state
 from villani.commands.converge.record import ConvergenceRecord
 from villani.commands.converge.settings import ConvergeSettings
 from villani.commands.pages import write_report
 from villani.commands.running import execute, perform
 from villani.errors import InputError
 from villani.inputs.models import load_model
+from villani.work import stretches
 from villani.work.work import Work
 
 MODEL = "builtin:tiny?width=8&layers=1"
@@ -114,10 +113,10 @@ import sys
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
-from villani.commands.converge import chains
+from villani.work import stretches
 from villani.commands.converge.settings import ConvergeSettings
 from villani.commands.running import execute
-chains.PATIENCE = 0.15
+stretches.PATIENCE = 0.15
 execute(ConvergeSettings(model={model!r}, steps=100, chains=2, momentum=0.5, **{few!r}), Path(sys.argv[1]))
 """
 
@@ -145,8 +144,8 @@ def test_sigkill_and_resume_give_the_same_bytes(tmp_path):
 def test_a_stop_at_any_moment_of_a_checkpoint_resumes(tmp_path, monkeypatch, where):
     settings = ConvergeSettings(model=MODEL, steps=8, chains=1, **FEW)
     execute(settings, tmp_path / "whole")
-    monkeypatch.setattr(chains, "PATIENCE", -1.0)  # a unit a step
-    write, count = chains.write_state, 0
+    monkeypatch.setattr(stretches, "PATIENCE", -1.0)  # a unit a step
+    write, count = stretches.write_state, 0
 
     def stopped(path, tensors):
         nonlocal count
@@ -160,9 +159,9 @@ def test_a_stop_at_any_moment_of_a_checkpoint_resumes(tmp_path, monkeypatch, whe
 
     with monkeypatch.context() as patch:
         if where == "before the row":
-            patch.setattr(chains, "write_state", stopped)
+            patch.setattr(stretches, "write_state", stopped)
         else:
-            patch.setattr(chains.Path, "unlink", unlinked)
+            patch.setattr(stretches.Path, "unlink", unlinked)
         with pytest.raises(KeyboardInterrupt):
             execute(settings, tmp_path / "r")
     execute(settings, tmp_path / "r")
@@ -171,12 +170,12 @@ def test_a_stop_at_any_moment_of_a_checkpoint_resumes(tmp_path, monkeypatch, whe
 
 def test_lost_weights_are_told(tmp_path, monkeypatch):
     settings = ConvergeSettings(model=MODEL, steps=8, chains=1, **FEW)
-    monkeypatch.setattr(chains, "PATIENCE", -1.0)
+    monkeypatch.setattr(stretches, "PATIENCE", -1.0)
     put = Work.put
 
     def stopped(self, key, arrays, **cost):
         put(self, key, arrays, **cost)
-        if key == "0/3":
+        if key == "3":
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
@@ -187,15 +186,6 @@ def test_lost_weights_are_told(tmp_path, monkeypatch):
         path.write_bytes(b"nothing")
     with pytest.raises(InputError, match="the weights that the chain stopped at are not there"):
         execute(settings, tmp_path / "r")
-
-
-def test_states_come_back_bit_for_bit(tmp_path):
-    tensors = [torch.randn(3, 5), torch.randn(7, dtype=torch.float64), torch.zeros(0)]
-    write_state(tmp_path / "s" / "x.safetensors", tensors)
-    back = [torch.empty_like(t) for t in tensors]
-    read_state(tmp_path / "s" / "x.safetensors", back)
-    assert all(torch.equal(a, b) for a, b in zip(tensors, back, strict=True))
-    assert [p.name for p in (tmp_path / "s").iterdir()] == ["x.safetensors"]
 
 
 def test_another_weight_decay_shares_the_run_and_another_step_does_not(tmp_path):

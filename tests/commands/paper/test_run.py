@@ -356,7 +356,7 @@ def test_a_study_that_is_stopped_goes_on_to_the_same_bytes(villani, monkeypatch,
     monkeypatch.setattr("sys.argv", ["villani"])
     done = []
     monkeypatch.setattr(study, "spectrum_point", lambda *a, **k: done.append(a))
-    monkeypatch.setattr(study, "_peak", lambda: 1)  # a process that did little
+    monkeypatch.setattr("villani.work.work.peak_memory", lambda _: 1)  # a process that did little
     directory, again = execute(PaperOptions(config="study.toml"), Path("stopped"))
     assert not done  # what was finished is not done again
     assert again.cost.peak_memory_bytes > 2**20  # what was measured before it was stopped

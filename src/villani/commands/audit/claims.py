@@ -47,12 +47,7 @@ def bound_checks(claimed: ThresholdRecord, replayed: Threshold) -> list[Check]:
     bound = f"s* < {upper(replayed.upper, 3)} {_surety(replayed.level)}" if again else "no finite bound of s*"
     stated = "no bound" if claimed.upper is None else f"s* < {upper(claimed.upper, 3)} {_surety(claimed.level)}"
     outcome = "refuted again for every s above that" if again else "not refuted again"
-    checks = [
-        Check(
-            f"The audit claimed {stated}; these groups give {bound}: criterion (iv) is {outcome}.",
-            again,
-        )
-    ]
+    checks = [Check(f"The audit claimed {stated}; these groups give {bound}: criterion (iv) is {outcome}.", again)]
     if again:
         checks += _bound(claimed, replayed)
     wrong = _wrong_figures(claimed, replayed)

@@ -82,7 +82,7 @@ def replay(settings: AuditSettings, work: Work) -> ReplayRecord:
     work.open(
         "replay", audited.about,
         {**determining(audited, subject.text, subject.provenance), "decay": audited.decay, "witness": checksum},
-        audited.model_dump() | {"witness": checksum},
+        audited.model_dump() | {"witness": checksum}, device=audited.device,
     )  # fmt: skip
     result = _evaluated(objective, witness, audited, work)
     checks = [*_subject_checks(claim, subject.text), *result.checks]
@@ -161,8 +161,8 @@ def _orbit(objective: Objective, witness: Witness, settings: AuditSettings, work
         bound = threshold(along, measured("threshold", [block]), settings.weight_decay)
         bound = beyond(bound, laplacian_rounding(objective, parts, orbit, [0], seed))
         walk = walk_orbit(
-            objective, orbit, along, lambda scale: measured(f"walk/{scale:g}", []), settings.temperature, scales,
-        )  # fmt: skip
+            objective, orbit, along, lambda scale: measured(f"walk/{scale:g}", []), settings.temperature, scales
+        )
     if not _finite(bound, walk):
         words = f"Along {orbit.name} the loss or its derivatives are not finite: criterion (iv) is not refuted by it."
         return _Result([*checks, Check(words, False)], orbit.name)

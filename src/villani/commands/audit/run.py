@@ -14,7 +14,7 @@ from villani.criteria.audit import Audit, audit
 from villani.criteria.rescue import rescues
 from villani.objective.evaluation import same_threads
 from villani.work.budget import LESS, Needs, Shape
-from villani.work.records import CONFIDENCE, Cost
+from villani.work.records import CONFIDENCE
 from villani.work.work import Work
 
 
@@ -28,10 +28,8 @@ def run(settings: AuditSettings, work: Work) -> Outcome:
     settings.check_design(objective.parameters.size)
     work.open(
         "audit", settings.about,
-        {
-            **determining(settings, subject.text, subject.provenance, {"temperature"}),  # it enters no measurement
-            "decay": objective.parameters.mask,
-        },
+        determining(settings, subject.text, subject.provenance, {"temperature"})  # it enters no measurement
+        | {"decay": objective.parameters.mask},
         settings.model_dump(), needs=_needs(settings, subject), what="this audit", instead=LESS,
         device=settings.device,
     )  # fmt: skip
@@ -43,11 +41,8 @@ def run(settings: AuditSettings, work: Work) -> Outcome:
     witness = _witness(result, settings, subject)
     if witness:
         witness.write(work.folder() / NAME)
-    seconds, peak, _ = work.spent()
-    cost = Cost(
-        seconds=seconds, seconds_per_group=seconds / settings.groups, peak_memory_bytes=peak,
-        tokens=sum(batch.tokens for batch in objective.groups), probes=settings.groups * settings.probes,
-    )  # fmt: skip
+    tokens = sum(batch.tokens for batch in objective.groups)
+    cost = work.cost(tokens, settings.groups * settings.probes, shares=settings.groups)
     return Outcome([_record(result, settings, subject, NAME if witness else None)], {0: cost})
 
 
@@ -56,7 +51,7 @@ def _needs(settings: AuditSettings, subject: Subject) -> Needs:
     tokens = settings.groups * settings.sequences * settings.block * 12 * (1 + 3 * settings.probes)
     return Shape.of(subject.loaded.model).work(
         tokens, at_once=settings.at_once, block=settings.block, vectors=6, device=settings.device
-    )  # fmt: skip
+    )
 
 
 def _stages(work: Work) -> Callable[[str, int, int], None]:

@@ -82,7 +82,8 @@ class Witness:
             for kind in _KINDS
             for name, tensor in getattr(self, kind).items()
         }
-        write_bytes(path, _ordered(save(tensors, {"villani": _FORMAT, "claim": self.claim.model_dump_json()})))
+        content = save(tensors, {"villani": _FORMAT, "claim": self.claim.model_dump_json()})
+        write_bytes(path, [_ordered(content)])
 
 
 def _ordered(content: bytes) -> bytes:

@@ -1,8 +1,7 @@
 """What every certificate begins with: texts cut into parts, the centre of the prior, and losses of a model on them."""
 
 import hashlib
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -12,7 +11,7 @@ import torch
 
 from villani.commands.certify.settings import CertifySettings
 from villani.commands.subject import (
-    check_options,
+    begin,
     determining,
     load,
     load_blocks,
@@ -25,10 +24,9 @@ from villani.dynamics.chain import label_probabilities, matching
 from villani.dynamics.training import train
 from villani.errors import InputError
 from villani.inputs.models import LoadedModel
-from villani.inputs.text import Blocks, part_of, text_record
-from villani.objective.objective import IGNORED, Objective
+from villani.inputs.text import Blocks, check_context, part_of, text_record
+from villani.objective.objective import Objective
 from villani.statistics import Array
-from villani.work.memory import peak_memory
 from villani.work.records import Provenance, TextRecord
 from villani.work.team import Rows
 from villani.work.work import Work
@@ -59,11 +57,6 @@ class Prepared:
     provenance: Provenance
     determining: dict[str, Any]
 
-    @property
-    def counts(self) -> Array:
-        """(M,) predicted tokens of every certified block."""
-        return np.asarray((self.certified.labels[:, 1:] != IGNORED).sum(dim=1).numpy())
-
 
 def prepare(settings: CertifySettings, work: Work) -> Prepared:
     """Load the model and cut the texts, each once.
@@ -71,9 +64,7 @@ def prepare(settings: CertifySettings, work: Work) -> Prepared:
     Raises:
         InputError: anything about the input that cannot be certified.
     """
-    check_options("all", settings.device)
-    if settings.threads is not None:
-        torch.set_num_threads(settings.threads)
+    begin(settings)
     corpus = load_text(settings.text, work)
     held_corpus = load_text(settings.held_out, work) if settings.held_out else corpus
     loaded = load(settings, work, train=True)
@@ -88,15 +79,13 @@ def prepare(settings: CertifySettings, work: Work) -> Prepared:
     checksums = [record.token_checksum for record in records]
     if prior is not None:
         checksums.append(hashlib.sha256(prior.ids.numpy().tobytes() + prior.labels.numpy().tobytes()).hexdigest())
-    work.memory = partial(peak_memory, torch.device(settings.device))
     keyed = determining(settings, records[0], provenance) | {"checksums": checksums}
     return Prepared(loaded, certified, held_out, prior, records, provenance, keyed)
 
 
 def _cut(settings: CertifySettings, loaded: LoadedModel, work: Work) -> tuple[Blocks, Blocks, Blocks | None]:
     """Certified, held-out and prior's blocks: the prior's part comes first, so that it is the past of all certified."""
-    if loaded.record.context is not None and settings.block > loaded.record.context:
-        raise InputError(f"block={settings.block}: the model accepts at most {loaded.record.context} tokens")
+    check_context(settings.block, loaded.record.context)
     whole, documents = load_blocks(settings.text, settings, work, loaded)
     end = len(whole.ids)
     if settings.held_out:
@@ -113,19 +102,16 @@ def _cut(settings: CertifySettings, loaded: LoadedModel, work: Work) -> tuple[Bl
     return part_of(whole, documents, begin, stop, words), held_out, prior
 
 
-@contextmanager
-def centred(settings: CertifySettings, prepared: Prepared, work: Work) -> Iterator[None]:
-    """The model at the centre of the prior; afterwards at the weights that it was loaded with."""
+def to_centre(settings: CertifySettings, prepared: Prepared, work: Work) -> None:
+    """Put the model at the centre of the prior; whoever loads it next has it at its own weights, see `load`."""
+    if prepared.prior is None:
+        return
+    row = work.once("prior", partial(_centre, settings, prepared.loaded, prepared.prior, work))
     tensors = list(prepared.loaded.model.parameters())
-    before = [tensor.detach().clone() for tensor in tensors]
-    try:
-        if prepared.prior is not None:
-            row = work.once("prior", partial(_centre, settings, prepared.loaded, prepared.prior, work))
-            parts = torch.from_numpy(row["weights"]).split([tensor.numel() for tensor in tensors])
-            _write(tensors, list(parts))
-        yield
-    finally:
-        _write(tensors, before)
+    parts = torch.from_numpy(row["weights"]).split([tensor.numel() for tensor in tensors])
+    with torch.no_grad():
+        for tensor, part in zip(tensors, parts, strict=True):
+            tensor.copy_(part.view_as(tensor))
 
 
 def _centre(settings: CertifySettings, loaded: LoadedModel, blocks: Blocks, work: Work) -> Rows:
@@ -138,12 +124,6 @@ def _centre(settings: CertifySettings, loaded: LoadedModel, blocks: Blocks, work
         progress=work.advance,
     )  # fmt: skip
     return {"weights": torch.cat([tensor.detach().reshape(-1) for tensor in tensors]).cpu().numpy()}
-
-
-def _write(tensors: Sequence[torch.Tensor], values: Sequence[torch.Tensor]) -> None:
-    with torch.no_grad():
-        for tensor, value in zip(tensors, values, strict=True):
-            tensor.copy_(value.view_as(tensor))
 
 
 def predicted(blocks: Blocks) -> Array:

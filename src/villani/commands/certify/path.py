@@ -1,19 +1,27 @@
 """`villani certify --kind path`: noisy runs at every λ, each a unit of work."""
 
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
 
 from villani.commands.certify.certified_text import PRIOR_BATCH, Prepared, judge, predicted
-from villani.commands.certify.path_results import assemble
-from villani.commands.certify.record import CertificateRecord
-from villani.commands.certify.results import ScoredModel
+from villani.commands.certify.record import BoundRecord, CertificatePoint, CertificateRecord
+from villani.commands.certify.results import ScoredModel, beaten, best_bound, bound_record, competitors
 from villani.commands.certify.settings import CertifySettings
+from villani.dynamics.certificate import ChainPlan, Moments, chain_complexity, token_bound
 from villani.dynamics.chain import Moving, run_chain
+from villani.errors import InputError
+from villani.outwards import upper
+from villani.theory.complexity import path
+from villani.theory.pac_bayes import monte_carlo, weaken
 from villani.work.budget import Needs, Shape
 from villani.work.team import Rows
 from villani.work.work import Work
+
+_DRAWN = "the one θ that this run ended at"
+_LAW = "a fresh draw of θ from the law that such runs end with"
 
 
 def certify(settings: CertifySettings, prepared: Prepared, work: Work) -> tuple[CertificateRecord, int]:
@@ -30,11 +38,8 @@ def certify(settings: CertifySettings, prepared: Prepared, work: Work) -> tuple[
             work.stage(f"λ = {decay:g} ({number + 1} of {len(settings.weight_decay)}), chain {index + 1}")
             chain = partial(_chain, settings, prepared, moving, decay, index, work)
             rows[decay].append(work.once(f"chain/{decay!r}/{index}", chain))
-    record = assemble(
-        settings, prepared.loaded.record, prepared.records, moving.size, ScoredModel.of(centre, settings.alpha),
-        {decay: [ScoredModel.of(row, settings.alpha) for row in chains] for decay, chains in rows.items()},
-        held_out_ids=predicted(prepared.held_out), provenance=prepared.provenance,
-    )  # fmt: skip
+    scored = {decay: [ScoredModel.of(row, settings.alpha) for row in chains] for decay, chains in rows.items()}
+    record = assemble(settings, prepared, moving.size, ScoredModel.of(centre, settings.alpha), scored)
     return record, settings.batch * (settings.block - 1) * settings.steps * settings.chains * len(rows)
 
 
@@ -72,3 +77,133 @@ def _chain(
     if index == 0:
         row["w"] = chain.w.cpu().numpy()
     return row
+
+
+@dataclass(frozen=True)
+class Spending:
+    """How δ is shared out at one λ and one α, so that everything in a record holds at once with probability ≥ 1 − δ."""
+
+    path: float
+    chain: float
+    monte_carlo: float
+    measured_complexity: float
+
+    @classmethod
+    def of(cls, delta: float, decays: int, alphas: int, chains: int) -> "Spending":
+        """All of δ for the path bound of one chain; with more chains half of it for c4."""
+        each = delta / decays / alphas
+        if chains == 1:
+            return cls(each, 0.0, 0.0, 0.0)
+        return cls(each / 2, each / 4, each / 8, each / 8)
+
+
+def assemble(
+    settings: CertifySettings, prepared: Prepared, moving: int, centre: ScoredModel,
+    chains: Mapping[float, Sequence[ScoredModel]],
+) -> CertificateRecord:  # fmt: skip
+    """The record: every λ, what it competes with, and a sentence."""
+    share = settings.delta / settings.candidates
+    spending = Spending.of(share, len(settings.weight_decay), len(settings.alpha), settings.chains)
+    text, held_out = prepared.records
+    points = [_point(settings, decay, scored, spending, text.documents) for decay, scored in chains.items()]
+    record = CertificateRecord(
+        model=prepared.loaded.record, text=text, held_out=held_out, moving=moving,
+        spending={
+            "path certificate": spending.path, "c4 certificate": spending.chain,
+            "Monte Carlo of its empirical risk": spending.monte_carlo,
+            "Monte Carlo of its complexity": spending.measured_complexity,
+        },
+        points=points, sentence="", provenance=prepared.provenance,
+        **competitors(settings, centre, predicted(prepared.held_out)),
+    )  # fmt: skip
+    return record.model_copy(update={"sentence": sentence(record)})
+
+
+def sentence(record: CertificateRecord) -> str:
+    """The best certificate in words, and what it beats."""
+    best = best_bound(record)
+    if best is None:
+        return "No certificate was given: " + "; ".join(r for p in record.points for r in p.refusals) + "."
+    point, bound = best
+    assert isinstance(point, CertificatePoint)
+    names = beaten(record, bound)
+    names += ["the prior's centre, certified"] if bound.value < record.prior_bound else []
+    beats = f"It is below {' and below '.join(names)}" if names else "It beats nothing"
+    if bound.value >= record.log_vocabulary:
+        beats += ": it is vacuous, since guessing does better"
+
+    def at_most(nats: float) -> str:
+        return upper(nats, places=3)
+
+    return (
+        f"With probability {1 - record.delta:g} the risk of {bound.predictor} is at most {at_most(bound.value)} nats "
+        f"per token ({at_most(bound.bits)} bits; λ = {point.weight_decay:g}, {bound.status}): empirical "
+        f"{bound.empirical:.3f}, of which {at_most(bound.monte_carlo)} is Monte Carlo, and {at_most(bound.excess)} for "
+        f"a complexity of {upper(bound.complexity, places=0)} nats over {record.tokens:,} tokens. {beats}; ln V = "
+        f"{record.log_vocabulary:.3f}, the unigram entropy {record.unigram_entropy:.3f}, the centre's own certificate "
+        f"{at_most(record.prior_bound)}, and the held-out bound at the same δ {at_most(point.held_out_bound)}."
+    )
+
+
+def _point(
+    settings: CertifySettings, decay: float, runs: Sequence[ScoredModel], spending: Spending, documents: int
+) -> CertificatePoint:
+    plan, first = settings.plan(decay), runs[0]
+    refusals: list[str] = []
+    drawn = path(float(first.row["log_ratio"]), settings.steps)
+    paths = [
+        bound_record(
+            token_bound(losses, first.tokens, drawn.value, spending.path), losses, drawn, _DRAWN, first.tokens,
+            documents,
+        )
+        for losses in first.certified
+    ]  # fmt: skip
+    chain = None
+    if settings.chains == 1:
+        refusals.append("c4: one chain tells nothing of the law that it is drawn from; use --chains")
+    else:
+        try:
+            chain = _chain_bound(plan, runs, spending, documents)
+        except InputError as error:
+            refusals.append(str(error))
+    level = settings.delta / len(settings.weight_decay) / len(settings.alpha)
+    squares = first.row["squares"]
+    noise = 0.0
+    for contraction, extra in zip(plan.contractions, plan.noises, strict=True):
+        noise = contraction**2 * noise + extra**2
+    noise = plan.variance if plan.start == "prior" else noise
+    certified = plan.descent is not None and plan.clip is not None and plan.start == "prior"
+    return CertificatePoint(
+        weight_decay=decay, chains=len(runs), log_ratio=float(first.row["log_ratio"]),
+        path_cost=float((plan.rates**2 * squares / (2 * plan.noises**2)).sum()),
+        clip_complexity=plan.descent.clipped(plan.clip).value if certified and plan.descent and plan.clip else None,
+        noise=noise**0.5, moved=float(first.row["moved"]), clipped=float(first.row["clipped"]),
+        training_loss=first.training_loss, held_out_loss=first.held_out_loss,
+        held_out_bound=first.held_out_bound(level),
+        path=min(paths, key=lambda b: b.value), chain=chain, refusals=refusals,
+    )  # fmt: skip
+
+
+def _chain_bound(plan: ChainPlan, runs: Sequence[ScoredModel], spending: Spending, documents: int) -> BoundRecord:
+    """c4: the mean risk of J chains; its two limits and the second moment each get a third of the Monte-Carlo δ."""
+    complexity = chain_complexity(plan, [run.row["squares"] for run in runs], spending.measured_complexity)
+    bounds = []
+    for index in range(len(runs[0].certified)):
+        of = [run.certified[index] for run in runs]
+        smoothing = of[0].smoothing
+        first = np.array([moments.first for moments in of])
+        level, span, least = spending.monte_carlo / 3, smoothing.oscillation, smoothing.lowest
+        limit = monte_carlo(first, level, span=span, lowest=least)
+        lower = (
+            least + smoothing.highest - monte_carlo(least + smoothing.highest - first, level, span=span, lowest=least)
+        )
+        squares = np.array([m.second for m in of])  # of losses on both sides of 0, of which the positive reach further
+        second = monte_carlo(squares, level, span=smoothing.highest**2, lowest=0.0)
+        # V̂ = E ℓ² − 2cE ℓ + c² with 0 ≤ c ≤ highest: at most what these moments give for every such c
+        moments = Moments(smoothing, limit, second + 2 * smoothing.highest * (limit - lower))
+        more = spending.monte_carlo + spending.measured_complexity
+        bound = weaken(token_bound(moments, runs[0].tokens, complexity.value, spending.chain), "statistical", more)
+        bounds.append(
+            bound_record(bound, moments, complexity, _LAW, runs[0].tokens, documents, limit - float(first.mean()))
+        )
+    return min(bounds, key=lambda b: b.value)

@@ -1,29 +1,58 @@
 """`villani certify --kind prequential`: one pass over the text at every λ and η, scored before it is trained on.
 
-A stretch of steps is a unit of work, as in `chains`: the tokens' ln p in the ledger, weights and the optimiser's memory
-in a file of their own whose checksum is in the row. Where a stretch ends depends on the clock, what is in it does not.
+A stretch of steps is a unit of work, see `work.stretches`: the tokens' ln p in the ledger, weights and the optimiser's
+memory in a file.
 """
 
-import time
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from villani.commands.certify.certified_text import PRIOR_BATCH, Prepared, judge, predicted
-from villani.commands.certify.prequential_results import Pass, assemble
-from villani.commands.certify.record import CertificateRecord
+from villani.commands.certify.certified_text import PRIOR_BATCH, Prepared, judge, moments, predicted, smoothed_losses
+from villani.commands.certify.record import CertificateRecord, GainRecord, PassPoint, PrequentialRecord, SegmentRecord
+from villani.commands.certify.results import ScoredModel, beaten, best_bound, bound_record, competitors
 from villani.commands.certify.settings import CertifySettings
-from villani.commands.converge import chains
-from villani.commands.converge.chains import checksum, read_state, write_state
 from villani.commands.subject import outputs
+from villani.dynamics.certificate import gain_bound, token_bound
 from villani.dynamics.chain import matching
 from villani.dynamics.prequential import Learner, UpdateRule, advance, steps_of
+from villani.outwards import lower, upper
+from villani.statistics import Array
+from villani.theory.complexity import Complexity
+from villani.theory.constants import Smoothing
 from villani.work.budget import Needs, Shape
+from villani.work.stretches import Enough, stretches
 from villani.work.team import Rows
 from villani.work.work import Work
+
+SEGMENTS = 32
+_ITERATES = "the weights from before each batch on the blocks of that batch, on average over the pass"
+_NONE = Complexity(
+    "none", "no complexity", 0.0,
+    "blocks in the text's order, each scored before it is trained on; settings fixed before the text", "certified",
+    "THEORY.md §5 (c″)",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False)
+class Pass:
+    """One pass, or the frozen start's.
+
+    Attributes:
+        logs: (m,) ln p of the certified tokens under the weights from before their batch.
+        clipped: share of steps whose gradient was.
+        moved: ‖θ − centre‖ at the end.
+        last: moments of the last weights on held-out text.
+    """
+
+    logs: Array
+    clipped: float
+    moved: float
+    last: Mapping[str, Array]
 
 
 def certify(settings: CertifySettings, prepared: Prepared, work: Work) -> tuple[CertificateRecord, int]:
@@ -41,11 +70,8 @@ def certify(settings: CertifySettings, prepared: Prepared, work: Work) -> tuple[
         passes.append(
             (rule, _pass(settings, prepared, learner, states / f"pass-{number}", work.scope(f"pass/{number}")))
         )
-    record = assemble(
-        settings, prepared.loaded.record, prepared.records, sum(t.numel() for t in tensors), outputs(model),
-        prepared.counts, start, passes, held_out_ids=predicted(prepared.held_out), provenance=prepared.provenance,
-    )  # fmt: skip
-    return record, int(prepared.counts.sum()) * len(rules)
+    record = assemble(settings, prepared, sum(t.numel() for t in tensors), start, passes)
+    return record, int(prepared.certified.counts.sum()) * len(rules)
 
 
 def needs(settings: CertifySettings, prepared: Prepared) -> Needs:
@@ -66,18 +92,12 @@ def _pass(settings: CertifySettings, prepared: Prepared, learner: Learner | None
     """A pass to its end, or taken up where it was stopped; the model is left at the centre, without a learner too."""
     blocks, model = prepared.certified, prepared.loaded.model
     steps = steps_of(len(blocks.ids), settings.batch)
-    rows: list[Rows] = []
-    done = reached = 0  # steps that rows are of, and that the learner is at
 
-    def stretch() -> Rows:
-        nonlocal reached
-        if learner and reached < done:
-            read_state(_at(states, done), learner.state, rows[-1]["state"])
+    def stretch(start: int, _: Rows | None, enough: Enough) -> dict[str, Array]:
         part = advance(
-            model, learner, blocks.ids, blocks.labels, start=done, batch=settings.batch,
-            micro_tokens=settings.micro_tokens, enough=_patience(steps, work),
+            model, learner, blocks.ids, blocks.labels, start=start, batch=settings.batch,
+            micro_tokens=settings.micro_tokens, enough=enough,
         )  # fmt: skip
-        reached = part.stop
         row = {
             "stop": np.array(part.stop), "logs": part.logs, "clipped": np.array(part.clipped),
             "state": np.zeros(0, dtype=np.uint8),
@@ -85,32 +105,121 @@ def _pass(settings: CertifySettings, prepared: Prepared, learner: Learner | None
         if part.stop == steps:
             row |= judge(settings, prepared.loaded, work, held_out=prepared.held_out)
             row["moved"] = np.array(learner.moved() if learner else 0.0)
-        elif learner:
-            write_state(_at(states, part.stop), learner.state)
-            row["state"] = checksum(_at(states, part.stop))
         return row
 
-    while done < steps:
-        rows.append(work.once(str(done), stretch))
-        _at(states, done).unlink(missing_ok=True)
-        done = int(rows[-1]["stop"])
-    for left in states.parent.glob(f"{states.name}-*.safetensors"):  # of a kill between file and row
-        left.unlink()
+    rows = stretches(work, states, steps, learner.state if learner else [], stretch)
     if learner:
         learner.reset()
     logs = np.concatenate([row["logs"] for row in rows]).astype(np.float64)
     return Pass(logs, sum(int(row["clipped"]) for row in rows) / steps, float(rows[-1]["moved"]), rows[-1])
 
 
-def _patience(steps: int, work: Work) -> Callable[[int], bool]:
-    began = time.perf_counter()
+def assemble(
+    settings: CertifySettings, prepared: Prepared, moving: int, start: Pass, passes: Sequence[tuple[UpdateRule, Pass]]
+) -> CertificateRecord:
+    """The record: every λ and η, the frozen start that they are held against, and a sentence."""
+    counts, (text, held_out) = prepared.certified.counts, prepared.records
+    vocabulary = outputs(prepared.loaded.model)
 
-    def enough(step: int) -> bool:
-        work.advance(step, steps)
-        return time.perf_counter() - began > chains.PATIENCE
+    def scored(one: Pass) -> ScoredModel:
+        row = dict(one.last) | moments("certified", one.logs, counts, settings.alpha, vocabulary)
+        return ScoredModel.of(row, settings.alpha)
 
-    return enough
+    compared = competitors(settings, scored(start), predicted(prepared.held_out))
+    level = settings.delta / settings.candidates / len(passes) / len(settings.alpha)
+    points = [
+        _point(settings, rule, one, scored(one), start, level, compared["prior_bound"], text.documents)
+        for rule, one in passes
+    ]
+    record = CertificateRecord(
+        model=prepared.loaded.record, text=text, held_out=held_out, moving=moving,
+        spending={"certificate of the iterates": level}, points=[], sentence="", provenance=prepared.provenance,
+        prequential=PrequentialRecord.of(
+            settings, steps=steps_of(len(counts), settings.batch), points=points,
+            segments=_segments(counts, settings.batch, start, [one for _, one in passes]),
+        ),
+        **compared,
+    )  # fmt: skip
+    return record.model_copy(update={"sentence": sentence(record)})
 
 
-def _at(states: Path, step: int) -> Path:
-    return states.with_name(f"{states.name}-{step}.safetensors")
+def _point(
+    settings: CertifySettings, rule: UpdateRule, one: Pass, scored: ScoredModel, start: Pass, level: float,
+    prior_bound: float, documents: int,
+) -> PassPoint:  # fmt: skip
+    bounds = [
+        bound_record(token_bound(losses, scored.tokens, 0.0, level), losses, _NONE, _ITERATES, scored.tokens, documents)
+        for losses in scored.certified
+    ]
+    bound = min(bounds, key=lambda b: b.value)
+    gains = [_gain(one, start, losses.smoothing, level) for losses in scored.certified]
+    # the last weights are one more predictor on a text of its own: at all of δ, as the start's certificate
+    share = settings.delta / settings.candidates / len(settings.alpha)
+    return PassPoint(
+        weight_decay=rule.weight_decay, learning_rate=rule.rate, certificate=bound,
+        below_start=prior_bound - bound.value, gain=max(gains, key=lambda g: g.value), loss=scored.training_loss,
+        moved=one.moved, clipped=one.clipped, held_out_loss=scored.held_out_loss,
+        held_out_bound=scored.held_out_bound(share),
+    )  # fmt: skip
+
+
+def _gain(one: Pass, start: Pass, smoothing: Smoothing, level: float) -> GainRecord:
+    after, before = (smoothed_losses(scores.logs, smoothing.alpha, smoothing.vocabulary) for scores in (one, start))
+    difference = after - before
+    bound = gain_bound(float(difference.mean()), float((difference**2).mean()), len(difference), smoothing, level)
+    return GainRecord(
+        value=-bound.value, empirical=-bound.empirical, alpha=smoothing.alpha, choice=bound.choice, delta=level,
+        about=f"risk of the frozen start less that of {_ITERATES}; {bound.about}",
+        hypotheses=f"{_NONE.hypotheses}; {bound.hypotheses}",
+    )  # fmt: skip
+
+
+def _segments(counts: Array, batch: int, start: Pass, passes: Sequence[Pass]) -> list[SegmentRecord]:
+    """Mean losses along the pass, in at most `SEGMENTS` parts of whole steps."""
+    steps = steps_of(len(counts), batch)
+    ends = np.unique(np.linspace(0, steps, min(SEGMENTS, steps) + 1).round().astype(int))
+    edges = np.concatenate([[0], np.cumsum(counts)])[np.minimum(ends * batch, len(counts))]
+    return [
+        SegmentRecord(
+            tokens=int(high), start=float(-start.logs[low:high].mean()),
+            iterates=[float(-one.logs[low:high].mean()) for one in passes],
+        )
+        for low, high in pairwise(edges) if high > low
+    ]  # fmt: skip
+
+
+def sentence(record: CertificateRecord) -> str:
+    """The best pass in words, beside the frozen start."""
+    best = best_bound(record)
+    assert best is not None
+    point, bound = best
+    assert isinstance(point, PassPoint)
+    gain, names = point.gain, beaten(record, bound)
+    words = (
+        f"With probability {1 - record.delta:g} the risk of {bound.predictor}, is at most "
+        f"{upper(bound.value, places=3)} nats per token ({upper(bound.bits, places=3)} bits; λ = "
+        f"{point.weight_decay:g}, η = {point.learning_rate:g}, {bound.status}): empirical {bound.empirical:.3f} and "
+        f"{upper(bound.excess, places=3)} for chance over {record.tokens:,} tokens, without complexity. "
+        + (f"It is below {' and below '.join(names)}. " if names else "It is vacuous: guessing does better. ")
+    )
+    if point.below_start > 0:
+        words += (
+            f"The frozen start's certificate on the same tokens is {upper(record.prior_bound, places=3)}, "
+            f"{lower(point.below_start, places=3)} higher. "
+        )
+    else:
+        words += (
+            f"The frozen start's certificate on the same tokens is lower, {upper(record.prior_bound, places=3)}: by "
+            f"{upper(-point.below_start, places=3)}. "
+        )
+    if gain.value > 0:
+        words += (
+            f"A certified gain from training of {lower(gain.value, places=3)} nats per token: by the paired losses and "
+            f"with probability {1 - record.delta:g}, the iterates' risk is lower than the start's by that much."
+        )
+    else:
+        words += (
+            f"No gain from training is certified: the paired losses differ by {gain.empirical:.3f} nats, and the "
+            f"bound allows {lower(gain.value, places=3)}."
+        )
+    return words

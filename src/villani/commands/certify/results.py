@@ -11,7 +11,7 @@ from villani.commands.certify.record import BoundRecord, CertificatePoint, Certi
 from villani.commands.certify.settings import CertifySettings
 from villani.dynamics.certificate import Moments, token_bound
 from villani.errors import InputError
-from villani.statistics import Array, Estimate, ratio_estimates
+from villani.statistics import Array, mean_per_token
 from villani.theory.complexity import Complexity
 from villani.theory.constants import Smoothing
 from villani.theory.pac_bayes import RiskBound
@@ -59,8 +59,7 @@ class ScoredModel:
         sums, counts = self.row["held_out_sums"], self.row["held_out_counts"]
         if len(counts) < 2:
             raise InputError("the held-out text has one block: give more, so that its error can be told")
-        value, sem = ratio_estimates(sums[:, None], counts)
-        return EstimateRecord.model_validate(Estimate(float(value[0]), float(sem[0]), len(counts), "statistical"))
+        return EstimateRecord.model_validate(mean_per_token(sums, counts))
 
     def certified_bound(self, delta: float) -> float:
         """The least bound without complexity of all α, on certified tokens that it has not seen, each at δ."""

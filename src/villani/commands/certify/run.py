@@ -1,28 +1,26 @@
 """What `villani certify` does: texts, the centre of a prior, training of either kind, and certificates."""
 
 from villani.commands.certify import path, prequential
-from villani.commands.certify.certified_text import centred, prepare
+from villani.commands.certify.certified_text import prepare, to_centre
 from villani.commands.certify.settings import CertifySettings
 from villani.commands.running import Outcome
 from villani.objective.evaluation import same_threads
 from villani.work.budget import LESS
-from villani.work.records import Cost
 from villani.work.work import Work
 
-_KINDS = {"path": (path.needs, path.certify), "prequential": (prequential.needs, prequential.certify)}
+_KINDS = {"path": path, "prequential": prequential}
 
 
 @same_threads()
 def run(settings: CertifySettings, work: Work) -> Outcome:
     """Train and certify; every finished chain, and every stretch of a pass, is kept."""
-    needs, certify = _KINDS[settings.kind]
+    kind = _KINDS[settings.kind]
     prepared = prepare(settings, work)
     work.open(
-        settings.name, settings.model, prepared.determining, settings.model_dump(), needs=needs(settings, prepared),
-        what="this certificate", instead=f"lower --batch, or {LESS}", device=settings.device,
+        settings.name, settings.model, prepared.determining, settings.model_dump(),
+        needs=kind.needs(settings, prepared), what="this certificate", instead=f"lower --batch, or {LESS}",
+        device=settings.device,
     )  # fmt: skip
-    with centred(settings, prepared, work):
-        record, tokens = certify(settings, prepared, work)
-    seconds, peak, units = work.spent()
-    cost = Cost(seconds=seconds, seconds_per_group=seconds / units, peak_memory_bytes=peak, tokens=tokens, probes=0)
-    return Outcome([record], {0: cost})
+    to_centre(settings, prepared, work)
+    record, tokens = kind.certify(settings, prepared, work)
+    return Outcome([record], {0: work.cost(tokens)})

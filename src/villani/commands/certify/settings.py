@@ -29,9 +29,7 @@ TRAINING = "Training"
 CERTIFICATE = "Certificate"
 
 
-class CertifySettings(
-    TrustBlock, ComputeBlock, SpecialTokensBlock, SeedBlock, TextBlock, ModelBlock, Settings
-):  # fmt: skip
+class CertifySettings(TrustBlock, ComputeBlock, SpecialTokensBlock, SeedBlock, TextBlock, ModelBlock, Settings):
     """Train and certify the risk, with noise or in one pass: bounds in nats per token, beside what they compete with.
 
     Choose all settings before the certified text is looked at, or say with --candidates how many there were.
@@ -41,12 +39,8 @@ class CertifySettings(
 
     name = "certify"
 
-    micro_tokens: Annotated[
-        int, Option("tokens in one forward pass at most: sets the memory needed", COMPUTE)
-    ] = 4096  # fmt: skip
-    held_out: Annotated[
-        str | None, Option("other text to hold against", TEXT, default="the last tenth")
-    ] = None  # fmt: skip
+    micro_tokens: Annotated[int, Option("tokens in one forward pass at most: sets the memory needed", COMPUTE)] = 4096
+    held_out: Annotated[str | None, Option("other text to hold against", TEXT, default="the last tenth")] = None
     block: Annotated[int, Option("tokens in a block", TEXT)] = 128
     blocks: Annotated[int | None, Option("certified blocks at most", TEXT, default="all there are")] = None
     prior: Annotated[
@@ -68,9 +62,9 @@ class CertifySettings(
         ),
     ] = "path"
     train: Annotated[str, Option("what moves: all, or a regular expression on names of tensors", TRAINING)] = "all"
-    scale: Annotated[
-        Literal["unit", "relative"], Option("noise in units of 1, or of each tensor's size", TRAINING)
-    ] = "unit"  # fmt: skip
+    scale: Annotated[Literal["unit", "relative"], Option("noise in units of 1, or of each tensor's size", TRAINING)] = (
+        "unit"
+    )
     direction: Annotated[Literal["sgd", "momentum", "adam"], Option("of the steps", TRAINING)] = "sgd"
     start: Annotated[Literal["prior", "centre"], Option("c4 needs a start in the prior", TRAINING)] = "prior"
     weight_decay: Annotated[
@@ -82,10 +76,10 @@ class CertifySettings(
     ] = []  # fmt: skip
     towards: Annotated[
         Literal["centre", "zero"], Option("with --kind prequential, what decay pulls towards", TRAINING)
-    ] = "centre"  # fmt: skip
-    temperature: Annotated[
-        float, Option("s > 0: noise √(ηs) a step, prior variance s/(2λ)", TRAINING, always=True)
-    ] = 1e-4  # fmt: skip
+    ] = "centre"
+    temperature: Annotated[float, Option("s > 0: noise √(ηs) a step, prior variance s/(2λ)", TRAINING, always=True)] = (
+        1e-4
+    )
     learning_rate: Annotated[
         list[float],
         Option(
@@ -95,7 +89,7 @@ class CertifySettings(
     ] = []  # fmt: skip
     warm_up: Annotated[
         int, Option("with --kind prequential, steps over which η rises; it is constant then", TRAINING)
-    ] = 0  # fmt: skip
+    ] = 0
     steps: Annotated[int, Option("K, steps of a run", TRAINING)] = 200
     batch: Annotated[int, Option("blocks in a step", TRAINING)] = 8
     clip: Annotated[
@@ -108,10 +102,8 @@ class CertifySettings(
     delta: Annotated[float, Option("δ: everything holds at once with probability 1 − δ", CERTIFICATE)] = 0.05
     candidates: Annotated[
         int, Option("size of the grid of settings that these were chosen from; δ is divided by it", CERTIFICATE)
-    ] = 1  # fmt: skip
-    alpha: Annotated[
-        list[float], Option("prediction smoothing; several with commas", CERTIFICATE)
-    ] = [0.01, 0.1]  # fmt: skip
+    ] = 1
+    alpha: Annotated[list[float], Option("prediction smoothing; several with commas", CERTIFICATE)] = [0.01, 0.1]
 
     @model_validator(mode="before")
     @classmethod

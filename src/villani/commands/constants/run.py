@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from itertools import product
-from typing import Any
 
 import torch
 from torch import nn
@@ -11,7 +10,7 @@ from villani.commands.constants.record import ModelConstants, ModelConstantsReco
 from villani.commands.constants.settings import ConstantsSettings
 from villani.commands.exact.record import ConstantRecord
 from villani.commands.running import Outcome, versions
-from villani.commands.subject import load
+from villani.commands.subject import load, outputs
 from villani.criteria.head import NormalisedHead, normalised_head
 from villani.errors import InputError
 from villani.objective.objective import Objective
@@ -123,10 +122,3 @@ def _no_gap(reason: str) -> SpectralGapRecord:
         "is a spectral gap without smoothing is open."
     )
     return SpectralGapRecord(constant=None, text=text)
-
-
-def outputs(model: nn.Module) -> int:
-    """V: the rows of the output embedding, which may be more than a tokenizer's tokens."""
-    causal: Any = model
-    head = causal.get_output_embeddings()
-    return int(causal.config.vocab_size if head is None else head.weight.shape[0])

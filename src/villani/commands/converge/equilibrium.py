@@ -5,7 +5,7 @@ from typing import Literal
 
 import numpy as np
 
-from villani.commands.converge.ensemble import Ensemble
+from villani.commands.converge.chains import Ensemble
 from villani.commands.converge.record import GradientNoiseRecord, IdentityRecord
 from villani.dynamics.convergence import (
     Ceiling,
@@ -86,7 +86,7 @@ def equilibrium_of(
 
 def obstacle_of(
     ensemble: Ensemble, noise: GradientNoiseRecord | None, state: str, mixed: Mixing, identities: list[IdentityRecord]
-) -> str:  # fmt: skip
+) -> str:
     """Why what was found at equilibrium bounds no gap of the Gibbs law, or ""."""
     kernel = ensemble.kernel
     if not ensemble.whole:
@@ -101,7 +101,7 @@ def obstacle_of(
         return (
             f"mini-batch noise may reach {noise.worst_direction:.3g} of s in one direction, so that the chain's law "
             "need not be the Gibbs law"
-        )  # fmt: skip
+        )
     if state != "not contradicted":
         failed = [identity.name for identity in identities if identity.verdict == "fails"]
         if failed:

@@ -10,10 +10,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from villani.commands.converge.chains import read_state, run_chain, write_state
+from villani.commands.converge.chains import Ensemble, Theory, cost_of, divergence_records, run_chain
 from villani.commands.converge.coupling import coupled_models
-from villani.commands.converge.ensemble import Ensemble, Theory, cost_of, design_record, divergence_records
-from villani.commands.converge.record import ConvergenceRecord
+from villani.commands.converge.record import ConvergenceRecord, DynamicsRecord
 from villani.commands.converge.results import chains_record
 from villani.commands.converge.settings import ConvergeSettings
 from villani.commands.running import Outcome
@@ -28,6 +27,8 @@ from villani.objective.objective import Objective
 from villani.statistics import Array
 from villani.streams import Purpose, word
 from villani.work.budget import Needs, Shape
+from villani.work.records import CONFIDENCE
+from villani.work.stretches import read_state, write_state
 from villani.work.work import Work
 
 _FREE = {"weight_decay", "temperature", "chains", "coupled", "walkers", "parameters", "dimension"}
@@ -55,7 +56,8 @@ def on_model(settings: ConvergeSettings, work: Work) -> Outcome:
     theory = Theory(vocabulary=vocabulary(subject.loaded.model))
     record = ConvergenceRecord(
         model=subject.loaded.record, objective=objective_record(subject.objective), text=subject.text, potential=None,
-        design=design_record(settings, settings.batch, target.blocks), undecayed=space.size - space.decayed_size,
+        design=DynamicsRecord.of(settings, blocks=target.blocks, confidence=CONFIDENCE),
+        undecayed=space.size - space.decayed_size,
         points=[chains_record(ensemble, theory) for ensemble in ensembles], provenance=subject.provenance,
     )  # fmt: skip
     shutil.rmtree(directory / "state", ignore_errors=True)
@@ -107,20 +109,19 @@ class _Restarting(NetworkTarget):
 
 def _ensemble(
     subject: Subject, target: _Restarting, settings: ConvergeSettings, work: Work, directory: Path
-) -> Ensemble:  # fmt: skip
+) -> Ensemble:
     """The chains at one λ and s."""
-    assert settings.chains is not None
-    assert settings.log_every is not None
+    count, _, log_every = settings.sizes
     kernel, space = target.kernel, subject.objective.parameters
     decay, s = kernel.weight_decay, kernel.temperature
     units = work.scope(f"{decay!r}/{s!r}")
     chains, diverged = [], []
-    for number in range(settings.chains):
-        work.stage(f"chain {number + 1} of {settings.chains} at λ = {decay:g}, s = {s:g}")
+    for number in range(count):
+        work.stage(f"chain {number + 1} of {count} at λ = {decay:g}, s = {s:g}")
         with target.running():
             chain = run_chain(
                 target, kernel, units, directory / "state" / f"{decay!r}-{s!r}", seed=settings.seed, chain=number,
-                log_every=settings.log_every, inspect=partial(_psi, subject, target, settings, number),
+                log_every=log_every, inspect=partial(_psi, subject, target, settings, number),
                 inspect_every=settings.psi_every,
             )  # fmt: skip
             diverged += divergence_records(chain, target, kernel, 1, number)
@@ -129,7 +130,7 @@ def _ensemble(
     if settings.coupled:
         work.stage("two chains with common noise")
         twin = _twin(subject, settings)
-        pair = coupled_models(target, twin, kernel, units, seed=settings.seed, log_every=settings.log_every)
+        pair = coupled_models(target, twin, kernel, units, seed=settings.seed, log_every=log_every)
     return Ensemble(
         settings=settings, kernel=kernel, names=(*STANDARD, *target.extras), chains=tuple(chains), pair=pair,
         diverged=diverged, dimension=space.size, undecayed=space.size - (space.decayed_size if decay else 0),

@@ -1,17 +1,15 @@
 """Chains on a potential in closed form, whose gap is known."""
 
 import shutil
-from importlib.metadata import version
 from pathlib import Path
 
 from villani.commands.blocks import SubjectSettings
-from villani.commands.converge.chains import run_chain
+from villani.commands.converge.chains import Ensemble, Theory, cost_of, divergence_records, run_chain
 from villani.commands.converge.coupling import coupled
-from villani.commands.converge.ensemble import Ensemble, Theory, cost_of, design_record, divergence_records
-from villani.commands.converge.record import ConvergenceRecord, PotentialRecord
+from villani.commands.converge.record import ConvergenceRecord, DynamicsRecord, PotentialRecord
 from villani.commands.converge.results import chains_record
 from villani.commands.converge.settings import ConvergeSettings
-from villani.commands.running import Outcome
+from villani.commands.running import Outcome, versions
 from villani.dynamics.langevin import STANDARD
 from villani.dynamics.potential import PotentialTarget
 from villani.errors import InputError
@@ -19,6 +17,7 @@ from villani.objective.evaluation import same_threads
 from villani.theory.catalogue import Case
 from villani.theory.exact import solve
 from villani.work.budget import Needs
+from villani.work.records import CONFIDENCE
 from villani.work.work import Work
 
 _FREE = {"weight_decay", "temperature", "coupled", *SubjectSettings.model_fields} - {"model", "seed"}
@@ -33,7 +32,7 @@ def on_potential(settings: ConvergeSettings, work: Work) -> Outcome:
     values = settings.model_dump(mode="json")
     values["parameters"] = [f"{name}={value!r}" for name, value in settings.parameters.items()]
     keyed = {name: value for name, value in values.items() if name not in _FREE}
-    keyed |= {name: version(name) for name in ("villani", "numpy", "scipy", "torch")}
+    keyed |= versions("villani", "numpy", "scipy", "torch")
     directory = work.open(
         "converge", settings.model, keyed, values, named=values | keyed, needs=_needs(settings, cases),
         what="these chains", instead="choose fewer --chains, --walkers or --steps",
@@ -47,7 +46,8 @@ def on_potential(settings: ConvergeSettings, work: Work) -> Outcome:
     record = ConvergenceRecord(
         model=None, objective=None, text=None,
         potential=PotentialRecord.of(law, name=cases[-1].name, expression=law.loss.text),
-        design=design_record(settings, None, None), undecayed=0, points=points, provenance=None,
+        design=DynamicsRecord.of(settings, batch=None, blocks=None, confidence=CONFIDENCE), undecayed=0, points=points,
+        provenance=None,
     )  # fmt: skip
     shutil.rmtree(directory / "state", ignore_errors=True)
     return Outcome([record], {0: cost_of(ensembles, work)})
@@ -55,34 +55,30 @@ def on_potential(settings: ConvergeSettings, work: Work) -> Outcome:
 
 def _needs(settings: ConvergeSettings, cases: list[Case]) -> Needs:
     """Walkers where they are, were and go, and the rows that are logged."""
-    assert settings.chains is not None
-    assert settings.walkers is not None
-    assert settings.log_every is not None
-    rows = settings.chains * (settings.steps or 0) // settings.log_every
-    positions = settings.chains * settings.walkers * max(one.potential.dimension for one in cases)
+    chains, walkers, log_every = settings.sizes
+    rows = chains * (settings.steps or 0) // log_every
+    positions = chains * walkers * max(one.potential.dimension for one in cases)
     return Needs(memory=8.0 * (6 * positions + 20 * rows), disk=8.0 * (2 * positions + 20 * rows * len(cases)))
 
 
 def _ensemble(settings: ConvergeSettings, one: Case, work: Work, directory: Path) -> Ensemble:
     """All chains at one λ and s, walked as one."""
-    assert settings.chains is not None
-    assert settings.walkers is not None
-    assert settings.log_every is not None
+    chains, walkers, log_every = settings.sizes
     law = one.potential
     kernel = settings.kernel(law.weight_decay, 2 / law.beta)
     units = work.scope(f"{law.weight_decay!r}/{law.beta!r}")
-    target = PotentialTarget(law, settings.walkers, settings.chains, spread=settings.start == "spread")
+    target = PotentialTarget(law, walkers, chains, spread=settings.start == "spread")
     work.stage(f"walking at λ = {law.weight_decay:g}, s = {2 / law.beta:g}")
     chain = run_chain(
         target, kernel, units, directory / "state" / f"{law.weight_decay!r}-{law.beta!r}", seed=settings.seed, chain=0,
-        log_every=settings.log_every,
+        log_every=log_every,
     )  # fmt: skip
-    near, far = (PotentialTarget(law, settings.walkers, settings.chains, start=sign * target.start) for sign in (1, -1))
+    near, far = (PotentialTarget(law, walkers, chains, start=sign * target.start) for sign in (1, -1))
     work.stage("two chains with common noise")
-    pair = coupled(near, far, kernel, units, seed=settings.seed, log_every=settings.log_every)
+    pair = coupled(near, far, kernel, units, seed=settings.seed, log_every=log_every)
     return Ensemble(
         settings=settings, kernel=kernel, names=(*STANDARD, *target.extras), chains=(chain,), pair=pair,
-        diverged=divergence_records(chain, target, kernel, settings.chains), dimension=law.dimension, undecayed=0,
+        diverged=divergence_records(chain, target, kernel, chains), dimension=law.dimension, undecayed=0,
     )  # fmt: skip
 
 

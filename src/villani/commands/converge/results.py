@@ -2,10 +2,11 @@
 
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
-from villani.commands.converge.ensemble import Ensemble, Theory
+from villani.commands.converge.chains import Ensemble, Theory
 from villani.commands.converge.equilibrium import (
     ceilings_of,
     equilibrium_of,
@@ -21,12 +22,7 @@ from villani.commands.converge.record import (
     MixingRecord,
     RateRecord,
 )
-from villani.dynamics.convergence import (
-    Fit,
-    contraction,
-    fit_exponential,
-    mixing,
-)
+from villani.dynamics.convergence import Fit, contraction, fit_exponential, mixing
 from villani.dynamics.verdicts import Claim, Evidence, claims, judge
 from villani.outwards import lower, upper
 from villani.statistics import Array
@@ -37,6 +33,7 @@ from villani.work.records import EstimateRecord
 ALPHA = 0.1  # prediction smoothing of the certified constant
 _SHOWN = 160  # points of a curve in the record
 _CHAINS = 8  # chains in the record, each
+_TEN = math.log(10)
 _FASTER = 3.0  # times: from here on the loss is said not to see a mode
 
 
@@ -116,47 +113,36 @@ def _claims(ensemble: Ensemble, theory: Theory) -> Iterator[Claim]:
 
 def _rates(
     ensemble: Ensemble, theory: Theory, evidence: Evidence, promised: list[Claim], fits: dict[str, Fit]
-) -> list[RateRecord]:  # fmt: skip
+) -> list[RateRecord]:
     rates = []
     if theory.gap is not None:
         words = "Computed by villani exact" + ("." if theory.status == "certified" else ", from two grids: no proof.")
-        rates.append(_rate("exact gap", "equal", math.log(theory.gap), theory.status, words))
+        rates.append(_rate("exact gap", "equal", math.log(theory.gap) / _TEN, theory.status, words))
         if theory.ceiling is not None:
             words = "The variance quotient (C9) of one function, by interval quadrature."
-            rates.append(_rate("gap, by intervals", "at most", math.log(theory.ceiling), "certified", words))
+            rates.append(_rate("gap, by intervals", "at most", math.log(theory.ceiling) / _TEN, "certified", words))
     if ensemble.kernel.weight_decay:
         alone = "Of the law without a loss: linear observables decay at λ, F at 2λ. A reference, no promise."
-        rates.append(_rate("decay alone, λ", "reference", math.log(ensemble.kernel.weight_decay), "certified", alone))
+        log10 = math.log(ensemble.kernel.weight_decay) / _TEN
+        rates.append(_rate("decay alone, λ", "reference", log10, "certified", alone))
     for claim in promised:
         verdict, sentence = judge(claim, evidence)
         status = "refuted" if verdict == "refuted" else claim.status
-        rates.append(
-            RateRecord(
-                name=claim.name, side="at least", log10=claim.log_rate / math.log(10), status=status, verdict=verdict,
-                sentence=sentence,
-            )
-        )  # fmt: skip
+        rates.append(_rate(claim.name, "at least", claim.log_rate / _TEN, status, sentence, verdict=verdict))
     for ceiling in evidence.ceilings:
         words = "At equilibrium, for a reversible chain; limits of all bounds at once, O(η) bias apart."
         words = words if not evidence.obstacle else f"Of no use here: {evidence.obstacle}."
-        rates.append(
-            RateRecord(
-                name=ceiling.name, side="at most", log10=math.log10(ceiling.value),
-                limit_log10=math.log10(ceiling.limit), status="estimated" if evidence.obstacle else "statistical",
-                sentence=words,
-            )
-        )  # fmt: skip
+        status, limit = "estimated" if evidence.obstacle else "statistical", math.log10(ceiling.limit)
+        rates.append(_rate(ceiling.name, "at most", math.log10(ceiling.value), status, words, limit_log10=limit))
     for name, fit in fits.items():
         if fit.rate:
             words = f"{fit.verdict}: {fit.why}. The rate of this observable from this start."
-            rates.append(_rate(f"fit of {name}", "fitted", math.log(fit.rate.value), "estimated", words))
+            rates.append(_rate(f"fit of {name}", "fitted", math.log(fit.rate.value) / _TEN, "estimated", words))
     return rates
 
 
-def _rate(name: str, side: str, log: float, status: str, sentence: str) -> RateRecord:
-    return RateRecord.model_validate(
-        {"name": name, "side": side, "log10": log / math.log(10), "status": status, "sentence": sentence}
-    )
+def _rate(name: str, side: str, log10: float, status: str, sentence: str, **more: Any) -> RateRecord:
+    return RateRecord.of(name=name, side=side, log10=log10, status=status, sentence=sentence, **more)
 
 
 def _trap(fits: dict[str, Fit], theory: Theory) -> str:
@@ -171,7 +157,7 @@ def _trap(fits: dict[str, Fit], theory: Theory) -> str:
             f"{'exactly' if theory.status == 'certified' else 'estimated as'} {truth:.3g}, "
             f"{loss.rate.value / truth:.3g} times smaller. A constant read off the loss curve would be "
             "that many times too good."
-        )  # fmt: skip
+        )
     slow = [name for name in fits if name.startswith("linear")]
     for name in slow:
         fit = fits[name]
@@ -212,7 +198,7 @@ def _sentence(
 
 
 def _ten(log: float) -> str:
-    value = log / math.log(10)
+    value = log / _TEN
     return f"{10**value:.3g}" if -4 < value < 6 else f"10^{value:.1f}"
 
 
@@ -253,10 +239,8 @@ def _shown(ensemble: Ensemble) -> tuple[list[float], list[CurveRecord]]:
             spread = np.nansum((rows - mean) ** 2, axis=0) / np.maximum(known - 1, 1)
             sem = np.where(known > 1, np.sqrt(spread / np.maximum(known, 1)), np.nan)
         curves.append(
-            CurveRecord(
-                name=name, mean=_nulls(mean), sem=_nulls(sem), chains=[_nulls(row) for row in rows[:_CHAINS]]
-            )
-        )  # fmt: skip
+            CurveRecord(name=name, mean=_nulls(mean), sem=_nulls(sem), chains=[_nulls(row) for row in rows[:_CHAINS]])
+        )
     return ensemble.kernel.times(longest.steps[points]).tolist(), curves
 
 

@@ -76,6 +76,14 @@ class ConvergeSettings(SubjectSettings):
         """Blocks in a step of a model's chain; None for all of them."""
         return None if self.full or self.method == "mala" else self.sequences
 
+    @property
+    def sizes(self) -> tuple[int, int, int]:
+        """Chains, walkers in each, and steps between rows, of settings that are `filled`."""
+        assert self.chains is not None
+        assert self.walkers is not None
+        assert self.log_every is not None
+        return self.chains, self.walkers, self.log_every
+
     def cases(self) -> list[Case]:
         """The potential at every λ and s; those of the catalogue where none are given.
 
@@ -133,9 +141,7 @@ class ConvergeSettings(SubjectSettings):
         if self.potential is None and (self.parameters or self.dimension is not None or self.walkers is not None):
             raise InputError(f"model {self.model}: --set, --dimension and --walkers go with exact:POTENTIAL")
         settings = self.filled()
-        settings.check_least(
-            groups=1, chains=1, walkers=1, log_every=1, psi_every=0, psi_groups=3, seed=0, steps=1
-        )  # fmt: skip
+        settings.check_least(groups=1, chains=1, walkers=1, log_every=1, psi_every=0, psi_groups=3, seed=0, steps=1)
         for decay, s in product(settings.weight_decay, settings.temperature):
             settings.kernel(decay, s)
         if self.psi_every and self.potential is not None:

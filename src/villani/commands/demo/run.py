@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from villani.commands.converge.chains import checksum
 from villani.commands.demo.settings import DemoSettings
 from villani.commands.measure.record import Displacement, TrainingRecord
 from villani.commands.measure.run import measured, rows_bytes
@@ -23,7 +22,8 @@ from villani.objective.objective import Objective
 from villani.streams import Purpose, stream
 from villani.work.budget import Needs, Shape
 from villani.work.ledger import writing
-from villani.work.records import ModelRecord, TextRecord
+from villani.work.records import TextRecord
+from villani.work.stretches import checksum
 from villani.work.team import Rows
 from villani.work.work import Work
 
@@ -43,7 +43,8 @@ def run(settings: DemoSettings, work: Work) -> Outcome:
     """
     measuring = MEASURED.model_copy(update={"seed": settings.seed})
     corpus = load_text(measuring.text, work)
-    start = load(settings, work, _start(settings))
+    spec = f"{MODEL}?seed={settings.seed}"
+    start = load(settings, work, spec)
     tokenizer = load_tokenizer_of(measuring, work, start)
     blocks, _ = load_blocks(measuring.text, measuring, work, start)
     trained_on, held_out = split(blocks, settings.seed)
@@ -56,9 +57,10 @@ def run(settings: DemoSettings, work: Work) -> Outcome:
         measuring.model_dump() | {"steps": settings.steps},
         needs=_needs(settings, measuring, Shape.of(start.model)), what="the demo", instead="free some",
     )  # fmt: skip
-    losses = _trained(settings, work, trained_on, directory)
+    losses = _trained(settings, work, spec, trained_on, directory)
     loaded = load(settings, work, str(directory / "model"))
-    loaded = replace(loaded, record=_described(loaded.record, settings.steps))
+    words = f"a 2-layer GPT-Neo, trained for {settings.steps} steps of AdamW without weight decay on the builtin text"
+    loaded = replace(loaded, record=loaded.record.model_copy(update={"spec": MODEL, "description": words}))
     objective = Objective(loaded.model, as_groups(ids, labels), weight_decay=measuring.weight_decay[0])
     training = _training_record(loaded, text, losses, settings.seed, held_out)
     subject = Subject(loaded, text, objective, provenance_of(objective, settings.command(), settings.seed))
@@ -100,17 +102,12 @@ def split(blocks: Blocks, seed: int) -> tuple[Blocks, Blocks]:
     return own, held_out
 
 
-def _start(settings: DemoSettings) -> str:
-    """Which model is trained."""
-    return f"{MODEL}?seed={settings.seed}"
-
-
-def _trained(settings: DemoSettings, work: Work, blocks: Blocks, directory: Path) -> list[float]:
+def _trained(settings: DemoSettings, work: Work, spec: str, blocks: Blocks, directory: Path) -> list[float]:
     """Train once; the weights go to run/model, the losses into the ledger. Lost weights are trained again."""
     files = [directory / "model" / name for name in ("config.json", "model.safetensors")]
 
     def make() -> Rows:
-        model = load(settings, work, _start(settings), train=True).model
+        model = load(settings, work, spec, train=True).model
         work.stage("training")
         losses = train(
             model, blocks.ids, blocks.labels, steps=settings.steps, batch=BATCH, learning_rate=LEARNING_RATE,
@@ -132,11 +129,6 @@ def _trained(settings: DemoSettings, work: Work, blocks: Blocks, directory: Path
             f"{directory / 'model'}: not the model that the demo trained; delete that folder, or choose --run"
         )
     return [float(loss) for loss in rows["loss"]]
-
-
-def _described(record: ModelRecord, steps: int) -> ModelRecord:
-    words = f"a 2-layer GPT-Neo, trained for {steps} steps of AdamW without weight decay on the builtin text"
-    return record.model_copy(update={"spec": MODEL, "description": words})
 
 
 def _training_record(

@@ -6,8 +6,6 @@ from functools import partial
 from itertools import product
 from pathlib import Path
 
-import numpy as np
-
 from villani.commands.exact.record import (
     CheckRecord,
     ExactRecord,
@@ -24,8 +22,9 @@ from villani.theory.catalogue import CATALOGUE, Case, case
 from villani.theory.comparison import Comparison, compare, powers
 from villani.theory.exact import Truth, relative_entropy, solve
 from villani.theory.reference import checks
-from villani.work.team import Rows
 from villani.work.work import Work
+
+_PACKAGES = ("villani", "numpy", "scipy")  # what a run depends on
 
 
 def run(settings: ExactSettings, work: Work) -> Outcome:
@@ -43,7 +42,7 @@ def run(settings: ExactSettings, work: Work) -> Outcome:
 
 
 def _reference(work: Work) -> ReferenceRecord:
-    work.open("exact", "all", {"all": True} | _versions(), {"all": True})
+    work.open("exact", "all", {"all": True} | versions(*_PACKAGES), {"all": True})
     work.stage("recomputing the reference values")
     rows = [CheckRecord.of(check) for check in checks()]
     passed = sum(row.passes for row in rows)
@@ -56,13 +55,13 @@ def _solved(settings: ExactSettings, work: Work) -> ExactRecord:
     work.advance(0, len(cases))
     points = [_point(cases[0], settings.digits)]
     given = settings.model_dump(exclude={"all", "output"}) | {"parameters": settings.assignments}
-    keyed = {name: given[name] for name in ("potential", "parameters", "shape", "digits")} | _versions()
+    keyed = {name: given[name] for name in ("potential", "parameters", "shape", "digits")} | versions(*_PACKAGES)
     work.open("exact", settings.about, keyed, given, named=given | keyed)
     for done, one in enumerate(cases[1:], 1):
         work.advance(done, len(cases))
         law = one.potential
-        rows = work.once(f"{law.weight_decay!r}/{law.beta!r}/{law.dimension}", partial(_rows, one, settings.digits))
-        points.append(PointRecord.model_validate_json(rows["record"].tobytes()))
+        key = f"{law.weight_decay!r}/{law.beta!r}/{law.dimension}"
+        points.append(work.once_record(key, PointRecord, partial(_point, one, settings.digits)))
     work.advance(len(cases), len(cases))
     entry = CATALOGUE.get(settings.about)
     first = cases[0]
@@ -75,10 +74,6 @@ def _solved(settings: ExactSettings, work: Work) -> ExactRecord:
         varied=settings.varied,
         points=points,
     )
-
-
-def _versions() -> dict[str, str]:
-    return versions("villani", "numpy", "scipy")
 
 
 def _cases(settings: ExactSettings) -> list[Case]:
@@ -94,11 +89,6 @@ def _cases(settings: ExactSettings) -> list[Case]:
     ]  # fmt: skip
 
 
-def _rows(one: Case, digits: int | None) -> Rows:
-    """A point as a ledger keeps it: its JSON."""
-    return {"record": np.frombuffer(_point(one, digits).model_dump_json().encode(), dtype=np.uint8)}
-
-
 def _point(one: Case, digits: int | None) -> PointRecord:
     law = one.potential
     truth = solve(law, digits)
@@ -111,7 +101,7 @@ def _point(one: Case, digits: int | None) -> PointRecord:
     if truth.log_sobolev is not None and truth.log_sobolev_status is not None:
         sobolev = LogSobolevRecord(
             value=truth.log_sobolev, status=truth.log_sobolev_status, note=truth.log_sobolev_note
-        )  # fmt: skip
+        )
     return PointRecord.of(
         truth,
         weight_decay=law.weight_decay,

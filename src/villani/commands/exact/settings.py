@@ -34,8 +34,7 @@ class ExactSettings(Settings):
     beta: Annotated[list[float], Option("β = 2/s, instead of --temperature", LAW)] = []
     dimension: Annotated[list[int], Option("d; several with commas; `d` in an expression", LAW)] = []
     parameters: Annotated[
-        dict[str, float],
-        Option("NAME=VALUE, a parameter of the potential", LAW, flags=("--set",), each=True),
+        dict[str, float], Option("NAME=VALUE, a parameter of the potential", LAW, flags=("--set",), each=True)
     ] = {}
     shape: Annotated[Shape | None, Option("how L extends to d dimensions; default ridge: Gaussian elsewhere", LAW)] = (
         None
@@ -90,9 +89,7 @@ class ExactSettings(Settings):
 
     def check(self) -> None:
         """See `Settings.check`."""
-        law = (
-            self.weight_decay, self.temperature, self.beta, self.dimension, self.parameters, self.shape, self.digits,
-        )  # fmt: skip
+        law = (self.weight_decay, self.temperature, self.beta, self.dimension, self.parameters, self.shape, self.digits)
         given = any(value not in ([], {}, None) for value in law)
         if self.potential is None and (given or (self.output is not None and not self.all)):
             raise InputError("exact: options need a potential; give a name or an expression, or none to list the names")

@@ -27,7 +27,7 @@ from villani.measurement.target import Target
 from villani.objective.evaluation import same_threads
 from villani.work.budget import LESS, Needs, Shape
 from villani.work.progress import duration
-from villani.work.records import CONFIDENCE, Cost, EstimateRecord, PsiParts, PsiRecord
+from villani.work.records import CONFIDENCE, Cost, PsiRecord
 from villani.work.work import Work
 
 
@@ -59,7 +59,7 @@ def _needs(settings: MeasureSettings, subject: Subject) -> Needs:
     tokens = groups * settings.sequences * settings.block * (1 + 3 * settings.probes + int(settings.finite))
     needs = Shape.of(subject.loaded.model).work(
         tokens, at_once=settings.at_once, block=settings.block, vectors=4, device=settings.device
-    )  # fmt: skip
+    )
     return replace(needs, disk=needs.disk + rows_bytes(subject.objective.parameters.size, groups))
 
 
@@ -131,7 +131,7 @@ def measured(
             for t in measurement.tensors
         ],
         layers=[LayerRecord.of(layer) for layer in measurement.layers],
-        plan=plan_record(plan, target) if plan and target else None,
+        plan=_plan_record(plan, target) if plan and target else None,
         psi=[psi_record(measurement, decay, s) for decay in settings.weight_decay for s in settings.temperature],
         constants=None
         if displacement
@@ -139,21 +139,14 @@ def measured(
         provenance=subject.provenance,
         cost=None,
     )  # fmt: skip
-    seconds, peak, units = work.spent()
-    cost = Cost(
-        seconds=seconds,
-        seconds_per_group=seconds / units,
-        peak_memory_bytes=peak,
-        tokens=measurement.tokens,
-        probes=settings.groups * settings.probes,
-        pilot_seconds=work.spent("pilot/")[0] if plan else None,
+    cost = work.cost(
+        measurement.tokens, settings.groups * settings.probes, pilot_seconds=work.spent("pilot/")[0] if plan else None,
         predicted_seconds=plan.seconds if plan else None,
-    )
+    )  # fmt: skip
     return record, cost
 
 
-def plan_record(plan: Plan, target: Target) -> PlanRecord:
-    """A plan as it stands in JSON."""
+def _plan_record(plan: Plan, target: Target) -> PlanRecord:
     return PlanRecord.of(
         plan, quantity=target.quantity, error=target.error, relative=target.relative, pilot_groups=plan.first,
         planned_groups=plan.groups,
@@ -163,7 +156,5 @@ def plan_record(plan: Plan, target: Target) -> PlanRecord:
 def psi_record(measurement: Measurement, weight_decay: float, temperature: float) -> PsiRecord:
     """Ψ_s at one λ and s as it stands in JSON."""
     psi = measurement.psi(weight_decay, temperature=temperature)
-    return PsiRecord(
-        **EstimateRecord.model_validate(psi).model_dump(), weight_decay=weight_decay, temperature=temperature,
-        parts=PsiParts.model_validate(psi.parts),
-    )  # fmt: skip
+    interval = psi.interval(CONFIDENCE)
+    return PsiRecord.of(psi, interval=interval, weight_decay=weight_decay, temperature=temperature)

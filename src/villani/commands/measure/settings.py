@@ -28,10 +28,9 @@ class MeasureSettings(SubjectSettings):
     temperature: Annotated[list[float], Option("s > 0; several with commas", DESIGN, always=True)] = [1e-3]
     trace: Annotated[TraceMethod, Option("way to the Hessian trace", WAY)] = "gauss-newton"
     blocks: Annotated[Blocks, Option("with --trace taylor, what has its own probe", WAY)] = "whole"
-    products: Annotated[
-        ProductMethod,
-        Option("with --trace hutchinson, way to Hessian-vector products", WAY),
-    ] = "reverse-over-reverse"
+    products: Annotated[ProductMethod, Option("with --trace hutchinson, way to Hessian-vector products", WAY)] = (
+        "reverse-over-reverse"
+    )
     shares: Annotated[
         int, Option("groups sampled tensor by tensor too, where --trace taylor tells no tensors apart", WAY)
     ] = 6

@@ -3,14 +3,13 @@
 from collections.abc import Sequence
 
 from villani.commands.certify.record import CertificatePoint
-from villani.commands.constants.run import outputs
 from villani.commands.paper.settings import PaperSettings
 from villani.commands.recommend.record import OptimizerRecord
 from villani.commands.recommend.results import OptimizerResult, assemble
 from villani.commands.recommend.run import Certificates, pairs_of, rules_of, training_of
 from villani.commands.recommend.settings import RecommendSettings
 from villani.commands.recommend.sweep import SweepCell, SweepText, by_decay
-from villani.commands.subject import load
+from villani.commands.subject import load, outputs
 from villani.objective.parameters import ParameterSpace
 from villani.theory.constants import Smoothing
 from villani.work.records import Provenance

@@ -19,6 +19,7 @@ from villani.commands.paper.record import (
 )
 from villani.commands.paper.settings import EstimatorsPart, PaperOptions, PaperSettings, Ways
 from villani.commands.recommend.sweep import SweepCell, SweepText, load_cell
+from villani.commands.spectrum.record import EigenvalueRecord
 from villani.commands.spectrum.run import spectrum_of
 from villani.commands.spectrum.settings import SpectrumSettings
 from villani.commands.subject import Subject, as_groups, provenance_of
@@ -104,8 +105,8 @@ def landscape_point(settings: PaperSettings, cell: SweepCell, text: SweepText, w
         if not psi:  # the same groups and probes at the same θ on every ray
             psi = [psi_record(ray.measurements[radii.index(0.0)], decay, s) for s in settings.temperature]
     found = audit_differential(
-        objective, max(settings.temperature), seed=seed, confirmed=part.confirmed, search=part.search,
-    )  # fmt: skip
+        objective, max(settings.temperature), seed=seed, confirmed=part.confirmed, search=part.search
+    )
     worst = found.findings[0] if found.findings and found.findings[0].confirmed else None
     above = found.refuted_above
     return LandscapePoint(
@@ -117,7 +118,7 @@ def landscape_point(settings: PaperSettings, cell: SweepCell, text: SweepText, w
 
 def spectrum_point(
     settings: PaperSettings, cell: SweepCell, text: SweepText, work: Work, folder: str, *, both: bool
-) -> SpectrumPoint:  # fmt: skip
+) -> SpectrumPoint:
     """E2: the ends and the density of ∇²L; with `both`, λ₁(∇²F) from products of its own too."""
     part = settings.spectra
     assert part is not None
@@ -140,12 +141,10 @@ def spectrum_point(
     last = next((e for e in spectrum.eigenvalues if e.rank == -1), None)
     density = spectrum.density
     return SpectrumPoint(
-        weight_decay=cell.weight_decay, seed=cell.seed, largest=_bounded(first.value, first.bound),
-        smallest=_bounded(last.value, last.bound) if last else None,
-        objective_largest=_bounded(again.value, again.bound) if again else None,
-        trace=density.trace if density else None, effective_rank=density.effective_rank if density else None,
-        negative_share=density.negative_share if density else None,
+        weight_decay=cell.weight_decay, seed=cell.seed, largest=_bounded(first),
+        smallest=_bounded(last) if last else None, objective_largest=_bounded(again) if again else None,
         density=density if cell.seed == settings.sweep.seed else None,
+        **{name: getattr(density, name, None) for name in ("trace", "effective_rank", "negative_share")},
     )  # fmt: skip
 
 
@@ -182,7 +181,7 @@ def reference_trace(settings: PaperSettings, cell: SweepCell, text: SweepText, w
 
 def estimator_row(
     settings: PaperSettings, cell: SweepCell, text: SweepText, work: Work, way: Ways, repeat: int
-) -> Rows:  # fmt: skip
+) -> Rows:
     """One estimate of tr ∇²L by one way, with probes of its own and the standard error that it reports."""
     part = _estimators(settings)
     subject = subject_at(settings, cell, text, work, part.groups, part.sequences, finite=True)
@@ -201,13 +200,13 @@ def _estimate_row(found: Estimate) -> Rows:
 
 def estimators_record(
     settings: PaperSettings, cell: SweepCell, reference: Rows, rows: dict[Ways, list[Rows]], size: int
-) -> EstimatorsRecord:  # fmt: skip
+) -> EstimatorsRecord:
     """E5 from its rows."""
     part = _estimators(settings)
     truth, error = float(reference["value"]), float(reference["sem"])
-    known = exact(truth) if error == 0 else Estimate(
-        truth, error, part.groups, "statistical", float(reference["freedom"])
-    )  # fmt: skip
+    known = (
+        exact(truth) if error == 0 else Estimate(truth, error, part.groups, "statistical", float(reference["freedom"]))
+    )
     return EstimatorsRecord.of(
         optimizer=cell.optimizer, weight_decay=cell.weight_decay, seed=cell.seed, groups=part.groups,
         probes=part.probes, reference=known,
@@ -238,6 +237,7 @@ def _estimators(settings: PaperSettings) -> EstimatorsPart:
     return settings.estimators
 
 
-def _bounded(value: float, bound: float) -> EstimateRecord:
+def _bounded(pair: EigenvalueRecord) -> EstimateRecord:
     """An eigenvalue of these groups within its residual bound; the bound is no standard error of data."""
-    return EstimateRecord(value=value, sem=0.0, n=1, interval=(value - bound, value + bound), status="estimated")
+    interval = (pair.value - pair.bound, pair.value + pair.bound)
+    return EstimateRecord(value=pair.value, sem=0.0, n=1, interval=interval, status="estimated")

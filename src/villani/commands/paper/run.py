@@ -12,8 +12,7 @@ from functools import partial
 from itertools import product
 from typing import Any, TypeVar
 
-import torch
-
+from villani.commands.blocks import Settings
 from villani.commands.certify.record import CertificatePoint
 from villani.commands.paper.choice import choose
 from villani.commands.paper.claims import Found, choice_sentence, claims, decay_sentence, sentence
@@ -36,23 +35,17 @@ from villani.commands.paper.record import (
     SpectrumPoint,
 )
 from villani.commands.paper.settings import PaperOptions, PaperSettings, Ways
-from villani.commands.paper.training import (
-    best_decay,
-    learned_curvature,
-    pathology_trends,
-    training_points,
-)
+from villani.commands.paper.training import best_decay, learned_curvature, pathology_trends, training_points
 from villani.commands.recommend.record import OptimizerRecord
 from villani.commands.recommend.sweep import SweepCell, SweepText, needs_of, read_sweep_text, sweep
 from villani.commands.running import Outcome, perform
-from villani.commands.subject import load, provenance_of
+from villani.commands.subject import begin, bits_of, load, provenance_of
 from villani.objective.evaluation import same_threads
 from villani.objective.objective import Objective
 from villani.objective.parameters import ParameterSpace
 from villani.work.budget import LESS
-from villani.work.memory import peak_memory
 from villani.work.progress import duration
-from villani.work.records import CONFIDENCE, Cost, Provenance
+from villani.work.records import CONFIDENCE, Provenance
 from villani.work.team import Rows
 from villani.work.work import Work
 
@@ -72,18 +65,16 @@ def run(options: PaperOptions, work: Work) -> Outcome:
     """Do every experiment of a study, and keep what is finished; `settings.toml` of the run is a study of its own."""
     settings = options.read()
     trained = settings.sweep
-    if trained.threads is not None:
-        torch.set_num_threads(trained.threads)
+    begin(trained)
     loaded = load(trained, work)
     text = read_sweep_text(trained, work)
     objective = Objective(loaded.model, text.train.ids[:1][None])
     provenance = provenance_of(objective, "villani study paper --config settings.toml", trained.seed)
     keyed = {
         **{f"sweep.{name}": value for name, value in trained.model_dump(mode="json", exclude=_FREE).items()},
-        "parameter_checksum": provenance.parameter_checksum, "device": provenance.device,
-        "token_checksums": [record.token_checksum for record in text.records], "threads": provenance.threads,
-        **provenance.versions,
-    }  # fmt: skip
+        "token_checksums": [record.token_checksum for record in text.records],
+        **bits_of(provenance),
+    }
     counts = units(settings)
     needs = needs_of(trained, loaded.model, counts["sweep"], text)
     whole = sum(_NOMINAL[kind] * count for kind, count in counts.items()) / (_NOMINAL["sweep"] * counts["sweep"])
@@ -92,22 +83,18 @@ def run(options: PaperOptions, work: Work) -> Outcome:
         needs=replace(needs, seconds=whole * (needs.seconds or 0.0)), what="this study",
         instead=f"train fewer cells, or {LESS}", device=trained.device,
     )  # fmt: skip
-    work.memory = _peak
     study = _Study(settings, text, work, Overall(work, counts), provenance)
-    parts = study.everything(objective.parameters.size)
+    fields = study.everything(objective.parameters.size)
     record = PaperRecord.of(
         model=loaded.record, parameters=objective.parameters.size, text=text.records[0], held_out=text.records[1],
         grid=trained.weight_decay, seeds=trained.seeds, optimizers=[*trained.optimizers], steps=trained.steps,
-        temperatures=settings.temperature, confidence=CONFIDENCE, provenance=provenance, **parts,
+        temperatures=settings.temperature, confidence=CONFIDENCE, provenance=provenance, **fields,
     )  # fmt: skip
     spent = {kind: work.spent(f"{kind}/") for kind in _NOMINAL}
-    ways = {f"estimators/{way}": work.spent(f"estimators/{way}/")[0] for way in _ways(settings)}
-    seconds, count = (sum(one[i] for one in spent.values()) for i in (0, 2))
-    cost = Cost(
-        seconds=seconds, seconds_per_group=seconds / max(count, 1), tokens=_tokens(settings), probes=0,
-        peak_memory_bytes=max(_peak(), work.spent()[1]),  # this process's, and those before a kill
-        parts={kind: one[0] for kind, one in spent.items() if one[2]} | ways,
-    )  # fmt: skip
+    parts = {kind: seconds for kind, (seconds, _, count) in spent.items() if count}
+    for way in settings.estimators.ways if settings.estimators else ():
+        parts[f"estimators/{way}"] = work.spent(f"estimators/{way}/")[0]
+    cost = work.cost(counts["sweep"] * trained.steps * trained.batch * (trained.block - 1), parts=parts)
     return Outcome([record], {0: cost}, title=f"villani study paper · {trained.model} · {trained.text}")
 
 
@@ -209,7 +196,7 @@ class _Study:
             Found(
                 parameters, criteria_found, landscape, spectra, learned, convergence, training, certificates, estimators
             )
-        )  # fmt: skip
+        )
         choices = self._kept(
             f"choice/{settings.digest('choice')}", list[OptimizerRecord],
             partial(choose, settings, text, cells, certificates, self.work, self.provenance),
@@ -249,19 +236,13 @@ class _Study:
         return spectrum_point(self.settings, cell, self.text, self.work, folder, both=both)
 
     def _convergence(self) -> list[ConvergencePoint]:
-        folder = f"converge-{self.settings.digest('convergence')}"
-
         def make() -> list[ConvergencePoint]:
-            with self.work.inner(folder) as inner:
-                _, record = perform(self.settings.chains(), inner)
             return [
-                ConvergencePoint(
-                    weight_decay=p.weight_decay, temperature=p.temperature, sentence=p.sentence,
-                    equilibrium=p.equilibrium, fits=p.fits, diverged=len(p.diverged),
-                    promises=[r for r in p.rates if r.side == "at least"],
+                ConvergencePoint.of(
+                    point, diverged=len(point.diverged), promises=[r for r in point.rates if r.side == "at least"]
                 )
-                for p in record.points
-            ]  # fmt: skip
+                for point in self._run("converge", "convergence", self.settings.chains()).points
+            ]
 
         return self._kept(
             f"convergence/{self.settings.digest('convergence')}",
@@ -271,11 +252,8 @@ class _Study:
         )
 
     def _certificates(self) -> tuple[list[CertificatePoint], str]:
-        folder = f"certify-{self.settings.digest('certificates')}"
-
         def make() -> tuple[list[CertificatePoint], str]:
-            with self.work.inner(folder) as inner:
-                _, record = perform(self.settings.certified(), inner)
+            record = self._run("certify", "certificates", self.settings.certified())
             return record.points, record.sentence
 
         return self._kept(
@@ -284,6 +262,11 @@ class _Study:
             make,
             "E4, certificates",
         )
+
+    def _run(self, command: str, part: str, settings: Settings) -> Any:
+        """The record of another command's run, in a folder of its own."""
+        with self.work.inner(f"{command}-{self.settings.digest(part)}") as inner:
+            return perform(settings, inner)[1]
 
     def _estimators(self, cells: list[SweepCell], parameters: int) -> EstimatorsRecord | None:
         settings, text = self.settings, self.text
@@ -305,17 +288,3 @@ class _Study:
             make = partial(estimator_row, settings, cell, text, self.work, way, repeat)
             rows[way].append(self.work.once(f"estimators/{way}/{mark}/{repeat}", make))
         return estimators_record(settings, cell, reference, rows, parameters)
-
-
-def _peak() -> int:
-    return peak_memory(torch.device("cpu"))
-
-
-def _ways(settings: PaperSettings) -> list[str]:
-    return [*settings.estimators.ways] if settings.estimators else []
-
-
-def _tokens(settings: PaperSettings) -> int:
-    """Predicted tokens of the training runs."""
-    one = settings.sweep
-    return one.steps * one.batch * (one.block - 1) * one.seeds * len(one.weight_decay) * len(one.optimizers)

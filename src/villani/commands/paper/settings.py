@@ -20,7 +20,7 @@ from villani.commands.recommend.settings import SweepSettings
 from villani.errors import InputError, check_positive
 from villani.work import foreign
 
-SIZES = ("tiny", "small", "125m")
+Size = Literal["tiny", "small", "125m"]
 Ways = Literal["hutchinson", "gauss-newton", "taylor", "taylor-layer", "taylor-tensor"]
 _HELD_OUT = {  # named corpora have a split of their own to judge by
     "ptb": "ptb:valid", "ptb:train": "ptb:valid", "wikitext": "wikitext-103:test", "wikitext-103": "wikitext-103:test",
@@ -134,7 +134,7 @@ class PaperSettings(_Part):
             "certificates": {"steps": 1, "batch": 1, "candidates": 1},
             "estimators": {"groups": 1, "sequences": 1, "probes": 2, "repeats": 2, "reference_probes": 2, "exact": 0},
             "pathologies": {"blocks": 2},
-        }  # fmt: skip
+        }
         for part, fields in least.items():
             given = getattr(self, part)
             for field, low in fields.items() if given else ():
@@ -144,7 +144,6 @@ class PaperSettings(_Part):
             raise InputError(f"landscape.groups={self.landscape.groups}: expected at least 12 with search")
         if self.convergence:
             check_positive(**{"convergence.temperature": self.convergence.temperature})
-        if self.convergence:
             self.chains().filled()
         if self.certificates:
             self.certified().check()
@@ -197,7 +196,7 @@ class PaperOptions(Settings):
     name = "study paper"
 
     config: Annotated[str | None, Option("a study in TOML; a run's settings.toml is one", path=True)] = None
-    size: Annotated[Literal["tiny", "small", "125m"] | None, Option("a study that comes with villani")] = None
+    size: Annotated[Size | None, Option("a study that comes with villani")] = None
     text: Annotated[str | None, Option("instead of the study's: ptb, wikitext, builtin, hub:NAME, or UTF-8 files")] = (
         None
     )
@@ -209,8 +208,8 @@ class PaperOptions(Settings):
         if self.study is not None:
             check_bounds(self.study)
             self.study.check()
-        elif (self.config is None) == (self.size is None):
-            raise InputError("study paper: give either --config FILE.toml or --size tiny, small or 125m")
+        else:
+            _check_one(self.config, self.size)
 
     def read(self) -> PaperSettings:
         """The study.
@@ -222,6 +221,11 @@ class PaperOptions(Settings):
             return self.study
         config = Path(self.config) if self.config else None
         return read_settings(config, self.size, text=self.text, model=self.model)
+
+
+def _check_one(config: Any, size: str | None) -> None:
+    if (config is None) == (size is None):
+        raise InputError("study paper: give either --config FILE.toml or --size tiny, small or 125m")
 
 
 def read_settings(
@@ -238,10 +242,9 @@ def read_settings(
     Raises:
         InputError: both or neither are given, no such file, no TOML, a wrong key or value, by its name.
     """
-    if (config is None) == (size is None):
-        raise InputError("study paper: give either --config FILE.toml or --size tiny, small or 125m")
-    if size is not None and size not in SIZES:
-        raise InputError(f"--size {size!r}: expected {', '.join(SIZES)}")
+    _check_one(config, size)
+    if size is not None and size not in get_args(Size):
+        raise InputError(f"--size {size!r}: expected {', '.join(get_args(Size))}")
     if config is not None:
         name = str(config)
         if not config.exists():

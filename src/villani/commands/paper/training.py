@@ -116,9 +116,7 @@ def _mean(row: Mapping[int, dict[str, float]], name: str) -> Estimate | None:
     return over_seeds([losses[name] for losses in row.values()]) if len(row) >= 2 else None
 
 
-def _paired(
-    row: Mapping[int, dict[str, float]], other: Mapping[int, dict[str, float]], name: str
-) -> Estimate | None:  # fmt: skip
+def _paired(row: Mapping[int, dict[str, float]], other: Mapping[int, dict[str, float]], name: str) -> Estimate | None:
     both = [row[seed][name] - other[seed][name] for seed in row if seed in other]
     return over_seeds(both) if len(both) >= 2 else None
 

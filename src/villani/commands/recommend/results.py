@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -77,13 +77,11 @@ def assemble(
     level = settings.delta / 2 / cells
     optimizers = [_optimizer(settings, one, smoothing, level) for one in result]
     units, unit = _units(text)
-    return RecommendationRecord(
-        model=model, text=text.records[0], held_out=text.records[1], parameters=space.size,
-        decayed_parameters=space.decayed_size, steps=settings.steps, batch=settings.batch, block=settings.block,
-        epochs=result[0].training.epochs, seeds=settings.seeds, shared_start=not settings.from_scratch, units=units,
-        unit=unit, level=LEVEL,
-        delta=settings.delta, alpha=smoothing.alpha, log_vocabulary=math.log(smoothing.vocabulary),
-        optimizers=optimizers, sentence=" ".join(one.sentence for one in optimizers), provenance=provenance,
+    return RecommendationRecord.of(
+        settings, model=model, text=text.records[0], held_out=text.records[1], parameters=space.size,
+        decayed_parameters=space.decayed_size, epochs=result[0].training.epochs, shared_start=not settings.from_scratch,
+        units=units, unit=unit, level=LEVEL, log_vocabulary=math.log(smoothing.vocabulary), optimizers=optimizers,
+        sentence=" ".join(one.sentence for one in optimizers), provenance=provenance,
     )  # fmt: skip
 
 
@@ -102,9 +100,7 @@ def _losses(cells: Mapping[float, Sequence[SweepCell]]) -> GridLosses:
 
 def _sums(cells: Sequence[SweepCell], units: int) -> Array:
     """(K, U) nats of each unit at each seed; nan where training diverged."""
-    rows = [
-        np.full(units, np.nan) if c.diverged else joined(c.sums, c.counts, c.documents)[0] for c in cells
-    ]  # fmt: skip
+    rows = [np.full(units, np.nan) if c.diverged else joined(c.sums, c.counts, c.documents)[0] for c in cells]
     return np.stack(rows)
 
 
@@ -119,9 +115,8 @@ def _optimizer(
     rules = [_judged(rule, losses, result) for rule in result.rules]
     if "held-out" in settings.rules:
         rules.append(_held_out(losses, best))
-    record = OptimizerRecord(
-        optimizer=run.optimizer, learning_rate=run.learning_rate, momentum=run.momentum, temperature=run.temperature,
-        meaning=_meaning(run), recommended=best, kept=kept,
+    record = OptimizerRecord.of(
+        run, meaning=_meaning(run), recommended=best, kept=kept,
         least_bound=min(bounded, key=lambda p: p.held_out_bound or 0.0).weight_decay if bounded else None,
         memory=memory(best, run.learning_rate, run.momentum) if best else None, points=points, rules=rules,
         conventions=[
@@ -148,12 +143,9 @@ def _points(result: OptimizerResult, losses: GridLosses, smoothing: Smoothing, l
         diverged = sum(cell.diverged for cell in cells)
         certified = result.certified.get(decay) if result.training.optimizer == "noisy-sgd" else None
         if diverged:
-            points.append(
-                GridPoint(
-                    weight_decay=decay, diverged=diverged, held_out=None, train_loss=None, norm_squared=None,
-                    margin=None, held_out_bound=None, document_bound=None, certified=certified, kept=False, curve=[],
-                )
-            )  # fmt: skip
+            fields: dict[str, Any] = dict.fromkeys(GridPoint.model_fields)
+            fields |= {"weight_decay": decay, "diverged": diverged, "certified": certified, "kept": False, "curve": []}
+            points.append(GridPoint(**fields))
             continue
         bounds = [held_out_bound(c.smoothed, c.counts, c.documents, smoothing, level) for c in cells]
         documents = [bound.documents for bound in bounds if bound.documents is not None]
@@ -201,9 +193,7 @@ def _judged(rule: Rule, losses: GridLosses, result: OptimizerResult) -> RuleReco
     return _placed(rule, losses, losses.sums[index], decay, index, share)
 
 
-def _placed(
-    rule: Rule, losses: GridLosses, sums: Array, decay: float, own: int | None, share: float
-) -> RuleRecord:  # fmt: skip
+def _placed(rule: Rule, losses: GridLosses, sums: Array, decay: float, own: int | None, share: float) -> RuleRecord:
     if not np.isfinite(sums).all():
         return _rule(replace(rule, flags=(*rule.flags, "training diverged there")), decay, share=share)
     if not losses.finite:

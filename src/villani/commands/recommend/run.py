@@ -6,8 +6,6 @@ from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
-import torch
-
 from villani.choice.rules import (
     Pair,
     Rule,
@@ -26,32 +24,22 @@ from villani.commands.audit.settings import AuditSettings
 from villani.commands.blocks import shared
 from villani.commands.certify.results import best_bound
 from villani.commands.certify.settings import CertifySettings
-from villani.commands.constants.run import outputs
 from villani.commands.content import read_records
 from villani.commands.recommend.results import OptimizerResult, assemble
 from villani.commands.recommend.settings import RecommendSettings
 from villani.commands.recommend.sweep import SweepText, by_decay, needs_of, read_sweep_text, run_cells
 from villani.commands.running import Outcome, perform
-from villani.commands.subject import check_options, load, provenance_of
+from villani.commands.subject import begin, bits_of, load, outputs, provenance_of
 from villani.dynamics.training import Optimizer, learning_rates
 from villani.errors import InputError
 from villani.objective.evaluation import same_threads
 from villani.objective.objective import Objective
 from villani.theory.constants import Smoothing
 from villani.work.budget import LESS
-from villani.work.records import Cost
 from villani.work.work import Work
 
-_QUESTIONS = {
-    "rules",
-    "verify_rules",
-    "audit",
-    "delta",
-    "threads",
-    "allow_unused",
-    "adapter",
-    "trust_remote_code",
-}  # asked of the cells, not trained into them
+# asked of the cells, not trained into them
+_QUESTIONS = {"rules", "verify_rules", "audit", "delta", "threads", "allow_unused", "adapter", "trust_remote_code"}
 
 
 @dataclass(frozen=True)
@@ -79,22 +67,14 @@ def training_of(
 def run(settings: RecommendSettings, work: Work) -> Outcome:
     """Sweep and judge the rules; every finished cell is kept."""
     audited = _read_audit(Path(settings.audit)) if settings.audit and "guard" in settings.rules else None
-    if settings.threads is not None:
-        torch.set_num_threads(settings.threads)
-    check_options(settings.decay, settings.device)
+    begin(settings)
     text = read_sweep_text(settings, work)
     loaded = load(settings, work)
     objective = Objective(loaded.model, text.train.ids[:1][None], decay=settings.decay)
     provenance = provenance_of(objective, settings.command(), settings.seed)
     space = objective.parameters
-    keyed = {
-        **settings.model_dump(mode="json", exclude=_QUESTIONS),
-        "parameter_checksum": provenance.parameter_checksum,
-        "checksums": [record.token_checksum for record in text.records],
-        "device": provenance.device,
-        "threads": provenance.threads,
-        **provenance.versions,
-    }
+    keyed = settings.model_dump(mode="json", exclude=_QUESTIONS) | bits_of(provenance)
+    keyed["checksums"] = [record.token_checksum for record in text.records]
     grid = sorted(settings.weight_decay)
     count = len(settings.optimizers) * len(grid) * settings.seeds
     work.open(
@@ -108,9 +88,7 @@ def run(settings: RecommendSettings, work: Work) -> Outcome:
     smoothing = Smoothing(outputs(loaded.model), settings.alpha)
     results: list[OptimizerResult] = []
     for optimizer in settings.optimizers:
-        training = training_of(
-            settings, optimizer, len(text.train.ids), space.size, space.decayed_size == space.size
-        )  # fmt: skip
+        training = training_of(settings, optimizer, len(text.train.ids), space.size, space.decayed_size == space.size)
         rules = rules_of(settings, training, smoothing, certificates, pairs, source)
         beyond = [r.weight_decay for r in rules if r.weight_decay is not None and r.weight_decay not in grid]
         more = []
@@ -123,12 +101,8 @@ def run(settings: RecommendSettings, work: Work) -> Outcome:
             )
         )  # fmt: skip
     record = assemble(settings, loaded.record, text, space, smoothing, results, provenance)
-    seconds, peak, units = work.spent()
-    cost = Cost(
-        seconds=seconds, seconds_per_group=seconds / max(units, 1), peak_memory_bytes=peak,
-        tokens=settings.steps * settings.batch * (settings.block - 1) * len(swept), probes=0,
-    )  # fmt: skip
-    return Outcome([record], {0: cost})
+    tokens = settings.steps * settings.batch * (settings.block - 1) * len(swept)
+    return Outcome([record], {0: work.cost(tokens)})
 
 
 def rules_of(
@@ -178,9 +152,7 @@ def _certificates(settings: RecommendSettings, text: SweepText, work: Work) -> C
     return Certificates(bounds, refusals)
 
 
-def pairs_of(
-    settings: RecommendSettings, audited: AuditRecord | None, work: Work
-) -> tuple[list[Pair] | None, str]:  # fmt: skip
+def pairs_of(settings: RecommendSettings, audited: AuditRecord | None, work: Work) -> tuple[list[Pair] | None, str]:
     """Rescaling pairs for the guard: of the audit that was given, or of a short one at the start."""
     if "guard" not in settings.rules or settings.temperature is None:
         return None, ""

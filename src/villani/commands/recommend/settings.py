@@ -65,10 +65,9 @@ class SweepSettings(
     learning_rate: Annotated[
         dict[str, float],
         Option(
-            "η at its peak: one number, or sgd=0.1,adamw=2e-3", TRAINING,
-            default="sgd 0.1, noisy-sgd 0.5, adamw 2e-3",
+            "η at its peak: one number, or sgd=0.1,adamw=2e-3", TRAINING, default="sgd 0.1, noisy-sgd 0.5, adamw 2e-3"
         ),
-    ]  # fmt: skip
+    ]
     momentum: Annotated[float, Option("of sgd", TRAINING)] = 0.9
     temperature: Annotated[float | None, Option("s > 0 of noisy-sgd", TRAINING, default="1e-6")] = None
     clip: Annotated[float | None, Option("largest norm of a step's gradient; none for none", TRAINING)] = 1.0
@@ -139,10 +138,8 @@ class RecommendSettings(SweepSettings):
     verify_rules: Annotated[bool, Option("train at the rules' own λ too, not only on the grid", RULE)] = False
     audit: Annotated[
         str | None,
-        Option(
-            "a run of villani audit, for the guard", RULE, path=True, default="a short audit at the start"
-        ),
-    ] = None  # fmt: skip
+        Option("a run of villani audit, for the guard", RULE, path=True, default="a short audit at the start"),
+    ] = None
     delta: Annotated[float, Option("δ: all bounds hold at once with probability 1 − δ", RULE)] = 0.05
 
     @model_validator(mode="before")

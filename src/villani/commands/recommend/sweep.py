@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from importlib.metadata import version
 from itertools import product
 from pathlib import Path
 from typing import Any, cast
@@ -18,10 +17,10 @@ from typing import Any, cast
 import numpy as np
 import torch
 
-from villani.commands.constants.run import outputs
-from villani.commands.converge.chains import checksum, read_state, write_state
+from villani.commands.certify.certified_text import smoothed_losses
 from villani.commands.recommend.settings import SweepSettings
-from villani.commands.subject import load, load_blocks, load_text, load_tokenizer_of
+from villani.commands.running import versions
+from villani.commands.subject import begin, load, load_blocks, load_text, load_tokenizer_of, outputs
 from villani.dynamics.chain import label_probabilities
 from villani.dynamics.training import Diverged, Optimizer, train
 from villani.errors import InputError
@@ -30,11 +29,11 @@ from villani.inputs.text import Blocks, check_context, part_of, text_record
 from villani.objective.evaluation import same_threads
 from villani.objective.objective import MICRO_TOKENS
 from villani.objective.parameters import ParameterSpace
-from villani.statistics import Array, Estimate, ratio_estimates
+from villani.statistics import Array, Estimate, mean_per_token
 from villani.streams import Purpose, word
 from villani.work.budget import Needs, Shape
-from villani.work.memory import peak_memory
 from villani.work.records import TextRecord
+from villani.work.stretches import checksum, read_state, write_state
 from villani.work.work import Work
 
 CellKey = tuple[Optimizer, float, int]  # optimiser, λ, training seed
@@ -155,26 +154,20 @@ def sweep(settings: SweepSettings, work: Work) -> list[SweepCell]:
 @same_threads()
 def run_cells(settings: SweepSettings, cells: Sequence[CellKey], work: Work) -> list[SweepCell]:
     """As `sweep`, for cells on the grid or off it: (optimiser, λ, training seed)."""
-    if settings.threads is not None:
-        torch.set_num_threads(settings.threads)
+    begin(settings)
     text = read_sweep_text(settings, work)
     directory = work.folder()
-    work.memory = partial(peak_memory, torch.device(settings.device))
     _same_work(settings, text, work)
     missing = [cell for cell in cells if work.get(_key(*cell)) is None]
-    before = 0
-    for number, cell in enumerate(missing):
-        optimizer = cell[0]
-        whole = sum(other[0] == optimizer for other in missing) * settings.steps
-        if not number or missing[number - 1][0] != optimizer:
-            work.stage(f"{optimizer}: {whole // settings.steps} training runs")
-            before = number
-        ahead = (number - before) * settings.steps
+    for optimizer in dict.fromkeys(cell[0] for cell in missing):
+        own = [cell for cell in missing if cell[0] == optimizer]
+        work.stage(f"{optimizer}: {len(own)} training runs")
+        for number, cell in enumerate(own):
 
-        def show(done: int, _: int, ahead: int = ahead, whole: int = whole) -> None:
-            work.advance(ahead + done, whole)
+            def show(done: int, each: int, number: int = number, runs: int = len(own)) -> None:
+                work.advance(number * each + done, runs * each)
 
-        work.once(_key(*cell), partial(_timed_cell, settings, text, cell, _weights(directory, *cell), work, show))
+            work.once(_key(*cell), partial(_timed_cell, settings, text, cell, _weights(directory, *cell), work, show))
     return [_cell(directory, cell, text, cast(dict[str, Array], work.get(_key(*cell)))) for cell in cells]
 
 
@@ -227,7 +220,7 @@ def _train_cell(
     tensors: list[torch.Tensor] = list(model.parameters())
     blocks = [(part.ids.to(device), part.labels.to(device)) for part in (text.train, text.held_out)]
     first, _, _ = _judge(model, text.held_out, settings.alpha)
-    curve, diverged = [(0, float(first.sum() / _predicted(text.held_out).sum()))], False
+    curve, diverged = [(0, float(first.sum() / text.held_out.counts.sum()))], False
     # a checkpoint's dropout draws from torch's global state
     with torch.random.fork_rng(devices=[] if device.type == "cpu" else [device]):
         torch.manual_seed(word(seed, Purpose.DROPOUT))
@@ -254,7 +247,7 @@ def _train_cell(
     write_state(weights, tensors)
     norms = ParameterSpace(model).norms_squared()
     return row | {
-        "sums": held, "smoothed": smoothed, "train_sums": seen, "train_counts": _predicted(sample),
+        "sums": held, "smoothed": smoothed, "train_sums": seen, "train_counts": sample.counts.astype(float),
         "norm_squared": np.array(float(norms.sum())), "weights": checksum(weights),
     }  # fmt: skip
 
@@ -262,8 +255,7 @@ def _train_cell(
 def _judge(model: torch.nn.Module, blocks: Blocks, alpha: float) -> tuple[Array, Array, Array]:
     """(M,) nats of each block; (2, M) sums of smoothed losses and of their squares; (m,) ln p of each token."""
     logs, counts = label_probabilities(model, blocks.ids, blocks.labels)
-    size = outputs(model)
-    smooth = -np.log((1 - alpha) * np.exp(logs) + alpha / size)
+    smooth = smoothed_losses(logs, alpha, outputs(model))
     owner = np.repeat(np.arange(len(counts)), counts.astype(int))
     found = np.zeros((3, len(counts)))
     for row, values in zip(found, (-logs, smooth, smooth**2), strict=True):
@@ -277,31 +269,18 @@ def _sample(blocks: Blocks, most: int) -> Blocks:
     return Blocks(blocks.ids[rows], blocks.labels[rows], blocks.documents, blocks.tokens, blocks.cut)
 
 
-def _predicted(blocks: Blocks) -> Array:
-    """(M,) predicted tokens of each block."""
-    return np.asarray((blocks.labels[:, 1:] >= 0).sum(dim=1).numpy(), dtype=np.float64)
-
-
 def _cell(directory: Path, key: CellKey, text: SweepText, row: dict[str, Array]) -> SweepCell:
     diverged = bool(row["diverged"])
-    counts, empty = _predicted(text.held_out), np.zeros(0)
+    counts, empty = text.held_out.counts.astype(float), np.zeros(0)
     return SweepCell(
         *key,
         curve=[(int(step), float(loss)) for step, loss in row["curve"]],
-        train_loss=None if diverged else _mean(row["train_sums"], row["train_counts"]),
-        held_out=None if diverged else _mean(row["sums"], counts),
+        train_loss=None if diverged else mean_per_token(row["train_sums"], row["train_counts"]),
+        held_out=None if diverged else mean_per_token(row["sums"], counts),
         sums=row.get("sums", empty), smoothed=row.get("smoothed", empty), counts=counts, documents=text.documents,
         norm_squared=float(row.get("norm_squared", np.array(np.nan))), seconds=float(row["seconds"]),
         weights=_weights(directory, *key), diverged=diverged, checksum=row.get("weights"),
     )  # fmt: skip
-
-
-def _mean(sums: Array, counts: Array) -> Estimate:
-    """Nats per token, with the jackknife's error over blocks; of one block, an error that is not known."""
-    if len(counts) < 2:
-        return Estimate(float(sums.sum() / counts.sum()), float("nan"), 1, "estimated")
-    value, sem = ratio_estimates(sums[:, None], counts)
-    return Estimate(float(value[0]), float(sem[0]), len(counts), "statistical")
 
 
 def _whole_documents(owners: Array, start: int, stop: int) -> Array:
@@ -321,15 +300,8 @@ def _weights(directory: Path, optimizer: Optimizer, decay: float, seed: int) -> 
     return directory / "models" / f"{optimizer}-{decay!r}-{seed}.safetensors"
 
 
-_OF_A_CELL = {
-    "optimizers",
-    "weight_decay",
-    "seeds",
-    "threads",
-    "allow_unused",
-    "adapter",
-    "trust_remote_code",
-}  # what tells cells apart, or is told otherwise
+# what tells cells apart, or is told otherwise
+_OF_A_CELL = {"optimizers", "weight_decay", "seeds", "threads", "allow_unused", "adapter", "trust_remote_code"}
 
 
 def _same_work(settings: SweepSettings, text: SweepText, work: Work) -> None:
@@ -342,8 +314,8 @@ def _same_work(settings: SweepSettings, text: SweepText, work: Work) -> None:
         digest.update(space.mask.encode())
     for part in (text.train, text.held_out):
         digest.update(part.ids.numpy().tobytes() + part.labels.numpy().tobytes())
-    versions = {name: version(name) for name in ("villani", "torch", "transformers", "numpy")}
-    digest.update(repr((sorted(versions.items()), platform.python_version(), torch.get_num_threads())).encode())
+    packages = versions("villani", "torch", "transformers", "numpy")
+    digest.update(repr((sorted(packages.items()), platform.python_version(), torch.get_num_threads())).encode())
     row = work.once("sweep", lambda: {"work": np.array(digest.hexdigest())})
     if str(row["work"]) != digest.hexdigest():
         raise InputError(

@@ -32,7 +32,7 @@ from villani.statistics import Estimate, ratio_estimates
 from villani.work import foreign
 from villani.work.budget import LESS, Needs, Shape
 from villani.work.memory import peak_memory
-from villani.work.records import CONFIDENCE, Cost, EstimateRecord
+from villani.work.records import CONFIDENCE, EstimateRecord
 from villani.work.team import Rows
 from villani.work.work import Work
 
@@ -52,13 +52,8 @@ def run(settings: SpectrumSettings, work: Work) -> Outcome:
         what="this spectrum", instead=f"lower --basis, or {LESS}", device=settings.device,
     )  # fmt: skip
     record = spectrum_of(subject, settings, work, directory)
-    seconds, peak, units = work.spent()
-    cost = Cost(
-        seconds=seconds, seconds_per_group=seconds / units, peak_memory_bytes=peak,
-        tokens=sum(subject.objective.groups[g].tokens for g in range(settings.groups)),
-        probes=settings.density_probes * settings.density_shares,
-    )  # fmt: skip
-    return Outcome([record], {0: cost})
+    tokens = sum(subject.objective.groups[g].tokens for g in range(settings.groups))
+    return Outcome([record], {0: work.cost(tokens, settings.density_probes * settings.density_shares)})
 
 
 def _needs(settings: SpectrumSettings, subject: Subject) -> Needs:
@@ -72,7 +67,7 @@ def _needs(settings: SpectrumSettings, subject: Subject) -> Needs:
     columns = settings.basis or min(2 * pairs + 20, settings.most)
     return Shape.of(subject.loaded.model).work(
         tokens, at_once=settings.at_once, block=settings.block, vectors=6, kept=columns + pairs, device=settings.device
-    )  # fmt: skip
+    )
 
 
 def spectrum_of(subject: Subject, settings: SpectrumSettings, work: Work, directory: Path) -> SpectrumRecord:
@@ -146,9 +141,7 @@ class _Parts:
             if self.objective.device.type == "cpu":
                 self.budget.working = max(0, self.budget.peak() - resident())
         with Basis(operator.size, operator.dtype, self.objective.device, folder, self.budget) as basis:
-            ritz = krylov(
-                product, basis, self.settings.ends, self.settings.seed, None, self.work, self.work.advance
-            )  # fmt: skip
+            ritz = krylov(product, basis, self.settings.ends, self.settings.seed, None, self.work, self.work.advance)
             self.work.stage("eigenvalues: residuals")
             pairs = examine(
                 product, basis, ritz, operator.sizes, rounding, self.work, self.directory, self.work.advance
@@ -202,11 +195,8 @@ class _Parts:
             operator = self._operator(groups)
             samples.append([])
             for probe in range(settings.density_probes):
-                row = self.work.once(
-                    f"density/{s}/{probe}",
-                    partial(_sample, operator, settings.seed, (0, s, probe), settings.density_steps),
-                )
-                samples[-1].append(Quadrature(row["nodes"], row["weights"], row["residuals"]))
+                key = f"density/{s}/{probe}"
+                samples[-1].append(self._probed(key, operator, (0, s, probe), settings.density_steps))
                 self.work.advance(s * settings.density_probes + probe + 1, total)
         parameters = self.objective.parameters
         density = Density(parameters.size, samples, torch.finfo(parameters.dtype).eps)
@@ -233,21 +223,27 @@ class _Parts:
         """The ends and the trace of a layer's diagonal block, from two probes on it alone."""
         settings = self.settings
         operator = self._operator(tensors=list(self.names[name]))
-        rows = [
-            self.work.once(
-                f"layer/{index}/{probe}",
-                partial(_sample, operator, settings.seed, (1, index, probe), settings.layer_steps),
-            )
+        samples = [
+            self._probed(f"layer/{index}/{probe}", operator, (1, index, probe), settings.layer_steps)
             for probe in range(2)
         ]
-        high = max(rows, key=lambda row: row["nodes"][-1])
-        low = min(rows, key=lambda row: row["nodes"][0])
-        samples = [[Quadrature(row["nodes"], row["weights"], row["residuals"]) for row in rows]]
+        high = max(samples, key=lambda sample: sample.nodes[-1])
+        low = min(samples, key=lambda sample: sample.nodes[0])
         return BlockRecord.of(
-            Density(operator.size, samples), name=name, parameters=operator.size,
-            largest=float(high["nodes"][-1]), largest_residual=float(high["residuals"][-1]),
-            smallest=float(low["nodes"][0]), smallest_residual=float(low["residuals"][0]),
+            Density(operator.size, [samples]), name=name, parameters=operator.size,
+            largest=float(high.nodes[-1]), largest_residual=float(high.residuals[-1]),
+            smallest=float(low.nodes[0]), smallest_residual=float(low.residuals[0]),
         )  # fmt: skip
+
+    def _probed(self, key: str, operator: Curvature, place: tuple[int, ...], steps: int) -> Quadrature:
+        """What the probe of a place among all says, a unit of work."""
+
+        def make() -> Rows:
+            sample = quadrature(operator, sphere_probe(operator.parameters, self.settings.seed, *place), steps)
+            return {name: getattr(sample, name) for name in ("nodes", "weights", "residuals")}
+
+        row = self.work.once(key, make)
+        return Quadrature(row["nodes"], row["weights"], row["residuals"])
 
     def _sharpness(self, values: list[EigenvalueRecord]) -> SharpnessRecord | None:
         rate = self.settings.learning_rate
@@ -282,8 +278,3 @@ def _eigenvalues(pairs: Rows, held_out: Sequence[EstimateRecord | None]) -> list
         )
         for i, rank in enumerate(ranks)
     ]  # fmt: skip
-
-
-def _sample(operator: Curvature, seed: int, key: tuple[int, ...], steps: int) -> Rows:
-    sample = quadrature(operator, sphere_probe(operator.parameters, seed, *key), steps)
-    return {"nodes": sample.nodes, "weights": sample.weights, "residuals": sample.residuals}

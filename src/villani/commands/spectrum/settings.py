@@ -61,9 +61,7 @@ class SpectrumSettings(SubjectSettings):
 
         check_weight_decay(self.weight_decay)
         self.ends.check()
-        self.check_least(
-            groups=1, density_probes=0, density_steps=2, density_shares=1, held_out=0, layer_steps=2
-        )  # fmt: skip
+        self.check_least(groups=1, density_probes=0, density_steps=2, density_shares=1, held_out=0, layer_steps=2)
         if self.seed < 0:
             raise InputError(f"seed={self.seed}: expected a non-negative integer")
         if self.most < self.top + self.bottom:
