@@ -40,13 +40,16 @@ class Settings(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _listed(cls, values: Any) -> Any:
-        """One value where several may be given is a list of it, and an array its values, for calls from Python."""
+        """For calls from Python: one value is a list of it where several may be given, an array its values; names."""
         if not isinstance(values, dict):
             return values
         plain = {name: value.tolist() if hasattr(value, "tolist") else value for name, value in values.items()}
         for name, field in cls.model_fields.items():
             kinds = (field.annotation, *get_args(field.annotation))
             value = plain.get(name)
+            if isinstance(value, str):
+                whole = next((m.names for m in field.metadata if isinstance(m, Option) and m.names), {})
+                value = plain[name] = whole.get(value, value)
             if (
                 value is not None
                 and any(get_origin(kind) is list for kind in kinds)
@@ -111,6 +114,16 @@ class Settings(BaseModel):
             value = getattr(self, name, None)
             if value is not None and value < low:
                 raise InputError(f"{name}={value}: expected at least {low}")
+
+    def check_some(self, *names: str) -> None:
+        """Refuse lists without a value, where one at least is needed.
+
+        Raises:
+            InputError: one is empty.
+        """
+        for name in names:
+            if not getattr(self, name):
+                raise InputError(f"{name}=[]: expected at least one number")
 
     def unused(self) -> Iterator[Unused]:
         """Options that these settings make no use of."""
@@ -216,6 +229,8 @@ def _first(settings: type[BaseModel], error: ValidationError) -> str:
     """What is wrong first, in a line."""
     first = error.errors(include_url=False)[0]
     where = ".".join(map(str, first["loc"]))
+    if isinstance(refusal := first.get("ctx", {}).get("error"), InputError):
+        return str(refusal)
     if first["type"] == "extra_forbidden":
         return f"{where}: no such option; there are: {', '.join(settings.model_fields)}"
     if first["type"] == "missing":
