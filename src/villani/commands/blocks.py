@@ -33,11 +33,14 @@ class Settings(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _listed(cls, values: Any) -> Any:
-        """One value where several may be given is a list of it, and an array its values, for calls from Python."""
+        """For calls from Python: one value is a list of it where several may be given, an array its values; names."""
         if not isinstance(values, dict):
             return values
         plain = {name: value.tolist() if hasattr(value, "tolist") else value for name, value in values.items()}
         for name, field in cls.model_fields.items():
+            if isinstance(plain.get(name), str):
+                whole = next((m.names for m in field.metadata if isinstance(m, Option) and m.names), {})
+                plain[name] = whole.get(plain[name], plain[name])
             listed = any(get_origin(kind) is list for kind in (field.annotation, *get_args(field.annotation)))
             if listed and plain.get(name) is not None and not isinstance(plain[name], list | tuple):
                 plain[name] = [plain[name]]
@@ -99,6 +102,16 @@ class Settings(BaseModel):
             value = getattr(self, name, None)
             if value is not None and value < low:
                 raise InputError(f"{name}={value}: expected at least {low}")
+
+    def check_some(self, *names: str) -> None:
+        """Refuse lists without a value, where one at least is needed.
+
+        Raises:
+            InputError: one is empty.
+        """
+        for name in names:
+            if not getattr(self, name):
+                raise InputError(f"{name}=[]: expected at least one number")
 
     def unused(self) -> Iterator[Unused]:
         """Options that these settings make no use of."""
@@ -206,6 +219,8 @@ def first_problem(error: ValidationError, settings: type[BaseModel] | None = Non
     """What is wrong first in settings, or else in a record, in a line."""
     first = error.errors(include_url=False)[0]
     where = ".".join(map(str, first["loc"]))
+    if isinstance(refusal := first.get("ctx", {}).get("error"), InputError):
+        return str(refusal)
     if first["type"] == "finite_number" and settings is None:  # records take no other
         return f"the figure {where} overflows: ask for λ, s and the like of a more moderate size"
     if first["type"] == "extra_forbidden" and settings is not None:

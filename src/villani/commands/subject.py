@@ -104,7 +104,7 @@ def load(settings: Any, work: Work, model: str | None = None, *, train: bool = F
     Args:
         settings: which model, and how.
         work: holds what was loaded.
-        model: instead of that of the settings.
+        model: instead of that of the settings; of such models the last one is held.
         train: whether its weights are going to be changed: then a copy is kept, and whoever loads it next has it as it
             was, and whoever still holds it has not.
     """
@@ -123,6 +123,10 @@ def load(settings: Any, work: Work, model: str | None = None, *, train: bool = F
         return load_model(spec, **options)
 
     key = ("model", spec, *options.values())
+    if spec != getattr(settings, "model", spec):  # another start: one of them is held at a time
+        for other in [name for name in work.shared if name[0] == "model" and name[1] not in (spec, settings.model)]:
+            del work.shared[other]
+            work.shared.pop(("start", other), None)
     loaded = work.loaded(key, make)
     state = [*loaded.model.parameters(), *loaded.model.buffers()]
     start = work.shared.get(("start", key))

@@ -52,3 +52,11 @@ def test_what_would_do_nothing_is_refused():
         ConvergeSettings.given(model="exact:tied", groups=3)
     with pytest.raises(InputError, match="go with exact:"):
         ConvergeSettings.given(model="builtin:tiny", walkers=3)
+    for wrong in ({"finite": False}, {"probes": 2}):  # no options: fields that it shares with other commands
+        with pytest.raises(InputError, match="does not apply"):
+            ConvergeSettings.given(model="builtin:tiny", **wrong)
+
+
+def test_a_parameter_that_no_expression_could_name_is_refused():
+    with pytest.raises(InputError, match="--set 'a b=0.30000000000000004': expected NAME=VALUE"):
+        ConvergeSettings.given(model="exact:-a*w + w**2", parameters={"a b": 0.1 + 0.2})

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from tests.commands.strategies import settings_of
 from villani import cli
 from villani.commands.exact.settings import ExactSettings
+from villani.commands.running import execute
 from villani.errors import InputError
 
 POTENTIALS = st.sampled_from(["ce1", "tied", "log(1+exp(-a*w))", "-log(cosh(m*w))", "w ** 2 - 'x'", "--all"])
@@ -64,3 +65,12 @@ def test_it_loads_no_torch(words, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "False False"
+
+
+def test_parameters_that_differ_in_the_last_digits_are_different_runs(tmp_path):
+    """What six digits do not tell apart, a ledger must: points of the one would be read for the other."""
+    kind = {"potential": "c*w**2", "dimension": [1, 2]}
+    execute(ExactSettings.given(**kind, parameters={"c": 0.1234567}), tmp_path / "r")
+    with pytest.raises(InputError, match="begun with"):
+        execute(ExactSettings.given(**kind, parameters={"c": 0.1234568}), tmp_path / "r")
+    assert ExactSettings(potential="a", parameters={"a": 20.0}).assignments == ["a=20"]

@@ -27,7 +27,9 @@ from villani.commands.recommend.settings import SweepSettings
 from villani.commands.recommend.sweep import SweepCell, read_sweep_text, run_cells
 from villani.commands.running import execute
 from villani.errors import InputError
+from villani.inputs.models import load_model
 from villani.objective.objective import Objective
+from villani.objective.parameters import ParameterSpace
 from villani.statistics import Estimate, over_seeds, resolved_sign
 from villani.theory.catalogue import named
 from villani.theory.exact import relative_entropy, solve
@@ -334,6 +336,13 @@ def test_a_study_that_is_stopped_goes_on_to_the_same_bytes(villani, monkeypatch,
     named = [rule for of in found.choices for rule in of.rules if rule.margin and rule.id != "held-out"]
     assert named
     assert all(f"{rule.name} +{rule.margin.value:.3g} " in found.choice_sentence for rule in named)
+
+    start = ParameterSpace(load_model("builtin:tiny?layers=1&width=8&context=16").model, "all").checksum()
+    nested = [*(tmp_path / "whole").glob("c*-*/records.json")]  # chains and certificates begin where training began
+    assert len(nested) == 2
+    for path in nested:
+        (record,) = json.loads(path.read_text())["records"]
+        assert record["provenance"]["parameter_checksum"] == start
 
     page = (tmp_path / "whole" / "report.html").read_text(encoding="utf-8")
     assert "E2: spectra of ∇²L and ∇²F" in page

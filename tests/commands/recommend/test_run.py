@@ -1,6 +1,7 @@
 """`villani recommend MODEL`: the record, the page, where rules land, resuming, and bad input in one line."""
 
 import json
+import shlex
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,6 +13,8 @@ from villani.commands.recommend import run as study
 from villani.commands.recommend import sweep as sweeping
 from villani.commands.recommend.page import show
 from villani.commands.recommend.record import RecommendationRecord
+from villani.inputs.models import load_model
+from villani.objective.parameters import ParameterSpace
 
 SMALL = "builtin:tiny?layers=1&width=8&context=16"
 QUICK = [
@@ -116,7 +119,7 @@ def test_a_killed_run_resumes_and_other_questions_need_no_training(villani, monk
     monkeypatch.setattr(sweeping, "train", dies)
     assert villani("recommend", SMALL, *words, "--run", "b")[0] == 1
     assert villani("recommend", SMALL, *words, "--run", "b")[0] == 0
-    assert calls == [0, 0, 0.5, 0.5, 0.5]
+    assert calls == [0, 0.5, 0, 0, 0.5]  # seed by seed
     a, b = (open(f"{name}/records.json", "rb").read() for name in "ab")  # noqa: SIM115
     assert a == b
     code, out, _ = villani("recommend", SMALL, *words[:-1], "ema", "--delta", "0.2", "--run", "b", "--json")
@@ -179,6 +182,26 @@ def test_seeds_that_share_a_checkpoint_say_so(villani, checkpoint, tmp_path, cap
         assert ("2 training seeds of own starts" in page) is not said
         show(record, tmp_path / run, Console())
         assert ("speak of that start only" in capsys.readouterr().out) is said
+
+
+def test_nested_runs_are_those_of_their_own_commands(villani, tmp_path):
+    """The audit and the certificates see the start of training, though cells were trained in the same process before.
+
+    Each nested record's command, run alone in a process that trained nothing, gives the same record.
+    """
+    words = [*QUICK, "--seed", "1", "--optimizer", "sgd,noisy-sgd", "--rules", "guard,certificate", "--clip", "none"]
+    code, _, err = villani("recommend", SMALL, *words, "--run", "r")
+    assert code == 0, err
+    start = ParameterSpace(load_model(SMALL).model, "all").checksum()
+    nested = sorted((tmp_path / "r").glob("*/records.json")) + sorted((tmp_path / "r").glob("*/*/records.json"))
+    assert [path.parent.name.split("-")[0] for path in nested] == ["audit", "0.0", "0.5"]
+    for number, path in enumerate(nested):
+        (record,) = json.loads(path.read_text())["records"]
+        assert record["provenance"]["parameter_checksum"] == start
+        again = shlex.split(record["provenance"]["command"])[1:]
+        code, _, err = villani(*again, "--run", f"alone-{number}")
+        assert code == 0, err
+        assert (tmp_path / f"alone-{number}" / "records.json").read_bytes() == path.read_bytes()
 
 
 def test_a_sweep_loads_its_model_once_and_reads_its_text_once(villani, checkpoint, monkeypatch):

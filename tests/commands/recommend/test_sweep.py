@@ -78,7 +78,7 @@ def test_a_killed_sweep_resumes_to_the_same_bits(cells, tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         swept(one, tmp_path)
     found = swept(one, tmp_path)
-    assert calls == [0, 1, 0, 1, 1]
+    assert calls == [0, 0, 1, 1, 1]  # seed by seed, so that one start is held at a time
     for a, b in zip(found, cells[-4:], strict=True):
         np.testing.assert_array_equal(a.sums, b.sums)
         assert a.weights.read_bytes() == b.weights.read_bytes()
@@ -88,6 +88,27 @@ def test_a_killed_sweep_resumes_to_the_same_bits(cells, tmp_path, monkeypatch):
         work.open("sweep", "", {}, {})
         (more,) = run_cells(one, [("adamw", 0.25, 0)], work)
     assert found[2].norm_squared < more.norm_squared < found[0].norm_squared
+
+
+def test_the_start_of_one_seed_is_held_at_a_time(tmp_path):
+    """Beside the model that is named: memory does not grow with the number of seeds."""
+    one = settings(optimizers=["sgd", "adamw"], learning_rate={"sgd": 0.1, "adamw": 0.01}, temperature=None, seeds=4)
+    loads, held = [], []
+
+    class Watched(dict):
+        def __setitem__(self, key, value):
+            super().__setitem__(key, value)
+            if key[0] == "model":
+                loads.append(key[1])
+                held.append(sum(name[0] == "model" for name in self))
+
+    with Work(tmp_path) as work:
+        work.shared = Watched()
+        work.open("sweep", "", {}, {})
+        sweep(one.model_copy(update={"steps": 1, "evaluate_every": 0}), work)
+        assert sum(name[0] == "start" for name in work.shared) == 2
+    assert loads == [one.model, *[start_spec(one, seed) for seed in (1, 2, 3)] * 2]
+    assert max(held) == 2
 
 
 def test_a_diverged_cell_is_a_result(tmp_path):

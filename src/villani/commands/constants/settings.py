@@ -38,5 +38,9 @@ class ConstantsSettings(TrustBlock, ModelBlock, Settings):
         Option("lower confidence limit of a variance u·θ at equilibrium: C9, may refute, statistical", GIVEN),
     ] = None
 
+    def check(self) -> None:
+        """See `Settings.check`."""
+        self.check_some("weight_decay", "temperature")
+
 
 SETTINGS = ConstantsSettings

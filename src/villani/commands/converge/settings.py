@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field
 
 from villani.commands.blocks import COMPUTE, DESIGN, MODEL, TEXT, SubjectSettings, Unused
+from villani.commands.exact.settings import check_names
 from villani.commands.option import Option, forms
 from villani.dynamics.kernel import Kernel, Method, Schedule
 from villani.dynamics.start import largest_curvature
@@ -140,6 +141,10 @@ class ConvergeSettings(SubjectSettings):
         """See `Settings.check`."""
         if self.potential is None and (self.parameters or self.dimension is not None or self.walkers is not None):
             raise InputError(f"model {self.model}: --set, --dimension and --walkers go with exact:POTENTIAL")
+        check_names(self.parameters)
+        for name in ("probes", "finite"):
+            if getattr(self, name) != type(self).model_fields[name].default:
+                raise InputError(f"{name}: does not apply; the groups are all the data, and gradients need no probes")
         settings = self.filled()
         settings.check_least(groups=1, chains=1, walkers=1, log_every=1, psi_every=0, psi_groups=3, seed=0, steps=1)
         for decay, s in product(settings.weight_decay, settings.temperature):

@@ -1,12 +1,12 @@
 """What `villani exact` is asked."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
 from villani.commands.blocks import Settings
-from villani.commands.option import Option
+from villani.commands.option import Option, written
 from villani.errors import InputError
 from villani.theory.potential import Shape
 from villani.work.ledger import check_writable
@@ -85,7 +85,7 @@ class ExactSettings(Settings):
     @property
     def assignments(self) -> list[str]:
         """The parameters as NAME=VALUE, as settings.toml and a ledger have them."""
-        return [f"{name}={value:g}" for name, value in self.parameters.items()]
+        return [f"{name}={written(value)}" for name, value in self.parameters.items()]
 
     def check(self) -> None:
         """See `Settings.check`."""
@@ -95,12 +95,21 @@ class ExactSettings(Settings):
             raise InputError("exact: options need a potential; give a name or an expression, or none to list the names")
         if self.all and self.potential is not None:
             raise InputError(f"all=True: recomputes every reference value; leave out {self.potential!r}")
-        for name, text in zip(self.parameters, self.assignments, strict=True):
-            if not name.isidentifier():
-                raise InputError(f"--set {text!r}: expected NAME=VALUE")
+        check_names(self.parameters)
         _ = self.varied  # refuses two axes, and s and β at once
         if self.output is not None:
             check_writable(Path(self.output))
+
+
+def check_names(parameters: Mapping[str, float]) -> None:
+    """Refuse parameters that no expression could name.
+
+    Raises:
+        InputError: one is.
+    """
+    for name, value in parameters.items():
+        if not name.isidentifier():
+            raise InputError(f"--set {f'{name}={written(value)}'!r}: expected NAME=VALUE")
 
 
 SETTINGS = ExactSettings

@@ -55,6 +55,7 @@ class MeasureSettings(SubjectSettings):
         from villani.measurement.plan import PILOT
         from villani.objective.objective import check_weight_decay
 
+        self.check_some("weight_decay", "temperature")
         for value in self.weight_decay:
             check_weight_decay(value)
         for value in self.temperature:

@@ -19,7 +19,7 @@ from villani.commands.blocks import (
     TrustBlock,
     Unused,
 )
-from villani.commands.option import Option
+from villani.commands.option import Option, written
 from villani.errors import InputError, check_positive
 from villani.theory.constants import Smoothing
 
@@ -71,7 +71,7 @@ class SweepSettings(
     momentum: Annotated[float, Option("of sgd", TRAINING)] = 0.9
     temperature: Annotated[float | None, Option("s > 0 of noisy-sgd", TRAINING, default="1e-6")] = None
     clip: Annotated[float | None, Option("largest norm of a step's gradient; none for none", TRAINING)] = 1.0
-    schedule: Annotated[Literal["warm-up-cosine", "constant"], Option(hidden=True)] = "warm-up-cosine"
+    schedule: Annotated[Literal["warm-up-cosine", "constant"], Option("of learning rates", TRAINING)] = "warm-up-cosine"
     evaluate_every: Annotated[int, Option("steps between points of the curves; 0: start and end", TRAINING)] = 0
     train_blocks: Annotated[int | None, Option("train on the first so many blocks", DESIGN, default="all")] = None
     held_out_blocks: Annotated[int | None, Option("judge by at most so many blocks; none: all", DESIGN)] = 256
@@ -149,7 +149,8 @@ class RecommendSettings(SweepSettings):
         if not isinstance(values, dict):
             return values
         named = values.get("optimizers", OPTIMIZERS)
-        optimizers = [name for name in ([named] if isinstance(named, str) else named) if name in RATES]
+        several = named if isinstance(named, list | tuple) else [named]
+        optimizers = [name for name in several if isinstance(name, str) and name in RATES]
         rates = values.get("learning_rate", {})
         if isinstance(rates, int | float):
             rates = {"": rates}
@@ -158,8 +159,9 @@ class RecommendSettings(SweepSettings):
         elif isinstance(rates, dict):
             for name in rates:
                 if name not in optimizers:
+                    value = written(rates[name])
                     raise InputError(
-                        f"--learning-rate '{name}={rates[name]:g}': expected NAME=VALUE with a name out of "
+                        f"--learning-rate '{name}={value}': expected NAME=VALUE with a name out of "
                         f"{', '.join(optimizers)}"
                     )
             rates = {name: RATES[name] for name in optimizers} | rates

@@ -161,6 +161,7 @@ def run_cells(settings: SweepSettings, cells: Sequence[CellKey], work: Work) -> 
     missing = [cell for cell in cells if work.get(_key(*cell)) is None]
     for optimizer in dict.fromkeys(cell[0] for cell in missing):
         own = [cell for cell in missing if cell[0] == optimizer]
+        own.sort(key=lambda cell: cell[2])  # the start of one seed is held at a time
         work.stage(f"{optimizer}: {len(own)} training runs")
         for number, cell in enumerate(own):
 
@@ -181,9 +182,10 @@ def needs_of(settings: SweepSettings, model: Any, cells: int, text: SweepText) -
     """Of so many cells: a gradient a step, a third of one over the held-out blocks at every point; weights on disk."""
     points = 2 + (settings.steps // settings.evaluate_every if settings.evaluate_every else 0)
     blocks = cells * (settings.steps * settings.batch + points * len(text.held_out.ids) / 3)
+    starts = {start_spec(settings, seed) for seed in settings.training_seeds} - {settings.model}
     needs = Shape.of(model).work(
         blocks * settings.block, at_once=max(settings.block, min(MICRO_TOKENS, settings.batch * settings.block)),
-        block=settings.block, vectors=5, kept=cells, device=settings.device,
+        block=settings.block, vectors=7 if starts else 5, kept=cells, device=settings.device,
     )  # fmt: skip
     return replace(needs, memory=needs.memory + 16.0 * settings.batch * settings.block)
 
@@ -196,7 +198,7 @@ def load_cell(settings: SweepSettings, cell: SweepCell, work: Work) -> LoadedMod
     """
     if cell.diverged:
         raise InputError(f"{cell.optimizer}, λ = {cell.weight_decay:g}, seed {cell.seed} diverged: it has no weights")
-    loaded = load(settings, work, start_spec(settings, cell.seed), train=True)
+    loaded = load(settings, work, train=True)  # of whatever start: all of θ is read
     read_state(cell.weights, list(loaded.model.parameters()), cell.checksum)
     return loaded
 
