@@ -99,7 +99,9 @@ def product_error(objective: Objective, ids: torch.Tensor) -> float:
                 t.copy_(c + step * v)
         loss = token_losses(objective.model, ids).mean()
         found = torch.autograd.grad(loss, theta, allow_unused=True)
-        return torch.cat([(t.new_zeros(t.shape) if g is None else g).flatten() for g, t in zip(found, theta, strict=True)])
+        return torch.cat(
+            [(t.new_zeros(t.shape) if g is None else g).flatten() for g, t in zip(found, theta, strict=True)]
+        )
 
     errors = []
     for h in STEPS:

@@ -73,12 +73,15 @@ EXTRA: dict[str, dict[str, Any]] = {
         "indexer_compress_ratio": 2}),
     "blt": {f"{part}_config": _PART for part in ("patcher", "encoder", "decoder", "global")}
     | {"encoder_hash_byte_group_vocab": 17, "encoder_hash_byte_group_size": [3]},
-    "cohere_compass_text": {"layer_types": ["sliding_attention", "full_attention"], "num_hidden_layers": 2},
+    "cohere_compass_text": {"layer_types": ["sliding_attention", "full_attention"], "num_hidden_layers": 2,
+        "rope_parameters": {k: {"rope_type": "default", "rope_theta": 1e4} for k in ("sliding_attention", "full_attention")}},
     "cpmant": {"dim_ff": 24, "dim_head": 4, "prompt_length": 2, "position_bias_num_buckets": 8},
     "ctrl": {"dff": 24},
     "dbrx": {"attn_config": {"rope_theta": 1e4, "kv_n_heads": 2, "clip_qkv": 8.0}, "ffn_config": {"ffn_hidden_size": 24, "moe_num_experts": 4, "moe_top_k": 2}},
     "deepseek_v4": _INDEXER | _HYPER | {"o_groups": 2, "o_lora_rank": 8, "num_key_value_heads": 1},
-    **dict.fromkeys(["dots3_note", "dots3_note_text"], _MLA | _INDEXER | {"shared_experts_intermediate_size": 12}),
+    **dict.fromkeys(["dots3_note", "dots3_note_text"], _MLA | _INDEXER | {
+        "shared_experts_intermediate_size": 12, "swa_num_attention_heads": 4, "swa_num_key_value_heads": 4,
+        "swa_q_lora_rank": 8, "swa_kv_lora_rank": 8, "swa_head_dim": 12, "swa_qk_nope_head_dim": 8, "swa_v_head_dim": 8}),
     "falcon_h1": {"mamba_d_ssm": 32},
     "git": {"vision_config": _VISION},
     "gpt_neo": {"attention_types": [[["global", "local"], 1]], "num_layers": 2, "window_size": 4},

@@ -29,7 +29,7 @@ class Counts:
     Attributes:
         channels: by villani, and by null space.
         tensors: the same for rescalings of whole tensors.
-        violation: the largest rate at which a rescaling of villani's changes a loss, over what its parts would.
+        violation: the largest rate at which a rescaling of villani's changes a loss, over the largest of its parts'.
         gap: the smallest singular value that counts and the largest that does not, over the largest.
         missing: tensors that rescalings of the null space move, and no combination of villani's as they do.
     """
@@ -57,14 +57,19 @@ def count_symmetries(model: nn.Module, ids: torch.Tensor, degrees: Degrees, name
     """
     theta = [dict(model.named_parameters())[name] for name in names]
     shapes = [_as_matrices(t) for t in theta]
-    rates = [r.view(-1, *s) for r, s in zip(_rates(model, ids, theta, sum(b * (m + n) for b, m, n in shapes)), shapes, strict=True)]
+    rates = [
+        r.view(-1, *s)
+        for r, s in zip(_rates(model, ids, theta, sum(b * (m + n) for b, m, n in shapes)), shapes, strict=True)
+    ]
     size = max(float(r.abs().max()) for r in rates)
     live = [(r.abs().amax(0) > _DEAD * size).to(r) for r in rates]
     channels = torch.cat([_sums(r * mask) for r, mask in zip(rates, live, strict=True)], 1)
     wholes = torch.stack([(r * mask).flatten(1).sum(1) for r, mask in zip(rates, live, strict=True)], 1)
     exponents = [e.view(-1, *s) * mask for e, s, mask in zip(_exponents(degrees, theta), shapes, live, strict=True)]
     moved = sum((r.flatten(1) @ e.flatten(1).T for r, e in zip(rates, exponents, strict=True)), torch.zeros(()))
-    parts = sum((r.flatten(1).abs() @ e.flatten(1).abs().T for r, e in zip(rates, exponents, strict=True)), torch.zeros(()))
+    parts = sum(
+        (r.flatten(1).abs() @ e.flatten(1).abs().T for r, e in zip(rates, exponents, strict=True)), torch.zeros(())
+    )
     values, null = _null_space(channels)
     ours = torch.cat([_sums(e) for e in exponents], 1)  # (k, U): on what rows and columns can say, one to one
     theirs = torch.cat([_sums(e) for e in _entries(null, shapes, live)], 1)
@@ -74,7 +79,7 @@ def count_symmetries(model: nn.Module, ids: torch.Tensor, degrees: Degrees, name
     return Counts(
         (rank(ours), sum(map(_freedom, live)) - counted),
         (rank(alike), len(whole_values) - int((whole_values > ZERO).sum())),
-        float((moved.abs() / parts.clamp(min=1e-300)).max()) if moved.numel() else 0.0,
+        float((moved.abs().amax(0) / parts.amax(0).clamp(min=1e-300)).max()) if moved.numel() else 0.0,
         (float(values[values > ZERO].min()), float(values[values <= ZERO].max()) if (values <= ZERO).any() else 0.0),
         _missing(ours, theirs, shapes, names),
     )  # fmt: skip
