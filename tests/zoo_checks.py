@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from tests.zoo_models import float64_throughout, zoo_model, zoo_tokens
+from tests.zoo_models import all_in_float64, zoo_model, zoo_tokens
 from tests.zoo_symmetries import count_symmetries, forward_options, token_losses
 from villani.criteria.degrees import Degrees
 from villani.criteria.symmetries import Generator, generators
@@ -39,17 +39,17 @@ def examine(kind: str) -> Row:
     Returns:
         `type`; `stage`: "not built", "refused" (by villani, before anything is measured), "untraced" or "traced"; the
         `reason` of the first three; errors as `LIMITS` names them, where measured; `taylor_refused`,
-        `symmetries_refused`: why not; counts of symmetries, `missing` and `skipped`; `wrong`: the errors beyond `LIMITS`.
+        `symmetries_refused`: why not; counts of symmetries, `missing` and `skipped`; `wrong`: errors beyond `LIMITS`.
     """
     row: Row = {"type": kind}
-    with float64_throughout(), sdpa_kernel(SDPBackend.MATH):
-        try:
-            model = zoo_model(kind)
-        except Exception as error:  # transformers fails in as many ways as it has models
-            return row | {"stage": "not built", "reason": f"{type(error).__name__}: {_line(error)}"}
-        row |= {"class": type(model).__name__, "parameters": sum(p.numel() for p in model.parameters())}
-        row["attention"] = getattr(model.config, "_attn_implementation", None)
-        ids = zoo_tokens()
+    try:
+        model = zoo_model(kind)
+    except Exception as error:  # transformers fails in as many ways as it has models
+        return row | {"stage": "not built", "reason": f"{type(error).__name__}: {_line(error)}"}
+    row |= {"class": type(model).__name__, "parameters": sum(p.numel() for p in model.parameters())}
+    row["attention"] = getattr(model.config, "_attn_implementation", None)
+    ids = zoo_tokens()
+    with all_in_float64(), sdpa_kernel(SDPBackend.MATH):
         try:
             objective = Objective(model, ids, 0.1)
         except InputError as error:
@@ -150,7 +150,7 @@ def taylor_error(objective: Objective, batch: Batch) -> float:
     for g, t, v in zip(first, theta, vector, strict=True):
         slope = t.new_zeros(()) if g is None else (g * v).sum()
         second = torch.autograd.grad(slope, t, retain_graph=True, allow_unused=True)[0] if slope.requires_grad else None
-        expected.append((float(slope), 0.0 if second is None else float((second * v).sum())))
+        expected.append((float(slope.detach()), 0.0 if second is None else float((second * v).sum())))
     wanted = torch.tensor(expected)
     value = abs(float(_cross_entropy(graph.head, features.x, theta, batch).sum() / loss) - 1)
     scale = wanted.abs() + 1e-3 * wanted.abs().amax(0)

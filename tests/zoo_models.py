@@ -58,50 +58,59 @@ _PADDED = {"pad_token_id": 1}  # positions are counted from the token that pads
 _INDEXER = {"index_n_heads": 2, "index_head_dim": 8, "index_topk": 4}
 _HYPER = {"hc_mult": 2, "hc_count": 2, "hc_lowrank": 4}
 _SWA = {"swa_num_attention_heads": 4, "swa_num_key_value_heads": 2, "swa_head_dim": 4, "d_rel": 4, "rel_extent": 8}
+_ROPE = {"rope_type": "default", "rope_theta": 1e4}
 _PART = {"hidden_size": 16, "hidden_size_global": 16, "num_attention_heads": 4, "num_hidden_layers": 1,
          "intermediate_size": 24, "vocab_size": 17, "max_position_embeddings": 16, "sliding_window": None}  # fmt: skip
 _VISION = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
            "image_size": 8, "patch_size": 4}  # fmt: skip
 EXTRA: dict[str, dict[str, Any]] = {
-    **dict.fromkeys(["axk1", "bailing_hybrid", "deepseek_v2", "deepseek_v3", "glm4_moe_lite", "minicpm3", "youtu", "longcat_flash"], _MLA),
+    **dict.fromkeys(["axk1", "bailing_hybrid", "deepseek_v2", "deepseek_v3", "glm4_moe_lite", "minicpm3", "youtu",
+                     "longcat_flash"], _MLA),
     **dict.fromkeys(["axk2", "deepseek_v32", "glm_moe_dsa"], _MLA | _INDEXER),
     **dict.fromkeys(["camembert", "data2vec-text", "roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl",
-                     "emu3", "modernbert-decoder", "prophetnet", "xlm"], _PADDED),
+                     "emu3", "modernbert-decoder", "prophetnet"], _PADDED),
     **dict.fromkeys(["inkling_text", "inkling2_text"], _SWA),
     **dict.fromkeys(["qwen4_exp", "qwen4_exp_text"], _HYPER | {
         "indexer_n_heads": 2, "indexer_kv_heads": 1, "indexer_head_dim": 8, "indexer_budget": 4,
         "indexer_compress_ratio": 2}),
-    "blt": {f"{part}_config": _PART for part in ("patcher", "encoder", "decoder", "global")}
-    | {"encoder_hash_byte_group_vocab": 17, "encoder_hash_byte_group_size": [3]},
-    "cohere_compass_text": {"layer_types": ["sliding_attention", "full_attention"], "num_hidden_layers": 2,
-        "rope_parameters": {k: {"rope_type": "default", "rope_theta": 1e4} for k in ("sliding_attention", "full_attention")}},
-    "cpmant": {"dim_ff": 24, "dim_head": 4, "prompt_length": 2, "position_bias_num_buckets": 8},
-    "ctrl": {"dff": 24},
-    "dbrx": {"attn_config": {"rope_theta": 1e4, "kv_n_heads": 2, "clip_qkv": 8.0}, "ffn_config": {"ffn_hidden_size": 24, "moe_num_experts": 4, "moe_top_k": 2}},
-    "deepseek_v4": _INDEXER | _HYPER | {"o_groups": 2, "o_lora_rank": 8, "num_key_value_heads": 1},
     **dict.fromkeys(["dots3_note", "dots3_note_text"], _MLA | _INDEXER | {
         "shared_experts_intermediate_size": 12, "swa_num_attention_heads": 4, "swa_num_key_value_heads": 4,
-        "swa_q_lora_rank": 8, "swa_kv_lora_rank": 8, "swa_head_dim": 12, "swa_qk_nope_head_dim": 8, "swa_v_head_dim": 8}),
+        "swa_q_lora_rank": 8, "swa_kv_lora_rank": 8, "swa_head_dim": 12, "swa_qk_nope_head_dim": 8,
+        "swa_v_head_dim": 8}),
+    "blt": {f"{part}_config": _PART for part in ("patcher", "encoder", "decoder", "global")}
+    | {"encoder_hash_byte_group_vocab": 17, "encoder_hash_byte_group_size": [3]},
+    "cohere_compass_text": {
+        "layer_types": ["sliding_attention", "full_attention"], "num_hidden_layers": 2,
+        "rope_parameters": dict.fromkeys(("sliding_attention", "full_attention"), _ROPE)},
+    "cpmant": {"dim_ff": 24, "dim_head": 4, "prompt_length": 2, "position_bias_num_buckets": 8},
+    "ctrl": {"dff": 24},
+    "dbrx": {"attn_config": {"rope_theta": 1e4, "kv_n_heads": 2, "clip_qkv": 8.0},
+             "ffn_config": {"ffn_hidden_size": 24, "moe_num_experts": 4, "moe_top_k": 2}},
+    "deepseek_v4": _INDEXER | _HYPER | {"o_groups": 2, "o_lora_rank": 8, "num_key_value_heads": 1},
     "falcon_h1": {"mamba_d_ssm": 32},
     "git": {"vision_config": _VISION},
     "gpt_neo": {"attention_types": [[["global", "local"], 1]], "num_layers": 2, "window_size": 4},
     "kimi_linear": _MLA | {"linear_head_dim": 4, "linear_num_heads": 2},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"], "num_hidden_layers": 2, "num_dense_layers": 1},
     "mamba2": {"num_heads": 4, "head_dim": 8, "n_groups": 2},
-    "minimax_m3_vl_text": _INDEXER | {"dense_intermediate_size": 24, "shared_intermediate_size": 12, "index_block_size": 4},
+    "minimax_m3_vl_text": _INDEXER | {"dense_intermediate_size": 24, "shared_intermediate_size": 12,
+                                      "index_block_size": 4},
     "phi4_multimodal": {"vision_config": _VISION | {"crop_size": 8}, "audio_config": {
         "hidden_size": 16, "intermediate_size": 16, "num_blocks": 1, "num_attention_heads": 2, "ext_pw_out_channel": 16,
         "depthwise_separable_out_channel": 16, "input_size": 8, "nemo_conv_channels": 8, "bias_max_distance": 8}},
     "reformer": {"pad_token_id": 0, "axial_pos_embds_dim": (8, 8), "axial_pos_shape": (4, 4), "attn_layers": ["local"],
                  "local_attn_chunk_length": 4, "feed_forward_size": 24, "attention_head_size": 4},
     "rembert": {"input_embedding_size": 16, "output_embedding_size": 16},
-    "roc_bert": {"pronunciation_vocab_size": 17, "shape_vocab_size": 17, "pronunciation_embed_dim": 8, "shape_embed_dim": 8},
+    "roc_bert": {"pronunciation_vocab_size": 17, "shape_vocab_size": 17, "pronunciation_embed_dim": 8,
+                 "shape_embed_dim": 8},
     "rwkv": {"num_hidden_layers": 2},
     "xlm": _PADDED | {"emb_dim": 16, "causal": True},
-    "xmod": _PADDED | {"default_language": "en_XX"},
     "xlstm": {"chunk_size": 64, "autocast_kernel_dtype": "float32"},
-    "zamba": {"layers_block_type": ["linear_attention", "hybrid", "hybrid"], "num_hidden_layers": 3, "n_mamba_heads": 2, "attention_hidden_size": 32},
-    "zamba2": {"n_mamba_heads": 4, "mamba_headdim": 8, "layers_block_type": ["mamba", "hybrid", "hybrid"], "num_hidden_layers": 3, "attention_hidden_size": 32},
+    "xmod": _PADDED | {"default_language": "en_XX"},
+    "zamba": {"layers_block_type": ["linear_attention", "hybrid", "hybrid"], "num_hidden_layers": 3,
+              "n_mamba_heads": 2, "attention_hidden_size": 32},
+    "zamba2": {"layers_block_type": ["mamba", "hybrid", "hybrid"], "num_hidden_layers": 3, "n_mamba_heads": 4,
+               "attention_hidden_size": 32},
     "zaya": {"num_experts_per_tok": 1},
 }  # fmt: skip
 
@@ -134,16 +143,16 @@ def _settable(cls: type, config: Any, name: str) -> bool:
 
 
 def zoo_model(kind: str) -> nn.Module:
-    """A tiny float64 model of one architecture in eval mode, to be used inside `float64_throughout`.
+    """A tiny float64 model of one architecture in eval mode, to be used inside `all_in_float64`.
 
     Raises:
         Exception: whatever transformers raises; ValueError if the model has more than `LARGEST` parameters.
     """
-    with torch.random.fork_rng():
+    config = zoo_config(kind)
+    named = getattr(transformers, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[kind])  # what is imported here keeps float32
+    cls = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), named)
+    with all_in_float64(), torch.random.fork_rng():
         torch.manual_seed(0)
-        config = zoo_config(kind)
-        named = getattr(transformers, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[kind])
-        cls = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), named)
         with torch.device("meta"):
             size = sum(p.numel() for p in cls._from_config(copy.deepcopy(config)).parameters())
         if size > LARGEST:
@@ -151,15 +160,13 @@ def zoo_model(kind: str) -> nn.Module:
         model: nn.Module = cls._from_config(config, dtype=torch.float64).double()
         with torch.no_grad():
             for p in model.parameters():
-                if p.is_floating_point():
-                    p.add_(_RANGE * torch.randn_like(p))
+                p.add_(_RANGE * torch.randn_like(p))
     return model.eval()
 
 
 def zoo_tokens() -> torch.Tensor:
     """(1, B, T) ids in which every token of the vocabulary from 3 on occurs."""
-    ids = torch.randint(3, VOCABULARY, (1, SEQUENCES, BLOCK), generator=torch.Generator().manual_seed(1))
-    return ids
+    return torch.randint(3, VOCABULARY, (1, SEQUENCES, BLOCK), generator=torch.Generator().manual_seed(1))
 
 
 def grouped_products(x: torch.Tensor, weight: torch.Tensor, offs: torch.Tensor, **_: Any) -> torch.Tensor:
@@ -170,14 +177,15 @@ def grouped_products(x: torch.Tensor, weight: torch.Tensor, offs: torch.Tensor, 
 
 
 @contextlib.contextmanager
-def float64_throughout() -> Iterator[None]:
+def all_in_float64() -> Iterator[None]:
     """What models compute in float32 on purpose is computed in float64, which differences and null spaces need."""
     _import_tracer()
     default = torch.get_default_dtype()
     with contextlib.ExitStack() as stack:
         for holder, name, value in (
-            (torch, "float32", torch.float64), (torch, "float", torch.float64), (torch.Tensor, "float", torch.Tensor.double),
-            (nn.functional, "grouped_mm", grouped_products), (torch, "_grouped_mm", grouped_products),
+            (torch, "float32", torch.float64), (torch, "float", torch.float64),
+            (torch.Tensor, "float", torch.Tensor.double), (nn.functional, "grouped_mm", grouped_products),
+            (torch, "_grouped_mm", grouped_products),
         ):  # fmt: skip
             stack.enter_context(patch.object(holder, name, value))
         stack.callback(torch.set_default_dtype, default)

@@ -1,8 +1,8 @@
 """How many independent rescalings leave a loss as it is, counted twice: by villani's degrees, and from gradients alone.
 
 A rescaling multiplies rows and columns of every matrix, and entries of every vector, by factors of their own: entry
-(i, j) of W by exp(r_i + c_j). Along it a loss changes at the rate Σ_ij g_ij·W_ij·(r_i + c_j). Rescalings that do so at no
-random θ, for no token, are the symmetries: of the matrix of these sums the null space, less what r and c say twice.
+(i, j) of W by exp(r_i + c_j). Along it a loss changes at the rate Σ_ij g_ij·W_ij·(r_i + c_j). Rescalings that do so at
+no random θ, for no token, are the symmetries: of the matrix of these sums the null space, less what r and c say twice.
 Entries on which no loss depends (tokens that do not occur, biases of keys) are left out of both counts.
 """
 
@@ -47,7 +47,7 @@ class Counts:
 
 
 def count_symmetries(model: nn.Module, ids: torch.Tensor, degrees: Degrees, names: Sequence[str]) -> Counts:
-    """Both counts for a float64 model, inside `float64_throughout`; θ comes back.
+    """Both counts for a float64 model, inside `all_in_float64`; θ comes back.
 
     Args:
         model: in eval mode.
@@ -98,7 +98,7 @@ def _as_matrices(tensor: torch.Tensor) -> tuple[int, int, int]:
 
 
 def _rates(model: nn.Module, ids: torch.Tensor, theta: Tensors, wanted: int) -> list[torch.Tensor]:
-    """g·θ entry by entry for the losses of single tokens, at as many random θ as give 1.2·`wanted` rows and 8 at least."""
+    """g·θ entry by entry for the losses of single tokens, at so many random θ as give 1.2·`wanted` rows, or 8."""
     generator = torch.Generator().manual_seed(7)
     centre = [t.detach().clone() for t in theta]
     rows: list[list[torch.Tensor]] = [[] for _ in theta]
@@ -146,7 +146,7 @@ def _sums(entries: torch.Tensor) -> torch.Tensor:
 
 
 def _freedom(live: torch.Tensor) -> int:
-    """Dimension of what r_i + c_j can be on the live entries of a tensor: r and c may trade a constant in each piece."""
+    """Dimension of r_i + c_j on the live entries of a tensor: r and c may trade a constant in each connected piece."""
     total = 0
     for matrix in live:
         rows, columns = matrix.nonzero().T.numpy()
@@ -158,7 +158,7 @@ def _freedom(live: torch.Tensor) -> int:
 
 
 def _null_space(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Singular values over the largest, of columns of length 1, and (q, U) what spans the null space, zero columns too."""
+    """Singular values over the largest, columns taken at length 1, and (q, U) what spans the null space."""
     length = matrix.norm(dim=0)
     used = length > 0
     _, values, right = torch.linalg.svd(matrix[:, used] / length[used], full_matrices=False)
@@ -177,7 +177,6 @@ def _entries(null: torch.Tensor, shapes: Sequence[tuple[int, int, int]], live: T
 
 def _exponents(degrees: Degrees, theta: Tensors) -> list[torch.Tensor]:
     """(k, …) the exponents of every tensor along each of the k unknowns that villani leaves free."""
-    forms: dict[int, torch.Tensor] = {}
     signs: dict[int, list[tuple[torch.Tensor, int]]] = {i: [(f, 1)] for i, f in degrees.tensors.items()}
     signs |= {i: [(out[:, None], 1), (into[None, :], -1)] for i, (out, into) in degrees.maps.items()}
     resolved = {}
@@ -185,7 +184,7 @@ def _exponents(degrees: Degrees, theta: Tensors) -> list[torch.Tensor]:
         for f, _ in parts:
             resolved |= {k: degrees.equations.resolve(k) for k in f.unique().tolist() if k not in resolved}
     free = {u: j for j, u in enumerate(sorted({u for form in resolved.values() for u in form}))}
-    forms = {k: torch.zeros(len(free), dtype=torch.float64) for k in resolved}
+    forms: dict[int, torch.Tensor] = {k: torch.zeros(len(free), dtype=torch.float64) for k in resolved}
     for k, form in resolved.items():
         for u, coefficient in form.items():
             forms[k][free[u]] = float(coefficient)
@@ -201,7 +200,7 @@ def _exponents(degrees: Degrees, theta: Tensors) -> list[torch.Tensor]:
 
 
 def _alike(exponents: Tensors, live: Tensors) -> torch.Tensor:
-    """(q, P) combinations of villani's rescalings that move the live entries of every tensor alike, tensor by tensor."""
+    """(q, P) combinations of villani's rescalings that move all live entries of a tensor alike, tensor by tensor."""
     count = len(exponents[0])
     uneven, means = torch.zeros(count, count, dtype=torch.float64), torch.zeros(count, len(live), dtype=torch.float64)
     for index, (e, mask) in enumerate(zip(exponents, live, strict=True)):
@@ -217,10 +216,15 @@ def _alike(exponents: Tensors, live: Tensors) -> torch.Tensor:
 def _missing(
     ours: torch.Tensor, theirs: torch.Tensor, shapes: Sequence[tuple[int, int, int]], names: Sequence[str]
 ) -> tuple[str, ...]:
-    basis = torch.linalg.svd(ours, full_matrices=False)
-    basis = basis.Vh[basis.S > 1e-8 * basis.S.max()] if ours.numel() else ours
-    directions = torch.linalg.svd(theirs, full_matrices=False)
-    kept = directions.Vh[directions.S > 1e-8 * directions.S.max()] if theirs.numel() else theirs
+    basis, kept = _span(ours), _span(theirs)
     rest = kept - kept @ basis.T @ basis
     sizes = [part.norm() for part in rest.split([b * (m + n) for b, m, n in shapes], 1)]
     return tuple(name for name, size in zip(names, sizes, strict=True) if size > 1e-5)
+
+
+def _span(rows: torch.Tensor) -> torch.Tensor:
+    """Orthonormal rows that span the given ones."""
+    if not rows.numel():
+        return rows
+    _, values, right = torch.linalg.svd(rows, full_matrices=False)
+    return right[values / values[0].clamp(min=1e-300) > 1e-8]
