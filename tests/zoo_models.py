@@ -59,6 +59,7 @@ _INDEXER = {"index_n_heads": 2, "index_head_dim": 8, "index_topk": 4}
 _HYPER = {"hc_mult": 2, "hc_count": 2, "hc_lowrank": 4}
 _SWA = {"swa_num_attention_heads": 4, "swa_num_key_value_heads": 2, "swa_head_dim": 4, "d_rel": 4, "rel_extent": 8}
 _ROPE = {"rope_type": "default", "rope_theta": 1e4}
+_WIDE = {"global_head_dim": 4}
 _PART = {"hidden_size": 16, "hidden_size_global": 16, "num_attention_heads": 4, "num_hidden_layers": 1,
          "intermediate_size": 24, "vocab_size": 17, "max_position_embeddings": 16, "sliding_window": None}  # fmt: skip
 _VISION = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
@@ -73,6 +74,8 @@ EXTRA: dict[str, dict[str, Any]] = {
     **dict.fromkeys(["qwen4_exp", "qwen4_exp_text"], _HYPER | {
         "indexer_n_heads": 2, "indexer_kv_heads": 1, "indexer_head_dim": 8, "indexer_budget": 4,
         "indexer_compress_ratio": 2}),
+    **dict.fromkeys(["gemma4", "gemma4_text", "gemma4_unified", "gemma4_unified_assistant", "gemma4_unified_text"],
+                    _WIDE),
     **dict.fromkeys(["dots3_note", "dots3_note_text"], _MLA | _INDEXER | {
         "shared_experts_intermediate_size": 12, "swa_num_attention_heads": 4, "swa_num_key_value_heads": 4,
         "swa_q_lora_rank": 8, "swa_kv_lora_rank": 8, "swa_head_dim": 12, "swa_qk_nope_head_dim": 8,

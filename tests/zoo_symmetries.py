@@ -6,7 +6,8 @@ no random θ, for no token, are the symmetries: of the matrix of these sums the 
 Entries on which no loss depends (tokens that do not occur, biases of keys) are left out of both counts.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +19,7 @@ from villani.criteria.degrees import Degrees
 
 ZERO = 1e-9  # of the largest singular value, columns of length 1; what an ε of 10⁻⁶ or more breaks is well above
 _DEAD = 1e-12  # of the largest entry of |g·θ|
+_FIRST = 8  # random θ that say which entries are live
 _SPREAD = 0.3  # of random θ about the model's own
 Tensors = Sequence[torch.Tensor]
 
@@ -57,14 +59,14 @@ def count_symmetries(model: nn.Module, ids: torch.Tensor, degrees: Degrees, name
     """
     theta = [dict(model.named_parameters())[name] for name in names]
     shapes = [_as_matrices(t) for t in theta]
-    rates = [
-        r.view(-1, *s)
-        for r, s in zip(_rates(model, ids, theta, sum(b * (m + n) for b, m, n in shapes)), shapes, strict=True)
-    ]
+    wanted = sum(b * (m + n) for b, m, n in shapes)
+    points = _points(model, ids, theta, max(_FIRST, math.ceil(1.2 * wanted / ids[:, 1:].numel())))
+    first = [next(points) for _ in range(_FIRST)]
+    rates = [torch.cat(rows).view(-1, *s) for rows, s in zip(zip(*first, strict=True), shapes, strict=True)]
     size = max(float(r.abs().max()) for r in rates)
     live = [(r.abs().amax(0) > _DEAD * size).to(r) for r in rates]
-    channels = torch.cat([_sums(r * mask) for r, mask in zip(rates, live, strict=True)], 1)
-    wholes = torch.stack([(r * mask).flatten(1).sum(1) for r, mask in zip(rates, live, strict=True)], 1)
+    sums = [_coordinates(rates, live), *(_coordinates(rows, live) for rows in points)]
+    channels, wholes = (torch.cat(parts) for parts in zip(*sums, strict=True))
     exponents = [e.view(-1, *s) * mask for e, s, mask in zip(_exponents(degrees, theta), shapes, live, strict=True)]
     moved = sum((r.flatten(1) @ e.flatten(1).T for r, e in zip(rates, exponents, strict=True)), torch.zeros(()))
     parts = sum(
@@ -97,23 +99,26 @@ def _as_matrices(tensor: torch.Tensor) -> tuple[int, int, int]:
     return tensor.numel() // (m * n), m, n
 
 
-def _rates(model: nn.Module, ids: torch.Tensor, theta: Tensors, wanted: int) -> list[torch.Tensor]:
-    """g·θ entry by entry for the losses of single tokens, at so many random θ as give 1.2·`wanted` rows, or 8."""
+def _points(model: nn.Module, ids: torch.Tensor, theta: Tensors, count: int) -> Iterator[list[torch.Tensor]]:
+    """g·θ entry by entry for the losses of single tokens, (tokens, …) of every tensor, at each of `count` random θ."""
     generator = torch.Generator().manual_seed(7)
     centre = [t.detach().clone() for t in theta]
-    rows: list[list[torch.Tensor]] = [[] for _ in theta]
     try:
-        for _ in range(max(8, -(-wanted * 6 // (5 * ids[:, 1:].numel())))):
+        for _ in range(count):
             with torch.no_grad():
                 for t, c in zip(theta, centre, strict=True):
                     t.copy_(c + _SPREAD * torch.randn(c.shape, generator=generator))
-            for row, g, t in zip(rows, gradients(token_losses(model, ids), theta), theta, strict=True):
-                row.append(g.flatten(1) * t.detach().flatten())
+            yield [g * t.detach() for g, t in zip(gradients(token_losses(model, ids), theta), theta, strict=True)]
     finally:
         with torch.no_grad():
             for t, c in zip(theta, centre, strict=True):
                 t.copy_(c)
-    return [torch.cat(row) for row in rows]
+
+
+def _coordinates(rates: Tensors, live: Tensors) -> tuple[torch.Tensor, torch.Tensor]:
+    """(n, U) sums over columns and rows of every tensor, and (n, P) over whole tensors, of live entries."""
+    masked = [r.view(len(r), *mask.shape) * mask for r, mask in zip(rates, live, strict=True)]
+    return torch.cat([_sums(r) for r in masked], 1), torch.stack([r.flatten(1).sum(1) for r in masked], 1)
 
 
 def token_losses(model: nn.Module, ids: torch.Tensor) -> torch.Tensor:
