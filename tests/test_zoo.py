@@ -1,0 +1,73 @@
+"""A sample of the architectures of transformers against independent calculations; all of them: `benchmarks/zoo.py`."""
+
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from tests import zoo_checks
+from tests.zoo_checks import LIMITS, examine, product_error, rescaling_error, taylor_error
+from tests.zoo_models import all_in_float64, zoo_model, zoo_tokens
+from tests.zoo_symmetries import count_symmetries
+from villani.criteria.degrees import Degrees
+from villani.criteria.symmetries import Generator
+from villani.curvature.products import hessian_vector_product
+from villani.curvature.taylor import Sweep
+from villani.objective.graph import trace_loss
+from villani.objective.objective import Objective
+
+COMPLETE = [
+    "apertus", "arcee", "bart", "bert", "biogpt", "bloom", "codegen", "cohere", "diffllama", "doge", "electra",
+    "falcon", "gemma", "glm", "gpt2", "gpt_bigcode", "gpt_neo", "gpt_neox", "gptj", "llama", "nemotron", "olmo", "opt",
+    "phi", "phi3", "qwen2", "qwen3", "stablelm",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", COMPLETE)
+def test_every_figure_is_right_and_every_symmetry_is_found(kind):
+    row = examine(kind)
+    assert row["stage"] == "traced", row.get("reason")
+    assert row["wrong"] == []
+    assert "taylor" in row, row.get("taylor_refused")
+    assert row["tensors"][0] == row["tensors"][1]
+    assert row["channels"][0] == row["channels"][1], row["missing"]
+    assert row["channels"][1] > 0
+
+
+@pytest.mark.parametrize("kind", ["mixtral", "deepseek_v3"])
+def test_a_search_that_is_incomplete_names_what_it_skipped(kind):
+    row = examine(kind)
+    assert row["wrong"] == []
+    assert row["complete"] or row["skipped"], row["missing"]
+
+
+def test_checks_fail_where_figures_are_wrong(monkeypatch):
+    ids = zoo_tokens()
+    with all_in_float64(), sdpa_kernel(SDPBackend.MATH):
+        objective = Objective(zoo_model("arcee"), ids)
+        batch = next(objective.batches(0))
+        names = [p.name for p in objective.parameters.parameters]
+
+        degrees = Degrees(trace_loss(objective, batch))
+        before = count_symmetries(objective.model, ids[0], degrees, names)
+        norm = degrees.tensors[names.index("model.norm.weight")]
+        degrees.equations.demand_equal(int(norm.reshape(-1)[0]), 0)  # one channel fewer
+        after = count_symmetries(objective.model, ids[0], degrees, names)
+        assert before.complete
+        assert after.channels == (before.channels[0] - 1, before.channels[1])
+        assert "model.norm.weight" in after.missing
+
+        assert rescaling_error(objective, [Generator({0: torch.ones(1, 1)})], ids[0]) > 1e-3
+
+        off = 1.0001
+        scaled = lambda *arguments: [off * h for h in hessian_vector_product(*arguments)]
+        monkeypatch.setattr(zoo_checks, "hessian_vector_product", scaled)
+        assert product_error(objective, ids[0]) > LIMITS["product"]
+
+        class Wrong(Sweep):
+            def features(self, batch):
+                jet = super().features(batch)
+                jet.second = {c: off * t for c, t in jet.second.items()}
+                return jet
+
+        monkeypatch.setattr(zoo_checks, "Sweep", Wrong)
+        assert taylor_error(objective, batch) > LIMITS["taylor"]
