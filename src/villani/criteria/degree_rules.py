@@ -5,7 +5,7 @@ The degree of what does not depend on θ is None, as an argument and as a result
 
 import math
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 from typing import Any
 
@@ -13,8 +13,9 @@ import torch
 from torch.utils import _pytree as pytree
 
 from villani.criteria.forms import Forms, Weights, shape_of, zeros
+from villani.criteria.patterns import arguments
 from villani.criteria.skipped import WANTS_ZERO
-from villani.objective.families import CAST, COPIED, EMPTY, MOVED, NEW, SPLIT, WHERE
+from villani.objective.families import CAST, COMPARED, COPIED, EMPTY, MOVED, NEW, PICKED, SPLIT, WHERE
 from villani.objective.interpret import Table
 
 aten = torch.ops.aten
@@ -41,32 +42,73 @@ def _moved(d: Forms, node: torch.fx.Node, first: Any, *rest: Any) -> Any:
     """Operations that move values about without computing: they move degrees in the same way."""
     target: Any = node.target
     if isinstance(first, Weights):
-        whole = target in (aten.t.default, aten.numpy_T.default) or (
-            target in (aten.transpose.int, aten.permute.default) and shape_of(node) == first.shape[::-1]
-        )
-        if len(first.shape) == 2 and whole:
+        if len(first.shape) > 1 and _transposes(node, len(first.shape)):
             return Weights(first.index, first.shape, not first.transposed)
         first = d.plain(first)
-    return target(first.contiguous(), *rest)  # a view of an expanded tensor may not exist
+    try:
+        return target(first, *rest)
+    except RuntimeError:  # a view of an expanded tensor that does not exist
+        return target(first.contiguous(), *rest)
 
 
-def _joined(d: Forms, node: torch.fx.Node, parts: Any, *rest: Any) -> Any:
+def _transposes(node: torch.fx.Node, dims: int) -> bool:
+    """Whether all that an operation does is to exchange the last two dimensions."""
+    if node.target in (aten.t.default, aten.numpy_T.default):
+        return dims == 2
+    order = list(range(dims))
+    if node.target is aten.transpose.int:
+        i, j = (int(dim) % dims for dim in node.args[1:3])  # type: ignore[arg-type]
+        order[i], order[j] = order[j], order[i]
+    elif node.target is aten.permute.default:
+        order = [int(dim) % dims for dim in node.args[1]]  # type: ignore[union-attr,arg-type]
+    return order == [*range(dims - 2), dims - 1, dims - 2]
+
+
+def _joined(d: Forms, node: torch.fx.Node, parts: Any, dim: int = 0) -> Any:
+    """Side by side; zeros have the degree of their neighbour, as they have every one."""
     target: Any = node.target
     given: Any = node.args[0]
     forms = [zeros(shape_of(n)) if f is None else d.plain(f) for f, n in zip(parts, given, strict=True)]
-    return target(forms, *rest)
+    real = next((f for f, n in zip(forms, given, strict=True) if not is_zero(n) and f.numel()), None)
+    if real is not None:
+        forms = [real.narrow(dim, 0, 1).expand_as(f) if is_zero(n) and f.dim() == real.dim() else f
+                 for f, n in zip(forms, given, strict=True)]  # fmt: skip
+    return target(forms, dim)
 
 
 def _sum_of(d: Forms, node: torch.fx.Node, a: Any, b: Any, *_: Any) -> torch.Tensor:
+    return _alike(d, node, a, b, *node.args[:2])
+
+
+def _alike(d: Forms, node: torch.fx.Node, a: Any, b: Any, one: Any, other: Any) -> torch.Tensor:
+    """Both scale alike, but for zeros; `one` and `other` are what a and b stand for in the graph."""
     shape = shape_of(node)
     left, right = (d.operand(v).expand(shape) for v in (a, b))
-    if not (_is_zero(node.args[0]) or _is_zero(node.args[1])):
-        d.merge(left, right)
-    return right if _is_zero(node.args[0]) else left
+    if is_zero(one) or is_zero(other):
+        return right if is_zero(one) else left
+    d.merge(left, right)
+    return left
 
 
-def _is_zero(argument: Any) -> bool:
-    return isinstance(argument, int | float) and argument == 0
+_ZEROS = {aten.zeros.default, aten.zeros_like.default, aten.new_zeros.default}
+_FULL = {aten.full.default, aten.full_like.default, aten.new_full.default, aten.scalar_tensor.default}
+_KEEPING = {*MOVED, *SPLIT, CAST, operator.getitem, aten.neg.default, aten.sum.dim_IntList, aten.mean.dim}
+_PRODUCTS = {aten.mul.Tensor, aten.matmul.default, aten.bmm.default, aten.mm.default}
+
+
+def is_zero(argument: Any) -> bool:
+    """Whether it is 0 whatever θ is, or infinite: such a value scales by any factor and stays the same."""
+    if isinstance(argument, int | float):
+        return argument == 0 or math.isinf(argument)
+    if not isinstance(argument, torch.fx.Node):
+        return False
+    if argument.target in _ZEROS:
+        return True
+    if argument.target in _FULL:
+        return is_zero(argument.args[0 if argument.target is aten.scalar_tensor.default else -1])
+    if argument.target in _KEEPING:
+        return is_zero(argument.args[0])
+    return argument.target in _PRODUCTS and any(isinstance(a, torch.fx.Node) and is_zero(a) for a in argument.args)
 
 
 def _product(d: Forms, node: torch.fx.Node, a: Any, b: Any) -> torch.Tensor:
@@ -90,27 +132,84 @@ def _of_power(n: Fraction) -> Callable[..., torch.Tensor]:
 
 
 def _where(d: Forms, node: torch.fx.Node, _: Any, a: Any, b: Any) -> torch.Tensor:
-    """Which of the two is taken depends on data; so both must scale alike (an infinite mask scales as it likes)."""
-    return _sum_of_two(d, node, a, b)
-
-
-def _sum_of_two(d: Forms, node: torch.fx.Node, a: Any, b: Any) -> torch.Tensor:
-    shape = shape_of(node)
-    left, right = (d.operand(v).expand(shape) for v in (a, b))
-    d.merge(left, right)
-    return left
+    """Which of the two is taken depends on data; so both must scale alike."""
+    return _alike(d, node, a, b, *node.args[1:3])
 
 
 def _masked_fill(d: Forms, node: torch.fx.Node, a: Any, *_: Any) -> torch.Tensor:
-    return _sum_of_two(d, node, a, None)
+    return _alike(d, node, a, None, node.args[0], node.args[2])
+
+
+def _scattered(d: Forms, node: torch.fx.Node, a: Any, *_: Any) -> torch.Tensor:
+    """Some entries replaced by a number."""
+    return _alike(d, node, a, None, node.args[0], node.args[3])
+
+
+def _padded(d: Forms, node: torch.fx.Node, a: Any, pad: Sequence[int], *_: Any) -> torch.Tensor:
+    """Zeros around have the degree of the nearest entry; other numbers have degree 0."""
+    given = arguments(node)
+    forms = d.plain(a)
+    if given.get("mode", "constant") != "constant" or not is_zero(given["value"] or 0):
+        d.demand_zero(forms)
+        return zeros(shape_of(node))
+    for k in range(len(pad) // 2):
+        dim, size = forms.dim() - 1 - k, forms.shape[-1 - k]
+        forms = forms.index_select(dim, torch.arange(-pad[2 * k], size + pad[2 * k + 1]).clamp(0, size - 1))
+    return forms
+
+
+def _picked(d: Forms, node: torch.fx.Node, a: Any, *_: Any) -> Any:
+    """The largest, or all in order, of entries that scale alike: which they are stays as it is."""
+    forms, dim = d.plain(a), arguments(node)["dim"]
+    value: Any = node.meta["val"]
+    if forms.dim() == 0:
+        return forms, None
+    d.demand_equal_along(forms, dim)
+    first = forms.narrow(dim, 0, 1)
+    shape = value[0].shape
+    return (first if len(shape) == first.dim() else first.squeeze(dim)).expand(shape), None
+
+
+def _compared(d: Forms, node: torch.fx.Node, a: Any, b: Any) -> None:
+    """What scales alike compares as before, and so does what scales with 0."""
+    if not any(isinstance(x, int | float) and x == 0 for x in node.args[:2]):
+        shape = shape_of(node)
+        d.merge(*(d.operand(v).expand(shape) for v in (a, b)))
+
+
+def _convolution(d: Forms, node: torch.fx.Node, x: Any, weight: Any, bias: Any = None, *_: Any) -> torch.Tensor:
+    """y_o = Σ W_{o,c,k} x_c over the channels c of o's group: as a matrix map, of x that is alike at all places."""
+    shape, size = shape_of(node), shape_of(node.args[1])
+    channels = zeros(shape_of(node.args[0])) if x is None else d.plain(x)
+    channels = channels if channels.dim() == len(size) else channels.unsqueeze(0)
+    for dim in (0, *range(2, channels.dim())):
+        d.demand_equal_along(channels, dim)
+        channels = channels.narrow(dim, 0, 1)
+    groups = arguments(node)["groups"]
+    inputs = channels.reshape(groups, 1, -1).expand(groups, size[0] // groups, size[1]).reshape(size[:2])  # (O, C/g)
+    wide = (*size[:2], *(1 for _ in size[2:]))
+    if isinstance(weight, Weights) and weight.index not in d.tensors and weight.index not in d.maps:
+        outputs = d.unknowns(torch.Size([size[0]]))
+        d.tensors[weight.index] = d.pairs(outputs[:, None], inputs, Fraction(-1)).reshape(wide)
+    else:
+        total = d.pairs(d.operand(weight).expand(size), inputs.reshape(wide))
+        for dim in range(1, total.dim()):
+            d.demand_equal_along(total, dim)
+            total = total.narrow(dim, 0, 1)
+        outputs = total.reshape(-1)
+    y = outputs.reshape(-1, *(1 for _ in size[2:])).expand(shape)
+    if len(node.args) > 2 and node.args[2] is not None:
+        d.merge(y, d.operand(bias).reshape(-1, *(1 for _ in size[2:])).expand(shape))
+    return y
 
 
 def _matmul(d: Forms, node: torch.fx.Node, a: Any, b: Any) -> torch.Tensor:
     shape = shape_of(node)
-    if isinstance(b, Weights) and len(b.shape) == 2:
+    if isinstance(b, Weights) and len(b.shape) > 1:
         inner = shape_of(node.args[0])
         x = zeros(inner) if a is None else d.plain(a)
-        return d.map(x, b, outputs_first=False, leading=inner[:-1])
+        if len(inner) > 1:
+            return d.map(x, b, outputs_first=False, shape=shape)
     left = zeros(shape_of(node.args[0])) if a is None else d.plain(a)
     right = zeros(shape_of(node.args[1])) if b is None else d.plain(b)
     left = left[None, :] if left.dim() == 1 else left
@@ -125,7 +224,7 @@ def _linear(d: Forms, node: torch.fx.Node, x: Any, weight: Any, bias: Any = None
     inner = shape_of(node.args[0])
     x = zeros(inner) if x is None else d.plain(x)
     if isinstance(weight, Weights):
-        y = d.map(x, weight, outputs_first=True, leading=shape[:-1])
+        y = d.map(x, weight, outputs_first=True, shape=shape)
     elif weight is None:
         d.demand_equal_along(x, -1)
         y = x[..., :1].expand(shape)
@@ -143,7 +242,7 @@ def _addmm(d: Forms, node: torch.fx.Node, bias: Any, x: Any, weight: Any) -> tor
     inner = shape_of(node.args[1])
     x = zeros(inner) if x is None else d.plain(x)
     if isinstance(weight, Weights):
-        y = d.map(x, weight, outputs_first=False, leading=shape[:-1])
+        y = d.map(x, weight, outputs_first=False, shape=shape)
     else:
         right = zeros(shape_of(node.args[2])) if weight is None else weight
         total = d.pairs(x[:, :, None], right[None])
@@ -245,6 +344,8 @@ def _getitem(_: Forms, __: torch.fx.Node, parts: Any, index: int) -> Any:
 
 _COPIES = (*COPIED, CAST, aten.detach.default, aten.to.dtype, aten.lift_fresh_copy.default)
 
+WHOLE = {operator.getitem, *PICKED, *COMPARED}  # whole numbers that these give do not depend on a rescaling
+
 RULES = Table[DegreeRule](
     (_same, [*_COPIES, aten.neg.default, aten.relu.default, aten.abs.default]),
     (_moved, [*(operation for operation in MOVED if operation not in COPIED), *SPLIT]),
@@ -261,6 +362,11 @@ RULES = Table[DegreeRule](
     (_of_power(Fraction(-1)), [aten.reciprocal.default]),
     (_where, WHERE),
     (_masked_fill, [aten.masked_fill.Scalar]),
+    (_scattered, [aten.scatter.value]),
+    (_padded, [aten.pad.default, aten.constant_pad_nd.default]),
+    (_picked, PICKED),
+    (_compared, COMPARED),
+    (_convolution, [aten.conv1d.default]),
     (_matmul, [aten.matmul.default, aten.mm.default, aten.bmm.default, aten.mv.default, aten.dot.default]),
     (_linear, [aten.linear.default]),
     (_addmm, [aten.addmm.default]),

@@ -41,7 +41,7 @@ def generators(source: LossGraph | Degrees) -> list[Generator]:
     found = source if isinstance(source, Degrees) else Degrees(source)
     parts: dict[int, list[torch.Tensor]] = {index: [forms] for index, forms in found.tensors.items()}
     for index, (outputs, inputs) in found.maps.items():
-        parts[index] = [outputs[:, None], inputs[None, :]]
+        parts[index] = [outputs.unsqueeze(-1), inputs.unsqueeze(-2)]
     resolved: dict[int, Form] = {}
     pieces = {}
     for index, tensors in sorted(parts.items()):
