@@ -45,7 +45,8 @@ def layers_of(space: ParameterSpace) -> dict[str, list[int]]:
 def _used_elsewhere(graph: LogitGraph) -> Any:
     """An operation that uses the head's tensors of θ other than to embed the input's tokens, if there is one."""
     head = graph.head
-    own = {n for n, index in graph.parameters.items() if any(isinstance(i, int) and index == i for i in (head.weight, head.bias))}
+    indices = [i for i in (head.weight, head.bias) if isinstance(i, int)]
+    own = {node for node, index in graph.parameters.items() if index in indices}
     for node in graph.nodes:
         if node is head.node or own.isdisjoint(node.all_input_nodes):
             continue

@@ -81,6 +81,11 @@ def baddbmm(self: Tensor, batch1: Tensor, batch2: Tensor, *, beta: float = 1, al
     return product + (self if beta == 1 else self * beta)
 
 
+def einsum(equation: str, tensors: Sequence[Tensor], *, path: Sequence[int] | None = None) -> Any:
+    """Products and sums as torch itself takes them apart: permutations, and matrix products in batches."""
+    return aten.einsum.default.decompose(equation, list(tensors), path=path)
+
+
 def rsub(self: Tensor, other: Any, alpha: float = 1) -> Any:
     """other − α·self."""
     return torch.sub(other, self, alpha=alpha) if isinstance(other, Tensor) else self * -alpha + other
@@ -98,6 +103,15 @@ def slice_scatter(
              self.narrow(dim, end, size - end)]  # fmt: skip
     parts = [part for part in parts if part.shape[dim]]
     return parts[0].clone() if len(parts) == 1 else torch.cat(parts, dim)
+
+
+def select_scatter(self: Tensor, src: Tensor, dim: int, index: int) -> Tensor:
+    """`self` with one entry along a dimension replaced."""
+    size = self.shape[dim]
+    index %= size
+    own = src.unsqueeze(dim % self.dim()).to(self.dtype)
+    parts = [self.narrow(dim, 0, index), own, self.narrow(dim, index + 1, size - index - 1)]
+    return torch.cat([part for part in parts if part.shape[dim]], dim)
 
 
 def type_as(self: Tensor, other: Tensor) -> Tensor:
@@ -120,8 +134,10 @@ TABLE = Table[Callable[..., Any]](
     (repeat_interleave, [aten.repeat_interleave.self_int]),
     (stack, [aten.stack.default]),
     (baddbmm, [aten.baddbmm.default]),
+    (einsum, [aten.einsum.default]),
     (rsub, [aten.rsub.Scalar, aten.rsub.Tensor]),
     (slice_scatter, [aten.slice_scatter.default]),
+    (select_scatter, [aten.select_scatter.default]),
     (copy, [aten.copy.default]),
     (type_as, [aten.type_as.default]),
     (concat, [aten.concat.default]),

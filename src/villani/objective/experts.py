@@ -1,8 +1,8 @@
 """Mixtures of experts as every expert's answer to every token, of which routing takes a few.
 
-transformers sorts tokens by their experts, or picks the matrices that each token needs, so that which matrix meets which
-row is up to the data, and nothing that reads a graph can follow it. The same function, in real arithmetic, is the sum
-over all experts of what they give, times what routing gives them, 0 for most: matrix products of tensors of θ.
+transformers sorts tokens by their experts, or picks the matrices that each token needs: which matrix meets which row is
+up to the data, and nothing that reads a graph can follow it. The same function, in real arithmetic, is the sum over all
+experts of what they give, times what routing gives them, 0 for most: products with tensors of θ.
 """
 
 import sys

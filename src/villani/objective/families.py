@@ -34,6 +34,9 @@ COMPARED = tuple(
 )
 """Truth values of pairs of numbers."""
 
+EXTREME = (aten.maximum.default, aten.minimum.default, aten.max.other, aten.min.other)
+"""The larger, or the smaller, of two."""
+
 SOFTMAX = (aten.softmax.int, aten._softmax.default, aten._safe_softmax.default)
 
 NEW = (

@@ -202,7 +202,7 @@ def _find_head(logits: torch.fx.Node, tensors: Mapping[torch.fx.Node, Any]) -> H
     while node.target in _PASSED_ON:
         node = node.args[0]
     if node.target is not aten.linear.default:
-        return headless(logits, f"the logits come from {node.target}, not from a linear map of features: there is no head")
+        return headless(logits, f"the logits come from {node.target}, not from a linear map of features: no head")
     weight, bias = node.args[1], node.args[2] if len(node.args) > 2 else None
     if weight not in tensors or (bias is not None and bias not in tensors):
         return headless(logits, "the head is computed from other tensors: its weight or bias is no tensor of its own")
