@@ -48,9 +48,9 @@ def joined(d: Forms, node: torch.fx.Node, parts: Any, dim: int = 0) -> Any:
     target: Any = node.target
     given: Any = node.args[0]
     forms = [zeros(shape_of(n)) if f is None else d.plain(f) for f, n in zip(parts, given, strict=True)]
-    real = next((f for f, n in zip(forms, given, strict=True) if not is_zero(n) and f.numel()), None)
+    real = next((f for f, n in zip(forms, given, strict=True) if not is_zero(d, n) and f.numel()), None)
     if real is not None:
-        forms = [real.narrow(dim, 0, 1).expand_as(f) if is_zero(n) and f.dim() == real.dim() else f
+        forms = [real.narrow(dim, 0, 1).expand_as(f) if is_zero(d, n) and f.dim() == real.dim() else f
                  for f, n in zip(forms, given, strict=True)]  # fmt: skip
     return target(forms, dim)
 
@@ -59,8 +59,8 @@ def alike(d: Forms, node: torch.fx.Node, a: Any, b: Any, one: Any, other: Any) -
     """Both scale alike, but for zeros; `one` and `other` are what a and b stand for in the graph."""
     shape = shape_of(node)
     left, right = (d.operand(v).expand(shape) for v in (a, b))
-    if is_zero(one) or is_zero(other):
-        return right if is_zero(one) else left
+    if is_zero(d, one) or is_zero(d, other):
+        return right if is_zero(d, one) else left
     d.merge(left, right)
     return left
 
@@ -71,19 +71,23 @@ _KEEPING = {*MOVED, *SPLIT, CAST, operator.getitem, aten.neg.default, aten.sum.d
 _PRODUCTS = {aten.mul.Tensor, aten.matmul.default, aten.bmm.default, aten.mm.default}
 
 
-def is_zero(argument: Any) -> bool:
+def is_zero(d: Forms, argument: Any) -> bool:
     """Whether it is 0 whatever θ is, or infinite: such a value scales by any factor and stays the same."""
     if isinstance(argument, int | float):
         return argument == 0 or math.isinf(argument)
     if not isinstance(argument, torch.fx.Node):
         return False
+    if argument in d.constants:
+        return d.is_void(argument)
     if argument.target in _ZEROS:
         return True
     if argument.target in _FULL:
-        return is_zero(argument.args[0 if argument.target is aten.scalar_tensor.default else -1])
+        return is_zero(d, argument.args[0 if argument.target is aten.scalar_tensor.default else -1])
     if argument.target in _KEEPING:
-        return is_zero(argument.args[0])
-    return argument.target in _PRODUCTS and any(isinstance(a, torch.fx.Node) and is_zero(a) for a in argument.args)
+        return is_zero(d, argument.args[0])
+    if argument.target in (aten.add.Tensor, aten.sub.Tensor):
+        return all(is_zero(d, a) for a in argument.args[:2])
+    return argument.target in _PRODUCTS and any(isinstance(a, torch.fx.Node) and is_zero(d, a) for a in argument.args)
 
 
 def where(d: Forms, node: torch.fx.Node, _: Any, a: Any, b: Any) -> torch.Tensor:
@@ -101,13 +105,14 @@ def scattered(d: Forms, node: torch.fx.Node, a: Any, *_: Any) -> torch.Tensor:
     return alike(d, node, a, None, node.args[0], node.args[3])
 
 
-def padded(d: Forms, node: torch.fx.Node, a: Any, pad: Sequence[int], *_: Any) -> torch.Tensor:
-    """Zeros around have the degree of the nearest entry; other numbers have degree 0."""
+def padded(d: Forms, node: torch.fx.Node, a: Any, pad: Sequence[int], *_: Any) -> Any:
+    """Zeros around have the degree of the nearest entry; other numbers have degree 0, which is form 0."""
     given = arguments(node)
     forms = d.plain(a)
-    if given.get("mode", "constant") != "constant" or not is_zero(given["value"] or 0):
-        d.demand_zero(forms)
-        return zeros(shape_of(node))
+    if given.get("mode", "constant") != "constant":
+        return NotImplemented
+    if not is_zero(d, given["value"] or 0):
+        return torch.nn.functional.pad(forms, list(pad), value=0)
     for k in range(len(pad) // 2):
         dim, size = forms.dim() - 1 - k, forms.shape[-1 - k]
         forms = forms.index_select(dim, torch.arange(-pad[2 * k], size + pad[2 * k + 1]).clamp(0, size - 1))
@@ -133,8 +138,8 @@ def put(d: Forms, node: torch.fx.Node, a: Any, *rest: Any) -> Any:
             return NotImplemented
     d.demand_equal_along(b, dim)
     b = b.narrow(dim, 0, 1).expand(base.shape)
-    if is_zero(node.args[0]) or is_zero(source):
-        return base if is_zero(source) else b
+    if is_zero(d, node.args[0]) or is_zero(d, source):
+        return base if is_zero(d, source) else b
     d.merge(base, b)
     return base
 

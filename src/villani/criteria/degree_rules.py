@@ -97,12 +97,24 @@ def _convolution(d: Forms, node: torch.fx.Node, x: Any, weight: Any, bias: Any =
     return y
 
 
+_MANY = 1 << 22  # products of rows that scale in ways of their own with a matrix: beyond it they are taken to be alike
+
+
+def _rows_alike(x: torch.Tensor, weights: Weights) -> bool:
+    """Whether all that a matrix meets has the same degrees, as tokens do, and the rows of another matrix do not."""
+    own = x.dim() - len(weights.shape)  # dimensions after it are those of the batch of matrices
+    rows = [dim for dim in range(x.dim() - 1) if (dim < own or dim == x.dim() - 2) and x.shape[dim] and x.stride(dim)]
+    return all(bool((x == x.narrow(dim, 0, 1)).all()) for dim in rows)
+
+
 def _matmul(d: Forms, node: torch.fx.Node, a: Any, b: Any) -> torch.Tensor:
     shape = shape_of(node)
+    if places.is_zero(d, node):
+        return zeros(shape)
     if isinstance(b, Weights) and len(b.shape) > 1:
         inner = shape_of(node.args[0])
         x = zeros(inner) if a is None else d.plain(a)
-        if len(inner) > 1:
+        if len(inner) > 1 and (_rows_alike(x, b) or b.shape.numel() * x.numel() > _MANY):
             return d.map(x, b, outputs_first=False, shape=shape)
     left = zeros(shape_of(node.args[0])) if a is None else d.plain(a)
     right = zeros(shape_of(node.args[1])) if b is None else d.plain(b)
@@ -117,13 +129,13 @@ def _linear(d: Forms, node: torch.fx.Node, x: Any, weight: Any, bias: Any = None
     shape = shape_of(node)
     inner = shape_of(node.args[0])
     x = zeros(inner) if x is None else d.plain(x)
-    if isinstance(weight, Weights):
+    if isinstance(weight, Weights) and (_rows_alike(x, weight) or weight.shape.numel() * x.numel() > _MANY):
         y = d.map(x, weight, outputs_first=True, shape=shape)
     elif weight is None:
         d.demand_equal_along(x, -1)
         y = x[..., :1].expand(shape)
     else:
-        total = d.pairs(x[..., None, :], weight)
+        total = d.pairs(x[..., None, :], d.plain(weight))
         d.demand_equal_along(total, -1)
         y = total[..., 0]
     if len(node.args) > 2 and node.args[2] is not None:

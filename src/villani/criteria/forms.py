@@ -38,6 +38,14 @@ class Forms:
         self.maps: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         self.coarse: set[int] = set()
         self.constants = constants
+        self._void: dict[torch.fx.Node, bool] = {}
+
+    def is_void(self, constant: torch.fx.Node) -> bool:
+        """Whether a constant is 0 or infinite everywhere."""
+        if constant not in self._void:
+            value = self.constants[constant]
+            self._void[constant] = value.is_floating_point() and bool(((value == 0) | value.isinf()).all())
+        return self._void[constant]
 
     def plain(self, value: Any) -> torch.Tensor:
         """Degrees of a value; those of a parameter that is used other than as a map are its exponents."""

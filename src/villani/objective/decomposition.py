@@ -81,9 +81,31 @@ def baddbmm(self: Tensor, batch1: Tensor, batch2: Tensor, *, beta: float = 1, al
     return product + (self if beta == 1 else self * beta)
 
 
-def einsum(equation: str, tensors: Sequence[Tensor], *, path: Sequence[int] | None = None) -> Any:
-    """Products and sums as torch itself takes them apart: permutations, and matrix products in batches."""
-    return aten.einsum.default.decompose(equation, list(tensors), path=path)
+def einsum(equation: str, tensors: Sequence[Tensor], *, path: Sequence[int] | None = None) -> Any:  # noqa: ARG001
+    """Two tensors contracted as matrices in batches; of more, of "…" or of a repeated letter it stays whole."""
+    given, arrow, out = equation.replace(" ", "").partition("->")
+    names = given.split(",")
+    if not arrow or len(names) != 2 or "." in equation or any(len({*n}) < len(n) for n in (*names, out)):
+        return NotImplemented
+    (left, right), (x, y) = names, tensors
+    for own, other in ((left, right), (right, left)):
+        alone = [k for k, letter in enumerate(own) if letter not in other + out]
+        if alone and own is left:
+            x, left = x.sum(alone), "".join(letter for letter in own if letter in other + out)
+        elif alone:
+            y, right = y.sum(alone), "".join(letter for letter in own if letter in other + out)
+    size = {letter: n for name, t in ((left, x), (right, y)) for letter, n in zip(name, t.shape, strict=True)}
+    shared = [letter for letter in left if letter in right and letter in out]
+    inner = [letter for letter in left if letter in right and letter not in out]
+    rows, columns = ([letter for letter in own if letter not in other] for own, other in ((left, right), (right, left)))
+
+    def arranged(t: Tensor, name: str, *parts: list[str]) -> Tensor:
+        order = [name.index(letter) for part in parts for letter in part]
+        return t.permute(order).reshape([math.prod(size[letter] for letter in part) for part in parts])
+
+    product = torch.bmm(arranged(x, left, shared, rows, inner), arranged(y, right, shared, inner, columns))
+    letters = [*shared, *rows, *columns]
+    return product.reshape([size[letter] for letter in letters]).permute([letters.index(letter) for letter in out])
 
 
 def rsub(self: Tensor, other: Any, alpha: float = 1) -> Any:
