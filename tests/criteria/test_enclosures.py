@@ -167,6 +167,16 @@ CASES = {
     aten.masked_fill.Scalar: lambda d: ([matrix(d), torch.tensor(d.random((3, 4)) < 0.5), d.normal()], {}),
     aten.masked_fill.Tensor: lambda d: ([matrix(d), torch.tensor(d.random((3, 4)) < 0.5), torch.tensor(0.1)], {}),
     aten.constant_pad_nd.default: lambda d: ([matrix(d), [1, 1], d.normal()], {}),
+    **dict.fromkeys([
+        aten.maximum.default, aten.max.other, aten.minimum.default, aten.min.other,
+    ], lambda d: ([matrix(d), Box(d, 4)], {})),
+    aten.conv1d.default: lambda d: (
+        [Box(d, 2, 4, 5), Box(d, 4, 2, 3), scalar(d, None, Box(d, 4)), [scalar(d, 1, 2)], [scalar(d, 0, 2)], [1], 2], {}
+    ),
+    aten.scatter.src: lambda d: ([matrix(d), 1, torch.tensor([[0, 3]]), Box(d, 1, 2)], {}),
+    aten.scatter.value: lambda d: ([matrix(d), 1, torch.tensor([[0, 3]]), d.normal()], {}),
+    aten.index_put.default: lambda d: ([matrix(d), [torch.tensor([0, 2])], Box(d, 2, 4), scalar(d, False, True)], {}),
+    aten.expm1.default: of(),
     aten.triu.default: of(1),
     aten.tril.default: of(),
     aten.add.Tensor: lambda d: ([matrix(d), scalar(d, Box(d, 4), 0.1, -3)], {"alpha": scalar(d, 1, -2, 0.3)}),

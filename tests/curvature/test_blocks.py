@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+import torch
 
 from tests.conftest import dense, make_model, make_pool
 from villani.curvature.blocks import BlockTrace, blocks_of
@@ -36,6 +37,64 @@ def test_samples_are_unbiased_block_by_block(model, kind, group):
             drawn, wanted = drawn[:, first], np.array([sum(diagonal[i] for i in block) for block in sampler.blocks])
         errors = (drawn.mean(axis=0) - wanted) / (drawn.std(axis=0) / np.sqrt(len(samples)) + 1e-9)
         assert np.abs(errors).max() < 4.5
+
+
+class Around(torch.nn.Module):
+    """A head in other words: its logits are capped, or its matrix is computed, or used once more."""
+
+    def __init__(self, linear, kind):
+        super().__init__()
+        self.linear, self.kind = linear, kind
+        size = linear.weight.shape[0]
+        self.own = torch.nn.Parameter(torch.linspace(-0.5, 0.5, size, dtype=torch.float64))
+
+    def forward(self, x):
+        weight = self.linear.weight
+        if self.kind == "computed":
+            return x @ weight.T + (x * self.own[: x.shape[-1]]) @ weight.T.tanh()
+        if self.kind == "frozen bias":
+            return torch.nn.functional.linear(x, weight, self.own)
+        if self.kind == "shared bias":
+            return torch.nn.functional.linear(x * self.own[: x.shape[-1]].exp(), weight, self.own)
+        return 2.0 * torch.tanh(torch.nn.functional.linear(x, weight) / 2.0)
+
+
+def _reworded(model, kind, *frozen):
+    model.set_output_embeddings(Around(model.get_output_embeddings(), kind))
+    for name, p in model.named_parameters():
+        p.requires_grad_(not any(part in name for part in frozen))
+    return model
+
+
+HEADS = {
+    "capped and tied": lambda: _reworded(make_model("gpt2"), "capped"),
+    "capped and frozen": lambda: _reworded(make_model("llama"), "capped", "linear"),
+    "computed": lambda: _reworded(make_model("gpt2"), "computed"),
+    "frozen and tied": lambda: _reworded(make_model("gpt2"), "frozen bias", "wte"),
+    "frozen": lambda: _reworded(make_model("llama"), "frozen bias", "linear", "layers.0.mlp"),
+    "frozen bias": lambda: _reworded(make_model("llama"), "frozen bias", "own"),
+    "shared bias": lambda: _reworded(make_model("gpt2"), "shared bias"),
+}
+
+
+@pytest.mark.parametrize("case", HEADS)
+def test_any_head_is_sampled_without_bias_and_frozen_tensors_have_no_trace(case):
+    """Each tensor's trace and Gauss–Newton part in the mean, against dense matrices of which the moving rows count."""
+    model, [group] = HEADS[case](), make_pool(1)
+    objective = Objective(model, [group])
+    moving = [p.requires_grad for p in model.parameters()]
+    oracle = dense(model, group, second=True)
+    edges = np.cumsum([p.numel() for p in model.parameters()])[:-1]
+    sampler = BlockTrace(objective, "tensor")
+    [batch] = objective.batches(0)
+    samples = [sampler.sample(batch, 0, (k,), (k, 1)) for k in range(30)]
+    assert len(objective.parameters.parameters) == sum(moving)
+    for name, matrix in (("traces", oracle.hessian), ("gauss_newton", oracle.gauss_newton)):
+        parts = np.split(np.diag(matrix), edges)
+        wanted = np.array([part.sum() for part, moves in zip(parts, moving, strict=True) if moves])
+        drawn = np.array([getattr(sample, name) for sample in samples])
+        errors = (drawn.mean(axis=0) - wanted) / (drawn.std(axis=0) / np.sqrt(len(samples)) + 1e-9)
+        assert np.abs(errors).max() < 4.5, errors
 
 
 def test_finer_blocks_have_less_variance():

@@ -192,10 +192,17 @@ def test_what_cannot_be_traced_is_told():
     custom = Objective(nn.Linear(2, 1), [torch.ones(1, 2)], loss_fn=lambda m, x: m(x).sum())
     with pytest.raises(InputError, match="custom loss_fn is not traced"):
         trace_logits(custom, None)
+
+
+def test_a_head_is_a_linear_map_and_else_the_logits_are_taken_as_they_are():
     model, objective = small("gpt2")
+    [batch] = objective.batches(0)
+    assert trace_logits(objective, batch).head.reason == ""
     model.lm_head = nn.Sequential(nn.Linear(16, 13).double(), nn.Tanh())
-    with pytest.raises(InputError, match="not from a linear map"):
-        trace_logits(objective, next(objective.batches(0)))
+    graph = trace_logits(objective, batch)
+    assert graph.head.features is graph.logits
+    assert graph.head.weight is None
+    assert "come from aten.tanh.default, not from a linear map" in graph.head.reason
 
 
 @pytest.mark.parametrize("length", [3, 9])

@@ -74,6 +74,14 @@ OPERATIONS = [
     (aten.slice_scatter.default, (X, Y[:, -2:], 1, -2), {}),
     (aten.slice_scatter.default, (X, Y, 0), {}),
     (aten.slice_scatter.default, (X, Y[..., :3], -1, None, 3), {}),
+    (aten.select_scatter.default, (X, Y[:, 1], 1, -2), {}),
+    (aten.select_scatter.default, (X, Y[0], 0, 0), {}),
+    (aten.einsum.default, ("abc,dbc->dca", [X, Y]), {}),
+    (aten.einsum.default, ("abc, abd -> cd", [X, Y]), {}),
+    (aten.einsum.default, ("abc,bd->da", [X, Y[0]]), {}),
+    (aten.einsum.default, ("a,b->ba", [X[0, 0], Y[0, 0]]), {}),
+    (aten.einsum.default, ("abc,abc->acb", [X, Y]), {}),
+    (aten.einsum.default, ("ab,ab->", [X[0], Y[0]]), {}),
     (aten.copy.default, (X, Y[:1, :, :1].float()), {}),
     (aten.type_as.default, (X.float(), Y), {}),
     (aten.concat.default, ([X, Y], 1), {}),
@@ -87,6 +95,11 @@ def test_operations_are_torchs(number):
     assert found.dtype == expected.dtype
     assert found.shape == expected.shape
     assert torch.allclose(found, expected, rtol=1e-14, atol=1e-14)
+
+
+@pytest.mark.parametrize("equation", ["ab,bc,cd->ad", "aa,ab->b", "...a,ab->...b", "ab,bc"])
+def test_other_sums_of_products_stay_whole(equation):
+    assert decomposition.einsum(equation, [X[0, :4, :4]] * (equation.count(",") + 1)) is NotImplemented
 
 
 def test_every_operation_of_the_table_is_tried():

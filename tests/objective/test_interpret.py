@@ -74,11 +74,6 @@ GAPS = {
         "exp.default", "gelu.default", "pow.Tensor_Scalar", "relu.default", "rsqrt.default", "silu.default",
         "softplus.default", "tanh.default",
     )},
-    **{("aten.conv1d.default", a): "no rule yet: what passes it is lost" for a in ("degrees", "ranges", "shifts")},
-    **{("aten.topk.default", a): "no rule yet: of the router alone" for a in ("degrees", "shifts")},
-    **{("transformers.grouped_mm_fallback.default", a): "no rule yet: experts computed in groups"
-       for a in ("degrees", "ranges", "shifts", "smoothness")},
-    **{("aten.histc.default", a): "no rule yet: rows of each expert are counted" for a in TABLES},
 }  # fmt: skip
 """(operation, analysis) → why no rule is there."""
 

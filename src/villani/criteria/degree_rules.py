@@ -1,6 +1,7 @@
 """How degrees of homogeneity pass each operation: rule(forms, node, *degrees of the arguments).
 
-The degree of what does not depend on θ is None, as an argument and as a result.
+The degree of what does not depend on θ is None, as an argument and as a result. A rule that does not know an operation
+with these arguments gives NotImplemented, and the operation is one without a rule.
 """
 
 import math
@@ -12,9 +13,11 @@ from typing import Any
 import torch
 from torch.utils import _pytree as pytree
 
+from villani.criteria import degree_places as places
 from villani.criteria.forms import Forms, Weights, shape_of, zeros
+from villani.criteria.patterns import arguments
 from villani.criteria.skipped import WANTS_ZERO
-from villani.objective.families import CAST, COPIED, EMPTY, MOVED, NEW, SPLIT, WHERE
+from villani.objective.families import COMPARED, COPIED, EMPTY, EXTREME, MOVED, NEW, PICKED, SPLIT, WHERE
 from villani.objective.interpret import Table
 
 aten = torch.ops.aten
@@ -37,36 +40,8 @@ def _same(_: Forms, __: torch.fx.Node, a: Any, *___: Any) -> Any:
     return a
 
 
-def _moved(d: Forms, node: torch.fx.Node, first: Any, *rest: Any) -> Any:
-    """Operations that move values about without computing: they move degrees in the same way."""
-    target: Any = node.target
-    if isinstance(first, Weights):
-        whole = target in (aten.t.default, aten.numpy_T.default) or (
-            target in (aten.transpose.int, aten.permute.default) and shape_of(node) == first.shape[::-1]
-        )
-        if len(first.shape) == 2 and whole:
-            return Weights(first.index, first.shape, not first.transposed)
-        first = d.plain(first)
-    return target(first.contiguous(), *rest)  # a view of an expanded tensor may not exist
-
-
-def _joined(d: Forms, node: torch.fx.Node, parts: Any, *rest: Any) -> Any:
-    target: Any = node.target
-    given: Any = node.args[0]
-    forms = [zeros(shape_of(n)) if f is None else d.plain(f) for f, n in zip(parts, given, strict=True)]
-    return target(forms, *rest)
-
-
 def _sum_of(d: Forms, node: torch.fx.Node, a: Any, b: Any, *_: Any) -> torch.Tensor:
-    shape = shape_of(node)
-    left, right = (d.operand(v).expand(shape) for v in (a, b))
-    if not (_is_zero(node.args[0]) or _is_zero(node.args[1])):
-        d.merge(left, right)
-    return right if _is_zero(node.args[0]) else left
-
-
-def _is_zero(argument: Any) -> bool:
-    return isinstance(argument, int | float) and argument == 0
+    return places.alike(d, node, a, b, *node.args[:2])
 
 
 def _product(d: Forms, node: torch.fx.Node, a: Any, b: Any) -> torch.Tensor:
@@ -89,28 +64,58 @@ def _of_power(n: Fraction) -> Callable[..., torch.Tensor]:
     return lambda d, _, a, *__: d.scaled(d.plain(a), n)
 
 
-def _where(d: Forms, node: torch.fx.Node, _: Any, a: Any, b: Any) -> torch.Tensor:
-    """Which of the two is taken depends on data; so both must scale alike (an infinite mask scales as it likes)."""
-    return _sum_of_two(d, node, a, b)
+def _compared(d: Forms, node: torch.fx.Node, a: Any, b: Any) -> None:
+    """What scales alike compares as before, and so does what scales with 0."""
+    if not any(isinstance(x, int | float) and x == 0 for x in node.args[:2]):
+        shape = shape_of(node)
+        d.merge(*(d.operand(v).expand(shape) for v in (a, b)))
 
 
-def _sum_of_two(d: Forms, node: torch.fx.Node, a: Any, b: Any) -> torch.Tensor:
-    shape = shape_of(node)
-    left, right = (d.operand(v).expand(shape) for v in (a, b))
-    d.merge(left, right)
-    return left
+def _convolution(d: Forms, node: torch.fx.Node, x: Any, weight: Any, bias: Any = None, *_: Any) -> torch.Tensor:
+    """y_o = Σ W_{o,c,k} x_c over the channels c of o's group: as a matrix map, of x that is alike at all places."""
+    shape, size = shape_of(node), shape_of(node.args[1])
+    channels = zeros(shape_of(node.args[0])) if x is None else d.plain(x)
+    channels = channels if channels.dim() == len(size) else channels.unsqueeze(0)
+    for dim in (0, *range(2, channels.dim())):
+        d.demand_equal_along(channels, dim)
+        channels = channels.narrow(dim, 0, 1)
+    groups = arguments(node)["groups"]
+    inputs = channels.reshape(groups, 1, -1).expand(groups, size[0] // groups, size[1]).reshape(size[:2])  # (O, C/g)
+    wide = (*size[:2], *(1 for _ in size[2:]))
+    if isinstance(weight, Weights) and weight.index not in d.tensors and weight.index not in d.maps:
+        outputs = d.unknowns(torch.Size([size[0]]))
+        d.tensors[weight.index] = d.pairs(outputs[:, None], inputs, Fraction(-1)).reshape(wide)
+    else:
+        total = d.pairs(d.operand(weight).expand(size), inputs.reshape(wide))
+        for dim in range(1, total.dim()):
+            d.demand_equal_along(total, dim)
+            total = total.narrow(dim, 0, 1)
+        outputs = total.reshape(-1)
+    y = outputs.reshape(-1, *(1 for _ in size[2:])).expand(shape)
+    if len(node.args) > 2 and node.args[2] is not None:
+        d.merge(y, d.operand(bias).reshape(-1, *(1 for _ in size[2:])).expand(shape))
+    return y
 
 
-def _masked_fill(d: Forms, node: torch.fx.Node, a: Any, *_: Any) -> torch.Tensor:
-    return _sum_of_two(d, node, a, None)
+_MANY = 1 << 22  # products of rows that scale in ways of their own with a matrix: beyond it they are taken to be alike
+
+
+def _rows_alike(x: torch.Tensor, weights: Weights) -> bool:
+    """Whether all that a matrix meets has the same degrees, as tokens do, and the rows of another matrix do not."""
+    own = x.dim() - len(weights.shape)  # dimensions after it are those of the batch of matrices
+    rows = [dim for dim in range(x.dim() - 1) if (dim < own or dim == x.dim() - 2) and x.shape[dim] and x.stride(dim)]
+    return all(bool((x == x.narrow(dim, 0, 1)).all()) for dim in rows)
 
 
 def _matmul(d: Forms, node: torch.fx.Node, a: Any, b: Any) -> torch.Tensor:
     shape = shape_of(node)
-    if isinstance(b, Weights) and len(b.shape) == 2:
+    if places.is_zero(d, node):
+        return zeros(shape)
+    if isinstance(b, Weights) and len(b.shape) > 1:
         inner = shape_of(node.args[0])
         x = zeros(inner) if a is None else d.plain(a)
-        return d.map(x, b, outputs_first=False, leading=inner[:-1])
+        if len(inner) > 1 and (_rows_alike(x, b) or b.shape.numel() * x.numel() > _MANY):
+            return d.map(x, b, outputs_first=False, shape=shape)
     left = zeros(shape_of(node.args[0])) if a is None else d.plain(a)
     right = zeros(shape_of(node.args[1])) if b is None else d.plain(b)
     left = left[None, :] if left.dim() == 1 else left
@@ -124,13 +129,13 @@ def _linear(d: Forms, node: torch.fx.Node, x: Any, weight: Any, bias: Any = None
     shape = shape_of(node)
     inner = shape_of(node.args[0])
     x = zeros(inner) if x is None else d.plain(x)
-    if isinstance(weight, Weights):
-        y = d.map(x, weight, outputs_first=True, leading=shape[:-1])
+    if isinstance(weight, Weights) and (_rows_alike(x, weight) or weight.shape.numel() * x.numel() > _MANY):
+        y = d.map(x, weight, outputs_first=True, shape=shape)
     elif weight is None:
         d.demand_equal_along(x, -1)
         y = x[..., :1].expand(shape)
     else:
-        total = d.pairs(x[..., None, :], weight)
+        total = d.pairs(x[..., None, :], d.plain(weight))
         d.demand_equal_along(total, -1)
         y = total[..., 0]
     if len(node.args) > 2 and node.args[2] is not None:
@@ -143,7 +148,7 @@ def _addmm(d: Forms, node: torch.fx.Node, bias: Any, x: Any, weight: Any) -> tor
     inner = shape_of(node.args[1])
     x = zeros(inner) if x is None else d.plain(x)
     if isinstance(weight, Weights):
-        y = d.map(x, weight, outputs_first=False, leading=shape[:-1])
+        y = d.map(x, weight, outputs_first=False, shape=shape)
     else:
         right = zeros(shape_of(node.args[2])) if weight is None else weight
         total = d.pairs(x[:, :, None], right[None])
@@ -200,57 +205,48 @@ def _embedding(d: Forms, node: torch.fx.Node, weight: Any, *_: Any) -> torch.Ten
     return matrix[0].expand(shape_of(node))
 
 
-def _index(d: Forms, node: torch.fx.Node, a: Any, _: Any) -> torch.Tensor:
-    """Places that are constants are read; what a text or θ chooses has to be alike wherever it may be taken from."""
-    if a is None:
-        return zeros(shape_of(node))
-    forms = d.plain(a)
-    chosen: list[torch.Tensor | None] = []
-    for dim, given in enumerate(node.args[1]):  # type: ignore[arg-type]
-        places = None if given is None else _constant(d, given)
-        if given is not None and places is None:
-            if given.meta["val"].dtype == torch.bool:  # how many there are depends on data
-                d.demand_zero(forms)
-                return zeros(shape_of(node))
-            d.demand_equal_along(forms, dim)
-            places = torch.zeros(shape_of(given), dtype=torch.int64)
-        chosen.append(places)
-    read: torch.Tensor = aten.index.Tensor(forms.contiguous(), chosen)
-    return read
+def _reduced_to(n: int, at: int = 1) -> Callable[..., torch.Tensor]:
+    """Rule of a reduction that scales with the n-th power of what it is of; `at`: where its dimensions are given."""
+
+    def rule(d: Forms, node: torch.fx.Node, *given: Any) -> torch.Tensor:
+        return d.scaled(_reduce(d, node, given[0], given[at] if len(given) > at else None), Fraction(n))
+
+    return rule
 
 
-def _constant(d: Forms, node: Any) -> torch.Tensor | None:
-    """The value of a node, if it is a constant of the graph."""
-    while isinstance(node, torch.fx.Node) and node.target in _COPIES:
-        node = node.args[0]
-    return d.constants.get(node)
-
-
-def _gather(d: Forms, node: torch.fx.Node, a: Any, dim: int, *_: Any) -> torch.Tensor:
-    """Which entries are taken is not up to the graph; so they have to be alike along the dimension."""
-    if a is None:
-        return zeros(shape_of(node))
+def _cumulated(d: Forms, _: torch.fx.Node, a: Any, dim: int, *__: Any) -> torch.Tensor:
     forms = d.plain(a)
     d.demand_equal_along(forms, dim)
-    return forms.narrow(dim, 0, 1).contiguous().gather(dim, torch.zeros(shape_of(node), dtype=torch.int64))
+    return forms
 
 
-def _new(_: Forms, __: torch.fx.Node, *___: Any) -> None:
-    """A new tensor takes over a shape, and no values."""
+def _triangle(d: Forms, _: torch.fx.Node, a: Any, *__: Any) -> torch.Tensor:
+    """Zeros elsewhere, which scale as one likes."""
+    return d.plain(a)
 
 
-def _getitem(_: Forms, __: torch.fx.Node, parts: Any, index: int) -> Any:
-    return parts[index]
+def _extreme(d: Forms, node: torch.fx.Node, a: Any, b: Any) -> torch.Tensor:
+    return places.alike(d, node, a, b, *node.args[:2])
 
 
-_COPIES = (*COPIED, CAST, aten.detach.default, aten.to.dtype, aten.lift_fresh_copy.default)
+def _as_complex(d: Forms, _: torch.fx.Node, a: Any) -> torch.Tensor:
+    forms = d.plain(a)
+    d.demand_equal_along(forms, -1)
+    return forms[..., 0]
+
+
+def _as_real(_: Forms, node: torch.fx.Node, a: torch.Tensor) -> torch.Tensor:
+    return a.unsqueeze(-1).expand(shape_of(node))
+
+
+WHOLE = {operator.getitem, *PICKED, *COMPARED}  # whole numbers that these give do not depend on a rescaling
 
 RULES = Table[DegreeRule](
-    (_same, [*_COPIES, aten.neg.default, aten.relu.default, aten.abs.default]),
-    (_moved, [*(operation for operation in MOVED if operation not in COPIED), *SPLIT]),
-    (_joined, [aten.cat.default, aten.stack.default]),
-    (_getitem, [operator.getitem]),
-    (_new, [*NEW, *EMPTY]),
+    (_same, [*places.COPIES, aten.neg.default, aten.relu.default, aten.leaky_relu.default, aten.abs.default]),
+    (places.moved, [*(operation for operation in MOVED if operation not in COPIED), *SPLIT]),
+    (places.joined, [aten.cat.default, aten.stack.default]),
+    (places.getitem, [operator.getitem]),
+    (places.new, [*NEW, *EMPTY]),
     (_sum_of, [aten.add.Tensor, aten.sub.Tensor]),
     (_product, [aten.mul.Tensor, aten.mul.Scalar]),
     (_quotient, [aten.div.Tensor]),
@@ -259,16 +255,39 @@ RULES = Table[DegreeRule](
     (_of_power(Fraction(1, 2)), [aten.sqrt.default]),
     (_of_power(Fraction(-1, 2)), [aten.rsqrt.default]),
     (_of_power(Fraction(-1)), [aten.reciprocal.default]),
-    (_where, WHERE),
-    (_masked_fill, [aten.masked_fill.Scalar]),
+    (places.where, WHERE),
+    (places.masked_fill, [aten.masked_fill.Scalar]),
+    (places.scattered, [aten.scatter.value]),
+    (
+        places.put,
+        [
+            aten.index_put.default,
+            aten.scatter.src,
+            aten.scatter_add.default,
+            aten.index_add.default,
+        ],
+    ),
+    (places.clamped, [aten.clamp.default, aten.clamp.Tensor, aten.clamp_min.default, aten.clamp_max.default]),
+    (_extreme, EXTREME),
+    (_triangle, [aten.tril.default, aten.triu.default]),
+    (_cumulated, [aten.cumsum.default]),
+    (_as_complex, [aten.view_as_complex.default]),
+    (_as_real, [aten.view_as_real.default]),
+    (places.padded, [aten.pad.default, aten.constant_pad_nd.default]),
+    (places.picked, PICKED),
+    (_compared, COMPARED),
+    (_convolution, [aten.conv1d.default]),
     (_matmul, [aten.matmul.default, aten.mm.default, aten.bmm.default, aten.mv.default, aten.dot.default]),
     (_linear, [aten.linear.default]),
     (_addmm, [aten.addmm.default]),
     (_reduce, [aten.sum.dim_IntList, aten.sum.default, aten.mean.dim, aten.mean.default]),
+    (_reduced_to(1), [aten.amax.default, aten.amin.default, aten.max.default, aten.min.default]),
+    (_reduced_to(2), [aten.var.default, aten.var.dim, aten.var.correction]),
+    (_reduced_to(1, at=2), [aten.linalg_vector_norm.default]),
     (_layer_norm, [aten.layer_norm.default]),
     (_rms_norm, [aten.rms_norm.default]),
     (_embedding, [aten.embedding.default]),
-    (_index, [aten.index.Tensor]),
-    (_gather, [aten.gather.default]),
+    (places.index, [aten.index.Tensor]),
+    (places.gather, [aten.gather.default]),
     (wants_zero, WANTS_ZERO),
 )

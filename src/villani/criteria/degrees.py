@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch.utils import _pytree as pytree
 
-from villani.criteria.degree_rules import RULES, DegreeRule, wants_zero
+from villani.criteria.degree_rules import RULES, WHOLE, DegreeRule, wants_zero
 from villani.criteria.forms import Forms, Weights, shape_of
 from villani.criteria.skipped import SkippedOperations
 from villani.objective.graph import LossGraph
@@ -66,10 +66,13 @@ class Degrees(Forms, Analysis[Any, DegreeRule]):
         """The rule, for real numbers and arguments by position."""
         return super().rule(node) if _readable(node) else None
 
-    def apply(self, rule: DegreeRule, node: torch.fx.Node, arguments: Any, options: Any) -> Any:  # noqa: ARG002
-        """rule(forms, node, *arguments)."""
+    def apply(self, rule: DegreeRule, node: torch.fx.Node, arguments: Any, options: Any) -> Any:
+        """rule(forms, node, *arguments), where it knows the operation with these."""
+        value = rule(self, node, *arguments)
+        if value is NotImplemented:
+            return self.unknown(node, arguments, options)
         self.skipped.understood(node, self._inputs(node))
-        return rule(self, node, *arguments)
+        return value
 
     def unknown(self, node: torch.fx.Node, arguments: Any, options: Any) -> Any:
         """Skipped and named: it is taken to want degree 0, and to have it."""
@@ -96,7 +99,9 @@ class Degrees(Forms, Analysis[Any, DegreeRule]):
 def _readable(node: torch.fx.Node) -> bool:
     """Whether rules can read an operation: a cast to whole numbers does not scale, and options by name are not read."""
     held = pytree.tree_leaves(node.meta.get("val"))
-    real = all(v.is_floating_point() for v in held if isinstance(v, torch.Tensor))
+    real = node.target in WHOLE or all(
+        v.is_floating_point() or v.is_complex() for v in held if isinstance(v, torch.Tensor)
+    )
     schema = getattr(node.target, "_schema", None)
     positional = set() if schema is None else {a.name for a in schema.arguments if not a.kwarg_only}
     return real and not node.kwargs.keys() & positional

@@ -163,6 +163,34 @@ def contracted(left: str, right: str, bias: str | None = None) -> Callable[[Oper
     return rule
 
 
+def convolved(o: Operation) -> Range:
+    """Sums of products, of which those with the zeros around are 0, and a bias."""
+    inner = entries(o["weight"]) // max(1, int(o["weight"].meta["val"].shape[0]))
+    terms = union(times(o.range("input"), o.range("weight")), of_number(0.0))
+    products = o.rounded(total(terms, inner), inner + 1)
+    return products if o["bias"] is None else plus(products, o.range("bias"))
+
+
+def put(o: Operation) -> Range:
+    """Entries replaced by those of another tensor, or by a number."""
+    other = next(name for name in ("src", "value", "values") if name in arguments(o.node))
+    if arguments(o.node).get("accumulate"):
+        return UNKNOWN
+    return union(o.range("self"), o.range(other))
+
+
+def larger(o: Operation) -> Range:
+    """The larger of two."""
+    a, b = o.range("self"), o.range("other")
+    return Range(max(a.low, b.low), max(a.high, b.high), a.positive or b.positive, a.finite and b.finite)
+
+
+def smaller(o: Operation) -> Range:
+    """The smaller of two."""
+    a, b = o.range("self"), o.range("other")
+    return Range(min(a.low, b.low), min(a.high, b.high), a.positive and b.positive, a.finite and b.finite)
+
+
 # Functions
 
 

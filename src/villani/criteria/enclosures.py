@@ -14,11 +14,13 @@ from villani.criteria.enclosed_functions import (
     added,
     clamped,
     contracted,
+    convolved,
     cumulated,
     either,
     filled,
     gated,
     joined,
+    larger,
     leaky,
     logarithm,
     mean,
@@ -27,10 +29,12 @@ from villani.criteria.enclosed_functions import (
     near,
     norm,
     product,
+    put,
     quotient,
     raised,
     raised_to,
     sigmoid,
+    smaller,
     softplus,
     summed,
     variance,
@@ -49,7 +53,7 @@ from villani.criteria.enclosed_losses import (
 )
 from villani.criteria.enclosure import CORRECT, EXACT, FUNCTION, Enclosure, Operation
 from villani.criteria.intervals import INFINITY, Range, absolute, minus, reciprocal
-from villani.objective.families import CAST, CHOSEN, MOVED, SOFTMAX, SPLIT, WHERE
+from villani.objective.families import CAST, CHOSEN, MOVED, PICKED, SOFTMAX, SPLIT, WHERE
 from villani.objective.interpret import Table
 
 aten = torch.ops.aten
@@ -64,9 +68,8 @@ def _rule(
 
 RULES = Table[Enclosure](
     (_rule(moved, None, EXACT), [
-        operator.getitem, *MOVED, *SPLIT, *CHOSEN, aten.detach.default, aten.embedding.default, aten.amax.default,
-        aten.amin.default, aten.max.default, aten.min.default, aten.max.dim, aten.min.dim, aten.topk.default,
-        aten.sort.default, aten.sort.stable,
+        operator.getitem, *MOVED, *SPLIT, *CHOSEN, *PICKED, aten.detach.default, aten.embedding.default,
+        aten.amax.default, aten.amin.default, aten.max.default, aten.min.default,
     ]),
     (_rule(moved, None, CORRECT), [CAST]),
     (_rule(joined, None, EXACT), [aten.cat.default, aten.stack.default]),
@@ -97,7 +100,12 @@ RULES = Table[Enclosure](
     (_rule(contracted("self", "mat2"), "self mat2", CORRECT), [aten.mm.default, aten.bmm.default]),
     (_rule(contracted("self", "vec"), "self vec", CORRECT), [aten.mv.default]),
     (_rule(contracted("self", "tensor"), "self tensor", CORRECT), [aten.dot.default]),
+    (_rule(convolved, "input weight bias stride padding dilation groups", CORRECT), [aten.conv1d.default]),
+    (_rule(put, None, EXACT), [aten.scatter.src, aten.scatter.value, aten.index_put.default]),
+    (_rule(larger, "self other", EXACT), [aten.maximum.default, aten.max.other]),
+    (_rule(smaller, "self other", EXACT), [aten.minimum.default, aten.min.other]),
     (_rule(monotone(near(math.exp), positive=True), "self"), [aten.exp.default]),
+    (_rule(monotone(near(math.expm1)), "self", least=-1.0), [aten.expm1.default]),
     (_rule(monotone(near(sigmoid), positive=True), "self", least=0.0, most=1.0), [aten.sigmoid.default]),
     (_rule(monotone(near(math.tanh)), "self", least=-1.0, most=1.0), [aten.tanh.default]),
     (_rule(monotone(near(math.erf)), "self", least=-1.0, most=1.0), [aten.erf.default]),

@@ -27,7 +27,7 @@ class Forms:
     Attributes:
         equations: what is demanded.
         tensors: exponents of tensors of θ, as forms that broadcast to their shapes.
-        maps: of matrices W (E, D), in two parts: forms of outputs (E,) and inputs (D,).
+        maps: of matrices W (…, E, D), in two parts: forms of outputs (…, E) and inputs (…, D).
         coarse: large tensors whose entries have fewer unknowns than there are of them.
         constants: of the graph.
     """
@@ -38,6 +38,14 @@ class Forms:
         self.maps: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         self.coarse: set[int] = set()
         self.constants = constants
+        self._void: dict[torch.fx.Node, bool] = {}
+
+    def is_void(self, constant: torch.fx.Node) -> bool:
+        """Whether a constant is 0 or infinite everywhere."""
+        if constant not in self._void:
+            value = self.constants[constant]
+            self._void[constant] = value.is_floating_point() and bool(((value == 0) | value.isinf()).all())
+        return self._void[constant]
 
     def plain(self, value: Any) -> torch.Tensor:
         """Degrees of a value; those of a parameter that is used other than as a map are its exponents."""
@@ -47,8 +55,7 @@ class Forms:
         shape = value.shape
         if value.index in self.maps:
             outputs, inputs = self.maps[value.index]
-            pairs = [[self.equations.combine(o, i, Fraction(-1)) for i in inputs.tolist()] for o in outputs.tolist()]
-            exponents = torch.tensor(pairs)
+            exponents = self.pairs(outputs.unsqueeze(-1), inputs.unsqueeze(-2), Fraction(-1))
         elif value.index in self.tensors:
             exponents = self.tensors[value.index]
         else:
@@ -59,41 +66,56 @@ class Forms:
         exponents = exponents.expand(shape)
         return exponents.mT if value.transposed else exponents
 
-    def map(self, x: torch.Tensor, weights: Weights, outputs_first: bool, leading: Sequence[int]) -> torch.Tensor:
-        """y = W x for a matrix of θ: (…, D) → (…, E)."""
+    def map(self, x: torch.Tensor, weights: Weights, outputs_first: bool, shape: Sequence[int]) -> torch.Tensor:
+        """y = W x for matrices of θ, (…, D) → (…, E) of this shape; batches of matrices meet batches of x as broadcast.
+
+        Args:
+            x: forms that broadcast to (*shape[:-1], D).
+            weights: (*batch, E, D) or (*batch, D, E).
+            outputs_first: whether x meets them, transposed or not, as (E, D).
+            shape: of y.
+        """
         in_order = outputs_first != weights.transposed  # whether θ holds W as (E, D)
-        outputs, inputs = weights.shape if in_order else weights.shape[::-1]
-        x = x.expand(*leading, inputs).reshape(-1, inputs)
-        self.demand_equal_along(x, 0)
-        row = x[0]
+        batch, (outputs, inputs) = weights.shape[:-2], weights.shape[-2:] if in_order else weights.shape[:-3:-1]
+        row = self._row(x.expand(*shape[:-1], inputs), batch)  # (*batch, D)
+
+        def broadcast(y: torch.Tensor) -> torch.Tensor:
+            return (y.unsqueeze(-2) if len(shape) > 1 else y).expand(shape)
+
         if weights.index not in self.tensors and weights.index not in self.maps:
-            y = self.unknowns(torch.Size([outputs]))
-            if in_order:
-                self.maps[weights.index] = (y, row)
-            else:
-                negative = torch.tensor([self.equations.times(v, Fraction(-1)) for v in row.tolist()])
-                self.maps[weights.index] = (
-                    negative,
-                    torch.tensor([self.equations.times(v, Fraction(-1)) for v in y.tolist()]),
-                )
-            return y.expand((*leading, outputs))
+            y = self.unknowns(torch.Size([*batch, outputs]))
+            self.maps[weights.index] = (y, row) if in_order else (self.negative(row), self.negative(y))
+            return broadcast(y)
         if weights.index in self.maps:
             r, c = self.maps[weights.index]
             if not in_order:
-                r, c = (torch.tensor([self.equations.times(v, Fraction(-1)) for v in part.tolist()]) for part in (c, r))
+                r, c = self.negative(c), self.negative(r)
             # entries are r_i − c_j, so that x_j − c_j must not depend on j
             rest = self.pairs(row, c, Fraction(-1))
-            self.demand_equal_along(rest, 0)
-            return self.pairs(r, rest[:1].expand(outputs)).expand(*leading, outputs)
-        matrix = self.plain(Weights(weights.index, weights.shape))  # (E, D) or (D, E)
+            self.demand_equal_along(rest, -1)
+            return broadcast(self.pairs(r, rest[..., :1]))
+        matrix = self.plain(Weights(weights.index, weights.shape))  # (*batch, E, D) or (*batch, D, E)
         matrix = matrix if in_order else matrix.mT
-        if matrix.stride(0) == 0:  # as an embedding's: the same for all rows
-            rest = self.pairs(row, matrix[0])
-            self.demand_equal_along(rest, 0)
-            return rest[:1].expand(*leading, outputs)
-        total = self.pairs(matrix, row.expand(outputs, inputs))
-        self.demand_equal_along(total, 1)
-        return total[:, 0].expand(*leading, outputs)
+        if matrix.stride(-2) == 0:  # as an embedding's: the same for all rows
+            rest = self.pairs(row, matrix[..., 0, :])
+            self.demand_equal_along(rest, -1)
+            return broadcast(rest[..., :1].expand(*batch, outputs))
+        total = self.pairs(matrix, row.unsqueeze(-2))
+        self.demand_equal_along(total, -1)
+        return broadcast(total[..., 0])
+
+    def _row(self, x: torch.Tensor, batch: Sequence[int]) -> torch.Tensor:
+        """(…, N, D) → (*batch, D): what one matrix meets has to be alike."""
+        for dim in range(x.dim() - 1):
+            own = dim - (x.dim() - 2 - len(batch))  # its place among the matrices' dimensions
+            if not (0 <= own < len(batch) and batch[own] == x.shape[dim]):
+                self.demand_equal_along(x, dim)
+                x = x.narrow(dim, 0, 1)
+        return x.reshape(*batch, x.shape[-1])
+
+    def negative(self, x: torch.Tensor) -> torch.Tensor:
+        """−x."""
+        return self.scaled(x, Fraction(-1))
 
     def unknowns(self, shape: torch.Size) -> torch.Tensor:
         """Forms of new unknowns."""
@@ -111,6 +133,7 @@ class Forms:
 
     def merge(self, a: torch.Tensor, b: torch.Tensor) -> None:
         """a = b, entry by entry."""
+        a, b = _distinct(a, b)
         apart = a != b
         for i, j in _unique_pairs(a[apart], b[apart])[0]:
             self.equations.demand_equal(i, j)
@@ -118,9 +141,10 @@ class Forms:
     def pairs(self, a: torch.Tensor, b: torch.Tensor, scale: Fraction = Fraction(1)) -> torch.Tensor:
         """a + scale·b, entry by entry."""
         a, b = torch.broadcast_tensors(a, b)
+        shape, (a, b) = a.shape, _distinct(a, b)
         pairs, back = _unique_pairs(a, b)
         sums = torch.tensor([self.equations.combine(i, j, scale) for i, j in pairs], dtype=torch.int64)
-        return sums[back].view(a.shape)
+        return sums[back].view(a.shape).expand(shape)
 
     def scaled(self, a: torch.Tensor, scale: Fraction) -> torch.Tensor:
         """scale·a."""
@@ -131,6 +155,14 @@ class Forms:
         return (
             torch.zeros((), dtype=torch.int64) if not isinstance(value, torch.Tensor | Weights) else self.plain(value)
         )
+
+
+def _distinct(a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of two tensors of one shape what is left when dimensions along which both repeat themselves have one entry."""
+    for dim in range(a.dim()):
+        if a.shape[dim] > 1 and not a.stride(dim) and not b.stride(dim):
+            a, b = a.narrow(dim, 0, 1), b.narrow(dim, 0, 1)
+    return a, b
 
 
 def _unique_pairs(a: torch.Tensor, b: torch.Tensor) -> tuple[list[tuple[int, int]], torch.Tensor]:

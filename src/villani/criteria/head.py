@@ -69,6 +69,10 @@ class _Reader:
 
     def head(self) -> NormalisedHead:
         head = self.graph.head
+        if head.weight is None or head.node is None:
+            raise InputError(head.reason)
+        if not isinstance(head.weight, int) or isinstance(head.bias, torch.Tensor):
+            raise InputError("the head is frozen: its weight or bias is no tensor of θ")
         self._used_once(head.weight, "the head")
         classes, features = self.parameters[head.weight].tensor.shape
         gain, bias, eps = self._norm(self._back(head.features, head.node), features)

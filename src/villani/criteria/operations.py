@@ -147,7 +147,8 @@ RULES = Table[Regularity](
         operator.getitem,
         # the same numbers elsewhere
         *MOVED, *SPLIT, *CHOSEN, *WHERE, aten.embedding.default, aten.cat.default, aten.stack.default,
-        aten.masked_fill.Scalar, aten.masked_fill.Tensor, aten.constant_pad_nd.default, aten.triu.default,
+        aten.masked_fill.Scalar, aten.masked_fill.Tensor, aten.constant_pad_nd.default, aten.pad.default,
+        aten.view_as_complex.default, aten.view_as_real.default, aten.triu.default,
         aten.tril.default, aten.slice_scatter.default, aten.select_scatter.default, aten.scatter.src,
         aten.scatter.value, aten.scatter_add.default, aten.index_put.default, aten.index_add.default,
         # polynomials

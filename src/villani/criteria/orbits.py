@@ -59,10 +59,13 @@ class Orbit:
 def orbits_of(basis: Sequence[Generator], space: ParameterSpace) -> list[Orbit]:
     """Orbits along a basis of symmetries, both ways, and those combinations of two in which B shrinks as R^−2."""
     found = [_orbit([(sign, g)], space, (1, 2)) for g in basis for sign in (1, -1)]
-    for a in basis:
-        for b in basis:
-            if a is not b and a.exponents.keys() & b.exponents.keys():
-                found += [_orbit([(i, a), (j, b)], space, (2,)) for i in (1, -1) for j in (1, -1, 2, -2)]
+    movers: dict[int, list[int]] = {}  # tensor → the symmetries that move it: of all pairs only few share one
+    for k, g in enumerate(basis):
+        for index in g.exponents:
+            movers.setdefault(index, []).append(k)
+    for k, a in enumerate(basis):
+        for other in sorted({j for index in a.exponents for j in movers[index]} - {k}):
+            found += [_orbit([(i, a), (j, basis[other])], space, (2,)) for i in (1, -1) for j in (1, -1, 2, -2)]
     unique: dict[str, Orbit] = {}
     for orbit in found:
         if orbit is not None:

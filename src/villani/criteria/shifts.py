@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from torch.utils import _pytree as pytree
 
+from villani.criteria.patterns import arguments as with_defaults
 from villani.criteria.patterns import is_floating
-from villani.objective.families import CAST, CHOSEN, MOVED, NEW, SOFTMAX, SPLIT, WHERE
+from villani.objective.families import CAST, CHOSEN, COMPARED, MOVED, NEW, PICKED, SOFTMAX, SPLIT, WHERE
 from villani.objective.graph import LossGraph, place
 from villani.objective.interpret import Analysis, Table, interpret
 
@@ -137,12 +138,81 @@ def _cat(_: torch.fx.Node, shifts: list[Any], arguments: Any, __: Any) -> Any:
     return torch.cat(parts, *arguments[1:])
 
 
+def _part(_: torch.fx.Node, shifts: list[Any], arguments: Any, __: Any) -> Any:
+    part = shifts[0][arguments[1]]
+    return part if part.is_floating_point() else _nothing()
+
+
+def _picked(node: torch.fx.Node, shifts: list[Any], arguments: Any, options: Any) -> Any:
+    """The largest, or all in order: a shift that is alike along the dimension moves them, and not their places."""
+    target: Any = node.target
+    x = arguments[0]
+    shift = shifts[0].expand_as(x)
+    dim = with_defaults(node)["dim"]
+    if x.dim() and not _constant(shift, [dim]):
+        return None
+    values, places = target(x, *arguments[1:], **options)
+    first = shift.narrow(dim, 0, 1) if x.dim() else shift
+    moved = first if values.dim() == first.dim() else first.squeeze(dim)
+    return [moved.expand_as(values), torch.zeros_like(places)]
+
+
+def _compared(_: torch.fx.Node, shifts: list[Any], arguments: Any, __: Any) -> Any:
+    """Nothing, where both sides move alike."""
+    a, b = (torch.zeros(()) if s is None else s for s in shifts)
+    return _nothing() if _alike(a, b) else None
+
+
+def _alike(a: torch.Tensor, b: torch.Tensor) -> bool:
+    gap, size = (a - b).abs().max(), torch.maximum(a.abs().max(), b.abs().max())
+    return bool(gap <= rounding(size.dtype) * size)
+
+
+def _convolution(node: torch.fx.Node, shifts: list[Any], arguments: Any, options: Any) -> Any:
+    """In x and b."""
+    x, weight, bias, *rest = [*arguments, None][: max(3, len(arguments))]
+    moves = [*shifts, None][:3]
+    if moves[1] is not None or options:
+        return None
+    parts = []
+    if moves[0] is not None:
+        parts.append(aten.conv1d.default(moves[0].expand_as(x), weight, None, *rest))
+    if moves[2] is not None:
+        parts.append(moves[2].unsqueeze(-1).expand(node.meta["val"].shape))
+    return sum(parts)
+
+
+def _put(*places: int) -> ShiftRule:
+    """Rule of an operation that is linear in the arguments at these places together; a number put in does not move."""
+
+    def rule(node: torch.fx.Node, shifts: list[Any], arguments: Any, options: Any) -> Any:
+        target: Any = node.target
+        if any(isinstance(s, torch.Tensor) for k, s in enumerate(shifts) if k not in places):
+            return None
+        given = list(arguments)
+        for k in places:
+            if not isinstance(given[k], torch.Tensor):
+                given[k] = 0.0
+            else:
+                given[k] = torch.zeros_like(given[k]) if shifts[k] is None else shifts[k].expand_as(given[k])
+        return target(*given, **options)
+
+    return rule
+
+
 RULES = Table[ShiftRule](
     (_nothing, NEW),
     (_first, [
-        operator.getitem, *MOVED, CAST, *SPLIT, *CHOSEN, aten.detach.default, aten.embedding.default,
+        *MOVED, CAST, *SPLIT, *CHOSEN, aten.detach.default, aten.embedding.default,
         aten.neg.default, aten.sum.dim_IntList, aten.sum.default, aten.mean.dim, aten.mean.default, aten.div.Tensor,
+        aten.cumsum.default, aten.tril.default, aten.triu.default,
     ]),
+    (_part, [operator.getitem]),
+    (_picked, PICKED),
+    (_compared, COMPARED),
+    (_convolution, [aten.conv1d.default]),
+    (_put(0, 2), [aten.index_put.default]),
+    (_put(0, 3), [aten.scatter.src, aten.scatter.value, aten.scatter_add.default, aten.index_add.default]),
     (_cat, [aten.cat.default]),
     (_sum, [aten.add.Tensor, aten.sub.Tensor]),
     (_one_of_two, [aten.mul.Tensor, aten.matmul.default, aten.bmm.default, aten.mm.default]),
@@ -153,6 +223,9 @@ RULES = Table[ShiftRule](
     (_deletes(_in_norm), [aten.layer_norm.default]),
     (_deletes(_in_entropy), [aten.cross_entropy_loss.default]),
 )  # fmt: skip
+
+
+_PLACES = {*NEW, operator.getitem, *COMPARED}  # whole numbers and truth values that rules read
 
 
 class Shifts(Analysis[Shifted, ShiftRule]):
@@ -206,7 +279,7 @@ class Shifts(Analysis[Shifted, ShiftRule]):
         given, named = _of((arguments, options), None)
         for k in self._moving(arguments, options):
             of_arguments, of_options = _of((arguments, options), k)
-            known = (is_floating(node) or node.target in NEW) and all(s is None for s in of_options.values())
+            known = (is_floating(node) or node.target in _PLACES) and all(s is None for s in of_options.values())
             shift = rule(node, of_arguments, given, named) if known else None
             if shift is DELETED:
                 self.deletions[k].append(f"{node.target} at {place(node)}")

@@ -41,7 +41,7 @@ def generators(source: LossGraph | Degrees) -> list[Generator]:
     found = source if isinstance(source, Degrees) else Degrees(source)
     parts: dict[int, list[torch.Tensor]] = {index: [forms] for index, forms in found.tensors.items()}
     for index, (outputs, inputs) in found.maps.items():
-        parts[index] = [outputs[:, None], inputs[None, :]]
+        parts[index] = [outputs.unsqueeze(-1), inputs.unsqueeze(-2)]
     resolved: dict[int, Form] = {}
     pieces = {}
     for index, tensors in sorted(parts.items()):
@@ -91,16 +91,15 @@ class _Piece:
 
 def _families(pieces: Mapping[_Place, _Piece], resolved: Mapping[int, Form]) -> tuple[dict[int, int], int]:
     """The family of every free unknown: those of one family have the same coefficients in the same places."""
-    touched: dict[int, dict[_Place, set[Rational]]] = {}  # unknown → place → its coefficients
+    touched: dict[int, set[tuple[_Place, Rational]]] = {}  # unknown → its places, with its coefficients there
     for place, piece in pieces.items():
         for form in piece.known:
             for unknown, coefficient in resolved[form].items():
-                touched.setdefault(unknown, {}).setdefault(place, set()).add(coefficient)
-    numbers: dict[frozenset[tuple[_Place, frozenset[Rational]]], int] = {}
+                touched.setdefault(unknown, set()).add((place, coefficient))
+    numbers: dict[frozenset[tuple[_Place, Rational]], int] = {}
     family_of = {}
     for unknown, places in touched.items():
-        signature = frozenset((place, frozenset(coefficients)) for place, coefficients in places.items())
-        family_of[unknown] = numbers.setdefault(signature, len(numbers))
+        family_of[unknown] = numbers.setdefault(frozenset(places), len(numbers))
     return family_of, len(numbers)
 
 

@@ -15,14 +15,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from villani.curvature.head import LABELS, TiedRows, head_terms
+from villani.curvature.head import LABELS, TiedRows, head_terms, logit_terms
 from villani.curvature.jets import Jet, Probed
 from villani.curvature.probes import rademacher
 from villani.curvature.taylor import Sweep, check_rules, isolated_nodes
 from villani.curvature.ways import Blocks
 from villani.errors import InputError
 from villani.objective.batches import IGNORED, Batch
-from villani.objective.graph import LogitGraph, aten, trace_logits
+from villani.objective.families import CAST, MOVED
+from villani.objective.graph import LogitGraph, aten, headless, trace_logits
 from villani.objective.objective import Objective
 from villani.objective.parameters import ParameterSpace
 from villani.statistics import Array
@@ -39,6 +40,22 @@ def layers_of(space: ParameterSpace) -> dict[str, list[int]]:
         number = re.match(r"(?:.*?\.)?(\d+)\.", p.name)
         layers.setdefault(number[1] if number else p.name, []).append(index)
     return layers
+
+
+def _used_elsewhere(graph: LogitGraph) -> Any:
+    """An operation that uses the head's tensors of θ other than to embed the input's tokens, if there is one."""
+    head = graph.head
+    indices = [i for i in (head.weight, head.bias) if isinstance(i, int)]
+    own = {node for node, index in graph.parameters.items() if index in indices}
+    for node in graph.nodes:
+        if node is head.node or own.isdisjoint(node.all_input_nodes):
+            continue
+        tokens: Any = node.args[1] if node.target is aten.embedding.default else None
+        while isinstance(tokens, torch.fx.Node) and tokens.target in (*MOVED, CAST):
+            tokens = tokens.args[0]
+        if tokens is None or tokens is not graph.inputs["input_ids"]:
+            return node.target
+    return None
 
 
 def blocks_of(space: ParameterSpace, kind: Blocks) -> list[list[int]]:
@@ -68,8 +85,7 @@ class BlockTrace:
         kind: what gets a probe of its own.
 
     Raises:
-        InputError: the model cannot be traced, an operation has no rule, or the head's matrix is used in the body other
-            than as the input embedding.
+        InputError: the model cannot be traced, or an operation has no rule.
     """
 
     def __init__(self, objective: Objective, kind: Blocks = "whole") -> None:
@@ -90,11 +106,10 @@ class BlockTrace:
 
     def _trace(self, batch: Batch) -> tuple[LogitGraph, frozenset[torch.fx.Node]]:
         graph = trace_logits(self.objective, batch)
+        shared = _used_elsewhere(graph)
+        if shared is not None:
+            graph = replace(graph, head=headless(graph.logits, f"the head's tensors are also used by {shared}"))
         check_rules(graph)
-        for node in graph.nodes:
-            tied = [a for a in node.all_input_nodes if graph.parameters.get(a) == graph.head.weight]
-            if tied and node is not graph.head.node and node.target is not aten.embedding.default:
-                raise InputError(f"the head's matrix is also used by {node.target}: use trace='gauss-newton'")
         with self.objective.evaluating(), torch.no_grad():
             return graph, isolated_nodes(graph, self.objective.parameters.tensors, batch)
 
@@ -127,7 +142,7 @@ class BlockTrace:
         tied = [
             TiedRows(head.weight + r * stride, rows, self._signs(head.weight, (len(rows), -1), seed, key))
             for r, key in enumerate(keys)
-            if head.weight in uses
+            if isinstance(head.weight, int) and head.weight in uses
         ]
 
         def parameter(index: int) -> Jet:
@@ -148,9 +163,12 @@ class BlockTrace:
                            {c: t[:, :-1][wanted] for c, t in jet.second.items()})  # fmt: skip
             labels = batch.labels[:, 1:][wanted]
             uniform = torch.from_numpy(stream(seed, Purpose.LABELS, *keys[0]).random((len(labels), LABELS)))
-            bias = None if head.bias is None else space.tensors[head.bias].detach()
+            weight, bias = (space.tensors[t].detach() if isinstance(t, int) else t for t in (head.weight, head.bias))
             tied = [replace(t, probe=sweep.probe(t.probe)) for t in tied]
-            terms = head_terms(features, labels, space.tensors[head.weight].detach(), bias, tied, uniform)
+            if weight is None:
+                terms = logit_terms(features, labels)
+            else:
+                terms = head_terms(features, labels, weight, bias, tied, uniform)
         gauss_newton, residual = np.zeros(count), np.zeros(count)
         for k, value in terms.gauss_newton.items():
             gauss_newton[self._first[block_of[k % stride]]] += value / len(keys)
@@ -158,9 +176,9 @@ class BlockTrace:
             residual[self._first[c]] += value / len(keys)
         for k, value in terms.tied_residual.items():
             residual[self._first[block_of[k % stride]]] += value / len(keys)
-        gauss_newton[head.weight] += terms.weight
-        if head.bias is not None:
-            gauss_newton[head.bias] += terms.bias
+        for index, exact in ((head.weight, terms.weight), (head.bias, terms.bias)):
+            if isinstance(index, int):
+                gauss_newton[index] += exact
         return BlockSample(gauss_newton + residual, gauss_newton)
 
     def _signs(self, index: int, shape: Sequence[int], seed: int, key: Key) -> torch.Tensor:

@@ -101,6 +101,27 @@ def head_terms(
     return HeadTerms(residual, tied_residual, gauss_newton, total_weight, total_bias if bias is not None else 0.0)
 
 
+def logit_terms(logits: Jet, labels: torch.Tensor) -> HeadTerms:
+    """The loss sum over n predicted positions where there is no head to integrate: all of it is exact given the probes.
+
+    Args:
+        logits: z (n, V) with its tangents; z_kᵀ S z_k is the variance of z_k under p.
+        labels: (n,) y.
+    """
+    residual = dict.fromkeys(logits.second, 0.0)
+    gauss_newton = dict.fromkeys(logits.first, 0.0)
+    for start in range(0, len(labels), _POSITIONS):
+        part = slice(start, start + _POSITIONS)
+        y = labels[part, None]
+        p = torch.softmax(logits.x[part], dim=-1)
+        for c, t in logits.second.items():
+            residual[c] += _sum(p * t[part]) - _sum(t[part].gather(1, y))
+        for k, t in logits.first.items():
+            centred = t[part] - (p * t[part]).sum(dim=-1, keepdim=True)
+            gauss_newton[k] += _sum(p * centred.square())
+    return HeadTerms(residual, {}, gauss_newton, 0.0, 0.0)
+
+
 def _along(scores: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
     """(b, LABELS) inner products of each score with its position's tangent."""
     return torch.matmul(scores, t[:, :, None])[:, :, 0]

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from villani.curvature import elementary
 from villani.curvature.algebra import JetAlgebra
 from villani.curvature.jets import Jet, Probed, Tangents, add_to, as_jet, mapped
-from villani.objective.families import CAST, CHOSEN, MOVED, SOFTMAX, SPLIT, WHERE
+from villani.objective.families import CAST, CHOSEN, EXTREME, MOVED, PICKED, SOFTMAX, SPLIT, WHERE
 from villani.objective.interpret import Table
 
 aten = torch.ops.aten
@@ -179,6 +179,13 @@ def _clamp(sweep: JetAlgebra, op: Any, a: Jet, low: Any = None, high: Any = None
     return sweep.elementwise(a, op(a.x, low, high), inside, None)
 
 
+def _clamp_between(sweep: JetAlgebra, _: Any, a: Any, low: Any = None, high: Any = None) -> Any:
+    """Between bounds that may move too."""
+    if low is not None:
+        a = _extreme(sweep, torch.maximum, a, low)
+    return a if high is None else _extreme(sweep, torch.minimum, a, high)
+
+
 def _grouped_product(sweep: JetAlgebra, op: Any, a: Any, weight: Any, *rest: Any, **options: Any) -> Jet:
     """Rows of a, in groups, times a matrix for each group: linear in each."""
     return sweep.bilinear(lambda x, w: op(x, w, *rest, **options), a, weight)
@@ -262,8 +269,8 @@ RULES = Table[TaylorRule](
     (_where, WHERE),
     (_masked_fill, [aten.masked_fill.Scalar]),
     (_filled, [aten.pad.default, aten.constant_pad_nd.default, aten.scatter.value]),
-    (_picked, [aten.topk.default, aten.sort.default, aten.sort.stable, aten.max.dim, aten.min.dim]),
-    (_extreme, [aten.max.other, aten.min.other, aten.maximum.default, aten.minimum.default]),
+    (_picked, PICKED),
+    (_extreme, EXTREME),
     (_jointly_linear(0, 1), [aten.select_scatter.default, aten.slice_scatter.default]),
     (_jointly_linear(0, 2), [aten.index_put.default]),
     (_jointly_linear(0, 3), [aten.scatter.src, aten.scatter_add.default, aten.index_add.default]),
@@ -271,7 +278,8 @@ RULES = Table[TaylorRule](
     (_layer_norm, [aten.layer_norm.default]),
     (_rms_norm, [aten.rms_norm.default]),
     (_embedding, [aten.embedding.default]),
-    (_clamp, [aten.clamp.default]),
+    (_clamp, [aten.clamp.default, aten.clamp_min.default]),
+    (_clamp_between, [aten.clamp.Tensor]),
     (elementary.tanh, [aten.tanh.default]),
     (elementary.sigmoid, [aten.sigmoid.default]),
     (elementary.silu, [aten.silu.default]),

@@ -81,6 +81,33 @@ def baddbmm(self: Tensor, batch1: Tensor, batch2: Tensor, *, beta: float = 1, al
     return product + (self if beta == 1 else self * beta)
 
 
+def einsum(equation: str, tensors: Sequence[Tensor], *, path: Sequence[int] | None = None) -> Any:  # noqa: ARG001
+    """Two tensors contracted as matrices in batches; of more, of "…" or of a repeated letter it stays whole."""
+    given, arrow, out = equation.replace(" ", "").partition("->")
+    names = given.split(",")
+    if not arrow or len(names) != 2 or "." in equation or any(len({*n}) < len(n) for n in (*names, out)):
+        return NotImplemented
+    (left, right), (x, y) = names, tensors
+    for own, other in ((left, right), (right, left)):
+        alone = [k for k, letter in enumerate(own) if letter not in other + out]
+        if alone and own is left:
+            x, left = x.sum(alone), "".join(letter for letter in own if letter in other + out)
+        elif alone:
+            y, right = y.sum(alone), "".join(letter for letter in own if letter in other + out)
+    size = {letter: n for name, t in ((left, x), (right, y)) for letter, n in zip(name, t.shape, strict=True)}
+    shared = [letter for letter in left if letter in right and letter in out]
+    inner = [letter for letter in left if letter in right and letter not in out]
+    rows, columns = ([letter for letter in own if letter not in other] for own, other in ((left, right), (right, left)))
+
+    def arranged(t: Tensor, name: str, *parts: list[str]) -> Tensor:
+        order = [name.index(letter) for part in parts for letter in part]
+        return t.permute(order).reshape([math.prod(size[letter] for letter in part) for part in parts])
+
+    product = torch.bmm(arranged(x, left, shared, rows, inner), arranged(y, right, shared, inner, columns))
+    letters = [*shared, *rows, *columns]
+    return product.reshape([size[letter] for letter in letters]).permute([letters.index(letter) for letter in out])
+
+
 def rsub(self: Tensor, other: Any, alpha: float = 1) -> Any:
     """other − α·self."""
     return torch.sub(other, self, alpha=alpha) if isinstance(other, Tensor) else self * -alpha + other
@@ -98,6 +125,15 @@ def slice_scatter(
              self.narrow(dim, end, size - end)]  # fmt: skip
     parts = [part for part in parts if part.shape[dim]]
     return parts[0].clone() if len(parts) == 1 else torch.cat(parts, dim)
+
+
+def select_scatter(self: Tensor, src: Tensor, dim: int, index: int) -> Tensor:
+    """`self` with one entry along a dimension replaced."""
+    size = self.shape[dim]
+    index %= size
+    own = src.unsqueeze(dim % self.dim()).to(self.dtype)
+    parts = [self.narrow(dim, 0, index), own, self.narrow(dim, index + 1, size - index - 1)]
+    return torch.cat([part for part in parts if part.shape[dim]], dim)
 
 
 def type_as(self: Tensor, other: Tensor) -> Tensor:
@@ -120,8 +156,10 @@ TABLE = Table[Callable[..., Any]](
     (repeat_interleave, [aten.repeat_interleave.self_int]),
     (stack, [aten.stack.default]),
     (baddbmm, [aten.baddbmm.default]),
+    (einsum, [aten.einsum.default]),
     (rsub, [aten.rsub.Scalar, aten.rsub.Tensor]),
     (slice_scatter, [aten.slice_scatter.default]),
+    (select_scatter, [aten.select_scatter.default]),
     (copy, [aten.copy.default]),
     (type_as, [aten.type_as.default]),
     (concat, [aten.concat.default]),

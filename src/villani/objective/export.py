@@ -6,7 +6,7 @@ import math
 import traceback
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr
+from contextlib import contextmanager, nullcontext, redirect_stderr
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -20,6 +20,7 @@ from torch.utils import _pytree as pytree
 from villani.errors import InputError
 from villani.objective.batches import IGNORED, Batch
 from villani.objective.decomposition import TABLE
+from villani.objective.experts import of_every_expert
 from villani.objective.objective import Objective
 from villani.work.foreign import clipped
 
@@ -85,6 +86,7 @@ def export(objective: Objective, module: nn.Module, inputs: tuple[torch.Tensor, 
     """Nodes, parameters, constants, input placeholders and output of a module that wraps the objective's model."""
     with (
         objective.evaluating(),
+        of_every_expert() if isinstance(module, Loss) else nullcontext(),
         torch.no_grad(),
         _silence(),
         patch.object(TracerBase, "_filter_traceback_frames", _frames),

@@ -26,6 +26,17 @@ CHOSEN = (aten.index.Tensor, aten.index_select.default, aten.gather.default)
 WHERE = (aten.where.self, aten.where.ScalarOther, aten.where.ScalarSelf)
 """Entries of one of two, as a condition has it."""
 
+PICKED = (aten.topk.default, aten.sort.default, aten.sort.stable, aten.max.dim, aten.min.dim)
+"""The largest, or all in order, and the places where these stand."""
+
+COMPARED = tuple(
+    getattr(getattr(aten, name), kind) for name in ("gt", "ge", "lt", "le", "eq", "ne") for kind in ("Scalar", "Tensor")
+)
+"""Truth values of pairs of numbers."""
+
+EXTREME = (aten.maximum.default, aten.minimum.default, aten.max.other, aten.min.other)
+"""The larger, or the smaller, of two."""
+
 SOFTMAX = (aten.softmax.int, aten._softmax.default, aten._safe_softmax.default)
 
 NEW = (

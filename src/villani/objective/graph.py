@@ -3,7 +3,7 @@
 Taylor mode reads the logits; the smoothness and coverage audits, and the search for symmetries, the loss.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,19 +23,21 @@ _PASSED_ON = {*COPIED, CAST}
 
 @dataclass(frozen=True)
 class Head:
-    """The last linear map, from features to logits.
+    """The last linear map, from features to logits; where there is none, its features are the logits.
 
     Attributes:
-        features: the node of its input, (B, T, D).
-        weight: index of its (V, D) tensor in θ.
-        bias: index of its (V,) tensor in θ, or None.
-        node: the linear map itself.
+        features: the node of its input, (B, T, D); of the logits, (B, T, V), where there is no head.
+        weight: (V, D), an index in θ, or a tensor that does not move; None where there is no head.
+        bias: (V,), an index in θ, or a tensor that does not move, or None.
+        node: the linear map itself, if there is one.
+        reason: why there is none, "" where there is one.
     """
 
     features: torch.fx.Node
-    weight: int
-    bias: int | None
-    node: torch.fx.Node
+    weight: int | torch.Tensor | None
+    bias: int | torch.Tensor | None
+    node: torch.fx.Node | None
+    reason: str = ""
 
 
 @dataclass(frozen=True)
@@ -116,8 +118,7 @@ def trace_logits(objective: Objective, batch: Batch) -> LogitGraph:
     """Trace the forward pass for blocks of this form; about a second, once for an objective.
 
     Raises:
-        InputError: the model has a loss function of its own, its forward cannot be exported, or its logits do not come
-            from a linear map of features.
+        InputError: the model has a loss function of its own, or its forward cannot be exported.
     """
     if objective.loss_fn is not None:
         raise InputError("a custom loss_fn is not traced: use trace='gauss-newton' or 'hutchinson'")
@@ -133,7 +134,7 @@ def trace_logits(objective: Objective, batch: Batch) -> LogitGraph:
         constants=constants,
         inputs=dict(zip(inputs, users, strict=True)),
         logits=logits,
-        head=_find_head(logits, parameters),
+        head=_find_head(logits, {**constants, **parameters}),
     )
     return graph
 
@@ -190,17 +191,22 @@ def _scale_features(nodes: tuple[torch.fx.Node, ...], logits: Any) -> tuple[tupl
     return tuple(n for n in graph.nodes if n.op != "output"), linear if node is logits else logits
 
 
-def _find_head(logits: torch.fx.Node, parameters: dict[torch.fx.Node, int]) -> Head:
+def headless(logits: torch.fx.Node, reason: str) -> Head:
+    """Logits that are taken as they are, for a reason."""
+    return Head(logits, None, None, None, reason)
+
+
+def _find_head(logits: torch.fx.Node, tensors: Mapping[torch.fx.Node, Any]) -> Head:
+    """`tensors`: placeholder → index in θ, or a tensor that does not move."""
     node: Any = logits
     while node.target in _PASSED_ON:
         node = node.args[0]
-    weight = node.args[1] if node.target is aten.linear.default else None
-    bias = node.args[2] if weight is not None and len(node.args) > 2 else None
-    if weight is not None and (weight not in parameters or (bias is not None and bias not in parameters)):
-        raise InputError("the head is frozen, or computed from other tensors: its weight or bias is no tensor of θ")
-    if weight is None:
-        raise InputError(f"the logits come from {node.target}, not from a linear map of features: no head to integrate")
-    return Head(node.args[0], parameters[weight], None if bias is None else parameters[bias], node)
+    if node.target is not aten.linear.default:
+        return headless(logits, f"the logits come from {node.target}, not from a linear map of features: no head")
+    weight, bias = node.args[1], node.args[2] if len(node.args) > 2 else None
+    if weight not in tensors or (bias is not None and bias not in tensors):
+        return headless(logits, "the head is computed from other tensors: its weight or bias is no tensor of its own")
+    return Head(node.args[0], tensors[weight], None if bias is None else tensors[bias], node)
 
 
 def place(node: torch.fx.Node) -> str:
