@@ -9,7 +9,6 @@ from torch.nn import functional as F
 
 from villani.criteria.degrees import Degrees
 from villani.criteria.symmetries import generators
-from villani.objective.experts import every_expert
 from villani.objective.graph import trace_loss
 from villani.objective.objective import Objective
 

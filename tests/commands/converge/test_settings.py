@@ -58,5 +58,5 @@ def test_what_would_do_nothing_is_refused():
 
 
 def test_a_parameter_that_no_expression_could_name_is_refused():
-    with pytest.raises(InputError, match="--set 'a b=0.30000000000000004': expected NAME=VALUE"):
+    with pytest.raises(InputError, match=r"--set 'a b=0.30000000000000004': expected NAME=VALUE"):
         ConvergeSettings.given(model="exact:-a*w + w**2", parameters={"a b": 0.1 + 0.2})
