@@ -4,6 +4,7 @@ import re
 import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -184,6 +185,14 @@ def test_layers_have_their_own_intervals(measurement_record):
     assert list(trace.x) == [0, 1, 2, 3]
     assert trace.y[1] == second.value
     assert trace.error_y.array[1] == pytest.approx(second.interval[1] - second.value)
+
+
+def test_bars_of_layers_reach_to_the_ends_of_their_intervals(measurement_record):
+    record = measurement_record()
+    estimate = record.hessian_trace.model_copy(update={"value": 5.0, "interval": (4.0, 8.0)})
+    layers = [SimpleNamespace(name=name, hessian_trace=estimate) for name in ("0", "1")]
+    bars = figures.layer_traces(record.model_copy(update={"layers": layers})).data[0].error_y
+    assert (bars.arrayminus, bars.array) == ((1.0, 1.0), (3.0, 3.0))
 
 
 def test_a_plan_is_told(measurement_record, run_records):
