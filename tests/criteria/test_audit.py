@@ -2,6 +2,7 @@ import math
 
 import pytest
 import torch
+import transformers
 from torch import nn
 from torch.nn import functional as F
 
@@ -122,3 +123,43 @@ def test_what_cannot_be_traced_is_unknown():
     unknown = audit(Objective(model, [0.0], 0.1, finite=True, loss_fn=branches), 1.0, rays=())
     assert unknown.differential.outcome.verdict == "unknown"
     assert unknown.smoothness.verdict == "unknown"
+
+
+SIZES = {"vocab_size": 13, "num_attention_heads": 2, "num_hidden_layers": 1, "max_position_embeddings": 8}
+SMALL = {"hidden_size": 8, "intermediate_size": 12, "bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
+GROUPED = {"num_key_value_heads": 1, "head_dim": 4}
+KINDS = {
+    "GPT2": ("GPT2LMHeadModel", "GPT2Config", {}),
+    "Llama": ("LlamaForCausalLM", "LlamaConfig", GROUPED),
+    "Gemma3": ("Gemma3ForCausalLM", "Gemma3TextConfig", {"sliding_window": 3, **GROUPED}),
+    "Qwen3": ("Qwen3ForCausalLM", "Qwen3Config", GROUPED),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_audit_does_not_depend_on_what_computes_attention(kind):
+    """The same weights, fused and spelled out: the same orbits, thresholds up to rounding, findings and verdicts."""
+    model, config, own = KINDS[kind]
+    audits = []
+    for attention in ("sdpa", "eager"):
+        given = getattr(transformers, config)(**SIZES, **SMALL, **own, attn_implementation=attention)
+        with torch.random.fork_rng(), torch.no_grad():
+            torch.manual_seed(0)
+            network = getattr(transformers, model)(given)
+            for p in network.parameters():
+                p.add_(0.3 * torch.randn_like(p))
+        assert network.config._attn_implementation == attention
+        ids = torch.randint(0, 13, (12, 1, 6), generator=torch.Generator().manual_seed(1))
+        audits.append(audit(Objective(network, ids, 0.1), 1e-2, search=0, rays=(), confirmed=1, scales=(1.0, 4.0)))
+    fused, eager = audits
+    assert {k: o.verdict for k, o in fused.outcomes.items()} == {k: o.verdict for k, o in eager.outcomes.items()}
+    assert len(fused.smoothness.normalisations) == len(eager.smoothness.normalisations) > 0
+    assert [f.kind for f in fused.smoothness.findings] == [f.kind for f in eager.smoothness.findings]
+    ours, theirs = ({f.orbit.name: f for f in a.differential.findings} for a in audits)
+    assert ours.keys() == theirs.keys()
+    assert len(ours) > 3
+    for name, a in ours.items():
+        b = theirs[name]
+        assert all(torch.equal(e, b.orbit.exponents[i]) for i, e in a.orbit.exponents.items())
+        assert a.threshold.value == pytest.approx(b.threshold.value, rel=1e-2)
+    assert fused.differential.skipped == eager.differential.skipped == ()

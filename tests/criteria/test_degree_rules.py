@@ -1,4 +1,4 @@
-"""How degrees pass operations: what is found against the null space of θ⊙∇L over many θ, and against rescaled losses."""
+"""How degrees pass operations: what is found, against the null space of θ⊙∇L over many θ and rescaled losses."""
 
 import inspect
 
@@ -41,7 +41,9 @@ FUNCTIONS = {  # of v (2, 3) and u (2, 3); some of a mask (2, 3), of places (2, 
     "entries set to 2": lambda v, u, mask, places, rows: v.scatter(1, places[:, :1], 2.0) + u,
     "entries set": lambda v, u, mask, places, rows: v.scatter(1, places, u) + v,
     "entries added": lambda v, u, mask, places, rows: v.scatter_add(1, places, u) + v,
-    "entries added to 0": lambda v, u, mask, places, rows: torch.zeros_like(v).scatter_add(1, places, u)[:, 1:] * v[:, 1:],
+    "entries added to 0": lambda v, u, mask, places, rows: (
+        torch.zeros_like(v).scatter_add(1, places, u)[:, 1:] * v[:, 1:]
+    ),
     "rows set": lambda v, u, mask, places, rows: torch.zeros(3, 3, dtype=v.dtype).index_put((rows,), v)[[0, 2]] + u,
     "rows added": lambda v, u, mask, places, rows: u.T.contiguous().index_add(0, rows, v[:, :2], alpha=0.7).T + u,
     "into zeros": lambda v, u: torch.cat([torch.zeros_like(v), v], 1)[:, 2:5].cumsum(1)[:, 1:] * u[:, 1:],

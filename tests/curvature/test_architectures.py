@@ -6,6 +6,7 @@ import transformers
 from torch.utils import _pytree as pytree
 
 from tests.curvature.test_taylor import reference
+from villani.criteria.degrees import Degrees
 from villani.criteria.symmetries import generators
 from villani.curvature.jets import Jet
 from villani.curvature.products import differentiable_gradient, product
@@ -126,16 +127,65 @@ def test_attention_by_any_name_has_the_same_symmetries(kind):
         assert all(torch.equal(a[i], b[i]) for i in a)
 
 
-@pytest.mark.parametrize(("kind", "pairs"), [
-    ("Falcon", ["query_key_value.weight", "dense.weight"]),
-    ("DeepseekV3", ["kv_b_proj.weight", "o_proj.weight"]),
-])  # fmt: skip
+PAIRS = [
+    ("Falcon", "query_key_value.weight", "dense.weight"),
+    ("DeepseekV3", "kv_b_proj.weight", "o_proj.weight"),
+    ("Bloom", "query_key_value.weight", "dense.weight"),
+    ("Qwen3Moe", "experts.gate_up_proj", "experts.down_proj"),
+    ("Qwen3Moe", "mlp.gate.weight", "experts.gate_up_proj"),
+    ("Mamba", "conv1d.weight", "in_proj.weight"),
+]
+
+
+@pytest.mark.parametrize(("kind", "one", "other"), PAIRS)
 @pytest.mark.usefixtures("wide")
-def test_values_and_what_reads_them_are_a_symmetry(kind, pairs):
+def test_what_gives_and_what_takes_are_a_symmetry(kind, one, other):
     objective = tiny(kind)
     names = [p.name for p in objective.parameters.parameters]
-    touched = [{names[i].split("attn.")[-1].split("attention.")[-1] for i in e} for e in symmetries(objective)]
-    assert any(set(pairs) <= t for t in touched), touched
+    moved = [{names[i] for i in e} for e in symmetries(objective)]
+    assert any({one, other} <= {o for o in (one, other) if any(n.endswith(o) for n in m)} for m in moved), moved
+    degrees = Degrees(trace_loss(objective, next(objective.batches(0))))
+    assert degrees.skipped.all() == ()
+
+
+@pytest.mark.usefixtures("wide")
+def test_frozen_tensors_are_constants_of_the_search():
+    """Without the values' matrices nothing is left to rescale what reads them; queries and keys stay."""
+    objective = tiny("Llama")
+    for name, p in objective.model.named_parameters():
+        p.requires_grad_(not any(part in name for part in ("v_proj", "mlp", "layernorm")))
+    objective = Objective(objective.model, [g.ids for g in objective.groups], 0.1)
+    names = [p.name.split(".")[-2] for p in objective.parameters.parameters]
+    moved = [{names[i] for i in e} for e in symmetries(objective)]
+    assert {"q_proj", "k_proj"} in moved
+    assert not any("o_proj" in m for m in moved)
+
+
+EXPERTS_OF = {
+    "Qwen3Moe": {"head_dim": 4, **EXPERTS, **GROUPED},
+    "GptOss": {"head_dim": 4, "num_local_experts": 3, "num_experts_per_tok": 2, **GROUPED},
+    "Mixtral": {"num_local_experts": 3, "num_experts_per_tok": 1, **GROUPED},
+}
+
+
+@pytest.mark.parametrize("kind", EXPERTS_OF)
+def test_the_sum_over_all_experts_is_what_transformers_computes(kind):
+    """Loss and gradient of the traced graph, in which every expert answers, against the model's own."""
+    config = getattr(transformers, f"{kind}Config")(**SIZES, **EXPERTS_OF[kind])
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(0)
+        model = getattr(transformers, f"{kind}ForCausalLM")(config)
+        for p in model.parameters():
+            p.add_(0.3 * torch.randn_like(p))
+    objective = Objective(model, torch.randint(0, 17, (1, 2, 7), generator=torch.Generator().manual_seed(1)), 0.1)
+    batch, tensors = next(objective.batches(0)), objective.parameters.tensors
+    graph = trace_loss(objective, batch)
+    assert not any("grouped" in str(n.target) or n.target is aten.index_put.default for n in graph.nodes)
+    with objective.evaluating():
+        theirs, ours = objective.forward(batch).loss, graph.run(tensors)
+        assert torch.allclose(ours, theirs, rtol=1e-5)
+        for a, b in zip(torch.autograd.grad(theirs, tensors), torch.autograd.grad(ours, tensors), strict=True):
+            assert torch.allclose(a, b, rtol=1e-3, atol=1e-4 * float(a.abs().max()) + 1e-6)
 
 
 def test_experts_in_groups_are_products_of_rows():
@@ -177,6 +227,8 @@ OPERATIONS = [
     (aten.minimum.default, (X, Y), {}),
     (aten.clamp.default, (X, -0.5, 0.8), {}),
     (aten.clamp.default, (X, None, 0.1), {}),
+    (aten.clamp.Tensor, (X, Y - 1, Y.abs()), {}),
+    (aten.clamp.Tensor, (X, None, Y), {}),
     (aten.pad.default, (X, [1, 2], "constant", 7.0), {}),
     (aten.constant_pad_nd.default, (X, [0, 1, 2, 0], 2), {}),
     (aten.pad.default, (X, [1, 1], "reflect"), {}),

@@ -157,7 +157,7 @@ def _picked(node: torch.fx.Node, shifts: list[Any], arguments: Any, options: Any
     return [moved.expand_as(values), torch.zeros_like(places)]
 
 
-def _compared(_: torch.fx.Node, shifts: list[Any], arguments: Any, __: Any) -> Any:
+def _compared(_: torch.fx.Node, shifts: list[Any], *__: Any) -> Any:
     """Nothing, where both sides move alike."""
     a, b = (torch.zeros(()) if s is None else s for s in shifts)
     return _nothing() if _alike(a, b) else None
@@ -170,7 +170,7 @@ def _alike(a: torch.Tensor, b: torch.Tensor) -> bool:
 
 def _convolution(node: torch.fx.Node, shifts: list[Any], arguments: Any, options: Any) -> Any:
     """In x and b."""
-    x, weight, bias, *rest = [*arguments, None][: max(3, len(arguments))]
+    x, weight, rest = arguments[0], arguments[1], arguments[3:]
     moves = [*shifts, None][:3]
     if moves[1] is not None or options:
         return None
