@@ -5,7 +5,8 @@ python benchmarks/zoo.py [--only REGEX] [--resume] [--table] [--seconds 120] [--
 For each type, in a process of its own: villani's loss against transformers'; Hv against differences of gradients;
 Taylor against reverse over reverse, tensor by tensor; every symmetry against its own rescaling by 2 and 1.37; and how
 many symmetries there are against a null space of gradients (`tests/zoo_checks.py`, `tests/zoo_symmetries.py`). Rows go
-to docs/results/zoo.json as they come; with --resume types that have one are left out. --table writes
+to docs/results/zoo.json as they come; with --resume types that have one, and did not crash, are
+left out. --table writes
 docs/architectures.md from the rows alone.
 """
 
@@ -72,7 +73,9 @@ def _write_row(kind: str, seconds: float, memory: float, file: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="", help="types whose names contain a match")
-    parser.add_argument("--resume", action="store_true", help="leave out types that have a row")
+    parser.add_argument(
+        "--resume", action="store_true", help="leave out types that have a row with figures or a refusal"
+    )
     parser.add_argument("--table", action="store_true", help="write docs/architectures.md from the rows, and stop")
     parser.add_argument("--seconds", type=float, default=120, help="of CPU for one type")
     parser.add_argument("--memory", type=float, default=3, help="GiB of address space for one type")
@@ -88,7 +91,8 @@ def main() -> None:
     transformers.logging.set_verbosity_error()
     examine("llama")  # what torch imports and prepares once is inherited by the processes of types
     for kind in KINDS:
-        if re.search(options.only, kind) and not (options.resume and kind in rows):
+        done = options.resume and rows.get(kind, {"stage": "not measured"})["stage"] != "not measured"
+        if re.search(options.only, kind) and not done:
             rows[kind] = row = isolated(kind, options.seconds, options.memory)
             print(summary(row), flush=True)
             known = [json.dumps(rows[k]) for k in KINDS if k in rows]
@@ -120,7 +124,8 @@ def page(rows: list[Row], content: dict[str, Any]) -> str:
     wholes = [row for row in counted if row["tensors"][0] == row["tensors"][1]]
     wrong = [row for row in measured if row["wrong"]]
     figures = [
-        (f"types of `AutoModelForCausalLM` in transformers {content['transformers']}", len(rows)),
+        (f"types of `AutoModelForCausalLM` in transformers {content['transformers']}", len(KINDS)),
+        *([("… tried so far", len(rows))] if len(rows) < len(KINDS) else []),
         ("… built tiny", len(built)),
         ("… measured: loss, gradient, Hv", len(measured)),
         ("… traced", len(traced)),

@@ -40,6 +40,13 @@ def test_a_search_that_is_incomplete_names_what_it_skipped(kind):
     assert row["complete"] or row["skipped"], row["missing"]
 
 
+def test_shapes_that_depend_on_tokens_leave_figures_right_and_refuse_the_search():
+    row = examine("jetmoe")
+    assert row["wrong"] == []
+    assert "taylor" in row
+    assert "a shape depends on the tokens" in row["symmetries_refused"]
+
+
 def test_checks_fail_where_figures_are_wrong(monkeypatch):
     ids = zoo_tokens()
     with all_in_float64(), sdpa_kernel(SDPBackend.MATH):

@@ -152,7 +152,7 @@ def taylor_error(objective: Objective, batch: Batch) -> float:
         second = torch.autograd.grad(slope, t, retain_graph=True, allow_unused=True)[0] if slope.requires_grad else None
         expected.append((float(slope.detach()), 0.0 if second is None else float((second * v).sum())))
     wanted = torch.tensor(expected)
-    value = abs(float(_cross_entropy(graph.head, features.x, theta, batch).sum() / loss) - 1)
+    value = abs(float(_cross_entropy(graph.head, features.x, theta, batch).sum() / loss.detach()) - 1)
     scale = wanted.abs() + 1e-3 * wanted.abs().amax(0)
     return max(value, float(((derivatives - wanted).abs() / scale).max()))
 

@@ -164,7 +164,8 @@ def isolated_nodes(graph: LogitGraph, tensors: Sequence[torch.Tensor], batch: Ba
     two = [Evaluation(fixed | graph.placed(replace(batch, ids=tokens))) for tokens in (ids, changed)]
     isolated = set()
     for (node, before), (_, after) in zip(*(interpret(graph, one) for one in two), strict=True):
-        if node.op == "call_function" and node in shapes and before.dim() and before.numel() % len(ids) == 0:
+        whole = node.op == "call_function" and node in shapes and before.dim() and before.numel() % len(ids) == 0
+        if whole and before.shape == after.shape:  # an expert's share depends on the tokens
             rows, others = (t.reshape(len(ids), -1) for t in (before, after))
             if torch.equal(rows[1:], others[1:]) and not torch.equal(rows[0], others[0]):
                 isolated.add(node)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils import _pytree as pytree
 
 from villani.errors import InputError
 from villani.objective.batches import Batch
@@ -146,7 +147,8 @@ def trace_loss(objective: Objective, batch: Any) -> LossGraph:
     language model's is made once for each shape.
 
     Raises:
-        InputError: the model or the loss function cannot be exported, or gives no scalar tensor.
+        InputError: the model or the loss function cannot be exported, gives no scalar tensor, or has shapes that depend
+            on data, as those of experts that take their tokens one after the other.
     """
     module = Loss(objective, batch)
     key = _key("loss", objective, batch) if isinstance(batch, Batch) and objective.loss_fn is None else None
@@ -157,10 +159,18 @@ def trace_loss(objective: Objective, batch: Any) -> LossGraph:
     value = loss.meta.get("val") if isinstance(loss, torch.fx.Node) else loss
     if not isinstance(value, torch.Tensor) or value.numel() != 1 or not isinstance(loss, torch.fx.Node):
         raise InputError("the loss cannot be traced: it is no tensor of one entry that an operation computed")
+    if (loose := next(filter(_sized_by_data, nodes), None)) is not None:
+        raise InputError(f"the loss cannot be traced: a shape depends on the tokens ({place(loose)})")
     graph = LossGraph(nodes, parameters, constants, dict(zip(users, module.inputs, strict=True)), loss)
     if key is not None:
         objective.traced[key] = graph
     return graph
+
+
+def _sized_by_data(node: torch.fx.Node) -> bool:
+    """Whether a value is a number or a tensor of a size that is not known before the graph is run."""
+    held = pytree.tree_leaves(node.meta.get("val"))
+    return any(isinstance(n, torch.SymInt) for v in held for n in (v.shape if isinstance(v, torch.Tensor) else [v]))
 
 
 def _key(what: str, objective: Objective, batch: Batch) -> tuple[Any, ...]:
