@@ -36,13 +36,12 @@ def test_a_unit_is_made_once(tmp_path, kept):
     with work:
         if kept:
             work.open("toy", "model", {"seed": 1}, {"seed": 1})
-        work.memory = lambda: 7
         assert float(work.once("a", counted(calls, 1))["x"]) == 1
         assert float(work.once("a", counted(calls, 2))["x"]) == 1
         assert float(work.scope("s").once("a", counted(calls, 3))["x"]) == 3
         assert float(work.get("s/a")["x"]) == 3
         seconds, peak, units = work.spent("s/")
-        assert (seconds >= 0, peak, units) == (True, 7, 1)
+        assert (seconds >= 0, peak > 2**20, units) == (True, True, 1)
         assert work.spent()[2] == 2
     assert calls == [1, 3]
     if kept:

@@ -67,7 +67,7 @@ def prepare(settings: CertifySettings, work: Work) -> Prepared:
     begin(settings)
     corpus = load_text(settings.text, work)
     held_corpus = load_text(settings.held_out, work) if settings.held_out else corpus
-    loaded = load(settings, work)  # `centred` puts the weights back
+    loaded = load(settings, work, train=True)
     certified, held_out, prior = _cut(settings, loaded, work)
     tokenizer = load_tokenizer_of(settings, work, loaded)
     provenance = provenance_of(Objective(loaded.model, certified.ids[:1][None]), settings.command(), settings.seed)

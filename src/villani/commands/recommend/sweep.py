@@ -182,7 +182,7 @@ def needs_of(settings: SweepSettings, model: Any, cells: int, text: SweepText) -
     """Of so many cells: a gradient a step, a third of one over the held-out blocks at every point; weights on disk."""
     points = 2 + (settings.steps // settings.evaluate_every if settings.evaluate_every else 0)
     blocks = cells * (settings.steps * settings.batch + points * len(text.held_out.ids) / 3)
-    starts = {start_spec(settings, seed) for seed in settings.training_seeds} - {settings.model}
+    starts = settings.from_scratch and any(settings.training_seeds)  # others than the model's own
     needs = Shape.of(model).work(
         blocks * settings.block, at_once=max(settings.block, min(MICRO_TOKENS, settings.batch * settings.block)),
         block=settings.block, vectors=7 if starts else 5, kept=cells, device=settings.device,
