@@ -6,8 +6,7 @@ For each type, in a process of its own: villani's loss against transformers'; Hv
 Taylor against reverse over reverse, tensor by tensor; every symmetry against its own rescaling by 2 and 1.37; and how
 many symmetries there are against a null space of gradients (`tests/zoo_checks.py`, `tests/zoo_symmetries.py`). Rows go
 to docs/results/zoo.json as they come; with --resume types that have one, and did not crash, are
-left out. --table writes
-docs/architectures.md from the rows alone.
+left out. --table writes docs/architectures.md from the rows alone.
 """
 
 import argparse
@@ -135,12 +134,14 @@ def page(rows: list[Row], content: dict[str, Any]) -> str:
         ("types with a wrong number", f"{len(wrong)} {', '.join(row['type'] for row in wrong)}".strip()),
     ]
     errors = [(name, LIMITS[name], max((row[name], row["type"]) for row in measured if name in row)) for name in LIMITS]
+    other = [row["type"] for row in measured if isinstance(row["own_loss"], str) or row["own_loss"] > LIMITS["loss"]]
     lines = [
         _HEAD.format(factors=" and ".join(f"{f:g}" for f in FACTORS), epsilon=f"{EPSILON:g}", torch=content["torch"]),
         *_table(("", "types"), figures),
         "",
         *_table(("largest relative error", "of", "counts as wrong above"),
                 [(f"{_CHECKS[name]}: {worst:.0e}", kind, f"{limit:.0e}") for name, limit, (worst, kind) in errors]),
+        f"\nThe `loss` that transformers returns for labels is another one, or fails, for: {', '.join(other) or 'none'}.",
         "\n## What is refused, and why\n",
         *_grouped([(f"{row['stage']}: {_kind_of(row['reason'])}", row["type"]) for row in rows if row.get("reason")]),
         *_grouped([(f"no Taylor: {_kind_of(row['taylor_refused'])}", row["type"])
