@@ -141,7 +141,7 @@ def page(rows: list[Row], content: dict[str, Any]) -> str:
         "",
         *_table(("largest relative error", "of", "counts as wrong above"),
                 [(f"{_CHECKS[name]}: {worst:.0e}", kind, f"{limit:.0e}") for name, limit, (worst, kind) in errors]),
-        f"\nThe `loss` that transformers returns for labels is another one, or fails, for: {', '.join(other) or 'none'}.",
+        f"\nThe `loss` that transformers returns is another one, or fails, for: {', '.join(other) or 'none'}.",
         "\n## What is refused, and why\n",
         *_grouped([(f"{row['stage']}: {_kind_of(row['reason'])}", row["type"]) for row in rows if row.get("reason")]),
         *_grouped([(f"no Taylor: {_kind_of(row['taylor_refused'])}", row["type"])
