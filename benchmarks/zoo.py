@@ -139,8 +139,10 @@ def page(rows: list[Row], content: dict[str, Any]) -> str:
         _HEAD.format(factors=" and ".join(f"{f:g}" for f in FACTORS), epsilon=f"{EPSILON:g}", torch=content["torch"]),
         *_table(("", "types"), figures),
         "",
-        *_table(("largest relative error", "of", "counts as wrong above"),
-                [(f"{_CHECKS[name]}: {worst:.0e}", kind, f"{limit:.0e}") for name, limit, (worst, kind) in errors]),
+        *_table(
+            ("largest relative error", "of", "counts as wrong above"),
+            [(f"{_CHECKS[name]}: {worst:.0e}", kind, f"{limit:.0e}") for name, limit, (worst, kind) in errors],
+        ),
         f"\nThe `loss` that transformers returns is another one, or fails, for: {', '.join(other) or 'none'}.",
         "\n## What is refused, and why\n",
         *_grouped([(f"{row['stage']}: {_kind_of(row['reason'])}", row["type"]) for row in rows if row.get("reason")]),

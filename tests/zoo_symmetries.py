@@ -183,7 +183,7 @@ def _entries(null: torch.Tensor, shapes: Sequence[tuple[int, int, int]], live: T
 def _exponents(degrees: Degrees, theta: Tensors) -> list[torch.Tensor]:
     """(k, …) the exponents of every tensor along each of the k unknowns that villani leaves free."""
     signs: dict[int, list[tuple[torch.Tensor, int]]] = {i: [(f, 1)] for i, f in degrees.tensors.items()}
-    signs |= {i: [(out[:, None], 1), (into[None, :], -1)] for i, (out, into) in degrees.maps.items()}
+    signs |= {i: [(out.unsqueeze(-1), 1), (into.unsqueeze(-2), -1)] for i, (out, into) in degrees.maps.items()}
     resolved = {}
     for parts in signs.values():
         for f, _ in parts:
