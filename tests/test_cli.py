@@ -289,7 +289,9 @@ def test_python_m_villani_and_lazy_imports():
     """`--help` does not wait for torch, and the package imports without it."""
     done = subprocess.run([sys.executable, "-m", "villani", "--help"], capture_output=True, text=True, check=True)
     assert "measure" in done.stdout
-    modules = ", ".join(f"villani.{name}" for name in ("cli", "statistics", "runs.store", "rules", "selection"))
+    modules = ", ".join(
+        f"villani.{name}" for name in ("cli", "statistics", "work.ledger", "choice.rules", "choice.selection")
+    )
     check = f"import sys, {modules}; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"

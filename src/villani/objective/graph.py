@@ -168,9 +168,9 @@ def trace_loss(objective: Objective, batch: Any) -> LossGraph:
 
 
 def _sized_by_data(node: torch.fx.Node) -> bool:
-    """Whether a value is a number or a tensor of a size that is not known before the graph is run."""
-    held = pytree.tree_leaves(node.meta.get("val"))
-    return any(isinstance(n, torch.SymInt) for v in held for n in (v.shape if isinstance(v, torch.Tensor) else [v]))
+    """Whether a value holds a tensor of a size that is not known before the graph is run."""
+    tensors = [value for value in pytree.tree_leaves(node.meta.get("val")) if isinstance(value, torch.Tensor)]
+    return any(isinstance(size, torch.SymInt) for tensor in tensors for size in tensor.shape)
 
 
 def _key(what: str, objective: Objective, batch: Batch) -> tuple[Any, ...]:
