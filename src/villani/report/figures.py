@@ -68,12 +68,14 @@ def log_axis(low: float, high: float) -> dict[str, object]:
 
 
 def line(
-    x: Iterable[object], y: Sequence[float | None], name: str, colour: str, mode: str = "lines+markers",
-    dash: str = "solid", **more: Any,
+    x: Iterable[object], y: Iterable[float | None], name: str, colour: str, mode: str = "lines+markers",
+    dash: str = "solid", marker: Mapping[str, object] | None = None, **more: Any,
 ) -> go.Scatter:  # fmt: skip
-    """Values over `x`."""
+    """Values over `x`, as a line, as marks, or both."""
     style = {"color": colour, "dash": dash}
-    return go.Scatter(x=[*x], y=[*y], name=name, mode=mode, line=style, marker={"color": colour}, **more)
+    return go.Scatter(
+        x=[*x], y=[*y], name=name, mode=mode, line=style, marker={"color": colour, **(marker or {})}, **more
+    )
 
 
 def curve(

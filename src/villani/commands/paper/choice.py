@@ -3,37 +3,36 @@
 from collections.abc import Sequence
 
 from villani.commands.certify.record import CertificatePoint
-from villani.commands.paper.settings import PaperSettings
+from villani.commands.paper.points import Study
 from villani.commands.recommend.record import OptimizerRecord
 from villani.commands.recommend.results import OptimizerResult, assemble
 from villani.commands.recommend.run import Certificates, pairs_of, rules_of, training_of
 from villani.commands.recommend.settings import RecommendSettings
-from villani.commands.recommend.sweep import SweepCell, SweepText, by_decay
+from villani.commands.recommend.sweep import SweepCell, by_decay
 from villani.commands.subject import load, outputs
 from villani.objective.parameters import ParameterSpace
 from villani.theory.constants import Smoothing
 from villani.work.records import Provenance
-from villani.work.work import Work
 
 
 def choose(
-    settings: PaperSettings, text: SweepText, cells: Sequence[SweepCell], certificates: Sequence[CertificatePoint],
-    work: Work, provenance: Provenance,
-) -> list[OptimizerRecord]:  # fmt: skip
+    study: Study, cells: Sequence[SweepCell], certificates: Sequence[CertificatePoint], provenance: Provenance
+) -> list[OptimizerRecord]:
     """Every rule of `villani recommend` against the grid, optimiser by optimiser.
 
     Certificates are those of E4, of which the sweep knows nothing; the guard is that of a short audit at the start of
     training, in a folder of its own.
     """
-    recommend = RecommendSettings.model_validate(settings.sweep.model_dump())
-    loaded = load(settings.sweep, work)
-    space = ParameterSpace(loaded.model, settings.sweep.decay)
+    sweep, text = study.settings.sweep, study.text
+    recommend = RecommendSettings.model_validate(sweep.model_dump())
+    loaded = load(sweep, study.work)
+    space = ParameterSpace(loaded.model, sweep.decay)
     smoothing = Smoothing(outputs(loaded.model), recommend.alpha)
     bounds = Certificates({p.weight_decay: p.path.value for p in certificates if p.path}, [])
-    pairs, source = pairs_of(recommend, None, work)
+    pairs, source = pairs_of(recommend, None, study.work)
     results = []
-    for optimizer in settings.sweep.optimizers:
-        run = training_of(recommend, optimizer, len(text.train.ids), space.size, space.decayed_size == space.size)
+    for optimizer in sweep.optimizers:
+        run = training_of(recommend, optimizer, len(text.train.ids), space)
         rules = rules_of(recommend, run, smoothing, bounds, pairs, source)
         results.append(OptimizerResult(run, by_decay(cells, optimizer), {}, rules, bounds.bounds, []))
     return assemble(recommend, loaded.record, text, space, smoothing, results, provenance).optimizers

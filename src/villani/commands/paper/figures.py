@@ -7,6 +7,7 @@ from typing import Any
 import plotly.graph_objects as go
 
 from villani.commands.paper.record import LandscapePoint, PaperRecord, TrainingPoint, TrendRecord
+from villani.commands.recommend.record import NAMES
 from villani.commands.spectrum.record import DensityRecord
 from villani.report.colours import EXACT, NEGATIVE, POSITIVE, REMAINDER, TOTAL
 from villani.report.figures import DENSITY_FLOOR, SignedLog, curve, line, themed
@@ -16,7 +17,6 @@ from villani.work.records import EstimateRecord
 
 _DECAY = "weight decay λ"
 _LEGEND = {"orientation": "h", "y": -0.25, "x": 0}
-NAMES = {"sgd": "SGD with L2", "noisy-sgd": "noisy SGD", "adamw": "AdamW"}
 _COLOURS = {"sgd": POSITIVE, "noisy-sgd": NEGATIVE, "adamw": TOTAL}
 _ORBIT_CAPTION = (
     "Ψ at θ_R and the largest s, as measured, for the worst orbit of each model; the loss is the same at every "
@@ -78,7 +78,7 @@ def _line(points: Sequence[tuple[float, EstimateRecord]], *style: Any, **more: A
 
 
 def _over_decay(series: dict[str, list[tuple[float, EstimateRecord]]], title: str) -> go.Figure:
-    traces = [_line(points, NAMES.get(o, o), _COLOURS.get(o, TOTAL)) for o, points in series.items() if points]
+    traces = [_line(points, NAMES[o], _COLOURS[o]) for o, points in series.items() if points]
     return _figure(traces, 360, _DECAY, title)
 
 
@@ -92,7 +92,7 @@ def _series(training: Sequence[TrainingPoint], field: str) -> dict[str, list[tup
 
 def _losses(training: Sequence[TrainingPoint]) -> go.Figure:
     traces = [
-        _line(points, f"{NAMES.get(o, o)}, {words}", _COLOURS.get(o, TOTAL), dash)
+        _line(points, f"{NAMES[o]}, {words}", _COLOURS[o], dash)
         for field, words, dash in (("held_out", "held out", "solid"), ("train_loss", "training", "dot"))
         for o, points in _series(training, field).items()
     ]

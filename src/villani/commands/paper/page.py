@@ -5,10 +5,9 @@ from pathlib import Path
 
 from rich.console import Console
 
-from villani.commands.paper.figures import NAMES
 from villani.commands.paper.figures import pictures as pictures  # a page has them
 from villani.commands.paper.record import ClaimRecord, PaperRecord, TrainingPoint, TrendRecord
-from villani.commands.recommend.record import RuleRecord
+from villani.commands.recommend.record import NAMES, RuleRecord
 from villani.outwards import UNAVAILABLE, upper
 from villani.report import elements
 from villani.report.colours import NEGATIVE, POSITIVE
@@ -105,10 +104,6 @@ def _noted(words: str, rows: Sequence[Row]) -> str:
     return note(words) + elements.table(rows) if rows else ""
 
 
-def _optimizer(name: str) -> str:
-    return NAMES.get(name, name)
-
-
 def _claim_rows(claims: Sequence[ClaimRecord]) -> list[Row]:
     return [
         {
@@ -127,7 +122,7 @@ def _verdict(verdict: str) -> Markup:
 def _training_rows(record: PaperRecord) -> list[Row]:
     return [
         {
-            "optimiser": _optimizer(p.optimizer), "λ": format_number(p.weight_decay), "seeds": _seeds(p),
+            "optimiser": NAMES[p.optimizer], "λ": format_number(p.weight_decay), "seeds": _seeds(p),
             "training": uncertain(p.train_loss), "held out": uncertain(p.held_out), "gap": uncertain(p.gap),
             "Δ training": interval(p.train_change), "Δ held out": interval(p.held_out_change),
             "Δ gap": interval(p.gap_change), "steps": format_plain(p.steps, ".0f"), "‖θ‖²": uncertain(p.norm_squared),
@@ -149,7 +144,7 @@ def _choice_rows(record: PaperRecord) -> list[Row]:
             margin = rule.margin
             rows.append(
                 {
-                    "optimiser": _optimizer(of.optimizer), "rule": rule.name, "λ": format_number(rule.weight_decay, 3),
+                    "optimiser": NAMES[of.optimizer], "rule": rule.name, "λ": format_number(rule.weight_decay, 3),
                     "judged at": format_number(rule.judged_at, 3),
                     "margin": format_plain(margin.value if margin else None, ".4f"),
                     "interval": format_interval(margin.low, margin.high) if margin else UNAVAILABLE,
@@ -163,8 +158,7 @@ def _choice_rows(record: PaperRecord) -> list[Row]:
 
 def _choice_words(record: PaperRecord) -> str:
     near = "; ".join(
-        f"{_optimizer(of.optimizer)}: {', '.join(format_number(x, 3) for x in of.kept) or 'none'}"
-        for of in record.choices
+        f"{NAMES[of.optimizer]}: {', '.join(format_number(x, 3) for x in of.kept) or 'none'}" for of in record.choices
     )
     return f"λ that cannot be told apart from the best, at 95 %: {near}. Margins are nats above the grid's best."
 
@@ -253,7 +247,7 @@ def _estimators(record: PaperRecord) -> str:
             }
         )  # fmt: skip
     words = (
-        f"{of.probes} probes on each of {of.groups} groups, at {_optimizer(of.optimizer)}, λ = "
+        f"{of.probes} probes on each of {of.groups} groups, at {NAMES[of.optimizer]}, λ = "
         f"{format_number(of.weight_decay)}, seed {of.seed}. Reference: {uncertain(of.reference)} ({of.reference_way}). "
         "Seconds include loading, the gradient and, where there is one, tracing. Error² × seconds tells ways apart: "
         "less is better."
@@ -269,7 +263,7 @@ def _seconds(record: PaperRecord) -> dict[str, float]:
 def _pathologies(record: PaperRecord) -> str:
     rows: list[Row] = [
         {
-            "": name, "optimiser": _optimizer(t.optimizer), "λ": format_number(t.weight_decay),
+            "": name, "optimiser": NAMES[t.optimizer], "λ": format_number(t.weight_decay),
             "mean": uncertain(t.value), "change from the first λ": interval(t.change),
         }
         for name, trend in record.trends.items()
@@ -321,6 +315,6 @@ def _moved(name: str, trend: Sequence[TrendRecord]) -> str:
     assert most.change is not None
     return (
         f"{name.capitalize()}: changed beyond the error over seeds in {len(beyond)} of {len(changes)} comparisons, "
-        f"most with {_optimizer(most.optimizer)} at λ = {format_number(most.weight_decay)}, by "
+        f"most with {NAMES[most.optimizer]} at λ = {format_number(most.weight_decay)}, by "
         f"{most.change.value:+.3g} {interval(most.change)} to {most.value.value:.3g}."
     )

@@ -19,6 +19,7 @@ from villani.choice.selection import (
     paired,
 )
 from villani.commands.recommend.record import (
+    NAMES,
     ConventionRecord,
     GridPoint,
     MarginRecord,
@@ -35,7 +36,6 @@ from villani.theory.constants import Smoothing
 from villani.theory.conventions import conventions, memory
 from villani.work.records import ModelRecord, Provenance
 
-WORDS = {"adamw": "AdamW", "sgd": "SGD with L2", "noisy-sgd": "noisy SGD with L2"}
 SHARED_START = "All training began at the same weights: seeds that share a start speak of that start only."
 _MEANING = {
     "adamw": (
@@ -154,7 +154,7 @@ def _points(result: OptimizerResult, losses: GridLosses, smoothing: Smoothing, l
             GridPoint.of(
                 weight_decay=decay, diverged=0, held_out=losses.mean(index), train_loss=_trained(cells),
                 norm_squared=float(np.mean([c.norm_squared for c in cells])),
-                margin=MarginRecord.of(margin(losses, losses.sums[index], own=index)),
+                margin=margin(losses, losses.sums[index], own=index),
                 held_out_bound=float(np.mean([bound.tokens for bound in bounds])),
                 document_bound=float(np.mean(documents)) if documents else None, certified=certified,
                 kept=index in kept,
@@ -175,30 +175,20 @@ def _trained(cells: Sequence[SweepCell]) -> Estimate:
 
 def _judged(rule: Rule, losses: GridLosses, result: OptimizerResult) -> RuleRecord:
     """How a rule would have done: at its own λ where that was trained, else at the nearest of the grid."""
-    if rule.weight_decay is None:
-        return _rule(rule)
-    count = len(losses.weight_decay)
+    decay, count = rule.weight_decay, len(losses.weight_decay)
+    if decay is None:
+        return _placed(rule)
     share = 1 / count
     if rule.id == "certificate":  # a run at every λ that has one, besides
         share += len(result.certified) / (count * losses.seeds)
-    if rule.weight_decay in result.beyond:
-        sums = _sums(result.beyond[rule.weight_decay], len(losses.counts))
-        return _placed(rule, losses, sums, rule.weight_decay, None, share)
-    index = nearest(losses.weight_decay, rule.weight_decay)
+    if decay in result.beyond:
+        return _placed(rule, losses, _sums(result.beyond[decay], len(losses.counts)), decay, None, share)
+    index = nearest(losses.weight_decay, decay)
     if index is None:
-        return _rule(replace(rule, flags=(*rule.flags, "not judged: 0 is not in the grid")))
-    decay = losses.weight_decay[index]
-    if decay != rule.weight_decay:
-        rule = replace(rule, flags=(*rule.flags, f"judged at the nearest λ of the grid, {decay:g}"))
-    return _placed(rule, losses, losses.sums[index], decay, index, share)
-
-
-def _placed(rule: Rule, losses: GridLosses, sums: Array, decay: float, own: int | None, share: float) -> RuleRecord:
-    if not np.isfinite(sums).all():
-        return _rule(replace(rule, flags=(*rule.flags, "training diverged there")), decay, share=share)
-    if not losses.finite:
-        return _rule(rule, decay, paired(sums, losses.counts), share=share)
-    return _rule(rule, decay, paired(sums, losses.counts), MarginRecord.of(margin(losses, sums, own=own)), share)
+        return _placed(_flagged(rule, "not judged: 0 is not in the grid"))
+    if (trained := losses.weight_decay[index]) != decay:
+        rule = _flagged(rule, f"judged at the nearest λ of the grid, {trained:g}")
+    return _placed(rule, losses, losses.sums[index], trained, index, share)
 
 
 def _held_out(losses: GridLosses, best: float | None) -> RuleRecord:
@@ -207,20 +197,32 @@ def _held_out(losses: GridLosses, best: float | None) -> RuleRecord:
         "held-out", RULES["held-out"], best, "everywhere; costs the whole grid", "statistical", "THEORY.md §8 (3), (4)"
     )
     if best is None:
-        return _rule(replace(rule, refused="training diverged at every λ"))
+        return _placed(replace(rule, refused="training diverged at every λ"))
     return _placed(rule, losses, losses.sums[losses.best], best, losses.best, 1.0)
 
 
-def _rule(
-    rule: Rule, judged_at: float | None = None, held_out: Estimate | None = None,
-    margin: MarginRecord | None = None, share: float | None = None,
+def _placed(
+    rule: Rule, losses: GridLosses | None = None, sums: Array | None = None, judged_at: float | None = None,
+    own: int | None = None, share: float | None = None,
 ) -> RuleRecord:  # fmt: skip
-    return RuleRecord.of(rule, judged_at=judged_at, held_out=held_out, margin=margin, share=share)
+    """A rule with the losses where it is judged, if it is, and how far they are from the grid's best."""
+    held_out = apart = None
+    if losses is not None and sums is not None:
+        if not np.isfinite(sums).all():
+            rule = _flagged(rule, "training diverged there")
+        else:
+            held_out = paired(sums, losses.counts)
+            apart = margin(losses, sums, own=own) if losses.finite else None
+    return RuleRecord.of(rule, judged_at=judged_at, held_out=held_out, margin=apart, share=share)
+
+
+def _flagged(rule: Rule, words: str) -> Rule:
+    return replace(rule, flags=(*rule.flags, words))
 
 
 def _sentence(record: OptimizerRecord) -> str:
     """What to use, what cannot be told apart from it, and where rules landed."""
-    words = f"{WORDS[record.optimizer]}:"
+    words = f"{NAMES[record.optimizer]}:"
     if record.recommended is None:
         return f"{words} training diverged at every λ of the grid; lower the learning rate."
     by = {point.weight_decay: point for point in record.points}

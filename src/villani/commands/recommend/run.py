@@ -27,13 +27,14 @@ from villani.commands.certify.settings import CertifySettings
 from villani.commands.content import read_records
 from villani.commands.recommend.results import OptimizerResult, assemble
 from villani.commands.recommend.settings import RecommendSettings
-from villani.commands.recommend.sweep import SweepText, by_decay, needs_of, read_sweep_text, run_cells
+from villani.commands.recommend.sweep import SweepText, by_decay, needs_of, read_sweep_text, sweep
 from villani.commands.running import Outcome, perform
 from villani.commands.subject import begin, bits_of, load, outputs, provenance_of
 from villani.dynamics.training import Optimizer, learning_rates
 from villani.errors import InputError
 from villani.objective.evaluation import same_threads
 from villani.objective.objective import Objective
+from villani.objective.parameters import ParameterSpace
 from villani.theory.constants import Smoothing
 from villani.work.budget import LESS
 from villani.work.work import Work
@@ -50,14 +51,12 @@ class Certificates:
     refusals: list[str]
 
 
-def training_of(
-    settings: RecommendSettings, optimizer: Optimizer, blocks: int, parameters: int, covered: bool
-) -> Training:
+def training_of(settings: RecommendSettings, optimizer: Optimizer, blocks: int, space: ParameterSpace) -> Training:
     """What rules are told of a run with one optimiser."""
     rate = settings.learning_rate[optimizer]
     return Training(
         optimizer, rate, sum(learning_rates(settings.schedule, rate, settings.steps)), settings.steps, settings.batch,
-        settings.block, blocks, parameters, settings.from_scratch, covered,
+        settings.block, blocks, space.size, settings.from_scratch, space.decayed_size == space.size,
         settings.momentum if optimizer == "sgd" else 0.0,
         settings.temperature if optimizer == "noisy-sgd" else None, settings.clip is not None,
     )  # fmt: skip
@@ -82,18 +81,18 @@ def run(settings: RecommendSettings, work: Work) -> Outcome:
         what=f"a sweep of {count:,} training runs", instead=f"train fewer cells, lower --batch, or {LESS}",
         device=settings.device,
     )  # fmt: skip
-    swept = run_cells(settings, [*product(settings.optimizers, grid, settings.training_seeds)], work)
+    swept = sweep(settings, work, [*product(settings.optimizers, grid, settings.training_seeds)])
     certificates = _certificates(settings, text, work)
     pairs, source = pairs_of(settings, audited, work)
     smoothing = Smoothing(outputs(loaded.model), settings.alpha)
     results: list[OptimizerResult] = []
     for optimizer in settings.optimizers:
-        training = training_of(settings, optimizer, len(text.train.ids), space.size, space.decayed_size == space.size)
+        training = training_of(settings, optimizer, len(text.train.ids), space)
         rules = rules_of(settings, training, smoothing, certificates, pairs, source)
         beyond = [r.weight_decay for r in rules if r.weight_decay is not None and r.weight_decay not in grid]
         more = []
         if settings.verify_rules:
-            more = run_cells(settings, [*product([optimizer], dict.fromkeys(beyond), settings.training_seeds)], work)
+            more = sweep(settings, work, [*product([optimizer], dict.fromkeys(beyond), settings.training_seeds)])
         results.append(
             OptimizerResult(
                 training, by_decay(swept, optimizer), by_decay(more, optimizer), rules, certificates.bounds,

@@ -15,20 +15,16 @@ from villani.report.elements import Row, Status, facts, note, sections
 from villani.report.estimates import interval, uncertain
 from villani.report.figures import DENSITY_FLOOR, SignedLog, band, error_bars, themed
 from villani.report.numbers import format_bounded, format_count, format_number
-from villani.report.origin import decay_words, origin_rows, text_words
+from villani.report.origin import cost_words, decay_words, origin_rows, text_words
 from villani.report.page import Picture, Pictures
-from villani.report.terminal import print_findings, table
+from villani.report.terminal import print_findings, say, table
 
 
 def show(record: SpectrumRecord, _: Path, console: Console) -> None:
     """The eigenvalues with their bounds, and what the whole spectrum comes to."""
     print_findings(console, headline(record), findings(record))
     console.print(table(_eigenvalue_rows(record), without=["residual²/gap", "status", "95 % interval"]))
-    if record.cost:
-        console.print(
-            f"{record.products} products; {record.cost.seconds:.1f} s in all, peak memory "
-            f"{record.cost.peak_memory_bytes / 2**30:.2f} GiB"
-        )
+    say(console, f"{record.products} products; {cost_words(record.cost)}")
 
 
 def matrix(record: SpectrumRecord) -> str:
