@@ -140,11 +140,8 @@ def _parameter(form: Form) -> inspect.Parameter:
     if option.path:
         shared |= {"parser": lambda text: str(path_of(text)), "metavar": "PATH"}
     if option.argument:
-        how = typer.Argument(**shared)
-        default = inspect.Parameter.empty if default is ... else default
-        return inspect.Parameter(
-            form.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, how]
-        )
+        required = inspect.Parameter.empty if default is ... else default
+        return _keyword(form.name, Annotated[kind, typer.Argument(**shared)], required)
     how = typer.Option(*form.flags, rich_help_panel=option.group or None, **shared)
     return _keyword(form.name, Annotated[kind, how], default)
 

@@ -43,11 +43,11 @@ def psi_parts(psi: PsiRecord) -> go.Figure:
     sizes = [abs(part.value) for part in parts.values()]
     halves = [(part.interval[1] - part.interval[0]) / 2 for part in parts.values()]
     cut = [min(half, 0.9 * size) for half, size in zip(halves, sizes, strict=True)]  # a logarithmic axis has no 0
-    trace = go.Scatter(
-        x=[size or None for size in sizes], y=list(parts), error_x=error_bars(cut, halves), mode="markers+text",
-        marker={"size": 12, "color": [sign_colour(part) for part in parts.values()]},
-        text=[uncertain(part) for part in parts.values()], textposition="top center", cliponaxis=False,
-        hoverinfo="text",
+    marker = {"size": 12, "color": [sign_colour(part) for part in parts.values()]}
+    trace = line(
+        [size or None for size in sizes], parts, "", UNRESOLVED, "markers+text", marker=marker,
+        error_x=error_bars(cut, halves), text=[uncertain(part) for part in parts.values()],
+        textposition="top center", cliponaxis=False,
     )  # fmt: skip
     across = {"type": "log", "title": "size (logarithmic)", "exponentformat": "power"}
     up = {"autorange": "reversed", "categoryorder": "array", "categoryarray": list(parts)}
@@ -87,11 +87,7 @@ def layer_traces(record: MeasurementRecord) -> go.Figure | None:
     layers = {number: estimate for number, estimate in sorted(known.items()) if estimate}
     if len(layers) < 2:
         return None
-    trace = go.Scatter(
-        x=list(layers), y=[e.value for e in layers.values()], error_y=interval_bars([*layers.values()]),
-        mode="markers+lines", line={"width": 1, "color": UNRESOLVED}, marker={"size": 9, "color": POSITIVE},
-        hovertemplate="layer %{x}: %{y:.4g}<extra></extra>",
-    )  # fmt: skip
+    trace = curve(layers, [*layers.values()], "trace", POSITIVE)
     across = {"title": "layer", **({"dtick": 1} if len(layers) <= 16 else {})}
     return themed([trace], 320, across, {"title": "trace", "rangemode": "tozero"})
 

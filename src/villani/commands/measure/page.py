@@ -27,7 +27,7 @@ def summary(records: Sequence[MeasurementRecord | TrainingRecord]) -> Section:
     return Section(
         headline=headline(main) if main else "This run holds no measurement of Ψ yet.",
         findings=findings(main) if main else {},
-        pictures=_pictures(*map(guarded, (measured, trained, main))),
+        pictures=_pictures(guarded(measured), guarded(trained), guarded(main)),
         tables=tables(measured, trained, main),
         limits=_LIMITS,
         sliders=Sliders(psi_table(main.psi[0]), _point(main)) if main else None,

@@ -6,14 +6,15 @@ from pathlib import Path
 from rich.console import Console
 
 from villani.commands.paper.figures import pictures as pictures  # a page has them
-from villani.commands.paper.record import ClaimRecord, PaperRecord, TrainingPoint, TrendRecord
-from villani.commands.recommend.record import NAMES, RuleRecord
+from villani.commands.paper.record import ClaimRecord, PaperRecord, TrendRecord
+from villani.commands.recommend.page import rule_notes, rule_rows
+from villani.commands.recommend.record import NAMES
 from villani.outwards import UNAVAILABLE, upper
 from villani.report import elements
 from villani.report.colours import NEGATIVE, POSITIVE
 from villani.report.elements import Markup, Row, Status, facts, note, sections
 from villani.report.estimates import interval, uncertain
-from villani.report.numbers import format_interval, format_number, format_plain, format_uncertain
+from villani.report.numbers import format_number, format_plain, format_uncertain
 from villani.report.terminal import say, table
 from villani.statistics import resolved_sign
 from villani.work.records import EstimateRecord
@@ -122,7 +123,8 @@ def _verdict(verdict: str) -> Markup:
 def _training_rows(record: PaperRecord) -> list[Row]:
     return [
         {
-            "optimiser": NAMES[p.optimizer], "λ": format_number(p.weight_decay), "seeds": _seeds(p),
+            "optimiser": NAMES[p.optimizer], "λ": format_number(p.weight_decay),
+            "seeds": f"{p.seeds} ({p.diverged} diverged)" if p.diverged else str(p.seeds),
             "training": uncertain(p.train_loss), "held out": uncertain(p.held_out), "gap": uncertain(p.gap),
             "Δ training": interval(p.train_change), "Δ held out": interval(p.held_out_change),
             "Δ gap": interval(p.gap_change), "steps": format_plain(p.steps, ".0f"), "‖θ‖²": uncertain(p.norm_squared),
@@ -131,28 +133,17 @@ def _training_rows(record: PaperRecord) -> list[Row]:
     ]  # fmt: skip
 
 
-def _seeds(point: TrainingPoint) -> str:
-    return f"{point.seeds} ({point.diverged} diverged)" if point.diverged else str(point.seeds)
-
-
 def _choice_rows(record: PaperRecord) -> list[Row]:
+    trained = {(p.optimizer, p.weight_decay): p for p in record.training}
     rows: list[Row] = []
-    speed = {(p.optimizer, p.weight_decay): p for p in record.training}
     for of in record.choices:
-        for rule in of.rules:
-            point = None if rule.judged_at is None else speed.get((of.optimizer, rule.judged_at))
-            margin = rule.margin
-            rows.append(
-                {
-                    "optimiser": NAMES[of.optimizer], "rule": rule.name, "λ": format_number(rule.weight_decay, 3),
-                    "judged at": format_number(rule.judged_at, 3),
-                    "margin": format_plain(margin.value if margin else None, ".4f"),
-                    "interval": format_interval(margin.low, margin.high) if margin else UNAVAILABLE,
-                    "steps": format_plain(point.steps if point else None, ".0f"),
-                    "gap": uncertain(point.gap if point else None),
-                    "share of training": format_plain(rule.share, ".0%"), "notes": _notes(rule),
-                }
-            )  # fmt: skip
+        for rule, row in zip(of.rules, rule_rows(of), strict=True):
+            point = None if rule.judged_at is None else trained.get((of.optimizer, rule.judged_at))
+            speed = {
+                "steps": format_plain(point.steps if point else None, ".0f"),
+                "gap": uncertain(point.gap if point else None),
+            }
+            rows.append({"optimiser": NAMES[of.optimizer], **row, **speed, "notes": rule_notes(rule)})
     return rows
 
 
@@ -161,10 +152,6 @@ def _choice_words(record: PaperRecord) -> str:
         f"{NAMES[of.optimizer]}: {', '.join(format_number(x, 3) for x in of.kept) or 'none'}" for of in record.choices
     )
     return f"λ that cannot be told apart from the best, at 95 %: {near}. Margins are nats above the grid's best."
-
-
-def _notes(rule: RuleRecord) -> str:
-    return "; ".join([*([f"refuses: {rule.refused}"] if rule.refused else []), *rule.flags]) or UNAVAILABLE
 
 
 def _landscape_rows(record: PaperRecord) -> list[Row]:
@@ -303,18 +290,15 @@ def _bound(estimate: EstimateRecord | None) -> str:
 
 def _moved(name: str, trend: Sequence[TrendRecord]) -> str:
     """Whether λ moves a pathology, with the largest change that is beyond its error."""
-    changes = [t for t in trend if t.change is not None]
-    beyond = [
-        t for t in changes if t.change and resolved_sign(t.change.value, t.change.sem, t.change.n - 1, len(changes))
-    ]
+    changes = [(t.change, t) for t in trend if t.change]
+    beyond = [pair for pair in changes if resolved_sign(pair[0].value, pair[0].sem, pair[0].n - 1, len(changes))]
     if not changes:
         return ""
     if not beyond:
         return f"{name.capitalize()}: no change with λ beyond the error over seeds ({len(changes)} comparisons)."
-    most = max(beyond, key=lambda t: abs(t.change.value) if t.change else 0.0)
-    assert most.change is not None
+    change, most = max(beyond, key=lambda pair: abs(pair[0].value))
     return (
         f"{name.capitalize()}: changed beyond the error over seeds in {len(beyond)} of {len(changes)} comparisons, "
-        f"most with {NAMES[most.optimizer]} at λ = {format_number(most.weight_decay)}, by "
-        f"{most.change.value:+.3g} {interval(most.change)} to {most.value.value:.3g}."
+        f"most with {NAMES[most.optimizer]} at λ = {format_number(most.weight_decay)}, by {change.value:+.3g} "
+        f"{interval(change)} to {most.value.value:.3g}."
     )

@@ -1,7 +1,7 @@
 """A spectrum on the page and in the terminal: eigenvalues with bounds, the density, and where eigenvectors live."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import plotly.graph_objects as go
@@ -13,7 +13,7 @@ from villani.report import elements
 from villani.report.colours import NEGATIVE, POSITIVE, REMAINDER
 from villani.report.elements import Row, Status, facts, note, sections
 from villani.report.estimates import interval, uncertain
-from villani.report.figures import DENSITY_FLOOR, SignedLog, band, error_bars, themed
+from villani.report.figures import DENSITY_FLOOR, SignedLog, band, error_bars, line, themed
 from villani.report.numbers import format_bounded, format_count, format_number
 from villani.report.origin import cost_words, decay_words, origin_rows, text_words
 from villani.report.page import Picture, Pictures
@@ -36,18 +36,19 @@ def matrix(record: SpectrumRecord) -> str:
 def headline(record: SpectrumRecord) -> str:
     """One sentence a practitioner understands."""
     sharp = record.sharpness
-    if sharp and sharp.unstable:
-        return (
-            f"A step of η = {format_number(sharp.learning_rate)} is too long here: λ₁(∇²F) is at least "
-            f"{lower(sharp.low, 4)}, above 2/η = {format_number(sharp.threshold, 4)}."
+    if sharp and sharp.unstable is not None:
+        state = "too long here" if sharp.unstable else "stable here as far as was seen"
+        value = (
+            f"at least {lower(sharp.low, 4)}, above"
+            if sharp.unstable
+            else f"about {format_number(sharp.low, 4)}, below"
         )
-    if sharp and sharp.unstable is False:
         return (
-            f"A step of η = {format_number(sharp.learning_rate)} is stable here as far as was seen: λ₁(∇²F) is about "
-            f"{format_number(sharp.low, 4)}, below 2/η = {format_number(sharp.threshold, 4)}."
+            f"A step of η = {format_number(sharp.learning_rate)} is {state}: λ₁(∇²F) is {value} 2/η = "
+            f"{format_number(sharp.threshold, 4)}."
         )
     first, last = record.eigenvalues[0], record.eigenvalues[-1]
-    ends = f"λ = {value(first)}" if first is last else f"from {value(last)} to {value(first)}"
+    ends = f"λ = {_value(first)}" if first is last else f"from {_value(last)} to {_value(first)}"
     return (
         f"The eigenvalues of {matrix(record)} that were sought: {ends}, on {record.objective.parameters:,} parameters."
     )
@@ -129,18 +130,17 @@ def _sharpness(sharp: SharpnessRecord) -> str:
     return means + "The bounds do not tell on which side λ₁(∇²F) is."
 
 
-def value(eigenvalue: EigenvalueRecord) -> str:
+def _value(eigenvalue: EigenvalueRecord) -> str:
     """An eigenvalue with its bound."""
     return format_bounded(eigenvalue.value, eigenvalue.bound)
 
 
-def rank_limit(eigenvalue: EigenvalueRecord) -> str:
+def _rank_limit(eigenvalue: EigenvalueRecord) -> str:
     """What is proved of the eigenvalue of that rank, up to rounding."""
-    if eigenvalue.rank_limit is None:
+    limit = eigenvalue.rank_limit
+    if limit is None:
         return UNAVAILABLE
-    if eigenvalue.rank > 0:
-        return f"≥ {lower(eigenvalue.rank_limit, 7)}"
-    return f"≤ {upper(eigenvalue.rank_limit, 7)}"
+    return f"≥ {lower(limit, 7)}" if eigenvalue.rank > 0 else f"≤ {upper(limit, 7)}"
 
 
 def pictures(record: SpectrumRecord) -> Pictures:
@@ -162,58 +162,63 @@ _BLOCKS_CAPTION = "The largest and smallest eigenvalue of each layer's diagonal 
 def _ends(record: SpectrumRecord) -> go.Figure:
     values = record.eigenvalues
     up = SignedLog(max(abs(e.value) for e in values) or 1.0)
-    places = list(range(len(values)))
     colours = [POSITIVE if e.value > 0 else NEGATIVE for e in values]
-    traces = [_bounded(places, [(e.value, e.bound) for e in values], up, "eigenvalue", colours, [*map(value, values)])]
-    held = [(i, e.held_out) for i, e in zip(places, values, strict=True) if e.held_out]
-    if held:
-        traces.append(
-            go.Scatter(
-                x=[i for i, _ in held], y=[up(h.value) for _, h in held], mode="markers", name="fresh groups",
-                marker={"size": 9, "symbol": "x", "color": REMAINDER},
-                text=[uncertain(h) for _, h in held], hovertemplate="%{text}<extra></extra>",
-            )
-        )  # fmt: skip
+    traces = [_bounded(range(len(values)), [(e.value, e.bound) for e in values], up, "eigenvalue", colours)]
+    if held := {i: e.held_out for i, e in enumerate(values) if e.held_out}:
+        heights, text = [up(h.value) for h in held.values()], [uncertain(h) for h in held.values()]
+        marker = {"size": 9, "symbol": "x"}
+        traces.append(line(held, heights, "fresh groups", REMAINDER, "markers", marker=marker, text=text))
     ranks = [format_number(e.rank) for e in values]
-    across = {"title": "rank: from the largest, from the smallest", "tickvals": places, "ticktext": ranks}
+    across = {"title": "rank: from the largest, from the smallest", "tickvals": [*range(len(ranks))], "ticktext": ranks}
     return themed(traces, 380, across, {"zeroline": True, **up.ticks([e.value for e in values])})
 
 
 def _bounded(
-    x: Sequence[object], ends: Sequence[tuple[float, float]], up: SignedLog, name: str,
-    colour: str | list[str], texts: Sequence[str],
-) -> go.Scatter:  # fmt: skip
+    x: Iterable[object], ends: Sequence[tuple[float, float]], up: SignedLog, name: str, colour: str | list[str]
+) -> go.Scatter:
     """Values with their bounds."""
     minus = [up(middle) - up(middle - bound) for middle, bound in ends]
     plus = [up(middle + bound) - up(middle) for middle, bound in ends]
-    return go.Scatter(
-        x=x, y=[up(middle) for middle, _ in ends], mode="markers", name=name, marker={"size": 9, "color": colour},
-        error_y=error_bars(minus, plus), text=texts, hovertemplate="%{text}<extra></extra>",
+    return line(
+        x, [up(middle) for middle, _ in ends], name, POSITIVE, "markers", marker={"size": 9, "color": colour},
+        error_y=error_bars(minus, plus), text=[format_bounded(*pair) for pair in ends],
     )  # fmt: skip
 
 
+def density_axis(densities: Sequence[DensityRecord]) -> tuple[SignedLog, dict[str, object]]:
+    """Places of eigenvalues on a signed logarithmic axis, and that axis."""
+    grid = [x for density in densities for x in density.grid]
+    finest = min(density.resolution for density in densities)
+    across = SignedLog(max(map(abs, grid)), threshold=max(finest, 1e-300))
+    return across, {"title": "eigenvalue", **across.ticks(grid)}
+
+
+DENSITY_UP = {"type": "log", "title": "density", "exponentformat": "power"}
+
+
+def density_line(
+    density: DensityRecord, across: SignedLog, name: str, colour: str, dash: str = "solid", by: float = 0.0
+) -> go.Scatter:
+    """A density, moved by so much; above what would be noise of a few nodes."""
+    floor = DENSITY_FLOOR * max(density.density)
+    points = [(x + by, max(y, floor)) for x, y in zip(density.grid, density.density, strict=True)]
+    text = [f"{x:.4g}: {y:.3g}" for x, y in points]
+    return line([across(x) for x, _ in points], [y for _, y in points], name, colour, "lines", dash, text=text)
+
+
 def _density(density: DensityRecord) -> Picture:
-    across = SignedLog(max(abs(x) for x in density.grid), threshold=max(density.resolution, 1e-300))
+    across, axis = density_axis([density])
     floor = DENSITY_FLOOR * max(density.density)
     both = [*zip(density.density, density.sem, strict=True)]
-    x = [across(point) for point in density.grid]
-    traces = [
-        *band(x, [max(y - e, floor) for y, e in both], [max(y + e, floor) for y, e in both]),
-        go.Scatter(
-            x=x, y=[max(y, floor) for y in density.density], mode="lines", line={"color": POSITIVE, "width": 2},
-            text=[f"{point:.4g}: {y:.3g}" for point, y in zip(density.grid, density.density, strict=True)],
-            hovertemplate="%{text}<extra></extra>",
-        ),
-    ]  # fmt: skip
-    up = {"type": "log", "title": "density", "exponentformat": "power"}
+    edges = [[max(y + sign * e, floor) for y, e in both] for sign in (-1, 1)]
+    traces = [*band([*map(across, density.grid)], *edges), density_line(density, across, "density", POSITIVE)]
     over = "probes" if density.shares == 1 else "shares of the data and their probes"
     caption = (
         f"Logarithmic upwards; sideways logarithmic on either side of 0. The band is one standard error over {over}. "
         f"Every eigenvalue is drawn as a Gaussian of standard deviation {format_number(density.resolution, 2)}; "
         "nothing finer is resolved, the neighbourhood of 0 least of all."
     )
-    figure = themed(traces, 380, {"title": "eigenvalue", **across.ticks(density.grid)}, up)
-    return "The density of all eigenvalues", figure, caption
+    return "The density of all eigenvalues", themed(traces, 380, axis, DENSITY_UP), caption
 
 
 def _layers(record: SpectrumRecord) -> go.Figure | None:
@@ -234,15 +239,14 @@ def _layers(record: SpectrumRecord) -> go.Figure | None:
 def _blocks(record: SpectrumRecord) -> go.Figure | None:
     if not record.layers:
         return None
-    names = [_layer(block.name) for block in record.layers]
-    largest = [(block.largest, block.largest_residual) for block in record.layers]
-    smallest = [(block.smallest, block.smallest_residual) for block in record.layers]
-    values = [x for x, _ in (*largest, *smallest)]
+    ends = {
+        "largest": (POSITIVE, [(block.largest, block.largest_residual) for block in record.layers]),
+        "smallest": (NEGATIVE, [(block.smallest, block.smallest_residual) for block in record.layers]),
+    }
+    values = [x for _, pairs in ends.values() for x, _ in pairs]
     up = SignedLog(max(map(abs, values)) or 1.0)
-    traces = [
-        _bounded(names, ends, up, name, colour, [format_bounded(x, r) for x, r in ends])
-        for name, colour, ends in (("largest", POSITIVE, largest), ("smallest", NEGATIVE, smallest))
-    ]
+    names = [_layer(block.name) for block in record.layers]
+    traces = [_bounded(names, pairs, up, name, colour) for name, (colour, pairs) in ends.items()]
     return themed(traces, 400, {"type": "category", "tickangle": -45}, {"zeroline": True, **up.ticks(values)})
 
 
@@ -278,7 +282,7 @@ def _eigenvalue_rows(record: SpectrumRecord) -> list[Row]:
     return [
         {
             "rank": format_number(e.rank), "value": format_number(e.value, 8), "residual": upper(e.residual, 2),
-            "bound": upper(e.bound, 2), "of that rank": rank_limit(e),
+            "bound": upper(e.bound, 2), "of that rank": _rank_limit(e),
             "residual²/gap": "" if e.quadratic is None else upper(e.quadratic, 2), "status": Status(e.status),
             "fresh groups": uncertain(e.held_out) if e.held_out else "",
             "95 % interval": interval(e.held_out) if e.held_out else "",
