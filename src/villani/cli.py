@@ -233,7 +233,7 @@ def _invoke(app: typer.Typer, words: list[str] | None = None) -> int | None:
         raise InputError(error.format_message()) from error
     except ValidationError as error:
         raise InputError(first_problem(error)) from error
-    if code == _INTERRUPTED:
+    if code == 130:  # what typer makes of Ctrl-C
         raise KeyboardInterrupt
     return code
 
@@ -242,9 +242,6 @@ def with_flags(message: str) -> str:
     """A message of the library as the command line says it: `finite=True` is --finite."""
     flags = {f.name: f.flags[0] for command in COMMANDS for f in forms(command.settings).values() if f.is_flag}
     return re.sub(r"\b([a-z]\w*)=True\b", lambda match: flags.get(match[1], match[0]), message)
-
-
-_INTERRUPTED = 130  # what typer makes of Ctrl-C
 
 
 def command() -> int | None:

@@ -8,7 +8,7 @@ import functools
 import json
 import re
 from base64 import b64encode
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from html import escape
@@ -77,7 +77,7 @@ def render(title: str, subtitle: str, sections: Sequence[Section]) -> str:
         "tables": "".join(
             f"<section>{_verdict(s)}</section>{s.tables}" if i else s.tables for i, s in enumerate(sections)
         ),
-        "limits": _items(limits),
+        "limits": "".join(f"<li>{escape(limit)}</li>" for limit in limits),
         "data": _json(
             {
                 "figures": {name: drawn(json.loads(figure.to_json())) for name, (_, figure, _) in pictures.items()},
@@ -111,10 +111,10 @@ def _plotly() -> str:
 
 def _gallery(pictures: Mapping[str, tuple[str, go.Figure, str]]) -> str:
     """Figures in columns; those whose names begin with `side` stand beside each other above."""
-    made = {name: _picture(name, title, text) for name, (title, _, text) in pictures.items()}
-    beside = "".join(text for name, text in made.items() if name.startswith("side"))
-    rest = "".join(text for name, text in made.items() if not name.startswith("side"))
-    return (f'<div class="beside">{beside}</div>' if beside else "") + rest
+    made = {True: "", False: ""}
+    for name, (title, _, caption) in pictures.items():
+        made[name.startswith("side")] += _picture(name, title, caption)
+    return (f'<div class="beside">{made[True]}</div>' if made[True] else "") + made[False]
 
 
 def _picture(name: str, title: str, caption: str) -> str:
@@ -130,10 +130,6 @@ def _verdict(section: Section) -> str:
     said = [(title, text) for title, text in section.findings.items() if text]
     items = "".join(f"<div><h3>{escape(title)}</h3><p>{escape(text)}</p></div>" for title, text in said)
     return f'<p class="headline">{escape(section.headline)}</p><div class="findings">{items}</div>'
-
-
-def _items(sentences: Iterable[str]) -> str:
-    return "".join(f"<li>{escape(sentence)}</li>" for sentence in sentences)
 
 
 def _json(content: object) -> str:

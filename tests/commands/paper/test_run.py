@@ -14,12 +14,12 @@ from villani.commands.paper import run as study
 from villani.commands.paper.claims import (
     claims,
     counterexample,
-    decay_sentence,
     linear_gaussian_bound,
     loosening_bound,
     sentence,
 )
 from villani.commands.paper.record import PaperRecord, TrendRecord
+from villani.commands.paper.sentences import decay_sentence
 from villani.commands.paper.settings import EstimatorsPart, PaperOptions, PaperSettings, read_settings
 from villani.commands.paper.training import best_decay, steps_to, training_points, trend
 from villani.commands.recommend.settings import SweepSettings

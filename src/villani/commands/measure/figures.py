@@ -128,14 +128,14 @@ def ray(points: Sequence[tuple[float, PsiRecord]]) -> go.Figure:
     values = [estimate.value for series, *_ in curves for estimate in series]
     up = SignedLog(max(map(abs, values), default=1.0))
     x = [across(radius) if across else radius for radius in radii]
-    traces = [curve(x, *each, up, text=_at_radii(radii, each[0])) for each in curves]
+    where = [f"r = {format_number(r)}" for r in radii]
+    traces = [
+        curve(x, *each, up, text=[f"{at}: {uncertain(e)}" for at, e in zip(where, each[0], strict=True)])
+        for each in curves
+    ]
     below, ticks = {"title": "radius r", **(across.ticks(radii) if across else {})}, up.ticks(values)
     beside = {"title": "signed logarithmic scale", "zeroline": True, **ticks}
     return themed(traces, 520, below, beside, {**LEGEND, "entrywidth": 140})
-
-
-def _at_radii(radii: Sequence[float], estimates: Sequence[EstimateRecord]) -> list[str]:
-    return [f"r = {format_number(r)}: {uncertain(e)}" for r, e in zip(radii, estimates, strict=True)]
 
 
 def _radius_axis(radii: Sequence[float]) -> SignedLog | None:

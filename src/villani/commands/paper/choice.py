@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from villani.commands.certify.record import CertificatePoint
 from villani.commands.paper.points import Study
 from villani.commands.recommend.record import OptimizerRecord
-from villani.commands.recommend.results import OptimizerResult, assemble
-from villani.commands.recommend.run import Certificates, pairs_of, rules_of, training_of
+from villani.commands.recommend.results import Certificates, OptimizerResult, assemble
+from villani.commands.recommend.run import pairs_of, rules_of, training_of
 from villani.commands.recommend.settings import RecommendSettings
 from villani.commands.recommend.sweep import SweepCell, by_decay
 from villani.commands.subject import load, outputs
@@ -34,5 +34,5 @@ def choose(
     for optimizer in sweep.optimizers:
         run = training_of(recommend, optimizer, len(text.train.ids), space)
         rules = rules_of(recommend, run, smoothing, bounds, pairs, source)
-        results.append(OptimizerResult(run, by_decay(cells, optimizer), {}, rules, bounds.bounds, []))
+        results.append(OptimizerResult(run, by_decay(cells, optimizer), {}, rules, bounds))
     return assemble(recommend, loaded.record, text, space, smoothing, results, provenance).optimizers

@@ -10,14 +10,13 @@ from functools import partial
 from itertools import pairwise
 from typing import NamedTuple
 
-from villani.commands.paper.record import ClaimRecord, LandscapePoint, PaperRecord, TrainingPoint, Verdict
-from villani.commands.recommend.record import OptimizerRecord
-from villani.outwards import lower, upper
-from villani.statistics import resolved_sign
+from villani.commands.paper.record import ClaimRecord, LandscapePoint, PaperRecord, Verdict
+from villani.commands.paper.sentences import against_no_decay, change_words, sign
+from villani.outwards import upper
 from villani.theory.catalogue import case
 from villani.theory.constants import preprint
 from villani.theory.exact import solve
-from villani.work.records import EstimateRecord, Status
+from villani.work.records import Status
 
 READ = "as read at β = 1"  # how the names of the preprint's promises begin, as `villani converge` translates them
 _RISE = 0.05  # nats by which a bound has to rise with λ: far above what one run's noise does to it
@@ -189,8 +188,8 @@ def _rays(record: PaperRecord) -> Judgement | None:
     rays = [r for p in record.landscape if p.weight_decay > 0 for r in p.rays]
     if not rays:
         return None
-    signs = [_sign(r.fit.quadratic, len(rays)) for r in rays]
-    data = sum(_sign(r.data_fit.quadratic, len(rays)) > 0 for r in rays)
+    signs = [sign(r.fit.quadratic, len(rays)) for r in rays]
+    data = sum(sign(r.data_fit.quadratic, len(rays)) > 0 for r in rays)
     shares = sorted(r.exact_quadratic / r.fit.quadratic.value for r, sign in zip(rays, signs, strict=True) if sign > 0)
     reach = max(r.radii[-1] / p.norm for p in record.landscape for r in p.rays if p.norm)
     middle = ""
@@ -213,38 +212,32 @@ def _inflation(record: PaperRecord) -> Judgement | None:
     checked = [
         abs(p.objective_largest.value - p.largest.value - p.weight_decay) for p in record.spectra if p.objective_largest
     ]  # fmt: skip
-    signs = [_sign(change, len(changes), decay) for decay, change in changes.items()]
+    signs = [sign(change, len(changes), decay) for decay, change in changes.items()]
     least = min(changes, key=lambda decay: changes[decay].value)
     same = f" Worked out twice, they differ from that by at most {upper(max(checked), 2)}." if checked else ""
     measured = (
         f"At a fixed θ every eigenvalue of ∇²F is one of ∇²L plus λ, whatever the loss.{same} Between trained models "
         f"λ₁(∇²F), the shift included, rises beyond its error over seeds at {signs.count(1)} of {len(signs)} values of "
-        f"λ and falls at {signs.count(-1)}; the learned part is lowest at λ = {least:g}: {_change(changes[least])}."
+        f"λ and falls at {signs.count(-1)}; the learned part is lowest at λ = {least:g}: "
+        f"{change_words(changes[least])}."
     )
     return Judgement(measured, _everywhere(signs), "statistical")
 
 
 def _generalisation(record: PaperRecord) -> Judgement | None:
-    changes = _against_no_decay(record.training)
+    changes = against_no_decay(record.training)
     if not changes:
         return None
-    signs = [_sign(change, len(changes)) for _, change in changes]
+    signs = [sign(change, len(changes)) for _, change in changes]
     better, worse = signs.count(-1), signs.count(1)
     best, change = min(changes, key=lambda pair: pair[1].value)
     measured = (
         "Held-out loss against no decay, seed by seed, beyond its error: better at "
         f"{better} of {len(changes)} pairs of optimiser and λ, worse at {worse}. Lowest change: {best.optimizer}, "
-        f"λ = {best.weight_decay:g}, {_change(change)} nats per token."
+        f"λ = {best.weight_decay:g}, {change_words(change)} nats per token."
     )
     verdict: Verdict = "consistent" if better else "refuted" if worse == len(changes) else "not identifiable"
     return Judgement(measured, verdict, "statistical")
-
-
-def _against_no_decay(training: Sequence[TrainingPoint]) -> list[tuple[TrainingPoint, EstimateRecord]]:
-    """Points with the change of their held-out loss, of optimisers that trained without decay too."""
-    base = {p.optimizer for p in training if p.weight_decay == 0}
-    decayed = [p for p in training if p.weight_decay > 0 and p.optimizer in base]
-    return [(p, p.held_out_change) for p in decayed if p.held_out_change]
 
 
 _CLAIMS: tuple[tuple[str, str, Callable[[PaperRecord], Judgement | None]], ...] = (
@@ -270,56 +263,6 @@ _CLAIMS: tuple[tuple[str, str, Callable[[PaperRecord], Judgement | None]], ...] 
 )  # fmt: skip
 
 
-def decay_sentence(training: Sequence[TrainingPoint]) -> str:
-    """D'Angelo et al. (2024): does decay act as a regulariser, or through the dynamics? Read off losses and gaps.
-
-    A regulariser trades training loss for a smaller gap. Where decay helps and the training loss falls as well, it has
-    helped to optimise. Intervals are over training seeds; what they leave open is said to be open.
-    """
-    words = []
-    for name in dict.fromkeys(p.optimizer for p in training):
-        changes = _against_no_decay([p for p in training if p.optimizer == name])
-        helped = [pair for pair in changes if _sign(pair[1], len(changes)) < 0]
-        if not changes:
-            continue
-        if not helped:
-            words.append(f"{name}: no λ lowers the held-out loss beyond its error, so there is no effect to explain")
-            continue
-        signs = [tuple(_sign(e, len(changes)) if e else 0 for e in (p.train_change, p.gap_change)) for p, _ in helped]
-        dynamics = sum(train < 0 for train, _ in signs)
-        regularised = signs.count((1, -1))
-        best, change = min(helped, key=lambda pair: pair[1].value)
-        words.append(
-            f"{name}: of {len(helped)} values of λ that help, the training loss falls too at {dynamics} (a matter "
-            f"of the dynamics), it rises while the gap shrinks at {regularised} (a regulariser), and seeds leave "
-            f"it open at {len(helped) - dynamics - regularised}; at the best, λ = {best.weight_decay:g}, training "
-            f"{_change(best.train_change)}, held out {_change(change)}, gap {_change(best.gap_change)} nats"
-        )
-    if not words:
-        return ""
-    return "Regulariser, or dynamics (D'Angelo et al.)? Changes from no decay. " + "; ".join(words) + "."
-
-
-def choice_sentence(choices: Sequence[OptimizerRecord]) -> str:
-    """E6 in short: within what margin of the grid's best does each rule land, at what share of its cost."""
-    words = []
-    for of in choices:
-        rules = [r for r in of.rules if r.id != "held-out"]
-        named = [(r.margin, r) for r in rules if r.weight_decay is not None and r.margin and r.share]
-        ranked = ", ".join(
-            f"{r.name} +{m.value:.3g} [{lower(m.low, 2)}, {upper(m.high, 2)}] for {r.share:.0%}"
-            for m, r in sorted(named, key=lambda pair: pair[0].value)
-        )
-        others = len(rules) - len(named)
-        words.append(f"{of.optimizer}: {ranked or 'none'}; {others} more rules name no λ that can be used")
-    if not words:
-        return ""
-    return (
-        "Held-out nats above the grid's best λ [an interval], at the λ of the grid nearest to what a rule names, "
-        "and the share of the grid's training that it takes. " + ". ".join(words) + "."
-    )
-
-
 def sentence(judged: Sequence[ClaimRecord]) -> str:
     """How many claims came out how."""
     counts = {v: sum(c.verdict == v for c in judged) for v in ("refuted", "consistent", "not identifiable")}
@@ -335,18 +278,6 @@ def sentence(judged: Sequence[ClaimRecord]) -> str:
 def _everywhere(signs: Sequence[int]) -> Verdict:
     """Of a claim that something is positive at all of so many points."""
     return "refuted" if -1 in signs else "not identifiable" if 0 in signs else "consistent"
-
-
-def _sign(estimate: EstimateRecord, comparisons: int, shift: float = 0.0) -> int:
-    """The sign of estimate + shift where it is beyond its error, allowing for all comparisons; else 0."""
-    return resolved_sign(estimate.value + shift, estimate.sem, estimate.n - 1, comparisons)
-
-
-def _change(estimate: EstimateRecord | None) -> str:
-    if estimate is None:
-        return "unknown"
-    low, high = estimate.interval
-    return f"{estimate.value:+.3g} [{lower(low, 2)}, {upper(high, 2)}]" if estimate.sem else f"{estimate.value:.3g}"
 
 
 def _mask(decay: str) -> str:

@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 
 from villani.commands.paper.record import LandscapePoint, PaperRecord, TrainingPoint, TrendRecord
 from villani.commands.recommend.record import NAMES
-from villani.commands.spectrum.page import DENSITY_UP, density_axis, density_line
+from villani.commands.spectrum.figures import DENSITY_UP, density_axis, density_line
 from villani.commands.spectrum.record import DensityRecord
 from villani.report.colours import EXACT, NEGATIVE, POSITIVE, REMAINDER, TOTAL
 from villani.report.figures import SignedLog, curve, line, themed

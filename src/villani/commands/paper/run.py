@@ -16,7 +16,7 @@ from villani.commands.blocks import Settings
 from villani.commands.certify.record import CertificatePoint
 from villani.commands.converge.record import ConvergenceRecord
 from villani.commands.paper.choice import choose
-from villani.commands.paper.claims import choice_sentence, claims, decay_sentence, sentence
+from villani.commands.paper.claims import claims, sentence
 from villani.commands.paper.points import (
     Study,
     criteria,
@@ -36,6 +36,7 @@ from villani.commands.paper.record import (
     PathologyPoint,
     SpectrumPoint,
 )
+from villani.commands.paper.sentences import choice_sentence, decay_sentence
 from villani.commands.paper.settings import EstimatorsPart, PaperOptions, PaperSettings, Ways
 from villani.commands.paper.training import best_decay, learned_curvature, pathology_trends, training_points
 from villani.commands.recommend.record import OptimizerRecord

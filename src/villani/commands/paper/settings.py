@@ -243,8 +243,6 @@ def read_settings(
         InputError: both or neither are given, no such file, no TOML, a wrong key or value, by its name.
     """
     _check_one(config, size)
-    if size is not None and size not in get_args(Size):
-        raise InputError(f"--size {size!r}: expected {', '.join(get_args(Size))}")
     if config is not None:
         name = str(config)
         if not config.exists():

@@ -46,6 +46,14 @@ _MEANING = {
 }
 
 
+@dataclass(frozen=True)
+class Certificates:
+    """λ → certified risk of a noisy run, nats per token, and why others have none."""
+
+    bounds: dict[float, float]
+    refusals: list[str]
+
+
 @dataclass(frozen=True, eq=False)
 class OptimizerResult:
     """What there is about one optimiser.
@@ -55,16 +63,14 @@ class OptimizerResult:
         grid: λ → cells of its seeds.
         beyond: the same for λ that only a rule named; empty without --verify-rules.
         rules: what they said.
-        certified: λ → certified risk of a noisy run.
-        refusals: why others have none.
+        certificates: of noisy runs.
     """
 
     training: Training
     grid: Mapping[float, Sequence[SweepCell]]
     beyond: Mapping[float, Sequence[SweepCell]]
     rules: Sequence[Rule]
-    certified: Mapping[float, float]
-    refusals: Sequence[str]
+    certificates: Certificates
 
 
 def assemble(
@@ -123,7 +129,7 @@ def _optimizer(
             ConventionRecord(name=name, weight_decay=value, note=words)
             for name, value, words in conventions(run.optimizer, best, run.learning_rate, run.momentum)
         ] if best is not None else [],
-        refusals=list(result.refusals), sentence="",
+        refusals=result.certificates.refusals if run.optimizer == "noisy-sgd" else [], sentence="",
     )  # fmt: skip
     words = "" if settings.from_scratch else f" {SHARED_START}"
     return record.model_copy(update={"sentence": _sentence(record) + words})
@@ -137,30 +143,27 @@ def _meaning(run: Training) -> str:
 
 def _points(result: OptimizerResult, losses: GridLosses, smoothing: Smoothing, level: float) -> list[GridPoint]:
     kept = indistinguishable(losses)
+    noisy = result.training.optimizer == "noisy-sgd"
     points = []
     for index, decay in enumerate(losses.weight_decay):
         cells = result.grid[decay]
-        diverged = sum(cell.diverged for cell in cells)
-        certified = result.certified.get(decay) if result.training.optimizer == "noisy-sgd" else None
-        if diverged:
-            fields: dict[str, Any] = dict.fromkeys(GridPoint.model_fields)
-            fields |= {"weight_decay": decay, "diverged": diverged, "certified": certified, "kept": False, "curve": []}
-            points.append(GridPoint(**fields))
-            continue
-        bounds = [held_out_bound(c.smoothed, c.counts, c.documents, smoothing, level) for c in cells]
-        documents = [bound.documents for bound in bounds if bound.documents is not None]
-        steps = [step for step, _ in cells[0].curve]
-        points.append(
-            GridPoint.of(
-                weight_decay=decay, diverged=0, held_out=losses.mean(index), train_loss=_trained(cells),
-                norm_squared=float(np.mean([c.norm_squared for c in cells])),
-                margin=margin(losses, losses.sums[index], own=index),
-                held_out_bound=float(np.mean([bound.tokens for bound in bounds])),
-                document_bound=float(np.mean(documents)) if documents else None, certified=certified,
-                kept=index in kept,
-                curve=list(zip(steps, np.mean([[v for _, v in c.curve] for c in cells], axis=0).tolist(), strict=True)),
-            )
-        )  # fmt: skip
+        fields: dict[str, Any] = dict.fromkeys(GridPoint.model_fields) | {
+            "weight_decay": decay, "diverged": sum(cell.diverged for cell in cells), "kept": index in kept, "curve": [],
+            "certified": result.certificates.bounds.get(decay) if noisy else None,
+        }  # fmt: skip
+        if not fields["diverged"]:
+            bounds = [held_out_bound(c.smoothed, c.counts, c.documents, smoothing, level) for c in cells]
+            documents = [bound.documents for bound in bounds if bound.documents is not None]
+            losses_on_the_way = np.mean([[loss for _, loss in c.curve] for c in cells], axis=0).tolist()
+            fields |= {
+                "held_out": losses.mean(index), "train_loss": _trained(cells),
+                "norm_squared": float(np.mean([c.norm_squared for c in cells])),
+                "margin": margin(losses, losses.sums[index], own=index),
+                "held_out_bound": float(np.mean([bound.tokens for bound in bounds])),
+                "document_bound": float(np.mean(documents)) if documents else None,
+                "curve": [(step, loss) for (step, _), loss in zip(cells[0].curve, losses_on_the_way, strict=True)],
+            }  # fmt: skip
+        points.append(GridPoint.of(**fields))
     return points
 
 
@@ -180,7 +183,7 @@ def _judged(rule: Rule, losses: GridLosses, result: OptimizerResult) -> RuleReco
         return _placed(rule)
     share = 1 / count
     if rule.id == "certificate":  # a run at every λ that has one, besides
-        share += len(result.certified) / (count * losses.seeds)
+        share += len(result.certificates.bounds) / (count * losses.seeds)
     if decay in result.beyond:
         return _placed(rule, losses, _sums(result.beyond[decay], len(losses.counts)), decay, None, share)
     index = nearest(losses.weight_decay, decay)

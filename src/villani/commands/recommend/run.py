@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
@@ -25,7 +24,7 @@ from villani.commands.blocks import shared
 from villani.commands.certify.results import best_bound
 from villani.commands.certify.settings import CertifySettings
 from villani.commands.content import read_records
-from villani.commands.recommend.results import OptimizerResult, assemble
+from villani.commands.recommend.results import Certificates, OptimizerResult, assemble
 from villani.commands.recommend.settings import RecommendSettings
 from villani.commands.recommend.sweep import SweepText, by_decay, needs_of, read_sweep_text, sweep
 from villani.commands.running import Outcome, perform
@@ -41,14 +40,6 @@ from villani.work.work import Work
 
 # asked of the cells, not trained into them
 _QUESTIONS = {"rules", "verify_rules", "audit", "delta", "threads", "allow_unused", "adapter", "trust_remote_code"}
-
-
-@dataclass(frozen=True)
-class Certificates:
-    """λ → certified risk, nats per token, and why others have none."""
-
-    bounds: dict[float, float]
-    refusals: list[str]
 
 
 def training_of(settings: RecommendSettings, optimizer: Optimizer, blocks: int, space: ParameterSpace) -> Training:
@@ -93,12 +84,8 @@ def run(settings: RecommendSettings, work: Work) -> Outcome:
         more = []
         if settings.verify_rules:
             more = sweep(settings, work, [*product([optimizer], dict.fromkeys(beyond), settings.training_seeds)])
-        results.append(
-            OptimizerResult(
-                training, by_decay(swept, optimizer), by_decay(more, optimizer), rules, certificates.bounds,
-                certificates.refusals if optimizer == "noisy-sgd" else [],
-            )
-        )  # fmt: skip
+        grids = by_decay(swept, optimizer), by_decay(more, optimizer)
+        results.append(OptimizerResult(training, *grids, rules, certificates))
     record = assemble(settings, loaded.record, text, space, smoothing, results, provenance)
     tokens = settings.steps * settings.batch * (settings.block - 1) * len(swept)
     return Outcome([record], {0: work.cost(tokens)})
