@@ -109,7 +109,7 @@ def _signature(command: Command) -> Callable[..., None]:
 
     own = [_parameter(form) for form in forms(command.settings).values()]
     own.append(_keyword("run", _RUN, Path(command.directory) if command.directory else None))
-    if command.reads_data:
+    if "text" in command.settings.model_fields:
         own.append(_keyword("data", _DATA, None))
     own.append(_keyword("json", _JSON, False))
     parameters.__doc__ = inspect.cleandoc(command.settings.__doc__ or "")

@@ -13,7 +13,7 @@ from villani.commands.measure.record import MeasurementRecord, TrainingRecord
 from villani.commands.measure.tables import psi_rows, psi_table, statistic_rows, tables
 from villani.commands.measure.verdict import findings, headline
 from villani.report.origin import cost_words
-from villani.report.page import Pictures, Section, Sliders
+from villani.report.page import Pictures, Section
 from villani.report.plain import guarded
 from villani.report.terminal import print_findings, say, table
 from villani.work.records import PsiRecord
@@ -30,7 +30,8 @@ def summary(records: Sequence[MeasurementRecord | TrainingRecord]) -> Section:
         pictures=_pictures(guarded(measured), guarded(trained), guarded(main)),
         tables=tables(measured, trained, main),
         limits=_LIMITS,
-        sliders=Sliders(psi_table(main.psi[0]), _point(main)) if main else None,
+        live=psi_table(main.psi[0]) if main else "",
+        point=_point(main) if main else None,
     )
 
 

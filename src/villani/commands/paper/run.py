@@ -48,7 +48,7 @@ from villani.objective.objective import Objective
 from villani.objective.parameters import ParameterSpace
 from villani.work.budget import LESS
 from villani.work.progress import duration
-from villani.work.records import CONFIDENCE, Provenance
+from villani.work.records import CONFIDENCE
 from villani.work.team import Rows
 from villani.work.work import Work
 
@@ -86,7 +86,7 @@ def run(options: PaperOptions, work: Work) -> Outcome:
         needs=replace(needs, seconds=whole * (needs.seconds or 0.0)), what="this study",
         instead=f"train fewer cells, or {LESS}", device=trained.device,
     )  # fmt: skip
-    study = _Run(settings, text, work, Overall(work, counts), provenance)
+    study = _Run(settings, text, work, Overall(work, counts))
     record = PaperRecord.of(
         model=loaded.record, parameters=objective.parameters.size, text=text.records[0], held_out=text.records[1],
         grid=trained.weight_decay, seeds=trained.seeds, optimizers=[*trained.optimizers], steps=trained.steps,
@@ -160,7 +160,6 @@ class _Run(Study):
     """One run of a study: what it does, in order, and what it says while it does it."""
 
     show: Overall
-    provenance: Provenance
 
     def measured(self, parameters: int) -> dict[str, Any]:
         """All fields of the record that are measured."""
@@ -197,7 +196,7 @@ class _Run(Study):
         training = [point for points, _ in tables.values() for point in points]
         choices = self._kept(
             f"choice/{settings.digest('choice')}", list[OptimizerRecord],
-            partial(choose, self, cells, certificates[0], self.provenance), "E6, rules against the grid",
+            partial(choose, self, cells, certificates[0]), "E6, rules against the grid",
         )  # fmt: skip
         return {
             "criteria": examined, "landscape": landscape, "spectra": spectra,

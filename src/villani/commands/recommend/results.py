@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -24,17 +24,14 @@ from villani.commands.recommend.record import (
     GridPoint,
     MarginRecord,
     OptimizerRecord,
-    RecommendationRecord,
     RuleRecord,
 )
 from villani.commands.recommend.settings import RecommendSettings
-from villani.commands.recommend.sweep import SweepCell, SweepText
-from villani.objective.parameters import ParameterSpace
+from villani.commands.recommend.sweep import SweepCell
 from villani.outwards import lower, upper
 from villani.statistics import Array, Estimate
 from villani.theory.constants import Smoothing
 from villani.theory.conventions import conventions, memory
-from villani.work.records import ModelRecord, Provenance
 
 SHARED_START = "All training began at the same weights: seeds that share a start speak of that start only."
 _MEANING = {
@@ -54,50 +51,10 @@ class Certificates:
     refusals: list[str]
 
 
-@dataclass(frozen=True, eq=False)
-class OptimizerResult:
-    """What there is about one optimiser.
-
-    Attributes:
-        training: how it trained.
-        grid: λ → cells of its seeds.
-        beyond: the same for λ that only a rule named; empty without --verify-rules.
-        rules: what they said.
-        certificates: of noisy runs.
-    """
-
-    training: Training
-    grid: Mapping[float, Sequence[SweepCell]]
-    beyond: Mapping[float, Sequence[SweepCell]]
-    rules: Sequence[Rule]
-    certificates: Certificates
+Cells = Mapping[float, Sequence[SweepCell]]  # λ → its seeds
 
 
-def assemble(
-    settings: RecommendSettings, model: ModelRecord, text: SweepText, space: ParameterSpace, smoothing: Smoothing,
-    result: Sequence[OptimizerResult], provenance: Provenance,
-) -> RecommendationRecord:  # fmt: skip
-    """The record: every optimiser, and a sentence."""
-    cells = sum(len(of) for one in result for of in one.grid.values())
-    # half of δ is the certificates'
-    level = settings.delta / 2 / cells
-    optimizers = [_optimizer(settings, one, smoothing, level) for one in result]
-    units, unit = _units(text)
-    return RecommendationRecord.of(
-        settings, model=model, text=text.records[0], held_out=text.records[1], parameters=space.size,
-        decayed_parameters=space.decayed_size, epochs=result[0].training.epochs, shared_start=not settings.from_scratch,
-        units=units, unit=unit, level=LEVEL, log_vocabulary=math.log(smoothing.vocabulary), optimizers=optimizers,
-        sentence=" ".join(one.sentence for one in optimizers), provenance=provenance,
-    )  # fmt: skip
-
-
-def _units(text: SweepText) -> tuple[int, Literal["documents", "blocks"]]:
-    blocks = len(text.documents)
-    counted = len(joined(np.zeros(blocks), np.ones(blocks), text.documents)[1])
-    return counted, "blocks" if counted == blocks else "documents"
-
-
-def _losses(cells: Mapping[float, Sequence[SweepCell]]) -> GridLosses:
+def _losses(cells: Cells) -> GridLosses:
     grid = tuple(sorted(cells))
     first = cells[grid[0]][0]
     _, counts = joined(first.counts, first.counts, first.documents)
@@ -110,26 +67,39 @@ def _sums(cells: Sequence[SweepCell], units: int) -> Array:
     return np.stack(rows)
 
 
-def _optimizer(
-    settings: RecommendSettings, result: OptimizerResult, smoothing: Smoothing, level: float
-) -> OptimizerRecord:
-    run, losses = result.training, _losses(result.grid)
-    points = _points(result, losses, smoothing, level)
+def optimizer_record(
+    settings: RecommendSettings, run: Training, grid: Cells, beyond: Cells, rules: Sequence[Rule],
+    certificates: Certificates, smoothing: Smoothing, level: float,
+) -> OptimizerRecord:  # fmt: skip
+    """What was found with one optimiser.
+
+    Args:
+        settings: what was asked.
+        run: how it trained.
+        grid: the cells of the grid.
+        beyond: those of λ that only a rule named; empty without --verify-rules.
+        rules: what they said.
+        certificates: of noisy runs.
+        smoothing: of the bounds.
+        level: δ of each bound on held-out text.
+    """
+    losses = _losses(grid)
+    noisy = run.optimizer == "noisy-sgd"
+    points = _points(grid, losses, certificates.bounds if noisy else {}, smoothing, level)
     best = losses.weight_decay[losses.best] if losses.finite else None
-    kept = [point.weight_decay for point in points if point.kept]
     bounded = [p for p in points if p.held_out_bound is not None]
-    rules = [_judged(rule, losses, result) for rule in result.rules]
+    judged = [_judged(rule, losses, beyond, len(certificates.bounds)) for rule in rules]
     if "held-out" in settings.rules:
-        rules.append(_held_out(losses, best))
+        judged.append(_held_out(losses, best))
     record = OptimizerRecord.of(
-        run, meaning=_meaning(run), recommended=best, kept=kept,
+        run, meaning=_meaning(run), recommended=best, kept=[point.weight_decay for point in points if point.kept],
         least_bound=min(bounded, key=lambda p: p.held_out_bound or 0.0).weight_decay if bounded else None,
-        memory=memory(best, run.learning_rate, run.momentum) if best else None, points=points, rules=rules,
+        memory=memory(best, run.learning_rate, run.momentum) if best else None, points=points, rules=judged,
         conventions=[
             ConventionRecord(name=name, weight_decay=value, note=words)
             for name, value, words in conventions(run.optimizer, best, run.learning_rate, run.momentum)
         ] if best is not None else [],
-        refusals=result.certificates.refusals if run.optimizer == "noisy-sgd" else [], sentence="",
+        refusals=certificates.refusals if noisy else [], sentence="",
     )  # fmt: skip
     words = "" if settings.from_scratch else f" {SHARED_START}"
     return record.model_copy(update={"sentence": _sentence(record) + words})
@@ -141,15 +111,16 @@ def _meaning(run: Training) -> str:
     return _MEANING[run.optimizer] + words
 
 
-def _points(result: OptimizerResult, losses: GridLosses, smoothing: Smoothing, level: float) -> list[GridPoint]:
+def _points(
+    grid: Cells, losses: GridLosses, certified: Mapping[float, float], smoothing: Smoothing, level: float
+) -> list[GridPoint]:
     kept = indistinguishable(losses)
-    noisy = result.training.optimizer == "noisy-sgd"
     points = []
     for index, decay in enumerate(losses.weight_decay):
-        cells = result.grid[decay]
+        cells = grid[decay]
         fields: dict[str, Any] = dict.fromkeys(GridPoint.model_fields) | {
             "weight_decay": decay, "diverged": sum(cell.diverged for cell in cells), "kept": index in kept, "curve": [],
-            "certified": result.certificates.bounds.get(decay) if noisy else None,
+            "certified": certified.get(decay),
         }  # fmt: skip
         if not fields["diverged"]:
             bounds = [held_out_bound(c.smoothed, c.counts, c.documents, smoothing, level) for c in cells]
@@ -176,16 +147,16 @@ def _trained(cells: Sequence[SweepCell]) -> Estimate:
     return Estimate(float(values.mean()), sem, losses[0].n, "statistical")
 
 
-def _judged(rule: Rule, losses: GridLosses, result: OptimizerResult) -> RuleRecord:
+def _judged(rule: Rule, losses: GridLosses, beyond: Cells, certificates: int) -> RuleRecord:
     """How a rule would have done: at its own λ where that was trained, else at the nearest of the grid."""
     decay, count = rule.weight_decay, len(losses.weight_decay)
     if decay is None:
         return _placed(rule)
     share = 1 / count
     if rule.id == "certificate":  # a run at every λ that has one, besides
-        share += len(result.certificates.bounds) / (count * losses.seeds)
-    if decay in result.beyond:
-        return _placed(rule, losses, _sums(result.beyond[decay], len(losses.counts)), decay, None, share)
+        share += certificates / (count * losses.seeds)
+    if decay in beyond:
+        return _placed(rule, losses, _sums(beyond[decay], len(losses.counts)), decay, None, share)
     index = nearest(losses.weight_decay, decay)
     if index is None:
         return _placed(_flagged(rule, "not judged: 0 is not in the grid"))
