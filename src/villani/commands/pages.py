@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from pydantic import TypeAdapter
@@ -58,15 +57,14 @@ def sections(records: Sequence[Any], costs: Mapping[int, Cost]) -> list[Section]
     made = []
     for own in belonging.values():
         page = command_for(own[0]).page
-        made += [page.summary(own)] if hasattr(page, "summary") else [_section(page, record) for record in own]
+        if hasattr(page, "summary"):
+            made.append(page.summary(own))
+            continue
+        for one in own:
+            figures = page.pictures(guarded(one))
+            limits = [*page.limits(one)]
+            made.append(Section(page.headline(one), page.findings(one), figures, page.tables(one), limits))
     return made
-
-
-def _section(page: ModuleType, record: Any) -> Section:
-    return Section(
-        page.headline(record), page.findings(record), page.pictures(guarded(record)), page.tables(record),
-        [*page.limits(record)],
-    )  # fmt: skip
 
 
 def _read_costs(path: Path, count: int) -> dict[int, Cost]:

@@ -10,7 +10,7 @@ from villani.commands.constants.page import model_picture
 from villani.commands.measure import figures
 from villani.commands.measure.figures import PART_LABELS
 from villani.commands.measure.record import MeasurementRecord, TrainingRecord
-from villani.commands.measure.tables import psi_rows, psi_table, statistic_rows, tables
+from villani.commands.measure.tables import psi_rows, psi_table, spent, statistic_rows, tables
 from villani.commands.measure.verdict import findings, headline
 from villani.report.origin import cost_words
 from villani.report.page import Pictures, Section
@@ -40,7 +40,7 @@ def show(record: MeasurementRecord, _: Path, console: Console) -> None:
     print_findings(console, headline(record), findings(record))
     console.print(table(statistic_rows(record), without=["groups"]))
     console.print(table(psi_rows(record), without=PART_LABELS.values()))
-    say(console, cost_words(record.cost))
+    say(console, f"{cost_words(record.cost)}; {spent(record.cost)}")
 
 
 def _pictures(

@@ -5,11 +5,12 @@ from collections.abc import Sequence
 from villani.commands.constants.page import model_table
 from villani.commands.measure.figures import named_parts
 from villani.commands.measure.record import MeasurementRecord, TrainingRecord
+from villani.outwards import UNAVAILABLE
 from villani.report.elements import Row, Status, code, details, facts, note, section, sections, table
 from villani.report.estimates import interval, uncertain
 from villani.report.numbers import format_count, format_number
 from villani.report.origin import decay_words, origin_rows, text_words
-from villani.work.records import EstimateRecord, PsiRecord
+from villani.work.records import Cost, EstimateRecord, PsiRecord
 
 _STATUSES = {
     "certified": "a theorem with proved inputs",
@@ -96,12 +97,11 @@ def _points(measured: Sequence[MeasurementRecord]) -> list[Row]:
 def _how(record: MeasurementRecord) -> str:
     model, text, design = record.model, record.text, record.design
     context = "" if model.context is None else f", context of {model.context:,} tokens"
-    cost = record.cost
     rows = {
         "model": f"{model.spec} ({model.architecture}, {model.dtype}{context}); {model.description}",
         "decay": decay_words(record.objective),
         "text": f"{text_words(text)}: {text.tokens:,} in {format_count(text.blocks, 'block')}; {text.words}",
-        "tokenizer": text.tokenizer,
+        "tokens": text.token_checksum, "tokenizer": text.tokenizer,
         "design": f"{design.groups} groups × {design.sequences} sequences × {design.block} tokens, at most "
         f"{design.micro_tokens:,} in a forward pass; trace by {_way(record)}, probes per group: {design.probes}, seed "
         f"{design.seed}",
@@ -111,13 +111,18 @@ def _how(record: MeasurementRecord) -> str:
         "intervals": f"{100 * design.confidence:g} %, Student t with {record.degrees_of_freedom:g} degrees of freedom, "
         "jackknife over groups: probes and data together",
         "gradients": f"sketched into {design.sketch:,} buckets" if design.sketch else "kept whole",
-        **origin_rows(record.provenance, cost),
+        **origin_rows(record.provenance, record.cost),
+        "of that": spent(record.cost),
     }  # fmt: skip
-    if cost:
-        rows["of that"] = (
-            f"{format_number(cost.seconds_per_group, 3)} s per group, {cost.tokens:,} tokens, {cost.probes:,} probes"
-        )
     return facts(rows) + _undecayed(record) + _sources(record)
+
+
+def spent(cost: Cost | None) -> str:
+    """On groups, tokens and probes."""
+    if cost is None:
+        return UNAVAILABLE
+    each = format_number(cost.seconds_per_group, 3)
+    return f"{each} s per group, {cost.tokens:,} predicted tokens, {cost.probes:,} probes"
 
 
 def _way(record: MeasurementRecord) -> str:
@@ -159,7 +164,7 @@ def _training(record: TrainingRecord) -> str:
     return facts(
         {
             "model": f"{record.model.spec} ({record.model.architecture}); {record.model.description}",
-            "text": text_words(record.text),
+            "text": f"{text_words(record.text)}: {record.text.tokens:,}",
             "optimiser": f"{record.optimizer}, learning rate {format_number(record.learning_rate)}, weight decay "
             f"{format_number(record.weight_decay)}, batch {record.batch}, seed {record.seed}",
             "steps": f"{record.steps[-1]:,}" if record.steps else "none",

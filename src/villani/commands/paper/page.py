@@ -59,21 +59,47 @@ def findings(record: PaperRecord) -> dict[str, str]:
 
 def tables(record: PaperRecord) -> str:
     """Sections of tables, as HTML; the claims come last."""
-    training = elements.table(_training_rows(record))
-    claims = elements.table([{**row, "verdict": _verdict(row["verdict"])} for row in _claim_rows(record.claims)])
-    told = "".join(note(point.sentence) for point in record.convergence)
+    claims: list[Row] = [{**row, "verdict": _verdict(row["verdict"])} for row in _claim_rows(record.claims)]
+    training: list[Row] = [
+        {
+            "optimiser": NAMES[p.optimizer], "λ": format_number(p.weight_decay),
+            "seeds": f"{p.seeds} ({p.diverged} diverged)" if p.diverged else str(p.seeds),
+            "training": uncertain(p.train_loss), "held out": uncertain(p.held_out), "gap": uncertain(p.gap),
+            "Δ training": interval(p.train_change), "Δ held out": interval(p.held_out_change),
+            "Δ gap": interval(p.gap_change), "steps": format_plain(p.steps, ".0f"), "‖θ‖²": uncertain(p.norm_squared),
+        }
+        for p in record.training
+    ]  # fmt: skip
+    promises: list[Row] = [
+        {
+            "λ": format_number(p.weight_decay), "promise": promise.name, "rate at least": f"10^{promise.log10:.2f}",
+            "verdict": _verdict(promise.verdict or "not identifiable"), "why": promise.sentence,
+        }
+        for p in record.convergence
+        for promise in p.promises
+    ]  # fmt: skip
+    certificates: list[Row] = [
+        {
+            "λ": format_number(p.weight_decay), "certified": upper(p.path.value, places=4),
+            "empirical": f"{p.path.empirical:.4f}", "excess": upper(p.path.excess, places=4),
+            "complexity": upper(p.path.complexity, places=1), "held-out loss": uncertain(p.held_out_loss),
+            "held-out bound": upper(p.held_out_bound, places=4), "": Status(p.path.status),
+        }
+        for p in record.certificates
+        if p.path
+    ]  # fmt: skip
     return sections(
         {
-            "E4 and E6: training": note(_TRAINING_NOTE) + training,
+            "E4 and E6: training": _noted(_TRAINING_NOTE, training),
             "E6: where rules land": _noted(_choice_words(record), _choice_rows(record)),
             "E1: Ψ over λ and s": _noted(_LANDSCAPE_NOTE, _landscape_rows(record)),
             "E2: spectra": _spectra(record),
-            "E3: what is promised": told + elements.table(rows) if (rows := _promise_rows(record)) else "",
-            "E4: certificates": elements.table(_certificate_rows(record)),
+            "E3: what is promised": "".join(note(p.sentence) for p in record.convergence) + elements.table(promises),
+            "E4: certificates": elements.table(certificates),
             "E5: ways to tr ∇²L": _estimators(record),
             "Pathologies": _pathologies(record),
             "What went in": facts(_about(record)),
-            "The preprint, claim by claim": note(_CLAIMS_NOTE) + claims,
+            "The preprint, claim by claim": _noted(_CLAIMS_NOTE, claims),
         }
     )
 
@@ -118,19 +144,6 @@ def _claim_rows(claims: Sequence[ClaimRecord]) -> list[Row]:
 def _verdict(verdict: str) -> Markup:
     colour = {"refuted": NEGATIVE, "consistent": POSITIVE}.get(verdict, "inherit")
     return Markup(f'<strong style="color:{colour}">{verdict}</strong>')
-
-
-def _training_rows(record: PaperRecord) -> list[Row]:
-    return [
-        {
-            "optimiser": NAMES[p.optimizer], "λ": format_number(p.weight_decay),
-            "seeds": f"{p.seeds} ({p.diverged} diverged)" if p.diverged else str(p.seeds),
-            "training": uncertain(p.train_loss), "held out": uncertain(p.held_out), "gap": uncertain(p.gap),
-            "Δ training": interval(p.train_change), "Δ held out": interval(p.held_out_change),
-            "Δ gap": interval(p.gap_change), "steps": format_plain(p.steps, ".0f"), "‖θ‖²": uncertain(p.norm_squared),
-        }
-        for p in record.training
-    ]  # fmt: skip
 
 
 def _choice_rows(record: PaperRecord) -> list[Row]:
@@ -191,30 +204,6 @@ def _spectra(record: PaperRecord) -> str:
         if t.change is not None
     ]  # fmt: skip
     return _noted(_SPECTRUM_NOTE, rows) + elements.table(changes) if rows else ""
-
-
-def _promise_rows(record: PaperRecord) -> list[Row]:
-    return [
-        {
-            "λ": format_number(p.weight_decay), "promise": promise.name, "rate at least": f"10^{promise.log10:.2f}",
-            "verdict": _verdict(promise.verdict or "not identifiable"), "why": promise.sentence,
-        }
-        for p in record.convergence
-        for promise in p.promises
-    ]  # fmt: skip
-
-
-def _certificate_rows(record: PaperRecord) -> list[Row]:
-    return [
-        {
-            "λ": format_number(p.weight_decay), "certified": upper(p.path.value, places=4),
-            "empirical": f"{p.path.empirical:.4f}", "excess": upper(p.path.excess, places=4),
-            "complexity": upper(p.path.complexity, places=1), "held-out loss": uncertain(p.held_out_loss),
-            "held-out bound": upper(p.held_out_bound, places=4), "": Status(p.path.status),
-        }
-        for p in record.certificates
-        if p.path
-    ]  # fmt: skip
 
 
 def _estimators(record: PaperRecord) -> str:

@@ -147,7 +147,8 @@ class PaperSettings(_Part):
             self.chains().filled()
         if self.certificates:
             self.certified().check()
-        if self.needs_sgd and "sgd" not in self.sweep.optimizers:
+        descended = (self.landscape, self.spectra, self.estimators)  # at models where λ is that of F exactly
+        if any(descended) and "sgd" not in self.sweep.optimizers:
             raise InputError("sweep.optimizers: landscape, spectra and estimators look at what sgd led to: add sgd")
 
     def chains(self) -> ConvergeSettings:
@@ -178,11 +179,6 @@ class PaperSettings(_Part):
         if part == "choice":  # its rules look at the certificates
             text = self.digest("certificates")
         return hashlib.sha256(text.encode()).hexdigest()[:8]
-
-    @property
-    def needs_sgd(self) -> bool:
-        """Whether a part is about models that SGD with L2 led to: there λ is that of F exactly."""
-        return any((self.landscape, self.spectra, self.estimators))
 
 
 class PaperOptions(Settings):

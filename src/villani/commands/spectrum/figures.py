@@ -75,9 +75,10 @@ def density_line(
 ) -> go.Scatter:
     """A density, moved by so much; above what would be noise of a few nodes."""
     floor = DENSITY_FLOOR * max(density.density)
-    points = [(x + by, max(y, floor)) for x, y in zip(density.grid, density.density, strict=True)]
+    points = [(x + by, y) for x, y in zip(density.grid, density.density, strict=True)]
     text = [f"{x:.4g}: {y:.3g}" for x, y in points]
-    return line([across(x) for x, _ in points], [y for _, y in points], name, colour, "lines", dash, text=text)
+    heights = [max(y, floor) for _, y in points]
+    return line([across(x) for x, _ in points], heights, name, colour, "lines", dash, text=text)
 
 
 def _density(density: DensityRecord) -> Picture:
