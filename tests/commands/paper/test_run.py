@@ -347,15 +347,15 @@ def test_a_study_that_is_stopped_goes_on_to_the_same_bytes(villani, monkeypatch,
     assert "E2: spectra of ∇²L and ∇²F" in page
     assert page.rindex("claim by claim") > page.rindex("What went in")
 
-    calls = []
+    calls, pathology_point = [], paper_points.pathology_point
 
     def stopping(*arguments):
         calls.append(arguments)
         if len(calls) == 2:
             raise KeyboardInterrupt
-        return paper_points.pathology_point(*arguments)
+        return pathology_point(*arguments)
 
-    monkeypatch.setattr(study, "pathology_point", stopping)
+    monkeypatch.setattr(paper_points, "pathology_point", stopping)
     code, out, err = villani(*words, "stopped")
     assert (code, out) == (1, "")
     assert "resumes" in err
@@ -363,7 +363,7 @@ def test_a_study_that_is_stopped_goes_on_to_the_same_bytes(villani, monkeypatch,
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["villani"])
     done = []
-    monkeypatch.setattr(study, "spectrum_point", lambda *a, **k: done.append(a))
+    monkeypatch.setattr(paper_points, "spectrum_point", lambda *a, **k: done.append(a))
     monkeypatch.setattr("villani.work.work.peak_memory", lambda _: 1)  # a process that did little
     directory, again = execute(PaperOptions(config="study.toml"), Path("stopped"))
     assert not done  # what was finished is not done again
@@ -377,7 +377,7 @@ def test_a_study_that_is_stopped_goes_on_to_the_same_bytes(villani, monkeypatch,
         execute(PaperOptions(study=other), directory)
     changed = read_settings(Path(write(QUICK + PARTS.replace("blocks = 3", "blocks = 4"))), None)
     looked = []
-    monkeypatch.setattr(study, "pathology_point", lambda *a: looked.append(a) or paper_points.pathology_point(*a))
+    monkeypatch.setattr(paper_points, "pathology_point", lambda *a: looked.append(a) or pathology_point(*a))
     execute(PaperOptions(study=changed), directory)
     assert (len(done), len(looked)) == (0, 4)  # what was changed is done again, and nothing else
     kept = read_settings(directory / "settings.toml", None)

@@ -15,18 +15,10 @@ from typing import Any, TypeVar
 from villani.commands.blocks import Settings
 from villani.commands.certify.record import CertificatePoint
 from villani.commands.converge.record import ConvergenceRecord
+from villani.commands.paper import points
 from villani.commands.paper.choice import choose
 from villani.commands.paper.claims import claims, sentence
-from villani.commands.paper.points import (
-    Study,
-    criteria,
-    estimator_row,
-    estimators_record,
-    landscape_point,
-    pathology_point,
-    reference_trace,
-    spectrum_point,
-)
+from villani.commands.paper.points import Study
 from villani.commands.paper.record import (
     ConvergencePoint,
     CriteriaRecord,
@@ -171,10 +163,12 @@ class _Run(Study):
         examined: list[CriteriaRecord] = []
         if settings.landscape and descended:
             mask = ParameterSpace(load(settings.sweep, self.work).model, "hf").mask
-            make = partial(criteria, self, descended[0])
+            make = partial(points.criteria, self, descended[0])
             examined = self._kept(f"criteria/{mask}", list[CriteriaRecord], make, "criteria")
-        landscape = self._each("landscape", "E1, Ψ along rays and orbits", LandscapePoint, descended, landscape_point)
-        spectra = self._each("spectra", "E2, spectrum", SpectrumPoint, descended, spectrum_point)
+        landscape = self._each(
+            "landscape", "E1, Ψ along rays and orbits", LandscapePoint, descended, points.landscape_point
+        )
+        spectra = self._each("spectra", "E2, spectrum", SpectrumPoint, descended, points.spectrum_point)
         convergence: list[ConvergencePoint] = []
         certificates: tuple[list[CertificatePoint], str] = ([], "")
         if settings.convergence:
@@ -191,9 +185,9 @@ class _Run(Study):
         estimators = None
         if settings.estimators and chosen:
             estimators = self._estimators(settings.estimators, chosen, parameters)
-        pathologies = self._each("pathologies", "pathologies", PathologyPoint, trained, pathology_point)
+        pathologies = self._each("pathologies", "pathologies", PathologyPoint, trained, points.pathology_point)
         tables = {name: training_points(cells, name) for name in optimizers}
-        training = [point for points, _ in tables.values() for point in points]
+        training = [point for row, _ in tables.values() for point in row]
         choices = self._kept(
             f"choice/{settings.digest('choice')}", list[OptimizerRecord],
             partial(choose, self, cells, certificates[0]), "E6, rules against the grid",
@@ -215,13 +209,13 @@ class _Run(Study):
         part = getattr(self.settings, kind)
         if part is None:
             return []
-        points = []
+        made = []
         for number, cell in enumerate(cells):
             key = f"{kind}/{self.settings.digest(kind)}/{cell.optimizer}/{cell.weight_decay!r}/{cell.seed}"
             self.show.count(words, number, len(cells))
-            points.append(self._kept(key, record, partial(make, self, part, cell)))
+            made.append(self._kept(key, record, partial(make, self, part, cell)))
         self.show.count(words, len(cells), len(cells))
-        return points
+        return made
 
     def _kept(self, key: str, kind: Any, make: Callable[[], T], words: str = "") -> T:
         """A unit of work, told when it is begun."""
@@ -243,13 +237,13 @@ class _Run(Study):
         words, count = "E5, ways to the trace", part.repeats * len(part.ways) + 1
         mark = self.settings.digest("estimators")
         self.show.count(words, 0, count)
-        reference = self.work.once(f"estimators/reference/{mark}", partial(reference_trace, self, part, cell))
+        reference = self.work.once(f"estimators/reference/{mark}", partial(points.reference_trace, self, part, cell))
         rows: dict[Ways, list[Rows]] = {way: [] for way in part.ways}
         for number, (way, repeat) in enumerate(product(part.ways, range(part.repeats)), 1):
             self.show.count(words, number, count)
-            make = partial(estimator_row, self, part, cell, way, repeat)
+            make = partial(points.estimator_row, self, part, cell, way, repeat)
             rows[way].append(self.work.once(f"estimators/{way}/{mark}/{repeat}", make))
-        return estimators_record(part, cell, reference, rows, parameters)
+        return points.estimators_record(part, cell, reference, rows, parameters)
 
 
 def _settled(record: ConvergenceRecord) -> list[ConvergencePoint]:

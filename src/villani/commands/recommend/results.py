@@ -7,17 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from villani.choice import selection
 from villani.choice.rules import RULES, Rule, Training
-from villani.choice.selection import (
-    LEVEL,
-    GridLosses,
-    held_out_bound,
-    indistinguishable,
-    joined,
-    margin,
-    nearest,
-    paired,
-)
+from villani.choice.selection import LEVEL, GridLosses
 from villani.commands.recommend.record import (
     NAMES,
     ConventionRecord,
@@ -57,13 +49,13 @@ Cells = Mapping[float, Sequence[SweepCell]]  # λ → its seeds
 def _losses(cells: Cells) -> GridLosses:
     grid = tuple(sorted(cells))
     first = cells[grid[0]][0]
-    _, counts = joined(first.counts, first.counts, first.documents)
+    _, counts = selection.joined(first.counts, first.counts, first.documents)
     return GridLosses(grid, np.stack([_sums(cells[decay], len(counts)) for decay in grid]), counts)
 
 
 def _sums(cells: Sequence[SweepCell], units: int) -> Array:
     """(K, U) nats of each unit at each seed; nan where training diverged."""
-    rows = [np.full(units, np.nan) if c.diverged else joined(c.sums, c.counts, c.documents)[0] for c in cells]
+    rows = [np.full(units, np.nan) if c.diverged else selection.joined(c.sums, c.counts, c.documents)[0] for c in cells]
     return np.stack(rows)
 
 
@@ -114,7 +106,7 @@ def _meaning(run: Training) -> str:
 def _points(
     grid: Cells, losses: GridLosses, certified: Mapping[float, float], smoothing: Smoothing, level: float
 ) -> list[GridPoint]:
-    kept = indistinguishable(losses)
+    kept = selection.indistinguishable(losses)
     points = []
     for index, decay in enumerate(losses.weight_decay):
         cells = grid[decay]
@@ -123,13 +115,13 @@ def _points(
             "certified": certified.get(decay),
         }  # fmt: skip
         if not fields["diverged"]:
-            bounds = [held_out_bound(c.smoothed, c.counts, c.documents, smoothing, level) for c in cells]
+            bounds = [selection.held_out_bound(c.smoothed, c.counts, c.documents, smoothing, level) for c in cells]
             documents = [bound.documents for bound in bounds if bound.documents is not None]
             losses_on_the_way = np.mean([[loss for _, loss in c.curve] for c in cells], axis=0).tolist()
             fields |= {
                 "held_out": losses.mean(index), "train_loss": _trained(cells),
                 "norm_squared": float(np.mean([c.norm_squared for c in cells])),
-                "margin": margin(losses, losses.sums[index], own=index),
+                "margin": selection.margin(losses, losses.sums[index], own=index),
                 "held_out_bound": float(np.mean([bound.tokens for bound in bounds])),
                 "document_bound": float(np.mean(documents)) if documents else None,
                 "curve": [(step, loss) for (step, _), loss in zip(cells[0].curve, losses_on_the_way, strict=True)],
@@ -157,7 +149,7 @@ def _judged(rule: Rule, losses: GridLosses, beyond: Cells, certificates: int) ->
         share += certificates / (count * losses.seeds)
     if decay in beyond:
         return _placed(rule, losses, _sums(beyond[decay], len(losses.counts)), decay, None, share)
-    index = nearest(losses.weight_decay, decay)
+    index = selection.nearest(losses.weight_decay, decay)
     if index is None:
         return _placed(_flagged(rule, "not judged: 0 is not in the grid"))
     if (trained := losses.weight_decay[index]) != decay:
@@ -185,8 +177,8 @@ def _placed(
         if not np.isfinite(sums).all():
             rule = _flagged(rule, "training diverged there")
         else:
-            held_out = paired(sums, losses.counts)
-            apart = margin(losses, sums, own=own) if losses.finite else None
+            held_out = selection.paired(sums, losses.counts)
+            apart = selection.margin(losses, sums, own=own) if losses.finite else None
     return RuleRecord.of(rule, judged_at=judged_at, held_out=held_out, margin=apart, share=share)
 
 

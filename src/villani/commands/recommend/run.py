@@ -8,19 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from villani.choice.rules import (
-    Pair,
-    Rule,
-    Training,
-    certified_constant,
-    claimed_constant,
-    constants,
-    ema_timescale,
-    guard,
-    least_certified,
-    loshchilov_hutter,
-    power_lines,
-)
+from villani.choice import rules
+from villani.choice.rules import Pair, Rule, Training
 from villani.choice.selection import LEVEL, joined
 from villani.commands.audit.record import AuditRecord
 from villani.commands.audit.settings import AuditSettings
@@ -79,18 +68,18 @@ class Evidence:
             settings.temperature if optimizer == "noisy-sgd" else None, settings.clip is not None,
         )  # fmt: skip
 
-    def rules(self, run: Training) -> list[Rule]:
+    def answers(self, run: Training) -> list[Rule]:
         """What every rule that was asked for says about such runs; `held-out` is the grid's own."""
         made: dict[str, Callable[[], list[Rule]]] = {
-            "constants": constants,
-            "ema": lambda: [ema_timescale(run)],
-            "power-lines": lambda: [power_lines(run)],
-            "loshchilov-hutter": lambda: [loshchilov_hutter(run)],
-            "claimed": lambda: [claimed_constant(run)],
-            "certified": lambda: [certified_constant(run, self.smoothing)],
-            "guard": lambda: [guard(run, self.pairs or [], self.source)],
+            "constants": rules.constants,
+            "ema": lambda: [rules.ema_timescale(run)],
+            "power-lines": lambda: [rules.power_lines(run)],
+            "loshchilov-hutter": lambda: [rules.loshchilov_hutter(run)],
+            "claimed": lambda: [rules.claimed_constant(run)],
+            "certified": lambda: [rules.certified_constant(run, self.smoothing)],
+            "guard": lambda: [rules.guard(run, self.pairs or [], self.source)],
             "certificate": lambda: [
-                least_certified(run, list(self.certificates.bounds.items()), math.log(self.smoothing.vocabulary))
+                rules.least_certified(run, list(self.certificates.bounds.items()), math.log(self.smoothing.vocabulary))
             ],
         }
         return [rule for name in self.settings.rules if name in made for rule in made[name]()]
@@ -102,12 +91,12 @@ def judge(
 ) -> OptimizerRecord:  # fmt: skip
     """What the grid says of one optimiser, and where rules would have led; `trained` gives cells at λ of their own."""
     run = evidence.training(optimizer)
-    rules, grid = evidence.rules(run), by_decay(cells, optimizer)
-    own = dict.fromkeys(r.weight_decay for r in rules if r.weight_decay is not None and r.weight_decay not in grid)
+    answers, grid = evidence.answers(run), by_decay(cells, optimizer)
+    own = dict.fromkeys(r.weight_decay for r in answers if r.weight_decay is not None and r.weight_decay not in grid)
     beyond = by_decay(trained(optimizer, [*own]), optimizer) if trained else {}
     level = evidence.settings.delta / 2 / len(cells)  # half of δ is the certificates'
     return optimizer_record(
-        evidence.settings, run, grid, beyond, rules, evidence.certificates, evidence.smoothing, level
+        evidence.settings, run, grid, beyond, answers, evidence.certificates, evidence.smoothing, level
     )
 
 

@@ -317,8 +317,5 @@ def _same_work(settings: SweepSettings, text: SweepText, work: Work) -> None:
 
 def by_decay(cells: Iterable[SweepCell], optimizer: Optimizer) -> dict[float, list[SweepCell]]:
     """λ → cells of its seeds, in the order of the cells."""
-    rows: dict[float, list[SweepCell]] = {}
-    for cell in cells:
-        if cell.optimizer == optimizer:
-            rows.setdefault(cell.weight_decay, []).append(cell)
-    return rows
+    own = [cell for cell in cells if cell.optimizer == optimizer]
+    return {decay: [c for c in own if c.weight_decay == decay] for decay in dict.fromkeys(c.weight_decay for c in own)}
