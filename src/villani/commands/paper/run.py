@@ -16,7 +16,6 @@ from villani.commands.blocks import Settings
 from villani.commands.certify.record import CertificatePoint
 from villani.commands.converge.record import ConvergenceRecord
 from villani.commands.paper import points
-from villani.commands.paper.choice import choose
 from villani.commands.paper.claims import claims, sentence
 from villani.commands.paper.points import Study
 from villani.commands.paper.record import (
@@ -32,12 +31,16 @@ from villani.commands.paper.sentences import choice_sentence, decay_sentence
 from villani.commands.paper.settings import EstimatorsPart, PaperOptions, PaperSettings, Ways
 from villani.commands.paper.training import best_decay, learned_curvature, pathology_trends, training_points
 from villani.commands.recommend.record import OptimizerRecord
+from villani.commands.recommend.results import Certificates
+from villani.commands.recommend.run import Evidence, judge, pairs_of
+from villani.commands.recommend.settings import RecommendSettings
 from villani.commands.recommend.sweep import SweepCell, needs_of, read_sweep_text, sweep
 from villani.commands.running import Outcome, perform
-from villani.commands.subject import begin, bits_of, load, provenance_of
+from villani.commands.subject import begin, bits_of, load, outputs, provenance_of
 from villani.objective.evaluation import same_threads
 from villani.objective.objective import Objective
 from villani.objective.parameters import ParameterSpace
+from villani.theory.constants import Smoothing
 from villani.work.budget import LESS
 from villani.work.progress import duration
 from villani.work.records import CONFIDENCE
@@ -190,7 +193,7 @@ class _Run(Study):
         training = [point for row, _ in tables.values() for point in row]
         choices = self._kept(
             f"choice/{settings.digest('choice')}", list[OptimizerRecord],
-            partial(choose, self, cells, certificates[0]), "E6, rules against the grid",
+            partial(self._choices, cells, certificates[0]), "E6, rules against the grid",
         )  # fmt: skip
         return {
             "criteria": examined, "landscape": landscape, "spectra": spectra,
@@ -244,6 +247,22 @@ class _Run(Study):
             make = partial(points.estimator_row, self, part, cell, way, repeat)
             rows[way].append(self.work.once(f"estimators/{way}/{mark}/{repeat}", make))
         return points.estimators_record(part, cell, reference, rows, parameters)
+
+    def _choices(self, cells: list[SweepCell], certificates: list[CertificatePoint]) -> list[OptimizerRecord]:
+        """E6: every rule of `villani recommend` against the grid, optimiser by optimiser.
+
+        Certificates are those of E4, of which the sweep knows nothing; the guard is that of a short audit at the start
+        of training, in a folder of its own.
+        """
+        asked = self.settings.sweep
+        recommend = RecommendSettings.model_validate(asked.model_dump())
+        model = load(asked, self.work).model
+        bounds = Certificates({p.weight_decay: p.path.value for p in certificates if p.path}, [])
+        evidence = Evidence(
+            recommend, self.text, ParameterSpace(model, asked.decay), Smoothing(outputs(model), recommend.alpha),
+            bounds, *pairs_of(recommend, None, self.work),
+        )  # fmt: skip
+        return [judge(evidence, optimizer, cells) for optimizer in asked.optimizers]
 
 
 def _settled(record: ConvergenceRecord) -> list[ConvergencePoint]:
