@@ -62,8 +62,7 @@ def pictures(record: PaperRecord) -> Pictures:
         "certificates": ("E4: certified risk over λ", _certificates(record), _CERTIFICATE_CAPTION),
     }
     for index, (name, trend) in enumerate(record.trends.items()):
-        series = {o: [(t.weight_decay, t.value) for t in trend if t.optimizer == o] for o in record.optimizers}
-        made[f"pathology{index}"] = (name.capitalize(), _over_decay(series, name), _PATHOLOGY_CAPTION)
+        made[f"pathology{index}"] = (name.capitalize(), _over_decay(_series(trend, "value"), name), _PATHOLOGY_CAPTION)
     return made
 
 
@@ -81,13 +80,13 @@ def _line(points: Sequence[tuple[float, EstimateRecord]], *style: Any, **more: A
 
 
 def _over_decay(series: dict[str, list[tuple[float, EstimateRecord]]], title: str) -> go.Figure:
-    traces = [_line(points, NAMES[o], _COLOURS[o]) for o, points in series.items() if points]
+    traces = [_line(points, NAMES.get(o, o), _COLOURS.get(o, TOTAL)) for o, points in series.items() if points]
     return _figure(traces, 360, _DECAY, title)
 
 
-def _series(training: Sequence[TrainingPoint], field: str) -> dict[str, list[tuple[float, EstimateRecord]]]:
+def _series(points: Sequence[TrainingPoint | TrendRecord], field: str) -> dict[str, list[tuple[float, EstimateRecord]]]:
     series: dict[str, list[tuple[float, EstimateRecord]]] = {}
-    for p in training:
+    for p in points:
         if (estimate := getattr(p, field)) is not None:
             series.setdefault(p.optimizer, []).append((p.weight_decay, estimate))
     return series
@@ -95,7 +94,7 @@ def _series(training: Sequence[TrainingPoint], field: str) -> dict[str, list[tup
 
 def _losses(training: Sequence[TrainingPoint]) -> go.Figure:
     traces = [
-        _line(points, f"{NAMES[o]}, {words}", _COLOURS[o], dash)
+        _line(points, f"{NAMES.get(o, o)}, {words}", _COLOURS.get(o, TOTAL), dash)
         for field, words, dash in (("held_out", "held out", "solid"), ("train_loss", "training", "dot"))
         for o, points in _series(training, field).items()
     ]

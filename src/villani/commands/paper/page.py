@@ -62,7 +62,7 @@ def tables(record: PaperRecord) -> str:
     claims: list[Row] = [{**row, "verdict": _verdict(row["verdict"])} for row in _claim_rows(record.claims)]
     training: list[Row] = [
         {
-            "optimiser": NAMES[p.optimizer], "λ": format_number(p.weight_decay),
+            "optimiser": _name(p.optimizer), "λ": format_number(p.weight_decay),
             "seeds": f"{p.seeds} ({p.diverged} diverged)" if p.diverged else str(p.seeds),
             "training": uncertain(p.train_loss), "held out": uncertain(p.held_out), "gap": uncertain(p.gap),
             "Δ training": interval(p.train_change), "Δ held out": interval(p.held_out_change),
@@ -131,6 +131,10 @@ def _noted(words: str, rows: Sequence[Row]) -> str:
     return note(words) + elements.table(rows) if rows else ""
 
 
+def _name(optimizer: str) -> str:
+    return NAMES.get(optimizer, optimizer)
+
+
 def _claim_rows(claims: Sequence[ClaimRecord]) -> list[Row]:
     return [
         {
@@ -156,13 +160,13 @@ def _choice_rows(record: PaperRecord) -> list[Row]:
                 "steps": format_plain(point.steps if point else None, ".0f"),
                 "gap": uncertain(point.gap if point else None),
             }
-            rows.append({"optimiser": NAMES[of.optimizer], **row, **speed, "notes": rule_notes(rule)})
+            rows.append({"optimiser": _name(of.optimizer), **row, **speed, "notes": rule_notes(rule)})
     return rows
 
 
 def _choice_words(record: PaperRecord) -> str:
     near = "; ".join(
-        f"{NAMES[of.optimizer]}: {', '.join(format_number(x, 3) for x in of.kept) or 'none'}" for of in record.choices
+        f"{_name(of.optimizer)}: {', '.join(format_number(x, 3) for x in of.kept) or 'none'}" for of in record.choices
     )
     return f"λ that cannot be told apart from the best, at 95 %: {near}. Margins are nats above the grid's best."
 
@@ -223,7 +227,7 @@ def _estimators(record: PaperRecord) -> str:
             }
         )  # fmt: skip
     words = (
-        f"{of.probes} probes on each of {of.groups} groups, at {NAMES[of.optimizer]}, λ = "
+        f"{of.probes} probes on each of {of.groups} groups, at {_name(of.optimizer)}, λ = "
         f"{format_number(of.weight_decay)}, seed {of.seed}. Reference: {uncertain(of.reference)} ({of.reference_way}). "
         "Seconds include loading, the gradient and, where there is one, tracing. Error² × seconds tells ways apart: "
         "less is better."
@@ -239,7 +243,7 @@ def _seconds(record: PaperRecord) -> dict[str, float]:
 def _pathologies(record: PaperRecord) -> str:
     rows: list[Row] = [
         {
-            "": name, "optimiser": NAMES[t.optimizer], "λ": format_number(t.weight_decay),
+            "": name, "optimiser": _name(t.optimizer), "λ": format_number(t.weight_decay),
             "mean": uncertain(t.value), "change from the first λ": interval(t.change),
         }
         for name, trend in record.trends.items()
@@ -288,6 +292,6 @@ def _moved(name: str, trend: Sequence[TrendRecord]) -> str:
     change, most = max(beyond, key=lambda pair: abs(pair[0].value))
     return (
         f"{name.capitalize()}: changed beyond the error over seeds in {len(beyond)} of {len(changes)} comparisons, "
-        f"most with {NAMES[most.optimizer]} at λ = {format_number(most.weight_decay)}, by {change.value:+.3g} "
+        f"most with {_name(most.optimizer)} at λ = {format_number(most.weight_decay)}, by {change.value:+.3g} "
         f"{interval(change)} to {most.value.value:.3g}."
     )

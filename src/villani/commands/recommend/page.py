@@ -63,15 +63,12 @@ def findings(record: RecommendationRecord) -> dict[str, str]:
 
 def pictures(record: RecommendationRecord) -> Pictures:
     """Name → title, figure, caption."""
-    curves = {
-        f"decay-{one.optimizer}": (f"{NAMES[one.optimizer]}: loss along λ", _curve(one), _CURVE_CAPTION)
+    kinds = (("decay", "loss along λ", _curve, _CURVE_CAPTION), ("steps", "on the way", _steps, _STEPS_CAPTION))
+    return {
+        f"{kind}-{one.optimizer}": (f"{NAMES[one.optimizer]}: {words}", draw(one), caption)
+        for kind, words, draw, caption in kinds
         for one in record.optimizers
     }
-    steps = {
-        f"steps-{one.optimizer}": (f"{NAMES[one.optimizer]}: on the way", _steps(one), _STEPS_CAPTION)
-        for one in record.optimizers
-    }
-    return {**curves, **steps}
 
 
 def tables(record: RecommendationRecord) -> str:
