@@ -74,9 +74,7 @@ def load_subject(
         loaded.model,
         as_groups(ids, labels),
         weight_decay=weight_decay,
-        decay=settings.decay,
-        finite=settings.finite,
-        micro_tokens=settings.micro_tokens,
+        **settings.model_dump(include={"decay", "finite", "micro_tokens"}),
     )
     with (
         foreign.reading(f"model {settings.model}", "mend its config.json, or give another model"),

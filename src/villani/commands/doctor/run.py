@@ -39,23 +39,15 @@ def show(findings: Sequence[Finding]) -> None:
         console.print(f"{mark} {finding.name}: {finding.text}", markup=False, soft_wrap=True)
 
 
-def _version(name: str) -> str:
-    """Of a package; none where it is not installed."""
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return ""
-
-
-def _missing(names: Sequence[str]) -> str:
-    return f"; missing: {', '.join(names)}" if names else ""
-
-
 def _versions() -> Finding:
-    versions = {name: _version(name) for name in _PACKAGES}
-    present = [f"python {platform.python_version()}", *(f"{name} {v}" for name, v in versions.items() if v)]
-    absent = [name for name, v in versions.items() if not v]
-    return Finding("versions", not absent, ", ".join(present) + _missing(absent))
+    present = [f"python {platform.python_version()}"]
+    absent = []
+    for name in _PACKAGES:
+        try:
+            present.append(f"{name} {version(name)}")
+        except PackageNotFoundError:
+            absent.append(name)
+    return Finding("versions", not absent, ", ".join(present) + (f"; missing: {', '.join(absent)}" if absent else ""))
 
 
 def _device() -> Finding:
@@ -92,10 +84,11 @@ def _data(data: Path | None) -> Finding:
         return Finding("data (optional)", data is None, str(error))
     absent = [name for name in _DATA if not (folder / name).is_file()]
     text = f"{len(_DATA) - len(absent)} of {len(_DATA)} files found"
-    return Finding("data (optional)", True, text + _missing(absent))
+    return Finding("data (optional)", True, text + (f"; missing: {', '.join(absent)}" if absent else ""))
 
 
 def _hub_corpora() -> Finding:
-    datasets = _version("datasets")
-    text = f"datasets {datasets}" if datasets else "to install, run: pip install 'villani[hub]'"
-    return Finding("hub corpora (optional)", True, text)
+    try:
+        return Finding("hub corpora (optional)", True, f"datasets {version('datasets')}")
+    except PackageNotFoundError:
+        return Finding("hub corpora (optional)", True, "to install, run: pip install 'villani[hub]'")

@@ -81,12 +81,7 @@ def measured(
     if settings.target_error is None:
         measurement = measure(
             objective,
-            probes=settings.probes,
-            seed=settings.seed,
-            trace=settings.trace,
-            blocks=settings.blocks,
-            products=settings.products,
-            shares=settings.shares,
+            **settings.model_dump(include={"probes", "seed", "trace", "blocks", "products", "shares"}),
             deflate=deflation,
             ledger=work,
             progress=work.advance,
@@ -106,14 +101,8 @@ def measured(
             progress=work.advance,
             team=work.team,
         )
-        settings = settings.model_copy(
-            update={
-                "trace": plan.way.trace,
-                "blocks": plan.way.blocks,
-                "probes": plan.probes,
-                "groups": measurement.loss.n,
-            }
-        )
+        way = {"trace": plan.way.trace, "blocks": plan.way.blocks}
+        settings = settings.model_copy(update=way | {"probes": plan.probes, "groups": measurement.loss.n})
     record = MeasurementRecord.of(
         measurement,
         model=subject.loaded.record,
