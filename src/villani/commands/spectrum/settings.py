@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from villani.commands.blocks import DESIGN, MODEL, SubjectSettings, Unused
 from villani.commands.option import Option
-from villani.errors import InputError, check_positive
+from villani.errors import InputError
 
 if TYPE_CHECKING:
     from villani.curvature.lanczos import Ends
@@ -67,10 +67,10 @@ class SpectrumSettings(SubjectSettings):
         if self.most < self.top + self.bottom:
             raise InputError(f"most={self.most}: expected at least {self.top + self.bottom}, one product an eigenpair")
         self._check_data()
-        if self.learning_rate is not None:
-            check_positive(learning_rate=self.learning_rate)
-            if self.operator != "hessian":
-                raise InputError("learning_rate: 2/η is a threshold for the Hessian; use operator hessian")
+        if self.learning_rate is not None and not 0 < self.learning_rate < float("inf"):
+            raise InputError(f"learning_rate={self.learning_rate}: expected a finite number > 0")
+        if self.learning_rate is not None and self.operator != "hessian":
+            raise InputError("learning_rate: 2/η is a threshold for the Hessian; use operator hessian")
         if not 0 < self.memory < float("inf"):
             raise InputError(f"memory={self.memory}: expected a number of GiB > 0")
         if self.probes != 1:
