@@ -109,7 +109,7 @@ def _signature(command: Command) -> Callable[..., None]:
 
     own = [_parameter(form) for form in forms(command.settings).values()]
     own.append(_keyword("run", _RUN, Path(command.directory) if command.directory else None))
-    if command.reads_data:
+    if "text" in command.settings.model_fields:
         own.append(_keyword("data", _DATA, None))
     own.append(_keyword("json", _JSON, False))
     parameters.__doc__ = inspect.cleandoc(command.settings.__doc__ or "")
@@ -140,11 +140,8 @@ def _parameter(form: Form) -> inspect.Parameter:
     if option.path:
         shared |= {"parser": lambda text: str(path_of(text)), "metavar": "PATH"}
     if option.argument:
-        how = typer.Argument(**shared)
-        default = inspect.Parameter.empty if default is ... else default
-        return inspect.Parameter(
-            form.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, how]
-        )
+        required = inspect.Parameter.empty if default is ... else default
+        return _keyword(form.name, Annotated[kind, typer.Argument(**shared)], required)
     how = typer.Option(*form.flags, rich_help_panel=option.group or None, **shared)
     return _keyword(form.name, Annotated[kind, how], default)
 
@@ -236,7 +233,7 @@ def _invoke(app: typer.Typer, words: list[str] | None = None) -> int | None:
         raise InputError(error.format_message()) from error
     except ValidationError as error:
         raise InputError(first_problem(error)) from error
-    if code == _INTERRUPTED:
+    if code == 130:  # what typer makes of Ctrl-C
         raise KeyboardInterrupt
     return code
 
@@ -245,9 +242,6 @@ def with_flags(message: str) -> str:
     """A message of the library as the command line says it: `finite=True` is --finite."""
     flags = {f.name: f.flags[0] for command in COMMANDS for f in forms(command.settings).values() if f.is_flag}
     return re.sub(r"\b([a-z]\w*)=True\b", lambda match: flags.get(match[1], match[0]), message)
-
-
-_INTERRUPTED = 130  # what typer makes of Ctrl-C
 
 
 def command() -> int | None:

@@ -15,7 +15,7 @@ from villani.commands.session import run as session
 @pytest.fixture(autouse=True)
 def _registered(monkeypatch, tmp_path):
     monkeypatch.setattr(registry, "COMMANDS", registry.COMMANDS)
-    registry.COMMANDS.append(Command("toy", "tests.commands.toy", reads_data=False))
+    registry.COMMANDS.append(Command("toy", "tests.commands.toy"))
     monkeypatch.chdir(tmp_path)
     toy.THROWN.clear()
     yield

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from pydantic import TypeAdapter
@@ -50,28 +49,22 @@ def page(records: Any, costs: Mapping[int, Cost]) -> str:
 
 def sections(records: Sequence[Any], costs: Mapping[int, Cost]) -> list[Section]:
     """What the commands say of records: one section a command that tells of all of its records, or one a record."""
-    belonging: dict[str, list[tuple[int, Any]]] = {}
-    pages: dict[str, ModuleType] = {}
+    belonging: dict[str, list[Any]] = {}
     for i, record in enumerate(records):
-        command = command_for(record)
-        belonging.setdefault(command.name, []).append((i, record))
-        pages[command.name] = command.page
+        if "cost" in type(record).model_fields:
+            record = record.model_copy(update={"cost": costs.get(i)})
+        belonging.setdefault(command_for(record).name, []).append(record)
     made = []
-    for name, own in belonging.items():
-        if hasattr(pages[name], "summary"):
-            made.append(pages[name].summary(own, costs))
-        else:
-            made += [_section(pages[name], record, costs.get(i)) for i, record in own]
+    for own in belonging.values():
+        page = command_for(own[0]).page
+        if hasattr(page, "summary"):
+            made.append(page.summary(own))
+            continue
+        for one in own:
+            figures = page.pictures(guarded(one))
+            limits = [*page.limits(one)]
+            made.append(Section(page.headline(one), page.findings(one), figures, page.tables(one), limits))
     return made
-
-
-def _section(page: ModuleType, record: Any, cost: Cost | None) -> Section:
-    if "cost" in type(record).model_fields:
-        record = record.model_copy(update={"cost": cost})
-    return Section(
-        page.headline(record), page.findings(record), page.pictures(guarded(record)), page.tables(record),
-        [*page.limits(record)],
-    )  # fmt: skip
 
 
 def _read_costs(path: Path, count: int) -> dict[int, Cost]:

@@ -27,14 +27,12 @@ class Command:
         name: as it is typed.
         package: where its folder is.
         shared: its units can be shared by the processes of torchrun.
-        reads_data: it takes `--data`, a folder of texts and tokenizers.
         directory: where a run is kept, if not in a folder named after its settings.
     """
 
     name: str
     package: str
     shared: bool = False
-    reads_data: bool = True
     directory: str | None = None
 
     @property
@@ -75,10 +73,10 @@ COMMANDS = [
     _own("converge"),
     _own("certify"),
     _own("recommend"),
-    _own("constants", reads_data=False),
-    _own("exact", reads_data=False),
+    _own("constants"),
+    _own("exact"),
     _own("study paper"),
-    _own("demo", reads_data=False, directory="runs/demo"),
+    _own("demo", directory="runs/demo"),
 ]
 
 

@@ -69,30 +69,25 @@ def execute(
 
 def perform(settings: Settings, work: Work) -> tuple[Path, Any]:
     """As `execute`, with work that exists, such as that of a command which uses another one's."""
-    from villani.commands.registry import command_of  # it names this module's types
+    from villani.commands.content import run_records  # these name this module's types
+    from villani.commands.pages import page_of
+    from villani.commands.registry import command_of
 
     command = command_of(settings)
     if not command.shared:
         alone(f"villani {command.name}")
     settings.check_all()
     outcome = command.run(settings, work)
-    assert work.directory is not None, "a run opens its directory"
+    directory = work.directory
+    assert directory is not None, "a run opens its directory"
     if work.team.main:
-        finish(work.directory, outcome.title or settings.title, outcome)
-    return work.directory, outcome.record
-
-
-def finish(directory: Path, title: str, outcome: Outcome) -> None:
-    """Write the records, what they cost, and the page."""
-    from villani.commands.content import run_records
-    from villani.commands.pages import page_of
-
-    records = run_records()(villani=version("villani"), title=title, records=outcome.records)
-    write_records(directory, records, outcome.costs)
-    page = page_of(directory)
-    write_atomically(directory / "report.html", page)
-    if outcome.copy is not None:
-        write_atomically(outcome.copy, page)
+        title = outcome.title or settings.title
+        records = run_records()(villani=version("villani"), title=title, records=outcome.records)
+        write_records(directory, records, outcome.costs)
+        page = page_of(directory)
+        for path in (directory / "report.html", *([outcome.copy] if outcome.copy else [])):
+            write_atomically(path, page)
+    return directory, outcome.record
 
 
 def versions(*packages: str) -> dict[str, str]:

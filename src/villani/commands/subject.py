@@ -74,9 +74,7 @@ def load_subject(
         loaded.model,
         as_groups(ids, labels),
         weight_decay=weight_decay,
-        decay=settings.decay,
-        finite=settings.finite,
-        micro_tokens=settings.micro_tokens,
+        **settings.model_dump(include={"decay", "finite", "micro_tokens"}),
     )
     with (
         foreign.reading(f"model {settings.model}", "mend its config.json, or give another model"),
@@ -207,13 +205,9 @@ def outputs(model: torch.nn.Module) -> int:
 def objective_record(objective: Objective) -> ObjectiveRecord:
     """λ and the mask as they stand in JSON."""
     space = objective.parameters
-    return ObjectiveRecord(
-        weight_decay=objective.weight_decay,
-        decay=space.decay,
-        parameters=space.size,
-        decayed_parameters=space.decayed_size,
-        finite=objective.finite,
-        undecayed=[TensorGroup(name=p.name, parameters=p.tensor.numel()) for p in space.parameters if not p.decayed],
+    left_out = [TensorGroup(name=p.name, parameters=p.tensor.numel()) for p in space.parameters if not p.decayed]
+    return ObjectiveRecord.of(
+        objective, decay=space.decay, parameters=space.size, decayed_parameters=space.decayed_size, undecayed=left_out
     )
 
 

@@ -68,12 +68,17 @@ def log_axis(low: float, high: float) -> dict[str, object]:
 
 
 def line(
-    x: Iterable[object], y: Sequence[float | None], name: str, colour: str, mode: str = "lines+markers",
-    dash: str = "solid", **more: Any,
+    x: Iterable[object], y: Iterable[object], name: str, colour: str, mode: str = "lines+markers",
+    dash: str = "solid", marker: Mapping[str, object] | None = None, text: Sequence[str] | None = None, **more: Any,
 ) -> go.Scatter:  # fmt: skip
-    """Values over `x`."""
-    style = {"color": colour, "dash": dash}
-    return go.Scatter(x=[*x], y=[*y], name=name, mode=mode, line=style, marker={"color": colour}, **more)
+    """Values over `x` as a line, as marks, or both; `text` is shown where a mark is pointed at, alone."""
+    own: dict[str, Any] = {
+        "x": [*x], "y": [*y], "name": name, "mode": mode, "line": {"color": colour, "dash": dash},
+        "marker": {"color": colour, **(marker or {})},
+    }  # fmt: skip
+    if text is not None:
+        own |= {"text": text, "hovertemplate": "%{text}<extra></extra>"}
+    return go.Scatter(**own | more)
 
 
 def curve(
@@ -81,12 +86,12 @@ def curve(
     scale: Callable[[float], float] = float, **more: Any,
 ) -> go.Scatter:  # fmt: skip
     """Estimates with their intervals over `x`, at the heights that `scale` gives them."""
-    text = [f"{name}: {uncertain(e)}" for e in estimates]
-    return go.Scatter(
-        x=[*x], y=[scale(e.value) for e in estimates], error_y=interval_bars(estimates, colour, scale), name=name,
-        mode="lines+markers", line={"color": colour, "dash": dash, "width": 2.5 if dash == "solid" else 1.5},
-        marker={"color": colour}, **{"text": text, "hovertemplate": "%{text}"} | more,
-    )  # fmt: skip
+    width = 2.5 if dash == "solid" else 1.5
+    shown = {
+        "text": [f"{name}: {uncertain(e)}" for e in estimates], "error_y": interval_bars(estimates, colour, scale),
+        "line": {"color": colour, "dash": dash, "width": width},
+    }  # fmt: skip
+    return line(x, [scale(e.value) for e in estimates], name, colour, **shown | more)
 
 
 def band(x: Sequence[float], low: Sequence[float], high: Sequence[float]) -> list[go.Scatter]:

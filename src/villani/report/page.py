@@ -8,7 +8,7 @@ import functools
 import json
 import re
 from base64 import b64encode
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from html import escape
@@ -24,19 +24,6 @@ Pictures = Mapping[str, Picture | None]  # by name
 
 
 @dataclass(frozen=True)
-class Sliders:
-    """What the page recomputes Ψ from.
-
-    Attributes:
-        table: HTML of the table beside the sliders, whose cells the page rewrites.
-        point: the statistics, their covariance, and where the sliders begin.
-    """
-
-    table: str
-    point: dict[str, object]
-
-
-@dataclass(frozen=True)
 class Section:
     """What a page says of one record, or of records that belong together.
 
@@ -46,7 +33,8 @@ class Section:
         pictures: of it; one named `parts` stands beside the sliders.
         tables: HTML.
         limits: what it does not prove.
-        sliders: over λ and s, where it has them.
+        live: HTML of the table beside sliders over λ and s, whose cells the page rewrites.
+        point: what it recomputes Ψ from: the statistics, their covariance, and where the sliders begin.
     """
 
     headline: str
@@ -54,7 +42,8 @@ class Section:
     pictures: Pictures
     tables: str
     limits: Sequence[str]
-    sliders: Sliders | None = None
+    live: str = ""
+    point: dict[str, object] | None = None
 
 
 def render(title: str, subtitle: str, sections: Sequence[Section]) -> str:
@@ -65,23 +54,23 @@ def render(title: str, subtitle: str, sections: Sequence[Section]) -> str:
         for name, picture in section.pictures.items()
         if picture and picture[1]
     }
-    sliders = next((s.sliders for s in sections if s.sliders), None)
+    live, point = next(((s.live, s.point) for s in sections if s.point), ("", None))
     limits = dict.fromkeys(limit for s in sections for limit in s.limits)
     filled = {
         "title": escape(title),
         "subtitle": escape(subtitle),
         "verdict": _verdict(sections[0]) if sections else "This run holds no record.",
-        "slider_section": "" if sliders else "hidden",
-        "live": sliders.table if sliders else "",
+        "slider_section": "" if point else "hidden",
+        "live": live,
         "pictures": _gallery(pictures),
         "tables": "".join(
             f"<section>{_verdict(s)}</section>{s.tables}" if i else s.tables for i, s in enumerate(sections)
         ),
-        "limits": _items(limits),
+        "limits": "".join(f"<li>{escape(limit)}</li>" for limit in limits),
         "data": _json(
             {
                 "figures": {name: drawn(json.loads(figure.to_json())) for name, (_, figure, _) in pictures.items()},
-                "point": sliders.point if sliders else None,
+                "point": point,
             }
         ),
         "plotly": _plotly(),
@@ -111,10 +100,10 @@ def _plotly() -> str:
 
 def _gallery(pictures: Mapping[str, tuple[str, go.Figure, str]]) -> str:
     """Figures in columns; those whose names begin with `side` stand beside each other above."""
-    made = {name: _picture(name, title, text) for name, (title, _, text) in pictures.items()}
-    beside = "".join(text for name, text in made.items() if name.startswith("side"))
-    rest = "".join(text for name, text in made.items() if not name.startswith("side"))
-    return (f'<div class="beside">{beside}</div>' if beside else "") + rest
+    made = {True: "", False: ""}
+    for name, (title, _, caption) in pictures.items():
+        made[name.startswith("side")] += _picture(name, title, caption)
+    return (f'<div class="beside">{made[True]}</div>' if made[True] else "") + made[False]
 
 
 def _picture(name: str, title: str, caption: str) -> str:
@@ -130,10 +119,6 @@ def _verdict(section: Section) -> str:
     said = [(title, text) for title, text in section.findings.items() if text]
     items = "".join(f"<div><h3>{escape(title)}</h3><p>{escape(text)}</p></div>" for title, text in said)
     return f'<p class="headline">{escape(section.headline)}</p><div class="findings">{items}</div>'
-
-
-def _items(sentences: Iterable[str]) -> str:
-    return "".join(f"<li>{escape(sentence)}</li>" for sentence in sentences)
 
 
 def _json(content: object) -> str:

@@ -50,29 +50,20 @@ class Bar:
 
     def __init__(self, shown: bars.Progress) -> None:
         self._bars = shown
-        self._task: bars.TaskID | None = None
-        self._stage = ""
 
     def stage(self, text: str) -> None:
         """Begin a stage of unknown length."""
-        self._close()
-        self._stage = text
-        self._task = self._bars.add_task(text, total=None)
+        for last in self._bars.tasks[-1:]:
+            if last.total is None:
+                self._bars.update(last.id, total=1, completed=1)
+            self._bars.stop_task(last.id)
+        self._bars.add_task(text, total=None)
 
     def advance(self, done: int, total: int) -> None:
         """Show `done` of `total`."""
-        if self._task is None:
-            self.stage(self._stage or "working")
-        assert self._task is not None
-        self._bars.update(self._task, completed=done, total=total)
-
-    def _close(self) -> None:
-        if self._task is not None:
-            self._bars.update(self._task, total=1, completed=1) if self._total() is None else None
-            self._bars.stop_task(self._task)
-
-    def _total(self) -> float | None:
-        return next(task.total for task in self._bars.tasks if task.id == self._task)
+        if not self._bars.tasks:
+            self.stage("working")
+        self._bars.update(self._bars.tasks[-1].id, completed=done, total=total)
 
 
 @contextmanager

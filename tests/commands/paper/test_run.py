@@ -12,19 +12,18 @@ from tests.conftest import dense, make_model, make_pool
 from villani.commands.paper import points as paper_points
 from villani.commands.paper import run as study
 from villani.commands.paper.claims import (
-    Found,
     claims,
     counterexample,
-    decay_sentence,
     linear_gaussian_bound,
     loosening_bound,
     sentence,
 )
 from villani.commands.paper.record import PaperRecord, TrendRecord
-from villani.commands.paper.settings import PaperOptions, PaperSettings, read_settings
+from villani.commands.paper.sentences import decay_sentence
+from villani.commands.paper.settings import EstimatorsPart, PaperOptions, PaperSettings, read_settings
 from villani.commands.paper.training import best_decay, steps_to, training_points, trend
 from villani.commands.recommend.settings import SweepSettings
-from villani.commands.recommend.sweep import SweepCell, read_sweep_text, run_cells
+from villani.commands.recommend.sweep import SweepCell, read_sweep_text, sweep
 from villani.commands.running import execute
 from villani.errors import InputError
 from villani.inputs.models import load_model
@@ -146,7 +145,7 @@ def cell(decay, seed, held, train, *, curve=(), diverged=False, optimizer="sgd")
 
     return SweepCell(
         optimizer, decay, seed, list(curve) or [(0, 8.0), (10, held)], known(train), known(held), np.zeros(0),
-        np.zeros(0), np.zeros(0), np.zeros(0), 1.0, 1.0, Path("x"), diverged,
+        np.zeros(0), np.zeros(0), np.zeros(0), 1.0, Path("x"), diverged,
     )  # fmt: skip
 
 
@@ -220,7 +219,7 @@ def nothing(**given):
     empty = dict.fromkeys(
         ("criteria", "landscape", "spectra", "learned", "convergence", "training", "certificates"), ()
     )
-    return Found(**({"parameters": 100, "estimators": None} | empty | given))
+    return SimpleNamespace(**({"parameters": 100, "estimators": None} | empty | given))
 
 
 def bounds(*values):
@@ -268,14 +267,14 @@ def test_verdicts_follow_what_was_measured():
     assert "confirmed" not in sentence(claims(nothing()))
 
 
-def test_the_exact_reference_is_the_trace_of_the_dense_hessian(monkeypatch):
+def test_the_exact_reference_is_the_trace_of_the_dense_hessian():
     model, pool = make_model("gpt2"), make_pool(2)
     for name, p in model.named_parameters():
         p.requires_grad_("ln_" in name)  # 48 coordinates are enough
     objective = Objective(model, pool, finite=True)
-    monkeypatch.setattr(paper_points, "subject_at", lambda *_, **__: SimpleNamespace(objective=objective))
-    settings = SimpleNamespace(estimators=SimpleNamespace(groups=2, sequences=2, exact=10_000), sweep=None)
-    found = paper_points.reference_trace(settings, None, None, None)
+    subject = SimpleNamespace(objective=objective)
+    study = SimpleNamespace(subject=lambda *_, **__: subject)
+    found = paper_points.reference_trace(study, EstimatorsPart(groups=2, sequences=2, exact=10_000), None)
     chosen = np.concatenate([np.full(p.numel(), "ln_" in name) for name, p in model.named_parameters()])
     each = [dense(model, group, second=True) for group in pool]
     truth = sum(np.diag(d.hessian)[chosen].sum() for d in each) / sum(d.tokens for d in each)
@@ -298,9 +297,9 @@ def test_the_landscape_at_one_model(tmp_path):
     settings = read_settings(Path(write(text)), None)
     with Work(tmp_path / "r") as work:
         work.open("sweep", "", {}, {})
-        read = read_sweep_text(settings.sweep, work)
-        (one,) = run_cells(settings.sweep, [("sgd", 0.1, 0)], work)
-        found = paper_points.landscape_point(settings, one, read, work)
+        trained = paper_points.Study(settings, read_sweep_text(settings.sweep, work), work)
+        (one,) = sweep(settings.sweep, work, [("sgd", 0.1, 0)])
+        found = paper_points.landscape_point(trained, settings.landscape, one)
     assert [r.psi[0].temperature for r in found.rays] == [1e-3, 1.0]
     assert found.rays[0].exact_quadratic == pytest.approx(0.1**2 / 1e-3)
     for psi, ray in zip(found.psi, found.rays, strict=True):
@@ -348,15 +347,15 @@ def test_a_study_that_is_stopped_goes_on_to_the_same_bytes(villani, monkeypatch,
     assert "E2: spectra of ∇²L and ∇²F" in page
     assert page.rindex("claim by claim") > page.rindex("What went in")
 
-    calls = []
+    calls, pathology_point = [], paper_points.pathology_point
 
     def stopping(*arguments):
         calls.append(arguments)
         if len(calls) == 2:
             raise KeyboardInterrupt
-        return paper_points.pathology_point(*arguments)
+        return pathology_point(*arguments)
 
-    monkeypatch.setattr(study, "pathology_point", stopping)
+    monkeypatch.setattr(paper_points, "pathology_point", stopping)
     code, out, err = villani(*words, "stopped")
     assert (code, out) == (1, "")
     assert "resumes" in err
@@ -364,7 +363,7 @@ def test_a_study_that_is_stopped_goes_on_to_the_same_bytes(villani, monkeypatch,
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["villani"])
     done = []
-    monkeypatch.setattr(study, "spectrum_point", lambda *a, **k: done.append(a))
+    monkeypatch.setattr(paper_points, "spectrum_point", lambda *a, **k: done.append(a))
     monkeypatch.setattr("villani.work.work.peak_memory", lambda _: 1)  # a process that did little
     directory, again = execute(PaperOptions(config="study.toml"), Path("stopped"))
     assert not done  # what was finished is not done again
@@ -378,7 +377,7 @@ def test_a_study_that_is_stopped_goes_on_to_the_same_bytes(villani, monkeypatch,
         execute(PaperOptions(study=other), directory)
     changed = read_settings(Path(write(QUICK + PARTS.replace("blocks = 3", "blocks = 4"))), None)
     looked = []
-    monkeypatch.setattr(study, "pathology_point", lambda *a: looked.append(a) or paper_points.pathology_point(*a))
+    monkeypatch.setattr(paper_points, "pathology_point", lambda *a: looked.append(a) or pathology_point(*a))
     execute(PaperOptions(study=changed), directory)
     assert (len(done), len(looked)) == (0, 4)  # what was changed is done again, and nothing else
     kept = read_settings(directory / "settings.toml", None)

@@ -7,7 +7,7 @@ import torch
 from villani.commands import subject
 from villani.commands.recommend import sweep as study
 from villani.commands.recommend.settings import SweepSettings
-from villani.commands.recommend.sweep import load_cell, read_sweep_text, run_cells, start_spec, sweep
+from villani.commands.recommend.sweep import load_cell, read_sweep_text, start_spec, sweep
 from villani.errors import InputError
 from villani.objective.objective import Objective
 from villani.work.work import Work
@@ -86,7 +86,7 @@ def test_a_killed_sweep_resumes_to_the_same_bits(cells, tmp_path, monkeypatch):
         swept(one.model_copy(update={"steps": 5}), tmp_path)
     with Work(tmp_path) as work:  # another λ in the same run
         work.open("sweep", "", {}, {})
-        (more,) = run_cells(one, [("adamw", 0.25, 0)], work)
+        (more,) = sweep(one, work, [("adamw", 0.25, 0)])
     assert found[2].norm_squared < more.norm_squared < found[0].norm_squared
 
 

@@ -16,13 +16,11 @@ from villani.commands.subject import Subject, as_groups, load, load_blocks, load
 from villani.curvature.probes import random_direction
 from villani.dynamics.training import train
 from villani.errors import InputError
-from villani.inputs.models import LoadedModel
 from villani.inputs.text import Blocks, choose_groups, text_record
 from villani.objective.objective import Objective
 from villani.streams import Purpose, stream
 from villani.work.budget import Needs, Shape
 from villani.work.ledger import writing
-from villani.work.records import TextRecord
 from villani.work.stretches import checksum
 from villani.work.team import Rows
 from villani.work.work import Work
@@ -62,7 +60,12 @@ def run(settings: DemoSettings, work: Work) -> Outcome:
     words = f"a 2-layer GPT-Neo, trained for {settings.steps} steps of AdamW without weight decay on the builtin text"
     loaded = replace(loaded, record=loaded.record.model_copy(update={"spec": MODEL, "description": words}))
     objective = Objective(loaded.model, as_groups(ids, labels), weight_decay=measuring.weight_decay[0])
-    training = _training_record(loaded, text, losses, settings.seed, held_out)
+    judged = Objective(loaded.model, [{"input_ids": held_out.ids, "labels": held_out.labels}])
+    training = TrainingRecord(
+        model=loaded.record, text=text, weight_decay=0.0, learning_rate=LEARNING_RATE, batch=BATCH, seed=settings.seed,
+        optimizer="AdamW (β = 0.9, 0.95), warm-up then cosine, gradient norm clipped at 1", loss=losses,
+        steps=list(range(1, len(losses) + 1)), held_out_loss=judged.loss(),
+    )  # fmt: skip
     subject = Subject(loaded, text, objective, provenance_of(objective, settings.command(), settings.seed))
     work.stage("measuring at the trained point")
     record, cost = measured(subject, measuring, work.scope("trained"))
@@ -129,20 +132,3 @@ def _trained(settings: DemoSettings, work: Work, spec: str, blocks: Blocks, dire
             f"{directory / 'model'}: not the model that the demo trained; delete that folder, or choose --run"
         )
     return [float(loss) for loss in rows["loss"]]
-
-
-def _training_record(
-    loaded: LoadedModel, text: TextRecord, losses: list[float], seed: int, held_out: Blocks
-) -> TrainingRecord:
-    return TrainingRecord(
-        model=loaded.record,
-        text=text,
-        optimizer="AdamW (β = 0.9, 0.95), warm-up then cosine, gradient norm clipped at 1",
-        weight_decay=0.0,
-        learning_rate=LEARNING_RATE,
-        batch=BATCH,
-        seed=seed,
-        steps=list(range(1, len(losses) + 1)),
-        loss=losses,
-        held_out_loss=Objective(loaded.model, [{"input_ids": held_out.ids, "labels": held_out.labels}]).loss(),
-    )

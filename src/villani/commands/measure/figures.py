@@ -43,11 +43,11 @@ def psi_parts(psi: PsiRecord) -> go.Figure:
     sizes = [abs(part.value) for part in parts.values()]
     halves = [(part.interval[1] - part.interval[0]) / 2 for part in parts.values()]
     cut = [min(half, 0.9 * size) for half, size in zip(halves, sizes, strict=True)]  # a logarithmic axis has no 0
-    trace = go.Scatter(
-        x=[size or None for size in sizes], y=list(parts), error_x=error_bars(cut, halves), mode="markers+text",
-        marker={"size": 12, "color": [sign_colour(part) for part in parts.values()]},
-        text=[uncertain(part) for part in parts.values()], textposition="top center", cliponaxis=False,
-        hoverinfo="text",
+    marker = {"size": 12, "color": [sign_colour(part) for part in parts.values()]}
+    trace = line(
+        [size or None for size in sizes], parts, "", UNRESOLVED, "markers+text", marker=marker,
+        error_x=error_bars(cut, halves), text=[uncertain(part) for part in parts.values()],
+        textposition="top center", cliponaxis=False,
     )  # fmt: skip
     across = {"type": "log", "title": "size (logarithmic)", "exponentformat": "power"}
     up = {"autorange": "reversed", "categoryorder": "array", "categoryarray": list(parts)}
@@ -87,11 +87,7 @@ def layer_traces(record: MeasurementRecord) -> go.Figure | None:
     layers = {number: estimate for number, estimate in sorted(known.items()) if estimate}
     if len(layers) < 2:
         return None
-    trace = go.Scatter(
-        x=list(layers), y=[e.value for e in layers.values()], error_y=interval_bars([*layers.values()]),
-        mode="markers+lines", line={"width": 1, "color": UNRESOLVED}, marker={"size": 9, "color": POSITIVE},
-        hovertemplate="layer %{x}: %{y:.4g}<extra></extra>",
-    )  # fmt: skip
+    trace = curve(layers, [*layers.values()], "trace", POSITIVE)
     across = {"title": "layer", **({"dtick": 1} if len(layers) <= 16 else {})}
     return themed([trace], 320, across, {"title": "trace", "rangemode": "tozero"})
 
@@ -132,14 +128,14 @@ def ray(points: Sequence[tuple[float, PsiRecord]]) -> go.Figure:
     values = [estimate.value for series, *_ in curves for estimate in series]
     up = SignedLog(max(map(abs, values), default=1.0))
     x = [across(radius) if across else radius for radius in radii]
-    traces = [curve(x, *each, up, text=_at_radii(radii, each[0])) for each in curves]
+    where = [f"r = {format_number(r)}" for r in radii]
+    traces = [
+        curve(x, *each, up, text=[f"{at}: {uncertain(e)}" for at, e in zip(where, each[0], strict=True)])
+        for each in curves
+    ]
     below, ticks = {"title": "radius r", **(across.ticks(radii) if across else {})}, up.ticks(values)
     beside = {"title": "signed logarithmic scale", "zeroline": True, **ticks}
     return themed(traces, 520, below, beside, {**LEGEND, "entrywidth": 140})
-
-
-def _at_radii(radii: Sequence[float], estimates: Sequence[EstimateRecord]) -> list[str]:
-    return [f"r = {format_number(r)}: {uncertain(e)}" for r, e in zip(radii, estimates, strict=True)]
 
 
 def _radius_axis(radii: Sequence[float]) -> SignedLog | None:

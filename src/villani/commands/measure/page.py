@@ -1,6 +1,6 @@
 """The page of a measurement: Ψ with its parts, sliders over λ and s, rays, and where the curvature sits."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -10,28 +10,28 @@ from villani.commands.constants.page import model_picture
 from villani.commands.measure import figures
 from villani.commands.measure.figures import PART_LABELS
 from villani.commands.measure.record import MeasurementRecord, TrainingRecord
-from villani.commands.measure.tables import psi_rows, psi_table, statistic_rows, tables
+from villani.commands.measure.tables import psi_rows, psi_table, spent, statistic_rows, tables
 from villani.commands.measure.verdict import findings, headline
-from villani.report.page import Pictures, Section, Sliders
+from villani.report.origin import cost_words
+from villani.report.page import Pictures, Section
 from villani.report.plain import guarded
-from villani.report.terminal import print_findings, table
-from villani.work.records import Cost, PsiRecord
+from villani.report.terminal import print_findings, say, table
+from villani.work.records import PsiRecord
 
 
-def summary(records: Sequence[tuple[int, MeasurementRecord | TrainingRecord]], costs: Mapping[int, Cost]) -> Section:
+def summary(records: Sequence[MeasurementRecord | TrainingRecord]) -> Section:
     """All measurements and training runs of a run; the point itself, not a displaced one, is what is told first."""
-    measured = [(i, r) for i, r in records if isinstance(r, MeasurementRecord)]
-    trained = [(i, r) for i, r in records if isinstance(r, TrainingRecord)]
-    main = min(((i, r) for i, r in measured if r.psi), key=lambda pair: pair[1].displacement is not None, default=None)
-    plain = [guarded(r) for _, r in measured]
-    first = next((g for g, (_, r) in zip(plain, measured, strict=True) if main and r is main[1]), None)
+    measured = [r for r in records if isinstance(r, MeasurementRecord)]
+    trained = [r for r in records if isinstance(r, TrainingRecord)]
+    main = min((r for r in measured if r.psi), key=lambda r: r.displacement is not None, default=None)
     return Section(
-        headline=headline(main[1]) if main else "This run holds no measurement of Ψ yet.",
-        findings=findings(main[1]) if main else {},
-        pictures=_pictures(plain, [guarded(r) for _, r in trained], first),
-        tables=tables(measured, trained, costs, main),
+        headline=headline(main) if main else "This run holds no measurement of Ψ yet.",
+        findings=findings(main) if main else {},
+        pictures=_pictures(guarded(measured), guarded(trained), guarded(main)),
+        tables=tables(measured, trained, main),
         limits=_LIMITS,
-        sliders=Sliders(psi_table(main[1].psi[0]), _point(main[1])) if main else None,
+        live=psi_table(main.psi[0]) if main else "",
+        point=_point(main) if main else None,
     )
 
 
@@ -40,18 +40,7 @@ def show(record: MeasurementRecord, _: Path, console: Console) -> None:
     print_findings(console, headline(record), findings(record))
     console.print(table(statistic_rows(record), without=["groups"]))
     console.print(table(psi_rows(record), without=PART_LABELS.values()))
-    if record.cost:
-        cost = record.cost
-        console.print(
-            f"{cost.seconds:.1f} s ({cost.seconds_per_group:.2f} s a group), peak memory "
-            f"{cost.peak_memory_bytes / 2**30:.2f} GiB, {cost.tokens:,} predicted tokens"
-        )
-        if cost.predicted_seconds and cost.pilot_seconds is not None:
-            took = cost.seconds - cost.pilot_seconds
-            console.print(
-                f"The plan said {cost.predicted_seconds:.3g} s; it took {took:.3g} s, and the pilot before it "
-                f"{cost.pilot_seconds:.3g} s."
-            )
+    say(console, f"{cost_words(record.cost)}; {spent(record.cost)}")
 
 
 def _pictures(

@@ -22,7 +22,7 @@ from villani.curvature.sketch import buckets_for
 from villani.measurement.measure import measure
 from villani.measurement.measure_to import measure_to
 from villani.measurement.measurement import Measurement
-from villani.measurement.plan import PILOT, Plan
+from villani.measurement.plan import PILOT
 from villani.measurement.target import Target
 from villani.objective.evaluation import same_threads
 from villani.work.budget import LESS, Needs, Shape
@@ -81,12 +81,7 @@ def measured(
     if settings.target_error is None:
         measurement = measure(
             objective,
-            probes=settings.probes,
-            seed=settings.seed,
-            trace=settings.trace,
-            blocks=settings.blocks,
-            products=settings.products,
-            shares=settings.shares,
+            **settings.model_dump(include={"probes", "seed", "trace", "blocks", "products", "shares"}),
             deflate=deflation,
             ledger=work,
             progress=work.advance,
@@ -106,14 +101,8 @@ def measured(
             progress=work.advance,
             team=work.team,
         )
-        settings = settings.model_copy(
-            update={
-                "trace": plan.way.trace,
-                "blocks": plan.way.blocks,
-                "probes": plan.probes,
-                "groups": measurement.loss.n,
-            }
-        )
+        way = {"trace": plan.way.trace, "blocks": plan.way.blocks}
+        settings = settings.model_copy(update=way | {"probes": plan.probes, "groups": measurement.loss.n})
     record = MeasurementRecord.of(
         measurement,
         model=subject.loaded.record,
@@ -131,7 +120,10 @@ def measured(
             for t in measurement.tensors
         ],
         layers=[LayerRecord.of(layer) for layer in measurement.layers],
-        plan=_plan_record(plan, target) if plan and target else None,
+        plan=PlanRecord.of(
+            plan, quantity=target.quantity, error=target.error, relative=target.relative, pilot_groups=plan.first,
+            planned_groups=plan.groups,
+        ) if plan and target else None,
         psi=[psi_record(measurement, decay, s) for decay in settings.weight_decay for s in settings.temperature],
         constants=None
         if displacement
@@ -144,13 +136,6 @@ def measured(
         predicted_seconds=plan.seconds if plan else None,
     )  # fmt: skip
     return record, cost
-
-
-def _plan_record(plan: Plan, target: Target) -> PlanRecord:
-    return PlanRecord.of(
-        plan, quantity=target.quantity, error=target.error, relative=target.relative, pilot_groups=plan.first,
-        planned_groups=plan.groups,
-    )  # fmt: skip
 
 
 def psi_record(measurement: Measurement, weight_decay: float, temperature: float) -> PsiRecord:

@@ -1,13 +1,15 @@
 """The tables of a measurement, on its page and in the terminal."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from villani.commands.constants.page import model_table
 from villani.commands.measure.figures import named_parts
 from villani.commands.measure.record import MeasurementRecord, TrainingRecord
+from villani.outwards import UNAVAILABLE
 from villani.report.elements import Row, Status, code, details, facts, note, section, sections, table
 from villani.report.estimates import interval, uncertain
 from villani.report.numbers import format_count, format_number
+from villani.report.origin import decay_words, origin_rows, text_words
 from villani.work.records import Cost, EstimateRecord, PsiRecord
 
 _STATUSES = {
@@ -21,25 +23,21 @@ _STATUS_NOTE = "Status: " + "; ".join(f"{name}: {meaning}" for name, meaning in 
 
 
 def tables(
-    measured: Sequence[tuple[int, MeasurementRecord]],
-    trained: Sequence[tuple[int, TrainingRecord]],
-    costs: Mapping[int, Cost],
-    main: tuple[int, MeasurementRecord] | None,
+    measured: Sequence[MeasurementRecord], trained: Sequence[TrainingRecord], main: MeasurementRecord | None
 ) -> str:
-    """Sections of tables, as HTML; pairs are (index in the run, record), and `main` is the point that is reported."""
+    """Sections of tables, as HTML; `main` is the point that is reported."""
     made = ""
     if main:
-        index, record = main
         made = sections(
             {
-                "The five statistics": table(statistic_rows(record)) + note(_STATUS_NOTE),
-                "Ψ for each λ and s asked for": table(psi_rows(record)),
-                "What theory offers for each λ and s": model_table(record.constants) if record.constants else "",
-                "Every point measured": table(_points(measured, costs)) if len(measured) > 1 else "",
-                "How it was measured": _how(record, costs.get(index, record.cost)),
+                "The five statistics": table(statistic_rows(main)) + note(_STATUS_NOTE),
+                "Ψ for each λ and s asked for": table(psi_rows(main)),
+                "What theory offers for each λ and s": model_table(main.constants) if main.constants else "",
+                "Every point measured": table(_points(measured)) if len(measured) > 1 else "",
+                "How it was measured": _how(main),
             }
         )
-    return made + "".join(section("Training", _training(record, costs.get(index))) for index, record in trained)
+    return made + "".join(section("Training", _training(record)) for record in trained)
 
 
 def statistic_rows(record: MeasurementRecord) -> list[Row]:
@@ -84,50 +82,47 @@ def psi_rows(record: MeasurementRecord) -> list[Row]:
     ]  # fmt: skip
 
 
-def _points(measured: Sequence[tuple[int, MeasurementRecord]], costs: Mapping[int, Cost]) -> list[Row]:
-    rows: list[Row] = []
-    for index, record in measured:
-        where, cost = record.displacement, costs.get(index, record.cost)
-        rows.append(
-            {
-                "direction": where.direction if where else "the point itself",
-                "radius": format_number(where.radius) if where else "0",
-                "loss": uncertain(record.loss),
-                "Ψ at the first λ, s": uncertain(record.psi[0]) if record.psi else "",
-                "seconds": format_number(cost.seconds, 3) if cost else "",
-            }
-        )
-    return rows
+def _points(measured: Sequence[MeasurementRecord]) -> list[Row]:
+    return [
+        {
+            "direction": record.displacement.direction if record.displacement else "the point itself",
+            "radius": format_number(record.displacement.radius if record.displacement else 0),
+            "loss": uncertain(record.loss), "Ψ at the first λ, s": uncertain(record.psi[0]) if record.psi else "",
+            "seconds": format_number(record.cost.seconds, 3) if record.cost else "",
+        }
+        for record in measured
+    ]  # fmt: skip
 
 
-def _how(record: MeasurementRecord, cost: Cost | None) -> str:
-    model, text, design, objective = record.model, record.text, record.design, record.objective
-    groups = "the whole data set: only probes are noise" if objective.finite else "a sample of the text"
+def _how(record: MeasurementRecord) -> str:
+    model, text, design = record.model, record.text, record.design
+    context = "" if model.context is None else f", context of {model.context:,} tokens"
     rows = {
-        "Model": f"{model.spec} ({model.architecture}, {model.dtype}); {model.description}",
-        "Parameters": f"{objective.parameters:,}, of which {objective.decayed_parameters:,} decay",
-        "Text": f"{text.spec}: {format_count(text.documents, 'document')}, {text.tokens:,} tokens, "
-        f"{format_count(text.blocks, 'block')}",
-        "Blocks": text.words,
-        "Tokenizer": text.tokenizer,
-        "Design": f"{design.groups} groups × {design.sequences} sequences × {design.block} tokens, trace by "
-        f"{_way(record)}, probes per group: {design.probes}, seed {design.seed}",
-        "Plan": _plan(record, cost),
-        "The groups are": groups,
-        "Intervals": f"{100 * design.confidence:g} %, Student t with {record.degrees_of_freedom:g} degrees of freedom, "
+        "model": f"{model.spec} ({model.architecture}, {model.dtype}{context}); {model.description}",
+        "decay": decay_words(record.objective),
+        "text": f"{text_words(text)}: {text.tokens:,} in {format_count(text.blocks, 'block')}; {text.words}",
+        "tokens": text.token_checksum, "tokenizer": text.tokenizer,
+        "design": f"{design.groups} groups × {design.sequences} sequences × {design.block} tokens, at most "
+        f"{design.micro_tokens:,} in a forward pass; trace by {_way(record)}, probes per group: {design.probes}, seed "
+        f"{design.seed}",
+        "plan": _plan(record),
+        "the groups are": "the whole data set: only probes are noise" if record.objective.finite
+        else "a sample of the text",
+        "intervals": f"{100 * design.confidence:g} %, Student t with {record.degrees_of_freedom:g} degrees of freedom, "
         "jackknife over groups: probes and data together",
-        "Gradients": f"sketched into {design.sketch:,} buckets" if design.sketch else "kept whole",
-        "Decay": objective.decay,
-        "Context": "unbounded" if model.context is None else f"{model.context:,} tokens",
-        "Forward pass": f"at most {design.micro_tokens:,} tokens",
-        "Cost": _cost(cost),
-        "Command": code(record.provenance.command),
-        "Machine": f"{record.provenance.device}, {record.provenance.threads} threads",
-        "Versions": ", ".join(f"{name} {version}" for name, version in record.provenance.versions.items()),
-        "Checksum of θ": code(record.provenance.parameter_checksum),
-        "Checksum of tokens": code(text.token_checksum),
-    }
+        "gradients": f"sketched into {design.sketch:,} buckets" if design.sketch else "kept whole",
+        **origin_rows(record.provenance, record.cost),
+        "of that": spent(record.cost),
+    }  # fmt: skip
     return facts(rows) + _undecayed(record) + _sources(record)
+
+
+def spent(cost: Cost | None) -> str:
+    """On groups, tokens and probes."""
+    if cost is None:
+        return UNAVAILABLE
+    each = format_number(cost.seconds_per_group, 3)
+    return f"{each} s per group, {cost.tokens:,} predicted tokens, {cost.probes:,} probes"
 
 
 def _way(record: MeasurementRecord) -> str:
@@ -137,7 +132,7 @@ def _way(record: MeasurementRecord) -> str:
     return design.trace if design.trace != "hutchinson" else f"hutchinson, {design.products}"
 
 
-def _plan(record: MeasurementRecord, cost: Cost | None) -> str:
+def _plan(record: MeasurementRecord) -> str:
     plan = record.plan
     if plan is None:
         return "the design was given"
@@ -147,9 +142,6 @@ def _plan(record: MeasurementRecord, cost: Cost | None) -> str:
         f"{plan.pilot_groups} groups, which count nowhere else, and {record.design.groups} measured; deviation between "
         f"groups {format_number(plan.data_deviation, 3)}, of a probe {format_number(plan.probe_deviation, 3)}"
     )
-    if cost and cost.predicted_seconds and cost.pilot_seconds is not None:
-        took = cost.seconds - cost.pilot_seconds
-        words += f"; predicted {cost.predicted_seconds:.3g} s, took {took:.3g} s, pilot {cost.pilot_seconds:.3g} s"
     return f"{words}; {plan.note}" if plan.note else words
 
 
@@ -167,26 +159,15 @@ def _sources(record: MeasurementRecord) -> str:
     return details("Files that the text and the tokenizer were read from", table(rows))
 
 
-def _training(record: TrainingRecord, cost: Cost | None) -> str:
+def _training(record: TrainingRecord) -> str:
     held = "not measured" if record.held_out_loss is None else f"{format_number(record.held_out_loss)} nats per token"
     return facts(
         {
-            "Model": f"{record.model.spec} ({record.model.architecture}); {record.model.description}",
-            "Text": f"{record.text.spec}: {record.text.tokens:,} tokens",
-            "Optimiser": f"{record.optimizer}, learning rate {format_number(record.learning_rate)}, weight decay "
+            "model": f"{record.model.spec} ({record.model.architecture}); {record.model.description}",
+            "text": f"{text_words(record.text)}: {record.text.tokens:,}",
+            "optimiser": f"{record.optimizer}, learning rate {format_number(record.learning_rate)}, weight decay "
             f"{format_number(record.weight_decay)}, batch {record.batch}, seed {record.seed}",
-            "Steps": f"{record.steps[-1]:,}" if record.steps else "none",
-            "Held-out loss": held,
-            "Cost": _cost(cost),
+            "steps": f"{record.steps[-1]:,}" if record.steps else "none",
+            "held-out loss": held,
         }
-    )
-
-
-def _cost(cost: Cost | None) -> str:
-    if cost is None:
-        return "not recorded"
-    return (
-        f"{format_number(cost.seconds, 3)} s ({format_number(cost.seconds_per_group, 3)} s per group), "
-        f"{format_number(cost.peak_memory_bytes / 2**20, 3)} MiB at the peak, "
-        f"{cost.tokens:,} tokens, {cost.probes:,} probes"
     )

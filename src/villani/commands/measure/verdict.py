@@ -12,11 +12,6 @@ from villani.work.records import EstimateRecord, PsiRecord
 _FLAT_BIAS = re.compile(r"(attn|attention|mlp).*\b(c_proj|out_proj|o_proj|fc2|down_proj|dense|dense_4h_to_h)\.bias$")
 
 
-def verdict(record: MeasurementRecord) -> list[str]:
-    """The headline, then one paragraph a finding, without HTML; about the first λ and s of a record that holds a Ψ."""
-    return [headline(record), *findings(record).values()]
-
-
 def findings(record: MeasurementRecord) -> dict[str, str]:
     """Title → paragraph: what Ψ is made of, what its sign cannot decide, what decays, and how large ∇L is."""
     psi = record.psi[0]

@@ -1,22 +1,25 @@
 """The pictures of `villani study paper`, over λ and along rays and orbits."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
+from operator import add
 from typing import Any
 
 import plotly.graph_objects as go
 
 from villani.commands.paper.record import LandscapePoint, PaperRecord, TrainingPoint, TrendRecord
+from villani.commands.recommend.record import NAMES
+from villani.commands.spectrum.figures import DENSITY_UP, density_axis, density_line
 from villani.commands.spectrum.record import DensityRecord
 from villani.report.colours import EXACT, NEGATIVE, POSITIVE, REMAINDER, TOTAL
-from villani.report.figures import DENSITY_FLOOR, SignedLog, curve, line, themed
+from villani.report.figures import SignedLog, curve, line, themed
 from villani.report.numbers import format_number
 from villani.report.page import Pictures
 from villani.work.records import EstimateRecord
 
 _DECAY = "weight decay λ"
 _LEGEND = {"orientation": "h", "y": -0.25, "x": 0}
-NAMES = {"sgd": "SGD with L2", "noisy-sgd": "noisy SGD", "adamw": "AdamW"}
 _COLOURS = {"sgd": POSITIVE, "noisy-sgd": NEGATIVE, "adamw": TOTAL}
 _ORBIT_CAPTION = (
     "Ψ at θ_R and the largest s, as measured, for the worst orbit of each model; the loss is the same at every "
@@ -59,8 +62,7 @@ def pictures(record: PaperRecord) -> Pictures:
         "certificates": ("E4: certified risk over λ", _certificates(record), _CERTIFICATE_CAPTION),
     }
     for index, (name, trend) in enumerate(record.trends.items()):
-        series = {o: [(t.weight_decay, t.value) for t in trend if t.optimizer == o] for o in record.optimizers}
-        made[f"pathology{index}"] = (name.capitalize(), _over_decay(series, name), _PATHOLOGY_CAPTION)
+        made[f"pathology{index}"] = (name.capitalize(), _over_decay(_series(trend, "value"), name), _PATHOLOGY_CAPTION)
     return made
 
 
@@ -82,9 +84,9 @@ def _over_decay(series: dict[str, list[tuple[float, EstimateRecord]]], title: st
     return _figure(traces, 360, _DECAY, title)
 
 
-def _series(training: Sequence[TrainingPoint], field: str) -> dict[str, list[tuple[float, EstimateRecord]]]:
+def _series(points: Sequence[TrainingPoint | TrendRecord], field: str) -> dict[str, list[tuple[float, EstimateRecord]]]:
     series: dict[str, list[tuple[float, EstimateRecord]]] = {}
-    for p in training:
+    for p in points:
         if (estimate := getattr(p, field)) is not None:
             series.setdefault(p.optimizer, []).append((p.weight_decay, estimate))
     return series
@@ -150,7 +152,7 @@ def _rays(record: PaperRecord) -> go.Figure | None:
 
 def _spectra(learned: Sequence[TrendRecord]) -> go.Figure | None:
     plain = [(t.weight_decay, t.value) for t in learned]
-    moved = [(t.weight_decay, _shifted(t.value, t.weight_decay)) for t in learned]
+    moved = [(t.weight_decay, _at(t.value, partial(add, t.weight_decay))) for t in learned]
     traces = [_line(plain, "λ₁(∇²L)", POSITIVE), _line(moved, "λ₁(∇²F) = λ₁(∇²L) + λ", TOTAL, "dot")]
     return _figure(traces, 360, _DECAY, "largest eigenvalue") if learned else None
 
@@ -161,28 +163,27 @@ def _densities(densities: dict[float, DensityRecord]) -> go.Figure | None:
     decays = sorted(densities)
     furthest = max(decays, key=lambda decay: max(map(abs, densities[decay].grid)))
     shown = {decay: densities[decay] for decay in sorted({decays[0], furthest, decays[-1]})}
-    grid = [x for d in shown.values() for x in d.grid]
-    across = SignedLog(max(map(abs, grid)), threshold=min(d.resolution for d in shown.values()))
-    traces = []
-    for i, (decay, d) in enumerate(shown.items()):
-        heights = [max(y, DENSITY_FLOOR * max(d.density)) for y in d.density]
-        for name, by, dash in (("∇²L", 0.0, "solid"), ("∇²F", decay, "dot")):
-            places = [x + by for x in d.grid]
-            text = [f"{x:.4g}: {y:.3g}" for x, y in zip(places, heights, strict=True)]
-            x, name = map(across, places), f"{name}, {_name(decay)}"
-            traces.append(line(x, heights, name, _colour(i), "lines", dash, text=text, hovertemplate="%{text}"))
-    up = {"type": "log", "title": "density", "exponentformat": "power"}
-    return themed(traces, 420, {"title": "eigenvalue", **across.ticks(grid)}, up, _LEGEND)
+    across, axis = density_axis([*shown.values()])
+    traces = [
+        density_line(density, across, f"{name}, {_name(decay)}", _colour(i), dash, by)
+        for i, (decay, density) in enumerate(shown.items())
+        for name, by, dash in (("∇²L", 0.0, "solid"), ("∇²F", decay, "dot"))
+    ]
+    return themed(traces, 420, axis, DENSITY_UP, _LEGEND)
 
 
-def _shifted(estimate: EstimateRecord, by: float) -> EstimateRecord:
+def _at(estimate: EstimateRecord, scale: Callable[[float], float]) -> EstimateRecord:
+    """An estimate and its interval on another scale."""
     low, high = estimate.interval
-    return estimate.model_copy(update={"value": estimate.value + by, "interval": (low + by, high + by)})
+    return estimate.model_copy(update={"value": scale(estimate.value), "interval": (scale(low), scale(high))})
 
 
 def _rates(record: PaperRecord) -> go.Figure | None:
     fitted = [
-        (p.weight_decay, _logged(f.rate)) for p in record.convergence for f in p.fits if f.name == "loss" and f.rate
+        (p.weight_decay, _at(f.rate, math.log10))
+        for p in record.convergence
+        for f in p.fits
+        if f.name == "loss" and f.rate
     ]
     promised = [
         (p.weight_decay, EstimateRecord(value=r.log10, sem=0.0, n=1, interval=(r.log10, r.log10), status=r.status))
@@ -192,11 +193,6 @@ def _rates(record: PaperRecord) -> go.Figure | None:
     traces = [_line(fitted, "fitted to the loss", POSITIVE), _line(promised, "promised, at least", NEGATIVE, "dash")]
     known = any(p.fits for p in record.convergence)
     return _figure(traces, 360, _DECAY, "log₁₀ of the rate") if known else None
-
-
-def _logged(estimate: EstimateRecord) -> EstimateRecord:
-    value, (low, high) = estimate.value, estimate.interval
-    return estimate.model_copy(update={"value": math.log10(value), "interval": (math.log10(low), math.log10(high))})
 
 
 def _certificates(record: PaperRecord) -> go.Figure | None:

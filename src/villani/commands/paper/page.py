@@ -5,16 +5,16 @@ from pathlib import Path
 
 from rich.console import Console
 
-from villani.commands.paper.figures import NAMES
 from villani.commands.paper.figures import pictures as pictures  # a page has them
-from villani.commands.paper.record import ClaimRecord, PaperRecord, TrainingPoint, TrendRecord
-from villani.commands.recommend.record import RuleRecord
+from villani.commands.paper.record import ClaimRecord, PaperRecord, TrendRecord
+from villani.commands.recommend.page import rule_notes, rule_rows
+from villani.commands.recommend.record import NAMES
 from villani.outwards import UNAVAILABLE, upper
 from villani.report import elements
 from villani.report.colours import NEGATIVE, POSITIVE
 from villani.report.elements import Markup, Row, Status, facts, note, sections
 from villani.report.estimates import interval, uncertain
-from villani.report.numbers import format_interval, format_number, format_plain, format_uncertain
+from villani.report.numbers import format_number, format_plain, format_uncertain
 from villani.report.terminal import say, table
 from villani.statistics import resolved_sign
 from villani.work.records import EstimateRecord
@@ -59,21 +59,47 @@ def findings(record: PaperRecord) -> dict[str, str]:
 
 def tables(record: PaperRecord) -> str:
     """Sections of tables, as HTML; the claims come last."""
-    training = elements.table(_training_rows(record))
-    claims = elements.table([{**row, "verdict": _verdict(row["verdict"])} for row in _claim_rows(record.claims)])
-    told = "".join(note(point.sentence) for point in record.convergence)
+    claims: list[Row] = [{**row, "verdict": _verdict(row["verdict"])} for row in _claim_rows(record.claims)]
+    training: list[Row] = [
+        {
+            "optimiser": _name(p.optimizer), "λ": format_number(p.weight_decay),
+            "seeds": f"{p.seeds} ({p.diverged} diverged)" if p.diverged else str(p.seeds),
+            "training": uncertain(p.train_loss), "held out": uncertain(p.held_out), "gap": uncertain(p.gap),
+            "Δ training": interval(p.train_change), "Δ held out": interval(p.held_out_change),
+            "Δ gap": interval(p.gap_change), "steps": format_plain(p.steps, ".0f"), "‖θ‖²": uncertain(p.norm_squared),
+        }
+        for p in record.training
+    ]  # fmt: skip
+    promises: list[Row] = [
+        {
+            "λ": format_number(p.weight_decay), "promise": promise.name, "rate at least": f"10^{promise.log10:.2f}",
+            "verdict": _verdict(promise.verdict or "not identifiable"), "why": promise.sentence,
+        }
+        for p in record.convergence
+        for promise in p.promises
+    ]  # fmt: skip
+    certificates: list[Row] = [
+        {
+            "λ": format_number(p.weight_decay), "certified": upper(p.path.value, places=4),
+            "empirical": f"{p.path.empirical:.4f}", "excess": upper(p.path.excess, places=4),
+            "complexity": upper(p.path.complexity, places=1), "held-out loss": uncertain(p.held_out_loss),
+            "held-out bound": upper(p.held_out_bound, places=4), "": Status(p.path.status),
+        }
+        for p in record.certificates
+        if p.path
+    ]  # fmt: skip
     return sections(
         {
-            "E4 and E6: training": note(_TRAINING_NOTE) + training,
+            "E4 and E6: training": _noted(_TRAINING_NOTE, training),
             "E6: where rules land": _noted(_choice_words(record), _choice_rows(record)),
             "E1: Ψ over λ and s": _noted(_LANDSCAPE_NOTE, _landscape_rows(record)),
             "E2: spectra": _spectra(record),
-            "E3: what is promised": told + elements.table(rows) if (rows := _promise_rows(record)) else "",
-            "E4: certificates": elements.table(_certificate_rows(record)),
+            "E3: what is promised": "".join(note(p.sentence) for p in record.convergence) + elements.table(promises),
+            "E4: certificates": elements.table(certificates),
             "E5: ways to tr ∇²L": _estimators(record),
             "Pathologies": _pathologies(record),
             "What went in": facts(_about(record)),
-            "The preprint, claim by claim": note(_CLAIMS_NOTE) + claims,
+            "The preprint, claim by claim": _noted(_CLAIMS_NOTE, claims),
         }
     )
 
@@ -105,8 +131,8 @@ def _noted(words: str, rows: Sequence[Row]) -> str:
     return note(words) + elements.table(rows) if rows else ""
 
 
-def _optimizer(name: str) -> str:
-    return NAMES.get(name, name)
+def _name(optimizer: str) -> str:
+    return NAMES.get(optimizer, optimizer)
 
 
 def _claim_rows(claims: Sequence[ClaimRecord]) -> list[Row]:
@@ -124,53 +150,25 @@ def _verdict(verdict: str) -> Markup:
     return Markup(f'<strong style="color:{colour}">{verdict}</strong>')
 
 
-def _training_rows(record: PaperRecord) -> list[Row]:
-    return [
-        {
-            "optimiser": _optimizer(p.optimizer), "λ": format_number(p.weight_decay), "seeds": _seeds(p),
-            "training": uncertain(p.train_loss), "held out": uncertain(p.held_out), "gap": uncertain(p.gap),
-            "Δ training": interval(p.train_change), "Δ held out": interval(p.held_out_change),
-            "Δ gap": interval(p.gap_change), "steps": format_plain(p.steps, ".0f"), "‖θ‖²": uncertain(p.norm_squared),
-        }
-        for p in record.training
-    ]  # fmt: skip
-
-
-def _seeds(point: TrainingPoint) -> str:
-    return f"{point.seeds} ({point.diverged} diverged)" if point.diverged else str(point.seeds)
-
-
 def _choice_rows(record: PaperRecord) -> list[Row]:
+    trained = {(p.optimizer, p.weight_decay): p for p in record.training}
     rows: list[Row] = []
-    speed = {(p.optimizer, p.weight_decay): p for p in record.training}
     for of in record.choices:
-        for rule in of.rules:
-            point = None if rule.judged_at is None else speed.get((of.optimizer, rule.judged_at))
-            margin = rule.margin
-            rows.append(
-                {
-                    "optimiser": _optimizer(of.optimizer), "rule": rule.name, "λ": format_number(rule.weight_decay, 3),
-                    "judged at": format_number(rule.judged_at, 3),
-                    "margin": format_plain(margin.value if margin else None, ".4f"),
-                    "interval": format_interval(margin.low, margin.high) if margin else UNAVAILABLE,
-                    "steps": format_plain(point.steps if point else None, ".0f"),
-                    "gap": uncertain(point.gap if point else None),
-                    "share of training": format_plain(rule.share, ".0%"), "notes": _notes(rule),
-                }
-            )  # fmt: skip
+        for rule, row in zip(of.rules, rule_rows(of), strict=True):
+            point = None if rule.judged_at is None else trained.get((of.optimizer, rule.judged_at))
+            speed = {
+                "steps": format_plain(point.steps if point else None, ".0f"),
+                "gap": uncertain(point.gap if point else None),
+            }
+            rows.append({"optimiser": _name(of.optimizer), **row, **speed, "notes": rule_notes(rule)})
     return rows
 
 
 def _choice_words(record: PaperRecord) -> str:
     near = "; ".join(
-        f"{_optimizer(of.optimizer)}: {', '.join(format_number(x, 3) for x in of.kept) or 'none'}"
-        for of in record.choices
+        f"{_name(of.optimizer)}: {', '.join(format_number(x, 3) for x in of.kept) or 'none'}" for of in record.choices
     )
     return f"λ that cannot be told apart from the best, at 95 %: {near}. Margins are nats above the grid's best."
-
-
-def _notes(rule: RuleRecord) -> str:
-    return "; ".join([*([f"refuses: {rule.refused}"] if rule.refused else []), *rule.flags]) or UNAVAILABLE
 
 
 def _landscape_rows(record: PaperRecord) -> list[Row]:
@@ -212,30 +210,6 @@ def _spectra(record: PaperRecord) -> str:
     return _noted(_SPECTRUM_NOTE, rows) + elements.table(changes) if rows else ""
 
 
-def _promise_rows(record: PaperRecord) -> list[Row]:
-    return [
-        {
-            "λ": format_number(p.weight_decay), "promise": promise.name, "rate at least": f"10^{promise.log10:.2f}",
-            "verdict": _verdict(promise.verdict or "not identifiable"), "why": promise.sentence,
-        }
-        for p in record.convergence
-        for promise in p.promises
-    ]  # fmt: skip
-
-
-def _certificate_rows(record: PaperRecord) -> list[Row]:
-    return [
-        {
-            "λ": format_number(p.weight_decay), "certified": upper(p.path.value, places=4),
-            "empirical": f"{p.path.empirical:.4f}", "excess": upper(p.path.excess, places=4),
-            "complexity": upper(p.path.complexity, places=1), "held-out loss": uncertain(p.held_out_loss),
-            "held-out bound": upper(p.held_out_bound, places=4), "": Status(p.path.status),
-        }
-        for p in record.certificates
-        if p.path
-    ]  # fmt: skip
-
-
 def _estimators(record: PaperRecord) -> str:
     of = record.estimators
     if of is None:
@@ -253,7 +227,7 @@ def _estimators(record: PaperRecord) -> str:
             }
         )  # fmt: skip
     words = (
-        f"{of.probes} probes on each of {of.groups} groups, at {_optimizer(of.optimizer)}, λ = "
+        f"{of.probes} probes on each of {of.groups} groups, at {_name(of.optimizer)}, λ = "
         f"{format_number(of.weight_decay)}, seed {of.seed}. Reference: {uncertain(of.reference)} ({of.reference_way}). "
         "Seconds include loading, the gradient and, where there is one, tracing. Error² × seconds tells ways apart: "
         "less is better."
@@ -269,7 +243,7 @@ def _seconds(record: PaperRecord) -> dict[str, float]:
 def _pathologies(record: PaperRecord) -> str:
     rows: list[Row] = [
         {
-            "": name, "optimiser": _optimizer(t.optimizer), "λ": format_number(t.weight_decay),
+            "": name, "optimiser": _name(t.optimizer), "λ": format_number(t.weight_decay),
             "mean": uncertain(t.value), "change from the first λ": interval(t.change),
         }
         for name, trend in record.trends.items()
@@ -309,18 +283,15 @@ def _bound(estimate: EstimateRecord | None) -> str:
 
 def _moved(name: str, trend: Sequence[TrendRecord]) -> str:
     """Whether λ moves a pathology, with the largest change that is beyond its error."""
-    changes = [t for t in trend if t.change is not None]
-    beyond = [
-        t for t in changes if t.change and resolved_sign(t.change.value, t.change.sem, t.change.n - 1, len(changes))
-    ]
+    changes = [(t.change, t) for t in trend if t.change]
+    beyond = [pair for pair in changes if resolved_sign(pair[0].value, pair[0].sem, pair[0].n - 1, len(changes))]
     if not changes:
         return ""
     if not beyond:
         return f"{name.capitalize()}: no change with λ beyond the error over seeds ({len(changes)} comparisons)."
-    most = max(beyond, key=lambda t: abs(t.change.value) if t.change else 0.0)
-    assert most.change is not None
+    change, most = max(beyond, key=lambda pair: abs(pair[0].value))
     return (
         f"{name.capitalize()}: changed beyond the error over seeds in {len(beyond)} of {len(changes)} comparisons, "
-        f"most with {_optimizer(most.optimizer)} at λ = {format_number(most.weight_decay)}, by "
-        f"{most.change.value:+.3g} {interval(most.change)} to {most.value.value:.3g}."
+        f"most with {_name(most.optimizer)} at λ = {format_number(most.weight_decay)}, by {change.value:+.3g} "
+        f"{interval(change)} to {most.value.value:.3g}."
     )

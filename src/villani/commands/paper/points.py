@@ -2,11 +2,12 @@
 
 import shutil
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from villani.commands.audit.record import OutcomeRecord, RayRecord
+from villani.commands.audit.record import RayRecord
 from villani.commands.audit.results import orbit_record, ray_record
 from villani.commands.measure.run import psi_record
 from villani.commands.paper.record import (
@@ -17,7 +18,15 @@ from villani.commands.paper.record import (
     PathologyPoint,
     SpectrumPoint,
 )
-from villani.commands.paper.settings import EstimatorsPart, PaperOptions, PaperSettings, Ways
+from villani.commands.paper.settings import (
+    EstimatorsPart,
+    LandscapePart,
+    PaperOptions,
+    PaperSettings,
+    PathologiesPart,
+    SpectraPart,
+    Ways,
+)
 from villani.commands.recommend.sweep import SweepCell, SweepText, load_cell
 from villani.commands.spectrum.record import EigenvalueRecord
 from villani.commands.spectrum.run import spectrum_of
@@ -48,49 +57,45 @@ _WAYS: dict[Ways, tuple[TraceMethod, BlockKind]] = {
 }  # fmt: skip
 
 
-def subject_at(
-    settings: PaperSettings,
-    cell: SweepCell,
-    text: SweepText,
-    work: Work,
-    groups: int,
-    sequences: int,
-    *,
-    finite: bool = False,
-) -> Subject:
-    """A trained model on groups of the text that it was trained on: the same groups for every model."""
-    loaded = load_cell(settings.sweep, cell, work)
-    ids, labels = choose_groups(text.train, groups, sequences, settings.sweep.seed, disjoint=finite)
-    objective = Objective(
-        loaded.model, as_groups(ids, labels), cell.weight_decay, settings.sweep.decay, finite=finite,
-        micro_tokens=max(512, settings.sweep.block),
-    )  # fmt: skip
-    return Subject(loaded, text.records[0], objective, provenance_of(objective, PaperOptions.name, settings.sweep.seed))
+@dataclass(frozen=True, eq=False)
+class Study:
+    """What every part of a study takes: settings, the text of its sweep, and the work that keeps what is finished."""
 
+    settings: PaperSettings
+    text: SweepText
+    work: Work
 
-def criteria(settings: PaperSettings, cell: SweepCell, text: SweepText, work: Work) -> list[CriteriaRecord]:
-    """(i) to (iii) with the decay that was trained with, and with the one that Hugging Face's Trainer uses."""
-    decay = cell.weight_decay or max(settings.sweep.weight_decay)
-    there = subject_at(settings, cell, text, work, 1, 1).objective
-    smooth = audit_smoothness(there)  # whatever decays
-    found = []
-    for mask in dict.fromkeys((settings.sweep.decay, "hf")):
-        coverage = audit_coverage(Objective(there.model, there.groups, decay, mask), seed=settings.sweep.seed)
-        found.append(
-            CriteriaRecord(
-                decay=mask, smoothness=OutcomeRecord.of(smooth), growth=OutcomeRecord.of(coverage.growth),
-                tails=OutcomeRecord.of(coverage.tails),
-            )
+    def subject(self, cell: SweepCell, groups: int, sequences: int, *, finite: bool = False) -> Subject:
+        """A trained model on groups of the text that it was trained on: the same groups for every model."""
+        sweep = self.settings.sweep
+        loaded = load_cell(sweep, cell, self.work)
+        ids, labels = choose_groups(self.text.train, groups, sequences, sweep.seed, disjoint=finite)
+        objective = Objective(
+            loaded.model, as_groups(ids, labels), cell.weight_decay, sweep.decay, finite=finite,
+            micro_tokens=max(512, sweep.block),
         )  # fmt: skip
-    return found
+        return Subject(loaded, self.text.records[0], objective, provenance_of(objective, PaperOptions.name, sweep.seed))
 
 
-def landscape_point(settings: PaperSettings, cell: SweepCell, text: SweepText, work: Work) -> LandscapePoint:
+def criteria(study: Study, cell: SweepCell) -> list[CriteriaRecord]:
+    """(i) to (iii) with the decay that was trained with, and with the one that Hugging Face's Trainer uses."""
+    sweep = study.settings.sweep
+    decay = cell.weight_decay or max(sweep.weight_decay)
+    there = study.subject(cell, 1, 1).objective
+    smooth = audit_smoothness(there)  # whatever decays
+    return [
+        CriteriaRecord.of(
+            audit_coverage(Objective(there.model, there.groups, decay, mask), seed=sweep.seed), decay=mask,
+            smoothness=smooth,
+        )
+        for mask in dict.fromkeys((sweep.decay, "hf"))
+    ]  # fmt: skip
+
+
+def landscape_point(study: Study, part: LandscapePart, cell: SweepCell) -> LandscapePoint:
     """E1: Ψ_s at θ and along rays from one set of groups, and along orbits from another."""
-    part = settings.landscape
-    assert part is not None
-    seed, decay = settings.sweep.seed, cell.weight_decay
-    objective = subject_at(settings, cell, text, work, part.groups, part.sequences).objective
+    seed, decay, temperatures = study.settings.sweep.seed, cell.weight_decay, study.settings.temperature
+    objective = study.subject(cell, part.groups, part.sequences).objective
     norm = float(objective.parameters.norms_squared().sum()) ** 0.5
     wanted = kinds(directions(objective, seed, random=_RANDOM), part.rays)
     radii = sorted({0.0, *part.radii})
@@ -101,12 +106,10 @@ def landscape_point(settings: PaperSettings, cell: SweepCell, text: SweepText, w
             objective, direction(), [norm * r for r in radii], groups=range(min(part.ray_groups, part.groups)),
             seed=seed,
         )  # fmt: skip
-        rays += [ray_record(name, ray, decay, s) for s in settings.temperature]
+        rays += [ray_record(name, ray, decay, s) for s in temperatures]
         if not psi:  # the same groups and probes at the same θ on every ray
-            psi = [psi_record(ray.measurements[radii.index(0.0)], decay, s) for s in settings.temperature]
-    found = audit_differential(
-        objective, max(settings.temperature), seed=seed, confirmed=part.confirmed, search=part.search
-    )
+            psi = [psi_record(ray.measurements[radii.index(0.0)], decay, s) for s in temperatures]
+    found = audit_differential(objective, max(temperatures), seed=seed, confirmed=part.confirmed, search=part.search)
     worst = found.findings[0] if found.findings and found.findings[0].confirmed else None
     above = found.refuted_above
     return LandscapePoint(
@@ -116,24 +119,22 @@ def landscape_point(settings: PaperSettings, cell: SweepCell, text: SweepText, w
     )  # fmt: skip
 
 
-def spectrum_point(
-    settings: PaperSettings, cell: SweepCell, text: SweepText, work: Work, folder: str, *, both: bool
-) -> SpectrumPoint:
-    """E2: the ends and the density of ∇²L; with `both`, λ₁(∇²F) from products of its own too."""
-    part = settings.spectra
-    assert part is not None
-    subject = subject_at(settings, cell, text, work, part.groups, part.sequences)
+def spectrum_point(study: Study, part: SpectraPart, cell: SweepCell) -> SpectrumPoint:
+    """E2: the ends and the density of ∇²L; at the first training seed λ₁(∇²F) from products of its own too."""
+    sweep, work = study.settings.sweep, study.work
+    first_seed = cell.seed == sweep.seed
+    folder = f"{study.settings.digest('spectra')}-{cell.weight_decay!r}-{cell.seed}"
+    subject = study.subject(cell, part.groups, part.sequences)
     asked = SpectrumSettings(
-        model=settings.sweep.model, text=settings.sweep.text, decay=settings.sweep.decay,
-        weight_decay=cell.weight_decay, block=settings.sweep.block, seed=settings.sweep.seed,
-        micro_tokens=subject.objective.micro_tokens, **part.model_dump(),
+        model=sweep.model, text=sweep.text, decay=sweep.decay, weight_decay=cell.weight_decay, block=sweep.block,
+        seed=sweep.seed, micro_tokens=subject.objective.micro_tokens, **part.model_dump(),
     )  # fmt: skip
     products = work.scope(f"products/{folder}")
     directory = work.folder("spectra") / folder
     directory.mkdir(parents=True, exist_ok=True)
     spectrum = spectrum_of(subject, asked, products.scope("loss"), directory)
     again = None
-    if both:
+    if first_seed and cell.weight_decay > 0:
         only = asked.model_copy(update={"matrix": "objective", "density_probes": 0, "top": 1, "bottom": 0})
         again = spectrum_of(subject, only, products.scope("objective"), directory).eigenvalues[0]
     shutil.rmtree(directory, ignore_errors=True)
@@ -143,31 +144,26 @@ def spectrum_point(
     return SpectrumPoint(
         weight_decay=cell.weight_decay, seed=cell.seed, largest=_bounded(first),
         smallest=_bounded(last) if last else None, objective_largest=_bounded(again) if again else None,
-        density=density if cell.seed == settings.sweep.seed else None,
+        density=density if first_seed else None,
         **{name: getattr(density, name, None) for name in ("trace", "effective_rank", "negative_share")},
     )  # fmt: skip
 
 
-def pathology_point(settings: PaperSettings, cell: SweepCell, text: SweepText, work: Work) -> PathologyPoint:
+def pathology_point(study: Study, part: PathologiesPart, cell: SweepCell) -> PathologyPoint:
     """Pathologies on the first held-out blocks, which are the same for every model."""
-    part = settings.pathologies
-    assert part is not None
-    model = load_cell(settings.sweep, cell, work).model
-    ids, labels = text.held_out.ids[: part.blocks], text.held_out.labels[: part.blocks]
+    model = load_cell(study.settings.sweep, cell, study.work).model
+    ids, labels = study.text.held_out.ids[: part.blocks], study.text.held_out.labels[: part.blocks]
     pathologies = measure_pathologies(model, ids, labels)
-    return PathologyPoint.of(
-        pathologies, optimizer=cell.optimizer, weight_decay=cell.weight_decay, seed=cell.seed,
-        superposition=pathologies.superposition.value,
-    )  # fmt: skip
+    own = {"optimizer": cell.optimizer, "weight_decay": cell.weight_decay, "seed": cell.seed}
+    return PathologyPoint.of(pathologies, **own, superposition=pathologies.superposition.value)
 
 
-def reference_trace(settings: PaperSettings, cell: SweepCell, text: SweepText, work: Work) -> Rows:
+def reference_trace(study: Study, part: EstimatorsPart, cell: SweepCell) -> Rows:
     """Tr ∇²L of the groups of E5: entry by entry where d is small, else from many probes of another seed."""
-    part = _estimators(settings)
-    subject = subject_at(settings, cell, text, work, part.groups, part.sequences, finite=True)
+    subject = study.subject(cell, part.groups, part.sequences, finite=True)
     space = subject.objective.parameters
     if space.size > part.exact:
-        seed = word(settings.sweep.seed, Purpose.PROBE, _REFERENCE)
+        seed = word(study.settings.sweep.seed, Purpose.PROBE, _REFERENCE)
         found = measure(subject.objective, part.reference_probes, seed, trace="gauss-newton").hessian_trace
         return _estimate_row(found)
     operator = Curvature(subject.objective, "hessian", list(range(part.groups)), None, 0.0, None)
@@ -179,14 +175,11 @@ def reference_trace(settings: PaperSettings, cell: SweepCell, text: SweepText, w
     return {"value": np.array(total), "sem": np.array(0.0)}
 
 
-def estimator_row(
-    settings: PaperSettings, cell: SweepCell, text: SweepText, work: Work, way: Ways, repeat: int
-) -> Rows:
+def estimator_row(study: Study, part: EstimatorsPart, cell: SweepCell, way: Ways, repeat: int) -> Rows:
     """One estimate of tr ∇²L by one way, with probes of its own and the standard error that it reports."""
-    part = _estimators(settings)
-    subject = subject_at(settings, cell, text, work, part.groups, part.sequences, finite=True)
+    subject = study.subject(cell, part.groups, part.sequences, finite=True)
     trace, blocks = _WAYS[way]
-    seed = word(settings.sweep.seed, Purpose.PROBE, repeat)
+    seed = word(study.settings.sweep.seed, Purpose.PROBE, repeat)
     found = measure(subject.objective, part.probes, seed, trace=trace, blocks=blocks, shares=0).hessian_trace
     return _estimate_row(found)
 
@@ -199,20 +192,18 @@ def _estimate_row(found: Estimate) -> Rows:
 
 
 def estimators_record(
-    settings: PaperSettings, cell: SweepCell, reference: Rows, rows: dict[Ways, list[Rows]], size: int
+    part: EstimatorsPart, cell: SweepCell, reference: Rows, rows: dict[Ways, list[Rows]], size: int
 ) -> EstimatorsRecord:
     """E5 from its rows."""
-    part = _estimators(settings)
     truth, error = float(reference["value"]), float(reference["sem"])
     known = (
         exact(truth) if error == 0 else Estimate(truth, error, part.groups, "statistical", float(reference["freedom"]))
     )
     return EstimatorsRecord.of(
-        optimizer=cell.optimizer, weight_decay=cell.weight_decay, seed=cell.seed, groups=part.groups,
-        probes=part.probes, reference=known,
+        cell, groups=part.groups, probes=part.probes, reference=known,
         reference_way="every diagonal entry" if size <= part.exact else
         f"gauss-newton, {part.reference_probes} probes a group",
-        points=[_estimator_point(way, found, truth, error) for way, found in rows.items()],
+        points=[_estimator_point(way, one, truth, error) for way, one in rows.items()],
     )  # fmt: skip
 
 
@@ -230,11 +221,6 @@ def _estimator_point(way: Ways, rows: Sequence[Rows], truth: float, error: float
         way=way, repeats=len(rows), relative_error=Estimate(root, spread, len(rows), "statistical"),
         relative_sem=float(sems.mean() / abs(truth)), covered=covered, mean=over_seeds(values),
     )  # fmt: skip
-
-
-def _estimators(settings: PaperSettings) -> EstimatorsPart:
-    assert settings.estimators is not None
-    return settings.estimators
 
 
 def _bounded(pair: EigenvalueRecord) -> EstimateRecord:

@@ -14,17 +14,10 @@ from typing import Any, TypeVar
 
 from villani.commands.blocks import Settings
 from villani.commands.certify.record import CertificatePoint
-from villani.commands.paper.choice import choose
-from villani.commands.paper.claims import Found, choice_sentence, claims, decay_sentence, sentence
-from villani.commands.paper.points import (
-    criteria,
-    estimator_row,
-    estimators_record,
-    landscape_point,
-    pathology_point,
-    reference_trace,
-    spectrum_point,
-)
+from villani.commands.converge.record import ConvergenceRecord
+from villani.commands.paper import points
+from villani.commands.paper.claims import claims, sentence
+from villani.commands.paper.points import Study
 from villani.commands.paper.record import (
     ConvergencePoint,
     CriteriaRecord,
@@ -34,18 +27,23 @@ from villani.commands.paper.record import (
     PathologyPoint,
     SpectrumPoint,
 )
-from villani.commands.paper.settings import PaperOptions, PaperSettings, Ways
+from villani.commands.paper.sentences import choice_sentence, decay_sentence
+from villani.commands.paper.settings import EstimatorsPart, PaperOptions, PaperSettings, Ways
 from villani.commands.paper.training import best_decay, learned_curvature, pathology_trends, training_points
 from villani.commands.recommend.record import OptimizerRecord
-from villani.commands.recommend.sweep import SweepCell, SweepText, needs_of, read_sweep_text, sweep
+from villani.commands.recommend.results import Certificates
+from villani.commands.recommend.run import Evidence, judge, pairs_of
+from villani.commands.recommend.settings import RecommendSettings
+from villani.commands.recommend.sweep import SweepCell, needs_of, read_sweep_text, sweep
 from villani.commands.running import Outcome, perform
-from villani.commands.subject import begin, bits_of, load, provenance_of
+from villani.commands.subject import begin, bits_of, load, outputs, provenance_of
 from villani.objective.evaluation import same_threads
 from villani.objective.objective import Objective
 from villani.objective.parameters import ParameterSpace
+from villani.theory.constants import Smoothing
 from villani.work.budget import LESS
 from villani.work.progress import duration
-from villani.work.records import CONFIDENCE, Provenance
+from villani.work.records import CONFIDENCE
 from villani.work.team import Rows
 from villani.work.work import Work
 
@@ -83,13 +81,15 @@ def run(options: PaperOptions, work: Work) -> Outcome:
         needs=replace(needs, seconds=whole * (needs.seconds or 0.0)), what="this study",
         instead=f"train fewer cells, or {LESS}", device=trained.device,
     )  # fmt: skip
-    study = _Study(settings, text, work, Overall(work, counts), provenance)
-    fields = study.everything(objective.parameters.size)
+    study = _Run(settings, text, work, Overall(work, counts))
     record = PaperRecord.of(
         model=loaded.record, parameters=objective.parameters.size, text=text.records[0], held_out=text.records[1],
         grid=trained.weight_decay, seeds=trained.seeds, optimizers=[*trained.optimizers], steps=trained.steps,
-        temperatures=settings.temperature, confidence=CONFIDENCE, provenance=provenance, **fields,
+        temperatures=settings.temperature, confidence=CONFIDENCE, provenance=provenance, claims=[], sentence="",
+        **study.measured(objective.parameters.size),
     )  # fmt: skip
+    judged = claims(record)
+    record = record.model_copy(update={"claims": judged, "sentence": sentence(judged)})
     spent = {kind: work.spent(f"{kind}/") for kind in _NOMINAL}
     parts = {kind: seconds for kind, (seconds, _, count) in spent.items() if count}
     for way in settings.estimators.ways if settings.estimators else ():
@@ -151,77 +151,74 @@ class Overall:
 
 
 @dataclass(frozen=True, eq=False)
-class _Study:
-    """One run of it."""
+class _Run(Study):
+    """One run of a study: what it does, in order, and what it says while it does it."""
 
-    settings: PaperSettings
-    text: SweepText
-    work: Work
     show: Overall
-    provenance: Provenance
 
-    def everything(self, parameters: int) -> dict[str, Any]:
+    def measured(self, parameters: int) -> dict[str, Any]:
         """All fields of the record that are measured."""
-        settings, text = self.settings, self.text
+        settings = self.settings
         optimizers, grid = [*settings.sweep.optimizers], settings.sweep.weight_decay
         cells = sweep(settings.sweep, self.work.scope("sweep"))
         trained = [c for c in cells if not c.diverged]
         descended = [c for c in trained if c.optimizer == "sgd"]
-        criteria_found: list[CriteriaRecord] = []
-        landscape: list[LandscapePoint] = []
-        spectra: list[SpectrumPoint] = []
+        examined: list[CriteriaRecord] = []
         if settings.landscape and descended:
             mask = ParameterSpace(load(settings.sweep, self.work).model, "hf").mask
-            make = partial(criteria, settings, descended[0], text, self.work)
-            criteria_found = self._kept(f"criteria/{mask}", list[CriteriaRecord], make, "criteria")
-            landscape = self._each(
-                "landscape", "E1, Ψ along rays and orbits", LandscapePoint, descended,
-                lambda cell: landscape_point(settings, cell, text, self.work),
-            )  # fmt: skip
-        if settings.spectra:
-            spectra = self._each("spectra", "E2, spectrum", SpectrumPoint, descended, self._spectrum)
-        convergence = self._convergence() if settings.convergence else []
-        certificates, words = self._certificates() if settings.certificates else ([], "")
-        estimators = self._estimators(cells, parameters) if settings.estimators and descended else None
-        pathologies: list[PathologyPoint] = []
-        if settings.pathologies:
-            pathologies = self._each(
-                "pathologies", "pathologies", PathologyPoint, trained,
-                lambda cell: pathology_point(settings, cell, text, self.work),
-            )  # fmt: skip
-        tables = {name: training_points(cells, name) for name in optimizers}
-        training = [point for points, _ in tables.values() for point in points]
-        learned = learned_curvature(spectra, grid)
-        judged = claims(
-            Found(
-                parameters, criteria_found, landscape, spectra, learned, convergence, training, certificates, estimators
-            )
+            make = partial(points.criteria, self, descended[0])
+            examined = self._kept(f"criteria/{mask}", list[CriteriaRecord], make, "criteria")
+        landscape = self._each(
+            "landscape", "E1, Ψ along rays and orbits", LandscapePoint, descended, points.landscape_point
         )
+        spectra = self._each("spectra", "E2, spectrum", SpectrumPoint, descended, points.spectrum_point)
+        convergence: list[ConvergencePoint] = []
+        certificates: tuple[list[CertificatePoint], str] = ([], "")
+        if settings.convergence:
+            convergence = self._inner(
+                "convergence", settings.chains(), list[ConvergencePoint], _settled, "E3, chains of noisy SGD"
+            )
+        if settings.certificates:
+            certificates = self._inner(
+                "certificates", settings.certified(), tuple[list[CertificatePoint], str],
+                lambda record: (record.points, record.sentence), "E4, certificates",
+            )  # fmt: skip
+        best = best_decay(cells, "sgd")
+        chosen = next((c for c in descended if c.weight_decay == best), None)
+        estimators = None
+        if settings.estimators and chosen:
+            estimators = self._estimators(settings.estimators, chosen, parameters)
+        pathologies = self._each("pathologies", "pathologies", PathologyPoint, trained, points.pathology_point)
+        tables = {name: training_points(cells, name) for name in optimizers}
+        training = [point for row, _ in tables.values() for point in row]
         choices = self._kept(
             f"choice/{settings.digest('choice')}", list[OptimizerRecord],
-            partial(choose, settings, text, cells, certificates, self.work, self.provenance),
-            "E6, rules against the grid",
+            partial(self._choices, cells, certificates[0]), "E6, rules against the grid",
         )  # fmt: skip
         return {
-            "criteria": criteria_found, "landscape": landscape, "spectra": spectra, "learned": learned,
-            "convergence": convergence, "training": training, "certificates": certificates,
-            "certificate_sentence": words, "estimators": estimators, "choices": choices, "pathologies": pathologies,
-            "trends": pathology_trends(pathologies, optimizers, grid), "claims": judged,
+            "criteria": examined, "landscape": landscape, "spectra": spectra,
+            "learned": learned_curvature(spectra, grid), "convergence": convergence, "training": training,
+            "certificates": certificates[0], "certificate_sentence": certificates[1], "estimators": estimators,
+            "choices": choices, "pathologies": pathologies,
+            "trends": pathology_trends(pathologies, optimizers, grid),
             "common_loss": {name: common for name, (_, common) in tables.items() if common is not None},
-            "sentence": sentence(judged), "choice_sentence": choice_sentence(choices),
-            "decay_sentence": decay_sentence(training),
+            "choice_sentence": choice_sentence(choices), "decay_sentence": decay_sentence(training),
         }  # fmt: skip
 
     def _each(
-        self, kind: str, words: str, record: type[T], cells: list[SweepCell], make: Callable[[SweepCell], T]
+        self, kind: str, words: str, record: type[T], cells: list[SweepCell], make: Callable[[Study, Any, SweepCell], T]
     ) -> list[T]:
-        found = []
+        """An experiment at every one of some trained models; none where the study has no such part."""
+        part = getattr(self.settings, kind)
+        if part is None:
+            return []
+        made = []
         for number, cell in enumerate(cells):
             key = f"{kind}/{self.settings.digest(kind)}/{cell.optimizer}/{cell.weight_decay!r}/{cell.seed}"
             self.show.count(words, number, len(cells))
-            found.append(self._kept(key, record, partial(make, cell)))
+            made.append(self._kept(key, record, partial(make, self, part, cell)))
         self.show.count(words, len(cells), len(cells))
-        return found
+        return made
 
     def _kept(self, key: str, kind: Any, make: Callable[[], T], words: str = "") -> T:
         """A unit of work, told when it is begun."""
@@ -229,62 +226,49 @@ class _Study:
             self.show.stage(words)
         return self.work.once_record(key, kind, make)
 
-    def _spectrum(self, cell: SweepCell) -> SpectrumPoint:
-        """E2; λ₁(∇²F) is worked out by itself for the first training seed only."""
-        folder = f"{self.settings.digest('spectra')}-{cell.weight_decay!r}-{cell.seed}"
-        both = cell.seed == self.settings.sweep.seed and cell.weight_decay > 0
-        return spectrum_point(self.settings, cell, self.text, self.work, folder, both=both)
+    def _inner(self, part: str, settings: Settings, kind: Any, read: Callable[[Any], T], words: str) -> T:
+        """What is read off the record of another command's run, in a folder of its own."""
+        digest = self.settings.digest(part)
 
-    def _convergence(self) -> list[ConvergencePoint]:
-        def make() -> list[ConvergencePoint]:
-            return [
-                ConvergencePoint.of(
-                    point, diverged=len(point.diverged), promises=[r for r in point.rates if r.side == "at least"]
-                )
-                for point in self._run("converge", "convergence", self.settings.chains()).points
-            ]
+        def make() -> T:
+            with self.work.inner(f"{settings.name}-{digest}") as inner:
+                return read(perform(settings, inner)[1])
 
-        return self._kept(
-            f"convergence/{self.settings.digest('convergence')}",
-            list[ConvergencePoint],
-            make,
-            "E3, chains of noisy SGD",
-        )
+        return self._kept(f"{part}/{digest}", kind, make, words)
 
-    def _certificates(self) -> tuple[list[CertificatePoint], str]:
-        def make() -> tuple[list[CertificatePoint], str]:
-            record = self._run("certify", "certificates", self.settings.certified())
-            return record.points, record.sentence
-
-        return self._kept(
-            f"certificates/{self.settings.digest('certificates')}",
-            tuple[list[CertificatePoint], str],
-            make,
-            "E4, certificates",
-        )
-
-    def _run(self, command: str, part: str, settings: Settings) -> Any:
-        """The record of another command's run, in a folder of its own."""
-        with self.work.inner(f"{command}-{self.settings.digest(part)}") as inner:
-            return perform(settings, inner)[1]
-
-    def _estimators(self, cells: list[SweepCell], parameters: int) -> EstimatorsRecord | None:
-        settings, text = self.settings, self.text
-        part = settings.estimators
-        assert part is not None
-        decay = best_decay(cells, "sgd")
-        cell = next((c for c in cells if c.optimizer == "sgd" and c.weight_decay == decay and not c.diverged), None)
-        if cell is None:
-            return None
+    def _estimators(self, part: EstimatorsPart, cell: SweepCell, parameters: int) -> EstimatorsRecord:
         words, count = "E5, ways to the trace", part.repeats * len(part.ways) + 1
-        mark = settings.digest("estimators")
+        mark = self.settings.digest("estimators")
         self.show.count(words, 0, count)
-        reference = self.work.once(
-            f"estimators/reference/{mark}", partial(reference_trace, settings, cell, text, self.work)
-        )
+        reference = self.work.once(f"estimators/reference/{mark}", partial(points.reference_trace, self, part, cell))
         rows: dict[Ways, list[Rows]] = {way: [] for way in part.ways}
         for number, (way, repeat) in enumerate(product(part.ways, range(part.repeats)), 1):
             self.show.count(words, number, count)
-            make = partial(estimator_row, settings, cell, text, self.work, way, repeat)
+            make = partial(points.estimator_row, self, part, cell, way, repeat)
             rows[way].append(self.work.once(f"estimators/{way}/{mark}/{repeat}", make))
-        return estimators_record(settings, cell, reference, rows, parameters)
+        return points.estimators_record(part, cell, reference, rows, parameters)
+
+    def _choices(self, cells: list[SweepCell], certificates: list[CertificatePoint]) -> list[OptimizerRecord]:
+        """E6: every rule of `villani recommend` against the grid, optimiser by optimiser.
+
+        Certificates are those of E4, of which the sweep knows nothing; the guard is that of a short audit at the start
+        of training, in a folder of its own.
+        """
+        asked = self.settings.sweep
+        recommend = RecommendSettings.model_validate(asked.model_dump())
+        model = load(asked, self.work).model
+        bounds = Certificates({p.weight_decay: p.path.value for p in certificates if p.path}, [])
+        evidence = Evidence(
+            recommend, self.text, ParameterSpace(model, asked.decay), Smoothing(outputs(model), recommend.alpha),
+            bounds, *pairs_of(recommend, None, self.work),
+        )  # fmt: skip
+        return [judge(evidence, optimizer, cells) for optimizer in asked.optimizers]
+
+
+def _settled(record: ConvergenceRecord) -> list[ConvergencePoint]:
+    return [
+        ConvergencePoint.of(
+            point, diverged=len(point.diverged), promises=[r for r in point.rates if r.side == "at least"]
+        )
+        for point in record.points
+    ]

@@ -147,7 +147,8 @@ class PaperSettings(_Part):
             self.chains().filled()
         if self.certificates:
             self.certified().check()
-        if self.needs_sgd and "sgd" not in self.sweep.optimizers:
+        descended = (self.landscape, self.spectra, self.estimators)  # at models where λ is that of F exactly
+        if any(descended) and "sgd" not in self.sweep.optimizers:
             raise InputError("sweep.optimizers: landscape, spectra and estimators look at what sgd led to: add sgd")
 
     def chains(self) -> ConvergeSettings:
@@ -178,11 +179,6 @@ class PaperSettings(_Part):
         if part == "choice":  # its rules look at the certificates
             text = self.digest("certificates")
         return hashlib.sha256(text.encode()).hexdigest()[:8]
-
-    @property
-    def needs_sgd(self) -> bool:
-        """Whether a part is about models that SGD with L2 led to: there λ is that of F exactly."""
-        return any((self.landscape, self.spectra, self.estimators))
 
 
 class PaperOptions(Settings):
@@ -243,8 +239,6 @@ def read_settings(
         InputError: both or neither are given, no such file, no TOML, a wrong key or value, by its name.
     """
     _check_one(config, size)
-    if size is not None and size not in get_args(Size):
-        raise InputError(f"--size {size!r}: expected {', '.join(get_args(Size))}")
     if config is not None:
         name = str(config)
         if not config.exists():

@@ -6,50 +6,55 @@ import numpy as np
 
 from villani.commands.paper.record import PathologyPoint, SpectrumPoint, TrainingPoint, TrendRecord
 from villani.commands.recommend.sweep import SweepCell, by_decay
-from villani.statistics import Estimate, over_seeds
+from villani.dynamics.training import Optimizer
+from villani.statistics import over_seeds
 
 SHARE = 0.9  # of the way from the start to the grid's best held-out loss: what `steps` counts towards
 
 
 def losses(cell: SweepCell) -> dict[str, float]:
-    """What is averaged over seeds; {} of a cell that diverged."""
+    """What is averaged over seeds, by the names of `TrainingPoint`; {} of a cell that diverged."""
     if cell.diverged or cell.held_out is None or cell.train_loss is None:
         return {}
     held, seen = cell.held_out.value, cell.train_loss.value
-    return {"held_out": held, "train": seen, "gap": held - seen, "norm": cell.norm_squared}
+    return {"held_out": held, "train_loss": seen, "gap": held - seen, "norm_squared": cell.norm_squared}
 
 
-def training_points(cells: Sequence[SweepCell], optimizer: str) -> tuple[list[TrainingPoint], float | None]:
+def training_points(cells: Sequence[SweepCell], optimizer: Optimizer) -> tuple[list[TrainingPoint], float | None]:
     """E4 of one optimiser, in the order of the grid, and the common loss that steps are counted towards."""
-    grid = _grid(cells, optimizer)
-    found = {decay: {c.seed: losses(c) for c in row if losses(c)} for decay, row in grid.items()}
-    first = next(iter(found.values()))
+    grid = by_decay(cells, optimizer)
     best = best_decay(cells, optimizer)
     common = None if best is None else _common_loss(grid, best)
+    known = {(optimizer, c.weight_decay, c.seed): values for row in grid.values() for c in row if (values := losses(c))}
+    trends = {
+        name: {t.weight_decay: t for t in trend({k: v[name] for k, v in known.items()}, [optimizer], [*grid])}
+        for name in ("train_loss", "held_out", "gap", "norm_squared")
+    }
     points = []
-    for decay, row in found.items():
-        is_first = row is first
-        reached = [] if common is None else [steps_to(c.curve, common) for c in grid[decay] if not c.diverged]
-        known = [s for s in reached if s is not None]
+    for decay, row in grid.items():
+        own = {name: of.get(decay) for name, of in trends.items()}
+        reached = [] if common is None else [steps_to(c.curve, common) for c in row if not c.diverged]
+        steps = [step for step in reached if step is not None]
+        diverged = sum(not losses(c) for c in row)
         points.append(
-            TrainingPoint.of(
-                optimizer=optimizer, weight_decay=decay, seeds=len(row), diverged=len(grid[decay]) - len(row),
-                train_loss=_mean(row, "train"), held_out=_mean(row, "held_out"), gap=_mean(row, "gap"),
-                norm_squared=_mean(row, "norm"),
-                train_change=None if is_first else _paired(row, first, "train"),
-                held_out_change=None if is_first else _paired(row, first, "held_out"),
-                gap_change=None if is_first else _paired(row, first, "gap"),
-                steps=float(np.mean(known)) if known and len(known) == len(grid[decay]) else None,
+            TrainingPoint(
+                optimizer=optimizer, weight_decay=decay, seeds=len(row) - diverged, diverged=diverged,
+                **{name: one.value if one else None for name, one in own.items()},
+                **{
+                    f"{name.removesuffix('_loss')}_change": one.change if one else None
+                    for name, one in own.items() if name != "norm_squared"
+                },
+                steps=float(np.mean(steps)) if len(steps) == len(row) else None,
             )
         )  # fmt: skip
     return points, common
 
 
-def best_decay(cells: Sequence[SweepCell], optimizer: str) -> float | None:
+def best_decay(cells: Sequence[SweepCell], optimizer: Optimizer) -> float | None:
     """The λ of the least mean held-out loss among those where no seed diverged; None if all have."""
     means = {
         decay: float(np.mean([losses(c)["held_out"] for c in row]))
-        for decay, row in _grid(cells, optimizer).items()
+        for decay, row in by_decay(cells, optimizer).items()
         if all(losses(c) for c in row)
     }
     return min(means, key=lambda decay: means[decay], default=None)
@@ -106,19 +111,6 @@ def pathology_trends(
 def learned_curvature(points: Sequence[SpectrumPoint], grid: Sequence[float]) -> list[TrendRecord]:
     """λ₁(∇²L) over seeds; its change from the first λ is what was learned differently, beside the shift by λ."""
     return trend({("sgd", p.weight_decay, p.seed): p.largest.value for p in points}, ["sgd"], grid)
-
-
-def _grid(cells: Sequence[SweepCell], optimizer: str) -> dict[float, list[SweepCell]]:
-    return by_decay(cells, optimizer)  # type: ignore[arg-type]
-
-
-def _mean(row: Mapping[int, dict[str, float]], name: str) -> Estimate | None:
-    return over_seeds([losses[name] for losses in row.values()]) if len(row) >= 2 else None
-
-
-def _paired(row: Mapping[int, dict[str, float]], other: Mapping[int, dict[str, float]], name: str) -> Estimate | None:
-    both = [row[seed][name] - other[seed][name] for seed in row if seed in other]
-    return over_seeds(both) if len(both) >= 2 else None
 
 
 def _common_loss(grid: Mapping[float, Sequence[SweepCell]], best: float) -> float:

@@ -7,19 +7,25 @@ from pathlib import Path
 import plotly.graph_objects as go
 from rich.console import Console
 
-from villani.commands.recommend.record import GridPoint, MarginRecord, OptimizerRecord, RecommendationRecord, RuleRecord
+from villani.commands.recommend.record import (
+    NAMES,
+    GridPoint,
+    MarginRecord,
+    OptimizerRecord,
+    RecommendationRecord,
+    RuleRecord,
+)
 from villani.outwards import UNAVAILABLE, lower, upper
 from villani.report import elements
 from villani.report.colours import EXACT, NEGATIVE, POSITIVE, REMAINDER, TOTAL, UNRESOLVED
 from villani.report.elements import Row, Status, details, facts, note, sections
 from villani.report.estimates import uncertain
-from villani.report.figures import line, themed
+from villani.report.figures import interval_bars, line, themed
 from villani.report.numbers import format_count, format_number
-from villani.report.origin import origin_rows
+from villani.report.origin import cost_words, origin_rows
 from villani.report.page import Pictures
 from villani.report.terminal import say, table
 
-NAMES = {"adamw": "AdamW", "sgd": "SGD with L2", "noisy-sgd": "noisy SGD with L2"}
 _LIMITS = (
     "The recommendation is for this model, text, budget and learning rate. Decay and learning rate interact: only λ "
     "was varied here, and at another learning rate another λ may be best.",
@@ -57,15 +63,12 @@ def findings(record: RecommendationRecord) -> dict[str, str]:
 
 def pictures(record: RecommendationRecord) -> Pictures:
     """Name → title, figure, caption."""
-    curves = {
-        f"decay-{one.optimizer}": (f"{NAMES[one.optimizer]}: loss along λ", _curve(one), _CURVE_CAPTION)
+    kinds = (("decay", "loss along λ", _curve, _CURVE_CAPTION), ("steps", "on the way", _steps, _STEPS_CAPTION))
+    return {
+        f"{kind}-{one.optimizer}": (f"{NAMES[one.optimizer]}: {words}", draw(one), caption)
+        for kind, words, draw, caption in kinds
         for one in record.optimizers
     }
-    steps = {
-        f"steps-{one.optimizer}": (f"{NAMES[one.optimizer]}: on the way", _steps(one), _STEPS_CAPTION)
-        for one in record.optimizers
-    }
-    return {**curves, **steps}
 
 
 def tables(record: RecommendationRecord) -> str:
@@ -115,8 +118,7 @@ def show(record: RecommendationRecord, _: Path, console: Console) -> None:
         say(console, one.sentence, "bold")
         console.print(table(grid_rows(one), without=["document bound", "certified", "‖θ‖²"]))
         console.print(table(rule_rows(one)))
-    if record.cost:
-        console.print(f"{record.cost.seconds:.0f} s of training")
+    say(console, cost_words(record.cost))
 
 
 def grid_rows(one: OptimizerRecord) -> list[Row]:
@@ -190,7 +192,6 @@ def _curve(one: OptimizerRecord) -> go.Figure | None:
     held = [point.held_out for point in shown if point.held_out]
     seen = [point.train_loss.value for point in shown if point.train_loss]
     x = [place(point.weight_decay) for point in shown]
-    half = [(e.interval[1] - e.interval[0]) / 2 for e in held]
     low, high = min([*seen, *(e.interval[0] for e in held)]), max([*seen, *(e.interval[1] for e in held)])
     floor = low - 0.12 * (high - low or 1.0)
     named: dict[float, list[str]] = {}
@@ -198,27 +199,21 @@ def _curve(one: OptimizerRecord) -> go.Figure | None:
         if rule.weight_decay is not None and rule.id != "held-out":
             named.setdefault(rule.weight_decay, []).append(rule.name)
     gone = [place(point.weight_decay) for point in one.points if point.diverged]
+    texts = [f"{format_number(value, 3)}: {', '.join(names)}" for value, names in named.items()]
+    marks = {"size": 11, "color": [TOTAL if p.kept else POSITIVE for p in shown]}
+    below = {"symbol": "triangle-up", "size": 12}
+    crosses = line(gone, [high] * len(gone), "diverged", NEGATIVE, "markers", marker={"symbol": "x", "size": 11})
     traces = [
-        go.Scatter(
-            x=x, y=seen, name="training loss", mode="lines+markers",
-            line={"color": REMAINDER, "dash": "dot"}, marker={"size": 6},
+        line(x, seen, "training loss", REMAINDER, dash="dot"),
+        line(
+            x, [e.value for e in held], "held-out loss", UNRESOLVED, marker=marks,
+            error_y=interval_bars(held, UNRESOLVED),
         ),
-        go.Scatter(
-            x=x, y=[e.value for e in held], name="held-out loss", mode="lines+markers",
-            line={"color": UNRESOLVED}, marker={"size": 11, "color": [TOTAL if p.kept else POSITIVE for p in shown]},
-            error_y={"type": "data", "array": half, "thickness": 1.4, "width": 4, "color": UNRESOLVED},
+        line(
+            map(place, named), [floor] * len(named), "rules", EXACT, "markers", marker=below, text=texts,
+            hoverinfo="text",
         ),
-        go.Scatter(
-            x=[place(value) for value in named], y=[floor] * len(named), name="rules", mode="markers",
-            marker={"symbol": "triangle-up", "size": 12, "color": EXACT}, hoverinfo="text",
-            text=[f"{format_number(value, 3)}: {', '.join(names)}" for value, names in named.items()],
-        ),
-        *[
-            go.Scatter(
-                x=gone, y=[high] * len(gone), name="diverged", mode="markers",
-                marker={"symbol": "x", "size": 11, "color": NEGATIVE},
-            )
-        ][: len(gone)],
+        *([crosses] if gone else []),
     ]  # fmt: skip
     across = {"title": "weight decay λ (logarithmic, 0 apart)", "tickvals": place.ticks, "ticktext": place.texts}
     return themed(traces, 400, across, {"title": "nats per token"}, {"orientation": "h", "y": 1.12})

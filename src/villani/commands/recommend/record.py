@@ -7,6 +7,7 @@ from pydantic import Field
 from villani.work.records import Cost, EstimateRecord, ModelRecord, Provenance, Record, Status, TextRecord
 
 OptimizerName = Literal["adamw", "sgd", "noisy-sgd"]
+NAMES = {"adamw": "AdamW", "sgd": "SGD with L2", "noisy-sgd": "noisy SGD with L2"}
 
 
 class MarginRecord(Record):

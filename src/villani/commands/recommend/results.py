@@ -3,39 +3,28 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
+from villani.choice import selection
 from villani.choice.rules import RULES, Rule, Training
-from villani.choice.selection import (
-    LEVEL,
-    GridLosses,
-    held_out_bound,
-    indistinguishable,
-    joined,
-    margin,
-    nearest,
-    paired,
-)
+from villani.choice.selection import LEVEL, GridLosses
 from villani.commands.recommend.record import (
+    NAMES,
     ConventionRecord,
     GridPoint,
     MarginRecord,
     OptimizerRecord,
-    RecommendationRecord,
     RuleRecord,
 )
 from villani.commands.recommend.settings import RecommendSettings
-from villani.commands.recommend.sweep import SweepCell, SweepText
-from villani.objective.parameters import ParameterSpace
+from villani.commands.recommend.sweep import SweepCell
 from villani.outwards import lower, upper
 from villani.statistics import Array, Estimate
 from villani.theory.constants import Smoothing
 from villani.theory.conventions import conventions, memory
-from villani.work.records import ModelRecord, Provenance
 
-WORDS = {"adamw": "AdamW", "sgd": "SGD with L2", "noisy-sgd": "noisy SGD with L2"}
 SHARED_START = "All training began at the same weights: seeds that share a start speak of that start only."
 _MEANING = {
     "adamw": (
@@ -46,84 +35,63 @@ _MEANING = {
 }
 
 
-@dataclass(frozen=True, eq=False)
-class OptimizerResult:
-    """What there is about one optimiser.
+@dataclass(frozen=True)
+class Certificates:
+    """λ → certified risk of a noisy run, nats per token, and why others have none."""
 
-    Attributes:
-        training: how it trained.
-        grid: λ → cells of its seeds.
-        beyond: the same for λ that only a rule named; empty without --verify-rules.
-        rules: what they said.
-        certified: λ → certified risk of a noisy run.
-        refusals: why others have none.
-    """
-
-    training: Training
-    grid: Mapping[float, Sequence[SweepCell]]
-    beyond: Mapping[float, Sequence[SweepCell]]
-    rules: Sequence[Rule]
-    certified: Mapping[float, float]
-    refusals: Sequence[str]
+    bounds: dict[float, float]
+    refusals: list[str]
 
 
-def assemble(
-    settings: RecommendSettings, model: ModelRecord, text: SweepText, space: ParameterSpace, smoothing: Smoothing,
-    result: Sequence[OptimizerResult], provenance: Provenance,
-) -> RecommendationRecord:  # fmt: skip
-    """The record: every optimiser, and a sentence."""
-    cells = sum(len(of) for one in result for of in one.grid.values())
-    # half of δ is the certificates'
-    level = settings.delta / 2 / cells
-    optimizers = [_optimizer(settings, one, smoothing, level) for one in result]
-    units, unit = _units(text)
-    return RecommendationRecord.of(
-        settings, model=model, text=text.records[0], held_out=text.records[1], parameters=space.size,
-        decayed_parameters=space.decayed_size, epochs=result[0].training.epochs, shared_start=not settings.from_scratch,
-        units=units, unit=unit, level=LEVEL, log_vocabulary=math.log(smoothing.vocabulary), optimizers=optimizers,
-        sentence=" ".join(one.sentence for one in optimizers), provenance=provenance,
-    )  # fmt: skip
+Cells = Mapping[float, Sequence[SweepCell]]  # λ → its seeds
 
 
-def _units(text: SweepText) -> tuple[int, Literal["documents", "blocks"]]:
-    blocks = len(text.documents)
-    counted = len(joined(np.zeros(blocks), np.ones(blocks), text.documents)[1])
-    return counted, "blocks" if counted == blocks else "documents"
-
-
-def _losses(cells: Mapping[float, Sequence[SweepCell]]) -> GridLosses:
+def _losses(cells: Cells) -> GridLosses:
     grid = tuple(sorted(cells))
     first = cells[grid[0]][0]
-    _, counts = joined(first.counts, first.counts, first.documents)
+    _, counts = selection.joined(first.counts, first.counts, first.documents)
     return GridLosses(grid, np.stack([_sums(cells[decay], len(counts)) for decay in grid]), counts)
 
 
 def _sums(cells: Sequence[SweepCell], units: int) -> Array:
     """(K, U) nats of each unit at each seed; nan where training diverged."""
-    rows = [np.full(units, np.nan) if c.diverged else joined(c.sums, c.counts, c.documents)[0] for c in cells]
+    rows = [np.full(units, np.nan) if c.diverged else selection.joined(c.sums, c.counts, c.documents)[0] for c in cells]
     return np.stack(rows)
 
 
-def _optimizer(
-    settings: RecommendSettings, result: OptimizerResult, smoothing: Smoothing, level: float
-) -> OptimizerRecord:
-    run, losses = result.training, _losses(result.grid)
-    points = _points(result, losses, smoothing, level)
+def optimizer_record(
+    settings: RecommendSettings, run: Training, grid: Cells, beyond: Cells, rules: Sequence[Rule],
+    certificates: Certificates, smoothing: Smoothing, level: float,
+) -> OptimizerRecord:  # fmt: skip
+    """What was found with one optimiser.
+
+    Args:
+        settings: what was asked.
+        run: how it trained.
+        grid: the cells of the grid.
+        beyond: those of λ that only a rule named; empty without --verify-rules.
+        rules: what they said.
+        certificates: of noisy runs.
+        smoothing: of the bounds.
+        level: δ of each bound on held-out text.
+    """
+    losses = _losses(grid)
+    noisy = run.optimizer == "noisy-sgd"
+    points = _points(grid, losses, certificates.bounds if noisy else {}, smoothing, level)
     best = losses.weight_decay[losses.best] if losses.finite else None
-    kept = [point.weight_decay for point in points if point.kept]
     bounded = [p for p in points if p.held_out_bound is not None]
-    rules = [_judged(rule, losses, result) for rule in result.rules]
+    judged = [_judged(rule, losses, beyond, len(certificates.bounds)) for rule in rules]
     if "held-out" in settings.rules:
-        rules.append(_held_out(losses, best))
+        judged.append(_held_out(losses, best))
     record = OptimizerRecord.of(
-        run, meaning=_meaning(run), recommended=best, kept=kept,
+        run, meaning=_meaning(run), recommended=best, kept=[point.weight_decay for point in points if point.kept],
         least_bound=min(bounded, key=lambda p: p.held_out_bound or 0.0).weight_decay if bounded else None,
-        memory=memory(best, run.learning_rate, run.momentum) if best else None, points=points, rules=rules,
+        memory=memory(best, run.learning_rate, run.momentum) if best else None, points=points, rules=judged,
         conventions=[
             ConventionRecord(name=name, weight_decay=value, note=words)
             for name, value, words in conventions(run.optimizer, best, run.learning_rate, run.momentum)
         ] if best is not None else [],
-        refusals=list(result.refusals), sentence="",
+        refusals=certificates.refusals if noisy else [], sentence="",
     )  # fmt: skip
     words = "" if settings.from_scratch else f" {SHARED_START}"
     return record.model_copy(update={"sentence": _sentence(record) + words})
@@ -135,32 +103,30 @@ def _meaning(run: Training) -> str:
     return _MEANING[run.optimizer] + words
 
 
-def _points(result: OptimizerResult, losses: GridLosses, smoothing: Smoothing, level: float) -> list[GridPoint]:
-    kept = indistinguishable(losses)
+def _points(
+    grid: Cells, losses: GridLosses, certified: Mapping[float, float], smoothing: Smoothing, level: float
+) -> list[GridPoint]:
+    kept = selection.indistinguishable(losses)
     points = []
     for index, decay in enumerate(losses.weight_decay):
-        cells = result.grid[decay]
-        diverged = sum(cell.diverged for cell in cells)
-        certified = result.certified.get(decay) if result.training.optimizer == "noisy-sgd" else None
-        if diverged:
-            fields: dict[str, Any] = dict.fromkeys(GridPoint.model_fields)
-            fields |= {"weight_decay": decay, "diverged": diverged, "certified": certified, "kept": False, "curve": []}
-            points.append(GridPoint(**fields))
-            continue
-        bounds = [held_out_bound(c.smoothed, c.counts, c.documents, smoothing, level) for c in cells]
-        documents = [bound.documents for bound in bounds if bound.documents is not None]
-        steps = [step for step, _ in cells[0].curve]
-        points.append(
-            GridPoint.of(
-                weight_decay=decay, diverged=0, held_out=losses.mean(index), train_loss=_trained(cells),
-                norm_squared=float(np.mean([c.norm_squared for c in cells])),
-                margin=MarginRecord.of(margin(losses, losses.sums[index], own=index)),
-                held_out_bound=float(np.mean([bound.tokens for bound in bounds])),
-                document_bound=float(np.mean(documents)) if documents else None, certified=certified,
-                kept=index in kept,
-                curve=list(zip(steps, np.mean([[v for _, v in c.curve] for c in cells], axis=0).tolist(), strict=True)),
-            )
-        )  # fmt: skip
+        cells = grid[decay]
+        fields: dict[str, Any] = dict.fromkeys(GridPoint.model_fields) | {
+            "weight_decay": decay, "diverged": sum(cell.diverged for cell in cells), "kept": index in kept, "curve": [],
+            "certified": certified.get(decay),
+        }  # fmt: skip
+        if not fields["diverged"]:
+            bounds = [selection.held_out_bound(c.smoothed, c.counts, c.documents, smoothing, level) for c in cells]
+            documents = [bound.documents for bound in bounds if bound.documents is not None]
+            losses_on_the_way = np.mean([[loss for _, loss in c.curve] for c in cells], axis=0).tolist()
+            fields |= {
+                "held_out": losses.mean(index), "train_loss": _trained(cells),
+                "norm_squared": float(np.mean([c.norm_squared for c in cells])),
+                "margin": selection.margin(losses, losses.sums[index], own=index),
+                "held_out_bound": float(np.mean([bound.tokens for bound in bounds])),
+                "document_bound": float(np.mean(documents)) if documents else None,
+                "curve": [(step, loss) for (step, _), loss in zip(cells[0].curve, losses_on_the_way, strict=True)],
+            }  # fmt: skip
+        points.append(GridPoint.of(**fields))
     return points
 
 
@@ -173,32 +139,22 @@ def _trained(cells: Sequence[SweepCell]) -> Estimate:
     return Estimate(float(values.mean()), sem, losses[0].n, "statistical")
 
 
-def _judged(rule: Rule, losses: GridLosses, result: OptimizerResult) -> RuleRecord:
+def _judged(rule: Rule, losses: GridLosses, beyond: Cells, certificates: int) -> RuleRecord:
     """How a rule would have done: at its own λ where that was trained, else at the nearest of the grid."""
-    if rule.weight_decay is None:
-        return _rule(rule)
-    count = len(losses.weight_decay)
+    decay, count = rule.weight_decay, len(losses.weight_decay)
+    if decay is None:
+        return _placed(rule)
     share = 1 / count
     if rule.id == "certificate":  # a run at every λ that has one, besides
-        share += len(result.certified) / (count * losses.seeds)
-    if rule.weight_decay in result.beyond:
-        sums = _sums(result.beyond[rule.weight_decay], len(losses.counts))
-        return _placed(rule, losses, sums, rule.weight_decay, None, share)
-    index = nearest(losses.weight_decay, rule.weight_decay)
+        share += certificates / (count * losses.seeds)
+    if decay in beyond:
+        return _placed(rule, losses, _sums(beyond[decay], len(losses.counts)), decay, None, share)
+    index = selection.nearest(losses.weight_decay, decay)
     if index is None:
-        return _rule(replace(rule, flags=(*rule.flags, "not judged: 0 is not in the grid")))
-    decay = losses.weight_decay[index]
-    if decay != rule.weight_decay:
-        rule = replace(rule, flags=(*rule.flags, f"judged at the nearest λ of the grid, {decay:g}"))
-    return _placed(rule, losses, losses.sums[index], decay, index, share)
-
-
-def _placed(rule: Rule, losses: GridLosses, sums: Array, decay: float, own: int | None, share: float) -> RuleRecord:
-    if not np.isfinite(sums).all():
-        return _rule(replace(rule, flags=(*rule.flags, "training diverged there")), decay, share=share)
-    if not losses.finite:
-        return _rule(rule, decay, paired(sums, losses.counts), share=share)
-    return _rule(rule, decay, paired(sums, losses.counts), MarginRecord.of(margin(losses, sums, own=own)), share)
+        return _placed(_flagged(rule, "not judged: 0 is not in the grid"))
+    if (trained := losses.weight_decay[index]) != decay:
+        rule = _flagged(rule, f"judged at the nearest λ of the grid, {trained:g}")
+    return _placed(rule, losses, losses.sums[index], trained, index, share)
 
 
 def _held_out(losses: GridLosses, best: float | None) -> RuleRecord:
@@ -207,20 +163,32 @@ def _held_out(losses: GridLosses, best: float | None) -> RuleRecord:
         "held-out", RULES["held-out"], best, "everywhere; costs the whole grid", "statistical", "THEORY.md §8 (3), (4)"
     )
     if best is None:
-        return _rule(replace(rule, refused="training diverged at every λ"))
+        return _placed(replace(rule, refused="training diverged at every λ"))
     return _placed(rule, losses, losses.sums[losses.best], best, losses.best, 1.0)
 
 
-def _rule(
-    rule: Rule, judged_at: float | None = None, held_out: Estimate | None = None,
-    margin: MarginRecord | None = None, share: float | None = None,
+def _placed(
+    rule: Rule, losses: GridLosses | None = None, sums: Array | None = None, judged_at: float | None = None,
+    own: int | None = None, share: float | None = None,
 ) -> RuleRecord:  # fmt: skip
-    return RuleRecord.of(rule, judged_at=judged_at, held_out=held_out, margin=margin, share=share)
+    """A rule with the losses where it is judged, if it is, and how far they are from the grid's best."""
+    held_out = apart = None
+    if losses is not None and sums is not None:
+        if not np.isfinite(sums).all():
+            rule = _flagged(rule, "training diverged there")
+        else:
+            held_out = selection.paired(sums, losses.counts)
+            apart = selection.margin(losses, sums, own=own) if losses.finite else None
+    return RuleRecord.of(rule, judged_at=judged_at, held_out=held_out, margin=apart, share=share)
+
+
+def _flagged(rule: Rule, words: str) -> Rule:
+    return replace(rule, flags=(*rule.flags, words))
 
 
 def _sentence(record: OptimizerRecord) -> str:
     """What to use, what cannot be told apart from it, and where rules landed."""
-    words = f"{WORDS[record.optimizer]}:"
+    words = f"{NAMES[record.optimizer]}:"
     if record.recommended is None:
         return f"{words} training diverged at every λ of the grid; lower the learning rate."
     by = {point.weight_decay: point for point in record.points}

@@ -1,39 +1,33 @@
 """What `villani recommend` does: a sweep over λ, what rules say without one, and the evidence for both."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
-from villani.choice.rules import (
-    Pair,
-    Rule,
-    Training,
-    certified_constant,
-    claimed_constant,
-    constants,
-    ema_timescale,
-    guard,
-    least_certified,
-    loshchilov_hutter,
-    power_lines,
-)
+import numpy as np
+
+from villani.choice import rules
+from villani.choice.rules import Pair, Rule, Training
+from villani.choice.selection import LEVEL, joined
 from villani.commands.audit.record import AuditRecord
 from villani.commands.audit.settings import AuditSettings
 from villani.commands.blocks import shared
 from villani.commands.certify.results import best_bound
 from villani.commands.certify.settings import CertifySettings
 from villani.commands.content import read_records
-from villani.commands.recommend.results import OptimizerResult, assemble
+from villani.commands.recommend.record import OptimizerRecord, RecommendationRecord
+from villani.commands.recommend.results import Certificates, optimizer_record
 from villani.commands.recommend.settings import RecommendSettings
-from villani.commands.recommend.sweep import SweepText, by_decay, needs_of, read_sweep_text, run_cells
+from villani.commands.recommend.sweep import SweepCell, SweepText, by_decay, needs_of, read_sweep_text, sweep
 from villani.commands.running import Outcome, perform
 from villani.commands.subject import begin, bits_of, load, outputs, provenance_of
 from villani.dynamics.training import Optimizer, learning_rates
 from villani.errors import InputError
 from villani.objective.evaluation import same_threads
 from villani.objective.objective import Objective
+from villani.objective.parameters import ParameterSpace
 from villani.theory.constants import Smoothing
 from villani.work.budget import LESS
 from villani.work.work import Work
@@ -42,25 +36,68 @@ from villani.work.work import Work
 _QUESTIONS = {"rules", "verify_rules", "audit", "delta", "threads", "allow_unused", "adapter", "trust_remote_code"}
 
 
-@dataclass(frozen=True)
-class Certificates:
-    """λ → certified risk, nats per token, and why others have none."""
+@dataclass(frozen=True, eq=False)
+class Evidence:
+    """What the choice of λ rests on with every optimiser.
 
-    bounds: dict[float, float]
-    refusals: list[str]
+    Attributes:
+        settings: what was asked.
+        text: what was trained on and judged by.
+        space: the parameters of the model.
+        smoothing: of the bounds.
+        certificates: of noisy runs.
+        pairs: rescalings, for the guard; None where there was no audit.
+        source: where they come from, or why there are none.
+    """
+
+    settings: RecommendSettings
+    text: SweepText
+    space: ParameterSpace
+    smoothing: Smoothing
+    certificates: Certificates
+    pairs: list[Pair] | None
+    source: str
+
+    def training(self, optimizer: Optimizer) -> Training:
+        """What rules are told of a run with one optimiser."""
+        settings, rate = self.settings, self.settings.learning_rate[optimizer]
+        return Training(
+            optimizer, rate, sum(learning_rates(settings.schedule, rate, settings.steps)), settings.steps,
+            settings.batch, settings.block, len(self.text.train.ids), self.space.size, settings.from_scratch,
+            self.space.decayed_size == self.space.size, settings.momentum if optimizer == "sgd" else 0.0,
+            settings.temperature if optimizer == "noisy-sgd" else None, settings.clip is not None,
+        )  # fmt: skip
+
+    def answers(self, run: Training) -> list[Rule]:
+        """What every rule that was asked for says about such runs; `held-out` is the grid's own."""
+        made: dict[str, Callable[[], list[Rule]]] = {
+            "constants": rules.constants,
+            "ema": lambda: [rules.ema_timescale(run)],
+            "power-lines": lambda: [rules.power_lines(run)],
+            "loshchilov-hutter": lambda: [rules.loshchilov_hutter(run)],
+            "claimed": lambda: [rules.claimed_constant(run)],
+            "certified": lambda: [rules.certified_constant(run, self.smoothing)],
+            "guard": lambda: [rules.guard(run, self.pairs or [], self.source)],
+            "certificate": lambda: [
+                rules.least_certified(run, list(self.certificates.bounds.items()), math.log(self.smoothing.vocabulary))
+            ],
+        }
+        return [rule for name in self.settings.rules if name in made for rule in made[name]()]
 
 
-def training_of(
-    settings: RecommendSettings, optimizer: Optimizer, blocks: int, parameters: int, covered: bool
-) -> Training:
-    """What rules are told of a run with one optimiser."""
-    rate = settings.learning_rate[optimizer]
-    return Training(
-        optimizer, rate, sum(learning_rates(settings.schedule, rate, settings.steps)), settings.steps, settings.batch,
-        settings.block, blocks, parameters, settings.from_scratch, covered,
-        settings.momentum if optimizer == "sgd" else 0.0,
-        settings.temperature if optimizer == "noisy-sgd" else None, settings.clip is not None,
-    )  # fmt: skip
+def judge(
+    evidence: Evidence, optimizer: Optimizer, cells: Sequence[SweepCell],
+    trained: Callable[[Optimizer, Sequence[float]], list[SweepCell]] | None = None,
+) -> OptimizerRecord:  # fmt: skip
+    """What the grid says of one optimiser, and where rules would have led; `trained` gives cells at λ of their own."""
+    run = evidence.training(optimizer)
+    answers, grid = evidence.answers(run), by_decay(cells, optimizer)
+    own = dict.fromkeys(r.weight_decay for r in answers if r.weight_decay is not None and r.weight_decay not in grid)
+    beyond = by_decay(trained(optimizer, [*own]), optimizer) if trained else {}
+    level = evidence.settings.delta / 2 / len(cells)  # half of δ is the certificates'
+    return optimizer_record(
+        evidence.settings, run, grid, beyond, answers, evidence.certificates, evidence.smoothing, level
+    )
 
 
 @same_threads()
@@ -72,7 +109,6 @@ def run(settings: RecommendSettings, work: Work) -> Outcome:
     loaded = load(settings, work)
     objective = Objective(loaded.model, text.train.ids[:1][None], decay=settings.decay)
     provenance = provenance_of(objective, settings.command(), settings.seed)
-    space = objective.parameters
     keyed = settings.model_dump(mode="json", exclude=_QUESTIONS) | bits_of(provenance)
     keyed["checksums"] = [record.token_checksum for record in text.records]
     grid = sorted(settings.weight_decay)
@@ -82,47 +118,28 @@ def run(settings: RecommendSettings, work: Work) -> Outcome:
         what=f"a sweep of {count:,} training runs", instead=f"train fewer cells, lower --batch, or {LESS}",
         device=settings.device,
     )  # fmt: skip
-    swept = run_cells(settings, [*product(settings.optimizers, grid, settings.training_seeds)], work)
+    swept = sweep(settings, work, [*product(settings.optimizers, grid, settings.training_seeds)])
     certificates = _certificates(settings, text, work)
-    pairs, source = pairs_of(settings, audited, work)
-    smoothing = Smoothing(outputs(loaded.model), settings.alpha)
-    results: list[OptimizerResult] = []
-    for optimizer in settings.optimizers:
-        training = training_of(settings, optimizer, len(text.train.ids), space.size, space.decayed_size == space.size)
-        rules = rules_of(settings, training, smoothing, certificates, pairs, source)
-        beyond = [r.weight_decay for r in rules if r.weight_decay is not None and r.weight_decay not in grid]
-        more = []
-        if settings.verify_rules:
-            more = run_cells(settings, [*product([optimizer], dict.fromkeys(beyond), settings.training_seeds)], work)
-        results.append(
-            OptimizerResult(
-                training, by_decay(swept, optimizer), by_decay(more, optimizer), rules, certificates.bounds,
-                certificates.refusals if optimizer == "noisy-sgd" else [],
-            )
-        )  # fmt: skip
-    record = assemble(settings, loaded.record, text, space, smoothing, results, provenance)
+    space, smoothing = objective.parameters, Smoothing(outputs(loaded.model), settings.alpha)
+    evidence = Evidence(settings, text, space, smoothing, certificates, *pairs_of(settings, audited, work))
+
+    def trained(optimizer: Optimizer, decays: Sequence[float]) -> list[SweepCell]:
+        """At the rules' own λ, with --verify-rules."""
+        return sweep(settings, work, [*product([optimizer], decays, settings.training_seeds)])
+
+    records = [judge(evidence, o, swept, trained if settings.verify_rules else None) for o in settings.optimizers]
+    blocks = len(text.documents)
+    units = len(joined(np.zeros(blocks), np.ones(blocks), text.documents)[1])
+    trained_blocks = len(text.train.ids)
+    record = RecommendationRecord.of(
+        settings, model=loaded.record, text=text.records[0], held_out=text.records[1], parameters=space.size,
+        decayed_parameters=space.decayed_size, epochs=settings.steps * settings.batch / trained_blocks,
+        shared_start=not settings.from_scratch, units=units, unit="blocks" if units == blocks else "documents",
+        level=LEVEL, log_vocabulary=math.log(smoothing.vocabulary), optimizers=records,
+        sentence=" ".join(one.sentence for one in records), provenance=provenance,
+    )  # fmt: skip
     tokens = settings.steps * settings.batch * (settings.block - 1) * len(swept)
     return Outcome([record], {0: work.cost(tokens)})
-
-
-def rules_of(
-    settings: RecommendSettings, run: Training, smoothing: Smoothing, certificates: Certificates,
-    pairs: list[Pair] | None, source: str,
-) -> list[Rule]:  # fmt: skip
-    """What every rule that was asked for says about runs with one optimiser; `held-out` is the grid's own."""
-    made: dict[str, Callable[[], list[Rule]]] = {
-        "constants": constants,
-        "ema": lambda: [ema_timescale(run)],
-        "power-lines": lambda: [power_lines(run)],
-        "loshchilov-hutter": lambda: [loshchilov_hutter(run)],
-        "claimed": lambda: [claimed_constant(run)],
-        "certified": lambda: [certified_constant(run, smoothing)],
-        "guard": lambda: [guard(run, pairs or [], source)],
-        "certificate": lambda: [
-            least_certified(run, list(certificates.bounds.items()), math.log(smoothing.vocabulary))
-        ],
-    }
-    return [rule for name in settings.rules if name in made for rule in made[name]()]
 
 
 def _certificates(settings: RecommendSettings, text: SweepText, work: Work) -> Certificates:

@@ -89,13 +89,16 @@ class SweepSettings(
 
     def check(self) -> None:
         """See `Settings.check`."""
+        from villani.objective.objective import check_weight_decay
+
         self.check_least()
         grid = self.weight_decay
         if len(grid) < 2:
             raise InputError(f"weight_decay={grid}: a grid needs at least 2 values")
         if repeated := [value for value in grid if grid.count(value) > 1]:
             raise InputError(f"weight_decay: {repeated[0]:g} is given twice")
-        _check_decays(grid)
+        for value in grid:
+            check_weight_decay(value)
         if not self.optimizers or len(set(self.optimizers)) < len(self.optimizers):
             raise InputError(f"optimizers={self.optimizers}: expected different ones of {', '.join(OPTIMIZERS)}")
         self._check_rates()
@@ -186,13 +189,6 @@ class RecommendSettings(SweepSettings):
             yield Unused("without sgd", ("momentum",))
         if "guard" not in self.rules:
             yield Unused("without the rule guard", ("audit",))
-
-
-def _check_decays(grid: list[float]) -> None:
-    from villani.objective.objective import check_weight_decay
-
-    for value in grid:
-        check_weight_decay(value)
 
 
 SETTINGS = RecommendSettings

@@ -6,7 +6,6 @@ that a row without weights means that somebody removed them. A cell that diverge
 
 import hashlib
 import platform
-import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -56,7 +55,6 @@ class SweepCell:
         counts: (M,) predicted tokens of each held-out block.
         documents: (M,) the document that each block is of; −1 where a part of it is missing.
         norm_squared: ‖θ‖² at the end; nan where it diverged.
-        seconds: what it took.
         weights: where they are.
         diverged: whether a loss or a weight was not finite.
         checksum: (32,) of the file of weights; None where nobody told.
@@ -73,7 +71,6 @@ class SweepCell:
     counts: Array
     documents: Array
     norm_squared: float
-    seconds: float
     weights: Path
     diverged: bool
     checksum: Array | None = None
@@ -136,24 +133,22 @@ def _read_text(settings: SweepSettings, work: Work) -> SweepText:
     return SweepText(train_part, held_part, _whole_documents(judged, start, stop), (records[0], records[1]))
 
 
-def sweep(settings: SweepSettings, work: Work) -> list[SweepCell]:
-    """Train every cell, or take it from the ledger: optimisers in order, λ in the order of the grid, then seeds.
+@same_threads()
+def sweep(settings: SweepSettings, work: Work, cells: Sequence[CellKey] | None = None) -> list[SweepCell]:
+    """Train cells, or take them from the ledger.
 
     Args:
         settings: what to train; checked here.
         work: a unit is a cell; weights go to the folder `models` of its directory. One scope of it for one model, text
             and training.
+        cells: on the grid or off it; by default all of the grid: optimisers in order, λ in its order, then seeds.
 
     Raises:
         InputError: settings or input that cannot be used, or a ledger that was begun with others.
     """
     settings.check()
-    return run_cells(settings, [*product(settings.optimizers, settings.weight_decay, settings.training_seeds)], work)
-
-
-@same_threads()
-def run_cells(settings: SweepSettings, cells: Sequence[CellKey], work: Work) -> list[SweepCell]:
-    """As `sweep`, for cells on the grid or off it: (optimiser, λ, training seed)."""
+    if cells is None:
+        cells = [*product(settings.optimizers, settings.weight_decay, settings.training_seeds)]
     begin(settings)
     text = read_sweep_text(settings, work)
     directory = work.folder()
@@ -168,14 +163,8 @@ def run_cells(settings: SweepSettings, cells: Sequence[CellKey], work: Work) -> 
             def show(done: int, each: int, number: int = number, runs: int = len(own)) -> None:
                 work.advance(number * each + done, runs * each)
 
-            work.once(_key(*cell), partial(_timed_cell, settings, text, cell, _weights(directory, *cell), work, show))
+            work.once(_key(*cell), partial(_train_cell, settings, text, cell, _weights(directory, *cell), work, show))
     return [_cell(directory, cell, text, cast(dict[str, Array], work.get(_key(*cell)))) for cell in cells]
-
-
-def _timed_cell(*args: Any) -> dict[str, Array]:
-    began = time.perf_counter()
-    row = _train_cell(*args)
-    return row | {"seconds": np.array(time.perf_counter() - began)}
 
 
 def needs_of(settings: SweepSettings, model: Any, cells: int, text: SweepText) -> Needs:
@@ -280,7 +269,7 @@ def _cell(directory: Path, key: CellKey, text: SweepText, row: dict[str, Array])
         train_loss=None if diverged else mean_per_token(row["train_sums"], row["train_counts"]),
         held_out=None if diverged else mean_per_token(row["sums"], counts),
         sums=row.get("sums", empty), smoothed=row.get("smoothed", empty), counts=counts, documents=text.documents,
-        norm_squared=float(row.get("norm_squared", np.array(np.nan))), seconds=float(row["seconds"]),
+        norm_squared=float(row.get("norm_squared", np.array(np.nan))),
         weights=_weights(directory, *key), diverged=diverged, checksum=row.get("weights"),
     )  # fmt: skip
 
@@ -328,8 +317,5 @@ def _same_work(settings: SweepSettings, text: SweepText, work: Work) -> None:
 
 def by_decay(cells: Iterable[SweepCell], optimizer: Optimizer) -> dict[float, list[SweepCell]]:
     """λ → cells of its seeds, in the order of the cells."""
-    rows: dict[float, list[SweepCell]] = {}
-    for cell in cells:
-        if cell.optimizer == optimizer:
-            rows.setdefault(cell.weight_decay, []).append(cell)
-    return rows
+    own = [cell for cell in cells if cell.optimizer == optimizer]
+    return {decay: [c for c in own if c.weight_decay == decay] for decay in dict.fromkeys(c.weight_decay for c in own)}

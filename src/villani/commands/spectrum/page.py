@@ -4,31 +4,25 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-import plotly.graph_objects as go
 from rich.console import Console
 
+from villani.commands.spectrum.figures import layer_name
+from villani.commands.spectrum.figures import pictures as pictures  # a page has them
 from villani.commands.spectrum.record import DensityRecord, EigenvalueRecord, SharpnessRecord, SpectrumRecord
 from villani.outwards import UNAVAILABLE, lower, upper
 from villani.report import elements
-from villani.report.colours import NEGATIVE, POSITIVE, REMAINDER
 from villani.report.elements import Row, Status, facts, note, sections
 from villani.report.estimates import interval, uncertain
-from villani.report.figures import DENSITY_FLOOR, SignedLog, band, error_bars, themed
 from villani.report.numbers import format_bounded, format_count, format_number
-from villani.report.origin import decay_words, origin_rows, text_words
-from villani.report.page import Picture, Pictures
-from villani.report.terminal import print_findings, table
+from villani.report.origin import cost_words, decay_words, origin_rows, text_words
+from villani.report.terminal import print_findings, say, table
 
 
 def show(record: SpectrumRecord, _: Path, console: Console) -> None:
     """The eigenvalues with their bounds, and what the whole spectrum comes to."""
     print_findings(console, headline(record), findings(record))
     console.print(table(_eigenvalue_rows(record), without=["residual²/gap", "status", "95 % interval"]))
-    if record.cost:
-        console.print(
-            f"{record.products} products; {record.cost.seconds:.1f} s in all, peak memory "
-            f"{record.cost.peak_memory_bytes / 2**30:.2f} GiB"
-        )
+    say(console, f"{record.products} products; {cost_words(record.cost)}")
 
 
 def matrix(record: SpectrumRecord) -> str:
@@ -40,18 +34,19 @@ def matrix(record: SpectrumRecord) -> str:
 def headline(record: SpectrumRecord) -> str:
     """One sentence a practitioner understands."""
     sharp = record.sharpness
-    if sharp and sharp.unstable:
-        return (
-            f"A step of η = {format_number(sharp.learning_rate)} is too long here: λ₁(∇²F) is at least "
-            f"{lower(sharp.low, 4)}, above 2/η = {format_number(sharp.threshold, 4)}."
+    if sharp and sharp.unstable is not None:
+        state = "too long here" if sharp.unstable else "stable here as far as was seen"
+        value = (
+            f"at least {lower(sharp.low, 4)}, above"
+            if sharp.unstable
+            else f"about {format_number(sharp.low, 4)}, below"
         )
-    if sharp and sharp.unstable is False:
         return (
-            f"A step of η = {format_number(sharp.learning_rate)} is stable here as far as was seen: λ₁(∇²F) is about "
-            f"{format_number(sharp.low, 4)}, below 2/η = {format_number(sharp.threshold, 4)}."
+            f"A step of η = {format_number(sharp.learning_rate)} is {state}: λ₁(∇²F) is {value} 2/η = "
+            f"{format_number(sharp.threshold, 4)}."
         )
     first, last = record.eigenvalues[0], record.eigenvalues[-1]
-    ends = f"λ = {value(first)}" if first is last else f"from {value(last)} to {value(first)}"
+    ends = f"λ = {_value(first)}" if first is last else f"from {_value(last)} to {_value(first)}"
     return (
         f"The eigenvalues of {matrix(record)} that were sought: {ends}, on {record.objective.parameters:,} parameters."
     )
@@ -68,7 +63,7 @@ def findings(record: SpectrumRecord) -> dict[str, str]:
         "Sharpness against 2/η": _sharpness(record.sharpness) if record.sharpness else "",
         "Weight decay": _decay(record),
         "Where the first eigenvector lives": f"{100 * first.shares[layer]:.0f} % of it is in "
-        f"{_layer(record.layer_names[layer])}.",
+        f"{layer_name(record.layer_names[layer])}.",
         "How many directions count": _rank_words(record, record.density) if record.density else "",
         "Beyond these data": "" if record.objective.finite else _beyond(record),
     }
@@ -133,128 +128,24 @@ def _sharpness(sharp: SharpnessRecord) -> str:
     return means + "The bounds do not tell on which side λ₁(∇²F) is."
 
 
-def value(eigenvalue: EigenvalueRecord) -> str:
+def _value(eigenvalue: EigenvalueRecord) -> str:
     """An eigenvalue with its bound."""
     return format_bounded(eigenvalue.value, eigenvalue.bound)
 
 
-def rank_limit(eigenvalue: EigenvalueRecord) -> str:
+def _rank_limit(eigenvalue: EigenvalueRecord) -> str:
     """What is proved of the eigenvalue of that rank, up to rounding."""
-    if eigenvalue.rank_limit is None:
+    limit = eigenvalue.rank_limit
+    if limit is None:
         return UNAVAILABLE
-    if eigenvalue.rank > 0:
-        return f"≥ {lower(eigenvalue.rank_limit, 7)}"
-    return f"≤ {upper(eigenvalue.rank_limit, 7)}"
-
-
-def pictures(record: SpectrumRecord) -> Pictures:
-    """Name → title, figure, caption."""
-    held = " Crosses: uᵀHu of the same vectors on fresh groups." if record.eigenvalues[0].held_out else ""
-    return {
-        "eigenvalues": ("Eigenvalues at both ends", _ends(record), f"{_ENDS_CAPTION}{held}"),
-        "density": _density(record.density) if record.density else None,
-        "layers": ("Where the eigenvectors live", _layers(record), _LAYERS_CAPTION),
-        "blocks": ("Blocks of layers by themselves", _blocks(record), _BLOCKS_CAPTION),
-    }
-
-
-_ENDS_CAPTION = "Bars are bounds: an eigenvalue lies within each."
-_LAYERS_CAPTION = "‖u‖² of each eigenvector, layer by layer; every row sums to 1."
-_BLOCKS_CAPTION = "The largest and smallest eigenvalue of each layer's diagonal block; bars are residuals."
-
-
-def _ends(record: SpectrumRecord) -> go.Figure:
-    values = record.eigenvalues
-    up = SignedLog(max(abs(e.value) for e in values) or 1.0)
-    places = list(range(len(values)))
-    colours = [POSITIVE if e.value > 0 else NEGATIVE for e in values]
-    traces = [_bounded(places, [(e.value, e.bound) for e in values], up, "eigenvalue", colours, [*map(value, values)])]
-    held = [(i, e.held_out) for i, e in zip(places, values, strict=True) if e.held_out]
-    if held:
-        traces.append(
-            go.Scatter(
-                x=[i for i, _ in held], y=[up(h.value) for _, h in held], mode="markers", name="fresh groups",
-                marker={"size": 9, "symbol": "x", "color": REMAINDER},
-                text=[uncertain(h) for _, h in held], hovertemplate="%{text}<extra></extra>",
-            )
-        )  # fmt: skip
-    ranks = [format_number(e.rank) for e in values]
-    across = {"title": "rank: from the largest, from the smallest", "tickvals": places, "ticktext": ranks}
-    return themed(traces, 380, across, {"zeroline": True, **up.ticks([e.value for e in values])})
-
-
-def _bounded(
-    x: Sequence[object], ends: Sequence[tuple[float, float]], up: SignedLog, name: str,
-    colour: str | list[str], texts: Sequence[str],
-) -> go.Scatter:  # fmt: skip
-    """Values with their bounds."""
-    minus = [up(middle) - up(middle - bound) for middle, bound in ends]
-    plus = [up(middle + bound) - up(middle) for middle, bound in ends]
-    return go.Scatter(
-        x=x, y=[up(middle) for middle, _ in ends], mode="markers", name=name, marker={"size": 9, "color": colour},
-        error_y=error_bars(minus, plus), text=texts, hovertemplate="%{text}<extra></extra>",
-    )  # fmt: skip
-
-
-def _density(density: DensityRecord) -> Picture:
-    across = SignedLog(max(abs(x) for x in density.grid), threshold=max(density.resolution, 1e-300))
-    floor = DENSITY_FLOOR * max(density.density)
-    both = [*zip(density.density, density.sem, strict=True)]
-    x = [across(point) for point in density.grid]
-    traces = [
-        *band(x, [max(y - e, floor) for y, e in both], [max(y + e, floor) for y, e in both]),
-        go.Scatter(
-            x=x, y=[max(y, floor) for y in density.density], mode="lines", line={"color": POSITIVE, "width": 2},
-            text=[f"{point:.4g}: {y:.3g}" for point, y in zip(density.grid, density.density, strict=True)],
-            hovertemplate="%{text}<extra></extra>",
-        ),
-    ]  # fmt: skip
-    up = {"type": "log", "title": "density", "exponentformat": "power"}
-    over = "probes" if density.shares == 1 else "shares of the data and their probes"
-    caption = (
-        f"Logarithmic upwards; sideways logarithmic on either side of 0. The band is one standard error over {over}. "
-        f"Every eigenvalue is drawn as a Gaussian of standard deviation {format_number(density.resolution, 2)}; "
-        "nothing finer is resolved, the neighbourhood of 0 least of all."
-    )
-    figure = themed(traces, 380, {"title": "eigenvalue", **across.ticks(density.grid)}, up)
-    return "The density of all eigenvalues", figure, caption
-
-
-def _layers(record: SpectrumRecord) -> go.Figure | None:
-    if len(record.layer_names) < 2:
-        return None
-    values = record.eigenvalues
-    trace = go.Heatmap(
-        x=[_layer(name) for name in record.layer_names],
-        y=[f"{format_number(e.rank)}: {format_number(e.value, 3)}" for e in values],
-        z=[e.shares for e in values], zmin=0, zmax=max(share for e in values for share in e.shares),
-        colorscale=[[0, "rgba(139,147,161,0.08)"], [1, POSITIVE]], hovertemplate="%{x}, %{y}: %{z:.3f}<extra></extra>",
-        xgap=2, ygap=2,
-    )  # fmt: skip
-    up = {"type": "category", "autorange": "reversed", "title": "eigenvalue"}
-    return themed([trace], 170 + 26 * len(values), {"type": "category", "tickangle": -45}, up)
-
-
-def _blocks(record: SpectrumRecord) -> go.Figure | None:
-    if not record.layers:
-        return None
-    names = [_layer(block.name) for block in record.layers]
-    largest = [(block.largest, block.largest_residual) for block in record.layers]
-    smallest = [(block.smallest, block.smallest_residual) for block in record.layers]
-    values = [x for x, _ in (*largest, *smallest)]
-    up = SignedLog(max(map(abs, values)) or 1.0)
-    traces = [
-        _bounded(names, ends, up, name, colour, [format_bounded(x, r) for x, r in ends])
-        for name, colour, ends in (("largest", POSITIVE, largest), ("smallest", NEGATIVE, smallest))
-    ]
-    return themed(traces, 400, {"type": "category", "tickangle": -45}, {"zeroline": True, **up.ticks(values)})
+    return f"≥ {lower(limit, 7)}" if eigenvalue.rank > 0 else f"≤ {upper(limit, 7)}"
 
 
 def tables(record: SpectrumRecord) -> str:
     """Sections of tables, as HTML."""
     blocks: list[Row] = [
         {
-            "layer": _layer(b.name), "parameters": f"{b.parameters:,}",
+            "layer": layer_name(b.name), "parameters": f"{b.parameters:,}",
             "largest ± residual": format_bounded(b.largest, b.largest_residual),
             "smallest ± residual": format_bounded(b.smallest, b.smallest_residual), "trace": uncertain(b.trace),
         }
@@ -282,7 +173,7 @@ def _eigenvalue_rows(record: SpectrumRecord) -> list[Row]:
     return [
         {
             "rank": format_number(e.rank), "value": format_number(e.value, 8), "residual": upper(e.residual, 2),
-            "bound": upper(e.bound, 2), "of that rank": rank_limit(e),
+            "bound": upper(e.bound, 2), "of that rank": _rank_limit(e),
             "residual²/gap": "" if e.quadratic is None else upper(e.quadratic, 2), "status": Status(e.status),
             "fresh groups": uncertain(e.held_out) if e.held_out else "",
             "95 % interval": interval(e.held_out) if e.held_out else "",
@@ -337,7 +228,3 @@ def limits(record: SpectrumRecord) -> Sequence[str]:
         "Training with such steps may still go down, and momentum or Adam have other thresholds.",
         "The density is broadened, and the quadrature tells eigenvalues near 0 apart only down to its resolution.",
     )
-
-
-def _layer(name: str) -> str:
-    return f"layer {name}" if name.isdecimal() else name

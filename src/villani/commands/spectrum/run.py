@@ -101,9 +101,9 @@ class _Parts:
         return SpectrumRecord(
             model=self.subject.loaded.record, objective=objective_record(self.objective), text=self.subject.text,
             design=SpectrumDesign.of(settings, confidence=CONFIDENCE), products=int(pairs["products"][0]),
-            converged=bool(pairs["converged"][0]), rounding=_rounding(pairs), layer_names=list(self.names),
-            eigenvalues=values, density=density, layers=blocks, sharpness=self._sharpness(values),
-            provenance=self.subject.provenance,
+            converged=bool(pairs["converged"][0]), rounding=values[0].bound - values[0].residual,
+            layer_names=list(self.names), eigenvalues=values, density=density, layers=blocks,
+            sharpness=self._sharpness(values), provenance=self.subject.provenance,
         )  # fmt: skip
 
     def _operator(self, groups: list[int] | None = None, tensors: list[int] | None = None) -> Curvature:
@@ -212,28 +212,26 @@ class _Parts:
         )  # fmt: skip
 
     def _blocks(self) -> list[BlockRecord]:
+        """The ends and the trace of each layer's diagonal block, from two probes on it alone."""
         self.work.stage("blocks of layers")
         blocks = []
-        for index, name in enumerate(self.names):
-            blocks.append(self._block(index, name))
+        for index, (name, tensors) in enumerate(self.names.items()):
+            operator = self._operator(tensors=list(tensors))
+            samples = [
+                self._probed(f"layer/{index}/{probe}", operator, (1, index, probe), self.settings.layer_steps)
+                for probe in range(2)
+            ]
+            high = max(samples, key=lambda sample: sample.nodes[-1])
+            low = min(samples, key=lambda sample: sample.nodes[0])
+            blocks.append(
+                BlockRecord.of(
+                    Density(operator.size, [samples]), name=name, parameters=operator.size,
+                    largest=float(high.nodes[-1]), largest_residual=float(high.residuals[-1]),
+                    smallest=float(low.nodes[0]), smallest_residual=float(low.residuals[0]),
+                )
+            )  # fmt: skip
             self.work.advance(index + 1, len(self.names))
         return blocks
-
-    def _block(self, index: int, name: str) -> BlockRecord:
-        """The ends and the trace of a layer's diagonal block, from two probes on it alone."""
-        settings = self.settings
-        operator = self._operator(tensors=list(self.names[name]))
-        samples = [
-            self._probed(f"layer/{index}/{probe}", operator, (1, index, probe), settings.layer_steps)
-            for probe in range(2)
-        ]
-        high = max(samples, key=lambda sample: sample.nodes[-1])
-        low = min(samples, key=lambda sample: sample.nodes[0])
-        return BlockRecord.of(
-            Density(operator.size, [samples]), name=name, parameters=operator.size,
-            largest=float(high.nodes[-1]), largest_residual=float(high.residuals[-1]),
-            smallest=float(low.nodes[0]), smallest_residual=float(low.residuals[0]),
-        )  # fmt: skip
 
     def _probed(self, key: str, operator: Curvature, place: tuple[int, ...], steps: int) -> Quadrature:
         """What the probe of a place among all says, a unit of work."""
@@ -260,21 +258,17 @@ class _Parts:
         return SharpnessRecord(learning_rate=rate, threshold=2 / rate, low=low, high=high, unstable=unstable)
 
 
-def _rounding(pairs: Rows) -> float:
-    """The estimated error of a product."""
-    return float(pairs["bound"][0] - pairs["residual"][0])
-
-
 def _eigenvalues(pairs: Rows, held_out: Sequence[EstimateRecord | None]) -> list[EigenvalueRecord]:
     """From the largest, then from the smallest."""
     count, top = len(pairs["value"]), int(pairs["top"][0])
     ranks = [*range(1, top + 1), *range(-1, top - count - 1, -1)]
+    rounding = float(pairs["bound"][0] - pairs["residual"][0])
+    columns = {name: pairs[name].tolist() for name in ("value", "residual", "bound", "quadratic", "shares")}
+    rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
     return [
         EigenvalueRecord(
-            rank=rank, rank_limit=float(pairs["value"][i] - _rounding(pairs) * np.sign(rank)),
-            value=float(pairs["value"][i]), residual=float(pairs["residual"][i]), bound=float(pairs["bound"][i]),
-            quadratic=None if np.isnan(pairs["quadratic"][i]) else float(pairs["quadratic"][i]), status="estimated",
-            held_out=held_out[i], shares=pairs["shares"][i].tolist(),
+            **row | {"quadratic": None if np.isnan(row["quadratic"]) else row["quadratic"]}, rank=rank,
+            rank_limit=row["value"] - rounding * np.sign(rank), status="estimated", held_out=held,
         )
-        for i, rank in enumerate(ranks)
+        for rank, held, row in zip(ranks, held_out, rows, strict=True)
     ]  # fmt: skip

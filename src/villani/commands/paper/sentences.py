@@ -1,0 +1,80 @@
+"""What decay did to the models of `villani study paper`, and where rules landed, in a sentence each."""
+
+from collections.abc import Sequence
+
+from villani.commands.paper.record import TrainingPoint
+from villani.commands.recommend.record import OptimizerRecord
+from villani.outwards import lower, upper
+from villani.statistics import resolved_sign
+from villani.work.records import EstimateRecord
+
+
+def decay_sentence(training: Sequence[TrainingPoint]) -> str:
+    """D'Angelo et al. (2024): does decay act as a regulariser, or through the dynamics? Read off losses and gaps.
+
+    A regulariser trades training loss for a smaller gap. Where decay helps and the training loss falls as well, it has
+    helped to optimise. Intervals are over training seeds; what they leave open is said to be open.
+    """
+    words = []
+    for name in dict.fromkeys(p.optimizer for p in training):
+        changes = against_no_decay([p for p in training if p.optimizer == name])
+        helped = [pair for pair in changes if sign(pair[1], len(changes)) < 0]
+        if not changes:
+            continue
+        if not helped:
+            words.append(f"{name}: no λ lowers the held-out loss beyond its error, so there is no effect to explain")
+            continue
+        signs = [tuple(sign(e, len(changes)) if e else 0 for e in (p.train_change, p.gap_change)) for p, _ in helped]
+        dynamics = sum(train < 0 for train, _ in signs)
+        regularised = signs.count((1, -1))
+        best, change = min(helped, key=lambda pair: pair[1].value)
+        parts = {"training": best.train_change, "held out": change, "gap": best.gap_change}
+        words.append(
+            f"{name}: of {len(helped)} values of λ that help, the training loss falls too at {dynamics} (a matter "
+            f"of the dynamics), it rises while the gap shrinks at {regularised} (a regulariser), and seeds leave "
+            f"it open at {len(helped) - dynamics - regularised}; at the best, λ = {best.weight_decay:g}, "
+            f"{', '.join(f'{name} {change_words(part)}' for name, part in parts.items())} nats"
+        )
+    if not words:
+        return ""
+    return "Regulariser, or dynamics (D'Angelo et al.)? Changes from no decay. " + "; ".join(words) + "."
+
+
+def choice_sentence(choices: Sequence[OptimizerRecord]) -> str:
+    """E6 in short: within what margin of the grid's best does each rule land, at what share of its cost."""
+    words = []
+    for of in choices:
+        rules = [r for r in of.rules if r.id != "held-out"]
+        named = [(r.margin, r) for r in rules if r.weight_decay is not None and r.margin and r.share]
+        ranked = ", ".join(
+            f"{r.name} +{m.value:.3g} [{lower(m.low, 2)}, {upper(m.high, 2)}] for {r.share:.0%}"
+            for m, r in sorted(named, key=lambda pair: pair[0].value)
+        )
+        others = len(rules) - len(named)
+        words.append(f"{of.optimizer}: {ranked or 'none'}; {others} more rules name no λ that can be used")
+    if not words:
+        return ""
+    return (
+        "Held-out nats above the grid's best λ [an interval], at the λ of the grid nearest to what a rule names, "
+        "and the share of the grid's training that it takes. " + ". ".join(words) + "."
+    )
+
+
+def against_no_decay(training: Sequence[TrainingPoint]) -> list[tuple[TrainingPoint, EstimateRecord]]:
+    """Points with the change of their held-out loss, of optimisers that trained without decay too."""
+    base = {p.optimizer for p in training if p.weight_decay == 0}
+    decayed = [p for p in training if p.weight_decay > 0 and p.optimizer in base]
+    return [(p, p.held_out_change) for p in decayed if p.held_out_change]
+
+
+def sign(estimate: EstimateRecord, comparisons: int, shift: float = 0.0) -> int:
+    """The sign of estimate + shift where it is beyond its error, allowing for all comparisons; else 0."""
+    return resolved_sign(estimate.value + shift, estimate.sem, estimate.n - 1, comparisons)
+
+
+def change_words(estimate: EstimateRecord | None) -> str:
+    """A change with its interval."""
+    if estimate is None:
+        return "unknown"
+    low, high = estimate.interval
+    return f"{estimate.value:+.3g} [{lower(low, 2)}, {upper(high, 2)}]" if estimate.sem else f"{estimate.value:.3g}"
