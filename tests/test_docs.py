@@ -25,6 +25,7 @@ READ_ONLY = {  # too long at any size; what runs them instead
     "exact --all": "tests/commands/exact/test_run.py",
     "demo": "tests/commands/demo/test_run.py",
 }
+REFUTED = ["--decay", "hf", "--rays", "none", "--search", "0", "--temperature", "1"]
 FILES = {
     "--adapter": "adapter",
     "--deflate": "spectrum",
