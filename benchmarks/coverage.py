@@ -11,6 +11,7 @@ import numpy as np
 
 from villani.statistics import GroupSums, sampled_statistics
 
+PATH = Path(__file__).parents[1] / "docs" / "results" / "coverage.json"
 SIZE, REPETITIONS = 300, 4000
 GROUPS = (12, 16, 24)
 NORMS = (0.0, 0.2, 0.5, 1.0, 2.0, 5.0)  # ‖∇L‖ in units of one group's noise ‖·‖
@@ -49,8 +50,7 @@ def main() -> None:
                 print(f"{groups:6}  {decay:5}  {norm:10}  {found['norm']:12.3f}  {found['too_low']:12.3f}"
                       f"  {found['linear']:13.3f}", flush=True)  # fmt: skip
     record = {"nominal": 0.95, "repetitions": REPETITIONS, "directions": SIZE, "rows": rows}
-    path = Path(__file__).parents[1] / "docs" / "results" / "coverage.json"
-    path.write_text(json.dumps(record, indent=1) + "\n")
+    PATH.write_text(json.dumps(record, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from villani.measurement.plan import PILOT, Trial, make_plan, more_groups, rehea
 from villani.measurement.target import Target
 from villani.statistics import Estimate, GroupSums, sampled_statistics
 
+PATH = Path(__file__).parents[1] / "docs" / "results" / "coverage-plan.json"
 REPETITIONS = 1000
 MAX_GROUPS = 4096
 WAY = Way("taylor")
@@ -84,8 +85,7 @@ def main() -> None:
                 print(f"{noise:10}  {data:4}  {probe:5}  {error:5}  {hits.mean():6.3f}  {reached.mean():7.2f}  "
                       f"{spread[0]:.2f} [{spread[1]:.2f}, {spread[2]:.2f}]", flush=True)  # fmt: skip
     record = {"nominal": 0.95, "repetitions": REPETITIONS, "rows": rows}
-    path = Path(__file__).parents[1] / "docs" / "results" / "coverage-plan.json"
-    path.write_text(json.dumps(record, indent=1) + "\n")
+    PATH.write_text(json.dumps(record, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -9,6 +9,8 @@ from tests.conftest import dense, make_model, make_pool
 
 from villani.statistics import GroupSums, sampled_statistics
 
+REPETITIONS = 4000
+
 
 def main() -> None:
     model, pool = make_model("gpt2", scale=0.1), make_pool(9)
@@ -19,13 +21,13 @@ def main() -> None:
     rng = np.random.default_rng(0)
     for groups in (12, 16, 24):
         zeros, hits, low = np.zeros(groups), 0, 0
-        for _ in range(4000):
+        for _ in range(REPETITIONS):
             i = rng.integers(len(pool), size=groups)
             joint = sampled_statistics(GroupSums(tokens[i], zeros, gradients[i], zeros, zeros[:, None]))
             bottom, top = joint.component(1).interval(0.95)
             hits += bottom <= truth <= top
             low += top < truth
-        print(f"{groups} groups: covers {hits / 4000:.3f}, too low {low / 4000:.3f}")
+        print(f"{groups} groups: covers {hits / REPETITIONS:.3f}, too low {low / REPETITIONS:.3f}")
 
 
 if __name__ == "__main__":

@@ -103,8 +103,12 @@ def directions(folder: str, count: int = 40) -> None:
         print(f"{parameter.name:45} directions {rank:8.1f}   ‖γ‖²/(noise of six) {square / (trace / 6):8.2f}")
 
 
-if __name__ == "__main__":
+def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--model")
     asked = parser.parse_args()
     directions(asked.model) if asked.model else table()
+
+
+if __name__ == "__main__":
+    main()

@@ -71,10 +71,10 @@ def ours(folder: str, ids: str, asked: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def in_a_process(words: list[str], peer: str | None, threads: int) -> dict[str, Any]:
+def in_a_process(words: list[str], peer: str | None, threads: int, installed: Path) -> dict[str, Any]:
     """What a script says in its last line."""
-    python = ROOT / ".peers" / peer / "bin" / "python" if peer else sys.executable
-    if not Path(python).exists():
+    python = installed / peer / "bin" / "python" if peer else Path(sys.executable)
+    if not python.exists():
         raise SystemExit(f"{peer} is not installed: run sh benchmarks/peers/install.sh")
     environment = {k: v for k, v in os.environ.items() if not peer or k != "PYTHONPATH"}
     environment |= {"OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1"}
@@ -180,6 +180,7 @@ def main() -> None:
     parser.add_argument("--eigenthings-steps", default="20,30,40", help="Lanczos steps to try; none for none")
     parser.add_argument("--pyhessian-tolerances", default="1e-3", help="relative changes to try; none for none")
     parser.add_argument("--oracle", action="store_true", help="curvlinops and SciPy on a 2M model instead")
+    parser.add_argument("--installed", type=Path, default=ROOT / ".peers", help="an environment for each peer")
     parser.add_argument("--output", type=Path, default=PATH)
     parser.add_argument("--worker", nargs=2, help=argparse.SUPPRESS)
     asked = parser.parse_args()
@@ -208,10 +209,12 @@ def main() -> None:
             for tool, accuracy in ways:
                 name = f"{tool} {accuracy}".strip()
                 if tool == "villani":
-                    row = in_a_process([__file__, *sys.argv[1:], "--worker", folder, ids], None, asked.threads)
+                    row = in_a_process(
+                        [__file__, *sys.argv[1:], "--worker", folder, ids], None, asked.threads, asked.installed
+                    )
                 else:
                     words = [worker, tool, folder, ids, str(asked.threads), str(asked.top), accuracy, vectors]
-                    row = in_a_process(words, tool, asked.threads)
+                    row = in_a_process(words, tool, asked.threads, asked.installed)
                     if not repeat:  # the same seed gives the same vectors
                         objective = Objective(
                             load_model(folder).model, [torch.from_numpy(np.load(ids))], micro_tokens=asked.micro

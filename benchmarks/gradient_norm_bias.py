@@ -25,7 +25,7 @@ from villani.measurement.measure import measure
 from villani.objective.objective import Objective
 
 GROUPS, SIZES = 16, (1, 2, 4, 8, 16, 32)
-RESULTS = Path(__file__).parents[1] / "docs" / "results"
+PATH = Path(__file__).parents[1] / "docs" / "results" / "gradient-norm-bias.json"
 
 
 def main(run: str) -> None:
@@ -47,7 +47,7 @@ def main(run: str) -> None:
             f"{size:3} blocks: naive {naive.value:.4g}, unbiased {ours.value:.3g} ± {ours.sem:.1g}, truth {truth:.3g}"
         )
     record = {"truth": truth, "groups": GROUPS, "block": 128, "total_blocks": len(kept.ids), "rows": rows}
-    (RESULTS / "gradient-norm-bias.json").write_text(json.dumps(record, indent=1) + "\n")
+    (PATH).write_text(json.dumps(record, indent=1) + "\n")
     draw(record).write_html(
         Path(run) / "gradient-norm-bias.html", include_plotlyjs=True, config={"displayModeBar": False}
     )

@@ -30,7 +30,7 @@ import numpy as np
 import torch
 from tests.damage import VALUES, damage_ledger, damaged_bytes, damaged_json
 
-from villani.cli import main
+from villani.cli import main as villani
 from villani.commands.audit.settings import AuditSettings
 from villani.commands.measure.settings import MeasureSettings
 from villani.commands.paper.settings import read_settings
@@ -95,7 +95,7 @@ def command(*words: object) -> int:
     """The exit code of a command in this process; anything but an exit is raised."""
     sys.argv = ["villani", *map(str, words)]
     try:
-        main()
+        villani()
     except SystemExit as stopped:
         return int(stopped.code or 0)
     raise AssertionError("a command ends with an exit")
@@ -256,7 +256,7 @@ def campaign(count: int, seed: int) -> dict[str, Any]:
     }
 
 
-if __name__ == "__main__":
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=2400)
     parser.add_argument("--seed", type=int, default=0)
@@ -267,3 +267,7 @@ if __name__ == "__main__":
     print(found)
     if output:
         output.write_text(found + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

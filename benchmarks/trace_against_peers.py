@@ -49,10 +49,10 @@ Array = np.ndarray
 class Worker:
     """One tool in one process, from its own environment; waits until it has warmed up."""
 
-    def __init__(self, name: str, folder: str, groups: str, threads: int) -> None:
+    def __init__(self, name: str, folder: str, groups: str, threads: int, installed: Path) -> None:
         peer, way = PEERS.get(name, ("villani", name))
-        python = ROOT / ".peers" / peer / "bin" / "python" if name in PEERS else sys.executable
-        if not Path(python).exists():
+        python = installed / peer / "bin" / "python" if name in PEERS else Path(sys.executable)
+        if not python.exists():
             raise SystemExit(f"{name} is not installed: run sh benchmarks/peers/install.sh")
         environment = {k: v for k, v in os.environ.items() if name not in PEERS or k != "PYTHONPATH"}
         environment |= {"OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1"}
@@ -88,15 +88,17 @@ def full_blocks(text: str, tokenizer: str, block: int) -> Blocks:
     return Blocks(blocks.ids[full], blocks.labels[full], blocks.documents, blocks.tokens, blocks.cut)
 
 
-def run(names: list[str], folder: str, groups: str, samples: int, threads: int, turn: int) -> dict[str, dict[str, Any]]:
+def run(
+    names: list[str], folder: str, groups: str, samples: int, threads: int, turn: int, installed: Path
+) -> dict[str, dict[str, Any]]:
     """All answers of every tool, which take turns of `turn` samples; 0: of one, and all processes live together."""
     answers: dict[str, dict[str, Any]] = {name: {"first": [], "second": []} for name in names}
-    living = {name: Worker(name, folder, groups, threads) for name in names} if not turn else {}
+    living = {name: Worker(name, folder, groups, threads, installed) for name in names} if not turn else {}
     step = turn or 1
     for start in range(0, samples, step):
         order = names if (start // step) % 2 == 0 else names[::-1]
         for name in order:
-            worker = living[name] if living else Worker(name, folder, groups, threads)
+            worker = living[name] if living else Worker(name, folder, groups, threads, installed)
             answers[name]["versions"] = worker.versions
             for group in range(start, min(start + step, samples)):
                 answers[name]["first"].append(worker.sample(group, FIRST))
@@ -190,6 +192,7 @@ def main() -> None:
     parser.add_argument("--peers", default=",".join(PEERS))
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--turn", type=int, default=3, help="samples in a turn, where models are large")
+    parser.add_argument("--installed", type=Path, default=ROOT / ".peers", help="an environment for each peer")
     parser.add_argument("--output", type=Path, default=PATH)
     asked = parser.parse_args()
     if asked.samples < 4:
@@ -205,7 +208,7 @@ def main() -> None:
         del model
         np.save(groups, ids.numpy())
         turn = asked.turn if size > TOGETHER else 0
-        answers = run(names, str(folder), str(groups), asked.samples, asked.threads, turn)
+        answers = run(names, str(folder), str(groups), asked.samples, asked.threads, turn, asked.installed)
     rows = table(answers)
     show(rows)
     kept = json.loads(asked.output.read_text()) if asked.output.exists() else {}

@@ -23,6 +23,7 @@ from villani.inputs.models import load_model
 from villani.objective.objective import Objective
 from villani.work.memory import peak_memory
 
+PATH = Path(__file__).parents[1] / "docs" / "results" / "trace-scaling.json"
 BASE = {"layers": 4, "width": 256, "sequences": 4, "block": 128, "probes": 1}
 VARIED = {
     "sequences": (2, 4, 8, 16, 32),
@@ -79,8 +80,7 @@ def main() -> None:
         last = (seconds[-1] - seconds[-2]) / (sizes[-1] - sizes[-2])
         result[name] = {"exponent": float(exponent), "exponent_of_last_step": float(last), "rows": rows}
         print(f"{name}: seconds grow with the power {exponent:.2f}, between the last two {last:.2f}", flush=True)
-    path = Path(__file__).parents[1] / "docs" / "results" / "trace-scaling.json"
-    path.write_text(json.dumps({"base": BASE, "varied": result}, indent=1) + "\n")
+    PATH.write_text(json.dumps({"base": BASE, "varied": result}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

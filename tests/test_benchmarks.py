@@ -1,0 +1,198 @@
+"""Every script of benchmarks/ runs, at a size that says nothing but that it runs, and writes nowhere else.
+
+A script is imported, its sizes and the file of its figures are replaced, and its `main` is called. Peers are stood in
+for by a program that speaks the protocol of benchmarks/peers/, in the place of their environments.
+"""
+
+import contextlib
+import importlib.util
+import io
+import json
+import runpy
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from villani.cli import parse
+from villani.commands.running import execute
+from villani.inputs.corpora import load_corpus
+from villani.inputs.models import load_model
+
+ROOT = Path(__file__).parents[1]
+SMALLEST = "builtin:tiny?layers=1&width=8"
+TINY = "config:gpt-neo-125m?layers=1&width=8&heads=2&context=128&vocab=2048"
+STAND_IN = """
+import json, sys
+from pathlib import Path
+import numpy as np
+peak = {"peak_rss_bytes": 1}
+if "eigen_worker" in sys.argv[1]:
+    *_, ids, threads, top, accuracy, output = sys.argv
+    with (Path(sys.argv[3]) / "model.safetensors").open("rb") as file:
+        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+    size = sum(int(np.prod(one["shape"])) for name, one in header.items() if name != "__metadata__")
+    np.save(output, np.random.default_rng(0).standard_normal((int(top), size)).astype(np.float32))
+    print(json.dumps(peak | {"seconds": 1.0, "cpu_seconds": 1.0, "values": [1.0] * int(top), "version": "0"}))
+else:
+    print(json.dumps({"stand-in": "0"}), flush=True)
+    for line in sys.stdin:
+        print(json.dumps(peak | {"value": float(hash(line) % 97), "seconds": 0.1}), flush=True)
+"""
+
+
+@dataclass
+class Trial:
+    """How one script is run: its words, what of it is replaced, and the files in its working folder that it needs."""
+
+    words: list[str] = field(default_factory=list)
+    sizes: dict[str, Any] = field(default_factory=dict)
+    writes: bool = True
+
+
+class Here:
+    """In place of `subprocess`, for scripts that start themselves: runs them in this process."""
+
+    PIPE = subprocess.PIPE
+
+    @staticmethod
+    def run(words: list[str], **_: Any) -> Any:
+        out, argv = io.StringIO(), sys.argv
+        sys.argv = words[1:]
+        try:
+            with contextlib.redirect_stdout(out):
+                runpy.run_path(words[1], run_name="__main__")
+        finally:
+            sys.argv = argv
+        return SimpleNamespace(stdout=out.getvalue())
+
+
+OUTPUT = ["--output", "figures.json"]
+HERE = {"subprocess": Here}
+SCALING = {"BASE": {"layers": 1, "width": 16, "sequences": 1, "block": 16, "probes": 1}, "VARIED": {"layers": (1, 2)}}
+TRIALS = {
+    "callback_overhead": Trial(["--steps", "60", "--repeats", "1", "--max-overhead", "0.9"]),
+    "certificates": Trial(
+        ["tiny", "--list"],
+        {"ATTEMPTS": {"tiny": {"model": SMALLEST, "block": 16, "blocks": 16, "steps": 4, "batch": 4}}},
+    ),
+    "coverage": Trial(sizes={"REPETITIONS": 4, "SIZE": 20, "NORMS": (0.0, 1.0), "DECAYS": (0.0,)}),
+    "coverage_plan": Trial(sizes={"REPETITIONS": 4}),
+    "coverage_small_pool": Trial(sizes={"REPETITIONS": 4}, writes=False),
+    "coverage_threshold": Trial(
+        sizes={"REPETITIONS": 2, "RANKS": (2,), "SIZES": (1.0,), "GROUPS": (4,), "TRACE_NOISE": (0.1,)}
+    ),
+    "coverage_worst_cases": Trial(
+        ["selection", "share", "threshold"], {"REPETITIONS": {"selection": 2, "share": 1, "threshold": 1}}
+    ),
+    "langevin_step": Trial([TINY, "--repeats", "1", "--block", "16", "--threads", "1", *OUTPUT], HERE),
+    "schedules": Trial(["--seeds", "2", "--steps", "6"]),
+    "trace_scaling": Trial(sizes=SCALING | HERE | {"REPEATS": 1}),
+    "symmetry_scaling": Trial(["--layers", "1,2", "--width", "16", "--out", "figures.json"], HERE),
+    "exact_hidden_features": Trial(sizes={"LINES": slice(0, 2), "PLANES": []}, writes=False),
+    "hostile_files": Trial(["--count", "12", *OUTPUT]),
+    "kill_campaign": Trial(["--kills", "1", "--only", "constants", *OUTPUT]),
+    "zoo": Trial(["--only", "^gpt_neo$", "--out", "figures.json"]),
+    "trace_against_peers": Trial(
+        ["--model", TINY, "--text", "builtin", "--tokenizer", "builtin", "--samples", "4", "--ways", "taylor-whole",
+         "--peers", "PyHessian", "--threads", "1", "--installed", "peers", *OUTPUT]
+    ),
+    "eigen_against_peers": Trial(
+        ["--model", TINY, "--sequences", "1", "--top", "1", "--tolerance", "0.1", "--threads", "1", "--memory", "1",
+         "--eigenthings-steps", "4", "--pyhessian-tolerances", "none", "--installed", "peers", *OUTPUT]
+    ),
+}  # fmt: skip
+ELSEWHERE = {
+    "frozen_commands": "test_frozen_commands_are_recorded_and_compared",
+    "deflation": "test_deflation_takes_the_vectors_of_a_run",
+    "gradient_norm_bias": "test_the_bias_of_a_mini_batch_is_drawn",
+    "ranks": "tests/work/test_team.py has commands of two processes",
+    "train_ptb": "needs a text that may not be passed on; `villani.dynamics.training` is tested",
+}
+
+
+def test_every_script_has_a_trial():
+    assert {path.stem for path in (ROOT / "benchmarks").glob("*.py")} == TRIALS.keys() | ELSEWHERE.keys()
+
+
+@pytest.fixture
+def script(monkeypatch, tmp_path):
+    """A script as a module whose figures go to figures.json of the working folder."""
+
+    def load(name: str) -> Any:
+        path = ROOT / "benchmarks" / f"{name}.py"
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setenv("OMP_NUM_THREADS", "1")
+        monkeypatch.syspath_prepend(str(ROOT))
+        monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+        spec = importlib.util.spec_from_file_location(name, path)
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        monkeypatch.setitem(sys.modules, name, module)
+        spec.loader.exec_module(module)
+        if hasattr(module, "PATH"):
+            monkeypatch.setattr(module, "PATH", tmp_path / "figures.json")
+        return module
+
+    threads, temporary = torch.get_num_threads(), tempfile.tempdir
+    yield load
+    torch.set_num_threads(threads)
+    tempfile.tempdir = temporary
+
+
+def run(module: Any, monkeypatch: Any, *words: str) -> None:
+    monkeypatch.setattr(sys, "argv", [str(module.__file__), *words])
+    assert module.main() in (None, 0)
+
+
+@pytest.mark.parametrize("name", TRIALS)
+def test_a_script_runs(name, script, monkeypatch, tmp_path):
+    trial, module = TRIALS[name], script(name)
+    for size, value in trial.sizes.items():
+        monkeypatch.setattr(module, size, getattr(module, size)[value] if isinstance(value, slice) else value)
+    if "peers" in trial.words:
+        for peer in ("pyhessian", "eigenthings"):
+            python = tmp_path / "peers" / peer / "bin" / "python"
+            python.parent.mkdir(parents=True)
+            (tmp_path / "stand_in.py").write_text(STAND_IN)
+            python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{tmp_path}/stand_in.py" "$@"\n')
+            python.chmod(0o755)
+    run(module, monkeypatch, *trial.words)
+    if trial.writes:
+        assert json.loads((tmp_path / "figures.json").read_text())
+
+
+def test_frozen_commands_are_recorded_and_compared(script, monkeypatch, tmp_path, capsys):
+    module = script("frozen_commands")
+    run(module, monkeypatch, "record", "once", "--only", "^exact-expression$")
+    run(module, monkeypatch, "compare", "once", "once")
+    assert "0 differences" in capsys.readouterr().out
+
+
+def test_deflation_takes_the_vectors_of_a_run(script, monkeypatch, tmp_path):
+    module = script("deflation")
+    text = ["--sequences", "1", "--block", "16"]
+    words = ["spectrum", SMALLEST, "--groups", "2", *text, "--top", "2", "--bottom", "1"]
+    execute(parse([*words, "--tolerance", "0.1", "--density-probes", "0"])[1], tmp_path / "spectrum")
+    words = ["--text", "builtin", "--tokenizer", "builtin", "--groups", "4", "--counts", "0,2", "--threads", "1"]
+    run(module, monkeypatch, SMALLEST, "spectrum", *words, *text, *OUTPUT)
+    assert [row["vectors"] for row in json.loads((tmp_path / "figures.json").read_text())["rows"]] == [0, 2]
+
+
+def test_the_bias_of_a_mini_batch_is_drawn(script, monkeypatch, tmp_path):
+    module = script("gradient_norm_bias")
+    load_model(SMALLEST).model.save_pretrained(tmp_path / "demo" / "model")
+    monkeypatch.setattr(module, "SIZES", (1, 2))
+    documents = load_corpus("builtin").documents[:6]
+    monkeypatch.setattr(module, "load_corpus", lambda _: SimpleNamespace(documents=documents, boundaries=True))
+    module.main("demo")
+    row = json.loads((tmp_path / "figures.json").read_text())["rows"][0]
+    assert row["naive"][0] > row["unbiased"][0], "a mini-batch adds its noise to what it reports"
+    assert (tmp_path / "demo" / "gradient-norm-bias.html").stat().st_size > 10**6

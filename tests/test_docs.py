@@ -1,0 +1,118 @@
+"""Every command that README and docs/ show: it is read as it stands, and runs, on a tiny model and at a tiny size."""
+
+import re
+import runpy
+import shlex
+from pathlib import Path
+
+import pytest
+
+from villani.cli import parse
+from villani.commands.blocks import Settings
+from villani.commands.running import execute
+from villani.errors import InputError
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "docs" / "results" / "README.md"]
+TINY = "builtin:tiny?layers=1&width=8&context=32"
+SMALL = {
+    "groups": 12, "sequences": 1, "block": 16, "steps": 8, "blocks": 24, "train_blocks": 24, "held_out_blocks": 8,
+    "prior_steps": 4, "batch": 4, "chains": 2, "confirmed": 1, "search": 1, "ray_groups": 3, "psi_groups": 4, "top": 2,
+    "bottom": 1, "density_steps": 4, "density_probes": 2, "layer_steps": 2, "held_out": 3, "seeds": 2, "walkers": 4,
+}  # fmt: skip
+READ_ONLY = {  # too long at any size; what runs them instead
+    "study paper": "tests/commands/paper/test_run.py",
+    "exact --all": "tests/commands/exact/test_run.py",
+    "demo": "tests/commands/demo/test_run.py",
+}
+REFUTED = ["--decay", "hf", "--rays", "none", "--search", "0", "--temperature", "1"]
+FILES = {
+    "--adapter": "adapter",
+    "--deflate": "spectrum",
+    "--replay": "witness",
+    "--config": "study",
+    "--held-out": "text",
+}
+
+
+def shown() -> list[tuple[str, str]]:
+    """(page, command) of every line in a block of code, and of every piece of code in a sentence that has arguments."""
+    commands: dict[tuple[str, str], None] = {}
+    for page in PAGES:
+        text = re.sub(r"\\\n\s*", " ", page.read_text(encoding="utf-8"))
+        lines = [line for block in re.findall(r"```\w*\n(.*?)```", text, re.DOTALL) for line in block.splitlines()]
+        pieces = re.findall(r"`([^`]+)`", re.sub(r"```.*?```", "", text, flags=re.DOTALL))
+        for piece in [*lines, *(" ".join(piece.split()) for piece in pieces)]:
+            if not re.match(r"\s*villani \w", piece) or "…" in piece:
+                continue
+            words = shlex.split(piece, comments=True)
+            if len(words) > (3 if words[1] == "study" else 2):
+                commands[page.name, shlex.join(words)] = None
+    return list(commands)
+
+
+def filled(command: str, places: dict[str, str]) -> list[str]:
+    """Its words, with files that exist in place of those that a reader has."""
+    words = shlex.split(command)[1:]
+    for place, (before, word) in enumerate(zip(["", *words[:-1]], words, strict=True)):
+        if before in FILES and not word.isdigit():
+            words[place] = places[FILES[before]]
+        elif before in ("--text", "--tokenizer"):
+            words[place] = "builtin"
+        elif before != "--run" and re.fullmatch(r"MODEL|BASE|(runs|path)/\S+|gpt2", word):
+            words[place] = places["base"] if "--adapter" in words else TINY
+        elif word.startswith("config:"):
+            words[place] = word if "?" in word else f"{word}?layers=1&width=32&heads=2&vocab=2048"
+    return words + ["--tokenizer", "builtin"] * ("--adapter" in words and "--tokenizer" not in words)
+
+
+def small(settings: Settings) -> Settings:
+    """The same at a size that takes a second."""
+    given = settings.model_dump()
+    values = {name: most for name, most in SMALL.items() if isinstance(given.get(name), int) and given[name] > most}
+    if settings.name in ("certify", "recommend"):
+        values |= {name: SMALL[name] for name in ("blocks", "train_blocks") if name in given}
+    if given.get("target_error"):
+        values["target_error"] = "abs:1e6" if "abs" in given["target_error"] else "20"
+    if isinstance(given.get("weight_decay"), list):
+        values["weight_decay"] = given["weight_decay"][:2]
+    return settings.model_copy(update=values)
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path) -> dict[str, str]:
+    """A witness, eigenvectors, an adapter and a study, as commands of the pages leave them."""
+    folder = tmp_path_factory.mktemp("docs")
+    text = ["--sequences", "1", "--block", "16"]
+    ways = {
+        "audit": ["audit", TINY, "--groups", "12", *text, *REFUTED],
+        "spectrum": ["spectrum", TINY, "--groups", "2", *text, "--top", "2", "--bottom", "1", "--tolerance", "0.1"],
+    }  # fmt: skip
+    for name, words in ways.items():
+        execute(parse(words)[1], folder / name)
+    script = runpy.run_path(str(ROOT / "examples" / "random_adapter.py"))
+    script["main"](str(checkpoint), folder / "adapter")
+    study = folder / "study.toml"
+    study.write_text('text = "builtin"\n')
+    (folder / "text").write_text("A few sentences that nobody trains on. " * 200)
+    places = {name: str(folder / name) for name in ("spectrum", "adapter", "text")}
+    witness = folder / "audit" / "witness.safetensors"
+    return places | {"base": str(checkpoint), "witness": str(witness), "study": str(study)}
+
+
+def test_every_command_of_the_pages_runs(places, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done: set[str] = set()  # one of those that differ in numbers alone
+    commands = shown()
+    assert len(commands) > 40
+    for page, command in commands:
+        words = filled(command, places)
+        try:
+            _, settings, _ = parse(words)
+            settings = small(settings)
+            kind = re.sub(r"( --(threads|tokenizer) \S+)|(?<= )[\d.e,-]+(?= |$)", "", settings.command())
+            if kind not in done and not any(f"villani {name}" in kind for name in READ_ONLY):
+                execute(settings, tmp_path / f"run-{len(done)}")
+        except InputError as error:
+            pytest.fail(f"{page}: {command}: {error}")
+        done.add(kind)
