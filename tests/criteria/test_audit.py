@@ -1,4 +1,5 @@
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from torch.nn import functional as F
 from tests.criteria.models import make
 from tests.criteria.test_orbits import binary, factors, finite, softmax_regression
 from villani import InputError, Objective, audit
+from villani.work.work import Work
 
 
 def test_two_factors_are_refuted_above_their_threshold_and_the_walk_falls():
@@ -75,19 +77,12 @@ def test_a_language_model_is_audited():
     objective = Objective(small.model, ids, 0.01)
     before = objective.parameters.checksum()
     told = set()
-    found = audit(
-        objective,
-        1e3,
-        probes=4,
-        scales=(2.0, 16.0),
-        search=0,
-        rays=(),
-        progress=lambda what, done, total: told.add(what),
-    )
+    work = Work(progress=SimpleNamespace(stage=told.add, advance=lambda done, total: None))
+    found = audit(objective, 1e3, probes=4, scales=(2.0, 16.0), search=0, rays=(), work=work)
     assert objective.parameters.checksum() == before
     assert told == {
         "reading the graph of the loss", "looking for symmetries", "checking orbits on the loss", "screening orbits",
-        "confirming orbits", "walking the orbit", "looking for what nothing holds back",
+        "confirming orbits", "telling Δ_B L from rounding", "walking the orbit", "looking for what nothing holds back",
     }  # fmt: skip
     iv = found.differential
     assert iv.outcome.verdict == "refuted"

@@ -1,17 +1,17 @@
 """How every command runs: settings, a run directory, the work, records with their costs, and the page."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from villani.commands.blocks import Settings
-from villani.work.ledger import write_atomically, write_records
+from villani.work.ledger import write_atomically, write_costs, write_records
 from villani.work.progress import Progress
 from villani.work.records import Cost
 from villani.work.team import Team, alone
-from villani.work.work import Work
+from villani.work.work import PAGE, Work
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,14 @@ class Outcome:
         record = self.records[self.shown]
         cost = self.costs.get(self.shown)
         return record if cost is None else record.model_copy(update={"cost": cost})
+
+    def with_parts(self, seconds: Mapping[str, float]) -> "Outcome":
+        """The same with what stages took in the cost of the record that is printed, if it has one."""
+        cost = self.costs.get(self.shown)
+        if cost is None:
+            return self
+        cost = cost.model_copy(update={"parts": dict(seconds) | (cost.parts or {})})
+        return replace(self, costs={**self.costs, self.shown: cost})
 
 
 Run = Callable[[Any, Work], Outcome]
@@ -77,8 +85,12 @@ def perform(settings: Settings, work: Work) -> tuple[Path, Any]:
     settings.check_all()
     outcome = command.run(settings, work)
     assert work.directory is not None, "a run opens its directory"
+    work.stage(PAGE)
+    outcome = outcome.with_parts(work.stages.finish())
     if work.team.main:
         finish(work.directory, outcome.title or settings.title, outcome)
+        outcome = outcome.with_parts(work.stages.finish())
+        write_costs(work.directory, outcome.costs)  # the page's seconds too
     return work.directory, outcome.record
 
 

@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import TextIO
 
@@ -10,43 +10,42 @@ from rich import progress as bars
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from villani.report.elements import Row
-from villani.work.progress import Progress, duration
+from villani.work.progress import Progress
 
 _QUIET = 60.0  # seconds between two lines of a stage
 
 
-class Lines:
-    """A `villani.work.progress.Progress` where nobody watches: a line for each stage, and at most one a minute."""
+class Lines(Progress):
+    """Progress where nobody watches: a line for each stage, and at most one a minute."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
-        self._stage, self._began, self._told, self._first = "", 0.0, 0.0, 0
+        self._stage, self._told = "", 0.0
 
     def stage(self, text: str) -> None:
-        """Begin a stage of unknown length."""
-        self._stage, self._began, self._first = text, time.monotonic(), -1
-        self._say(text)
+        """Begin a stage of unknown length, or go on with it."""
+        if text != self._stage:
+            self._stage = text
+            self._say(text)
 
     def advance(self, done: int, total: int) -> None:
         """Show `done` of `total`."""
-        now = time.monotonic()
-        if self._first < 0:
-            self._first, self._began = done, now
-        if now - self._told >= _QUIET and done < total:
-            each = (now - self._began) / (done - self._first) if done > self._first else None
-            left = "" if each is None else f", about {duration(each * (total - done))} left"
-            self._say(f"{self._stage}: {done} of {total}{left}")
+        if time.monotonic() - self._told >= _QUIET and done < total:
+            self._say(f"{self._stage}: {done} of {total}")
 
     def _say(self, text: str) -> None:
         self._told = time.monotonic()
+        left = self.remaining()
         with suppress(OSError, ValueError):  # nobody reads any more: no reason to stop the work
-            print(f"{time.strftime('%H:%M:%S')} {text}", file=self._stream, flush=True)
+            line = f"{time.strftime('%H:%M:%S')} {text}{', ' if left else ''}{left}"
+            print(line, file=self._stream, flush=True)
 
 
-class Bar:
-    """A `villani.work.progress.Progress` on a terminal: one line a stage, with the time left where it is known."""
+class Bar(Progress):
+    """Progress on a terminal: one line a stage, and what the whole command still takes at the present one."""
 
     def __init__(self, shown: bars.Progress) -> None:
         self._bars = shown
@@ -54,7 +53,9 @@ class Bar:
         self._stage = ""
 
     def stage(self, text: str) -> None:
-        """Begin a stage of unknown length."""
+        """Begin a stage of unknown length, or go on with it."""
+        if text == self._stage and self._task is not None:
+            return
         self._close()
         self._stage = text
         self._task = self._bars.add_task(text, total=None)
@@ -66,6 +67,10 @@ class Bar:
         assert self._task is not None
         self._bars.update(self._task, completed=done, total=total)
 
+    def words(self, task: bars.Task) -> str:
+        """What stands beside a bar."""
+        return self.remaining() if task.id == self._task else ""
+
     def _close(self) -> None:
         if self._task is not None:
             self._bars.update(self._task, total=1, completed=1) if self._total() is None else None
@@ -75,6 +80,18 @@ class Bar:
         return next(task.total for task in self._bars.tasks if task.id == self._task)
 
 
+class _Remaining(bars.ProgressColumn):
+    """A column of words."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words: Callable[[bars.Task], str] = lambda _: ""
+
+    def render(self, task: bars.Task) -> Text:
+        """See `rich.progress.ProgressColumn.render`."""
+        return Text(self.words(task), style="progress.remaining")
+
+
 @contextmanager
 def progress() -> Iterator[Progress]:
     """Bars on stderr while the block runs; lines where stderr is no terminal."""
@@ -82,12 +99,15 @@ def progress() -> Iterator[Progress]:
     if not console.is_terminal:
         yield Lines(sys.stderr)
         return
+    remaining = _Remaining()
     columns = (
         bars.SpinnerColumn(), bars.TextColumn("{task.description}"), bars.BarColumn(), bars.MofNCompleteColumn(),
-        bars.TimeElapsedColumn(), bars.TextColumn("left"), bars.TimeRemainingColumn(),
+        bars.TimeElapsedColumn(), remaining,
     )  # fmt: skip
-    with bars.Progress(*columns, console=console, speed_estimate_period=3600) as shown:
-        yield Bar(shown)
+    with bars.Progress(*columns, console=console) as shown:
+        bar = Bar(shown)
+        remaining.words = bar.words
+        yield bar
 
 
 def say(console: Console, text: str, style: str | None = None) -> None:

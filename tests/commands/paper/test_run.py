@@ -385,19 +385,14 @@ def test_a_study_that_is_stopped_goes_on_to_the_same_bytes(villani, monkeypatch,
     assert kept.model_dump() == changed.model_dump()
 
 
-def test_what_is_left_is_told_over_everything(tmp_path):
-    settings = PaperSettings(
-        sweep=SweepSettings(
-            model="builtin:tiny", weight_decay=[0.0, 0.1], seeds=3, steps=1, batch=1, optimizers=["sgd"],
-            learning_rate={"sgd": 0.1},
-        ),
-        temperature=[1.0],
-    )  # fmt: skip
-    counts = study.units(settings)
-    assert counts["sweep"] == 6
-    with Work(tmp_path / "r") as work:
-        work.open("study-paper", "", {}, {})
-        overall = study.Overall(work, counts)
-        work.put("sweep/sweep", {})
-        work.put("sweep/cell/a", {}, seconds=2.0)
-        assert overall.left() == pytest.approx(5 * 2.0 + 2.0 * study._NOMINAL["choice"] / study._NOMINAL["sweep"])
+def test_the_time_left_is_that_of_every_experiment(tmp_path, monkeypatch):
+    """Told from the first finished training run on, and never as if what is to come took nothing."""
+    lines = []
+    progress = SimpleNamespace(stage=lambda text: lines.append((text, progress.remaining())), advance=lambda *_: None)
+    monkeypatch.chdir(tmp_path)
+    settings = read_settings(Path(write(QUICK + PARTS)), None)
+    _, record = execute(PaperOptions(study=settings), tmp_path / "run", progress=progress)
+    words = [text for text, _ in lines]
+    assert {"pathologies", "E6, rules against the grid", "writing the page"} <= set(words)
+    assert lines[words.index("E6, rules against the grid")][1].endswith("left in all")
+    assert {"sweep", "choice", "loading the model", "writing the page"} <= record.cost.parts.keys()

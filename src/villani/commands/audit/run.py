@@ -1,7 +1,5 @@
 """What `villani audit` does: the four criteria on a model and a text, and a witness of what is refuted; or a replay."""
 
-from collections.abc import Callable
-
 from villani.commands.audit.record import AuditDesign, AuditRecord, RescueRecord
 from villani.commands.audit.replay import replay
 from villani.commands.audit.results import coverage_record, differential_record, threshold_record
@@ -36,7 +34,7 @@ def run(settings: AuditSettings, work: Work) -> Outcome:
     result = audit(
         objective, settings.temperature, seed=subject.provenance.seed, probes=settings.probes,
         confirmed=settings.confirmed, search=settings.search, rays=settings.rays, ray_groups=settings.ray_groups,
-        ledger=work, progress=_stages(work),
+        work=work,
     )  # fmt: skip
     witness = _witness(result, settings, subject)
     if witness:
@@ -52,20 +50,6 @@ def _needs(settings: AuditSettings, subject: Subject) -> Needs:
     return Shape.of(subject.loaded.model).work(
         tokens, at_once=settings.at_once, block=settings.block, vectors=6, device=settings.device
     )
-
-
-def _stages(work: Work) -> Callable[[str, int, int], None]:
-    """Progress of an audit, which says with every step what it is at."""
-    current = ""
-
-    def advance(what: str, done: int, total: int) -> None:
-        nonlocal current
-        if what != current:
-            work.stage(what)
-            current = what
-        work.advance(done, total)
-
-    return advance
 
 
 def _record(result: Audit, settings: AuditSettings, subject: Subject, witness: str | None) -> AuditRecord:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from villani.commands.converge.chains import Ensemble, Theory, cost_of, divergence_records, run_chain
+from villani.commands.converge.chains import CHAINS, COUPLED, Ensemble, Theory, cost_of, divergence_records, run_chain
 from villani.commands.converge.coupling import coupled_models
 from villani.commands.converge.record import ConvergenceRecord, DynamicsRecord
 from villani.commands.converge.results import chains_record
@@ -45,7 +45,7 @@ def on_model(settings: ConvergeSettings, work: Work) -> Outcome:
         settings.model_dump(exclude={"parameters", "dimension", "walkers"})
         | {"parameter_checksum": subject.provenance.parameter_checksum},
         named=settings.model_dump(exclude={"adapter"}) | keyed, needs=_needs(settings, subject), what="these chains",
-        device=settings.device,
+        device=settings.device, stages=_stages(settings),
     )  # fmt: skip
     ensembles = []
     with _at_the_start(subject.objective, directory / "state" / "start.safetensors") as start:
@@ -76,6 +76,15 @@ def _needs(settings: ConvergeSettings, subject: Subject) -> Needs:
         tokens, at_once=settings.at_once, block=settings.block, vectors=3 * moving + 4 * settings.coupled,
         kept=1 + 2 * moving, device=settings.device,
     )  # fmt: skip
+
+
+def _stages(settings: ConvergeSettings) -> dict[str, float]:
+    """Chains and pairs of them at every λ and s, in chains."""
+    stages: dict[str, float] = {}
+    for decay, s in product(settings.weight_decay, settings.temperature):
+        stages[CHAINS.format(decay, s)] = float(settings.chains or 0)
+        stages[COUPLED.format(decay, s)] = 2.0 * settings.coupled
+    return stages
 
 
 @contextmanager
@@ -117,10 +126,11 @@ def _ensemble(
     units = work.scope(f"{decay!r}/{s!r}")
     chains, diverged = [], []
     for number in range(count):
-        work.stage(f"chain {number + 1} of {count} at λ = {decay:g}, s = {s:g}")
+        part = units.part(number, count)
+        part.stage(f"chain {number + 1} of {count} at λ = {decay:g}, s = {s:g}", CHAINS.format(decay, s))
         with target.running():
             chain = run_chain(
-                target, kernel, units, directory / "state" / f"{decay!r}-{s!r}", seed=settings.seed, chain=number,
+                target, kernel, part, directory / "state" / f"{decay!r}-{s!r}", seed=settings.seed, chain=number,
                 log_every=log_every, inspect=partial(_psi, subject, target, settings, number),
                 inspect_every=settings.psi_every,
             )  # fmt: skip
@@ -128,7 +138,7 @@ def _ensemble(
         chains.append(chain)
     pair = None
     if settings.coupled:
-        work.stage("two chains with common noise")
+        work.stage("two chains with common noise", COUPLED.format(decay, s))
         twin = _twin(subject, settings)
         pair = coupled_models(target, twin, kernel, units, seed=settings.seed, log_every=log_every)
     return Ensemble(

@@ -20,13 +20,12 @@ from villani.commands.subject import Subject, determining, load_subject, objecti
 from villani.curvature.deflation import Deflation, deflation_from
 from villani.curvature.sketch import buckets_for
 from villani.measurement.measure import measure
-from villani.measurement.measure_to import measure_to
+from villani.measurement.measure_to import MEASURING, PILOTING, measure_to
 from villani.measurement.measurement import Measurement
 from villani.measurement.plan import PILOT, Plan
 from villani.measurement.target import Target
 from villani.objective.evaluation import same_threads
 from villani.work.budget import LESS, Needs, Shape
-from villani.work.progress import duration
 from villani.work.records import CONFIDENCE, Cost, PsiRecord
 from villani.work.work import Work
 
@@ -47,8 +46,10 @@ def run(settings: MeasureSettings, work: Work) -> Outcome:
         "measure", settings.model, keyed,
         settings.model_dump() | {"parameter_checksum": subject.provenance.parameter_checksum},
         needs=_needs(settings, subject), what="this measurement", instead=LESS, device=settings.device,
+        stages={PILOTING: None, MEASURING: None} if planned else {MEASURING: 1.0},
     )  # fmt: skip
-    work.stage("measuring")
+    if not planned:
+        work.stage(MEASURING)
     record, cost = measured(subject, settings, work.scope("measure"), deflation=deflation)
     return Outcome([record], {0: cost})
 
@@ -88,23 +89,17 @@ def measured(
             products=settings.products,
             shares=settings.shares,
             deflate=deflation,
-            ledger=work,
-            progress=work.advance,
-            team=work.team,
+            work=work,
         )
     else:
         target = Target(*settings.wanted(), settings.target, settings.weight_decay[0], settings.temperature[0])
-        work.stage("trying ways on a pilot")
         measurement, plan = measure_to(
             objective,
             target,
             seed=settings.seed,
             least=settings.groups,
             shares=settings.shares,
-            on_plan=lambda plan: work.stage(f"measuring: {plan}, about {duration(plan.seconds / work.team.size)}"),
-            ledger=work,
-            progress=work.advance,
-            team=work.team,
+            work=work,
         )
         settings = settings.model_copy(
             update={

@@ -5,7 +5,6 @@ experiment at one trained model; convergence and certificates are runs of `villa
 folders of their own, with their own ledgers and pages. Nothing is measured here: it is done by those that do it anyway.
 """
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -44,7 +43,6 @@ from villani.objective.evaluation import same_threads
 from villani.objective.objective import Objective
 from villani.objective.parameters import ParameterSpace
 from villani.work.budget import LESS
-from villani.work.progress import duration
 from villani.work.records import CONFIDENCE, Provenance
 from villani.work.team import Rows
 from villani.work.work import Work
@@ -56,8 +54,6 @@ _NOMINAL = {  # rough seconds of a unit on one core at --size small: ratios matt
 }  # fmt: skip
 
 _FREE = {"threads", "trust_remote_code", "adapter"}  # fields of a sweep that its trained models do not depend on
-_PATIENCE = 60.0  # seconds between two tellings of what is left
-_PREFIXES = {"sweep": "sweep/cell/"}  # a sweep has a row beside its cells
 
 
 @same_threads()
@@ -77,13 +73,14 @@ def run(options: PaperOptions, work: Work) -> Outcome:
     }
     counts = units(settings)
     needs = needs_of(trained, loaded.model, counts["sweep"], text)
-    whole = sum(_NOMINAL[kind] * count for kind, count in counts.items()) / (_NOMINAL["sweep"] * counts["sweep"])
+    stages: dict[str, float | None] = {kind: _NOMINAL[kind] * count for kind, count in counts.items()}
+    whole = sum(size or 0.0 for size in stages.values()) / (_NOMINAL["sweep"] * counts["sweep"])
     work.open(
         "study-paper", trained.model, keyed, settings.model_dump(mode="json"),
         needs=replace(needs, seconds=whole * (needs.seconds or 0.0)), what="this study",
-        instead=f"train fewer cells, or {LESS}", device=trained.device,
+        instead=f"train fewer cells, or {LESS}", device=trained.device, stages=stages,
     )  # fmt: skip
-    study = _Study(settings, text, work, Overall(work, counts), provenance)
+    study = _Study(settings, text, work, provenance)
     fields = study.everything(objective.parameters.size)
     record = PaperRecord.of(
         model=loaded.record, parameters=objective.parameters.size, text=text.records[0], held_out=text.records[1],
@@ -115,41 +112,6 @@ def units(settings: PaperSettings) -> dict[str, int]:
     }
 
 
-class Overall:
-    """A `Progress` that adds to every stage what is left over all: units not done, at what their kind has taken."""
-
-    def __init__(self, work: Work, counts: dict[str, int]) -> None:
-        self._show, self._work, self._counts = work.progress, work, counts
-        self._words, self._since = "", 0.0
-        work.progress = self
-
-    def left(self) -> float:
-        """Seconds; kinds that have not begun are scaled by how those that have compare with what was expected."""
-        spent = {kind: self._work.spent(_PREFIXES.get(kind, f"{kind}/")) for kind in self._counts}
-        done = {kind: min(one[2], self._counts[kind]) for kind, one in spent.items()}
-        expected = sum(_NOMINAL[kind] * count for kind, count in done.items())
-        scale = sum(one[0] for one in spent.values()) / expected if expected else 1.0
-        return sum(
-            (count - done[kind]) * (spent[kind][0] / done[kind] if done[kind] else scale * _NOMINAL[kind])
-            for kind, count in self._counts.items()
-        )
-
-    def stage(self, text: str) -> None:
-        """See `Progress.stage`."""
-        self._show.stage(f"{text} · in all about {duration(self.left())} left")
-
-    def advance(self, done: int, total: int) -> None:
-        """See `Progress.advance`."""
-        self._show.advance(done, total)
-
-    def count(self, words: str, done: int, total: int) -> None:
-        """`done` of `total` units of one kind; what is left in all is told at the first, and again every minute."""
-        if words != self._words or time.monotonic() - self._since > _PATIENCE:
-            self._words, self._since = words, time.monotonic()
-            self.stage(words)
-        self.advance(done, total)
-
-
 @dataclass(frozen=True, eq=False)
 class _Study:
     """One run of it."""
@@ -157,7 +119,6 @@ class _Study:
     settings: PaperSettings
     text: SweepText
     work: Work
-    show: Overall
     provenance: Provenance
 
     def everything(self, parameters: int) -> dict[str, Any]:
@@ -173,7 +134,8 @@ class _Study:
         if settings.landscape and descended:
             mask = ParameterSpace(load(settings.sweep, self.work).model, "hf").mask
             make = partial(criteria, settings, descended[0], text, self.work)
-            criteria_found = self._kept(f"criteria/{mask}", list[CriteriaRecord], make, "criteria")
+            self.work.stage("criteria")
+            criteria_found = self.work.once_record(f"criteria/{mask}", list[CriteriaRecord], make)
             landscape = self._each(
                 "landscape", "E1, Ψ along rays and orbits", LandscapePoint, descended,
                 lambda cell: landscape_point(settings, cell, text, self.work),
@@ -197,10 +159,10 @@ class _Study:
                 parameters, criteria_found, landscape, spectra, learned, convergence, training, certificates, estimators
             )
         )
-        choices = self._kept(
+        self.work.stage("E6, rules against the grid", "choice")
+        choices = self.work.once_record(
             f"choice/{settings.digest('choice')}", list[OptimizerRecord],
             partial(choose, settings, text, cells, certificates, self.work, self.provenance),
-            "E6, rules against the grid",
         )  # fmt: skip
         return {
             "criteria": criteria_found, "landscape": landscape, "spectra": spectra, "learned": learned,
@@ -218,16 +180,10 @@ class _Study:
         found = []
         for number, cell in enumerate(cells):
             key = f"{kind}/{self.settings.digest(kind)}/{cell.optimizer}/{cell.weight_decay!r}/{cell.seed}"
-            self.show.count(words, number, len(cells))
-            found.append(self._kept(key, record, partial(make, cell)))
-        self.show.count(words, len(cells), len(cells))
+            self.work.stage(words, kind)
+            self.work.advance(number, len(cells))
+            found.append(self.work.once_record(key, record, partial(make, cell)))
         return found
-
-    def _kept(self, key: str, kind: Any, make: Callable[[], T], words: str = "") -> T:
-        """A unit of work, told when it is begun."""
-        if words and self.work.get(key) is None:
-            self.show.stage(words)
-        return self.work.once_record(key, kind, make)
 
     def _spectrum(self, cell: SweepCell) -> SpectrumPoint:
         """E2; λ₁(∇²F) is worked out by itself for the first training seed only."""
@@ -244,24 +200,18 @@ class _Study:
                 for point in self._run("converge", "convergence", self.settings.chains()).points
             ]
 
-        return self._kept(
-            f"convergence/{self.settings.digest('convergence')}",
-            list[ConvergencePoint],
-            make,
-            "E3, chains of noisy SGD",
-        )
+        self.work.stage("E3, chains of noisy SGD", "convergence")
+        key = f"convergence/{self.settings.digest('convergence')}"
+        return self.work.once_record(key, list[ConvergencePoint], make)
 
     def _certificates(self) -> tuple[list[CertificatePoint], str]:
         def make() -> tuple[list[CertificatePoint], str]:
             record = self._run("certify", "certificates", self.settings.certified())
             return record.points, record.sentence
 
-        return self._kept(
-            f"certificates/{self.settings.digest('certificates')}",
-            tuple[list[CertificatePoint], str],
-            make,
-            "E4, certificates",
-        )
+        self.work.stage("E4, certificates", "certificates")
+        key = f"certificates/{self.settings.digest('certificates')}"
+        return self.work.once_record(key, tuple[list[CertificatePoint], str], make)
 
     def _run(self, command: str, part: str, settings: Settings) -> Any:
         """The record of another command's run, in a folder of its own."""
@@ -278,13 +228,14 @@ class _Study:
             return None
         words, count = "E5, ways to the trace", part.repeats * len(part.ways) + 1
         mark = settings.digest("estimators")
-        self.show.count(words, 0, count)
+        self.work.stage(words, "estimators")
         reference = self.work.once(
             f"estimators/reference/{mark}", partial(reference_trace, settings, cell, text, self.work)
         )
         rows: dict[Ways, list[Rows]] = {way: [] for way in part.ways}
         for number, (way, repeat) in enumerate(product(part.ways, range(part.repeats)), 1):
-            self.show.count(words, number, count)
+            self.work.stage(words, "estimators")
+            self.work.advance(number, count)
             make = partial(estimator_row, settings, cell, text, self.work, way, repeat)
             rows[way].append(self.work.once(f"estimators/{way}/{mark}/{repeat}", make))
         return estimators_record(settings, cell, reference, rows, parameters)

@@ -27,7 +27,7 @@ from villani.commands.certify.settings import CertifySettings
 from villani.commands.content import read_records
 from villani.commands.recommend.results import OptimizerResult, assemble
 from villani.commands.recommend.settings import RecommendSettings
-from villani.commands.recommend.sweep import SweepText, by_decay, needs_of, read_sweep_text, run_cells
+from villani.commands.recommend.sweep import SWEEP, SweepText, by_decay, needs_of, read_sweep_text, run_cells
 from villani.commands.running import Outcome, perform
 from villani.commands.subject import begin, bits_of, load, outputs, provenance_of
 from villani.dynamics.training import Optimizer, learning_rates
@@ -38,6 +38,7 @@ from villani.theory.constants import Smoothing
 from villani.work.budget import LESS
 from villani.work.work import Work
 
+AUDIT, _VERIFYING = "short audit", "training at what rules name"  # stages
 # asked of the cells, not trained into them
 _QUESTIONS = {"rules", "verify_rules", "audit", "delta", "threads", "allow_unused", "adapter", "trust_remote_code"}
 
@@ -80,7 +81,7 @@ def run(settings: RecommendSettings, work: Work) -> Outcome:
     work.open(
         "recommend", settings.model, keyed, settings.model_dump(), needs=needs_of(settings, loaded.model, count, text),
         what=f"a sweep of {count:,} training runs", instead=f"train fewer cells, lower --batch, or {LESS}",
-        device=settings.device,
+        device=settings.device, stages=_stages(settings, count, text),
     )  # fmt: skip
     swept = run_cells(settings, [*product(settings.optimizers, grid, settings.training_seeds)], work)
     certificates = _certificates(settings, text, work)
@@ -93,7 +94,8 @@ def run(settings: RecommendSettings, work: Work) -> Outcome:
         beyond = [r.weight_decay for r in rules if r.weight_decay is not None and r.weight_decay not in grid]
         more = []
         if settings.verify_rules:
-            more = run_cells(settings, [*product([optimizer], dict.fromkeys(beyond), settings.training_seeds)], work)
+            cells = [*product([optimizer], dict.fromkeys(beyond), settings.training_seeds)]
+            more = run_cells(settings, cells, work, f"{_VERIFYING}: {optimizer}")
         results.append(
             OptimizerResult(
                 training, by_decay(swept, optimizer), by_decay(more, optimizer), rules, certificates.bounds,
@@ -103,6 +105,25 @@ def run(settings: RecommendSettings, work: Work) -> Outcome:
     record = assemble(settings, loaded.record, text, space, smoothing, results, provenance)
     tokens = settings.steps * settings.batch * (settings.block - 1) * len(swept)
     return Outcome([record], {0: work.cost(tokens)})
+
+
+def _stages(settings: RecommendSettings, cells: int, text: SweepText) -> dict[str, float | None]:
+    """Stages by blocks that gradients are taken over; how many λ rules will name is not known."""
+    noisy = float(settings.steps * settings.batch)
+    certified = "certificate" in settings.rules and settings.temperature is not None and settings.from_scratch
+    stages: dict[str, float | None] = {SWEEP: cells * (noisy + 2 * len(text.held_out.ids) / 3)}
+    if certified:
+        each = noisy + 2 * (len(text.train.ids) + len(text.held_out.ids)) / 3
+        stages |= {_certifying(decay): each for decay in sorted(settings.weight_decay)}
+    if "guard" in settings.rules and settings.temperature is not None and not settings.audit:
+        stages[AUDIT] = 24.0 * 12
+    if settings.verify_rules:
+        stages |= {f"{_VERIFYING}: {optimizer}": None for optimizer in settings.optimizers}
+    return stages
+
+
+def _certifying(decay: float) -> str:
+    return f"certificates: λ = {decay!r}"
 
 
 def rules_of(
@@ -140,7 +161,7 @@ def _certificates(settings: RecommendSettings, text: SweepText, work: Work) -> C
             steps=settings.steps, batch=settings.batch, clip=settings.clip, chains=1, delta=settings.delta / 2,
             candidates=len(settings.weight_decay), alpha=[settings.alpha],
         )  # fmt: skip
-        work.stage(f"certifying a noisy run at λ = {decay:g}")
+        work.stage(f"certifying a noisy run at λ = {decay:g}", _certifying(decay))
         try:
             with work.inner(f"certificates/{decay!r}-{settings.delta!r}") as inner:
                 _, record = perform(certified, inner)
@@ -163,6 +184,7 @@ def pairs_of(settings: RecommendSettings, audited: AuditRecord | None, work: Wor
             **shared(settings, AuditSettings), decay=settings.decay, groups=12, sequences=2, block=settings.block,
             weight_decay=max(settings.weight_decay), temperature=settings.temperature, search=0, rays=[],
         )  # fmt: skip
+        work.stage("a short audit at the start", AUDIT)
         try:
             with work.inner("audit") as inner:
                 _, audited = perform(short, inner)

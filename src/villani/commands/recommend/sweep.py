@@ -7,7 +7,7 @@ that a row without weights means that somebody removed them. A cell that diverge
 import hashlib
 import platform
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
@@ -37,6 +37,7 @@ from villani.work.stretches import checksum, read_state, write_state
 from villani.work.work import Work
 
 CellKey = tuple[Optimizer, float, int]  # optimiser, λ, training seed
+SWEEP = "sweep"  # stage
 HELD_OUT = 0.1  # of the blocks, at the end, where no other text is given
 
 
@@ -152,23 +153,20 @@ def sweep(settings: SweepSettings, work: Work) -> list[SweepCell]:
 
 
 @same_threads()
-def run_cells(settings: SweepSettings, cells: Sequence[CellKey], work: Work) -> list[SweepCell]:
-    """As `sweep`, for cells on the grid or off it: (optimiser, λ, training seed)."""
+def run_cells(settings: SweepSettings, cells: Sequence[CellKey], work: Work, stage: str = SWEEP) -> list[SweepCell]:
+    """As `sweep`, for cells on the grid or off it: (optimiser, λ, training seed); the work's `stage`."""
     begin(settings)
     text = read_sweep_text(settings, work)
     directory = work.folder()
     _same_work(settings, text, work)
+    work.stage("training runs", stage)
     missing = [cell for cell in cells if work.get(_key(*cell)) is None]
-    for optimizer in dict.fromkeys(cell[0] for cell in missing):
-        own = [cell for cell in missing if cell[0] == optimizer]
-        own.sort(key=lambda cell: cell[2])  # the start of one seed is held at a time
-        work.stage(f"{optimizer}: {len(own)} training runs")
-        for number, cell in enumerate(own):
-
-            def show(done: int, each: int, number: int = number, runs: int = len(own)) -> None:
-                work.advance(number * each + done, runs * each)
-
-            work.once(_key(*cell), partial(_timed_cell, settings, text, cell, _weights(directory, *cell), work, show))
+    order = list(dict.fromkeys(cell[0] for cell in missing))
+    missing.sort(key=lambda cell: (order.index(cell[0]), cell[2]))  # the start of one seed is held at a time
+    for number, cell in enumerate(missing, len(cells) - len(missing)):
+        work.stage(f"{cell[0]}: {sum(other[0] == cell[0] for other in missing)} training runs", stage)
+        part = work.part(number, len(cells))
+        work.once(_key(*cell), partial(_timed_cell, settings, text, cell, _weights(directory, *cell), part))
     return [_cell(directory, cell, text, cast(dict[str, Array], work.get(_key(*cell)))) for cell in cells]
 
 
@@ -213,9 +211,7 @@ def start_spec(settings: SweepSettings, seed: int) -> str:
     return f"{name}?" + "&".join(f"{key}={value}" for key, value in options.items())
 
 
-def _train_cell(
-    settings: SweepSettings, text: SweepText, cell: CellKey, weights: Path, work: Work, show: Callable[[int, int], None]
-) -> dict[str, Array]:
+def _train_cell(settings: SweepSettings, text: SweepText, cell: CellKey, weights: Path, work: Work) -> dict[str, Array]:
     optimizer, decay, seed = cell
     loaded = load(settings, work, start_spec(settings, seed), train=True)
     model, device = loaded.model, torch.device(settings.device)
@@ -232,7 +228,7 @@ def _train_cell(
                 learning_rate=settings.learning_rate[optimizer], seed=seed, optimizer=optimizer, weight_decay=decay,
                 decay=settings.decay, momentum=settings.momentum if optimizer == "sgd" else 0.0,
                 temperature=settings.temperature if optimizer == "noisy-sgd" else None, schedule=settings.schedule,
-                clip=settings.clip, held_out=blocks[1], evaluate_every=settings.evaluate_every, progress=show,
+                clip=settings.clip, held_out=blocks[1], evaluate_every=settings.evaluate_every, work=work,
             ).held_out  # fmt: skip
         except Diverged as error:
             curve, diverged = curve + error.held_out, True

@@ -36,6 +36,9 @@ from villani.work.records import CONFIDENCE, EstimateRecord
 from villani.work.team import Rows
 from villani.work.work import Work
 
+_ENDS, _RESIDUALS, _HELD_OUT, _DENSITY, _BLOCKS = (
+    "eigenvalues", "residuals of eigenvalues", "held-out groups", "density", "blocks of layers",
+)  # fmt: skip
 _FREE = {"memory", "learning_rate", "density_probes", "layers"}  # bits of rows do not depend on them
 
 
@@ -50,6 +53,7 @@ def run(settings: SpectrumSettings, work: Work) -> Outcome:
     directory = work.open(
         "spectrum", settings.model, keyed, settings.model_dump(), needs=_needs(settings, subject),
         what="this spectrum", instead=f"lower --basis, or {LESS}", device=settings.device,
+        stages=_stages(settings, subject),
     )  # fmt: skip
     record = spectrum_of(subject, settings, work, directory)
     tokens = sum(subject.objective.groups[g].tokens for g in range(settings.groups))
@@ -57,17 +61,25 @@ def run(settings: SpectrumSettings, work: Work) -> Outcome:
 
 
 def _needs(settings: SpectrumSettings, subject: Subject) -> Needs:
-    """Products by the rule of thumb of six for a pair, each of about three gradients, and the basis on disk."""
+    """Products, each of about three gradients, and the basis on disk."""
     pairs = settings.top + settings.bottom
-    products = min(settings.most, 6 * pairs + 20) + 2 * pairs
-    density = settings.density_probes * settings.density_steps
-    tokens = 3 * settings.sequences * settings.block * (
-        settings.groups * (products + density + settings.layers * 2 * settings.layer_steps) + settings.held_out * pairs
-    )  # fmt: skip
+    tokens = 3 * settings.sequences * settings.block * sum(_stages(settings, subject).values())
     columns = settings.basis or min(2 * pairs + 20, settings.most)
     return Shape.of(subject.loaded.model).work(
         tokens, at_once=settings.at_once, block=settings.block, vectors=6, kept=columns + pairs, device=settings.device
     )
+
+
+def _stages(settings: SpectrumSettings, subject: Subject) -> dict[str, float]:
+    """Stages by their products, of a group each; about six for a pair at an end."""
+    pairs, groups = settings.top + settings.bottom, settings.groups
+    blocks = len(layers_of(subject.objective.parameters)) if settings.layers else 0
+    return {
+        _ENDS: groups * min(settings.most, 6.0 * pairs + 20), _RESIDUALS: 2.0 * groups * pairs,
+        _HELD_OUT: float(settings.held_out * pairs),
+        _DENSITY: float(groups * settings.density_probes * settings.density_steps),
+        _BLOCKS: 2.0 * groups * blocks * settings.layer_steps,
+    }  # fmt: skip
 
 
 def spectrum_of(subject: Subject, settings: SpectrumSettings, work: Work, directory: Path) -> SpectrumRecord:
@@ -121,7 +133,7 @@ class _Parts:
         return pairs
 
     def _solve(self, folder: Path) -> Rows:
-        self.work.stage("eigenvalues, in products")
+        self.work.stage("eigenvalues, in products", _ENDS)
         operator = self._operator()
 
         def product(v: torch.Tensor) -> torch.Tensor:
@@ -141,11 +153,9 @@ class _Parts:
             if self.objective.device.type == "cpu":
                 self.budget.working = max(0, self.budget.peak() - resident())
         with Basis(operator.size, operator.dtype, self.objective.device, folder, self.budget) as basis:
-            ritz = krylov(product, basis, self.settings.ends, self.settings.seed, None, self.work, self.work.advance)
-            self.work.stage("eigenvalues: residuals")
-            pairs = examine(
-                product, basis, ritz, operator.sizes, rounding, self.work, self.directory, self.work.advance
-            )
+            ritz = krylov(product, basis, self.settings.ends, self.settings.seed, None, self.work)
+            self.work.stage("eigenvalues: residuals", _RESIDUALS)
+            pairs = examine(product, basis, ritz, operator.sizes, rounding, self.work, self.directory)
         layers = np.array([[float(pair.shares[list(i)].sum()) for i in self.names.values()] for pair in pairs])
         names = ("value", "residual", "bound", "quadratic")
         return {
@@ -161,11 +171,9 @@ class _Parts:
         settings = self.settings
         if not settings.held_out:
             return [None] * pairs
-        self.work.stage("held-out groups")
-        rows = []
-        for done, group in enumerate(range(settings.groups, settings.groups + settings.held_out), 1):
-            rows.append(self.work.once(f"held/{group}", partial(self._quotients, group, pairs)))
-            self.work.advance(done, settings.held_out)
+        self.work.stage(_HELD_OUT)
+        groups = range(settings.groups, settings.groups + settings.held_out)
+        rows = self.work.map({f"held/{group}": partial(self._quotients, group, pairs) for group in groups})
         tokens = np.concatenate([row["tokens"] for row in rows])
         sums = np.stack([row["quotients"] for row in rows]) * tokens[:, None]
         means, sems = ratio_estimates(sums, tokens)
@@ -188,7 +196,7 @@ class _Parts:
     def _density(self) -> DensityRecord:
         settings = self.settings
         shares = [list(range(s, settings.groups, settings.density_shares)) for s in range(settings.density_shares)]
-        self.work.stage("density")
+        self.work.stage(_DENSITY)
         total = len(shares) * settings.density_probes
         samples: list[list[Quadrature]] = []
         for s, groups in enumerate(shares):
@@ -212,7 +220,7 @@ class _Parts:
         )  # fmt: skip
 
     def _blocks(self) -> list[BlockRecord]:
-        self.work.stage("blocks of layers")
+        self.work.stage(_BLOCKS)
         blocks = []
         for index, name in enumerate(self.names):
             blocks.append(self._block(index, name))

@@ -1,0 +1,188 @@
+"""The stages of a command, what each has taken, and one time left for all of them.
+
+Stages are declared before they begin, with what they are expected to take: only ratios count, since what was measured
+sets the scale. A unit that an earlier process finished counts with the seconds that it took there: the clock is put
+forward by them. So a resumed stage has neither been fast nor has it taken no time.
+"""
+
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from villani.work.progress import duration
+
+_LATE = 1.5  # times what a step was expected to take, after which what is left is a lower bound only
+
+
+class Clock:
+    """Seconds of this process, and those that resumed units took when they were done."""
+
+    def __init__(self) -> None:
+        self._resumed = 0.0
+        self._counted: set[str] = set()
+
+    def now(self) -> float:
+        """Seconds since some moment."""
+        return time.monotonic() + self._resumed
+
+    def count(self, unit: str, seconds: float = 0.0) -> None:
+        """Put the clock forward by what a unit took, once; 0 for those that are made now."""
+        if unit not in self._counted:
+            self._counted.add(unit)
+            self._resumed += seconds
+
+
+@dataclass
+class Stage:
+    """One stage.
+
+    Attributes:
+        name: which; what stands before a colon is its kind.
+        size: seconds that it is expected to take, right but for a factor that all stages share; None: not known.
+        seconds: until the last of its steps that are done.
+        share: of it that is done.
+        step: the share of its next step.
+        over: whether it is.
+        inner: the stages of a command that is run in it.
+    """
+
+    name: str
+    size: float | None
+    seconds: float = 0.0
+    share: float = 0.0
+    step: float = 1.0
+    over: bool = False
+    inner: "Stages | None" = None
+
+    @property
+    def kind(self) -> tuple[str, bool]:
+        """Stages of one kind take as long as their sizes say; those without a size take all the same."""
+        return kind_of(self.name), self.size is not None
+
+
+def kind_of(name: str) -> str:
+    """What stands before a colon: "chains" of "chains: λ = 0.1"."""
+    return name.partition(":")[0]
+
+
+@dataclass(frozen=True)
+class Left:
+    """What a command still takes.
+
+    Attributes:
+        seconds: of what can be estimated.
+        whole: whether that is everything.
+    """
+
+    seconds: float
+    whole: bool
+
+    def __str__(self) -> str:
+        return f"{'about' if self.whole else 'at least'} {duration(max(self.seconds, 1.0))} left in all"
+
+
+class Stages:
+    """Stages of a command in order; of one that is run inside another they belong to the stage that the other is at.
+
+    Args:
+        outer: stages of the command that this one is run in.
+
+    Attributes:
+        clock: of the whole command.
+        seconds: of every kind of stage so far, of those that were not declared too.
+        depth: how many `Work.part`s deep the present stage began.
+    """
+
+    def __init__(self, outer: "Stages | None" = None) -> None:
+        self.clock: Clock = outer.clock if outer else Clock()
+        self.seconds: dict[str, float] = {}
+        self.depth = 0
+        self._outer = outer
+        self._declared: list[Stage] | None = None
+        self._present: Stage | None = None
+        self._name = ""
+        self._began = self._stepped = self.clock.now()
+
+    def declare(self, sizes: Mapping[str, float | None]) -> None:
+        """All stages from now on, in order, with their sizes."""
+        self._declared, self._present = [Stage(name, size) for name, size in sizes.items()], None
+        if self._outer and self._outer._present:
+            self._outer._present.inner = self
+
+    def begin(self, name: str) -> None:
+        """A stage begins, and all before it are over; one that was not declared is part of the present one."""
+        self._tally()
+        self._name = name
+        if self._declared is None:
+            self._present, self._stepped = Stage(name, None), self.clock.now()
+            return
+        ahead = [stage.name for stage in self._declared if not stage.over and stage is not self._present]
+        if name in ahead:
+            self._step(1.0)
+            number = [stage.name for stage in self._declared].index(name)
+            self._present = self._declared[number]
+            for stage in self._declared[:number]:
+                stage.over = True
+
+    def advance(self, done: int, total: int) -> None:
+        """So many of all steps of the present stage are done."""
+        if self._declared is None and self._present is None:
+            self._present = Stage(self._name, None)
+        if self._present and self._name == self._present.name and total > 0:
+            self._present.step = 1 / total
+            self._step(done / total)
+
+    def finish(self) -> dict[str, float]:
+        """The seconds of all stages, the present one included."""
+        self._tally()
+        return {name: seconds for name, seconds in self.seconds.items() if name}
+
+    def left(self) -> Left | None:
+        """What all stages still take; None before any of them has done something."""
+        leaves = list(self._leaves())
+        rates: dict[tuple[str, bool], list[float]] = {}  # of a kind: seconds, and what was expected of as much
+        for stage, _ in leaves:
+            if stage.share and stage.size != 0:
+                rate = rates.setdefault(stage.kind, [0.0, 0.0])
+                rate[0] += stage.seconds
+                rate[1] += stage.share * (stage.size or 1.0)
+        if not rates:
+            return None
+        sized = [rate for (_, known), rate in rates.items() if known]
+        overall = [sum(rate[i] for rate in sized) for i in (0, 1)]
+        whole, total = self._declared is not None, 0.0
+        for stage, since in leaves:
+            if stage.over:
+                continue
+            seconds, expected = rates.get(stage.kind, [0.0, 0.0] if stage.size is None else overall)
+            if not expected:
+                whole &= stage.size == 0
+                continue
+            all_of_it = seconds / expected * (1.0 if stage.size is None else stage.size)
+            step = min(stage.step, 1 - stage.share) * all_of_it
+            whole &= stage.share >= 1 or since <= _LATE * step
+            total += (1 - stage.share) * all_of_it - min(since, step)
+        return Left(total, whole)
+
+    def _leaves(self) -> Iterator[tuple[Stage, float]]:
+        """Stages without others in them, and the seconds since the last step of those that are at work."""
+        for stage in [self._present] if self._declared is None and self._present else self._declared or []:
+            if stage.inner is not None:
+                for inner, since in stage.inner._leaves():
+                    inner.over |= stage.over
+                    yield inner, since
+            else:
+                yield stage, self.clock.now() - self._stepped if stage is self._present else 0.0
+
+    def _step(self, share: float) -> None:
+        now = self.clock.now()
+        if self._present:
+            self._present.seconds += now - self._stepped if share else 0.0  # what comes before the first step is not it
+            self._present.share = share
+        self._stepped = now
+
+    def _tally(self) -> None:
+        now = self.clock.now()
+        kind = kind_of(self._name)
+        self.seconds[kind] = self.seconds.get(kind, 0.0) + now - self._began
+        self._began = now
