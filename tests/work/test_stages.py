@@ -89,7 +89,7 @@ def test_what_cannot_be_known_makes_a_lower_bound(clock):
     assert str(stages.left()) == "at least 4 s left in all"
     clock.now += 4
     stages.begin("unknown: 1")
-    assert stages.left() == Left(0.0, False)
+    assert stages.left() is None  # nothing that is to come can be estimated
     clock.now += 7
     stages.begin("unknown: 2")
     assert stages.left() == Left(7.0, True)  # as long as the other of its kind
@@ -101,7 +101,7 @@ def test_a_resumed_stage_was_not_a_fast_one(clock, tmp_path):
 
     def begun():
         work = Work(tmp_path / "run")
-        work.open("toy", "", {}, {}, stages={"a": 1.0, "b": 2.0})
+        work.open("toy", "", {}, {}, needs=Needs(stages={"a": 1.0, "b": 2.0}))
         work.stage("a")
         return work
 
@@ -126,7 +126,7 @@ def test_a_resumed_stage_was_not_a_fast_one(clock, tmp_path):
 
 def test_a_command_inside_another_reports_into_it(clock, tmp_path):
     with Work(tmp_path / "run") as work:
-        work.open("outer", "", {}, {}, stages={"sweep": 10.0, "inside": 10.0, "last": 10.0})
+        work.open("outer", "", {}, {}, needs=Needs(stages={"sweep": 10.0, "inside": 10.0, "last": 10.0}))
         work.stage("sweep")
         clock.now += 20
         work.advance(1, 1)
@@ -134,7 +134,7 @@ def test_a_command_inside_another_reports_into_it(clock, tmp_path):
             work.stage("inside")
             inner.stage("loading")
             clock.now += 1
-            inner.open("inner", "", {}, {}, needs=Needs(seconds=30.0), stages={"x": 1.0, "y": 2.0})
+            inner.open("inner", "", {}, {}, needs=Needs(seconds=30.0, stages={"x": 1.0, "y": 2.0}))
             inner.stage("x")
             clock.now += 40
             inner.advance(2, 4)

@@ -86,10 +86,10 @@ def perform(settings: Settings, work: Work) -> tuple[Path, Any]:
     outcome = command.run(settings, work)
     assert work.directory is not None, "a run opens its directory"
     work.stage(PAGE)
+    if work.team.main:
+        finish(work.directory, outcome.title or settings.title, outcome.with_parts(work.stages.finish()))
     outcome = outcome.with_parts(work.stages.finish())
     if work.team.main:
-        finish(work.directory, outcome.title or settings.title, outcome)
-        outcome = outcome.with_parts(work.stages.finish())
         write_costs(work.directory, outcome.costs)  # the page's seconds too
     return work.directory, outcome.record
 

@@ -85,6 +85,27 @@ def check_audit(
     check_kinds(rays)
 
 
+def stages(
+    *, groups: int, finite: bool, probes: int, confirmed: int, search: int, rays: int, ray_groups: int, undecayed: bool
+) -> dict[str, float | None]:
+    """What an audit consists of, in order: gradients of a group that each takes, a product counting as three.
+
+    Args:
+        groups, finite, probes, confirmed, search, ray_groups: as of `audit`.
+        rays: how many.
+        undecayed: whether something does not decay, so that the graph is read for it.
+    """
+    share = groups if finite else groups / (3 if search else 2)
+    parts = share * (2.0 + 3 * probes)
+    return {
+        "graph: smoothness": None, "looking for symmetries": None, "checking orbits on the loss": None,
+        "screening orbits": parts, "descending to a smaller s*": (1 + search) / 2 * (parts + 4 * share) * bool(search),
+        "confirming orbits": share * (2.0 + 3 * probes * confirmed), "confirming the descent": parts * bool(search),
+        "walking the orbit": (1 + len(SCALES)) * parts, "graph: coverage": None if undecayed else 0.0,
+        "walking along rays": rays * len(RADII) * (groups if finite else ray_groups) * (1.0 + 3 * probes),
+    }  # fmt: skip
+
+
 @at_one_theta
 def audit(
     objective: Objective,
@@ -123,14 +144,14 @@ def audit(
         rays=rays, ray_groups=ray_groups, finite=objective.finite, parameters=objective.parameters.size,
     )  # fmt: skip
     work = work or Work()
-    work.stage("reading the graph of the loss")
+    work.stage("reading the graph of the loss", "graph: smoothness")
     wanted = kinds(directions(objective, seed, random=_RANDOM, layers=any(n.startswith("layer") for n in rays)), rays)
     smoothness = audit_smoothness(objective)
     differential = audit_differential(
         objective, temperature, seed=seed, probes=probes, confirmed=confirmed, scales=scales, search=search,
         work=work,
     )  # fmt: skip
-    work.stage("looking for what nothing holds back")
+    work.stage("looking for what nothing holds back", "graph: coverage")
     orbits = {finding.orbit.name: finding.orbit.exponents for finding in differential.findings}
     coverage = audit_coverage(objective, orbits, loss_bound=loss_bound, seed=seed)
     walked: dict[str, Ray] = {}

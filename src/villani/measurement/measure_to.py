@@ -19,15 +19,9 @@ PILOTING, MEASURING = "pilot", "measuring"  # stages
 
 @at_one_theta
 def measure_to(
-    objective: Objective,
-    target: Target,
-    *,
-    seed: int = 0,
-    least: int = 16,
-    shares: int = SHARES,
-    on_plan: Callable[[Plan], None] | None = None,
-    work: Work | None = None,
-) -> tuple[Measurement, Plan]:
+    objective: Objective, target: Target, *, seed: int = 0, least: int = 16, shares: int = SHARES,
+    on_plan: Callable[[Plan], None] | None = None, work: Work | None = None,
+) -> tuple[Measurement, Plan]:  # fmt: skip
     """Measure until the standard error of the figure is at most what is wanted.
 
     Args:

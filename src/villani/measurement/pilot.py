@@ -32,11 +32,7 @@ def ways_for(objective: Objective) -> tuple[tuple[Way, ...], str]:
 
 
 def pilot(
-    objective: Objective,
-    ways: Sequence[Way],
-    seed: int,
-    target: Target,
-    work: Work | None = None,
+    objective: Objective, ways: Sequence[Way], seed: int, target: Target, work: Work | None = None
 ) -> dict[Way, Trial]:
     """Try every way on the first `PILOT` groups, twice each with probes of their own, and time it."""
     units: dict[str, Callable[[], Rows]] = {}
@@ -65,14 +61,7 @@ def pilot(
     return trials
 
 
-def rehearse(
-    objective: Objective,
-    plan: Plan,
-    seed: int,
-    target: Target,
-    least: int,
-    work: Work | None = None,
-) -> Plan:
+def rehearse(objective: Objective, plan: Plan, seed: int, target: Target, least: int, work: Work | None = None) -> Plan:
     """Carry the design out on groups of its own: its variance and seconds, without the luck of having been chosen."""
     size = min(rehearsal_size(plan.groups), len(objective.groups) - plan.first - least)
     if size < 3:

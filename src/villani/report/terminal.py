@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import TextIO
 
@@ -45,51 +45,41 @@ class Lines(Progress):
 
 
 class Bar(Progress):
-    """Progress on a terminal: one line a stage, and what the whole command still takes at the present one."""
+    """Progress on a terminal: one line a stage, and at the present one what the whole command still takes."""
 
-    def __init__(self, shown: bars.Progress) -> None:
-        self._bars = shown
-        self._task: bars.TaskID | None = None
-        self._stage = ""
+    def __init__(self, console: Console) -> None:
+        self.bars = bars.Progress(
+            bars.SpinnerColumn(), bars.TextColumn("{task.description}"), bars.BarColumn(), bars.MofNCompleteColumn(),
+            bars.TimeElapsedColumn(), _Remaining(self), console=console,
+        )  # fmt: skip
+        self.present: bars.Task | None = None
 
     def stage(self, text: str) -> None:
         """Begin a stage of unknown length, or go on with it."""
-        if text == self._stage and self._task is not None:
-            return
-        self._close()
-        self._stage = text
-        self._task = self._bars.add_task(text, total=None)
+        if self.present:
+            if text == self.present.description:
+                return
+            if self.present.total is None:
+                self.bars.update(self.present.id, total=1, completed=1)
+            self.bars.stop_task(self.present.id)
+        number = self.bars.add_task(text, total=None)
+        self.present = next(task for task in self.bars.tasks if task.id == number)
 
     def advance(self, done: int, total: int) -> None:
         """Show `done` of `total`."""
-        if self._task is None:
-            self.stage(self._stage or "working")
-        assert self._task is not None
-        self._bars.update(self._task, completed=done, total=total)
-
-    def words(self, task: bars.Task) -> str:
-        """What stands beside a bar."""
-        return self.remaining() if task.id == self._task else ""
-
-    def _close(self) -> None:
-        if self._task is not None:
-            self._bars.update(self._task, total=1, completed=1) if self._total() is None else None
-            self._bars.stop_task(self._task)
-
-    def _total(self) -> float | None:
-        return next(task.total for task in self._bars.tasks if task.id == self._task)
+        if self.present is None:
+            self.stage("working")
+        assert self.present is not None
+        self.bars.update(self.present.id, completed=done, total=total)
 
 
 class _Remaining(bars.ProgressColumn):
-    """A column of words."""
-
-    def __init__(self) -> None:
+    def __init__(self, bar: Bar) -> None:
         super().__init__()
-        self.words: Callable[[bars.Task], str] = lambda _: ""
+        self._bar = bar
 
     def render(self, task: bars.Task) -> Text:
-        """See `rich.progress.ProgressColumn.render`."""
-        return Text(self.words(task), style="progress.remaining")
+        return Text(self._bar.remaining() if task is self._bar.present else "", style="progress.remaining")
 
 
 @contextmanager
@@ -99,14 +89,8 @@ def progress() -> Iterator[Progress]:
     if not console.is_terminal:
         yield Lines(sys.stderr)
         return
-    remaining = _Remaining()
-    columns = (
-        bars.SpinnerColumn(), bars.TextColumn("{task.description}"), bars.BarColumn(), bars.MofNCompleteColumn(),
-        bars.TimeElapsedColumn(), remaining,
-    )  # fmt: skip
-    with bars.Progress(*columns, console=console) as shown:
-        bar = Bar(shown)
-        remaining.words = bar.words
+    bar = Bar(console)
+    with bar.bars:
         yield bar
 
 

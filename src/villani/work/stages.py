@@ -162,7 +162,7 @@ class Stages:
             step = min(stage.step, 1 - stage.share) * all_of_it
             whole &= stage.share >= 1 or since <= _LATE * step
             total += (1 - stage.share) * all_of_it - min(since, step)
-        return Left(total, whole)
+        return Left(total, whole) if total or whole else None
 
     def _leaves(self) -> Iterator[tuple[Stage, float]]:
         """Stages without others in them, and the seconds since the last step of those that are at work."""

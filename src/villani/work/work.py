@@ -13,7 +13,7 @@ from contextlib import ExitStack
 from copy import copy
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, Self, TypeVar
+from typing import Any, Self, TypeVar
 
 import numpy as np
 from pydantic import TypeAdapter
@@ -25,22 +25,11 @@ from villani.work.memory import peak_memory
 from villani.work.progress import Progress
 from villani.work.records import Cost
 from villani.work.stages import Stages
-from villani.work.team import Ledger as Units
 from villani.work.team import Rows, Team
 
 T = TypeVar("T")
 PAGE = "writing the page"
-_PAGE_SECONDS = 1.0
-
-
-class Kept(Units, Protocol):
-    """Where finished units are kept, and what they cost."""
-
-    def seconds_of(self, key: str) -> float:
-        """What a finished unit took."""
-
-    def spent(self, prefix: str = "") -> tuple[float, int, int]:
-        """Seconds in all, largest peak memory in bytes, and number of units, under a key prefix."""
+_PAGE_SECONDS = 0.5
 
 
 class InMemory:
@@ -50,20 +39,20 @@ class InMemory:
         self._units: dict[str, tuple[Rows, float, int]] = {}
 
     def get(self, key: str) -> Rows | None:
-        """See `Kept.get`."""
+        """See `Ledger.get`."""
         unit = self._units.get(key)
         return unit[0] if unit else None
 
     def put(self, key: str, arrays: Rows, *, seconds: float, peak_memory_bytes: int) -> None:
-        """See `Kept.put`."""
+        """See `Ledger.put`."""
         self._units[key] = (arrays, seconds, peak_memory_bytes)
 
     def seconds_of(self, key: str) -> float:
-        """See `Kept.seconds_of`."""
+        """See `Ledger.seconds_of`."""
         return self._units[key][1]
 
     def spent(self, prefix: str = "") -> tuple[float, int, int]:
-        """See `Kept.spent`."""
+        """See `Ledger.spent`."""
         chosen = [unit for key, unit in self._units.items() if key.startswith(prefix)]
         return sum(u[1] for u in chosen), max((u[2] for u in chosen), default=0), len(chosen)
 
@@ -100,7 +89,7 @@ class Work:
         self.stages = Stages()
         self.progress.remaining = lambda: str(self.stages.left() or "")
         self._places: tuple[tuple[int, int], ...] = ()
-        self._ledger: Kept = InMemory()
+        self._ledger: Ledger | InMemory = InMemory()
         self._prefix = ""
         self._stack = ExitStack()
 
@@ -115,7 +104,7 @@ class Work:
     def open(
         self, name: str, about: str, determining: Mapping[str, Any], settings: Mapping[str, Any], *,
         named: Mapping[str, Any] | None = None, needs: Needs | None = None, what: str = "this run",
-        instead: str = LESS, device: str = "cpu", stages: Mapping[str, float | None] | None = None,
+        instead: str = LESS, device: str = "cpu",
     ) -> Path:  # fmt: skip
         """Open the run directory: from now on finished units are kept there, and those of an interrupted run are used.
 
@@ -129,8 +118,6 @@ class Work:
             what: the subject of that sentence.
             instead: what to change if it does not fit.
             device: where it is done.
-            stages: that are to come, in order, by the names that `stage` will begin them with, and what each takes in
-                any one unit, or None where that is not known; together the seconds of `needs`.
 
         Raises:
             InputError: it does not fit; the directory is another run's, damaged or in use; or processes differ.
@@ -145,10 +132,7 @@ class Work:
                 self.progress.stage(f"{needs}")
             self._ledger = self._stack.enter_context(Ledger(directory, determining))
             write_settings(directory, settings)
-        known = sum(size for size in (stages or {}).values() if size is not None)
-        scale = needs.seconds / known if known and needs and needs.seconds else 1.0
-        sizes = {name: None if size is None else scale * size for name, size in (stages or {}).items()}
-        self.stages.declare(sizes | {PAGE: _PAGE_SECONDS})
+        self.stages.declare((needs.sizes() if needs else {}) | {PAGE: _PAGE_SECONDS})
         return directory
 
     def inner(self, folder: str) -> "Work":

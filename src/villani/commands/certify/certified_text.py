@@ -127,9 +127,10 @@ def _centre(settings: CertifySettings, loaded: LoadedModel, blocks: Blocks, work
 
 
 def first_stages(settings: CertifySettings, prepared: Prepared) -> dict[str, float]:
-    """Stages before the first noisy step, by the blocks that gradients are taken over; a loss is a third of one."""
+    """Stages before the first step, by the tokens that gradients are taken over; a loss is a third of one."""
+    trained = settings.prior_steps * PRIOR_BATCH if prepared.prior is not None else 0
     judged = len(prepared.certified.ids) + len(prepared.held_out.ids)
-    return {CENTRE: float(settings.prior_steps * PRIOR_BATCH) * (prepared.prior is not None), START: judged / 3}
+    return {CENTRE: float(trained * settings.block), START: judged * settings.block / 3}
 
 
 def predicted(blocks: Blocks) -> Array:

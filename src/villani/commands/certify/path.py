@@ -45,22 +45,17 @@ def certify(settings: CertifySettings, prepared: Prepared, work: Work) -> tuple[
     return record, settings.batch * (settings.block - 1) * settings.steps * settings.chains * len(rows)
 
 
-def stages(settings: CertifySettings, prepared: Prepared) -> dict[str, float]:
-    """By blocks: a gradient a step, and a pass over all of them, a third of one, after every chain."""
-    first = first_stages(settings, prepared)
-    chains = settings.chains * (settings.steps * settings.batch + first[START])
-    return first | {_stage(decay): chains for decay in settings.weight_decay}
-
-
 def _stage(decay: float) -> str:
     return f"noisy runs: λ = {decay!r}"
 
 
 def needs(settings: CertifySettings, prepared: Prepared) -> Needs:
-    """Of all stages; a chain for each λ is kept."""
+    """A gradient a step, and a pass over all blocks, a third of one, after every chain."""
+    first = first_stages(settings, prepared)
+    chains = settings.chains * (settings.steps * settings.batch * settings.block + first[START])
     gradients = Shape.of(prepared.loaded.model).work(
-        sum(stages(settings, prepared).values()) * settings.block,
-        at_once=settings.at_once, block=settings.block, vectors=6,
+        first | {_stage(decay): chains for decay in settings.weight_decay}, at_once=settings.at_once,
+        block=settings.block, vectors=6,
         kept=len(settings.weight_decay) + int(prepared.prior is not None), device=settings.device,
     )  # fmt: skip
     return replace(gradients, memory=gradients.memory + 16.0 * settings.batch * settings.block)

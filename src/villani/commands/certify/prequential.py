@@ -82,23 +82,16 @@ def certify(settings: CertifySettings, prepared: Prepared, work: Work) -> tuple[
     return record, int(prepared.certified.counts.sum()) * len(rules)
 
 
-def stages(settings: CertifySettings, prepared: Prepared) -> dict[str, float]:
-    """By blocks: a gradient over every one at every λ and η; a third of one for the start and for held-out blocks."""
-    passes = len(settings.weight_decay) * len(settings.learning_rate)
-    each = len(prepared.certified.ids) + len(prepared.held_out.ids) / 3
-    return first_stages(settings, prepared) | {_stage(number): each for number in range(passes)}
-
-
 def _stage(number: int) -> str:
     return f"passes over the text: {number}"
 
 
 def needs(settings: CertifySettings, prepared: Prepared) -> Needs:
-    """Of all stages; the scores of every token are kept."""
+    """A gradient over every block at every λ and η; a third of one for the frozen start and for held-out blocks."""
     passes, certified = len(settings.weight_decay) * len(settings.learning_rate), len(prepared.certified.ids)
-    shape = Shape.of(prepared.loaded.model)
+    shape, each = Shape.of(prepared.loaded.model), settings.block * (certified + len(prepared.held_out.ids) / 3)
     gradients = shape.work(
-        sum(stages(settings, prepared).values()) * settings.block,
+        first_stages(settings, prepared) | {_stage(number): each for number in range(passes)},
         at_once=settings.at_once, block=settings.block, vectors=7,
         kept=6 + int(prepared.prior is not None), device=settings.device,
     )  # fmt: skip

@@ -19,7 +19,7 @@ def run(settings: CertifySettings, work: Work) -> Outcome:
     work.open(
         settings.name, settings.model, prepared.determining, settings.model_dump(),
         needs=kind.needs(settings, prepared), what="this certificate", instead=f"lower --batch, or {LESS}",
-        device=settings.device, stages=kind.stages(settings, prepared),
+        device=settings.device,
     )  # fmt: skip
     to_centre(settings, prepared, work)
     record, tokens = kind.certify(settings, prepared, work)

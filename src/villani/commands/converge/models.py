@@ -45,7 +45,7 @@ def on_model(settings: ConvergeSettings, work: Work) -> Outcome:
         settings.model_dump(exclude={"parameters", "dimension", "walkers"})
         | {"parameter_checksum": subject.provenance.parameter_checksum},
         named=settings.model_dump(exclude={"adapter"}) | keyed, needs=_needs(settings, subject), what="these chains",
-        device=settings.device, stages=_stages(settings),
+        device=settings.device,
     )  # fmt: skip
     ensembles = []
     with _at_the_start(subject.objective, directory / "state" / "start.safetensors") as start:
@@ -68,23 +68,17 @@ def on_model(settings: ConvergeSettings, work: Work) -> Outcome:
 def _needs(settings: ConvergeSettings, subject: Subject) -> Needs:
     """A gradient a step of every chain; θ at the start, where it is and where it was, on disk."""
     whole = settings.groups if settings.batch is None else 1
-    steps = (settings.steps or 0) * (settings.chains or 0) * len(settings.weight_decay) * len(settings.temperature)
     measured = 4 * settings.psi_groups / settings.psi_every if settings.psi_every else 0.0
-    tokens = steps * settings.sequences * settings.block * (whole + measured)
+    tokens = float((settings.steps or 0) * settings.sequences * settings.block)  # of a chain with groups of one
+    stages: dict[str, float] = {}
+    for place in product(settings.weight_decay, settings.temperature):
+        stages[CHAINS.format(*place)] = (settings.chains or 0) * tokens * (whole + measured)
+        stages[COUPLED.format(*place)] = 2 * settings.coupled * tokens * whole
     moving = 2 if settings.momentum else 1
     return Shape.of(subject.loaded.model).work(
-        tokens, at_once=settings.at_once, block=settings.block, vectors=3 * moving + 4 * settings.coupled,
+        stages, at_once=settings.at_once, block=settings.block, vectors=3 * moving + 4 * settings.coupled,
         kept=1 + 2 * moving, device=settings.device,
     )  # fmt: skip
-
-
-def _stages(settings: ConvergeSettings) -> dict[str, float]:
-    """Chains and pairs of them at every λ and s, in chains."""
-    stages: dict[str, float] = {}
-    for decay, s in product(settings.weight_decay, settings.temperature):
-        stages[CHAINS.format(decay, s)] = float(settings.chains or 0)
-        stages[COUPLED.format(decay, s)] = 2.0 * settings.coupled
-    return stages
 
 
 @contextmanager

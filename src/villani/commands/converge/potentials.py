@@ -37,11 +37,6 @@ def on_potential(settings: ConvergeSettings, work: Work) -> Outcome:
     directory = work.open(
         "converge", settings.model, keyed, values, named=values | keyed, needs=_needs(settings, cases),
         what="these chains", instead="choose fewer --chains, --walkers or --steps",
-        stages={
-            form.format(*_place(one)): size
-            for one in cases
-            for form, size in ((_SOLVING, None), (CHAINS, 1.0), (COUPLED, 2.0 * (not settings.momentum)))
-        },
     )  # fmt: skip
     ensembles, points = [], []
     for one in cases:
@@ -69,7 +64,11 @@ def _needs(settings: ConvergeSettings, cases: list[Case]) -> Needs:
     chains, walkers, log_every = settings.sizes
     rows = chains * (settings.steps or 0) // log_every
     positions = chains * walkers * max(one.potential.dimension for one in cases)
-    return Needs(memory=8.0 * (6 * positions + 20 * rows), disk=8.0 * (2 * positions + 20 * rows * len(cases)))
+    each = ((_SOLVING, None), (CHAINS, 1.0), (COUPLED, 2.0 * (not settings.momentum)))
+    return Needs(
+        memory=8.0 * (6 * positions + 20 * rows), disk=8.0 * (2 * positions + 20 * rows * len(cases)),
+        stages={name.format(*_place(one)): size for one in cases for name, size in each},
+    )  # fmt: skip
 
 
 def _ensemble(settings: ConvergeSettings, one: Case, work: Work, directory: Path) -> Ensemble:

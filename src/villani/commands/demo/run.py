@@ -57,7 +57,6 @@ def run(settings: DemoSettings, work: Work) -> Outcome:
         | measuring.model_dump(exclude={"adapter"}),
         measuring.model_dump() | {"steps": settings.steps},
         needs=_needs(settings, measuring, Shape.of(start.model)), what="the demo", instead="free some",
-        stages=_stages(settings, measuring),
     )  # fmt: skip
     losses = _trained(settings, work, spec, trained_on, directory)
     loaded = load(settings, work, str(directory / "model"))
@@ -87,15 +86,10 @@ def run(settings: DemoSettings, work: Work) -> Outcome:
 
 def _needs(settings: DemoSettings, measuring: MeasureSettings, shape: Shape) -> Needs:
     """Of the training, and of measuring at a point and along the ray."""
-    points, sequences = 1 + len(RADII), sum(_stages(settings, measuring).values())
-    needs = shape.work(sequences * measuring.block, at_once=measuring.at_once, block=measuring.block, vectors=5, kept=2)
-    return replace(needs, disk=needs.disk + points * rows_bytes(shape.parameters, measuring.groups))
-
-
-def _stages(settings: DemoSettings, measuring: MeasureSettings) -> dict[str, float]:
-    """Stages by the sequences that gradients are taken over."""
-    point = 4.0 * measuring.groups * measuring.sequences
-    return {_TRAINING: float(settings.steps * BATCH), _POINT: point, _RAY: len(RADII) * point}
+    point = 4.0 * measuring.groups * measuring.sequences * measuring.block
+    stages = {_TRAINING: settings.steps * BATCH * measuring.block, _POINT: point, _RAY: len(RADII) * point}
+    needs = shape.work(stages, at_once=measuring.at_once, block=measuring.block, vectors=5, kept=2)
+    return replace(needs, disk=needs.disk + (1 + len(RADII)) * rows_bytes(shape.parameters, measuring.groups))
 
 
 def split(blocks: Blocks, seed: int) -> tuple[Blocks, Blocks]:

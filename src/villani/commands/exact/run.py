@@ -55,7 +55,7 @@ def _solved(settings: ExactSettings, work: Work) -> ExactRecord:
     points = [_point(cases[0], settings.digits)]
     given = settings.model_dump(exclude={"all", "output"}) | {"parameters": settings.assignments}
     keyed = {name: given[name] for name in ("potential", "parameters", "shape", "digits")} | versions(*_PACKAGES)
-    work.open("exact", settings.about, keyed, given, named=given | keyed, stages={"solving": len(cases) - 1.0})
+    work.open("exact", settings.about, keyed, given, named=given | keyed)
     work.stage("solving")
     for done, one in enumerate(cases[1:], 1):
         law = one.potential

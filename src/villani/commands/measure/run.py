@@ -46,7 +46,6 @@ def run(settings: MeasureSettings, work: Work) -> Outcome:
         "measure", settings.model, keyed,
         settings.model_dump() | {"parameter_checksum": subject.provenance.parameter_checksum},
         needs=_needs(settings, subject), what="this measurement", instead=LESS, device=settings.device,
-        stages={PILOTING: None, MEASURING: None} if planned else {MEASURING: 1.0},
     )  # fmt: skip
     if not planned:
         work.stage(MEASURING)
@@ -57,9 +56,10 @@ def run(settings: MeasureSettings, work: Work) -> Outcome:
 def _needs(settings: MeasureSettings, subject: Subject) -> Needs:
     """A gradient and about three for every probe on each group; on few groups for a pilot."""
     groups = settings.groups + (2 * PILOT if settings.target_error else 0)
-    tokens = groups * settings.sequences * settings.block * (1 + 3 * settings.probes + int(settings.finite))
+    tokens = float(groups * settings.sequences * settings.block * (1 + 3 * settings.probes + int(settings.finite)))
+    stages = {PILOTING: tokens, MEASURING: None} if settings.target_error else {MEASURING: tokens}
     needs = Shape.of(subject.loaded.model).work(
-        tokens, at_once=settings.at_once, block=settings.block, vectors=4, device=settings.device
+        stages, at_once=settings.at_once, block=settings.block, vectors=4, device=settings.device
     )
     return replace(needs, disk=needs.disk + rows_bytes(subject.objective.parameters.size, groups))
 
@@ -70,45 +70,24 @@ def rows_bytes(parameters: int, groups: int) -> float:
 
 
 def measured(
-    subject: Subject,
-    settings: MeasureSettings,
-    work: Work,
-    displacement: Displacement | None = None,
+    subject: Subject, settings: MeasureSettings, work: Work, displacement: Displacement | None = None,
     deflation: Deflation | None = None,
-) -> tuple[MeasurementRecord, Cost]:
+) -> tuple[MeasurementRecord, Cost]:  # fmt: skip
     """Measure an objective, and make its record and cost."""
     objective = subject.objective
     plan = target = None
     if settings.target_error is None:
         measurement = measure(
-            objective,
-            probes=settings.probes,
-            seed=settings.seed,
-            trace=settings.trace,
-            blocks=settings.blocks,
-            products=settings.products,
-            shares=settings.shares,
-            deflate=deflation,
-            work=work,
-        )
+            objective, settings.probes, settings.seed, trace=settings.trace, blocks=settings.blocks,
+            products=settings.products, shares=settings.shares, deflate=deflation, work=work,
+        )  # fmt: skip
     else:
         target = Target(*settings.wanted(), settings.target, settings.weight_decay[0], settings.temperature[0])
         measurement, plan = measure_to(
-            objective,
-            target,
-            seed=settings.seed,
-            least=settings.groups,
-            shares=settings.shares,
-            work=work,
+            objective, target, seed=settings.seed, least=settings.groups, shares=settings.shares, work=work
         )
-        settings = settings.model_copy(
-            update={
-                "trace": plan.way.trace,
-                "blocks": plan.way.blocks,
-                "probes": plan.probes,
-                "groups": measurement.loss.n,
-            }
-        )
+        chosen = {"trace": plan.way.trace, "blocks": plan.way.blocks, "probes": plan.probes}
+        settings = settings.model_copy(update=chosen | {"groups": measurement.loss.n})
     record = MeasurementRecord.of(
         measurement,
         model=subject.loaded.record,

@@ -77,8 +77,8 @@ def run(options: PaperOptions, work: Work) -> Outcome:
     whole = sum(size or 0.0 for size in stages.values()) / (_NOMINAL["sweep"] * counts["sweep"])
     work.open(
         "study-paper", trained.model, keyed, settings.model_dump(mode="json"),
-        needs=replace(needs, seconds=whole * (needs.seconds or 0.0)), what="this study",
-        instead=f"train fewer cells, or {LESS}", device=trained.device, stages=stages,
+        needs=replace(needs, seconds=whole * (needs.seconds or 0.0), stages=stages), what="this study",
+        instead=f"train fewer cells, or {LESS}", device=trained.device,
     )  # fmt: skip
     study = _Study(settings, text, work, provenance)
     fields = study.everything(objective.parameters.size)

@@ -27,7 +27,7 @@ from villani.commands.certify.settings import CertifySettings
 from villani.commands.content import read_records
 from villani.commands.recommend.results import OptimizerResult, assemble
 from villani.commands.recommend.settings import RecommendSettings
-from villani.commands.recommend.sweep import SWEEP, SweepText, by_decay, needs_of, read_sweep_text, run_cells
+from villani.commands.recommend.sweep import SweepText, by_decay, needs_of, read_sweep_text, run_cells
 from villani.commands.running import Outcome, perform
 from villani.commands.subject import begin, bits_of, load, outputs, provenance_of
 from villani.dynamics.training import Optimizer, learning_rates
@@ -38,6 +38,7 @@ from villani.theory.constants import Smoothing
 from villani.work.budget import LESS
 from villani.work.work import Work
 
+_GROUPS, _SEQUENCES = 12, 2  # of the audit at the start
 AUDIT, _VERIFYING = "short audit", "training at what rules name"  # stages
 # asked of the cells, not trained into them
 _QUESTIONS = {"rules", "verify_rules", "audit", "delta", "threads", "allow_unused", "adapter", "trust_remote_code"}
@@ -79,9 +80,10 @@ def run(settings: RecommendSettings, work: Work) -> Outcome:
     grid = sorted(settings.weight_decay)
     count = len(settings.optimizers) * len(grid) * settings.seeds
     work.open(
-        "recommend", settings.model, keyed, settings.model_dump(), needs=needs_of(settings, loaded.model, count, text),
+        "recommend", settings.model, keyed, settings.model_dump(),
+        needs=needs_of(settings, loaded.model, count, text, _more(settings, text)),
         what=f"a sweep of {count:,} training runs", instead=f"train fewer cells, lower --batch, or {LESS}",
-        device=settings.device, stages=_stages(settings, count, text),
+        device=settings.device,
     )  # fmt: skip
     swept = run_cells(settings, [*product(settings.optimizers, grid, settings.training_seeds)], work)
     certificates = _certificates(settings, text, work)
@@ -107,16 +109,14 @@ def run(settings: RecommendSettings, work: Work) -> Outcome:
     return Outcome([record], {0: work.cost(tokens)})
 
 
-def _stages(settings: RecommendSettings, cells: int, text: SweepText) -> dict[str, float | None]:
-    """Stages by blocks that gradients are taken over; how many λ rules will name is not known."""
-    noisy = float(settings.steps * settings.batch)
-    certified = "certificate" in settings.rules and settings.temperature is not None and settings.from_scratch
-    stages: dict[str, float | None] = {SWEEP: cells * (noisy + 2 * len(text.held_out.ids) / 3)}
-    if certified:
-        each = noisy + 2 * (len(text.train.ids) + len(text.held_out.ids)) / 3
-        stages |= {_certifying(decay): each for decay in sorted(settings.weight_decay)}
+def _more(settings: RecommendSettings, text: SweepText) -> dict[str, float | None]:
+    """Stages beside the sweep, by tokens that gradients are taken over; how many λ rules will name is not known."""
+    stages: dict[str, float | None] = {}
+    if "certificate" in settings.rules and settings.temperature is not None and settings.from_scratch:
+        blocks = settings.steps * settings.batch + 2 * (len(text.train.ids) + len(text.held_out.ids)) / 3
+        stages = {_certifying(decay): blocks * settings.block for decay in sorted(settings.weight_decay)}
     if "guard" in settings.rules and settings.temperature is not None and not settings.audit:
-        stages[AUDIT] = 24.0 * 12
+        stages[AUDIT] = 12.0 * _GROUPS * _SEQUENCES * settings.block
     if settings.verify_rules:
         stages |= {f"{_VERIFYING}: {optimizer}": None for optimizer in settings.optimizers}
     return stages
@@ -181,8 +181,9 @@ def pairs_of(settings: RecommendSettings, audited: AuditRecord | None, work: Wor
     if audited is None:
         source = "from a short audit at the weights that training starts from"
         short = AuditSettings(
-            **shared(settings, AuditSettings), decay=settings.decay, groups=12, sequences=2, block=settings.block,
-            weight_decay=max(settings.weight_decay), temperature=settings.temperature, search=0, rays=[],
+            **shared(settings, AuditSettings), decay=settings.decay, groups=_GROUPS, sequences=_SEQUENCES,
+            block=settings.block, weight_decay=max(settings.weight_decay), temperature=settings.temperature, search=0,
+            rays=[],
         )  # fmt: skip
         work.stage("a short audit at the start", AUDIT)
         try:

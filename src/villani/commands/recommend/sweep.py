@@ -6,8 +6,7 @@ that a row without weights means that somebody removed them. A cell that diverge
 
 import hashlib
 import platform
-import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
@@ -57,7 +56,6 @@ class SweepCell:
         counts: (M,) predicted tokens of each held-out block.
         documents: (M,) the document that each block is of; −1 where a part of it is missing.
         norm_squared: ‖θ‖² at the end; nan where it diverged.
-        seconds: what it took.
         weights: where they are.
         diverged: whether a loss or a weight was not finite.
         checksum: (32,) of the file of weights; None where nobody told.
@@ -74,7 +72,6 @@ class SweepCell:
     counts: Array
     documents: Array
     norm_squared: float
-    seconds: float
     weights: Path
     diverged: bool
     checksum: Array | None = None
@@ -166,23 +163,20 @@ def run_cells(settings: SweepSettings, cells: Sequence[CellKey], work: Work, sta
     for number, cell in enumerate(missing, len(cells) - len(missing)):
         work.stage(f"{cell[0]}: {sum(other[0] == cell[0] for other in missing)} training runs", stage)
         part = work.part(number, len(cells))
-        work.once(_key(*cell), partial(_timed_cell, settings, text, cell, _weights(directory, *cell), part))
+        work.once(_key(*cell), partial(_train_cell, settings, text, cell, _weights(directory, *cell), part))
     return [_cell(directory, cell, text, cast(dict[str, Array], work.get(_key(*cell)))) for cell in cells]
 
 
-def _timed_cell(*args: Any) -> dict[str, Array]:
-    began = time.perf_counter()
-    row = _train_cell(*args)
-    return row | {"seconds": np.array(time.perf_counter() - began)}
-
-
-def needs_of(settings: SweepSettings, model: Any, cells: int, text: SweepText) -> Needs:
-    """Of so many cells: a gradient a step, a third of one over the held-out blocks at every point; weights on disk."""
+def needs_of(
+    settings: SweepSettings, model: Any, cells: int, text: SweepText, more: Mapping[str, float | None] | None = None
+) -> Needs:
+    """Of so many cells, and of `more` stages; a loss is a third of a gradient, and weights lie on disk."""
     points = 2 + (settings.steps // settings.evaluate_every if settings.evaluate_every else 0)
     blocks = cells * (settings.steps * settings.batch + points * len(text.held_out.ids) / 3)
     starts = settings.from_scratch and any(settings.training_seeds)  # others than the model's own
     needs = Shape.of(model).work(
-        blocks * settings.block, at_once=max(settings.block, min(MICRO_TOKENS, settings.batch * settings.block)),
+        {SWEEP: blocks * settings.block, **(more or {})},
+        at_once=max(settings.block, min(MICRO_TOKENS, settings.batch * settings.block)),
         block=settings.block, vectors=7 if starts else 5, kept=cells, device=settings.device,
     )  # fmt: skip
     return replace(needs, memory=needs.memory + 16.0 * settings.batch * settings.block)
@@ -276,7 +270,7 @@ def _cell(directory: Path, key: CellKey, text: SweepText, row: dict[str, Array])
         train_loss=None if diverged else mean_per_token(row["train_sums"], row["train_counts"]),
         held_out=None if diverged else mean_per_token(row["sums"], counts),
         sums=row.get("sums", empty), smoothed=row.get("smoothed", empty), counts=counts, documents=text.documents,
-        norm_squared=float(row.get("norm_squared", np.array(np.nan))), seconds=float(row["seconds"]),
+        norm_squared=float(row.get("norm_squared", np.array(np.nan))),
         weights=_weights(directory, *key), diverged=diverged, checksum=row.get("weights"),
     )  # fmt: skip
 

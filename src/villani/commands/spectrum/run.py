@@ -53,7 +53,6 @@ def run(settings: SpectrumSettings, work: Work) -> Outcome:
     directory = work.open(
         "spectrum", settings.model, keyed, settings.model_dump(), needs=_needs(settings, subject),
         what="this spectrum", instead=f"lower --basis, or {LESS}", device=settings.device,
-        stages=_stages(settings, subject),
     )  # fmt: skip
     record = spectrum_of(subject, settings, work, directory)
     tokens = sum(subject.objective.groups[g].tokens for g in range(settings.groups))
@@ -61,25 +60,20 @@ def run(settings: SpectrumSettings, work: Work) -> Outcome:
 
 
 def _needs(settings: SpectrumSettings, subject: Subject) -> Needs:
-    """Products, each of about three gradients, and the basis on disk."""
-    pairs = settings.top + settings.bottom
-    tokens = 3 * settings.sequences * settings.block * sum(_stages(settings, subject).values())
+    """Products by the rule of thumb of six for a pair, each of about three gradients, and the basis on disk."""
+    pairs, group = settings.top + settings.bottom, 3.0 * settings.sequences * settings.block  # tokens of a product
+    whole = group * settings.groups
+    blocks = len(layers_of(subject.objective.parameters)) * settings.layers
+    stages = {
+        _ENDS: whole * min(settings.most, 6 * pairs + 20), _RESIDUALS: whole * 2 * pairs,
+        _HELD_OUT: group * settings.held_out * pairs,
+        _DENSITY: whole * settings.density_probes * settings.density_steps,
+        _BLOCKS: whole * blocks * 2 * settings.layer_steps,
+    }  # fmt: skip
     columns = settings.basis or min(2 * pairs + 20, settings.most)
     return Shape.of(subject.loaded.model).work(
-        tokens, at_once=settings.at_once, block=settings.block, vectors=6, kept=columns + pairs, device=settings.device
+        stages, at_once=settings.at_once, block=settings.block, vectors=6, kept=columns + pairs, device=settings.device
     )
-
-
-def _stages(settings: SpectrumSettings, subject: Subject) -> dict[str, float]:
-    """Stages by their products, of a group each; about six for a pair at an end."""
-    pairs, groups = settings.top + settings.bottom, settings.groups
-    blocks = len(layers_of(subject.objective.parameters)) if settings.layers else 0
-    return {
-        _ENDS: groups * min(settings.most, 6.0 * pairs + 20), _RESIDUALS: 2.0 * groups * pairs,
-        _HELD_OUT: float(settings.held_out * pairs),
-        _DENSITY: float(groups * settings.density_probes * settings.density_steps),
-        _BLOCKS: 2.0 * groups * blocks * settings.layer_steps,
-    }  # fmt: skip
 
 
 def spectrum_of(subject: Subject, settings: SpectrumSettings, work: Work, directory: Path) -> SpectrumRecord:
