@@ -274,6 +274,7 @@ def test_ledger_supplies_finished_groups(few):
         def get(self, key):
             return None if puts.count("group/3") == 1 and key == "group/3" else super().get(key)
 
+    plain = measure(Objective(model, pool))
     calls = []
     work = Forgetful(progress=SimpleNamespace(stage=None, advance=lambda done, total: calls.append((done, total))))
     first = measure(Objective(model, pool), work=work)
@@ -281,6 +282,7 @@ def test_ledger_supplies_finished_groups(few):
     again = measure(Objective(model, pool), work=work)
     assert len(puts) == 10
     assert calls == [(i + 1, 9) for i in range(9)]
+    assert np.array_equal(first.joint.covariance, plain.joint.covariance)
     assert np.array_equal(first.joint.covariance, again.joint.covariance)
 
 

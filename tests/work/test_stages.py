@@ -119,7 +119,7 @@ def test_a_resumed_stage_was_not_a_fast_one(clock, tmp_path):
         page = work.stages.left().seconds - 100.0
         assert 0 < page < 100  # writing it
         assert seen[7:] == [(8 + i, pytest.approx(110 - 5 * i + page)) for i in range(3)]
-        assert work.stages.finish()["a"] == pytest.approx(50.0)  # what it took over both
+        assert work.stages.seconds()["a"] == pytest.approx(50.0)  # what it took over both
         work.get("u/3")
         assert work.stages.left().seconds == pytest.approx(100 + page)  # a unit counts once
 
@@ -151,8 +151,8 @@ def test_a_command_inside_another_reports_into_it(clock, tmp_path):
         last = work.stages.left().seconds
         clock.now += 30
         assert work.stages.left().seconds == pytest.approx(max(last - 30, 0), abs=3)
-        assert inner.stages.finish()["y"] == 160
-        assert work.stages.finish()["inside"] == pytest.approx(1 + 40 + 40 + 160 + 2)
+        assert inner.stages.seconds()["y"] == 160
+        assert work.stages.seconds()["inside"] == pytest.approx(1 + 40 + 40 + 160 + 2)
 
 
 def test_parts_of_a_stage_add_up(clock):

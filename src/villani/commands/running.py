@@ -87,8 +87,8 @@ def perform(settings: Settings, work: Work) -> tuple[Path, Any]:
     assert work.directory is not None, "a run opens its directory"
     work.stage(PAGE)
     if work.team.main:
-        finish(work.directory, outcome.title or settings.title, outcome.with_parts(work.stages.finish()))
-    outcome = outcome.with_parts(work.stages.finish())
+        finish(work.directory, outcome.title or settings.title, outcome.with_parts(work.stages.seconds()))
+    outcome = outcome.with_parts(work.stages.seconds())
     if work.team.main:
         write_costs(work.directory, outcome.costs)  # the page's seconds too
     return work.directory, outcome.record

@@ -37,8 +37,9 @@ class Stage:
     """One stage.
 
     Attributes:
-        name: which; what stands before a colon is its kind.
-        size: seconds that it is expected to take, right but for a factor that all stages share; None: not known.
+        name: which. What stands before a colon is its kind, as "chains" of "chains: λ = 0.1".
+        size: seconds that it is expected to take, right but for a factor that all stages share; None: not known, but
+            the same for all of its kind.
         seconds: until the last of its steps that are done.
         share: of it that is done.
         step: the share of its next step.
@@ -56,23 +57,13 @@ class Stage:
 
     @property
     def kind(self) -> tuple[str, bool]:
-        """Stages of one kind take as long as their sizes say; those without a size take all the same."""
-        return kind_of(self.name), self.size is not None
-
-
-def kind_of(name: str) -> str:
-    """What stands before a colon: "chains" of "chains: λ = 0.1"."""
-    return name.partition(":")[0]
+        """Stages of one kind take as long as their sizes say."""
+        return self.name.partition(":")[0], self.size is not None
 
 
 @dataclass(frozen=True)
 class Left:
-    """What a command still takes.
-
-    Attributes:
-        seconds: of what can be estimated.
-        whole: whether that is everything.
-    """
+    """Seconds that a command still takes, as far as they can be estimated, and whether that is the whole of it."""
 
     seconds: float
     whole: bool
@@ -89,18 +80,17 @@ class Stages:
 
     Attributes:
         clock: of the whole command.
-        seconds: of every kind of stage so far, of those that were not declared too.
         depth: how many `Work.part`s deep the present stage began.
     """
 
     def __init__(self, outer: "Stages | None" = None) -> None:
         self.clock: Clock = outer.clock if outer else Clock()
-        self.seconds: dict[str, float] = {}
         self.depth = 0
         self._outer = outer
         self._declared: list[Stage] | None = None
         self._present: Stage | None = None
         self._name = ""
+        self._seconds: dict[str, float] = {}
         self._began = self._stepped = self.clock.now()
 
     def declare(self, sizes: Mapping[str, float | None]) -> None:
@@ -111,18 +101,17 @@ class Stages:
 
     def begin(self, name: str) -> None:
         """A stage begins, and all before it are over; one that was not declared is part of the present one."""
-        self._tally()
+        self.seconds()
         self._name = name
         if self._declared is None:
             self._present, self._stepped = Stage(name, None), self.clock.now()
             return
-        ahead = [stage.name for stage in self._declared if not stage.over and stage is not self._present]
-        if name in ahead:
+        names = [stage.name for stage in self._declared]
+        if name in names and not (stage := self._declared[names.index(name)]).over and stage is not self._present:
             self._step(1.0)
-            number = [stage.name for stage in self._declared].index(name)
-            self._present = self._declared[number]
-            for stage in self._declared[:number]:
-                stage.over = True
+            self._present = stage
+            for earlier in self._declared[: names.index(name)]:
+                earlier.over = True
 
     def advance(self, done: int, total: int) -> None:
         """So many of all steps of the present stage are done."""
@@ -132,13 +121,16 @@ class Stages:
             self._present.step = 1 / total
             self._step(done / total)
 
-    def finish(self) -> dict[str, float]:
-        """The seconds of all stages, the present one included."""
-        self._tally()
-        return {name: seconds for name, seconds in self.seconds.items() if name}
+    def seconds(self) -> dict[str, float]:
+        """What every kind of stage has taken until now, of those that were not declared too."""
+        now, kind = self.clock.now(), self._name.partition(":")[0]
+        if kind:
+            self._seconds[kind] = self._seconds.get(kind, 0.0) + now - self._began
+        self._began = now
+        return self._seconds
 
     def left(self) -> Left | None:
-        """What all stages still take; None before any of them has done something."""
+        """What all stages still take; None before any of them has done something that tells of those to come."""
         leaves = list(self._leaves())
         rates: dict[tuple[str, bool], list[float]] = {}  # of a kind: seconds, and what was expected of as much
         for stage, _ in leaves:
@@ -146,11 +138,8 @@ class Stages:
                 rate = rates.setdefault(stage.kind, [0.0, 0.0])
                 rate[0] += stage.seconds
                 rate[1] += stage.share * (stage.size or 1.0)
-        if not rates:
-            return None
-        sized = [rate for (_, known), rate in rates.items() if known]
-        overall = [sum(rate[i] for rate in sized) for i in (0, 1)]
-        whole, total = self._declared is not None, 0.0
+        overall = [sum(rate[i] for (_, sized), rate in rates.items() if sized) for i in (0, 1)]
+        whole, total = self._declared is not None and bool(rates), 0.0
         for stage, since in leaves:
             if stage.over:
                 continue
@@ -158,21 +147,26 @@ class Stages:
             if not expected:
                 whole &= stage.size == 0
                 continue
-            all_of_it = seconds / expected * (1.0 if stage.size is None else stage.size)
-            step = min(stage.step, 1 - stage.share) * all_of_it
+            full = seconds / expected * (1.0 if stage.size is None else stage.size)
+            step = min(stage.step, 1 - stage.share) * full
             whole &= stage.share >= 1 or since <= _LATE * step
-            total += (1 - stage.share) * all_of_it - min(since, step)
+            total += (1 - stage.share) * full - min(since, step)
         return Left(total, whole) if total or whole else None
+
+    def words(self) -> str:
+        """What is left, for people; "" while that is not known."""
+        return str(self.left() or "")
 
     def _leaves(self) -> Iterator[tuple[Stage, float]]:
         """Stages without others in them, and the seconds since the last step of those that are at work."""
-        for stage in [self._present] if self._declared is None and self._present else self._declared or []:
-            if stage.inner is not None:
+        stages = self._declared if self._declared is not None else [self._present] if self._present else []
+        for stage in stages:
+            if stage.inner is None:
+                yield stage, self.clock.now() - self._stepped if stage is self._present else 0.0
+            else:
                 for inner, since in stage.inner._leaves():
                     inner.over |= stage.over
                     yield inner, since
-            else:
-                yield stage, self.clock.now() - self._stepped if stage is self._present else 0.0
 
     def _step(self, share: float) -> None:
         now = self.clock.now()
@@ -180,9 +174,3 @@ class Stages:
             self._present.seconds += now - self._stepped if share else 0.0  # what comes before the first step is not it
             self._present.share = share
         self._stepped = now
-
-    def _tally(self) -> None:
-        now = self.clock.now()
-        kind = kind_of(self._name)
-        self.seconds[kind] = self.seconds.get(kind, 0.0) + now - self._began
-        self._began = now

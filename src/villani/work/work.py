@@ -87,7 +87,7 @@ class Work:
         self.device = "cpu"
         self.shared: dict[Any, Any] = {}
         self.stages = Stages()
-        self.progress.remaining = lambda: str(self.stages.left() or "")
+        self.progress.remaining = self.stages.words
         self._places: tuple[tuple[int, int], ...] = ()
         self._ledger: Ledger | InMemory = InMemory()
         self._prefix = ""
