@@ -1,12 +1,14 @@
 """How every command runs: settings, a run directory, the work, records with their costs, and the page."""
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from villani.commands.blocks import Settings
+from villani.errors import InputError
 from villani.work.ledger import write_atomically, write_costs, write_records
 from villani.work.progress import Progress
 from villani.work.records import Cost
@@ -86,12 +88,23 @@ def perform(settings: Settings, work: Work) -> tuple[Path, Any]:
     outcome = command.run(settings, work)
     assert work.directory is not None, "a run opens its directory"
     work.stage(PAGE)
-    if work.team.main:
-        finish(work.directory, outcome.title or settings.title, outcome.with_parts(work.stages.seconds()))
-    outcome = outcome.with_parts(work.stages.seconds())
-    if work.team.main:
-        write_costs(work.directory, outcome.costs)  # the page's seconds too
+    if not work.team.main:
+        return work.directory, outcome.record
+    earlier = None if work.stages.clock.made else _earlier_parts(work.directory, outcome)
+    finish(work.directory, outcome.title or settings.title, outcome.with_parts(earlier or work.stages.seconds()))
+    outcome = outcome.with_parts(earlier or work.stages.seconds())
+    write_costs(work.directory, outcome.costs)  # the page's seconds too
     return work.directory, outcome.record
+
+
+def _earlier_parts(directory: Path, outcome: Outcome) -> Mapping[str, float] | None:
+    """What stages took in the run that this one did not add to, so that the same command says the same again."""
+    from villani.commands.pages import read_costs
+
+    with suppress(InputError):  # damaged: it is written anew
+        cost = read_costs(directory / "cost.json", len(outcome.records)).get(outcome.shown)
+        return cost.parts if cost else None
+    return None
 
 
 def finish(directory: Path, title: str, outcome: Outcome) -> None:

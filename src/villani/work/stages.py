@@ -15,9 +15,14 @@ _LATE = 1.5  # times what a step was expected to take, after which what is left 
 
 
 class Clock:
-    """Seconds of this process, and those that resumed units took when they were done."""
+    """Seconds of this process, and those that resumed units took when they were done.
+
+    Attributes:
+        made: whether a unit was made in this process.
+    """
 
     def __init__(self) -> None:
+        self.made = False
         self._resumed = 0.0
         self._counted: set[str] = set()
 
@@ -25,11 +30,12 @@ class Clock:
         """Seconds since some moment."""
         return time.monotonic() + self._resumed
 
-    def count(self, unit: str, seconds: float = 0.0) -> None:
-        """Put the clock forward by what a unit took, once; 0 for those that are made now."""
+    def count(self, unit: str, seconds: float | None = None) -> None:
+        """Put the clock forward by what a unit took elsewhere, once; None for those that are made now."""
+        self.made |= seconds is None
         if unit not in self._counted:
             self._counted.add(unit)
-            self._resumed += seconds
+            self._resumed += seconds or 0.0
 
 
 @dataclass

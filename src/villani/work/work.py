@@ -205,7 +205,7 @@ class Work:
         self._ledger.put(self._prefix + key, arrays, seconds=seconds, peak_memory_bytes=peak)
         self._count(key)
 
-    def _count(self, key: str, seconds: float = 0.0) -> None:
+    def _count(self, key: str, seconds: float | None = None) -> None:
         """A unit is there: the clock of the stages goes on by what it took, if an earlier process made it."""
         self.stages.clock.count(f"{self.directory}:{self._prefix}{key}", seconds)
 

@@ -161,9 +161,10 @@ def run_cells(settings: SweepSettings, cells: Sequence[CellKey], work: Work, sta
     order = list(dict.fromkeys(cell[0] for cell in missing))
     missing.sort(key=lambda cell: (order.index(cell[0]), cell[2]))  # the start of one seed is held at a time
     for number, cell in enumerate(missing, len(cells) - len(missing)):
+        model = load(settings, work, start_spec(settings, cell[2]), train=True).model
         work.stage(f"{cell[0]}: {sum(other[0] == cell[0] for other in missing)} training runs", stage)
-        part = work.part(number, len(cells))
-        work.once(_key(*cell), partial(_train_cell, settings, text, cell, _weights(directory, *cell), part))
+        part, weights = work.part(number, len(cells)), _weights(directory, *cell)
+        work.once(_key(*cell), partial(_train_cell, settings, text, cell, model, weights, part))
     return [_cell(directory, cell, text, cast(dict[str, Array], work.get(_key(*cell)))) for cell in cells]
 
 
@@ -205,10 +206,10 @@ def start_spec(settings: SweepSettings, seed: int) -> str:
     return f"{name}?" + "&".join(f"{key}={value}" for key, value in options.items())
 
 
-def _train_cell(settings: SweepSettings, text: SweepText, cell: CellKey, weights: Path, work: Work) -> dict[str, Array]:
-    optimizer, decay, seed = cell
-    loaded = load(settings, work, start_spec(settings, seed), train=True)
-    model, device = loaded.model, torch.device(settings.device)
+def _train_cell(
+    settings: SweepSettings, text: SweepText, cell: CellKey, model: torch.nn.Module, weights: Path, work: Work
+) -> dict[str, Array]:
+    (optimizer, decay, seed), device = cell, torch.device(settings.device)
     tensors: list[torch.Tensor] = list(model.parameters())
     blocks = [(part.ids.to(device), part.labels.to(device)) for part in (text.train, text.held_out)]
     first, _, _ = _judge(model, text.held_out, settings.alpha)
