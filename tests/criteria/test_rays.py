@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from tests.criteria.models import closed, make
 from villani.criteria.parabola import fit_quadratic
-from villani.criteria.rays import directions, rays, walk
+from villani.criteria.rays import directions, kinds, walk
 from villani.curvature.blocks import layers_of
 from villani.errors import InputError
 from villani.objective.objective import Objective
@@ -19,6 +19,16 @@ from villani.work.work import Work
 
 LAMBDA, S = 0.1, 0.3
 RADII = (0.0, 1.0, 2.0, 4.0, 8.0)
+
+
+def rays(objective, radii, names, *, random=3, probes=1, work=None):
+    """Rays of the directions that are named, or are of a kind that is."""
+    work = work or Work()
+    wanted = kinds(directions(objective, random=random), names)
+    return {
+        name: walk(objective, direction(), radii, probes=probes, work=work.part(index, len(wanted)), name=name)
+        for index, (name, direction) in enumerate(wanted.items())
+    }
 
 
 def exactly(function, *values, decay="all"):

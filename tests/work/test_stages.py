@@ -183,6 +183,22 @@ def test_parts_of_a_stage_add_up(clock):
     assert work.stages.left() == Left(0.0, True)
 
 
+def test_what_is_prepared_for_units_is_not_their_cost(clock):
+    def unit():
+        clock.now += 1
+        if not seen:
+            seen.append(work.stages.left())
+        return {}
+
+    seen, work = [], Work()
+    work.stages.declare({"a": 1.0})
+    work.stage("a")
+    clock.now += 60  # a graph is traced
+    work.progress.advance = lambda done, total: seen.append(work.stages.left())
+    work.map({str(number): unit for number in range(4)})
+    assert seen == [None, *(Left(float(rest), True) for rest in (3, 2, 1, 0))]
+
+
 def test_without_a_plan_a_stage_speaks_for_itself_only(clock):
     work = Work()
     clock.now += 5

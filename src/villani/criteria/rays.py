@@ -148,35 +148,6 @@ def kinds(offered: Mapping[str, Callable[[], UnitVector]], names: Sequence[str])
     return {key: made for key, made in offered.items() if any(_is_kind(key, name) for name in names)}
 
 
-def rays(
-    objective: Objective,
-    radii: Sequence[float],
-    names: Sequence[str] = ("random", "gradient", "parameters"),
-    *,
-    random: int = 3,
-    groups: Sequence[int] | None = None,
-    probes: int = 1,
-    seed: int = 0,
-    trace: TraceMethod | None = None,
-    work: Work | None = None,
-) -> dict[str, Ray]:
-    """Walk along several of `directions`: those named, or those of a kind (`random`, `layer`); see `walk`.
-
-    Raises:
-        InputError: a name of none, or as `walk`.
-    """
-    layers = any(name.startswith("layer") for name in names)
-    wanted = kinds(directions(objective, seed, random=random, layers=layers), names)
-    work = work or Work()
-    return {
-        key: walk(
-            objective, direction(), radii, groups=groups, probes=probes, seed=seed, trace=trace,
-            work=work.part(index, len(wanted)), name=key,
-        )
-        for index, (key, direction) in enumerate(wanted.items())
-    }  # fmt: skip
-
-
 def walk(
     objective: Objective,
     direction: UnitVector,

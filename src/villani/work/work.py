@@ -190,6 +190,7 @@ class Work:
 
         See `Team.map` for what units are, and for what it raises.
         """
+        self.stages.advance(*_within(self._places, 0, len(units)))  # what was prepared for them is not theirs
         return self.team.map(units, self if self.team.main else None, self.advance, self._memory)
 
     def get(self, key: str) -> Rows | None:

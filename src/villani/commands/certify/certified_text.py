@@ -126,7 +126,7 @@ def _centre(settings: CertifySettings, loaded: LoadedModel, blocks: Blocks, work
     return {"weights": torch.cat([tensor.detach().reshape(-1) for tensor in tensors]).cpu().numpy()}
 
 
-def first_stages(settings: CertifySettings, prepared: Prepared) -> dict[str, float]:
+def opening(settings: CertifySettings, prepared: Prepared) -> dict[str, float]:
     """Stages before the first step, by the tokens that gradients are taken over; a loss is a third of one."""
     trained = settings.prior_steps * PRIOR_BATCH if prepared.prior is not None else 0
     judged = len(prepared.certified.ids) + len(prepared.held_out.ids)

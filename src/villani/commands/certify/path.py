@@ -6,7 +6,7 @@ from functools import partial
 
 import numpy as np
 
-from villani.commands.certify.certified_text import START, Prepared, first_stages, judge, predicted
+from villani.commands.certify.certified_text import START, Prepared, judge, opening, predicted
 from villani.commands.certify.record import BoundRecord, CertificatePoint, CertificateRecord
 from villani.commands.certify.results import ScoredModel, beaten, best_bound, bound_record, competitors
 from villani.commands.certify.settings import CertifySettings
@@ -51,7 +51,7 @@ def _stage(decay: float) -> str:
 
 def needs(settings: CertifySettings, prepared: Prepared) -> Needs:
     """A gradient a step, and a pass over all blocks, a third of one, after every chain."""
-    first = first_stages(settings, prepared)
+    first = opening(settings, prepared)
     chains = settings.chains * (settings.steps * settings.batch * settings.block + first[START])
     gradients = Shape.of(prepared.loaded.model).work(
         first | {_stage(decay): chains for decay in settings.weight_decay}, at_once=settings.at_once,

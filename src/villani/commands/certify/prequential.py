@@ -12,15 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from villani.commands.certify.certified_text import (
-    START,
-    Prepared,
-    first_stages,
-    judge,
-    moments,
-    predicted,
-    smoothed_losses,
-)
+from villani.commands.certify.certified_text import START, Prepared, judge, moments, opening, predicted, smoothed_losses
 from villani.commands.certify.record import CertificateRecord, GainRecord, PassPoint, PrequentialRecord, SegmentRecord
 from villani.commands.certify.results import ScoredModel, beaten, best_bound, bound_record, competitors
 from villani.commands.certify.settings import CertifySettings
@@ -91,7 +83,7 @@ def needs(settings: CertifySettings, prepared: Prepared) -> Needs:
     passes, certified = len(settings.weight_decay) * len(settings.learning_rate), len(prepared.certified.ids)
     shape, each = Shape.of(prepared.loaded.model), settings.block * (certified + len(prepared.held_out.ids) / 3)
     gradients = shape.work(
-        first_stages(settings, prepared) | {_stage(number): each for number in range(passes)},
+        opening(settings, prepared) | {_stage(number): each for number in range(passes)},
         at_once=settings.at_once, block=settings.block, vectors=7,
         kept=6 + int(prepared.prior is not None), device=settings.device,
     )  # fmt: skip
