@@ -14,6 +14,7 @@ environment saves a third of the time: logits of 200 MB are then not given back 
 
 import json
 import shutil
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,9 @@ from villani.inputs.models import load_model
 from villani.inputs.text import Blocks, cut_blocks
 from villani.inputs.tokenizers import load_tokenizer
 from villani.objective.objective import Objective
+from villani.report.terminal import Lines
 from villani.streams import Purpose, stream
+from villani.work.work import Work
 
 ROOT = Path(__file__).parents[1]
 SPEC = "config:gpt-neo-125m?layers=4&width=128&heads=4&context=128"
@@ -90,15 +93,11 @@ def main() -> None:
     while len(rounds) < MOST_ROUNDS and not plateau(rounds):
         start = time.perf_counter()
 
-        def tell(step: int, of: int, start: float = start) -> None:
-            if step % EVERY == 0:
-                print(f"round {len(rounds)}: {step} of {of}, {time.perf_counter() - start:.0f} s", flush=True)
-
         # autocast would keep its bfloat16 copies of the weights until it ends, and train on those of the first step
         with torch.autocast("cpu", dtype=torch.bfloat16, cache_enabled=False):
             losses = train(
                 model, text.ids, text.labels, steps=steps, batch=BATCH, learning_rate=LEARNING_RATE,
-                seed=len(rounds), progress=tell,
+                seed=len(rounds), work=Work(progress=Lines(sys.stderr)),
             ).losses  # fmt: skip
         seconds = time.perf_counter() - start
         points = [float(np.mean(losses[i : i + EVERY])) for i in range(0, len(losses), EVERY)]

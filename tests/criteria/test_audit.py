@@ -1,4 +1,5 @@
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,6 +10,8 @@ from torch.nn import functional as F
 from tests.criteria.models import make
 from tests.criteria.test_orbits import binary, factors, finite, softmax_regression
 from villani import InputError, Objective, audit
+from villani.criteria.audit import stages
+from villani.work.work import Work
 
 
 def test_two_factors_are_refuted_above_their_threshold_and_the_walk_falls():
@@ -69,25 +72,62 @@ def test_softmax_regression_with_gain_is_refuted():
     assert iv.refuted_above == pytest.approx(0.211666667, abs=5e-10)
 
 
+def test_memory_and_a_run_that_was_killed_give_the_same_bits(tmp_path):
+    """And every stage that is begun was declared, in the order in which they come."""
+    small = make("gpt-neo-125m?window=3", weight_decay=0.01)
+    ids = torch.randint(0, 13, (12, 1, 7), generator=torch.Generator().manual_seed(2))
+    objective = Objective(small.model, ids, 0.01)
+    begun, asked = [], {"confirmed": 1, "search": 1, "rays": ("parameters",), "scales": (2.0,), "ray_groups": 3}
+
+    class Named(Work):
+        left = math.inf  # units until it is killed
+
+        def stage(self, text, name=None):
+            begun.append(name or text)
+            super().stage(text, name)
+
+        def put(self, key, arrays, **cost):
+            if Named.left == 0:
+                raise KeyboardInterrupt
+            Named.left -= 1
+            super().put(key, arrays, **cost)
+
+    def audited(units):
+        Named.left = units
+        with Named(tmp_path / "run") as work:
+            work.open("audit", "", {"of": 1}, {})
+            return bits(audit(objective, 1e3, work=work, **asked))
+
+    def bits(found):
+        first = found.differential.findings[0]
+        joint = [m.joint.covariance.tobytes() for m in found.rays["parameters"].measurements]
+        return repr((first.threshold, first.walk, found.differential.outcome)), joint
+
+    whole = bits(audit(objective, 1e3, **asked))
+    with pytest.raises(KeyboardInterrupt):
+        audited(9)
+    begun.clear()
+    assert audited(math.inf) == whole
+    declared = list(stages(
+        groups=12, finite=False, probes=1, confirmed=1, search=1, rays=1, ray_groups=3, undecayed=False
+    ))  # fmt: skip
+    order = [declared.index(name) for name in begun if name != "telling Δ_B L from rounding"]
+    assert order == sorted(order)
+    assert len(begun) > 6
+
+
 def test_a_language_model_is_audited():
     small = make("gpt-neo-125m?window=3", weight_decay=0.01)
     ids = torch.randint(0, 13, (32, 4, 7), generator=torch.Generator().manual_seed(2))
     objective = Objective(small.model, ids, 0.01)
     before = objective.parameters.checksum()
     told = set()
-    found = audit(
-        objective,
-        1e3,
-        probes=4,
-        scales=(2.0, 16.0),
-        search=0,
-        rays=(),
-        progress=lambda what, done, total: told.add(what),
-    )
+    work = Work(progress=SimpleNamespace(stage=told.add, advance=lambda done, total: None))
+    found = audit(objective, 1e3, probes=4, scales=(2.0, 16.0), search=0, rays=(), work=work)
     assert objective.parameters.checksum() == before
     assert told == {
         "reading the graph of the loss", "looking for symmetries", "checking orbits on the loss", "screening orbits",
-        "confirming orbits", "walking the orbit", "looking for what nothing holds back",
+        "confirming orbits", "telling Δ_B L from rounding", "walking the orbit", "looking for what nothing holds back",
     }  # fmt: skip
     iv = found.differential
     assert iv.outcome.verdict == "refuted"

@@ -1,6 +1,7 @@
 """Rays against closed forms: Ψ and its parts, the parabola, its lack of fit; and a small GPT-Neo."""
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,15 +10,25 @@ from torch.nn import functional as F
 
 from tests.criteria.models import closed, make
 from villani.criteria.parabola import fit_quadratic
-from villani.criteria.rays import directions, rays, walk
+from villani.criteria.rays import directions, kinds, walk
 from villani.curvature.blocks import layers_of
 from villani.errors import InputError
 from villani.objective.objective import Objective
 from villani.statistics import jackknife_deviations
-from villani.work.work import InMemory, Work
+from villani.work.work import Work
 
 LAMBDA, S = 0.1, 0.3
 RADII = (0.0, 1.0, 2.0, 4.0, 8.0)
+
+
+def rays(objective, radii, names, *, random=3, probes=1, work=None):
+    """Rays of the directions that are named, or are of a kind that is."""
+    work = work or Work()
+    wanted = kinds(directions(objective, random=random), names)
+    return {
+        name: walk(objective, direction(), radii, probes=probes, work=work.part(index, len(wanted)), name=name)
+        for index, (name, direction) in enumerate(wanted.items())
+    }
 
 
 def exactly(function, *values, decay="all"):
@@ -154,13 +165,11 @@ def gpt_neo(groups=5):
 def test_gpt_neo_grows_on_rays():
     objective = gpt_neo()
     before, state = objective.parameters.checksum(), torch.get_rng_state()
-    kept, steps = InMemory(), []
+    steps = []
+    kept = Work(progress=SimpleNamespace(stage=None, advance=lambda done, total: steps.append((done, total))))
 
-    def measured(ledger):
-        return rays(
-            objective, (0, 20, 40, 80), ("random", "parameters"), random=2, ledger=ledger,
-            progress=lambda done, total: steps.append((done, total)),
-        )  # fmt: skip
+    def measured(work):
+        return rays(objective, (0, 20, 40, 80), ("random", "parameters"), random=2, work=work)
 
     found = measured(kept)
     assert objective.parameters.checksum() == before
@@ -226,15 +235,15 @@ def test_a_ledger_tells_directions_and_radii_apart():
     ledger, plain = Work(), {}
     for name, direction in directions.items():
         plain[name] = walk(objective, direction, (0, 0.5, 1, 2), probes=2).psi(temperature=S)
-        kept = walk(objective, direction, (0, 0.5, 1, 2), probes=2, ledger=ledger, name=name).psi(temperature=S)
+        kept = walk(objective, direction, (0, 0.5, 1, 2), probes=2, work=ledger, name=name).psi(temperature=S)
         assert kept == plain[name]
     units = ledger.spent()[2]
     assert units == (1 + 2 * 3) * 2  # points × (a group, and the whole gradient)
-    again = walk(objective, directions["one"], (0, 0.5, 1, 2), probes=2, ledger=ledger, name="one")
+    again = walk(objective, directions["one"], (0, 0.5, 1, 2), probes=2, work=ledger, name="one")
     assert again.psi(temperature=S) == plain["one"]
     assert ledger.spent()[2] == units
     with pytest.raises(InputError, match="name is empty"):
-        walk(objective, directions["one"], (0, 0.5, 1, 2), probes=2, ledger=ledger)
+        walk(objective, directions["one"], (0, 0.5, 1, 2), probes=2, work=ledger)
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -218,8 +219,8 @@ def test_any_number_of_interruptions_gives_the_same_bits(tmp_path):
             return h @ v
 
         with opened(folder) as work, Basis(150, torch.float32, directory=folder / "basis") as basis:
-            ritz = krylov(product, basis, ends, units=work)
-            return [pair.value for pair in examine(product, basis, ritz, [150], units=work, directory=folder)]
+            ritz = krylov(product, basis, ends, work=work)
+            return [pair.value for pair in examine(product, basis, ritz, [150], work=work, directory=folder)]
 
     whole = run(tmp_path / "whole", 10**6)
     for _ in range(100):
@@ -246,15 +247,15 @@ def test_units_in_memory_hold_what_the_recurrence_was(tmp_path):
         return h @ v
 
     with Basis(60, torch.float32, directory=tmp_path) as basis, pytest.raises(KeyboardInterrupt):
-        krylov(product, basis, ends, units=work)
+        krylov(product, basis, ends, work=work)
     counts = [int(work.get(f"product/{i}")["counts"][1]) for i in range(19)]
     assert counts == list(range(1, 20))
     first = work.get("product/0")["projected"]
     assert np.count_nonzero(first) == 3  # one α, and β on either side of it
     with Basis(60, torch.float32, directory=tmp_path) as basis:
-        again = krylov(product, basis, ends, units=work)
+        again = krylov(product, basis, ends, work=work)
     with Basis(60, torch.float32) as basis:
-        whole = krylov(lambda v: h @ v, basis, ends, units=work)  # without a directory nothing is taken up
+        whole = krylov(lambda v: h @ v, basis, ends, work=work)  # without a directory nothing is taken up
     assert np.array_equal(again.values, whole.values)
     assert again.products == whole.products == count - 1  # the one that was stopped was done again
 
@@ -263,14 +264,14 @@ def test_lost_columns_are_told(tmp_path):
     h = torch.from_numpy(matrix(np.linspace(-1, 1, 60))).float()
     with opened(tmp_path) as work:
         with Basis(60, torch.float32, directory=tmp_path / "basis") as basis:
-            krylov(lambda v: h @ v, basis, Ends(2, 2, 1e-3), units=work)
+            krylov(lambda v: h @ v, basis, Ends(2, 2, 1e-3), work=work)
         for path in (tmp_path / "basis").iterdir():
             path.unlink()
         with (
             Basis(60, torch.float32, directory=tmp_path / "basis") as basis,
             pytest.raises(InputError, match="has lost the vectors"),
         ):
-            krylov(lambda v: h @ v, basis, Ends(2, 2, 1e-3), units=work)
+            krylov(lambda v: h @ v, basis, Ends(2, 2, 1e-3), work=work)
 
 
 MEMORY = """
@@ -370,7 +371,7 @@ def test_survives_sigkill(tmp_path):
             return h @ v
 
         with opened(folder) as work, Basis(100, torch.float32, directory=folder / "basis") as basis:
-            return krylov(product, basis, Ends(3, 2, 1e-4, length=14), units=work)
+            return krylov(product, basis, Ends(3, 2, 1e-4, length=14), work=work)
 
     whole = run(tmp_path / "whole")
     for die_at in (9, 13, 2):
@@ -389,7 +390,8 @@ def test_the_products_to_come_are_foreseen():
     told = []
     h = torch.from_numpy(np.diag(np.concatenate([np.linspace(0, 1, 400), [1.3]])))
     with Basis(401, torch.float64) as basis:
-        ritz = krylov(lambda v: h @ v, basis, Ends(1, 0, 1e-9, length=60), progress=lambda *at: told.append(at))
+        work = Work(progress=SimpleNamespace(stage=None, advance=lambda *at: told.append(at)))
+        ritz = krylov(lambda v: h @ v, basis, Ends(1, 0, 1e-9, length=60), work=work)
     assert [done for done, _ in told] == list(range(1, ritz.products + 1))
     assert told[0][1] == 61
     assert abs(told[ritz.products // 2][1] - ritz.products) <= ritz.products / 4

@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -7,6 +9,7 @@ from villani.errors import InputError
 from villani.inputs.models import load_model
 from villani.objective.objective import Objective
 from villani.streams import Purpose
+from villani.work.work import Work
 
 
 def tokens(seed=0):
@@ -22,7 +25,8 @@ def trained(seed=0, **changes):
 
 def test_loss_falls_and_the_model_is_left_in_eval_mode():
     calls = []
-    model, found = trained(0, progress=lambda *call: calls.append(call))
+    work = Work(progress=SimpleNamespace(stage=None, advance=lambda *call: calls.append(call)))
+    model, found = trained(0, work=work)
     assert found.losses[-1] < found.losses[0] - 0.5
     assert calls[-1] == (30, 30)
     assert not model.training

@@ -1,5 +1,7 @@
 """`measure` against dense oracles, and the coverage of its intervals over hundreds of repetitions."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,7 @@ from tests.conftest import dense, flat_parameters, make_model, make_pool
 from villani.errors import InputError
 from villani.measurement.measure import measure
 from villani.objective.objective import Objective
+from villani.work.work import Work
 
 
 @pytest.fixture(scope="module")
@@ -42,13 +45,6 @@ def psi_of(truth: dict[str, float], theta: np.ndarray, decay: float, s: float) -
     return square / s - truth["hessian_trace"] - decay * len(theta)
 
 
-class Rows(dict):
-    """A ledger in memory."""
-
-    def put(self, key, arrays, **cost):
-        self[key] = arrays
-
-
 @pytest.mark.parametrize(("trace", "seeds", "repetitions"), [("gauss-newton", 24, 300), ("hutchinson", 16, 300)])
 def test_estimates_are_unbiased_and_intervals_cover(population, trace, seeds, repetitions):
     """Groups and probes drawn from a pool of both: data and probe noise together, 93–97 % at a nominal 95 %.
@@ -56,10 +52,10 @@ def test_estimates_are_unbiased_and_intervals_cover(population, trace, seeds, re
     A row is a pure function of its group and its seed, so every group is measured once with each seed, then drawn.
     """
     model, pool, truth, naive = population
-    known = [Rows() for _ in range(seeds)]
-    for seed, rows in enumerate(known):
-        measure(Objective(model, pool), seed=seed, trace=trace, ledger=rows)
-    assert len(known[0]) == len(pool)
+    known = [Work() for _ in range(seeds)]
+    for seed, work in enumerate(known):
+        measure(Objective(model, pool), seed=seed, trace=trace, work=work)
+    assert known[0].spent()[2] == len(pool)
     theta = flat_parameters(model)
     wanted = truth | {"psi": psi_of(truth, theta, 0.1, 0.05)}
     rng = np.random.default_rng(11)
@@ -69,8 +65,10 @@ def test_estimates_are_unbiased_and_intervals_cover(population, trace, seeds, re
     for _ in range(repetitions):
         chosen = rng.integers(len(pool), size=12)
         drawn = zip(chosen, rng.integers(seeds, size=12), strict=True)
-        rows = Rows({f"group/{k}": known[seed][f"group/{group}"] for k, (group, seed) in enumerate(drawn)})
-        found = measure(Objective(model, [pool[i] for i in chosen]), trace=trace, ledger=rows)
+        work = Work()
+        for k, (group, seed) in enumerate(drawn):
+            work.put(f"group/{k}", known[seed].get(f"group/{group}"), peak_memory_bytes=0)
+        found = measure(Objective(model, [pool[i] for i in chosen]), trace=trace, work=work)
         estimates = {name: getattr(found, name) for name in truth} | {"psi": found.psi(0.1, temperature=0.05)}
         for name, estimate in estimates.items():
             low, high = estimate.interval(0.95)
@@ -264,22 +262,27 @@ def test_a_loss_that_is_not_finite_names_its_group():
 def test_ledger_supplies_finished_groups(few):
     model, pool = few
 
-    class Memory(dict):
-        puts = 0
+    puts = []
 
+    class Forgetful(Work):
         def put(self, key, arrays, *, seconds, peak_memory_bytes):
             assert seconds > 0
             assert peak_memory_bytes > 0
-            Memory.puts += 1
-            self[key] = arrays
+            puts.append(key)
+            super().put(key, arrays, seconds=seconds, peak_memory_bytes=peak_memory_bytes)
 
-    ledger = Memory()
-    first = measure(Objective(model, pool), ledger=ledger)
-    del ledger["group/3"]
+        def get(self, key):
+            return None if puts.count("group/3") == 1 and key == "group/3" else super().get(key)
+
+    plain = measure(Objective(model, pool))
     calls = []
-    again = measure(Objective(model, pool), ledger=ledger, progress=lambda done, total: calls.append((done, total)))
-    assert Memory.puts == 10
+    work = Forgetful(progress=SimpleNamespace(stage=None, advance=lambda done, total: calls.append((done, total))))
+    first = measure(Objective(model, pool), work=work)
+    calls.clear()
+    again = measure(Objective(model, pool), work=work)
+    assert len(puts) == 10
     assert calls == [(i + 1, 9) for i in range(9)]
+    assert np.array_equal(first.joint.covariance, plain.joint.covariance)
     assert np.array_equal(first.joint.covariance, again.joint.covariance)
 
 

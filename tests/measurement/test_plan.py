@@ -20,7 +20,7 @@ from villani.objective.graph import aten
 from villani.objective.objective import Objective
 from villani.statistics import Estimate, GroupSums, sampled_statistics
 from villani.work.progress import duration
-from villani.work.work import InMemory
+from villani.work.work import Work
 
 WHOLE, LAYER, SPLIT = FORWARD
 
@@ -128,18 +128,11 @@ def test_measuring_to_an_error_reaches_it_and_holds_the_truth(quantity):
 def test_a_resumed_run_keeps_to_its_plan_and_measures_nothing_twice():
     objective, _ = objective_of(make_model("gpt2"))
 
-    class Counted(InMemory):
-        puts = 0
-
-        def put(self, key, arrays, **cost):
-            self.puts += 1
-            super().put(key, arrays, **cost)
-
-    ledger = Counted()
-    first, plan = measure_to(objective, Target(40.0, relative=False), least=8, ledger=ledger)
-    puts = ledger.puts
-    again, same = measure_to(objective, Target(40.0, relative=False), least=8, ledger=ledger)
-    assert (plan, puts) == (same, ledger.puts)
+    work = Work()
+    first, plan = measure_to(objective, Target(40.0, relative=False), least=8, work=work)
+    spent = work.spent()
+    again, same = measure_to(objective, Target(40.0, relative=False), least=8, work=work)
+    assert (plan, spent) == (same, work.spent())
     assert np.array_equal(first.joint.covariance, again.joint.covariance)
 
 

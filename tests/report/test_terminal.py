@@ -3,24 +3,26 @@
 import io
 
 from villani.report import terminal
+from villani.work.work import Work
 
 
 def test_lines_tell_stages_at_once_and_progress_once_a_minute(monkeypatch):
     now = [0.0]
     monkeypatch.setattr(terminal.time, "monotonic", lambda: now[0])
     stream = io.StringIO()
-    lines = terminal.Lines(stream)
-    lines.stage("training")
+    work = Work(progress=terminal.Lines(stream))
+    work.stages.declare({"training": 300.0})
+    work.stage("training")
     for step in range(1, 301):
         now[0] += 1.0
-        lines.advance(step, 300)
+        work.advance(step, 300)
     told = [line.split(" ", 1)[1] for line in stream.getvalue().splitlines()]
     assert told == [
         "training",
-        "training: 60 of 300, about 4 min left",
-        "training: 120 of 300, about 3 min left",
-        "training: 180 of 300, about 2 min left",
-        "training: 240 of 300, about 60 s left",
+        "training: 60 of 300, about 4 min left in all",
+        "training: 120 of 300, about 3 min left in all",
+        "training: 180 of 300, about 2 min left in all",
+        "training: 240 of 300, about 60 s left in all",
     ]
 
 

@@ -34,7 +34,7 @@ def write_report(run: Path) -> Path:
 def page_of(run: Path) -> str:
     """The page of a run as `write_report` writes it, where records are villani's own and a fault in them is a bug."""
     records = read_records(run / "records.json")
-    return page(records, _read_costs(run / "cost.json", len(records.records)))
+    return page(records, read_costs(run / "cost.json", len(records.records)))
 
 
 def page(records: Any, costs: Mapping[int, Cost]) -> str:
@@ -67,7 +67,8 @@ def sections(records: Sequence[Any], costs: Mapping[int, Cost]) -> list[Section]
     return made
 
 
-def _read_costs(path: Path, count: int) -> dict[int, Cost]:
+def read_costs(path: Path, count: int) -> dict[int, Cost]:
+    """What so many records cost; nothing where there is no such file."""
     if not path.exists():
         return {}
     remedy = "delete it to go without"

@@ -1,17 +1,19 @@
 """How every command runs: settings, a run directory, the work, records with their costs, and the page."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from villani.commands.blocks import Settings
-from villani.work.ledger import write_atomically, write_records
+from villani.errors import InputError
+from villani.work.ledger import write_atomically, write_costs, write_records
 from villani.work.progress import Progress
 from villani.work.records import Cost
 from villani.work.team import Team, alone
-from villani.work.work import Work
+from villani.work.work import PAGE, Work
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,14 @@ class Outcome:
         record = self.records[self.shown]
         cost = self.costs.get(self.shown)
         return record if cost is None else record.model_copy(update={"cost": cost})
+
+    def with_parts(self, seconds: Mapping[str, float]) -> "Outcome":
+        """The same with what stages took in the cost of the record that is printed, if it has one."""
+        cost = self.costs.get(self.shown)
+        if cost is None:
+            return self
+        cost = cost.model_copy(update={"parts": dict(seconds) | (cost.parts or {})})
+        return replace(self, costs={**self.costs, self.shown: cost})
 
 
 Run = Callable[[Any, Work], Outcome]
@@ -80,14 +90,30 @@ def perform(settings: Settings, work: Work) -> tuple[Path, Any]:
     outcome = command.run(settings, work)
     directory = work.directory
     assert directory is not None, "a run opens its directory"
-    if work.team.main:
-        title = outcome.title or settings.title
-        records = run_records()(villani=version("villani"), title=title, records=outcome.records)
-        write_records(directory, records, outcome.costs)
-        page = page_of(directory)
-        for path in (directory / "report.html", *([outcome.copy] if outcome.copy else [])):
-            write_atomically(path, page)
+    work.stage(PAGE)
+    if not work.team.main:
+        return directory, outcome.record
+    earlier = None if work.stages.clock.made else _earlier_parts(directory, outcome)
+    outcome = outcome.with_parts(earlier or work.stages.seconds())
+    title = outcome.title or settings.title
+    records = run_records()(villani=version("villani"), title=title, records=outcome.records)
+    write_records(directory, records, outcome.costs)
+    page = page_of(directory)
+    for path in (directory / "report.html", *([outcome.copy] if outcome.copy else [])):
+        write_atomically(path, page)
+    outcome = outcome.with_parts(earlier or work.stages.seconds())
+    write_costs(directory, outcome.costs)  # the page's seconds too
     return directory, outcome.record
+
+
+def _earlier_parts(directory: Path, outcome: Outcome) -> Mapping[str, float] | None:
+    """What stages took in the run that this one did not add to, so that the same command says the same again."""
+    from villani.commands.pages import read_costs
+
+    with suppress(InputError):  # damaged: it is written anew
+        cost = read_costs(directory / "cost.json", len(outcome.records)).get(outcome.shown)
+        return cost.parts if cost else None
+    return None
 
 
 def versions(*packages: str) -> dict[str, str]:

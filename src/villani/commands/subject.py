@@ -90,7 +90,7 @@ def load_text(spec: str, work: Work) -> Corpus:
     """A text, read once."""
 
     def make() -> Corpus:
-        work.stage(f"reading {spec}")
+        work.stage(f"reading {spec}", "reading the text")
         return load_corpus(spec, data=work.data)
 
     return work.loaded(("text", spec), make)
@@ -117,7 +117,7 @@ def load(settings: Any, work: Work, model: str | None = None, *, train: bool = F
     }
 
     def make() -> LoadedModel:
-        work.stage(f"loading {spec}")
+        work.stage(f"loading {spec}", "loading the model")
         return load_model(spec, **options)
 
     key = ("model", spec, *options.values())
@@ -141,8 +141,12 @@ def load(settings: Any, work: Work, model: str | None = None, *, train: bool = F
 def load_tokenizer_of(settings: Any, work: Work, loaded: LoadedModel) -> Tokenizer:
     """The tokenizer of settings, or else of the model, loaded once."""
     spec = settings.tokenizer or loaded.tokenizer
-    key = ("tokenizer", spec, settings.special_tokens)
-    return work.loaded(key, lambda: load_tokenizer(spec, data=work.data, special_tokens=settings.special_tokens))
+
+    def make() -> Tokenizer:
+        work.stage(f"loading the tokenizer {spec}", "loading the tokenizer")
+        return load_tokenizer(spec, data=work.data, special_tokens=settings.special_tokens)
+
+    return work.loaded(("tokenizer", spec, settings.special_tokens), make)
 
 
 def load_blocks(spec: str, settings: Any, work: Work, loaded: LoadedModel) -> tuple[Blocks, Array]:
@@ -151,7 +155,7 @@ def load_blocks(spec: str, settings: Any, work: Work, loaded: LoadedModel) -> tu
     known = vocabulary(loaded.model)
 
     def make() -> tuple[Blocks, Array]:
-        work.stage(f"cutting {spec} into tokens")
+        work.stage(f"cutting {spec} into tokens", "cutting the text into tokens")
         return cut_corpus(corpus, tokenizer, settings.block, known)
 
     key = (spec, settings.tokenizer or loaded.tokenizer, settings.special_tokens, settings.block, known)

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 from villani.criteria.coverage import Coverage, audit_coverage
 from villani.criteria.differential import (
@@ -13,14 +12,13 @@ from villani.criteria.differential import (
     audit_differential,
     check_search,
 )
-from villani.criteria.measured_orbits import Advance
 from villani.criteria.rays import Ray, check_kinds, directions, kinds, walk
 from villani.criteria.smoothness import Smoothness, audit_smoothness
 from villani.criteria.verdicts import Outcome
 from villani.curvature.trace import fastest
 from villani.errors import InputError, check_whole
 from villani.objective.objective import Objective, at_one_theta
-from villani.work.team import Ledger, Scoped
+from villani.work.work import Work
 
 RAYS = ("random", "gradient", "parameters")
 RADII = (0.0, 1.0, 2.0, 4.0)  # in units of ‖θ‖
@@ -87,6 +85,27 @@ def check_audit(
     check_kinds(rays)
 
 
+def stages(
+    *, groups: int, finite: bool, probes: int, confirmed: int, search: int, rays: int, ray_groups: int, undecayed: bool
+) -> dict[str, float | None]:
+    """What an audit consists of, in order: gradients of a group that each takes, a product counting as three.
+
+    Args:
+        groups, finite, probes, confirmed, search, ray_groups: as of `audit`.
+        rays: how many.
+        undecayed: whether something does not decay, so that the graph is read for it.
+    """
+    share = groups if finite else groups / (3 if search else 2)
+    parts = share * (2.0 + 3 * probes)
+    return {
+        "graph: smoothness": None, "looking for symmetries": None, "checking orbits on the loss": None,
+        "screening orbits": parts, "descending to a smaller s*": (1 + search) / 2 * (parts + 4 * share) * bool(search),
+        "confirming orbits": share * (2.0 + 3 * probes * confirmed), "confirming the descent": parts * bool(search),
+        "walking the orbit": (1 + len(SCALES)) * parts, "graph: coverage": None if undecayed else 0.0,
+        "walking along rays": rays * len(RADII) * (groups if finite else ray_groups) * (1.0 + 3 * probes),
+    }  # fmt: skip
+
+
 @at_one_theta
 def audit(
     objective: Objective,
@@ -100,8 +119,7 @@ def audit(
     rays: Sequence[str] = RAYS,
     ray_groups: int = RAY_GROUPS,
     loss_bound: float | None = None,
-    ledger: Ledger | None = None,
-    progress: Advance | None = None,
+    work: Work | None = None,
 ) -> Audit:
     """Examine the four criteria at the objective's θ, which is left as it was.
 
@@ -116,8 +134,7 @@ def audit(
         rays: directions, or kinds of them, to walk along (`villani.criteria.rays.directions`); () for none.
         ray_groups: groups to measure them on; at least 3 unless `objective.finite`, where all are taken.
         loss_bound: a lower bound of a custom loss, if one is known.
-        ledger: keeps finished units of work.
-        progress: called with (what, done, all).
+        work: keeps finished units; in memory by default.
 
     Raises:
         InputError: s not positive, too few groups, or probes; an unknown ray.
@@ -126,16 +143,15 @@ def audit(
         temperature, groups=len(objective.groups), probes=probes, seed=seed, confirmed=confirmed, search=search,
         rays=rays, ray_groups=ray_groups, finite=objective.finite, parameters=objective.parameters.size,
     )  # fmt: skip
-    if progress is not None:
-        progress("reading the graph of the loss", 0, 1)
+    work = work or Work()
+    work.stage("reading the graph of the loss", "graph: smoothness")
     wanted = kinds(directions(objective, seed, random=_RANDOM, layers=any(n.startswith("layer") for n in rays)), rays)
     smoothness = audit_smoothness(objective)
     differential = audit_differential(
         objective, temperature, seed=seed, probes=probes, confirmed=confirmed, scales=scales, search=search,
-        ledger=ledger, progress=progress,
+        work=work,
     )  # fmt: skip
-    if progress is not None:
-        progress("looking for what nothing holds back", 0, 1)
+    work.stage("looking for what nothing holds back", "graph: coverage")
     orbits = {finding.orbit.name: finding.orbit.exponents for finding in differential.findings}
     coverage = audit_coverage(objective, orbits, loss_bound=loss_bound, seed=seed)
     walked: dict[str, Ray] = {}
@@ -143,17 +159,15 @@ def audit(
     unit = float(objective.parameters.norms_squared().sum()) ** 0.5 or 1.0
     chosen = None if objective.finite else range(min(ray_groups, len(objective.groups)))
 
-    def advance(index: int, done: int, total: int) -> None:
-        if progress is not None:
-            progress("walking along rays", index * total + done, len(wanted) * total)
-
+    if wanted:
+        work.stage("walking along rays")
     method = fastest(objective) if wanted else None
     for index, (name, direction) in enumerate(wanted.items()):
         try:
             walked[name] = walk(
                 objective, direction(), [unit * r for r in RADII], groups=chosen,
                 probes=max(probes, 2) if objective.finite else probes, seed=seed, trace=method,
-                ledger=Scoped(ledger, "rays/") if ledger else None, progress=partial(advance, index), name=name,
+                work=work.scope("rays").part(index, len(wanted)), name=name,
             )  # fmt: skip
         except InputError as error:
             notes[name] = str(error)

@@ -10,7 +10,6 @@ A matrix W that maps x to y has entries of degree D(y_i) − D(x_j) whatever the
 of their own.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -21,6 +20,7 @@ from villani.criteria.forms import Forms, Weights, shape_of
 from villani.criteria.skipped import SkippedOperations
 from villani.objective.graph import LossGraph
 from villani.objective.interpret import Analysis, interpret
+from villani.work.work import Work
 
 _UNREAD = "gives whole numbers or truth values, or has options by name, for which there is no rule"
 
@@ -33,12 +33,12 @@ class Degrees(Forms, Analysis[Any, DegreeRule]):
 
     Args:
         graph: of the loss.
-        progress: called with (operations read, all).
+        work: told how many operations were read.
     """
 
     table = RULES
 
-    def __init__(self, graph: LossGraph, progress: Callable[[int, int], None] | None = None) -> None:
+    def __init__(self, graph: LossGraph, work: Work | None = None) -> None:
         super().__init__(graph.constants)
         self._parameters = graph.parameters
         self._values: dict[torch.fx.Node, Any] = {}
@@ -46,8 +46,8 @@ class Degrees(Forms, Analysis[Any, DegreeRule]):
         place = {node: number for number, node in enumerate(graph.nodes, 1)}
         for node, value in interpret(graph, self):
             self._values[node] = value
-            if progress is not None and node.op == "call_function":
-                progress(place[node], len(graph.nodes))
+            if work is not None and node.op == "call_function":
+                work.advance(place[node], len(graph.nodes))
         self.demand_zero(self.plain(self._values[graph.loss]))
 
     def input(self, node: torch.fx.Node) -> Any:

@@ -11,13 +11,13 @@ none (`rounding`): no verdict comes from either.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from itertools import count
 
 import numpy as np
 import torch
 
 from villani.criteria.degrees import Degrees
-from villani.criteria.measured_orbits import FRESH, SCREENING, Advance, MeasuredOrbit, OrbitMeasurements
+from villani.criteria.measured_orbits import FRESH, SCREENING, MeasuredOrbit, OrbitMeasurements
 from villani.criteria.orbits import (
     ENOUGH,
     Orbit,
@@ -38,7 +38,7 @@ from villani.objective.batches import Batch
 from villani.objective.graph import LossGraph, trace_loss
 from villani.objective.objective import Objective
 from villani.outwards import upper
-from villani.work.team import Ledger
+from villani.work.work import Work
 
 CONFIRMED = 4  # orbits that are measured again
 SCALES = (2.0, 4.0, 8.0, 16.0)
@@ -78,8 +78,7 @@ def audit_differential(
     confirmed: int = CONFIRMED,
     scales: Sequence[float] = SCALES,
     search: int = SEARCH,
-    ledger: Ledger | None = None,
-    progress: Advance | None = None,
+    work: Work | None = None,
 ) -> Differential:
     """Look for orbits, and for their s*, at the objective's θ, which is left as it was.
 
@@ -91,8 +90,7 @@ def audit_differential(
         confirmed: how many orbits are measured again; at least 1.
         scales: R of the walk, powers of two.
         search: rounds of descent towards a θ of smaller s*; 0 for none, and then s* is that of the given θ.
-        ledger: keeps finished units of work.
-        progress: called with (what, done, all).
+        work: keeps finished units; in memory by default.
 
     Raises:
         InputError: s not positive, too few groups, or probes.
@@ -101,16 +99,17 @@ def audit_differential(
         temperature, groups=len(objective.groups), probes=probes, confirmed=confirmed, search=search,
         finite=objective.finite, parameters=objective.parameters.size,
     )  # fmt: skip
+    work = work or Work()
+    work.stage("looking for symmetries")
     try:
         graph = trace_loss(objective, short_batch(objective))
     except InputError as error:
         outcome = Outcome("unknown", f"the loss could not be traced: {error}")
         return Differential(outcome, temperature, math.inf, 0, ())
-    told = partial(progress, "looking for symmetries") if progress else None
-    degrees = Degrees(graph, told)
+    degrees = Degrees(graph, work)
     basis = generators(degrees)
     skipped = degrees.skipped.all()
-    orbits, notes = _confirmed_by_loss(objective, graph, orbits_of(basis, objective.parameters), progress)
+    orbits, notes = _confirmed_by_loss(objective, graph, orbits_of(basis, objective.parameters), work)
     if skipped:
         notes.append(incomplete(skipped, [p.name for p in objective.parameters.parameters]))
     if not orbits:
@@ -118,9 +117,9 @@ def audit_differential(
         reason = f"{reason}. {' '.join(notes)}" if notes else reason
         return Differential(Outcome("not refuted", reason), temperature, math.inf, len(basis), (), skipped)
     parts = parts_of(objective.parameters, [g.exponents for g in basis])
-    work = OrbitMeasurements(objective, parts, probes, seed, bool(search), ledger, progress)
-    findings, rest, searched = _examine(work, orbits, temperature, confirmed, search)
-    findings, vetoed = _settled(work, findings, temperature, scales, notes)
+    measured = OrbitMeasurements(objective, parts, probes, seed, bool(search), work)
+    findings, rest, searched = _examine(measured, orbits, temperature, confirmed, search)
+    findings, vetoed = _settled(measured, findings, temperature, scales, notes)
     above = min((f.threshold.upper for f in findings), default=math.inf)
     outcome = _outcome(above, findings, f"{len(basis)} rescaling symmetries{searched}", temperature)
     outcome = replace(outcome, reason=" ".join([outcome.reason, *notes]))
@@ -160,16 +159,16 @@ def check_search(
 
 
 def _confirmed_by_loss(
-    objective: Objective, graph: LossGraph, orbits: Sequence[Orbit], progress: Advance | None
+    objective: Objective, graph: LossGraph, orbits: Sequence[Orbit], work: Work
 ) -> tuple[list[Orbit], list[str]]:
     """Orbits on which the loss of a short batch does not move, and a sentence on those on which it does."""
+    work.stage("checking orbits on the loss")
     moves = {}
     with objective.evaluating():
         drift = Drift(graph, [t.detach() for t in objective.parameters.tensors])
-        for count, orbit in enumerate(orbits, 1):
+        for number, orbit in enumerate(orbits, 1):
             moves[orbit.name] = drift.along(orbit)
-            if progress is not None:
-                progress("checking orbits on the loss", count, len(orbits))
+            work.advance(number, len(orbits))
     kept = [orbit for orbit in orbits if moves[orbit.name][0] <= moves[orbit.name][1]]
     gone = [orbit for orbit in orbits if orbit not in kept]
     if not gone:
@@ -187,7 +186,7 @@ def _vetoed(orbit: Orbit, moved: float, count: int) -> str:
 
 
 def _settled(
-    work: OrbitMeasurements,
+    measured: OrbitMeasurements,
     findings: list[MeasuredOrbit],
     temperature: float,
     scales: Sequence[float],
@@ -202,7 +201,7 @@ def _settled(
     while findings:
         worst = findings.pop(0)
         if math.isfinite(worst.threshold.upper) and id(worst) not in held:
-            found = work.beyond_rounding(worst)
+            found = measured.beyond_rounding(worst)
             if math.isfinite(found.upper):
                 worst = replace(worst, threshold=found)
                 held.add(id(worst))
@@ -214,9 +213,9 @@ def _settled(
                 f"which may be {found.rounding:.2g}."
             )
             continue
-        walk = _walk(work, worst, temperature, scales)
+        walk = _walk(measured, worst, temperature, scales)
         moved = max(step.loss_change for step in walk)
-        if moved <= work.drift_allowed:
+        if moved <= measured.drift_allowed:
             return [replace(worst, walk=walk), *findings], gone
         gone.append(replace(worst, threshold=replace(worst.threshold, value=math.inf, upper=math.inf), walk=walk))
         notes.append(_vetoed(worst.orbit, moved, 1))
@@ -228,44 +227,46 @@ def _promise(finding: MeasuredOrbit) -> tuple[float, float]:
 
 
 def _examine(
-    work: OrbitMeasurements, orbits: list[Orbit], temperature: float, confirmed: int, search: int
+    measured: OrbitMeasurements, orbits: list[Orbit], temperature: float, confirmed: int, search: int
 ) -> tuple[list[MeasuredOrbit], list[MeasuredOrbit], str]:
     """Orbits measured on fresh groups, the smallest s* first; those that were only screened; and what was searched."""
-    objective = work.objective
-    first = work.statistics("screening orbits", "screening", work.screening, SCREENING, [])
-    screened = {orbit.name: work.threshold(orbit, first) for orbit in orbits}
+    objective, work = measured.objective, measured.work
+    work.stage("screening orbits")
+    first = measured.statistics(work.scope("screening"), measured.screening, SCREENING, [])
+    screened = {orbit.name: measured.threshold(orbit, first) for orbit in orbits}
     ranked = sorted(orbits, key=lambda orbit: promise(screened[orbit.name]))
     visible = [orbit for orbit in ranked if math.isfinite(screened[orbit.name].value)]
     chosen = visible[:confirmed]
     exact = objective.finite and first.exact
     if exact:
         chosen = visible
-    elif chosen and (together := pool(chosen[:1] + ranked, work.exponents, first, objective)):
+    elif chosen and (together := pool(chosen[:1] + ranked, measured.exponents, first, objective)):
         chosen = [together, *chosen]
     further = candidate(visible, screened) if search else None
-    moved = _descended(work, further, screened, search) if further else {}
+    moved = _descended(measured, further, screened, search) if further else {}
     searched = ""
     if further:
         helped = "led to a smaller s* on the groups that screen" if moved else "led to none that is smaller"
         searched = f", and a descent of L over the shrinking part of {further.name} {helped}"
-    count = len(chosen) + bool(moved)
+    comparisons = len(chosen) + bool(moved)
 
     def finding(orbit: Orbit, statistics: PartStatistics, place: Mapping[int, torch.Tensor]) -> MeasuredOrbit:
-        found = work.threshold(orbit, statistics, count)
-        return MeasuredOrbit(
-            orbit, found, True, _guard(orbit, work.exponents(orbit), found, statistics, temperature), place
-        )  # fmt: skip
+        found = measured.threshold(orbit, statistics, comparisons)
+        guard = _guard(orbit, measured.exponents(orbit), found, statistics, temperature)
+        return MeasuredOrbit(orbit, found, True, guard, place)
 
     findings = []
     if chosen:
-        second = first if exact else work.statistics(
-            "confirming orbits", "confirming", work.fresh, FRESH, _disjoint([work.shrinking(o) for o in chosen])
+        work.stage("confirming orbits")
+        second = first if exact else measured.statistics(
+            work.scope("confirming"), measured.fresh, FRESH, _disjoint([measured.shrinking(o) for o in chosen])
         )  # fmt: skip
         findings += [finding(orbit, second, {}) for orbit in chosen]
     if further and moved:
+        work.stage("confirming the descent")
         with replaced(objective, moved):
-            there = work.statistics(
-                "confirming the descent", "descended", work.fresh, FRESH, [work.shrinking(further)]
+            there = measured.statistics(
+                work.scope("descended"), measured.fresh, FRESH, [measured.shrinking(further)]
             )  # fmt: skip
         findings.append(finding(further, there, moved))
     findings.sort(key=_promise)
@@ -274,21 +275,21 @@ def _examine(
 
 
 def _descended(
-    work: OrbitMeasurements, orbit: Orbit, screened: Mapping[str, Threshold], rounds: int
+    measured: OrbitMeasurements, orbit: Orbit, screened: Mapping[str, Threshold], rounds: int
 ) -> dict[int, torch.Tensor]:
     """Where s* of the orbit is smallest on the groups that screen, of what rounds of descent lead to; empty if here."""
-    block = work.shrinking(orbit)
+    block = measured.shrinking(orbit)
     best = promise(screened[orbit.name])
     found: dict[int, torch.Tensor] = {}
     place: dict[int, torch.Tensor] = {}
+    measured.work.stage("descending to a smaller s*")
     for index in range(rounds):
-        with replaced(work.objective, place):
-            place = work.descent(f"descent/{index}", block)
-        with replaced(work.objective, place):
-            there = work.statistics(
-                "screening the descent", f"descent/{index}", work.screening, SCREENING, [block]
-            )  # fmt: skip
-        now = promise(work.threshold(orbit, there))
+        work = measured.work.scope(f"descent/{index}").part(index, rounds)
+        with replaced(measured.objective, place):
+            place = measured.descent(work, block)
+        with replaced(measured.objective, place):
+            there = measured.statistics(work, measured.screening, SCREENING, [block])
+        now = promise(measured.threshold(orbit, there))
         if now >= best:
             break
         best, found = now, place
@@ -296,16 +297,20 @@ def _descended(
 
 
 def _walk(
-    work: OrbitMeasurements, worst: MeasuredOrbit, temperature: float, scales: Sequence[float]
+    measured: OrbitMeasurements, worst: MeasuredOrbit, temperature: float, scales: Sequence[float]
 ) -> tuple[Step, ...]:
     """On the groups that confirmed the orbit, and with their probes."""
 
-    def measured(scale: float) -> PartStatistics:
-        return work.statistics("walking the orbit", f"walk/{scale:g}", work.fresh, FRESH, [])
+    measured.work.stage("walking the orbit")
+    parts = count()
 
-    with replaced(work.objective, worst.moved):
+    def at(scale: float) -> PartStatistics:
+        work = measured.work.scope(f"walk/{scale:g}").part(next(parts), 1 + len(scales))
+        return measured.statistics(work, measured.fresh, FRESH, [])
+
+    with replaced(measured.objective, worst.moved):
         return walk_orbit(
-            work.objective, worst.orbit, work.exponents(worst.orbit), measured, temperature, scales,
+            measured.objective, worst.orbit, measured.exponents(worst.orbit), at, temperature, scales,
             until=FURTHEST if temperature > worst.threshold.upper else 0.0,
         )  # fmt: skip
 

@@ -1,8 +1,8 @@
 """Measurements for the audit of criterion (iv): which groups are for what, and units of work of their own."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from itertools import pairwise
 
 import numpy as np
@@ -15,12 +15,11 @@ from villani.criteria.search import descent
 from villani.criteria.walks import Step
 from villani.objective.objective import Objective
 from villani.statistics import Array
-from villani.work.memory import peak_memory
-from villani.work.team import Ledger, Rows, Scoped, Team
+from villani.work.team import Rows
+from villani.work.work import Work
 
 SCREENING, FRESH = 0, 1  # probes
 _STEPS = 3  # of L-BFGS in a round of descent
-Advance = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,12 +46,8 @@ class MeasuredOrbit:
 class OrbitMeasurements:
     """Measurements for one audit: which groups are for what, and what tells and keeps how far it is."""
 
-    def __init__(
-        self, objective: Objective, parts: Parts, probes: int, seed: int, search: bool, ledger: Ledger | None,
-        progress: Advance | None,
-    ) -> None:  # fmt: skip
-        self.objective, self.parts, self.probes, self.seed = objective, parts, probes, seed
-        self._ledger, self._progress = ledger, progress
+    def __init__(self, objective: Objective, parts: Parts, probes: int, seed: int, search: bool, work: Work) -> None:
+        self.objective, self.parts, self.probes, self.seed, self.work = objective, parts, probes, seed, work
         every = range(len(objective.groups))
         shares = 3 if search else 2
         cuts = [len(every) * k // shares for k in range(shares + 1)]
@@ -79,6 +74,7 @@ class OrbitMeasurements:
 
     def beyond_rounding(self, finding: MeasuredOrbit) -> Threshold:
         """The threshold of a finding again, with what rounding may have put into Δ_B L; infinite where that is all."""
+        self.work.stage("telling Δ_B L from rounding")
         small = self.objective.parameters.size <= EXACT
         groups = list(self.fresh) if small else list(self.fresh)[:1]
 
@@ -86,32 +82,22 @@ class OrbitMeasurements:
             seed = 2 * self.seed + FRESH
             return {"error": np.array(laplacian_rounding(self.objective, self.parts, finding.orbit, groups, seed))}
 
-        memory = partial(peak_memory, self.objective.device)
-        scope = f"rounding/{finding.orbit.name}/{len(finding.moved)}"
+        scope = self.work.scope(f"rounding/{finding.orbit.name}/{len(finding.moved)}")
         with replaced(self.objective, finding.moved):
-            [row] = Team().map({"rounding": unit}, self._kept(scope), None, memory)
+            row = scope.once("rounding", unit)
         return beyond(finding.threshold, float(row["error"]))
 
-    def statistics(self, what: str, scope: str, groups: range, kind: int, blocks: list[list[int]]) -> PartStatistics:
+    def statistics(self, work: Work, groups: range, kind: int, blocks: list[list[int]]) -> PartStatistics:
         """Of the parts, at the θ of the moment."""
         return part_statistics(
-            self.objective, self.parts, groups, seed=2 * self.seed + kind, probes=self.probes, blocks=blocks,
-            ledger=self._kept(scope), progress=self._told(what),
-        )  # fmt: skip
+            self.objective, self.parts, groups, seed=2 * self.seed + kind, probes=self.probes, blocks=blocks, work=work
+        )
 
-    def descent(self, scope: str, chosen: list[int]) -> dict[int, torch.Tensor]:
+    def descent(self, work: Work, chosen: list[int]) -> dict[int, torch.Tensor]:
         """Tensors after a round of it."""
 
         def unit() -> Rows:
             found = descent(self.objective, self.parts, chosen, self.descending, _STEPS)
             return {str(i): value.cpu().numpy() for i, value in found.items()}
 
-        memory = partial(peak_memory, self.objective.device)
-        [row] = Team().map({"descent": unit}, self._kept(scope), self._told("descending"), memory)
-        return {int(name): torch.from_numpy(value) for name, value in row.items()}
-
-    def _kept(self, scope: str) -> Scoped | None:
-        return Scoped(self._ledger, f"{scope}/") if self._ledger else None
-
-    def _told(self, what: str) -> Callable[[int, int], None] | None:
-        return None if self._progress is None else partial(self._progress, what)
+        return {int(name): torch.from_numpy(value) for name, value in work.once("descent", unit).items()}

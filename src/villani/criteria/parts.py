@@ -19,8 +19,8 @@ from villani.objective.objective import Objective
 from villani.objective.parameters import ParameterSpace
 from villani.statistics import Array
 from villani.streams import Purpose, stream
-from villani.work.memory import peak_memory
-from villani.work.team import Ledger, Rows, Team
+from villani.work.team import Rows
+from villani.work.work import Work
 
 _ROUNDINGS = 16  # by an ulp, of each entry of a product with the Hessian
 EXACT = 512  # entries of θ up to which traces are exact
@@ -185,8 +185,7 @@ def part_statistics(
     seed: int = 0,
     probes: int = 1,
     blocks: Sequence[Sequence[int]] = (),
-    ledger: Ledger | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    work: Work | None = None,
 ) -> PartStatistics:
     """Measure at the current θ, which is left as it was.
 
@@ -197,8 +196,7 @@ def part_statistics(
         seed: of the probes.
         probes: in each group.
         blocks: disjoint sets of parts that get probes of their own; by default one probe for all of θ.
-        ledger: keeps what is finished, for this θ, these groups, parts and probes alone.
-        progress: called with (done, all) units.
+        work: keeps what is finished, for this θ, these groups, parts and probes alone; in memory by default.
     """
     space = objective.parameters
 
@@ -207,7 +205,7 @@ def part_statistics(
 
     units: dict[str, Callable[[], Rows]] = {"gradients": partial(_gradients, objective, parts, groups)}
     units |= {f"trace/{group}": partial(traces, group) for group in groups}
-    first, *rest = Team().map(units, ledger, progress, partial(peak_memory, objective.device))
+    first, *rest = (work or Work()).map(units)
     norms = [p.tensor.detach().double().square() * float(p.decayed) for p in space.parameters]
     rounding = np.sum([row["rounding"] for row in rest], axis=0) / np.sum(first["tokens"])
     return PartStatistics(

@@ -24,7 +24,7 @@ from villani.objective.objective import Objective
 from villani.objective.parameters import ParameterSpace
 from villani.statistics import Estimate
 from villani.streams import Purpose, stream
-from villani.work.team import Ledger, Scoped, Team
+from villani.work.work import Work
 
 UnitVector = list[torch.Tensor]
 KINDS = ("random", "gradient", "parameters", "layer")  # of directions
@@ -148,36 +148,6 @@ def kinds(offered: Mapping[str, Callable[[], UnitVector]], names: Sequence[str])
     return {key: made for key, made in offered.items() if any(_is_kind(key, name) for name in names)}
 
 
-def rays(
-    objective: Objective,
-    radii: Sequence[float],
-    names: Sequence[str] = ("random", "gradient", "parameters"),
-    *,
-    random: int = 3,
-    groups: Sequence[int] | None = None,
-    probes: int = 1,
-    seed: int = 0,
-    trace: TraceMethod | None = None,
-    ledger: Ledger | None = None,
-    progress: Callable[[int, int], None] | None = None,
-    team: Team | None = None,
-) -> dict[str, Ray]:
-    """Walk along several of `directions`: those named, or those of a kind (`random`, `layer`); see `walk`.
-
-    Raises:
-        InputError: a name of none, or as `walk`.
-    """
-    layers = any(name.startswith("layer") for name in names)
-    wanted = kinds(directions(objective, seed, random=random, layers=layers), names)
-    found: dict[str, Ray] = {}
-    for index, (key, direction) in enumerate(wanted.items()):
-        found[key] = walk(
-            objective, direction(), radii, groups=groups, probes=probes, seed=seed, trace=trace, ledger=ledger,
-            progress=_shifted(progress, index, len(wanted)), team=team, name=key,
-        )  # fmt: skip
-    return found
-
-
 def walk(
     objective: Objective,
     direction: UnitVector,
@@ -187,9 +157,7 @@ def walk(
     probes: int = 1,
     seed: int = 0,
     trace: TraceMethod | None = None,
-    ledger: Ledger | None = None,
-    progress: Callable[[int, int], None] | None = None,
-    team: Team | None = None,
+    work: Work | None = None,
     name: str = "",
 ) -> Ray:
     """Measure at θ₀ + r·u for each r, with the same groups and probes; θ comes back bit for bit.
@@ -198,19 +166,20 @@ def walk(
         objective: at θ₀.
         direction: u, ‖u‖ = 1, as tensors of θ's shapes.
         radii: at least 4 different r, in the units of θ; 0 and negative ones are allowed.
-        groups, probes, seed, trace, progress, team: as of `measure`.
-        ledger: keeps finished groups under the name and the radius: one ledger for each θ₀, groups, seed and probes.
-        name: of the direction, one for each in a ledger; the point r = 0 is the same on all.
+        groups, probes, seed, trace: as of `measure`.
+        work: keeps finished groups under the name and the radius: one scope for each θ₀, groups, seed and probes.
+        name: of the direction, one for each in a scope; the point r = 0 is the same on all.
 
     Raises:
-        InputError: too few radii, a direction of the wrong shape or length or, with a ledger, without a name; or as
+        InputError: too few radii, a direction of the wrong shape or length or, with work, without a name; or as
             `measure`, with the radius.
     """
     where = tuple(float(r) for r in radii)
     if len(set(where)) < max(_LEAST, len(where)) or not np.isfinite(where).all():
         raise InputError(f"radii={list(where)}: expected at least {_LEAST} different finite numbers")
-    if ledger is not None and not name:
-        raise InputError("name is empty: a ledger keeps what is measured under the name of the direction, give it one")
+    if work is not None and not name:
+        raise InputError("name is empty: work keeps what is measured under the name of the direction, give it one")
+    work = work or Work()
     space = objective.parameters
     if [u.shape for u in direction] != [t.shape for t in space.tensors]:
         raise InputError(f"direction has {len(direction)} tensors: expected the shapes of θ's {len(space.tensors)}")
@@ -220,22 +189,16 @@ def walk(
     measurements = []
     for index, radius in enumerate(where):
         with objective.displaced(direction, radius):
-            at = f"at/{name}/{radius!r}/" if radius else "at/0/"
+            at = f"at/{name}/{radius!r}" if radius else "at/0"
             try:
                 there = measure(
                     objective, probes, seed, trace=trace, groups=groups, shares=0,
-                    ledger=Scoped(ledger, at) if ledger else None,
-                    progress=_shifted(progress, index, len(where)), team=team,
+                    work=work.scope(at).part(index, len(where)),
                 )  # fmt: skip
             except InputError as error:
                 raise InputError(f"radius {radius:g}: {error}") from None
         measurements.append(there)
     return Ray(where, tuple(measurements), float(squares[space.decayed].sum()), rounding(space.dtype))
-
-
-def _shifted(progress: Callable[[int, int], None] | None, index: int, count: int) -> Callable[[int, int], None] | None:
-    """Progress of part `index` of `count` equal parts."""
-    return None if progress is None else lambda done, total: progress(index * total + done, count * total)
 
 
 def _is_kind(key: str, name: str) -> bool:

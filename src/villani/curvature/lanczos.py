@@ -15,9 +15,8 @@ value may stand for one further in. What is proved of the rank is one-sided, the
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -28,20 +27,11 @@ from villani.errors import InputError
 from villani.objective.evaluation import plain_arithmetic
 from villani.statistics import Array
 from villani.streams import Purpose, stream
+from villani.work.work import Work
 
 _BREAKDOWN = 32  # times the rounding unit and the largest entry of T: a residual that is nothing but rounding
 _LEAST = 8  # products beyond one a pair, before convergence is believed
 _SURVIVING = 0.4  # share of the room beside the wanted Ritz vectors that survives a restart
-
-
-class Units(Protocol):
-    """Where finished units of work are kept; `villani.work.work.Work` is one."""
-
-    def get(self, key: str) -> Mapping[str, Array] | None:
-        """The arrays of a finished unit, or None."""
-
-    def once(self, key: str, make: Callable[[], Mapping[str, Array]]) -> Mapping[str, Array]:
-        """The arrays of a unit: those that are kept, or else made now and kept."""
 
 
 @dataclass(frozen=True)
@@ -146,8 +136,7 @@ def krylov(
     ends: Ends,
     seed: int = 0,
     start: torch.Tensor | None = None,
-    units: Units | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    work: Work | None = None,
 ) -> Ritz:
     """Grow and restart `basis` until the wanted pairs have converged, or `ends.most` products are spent.
 
@@ -160,8 +149,8 @@ def krylov(
         ends: what is wanted.
         seed: of the random vectors.
         start: a vector to begin with, to which a random one of the same length is added; random alone by default.
-        units: keep T after every product; of no use to a basis without a directory.
-        progress: called with (products, how many there will be in all, as far as one can tell).
+        work: keeps T after every product where the basis has a directory; told the products, and how many there will be
+            in all as far as one can tell.
 
     Raises:
         InputError: `ends` out of range, or a product that is not finite.
@@ -170,8 +159,7 @@ def krylov(
     top = min(ends.top, basis.size)
     bottom = min(ends.bottom, basis.size - top)
     length = min(ends.length or 2 * (top + bottom) + 20, basis.size)
-    if basis.directory is None:
-        units = None
+    units = work if basis.directory else None
     state = _resumed(basis, units, length) or _begin(basis, length, seed, start)
     trail: list[float] = []  # the worst residual after each product, over what is wanted
 
@@ -196,8 +184,8 @@ def krylov(
         else:
             units.once(f"product/{state.products}", multiply)
         basis.settle()
-        if progress:
-            progress(state.products, min(ends.most, state.products + _left(trail, length)))
+        if work:
+            work.advance(state.products, min(ends.most, state.products + _left(trail, length)))
 
 
 def _left(trail: list[float], length: int) -> int:
@@ -351,7 +339,7 @@ def _restart(state: _State, basis: Basis, top: int, bottom: int) -> None:
     basis.turn(weights)
 
 
-def _resumed(basis: Basis, units: Units | None, length: int) -> _State | None:
+def _resumed(basis: Basis, units: Work | None, length: int) -> _State | None:
     """The last state that was kept, with its columns."""
     rows, product = None, 0
     while units is not None and (next_rows := units.get(f"product/{product}")) is not None:

@@ -12,11 +12,12 @@ import numpy as np
 import torch
 
 from villani.curvature.basis import Basis, dot, norm
-from villani.curvature.lanczos import Ends, Ritz, Units, krylov
+from villani.curvature.lanczos import Ends, Ritz, krylov
 from villani.curvature.operators import Budget, Product
 from villani.objective.evaluation import plain_arithmetic
 from villani.statistics import Array
 from villani.work.ledger import writing
+from villani.work.work import Work
 
 Rounding = Callable[[torch.Tensor, torch.Tensor], float]  # u, Hu → size of the error of a product
 _ROOM = 2  # columns that leave memory before pairs are examined: vectors are made then that the recurrence had not
@@ -51,9 +52,8 @@ def examine(
     ritz: Ritz,
     sizes: list[int],
     rounding: Rounding | None = None,
-    units: Units | None = None,
+    work: Work | None = None,
     directory: Path | None = None,
-    progress: Callable[[int, int], None] | None = None,
 ) -> list[Eigenpair]:
     """Multiply every wanted Ritz vector once more: its Rayleigh quotient and its true residual.
 
@@ -63,27 +63,26 @@ def examine(
         ritz: the wanted pairs.
         sizes: entries of each tensor, for `shares`.
         rounding: given u and Hu, the size of the error of a product; asked for the first pair. None: not known, 0.
-        units: keep what comes of each pair.
+        work: keeps what comes of each pair.
         directory: where vectors are written, as .npy files; without one they are kept in memory.
-        progress: called with (pairs, all pairs).
     """
     if basis.budget.limit is not None:
         basis.release(_ROOM)
+    work = work or Work()
     rows: list[Mapping[str, Array]] = []
     vectors: list[torch.Tensor | Path] = []
     for i in range(len(ritz.values)):
         key, path = f"pair/{i}", None if directory is None else directory / f"vector-{i:02d}.npy"
-        row = units.get(key) if units and path and path.exists() else None
+        row = work.get(key) if path and path.exists() else None
         if row is None:
             u = basis.combination(ritz.weights[:, i])
             if path is not None:
                 save_vector(path, u)
             measure = partial(_examined, product, u, sizes, None if i else rounding)
-            row = units.once(key, measure) if units else measure()
+            row = work.once(key, measure)
         rows.append(row)
         vectors.append(path or u)
-        if progress:
-            progress(i + 1, len(ritz.values))
+        work.advance(i + 1, len(ritz.values))
     values, residuals = (np.array([float(row[name][0]) for row in rows]) for name in ("value", "residual"))
     bounds = residuals + float(rows[0]["noise"][0])
     return [

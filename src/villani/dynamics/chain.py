@@ -3,7 +3,6 @@
 θ₀ is the centre of the prior and S a diagonal scale, both fixed before the certified data. Noise is isotropic in w.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -18,6 +17,7 @@ from villani.objective.objective import IGNORED, Objective
 from villani.statistics import Array
 from villani.streams import Purpose, stream
 from villani.work.foreign import clipped, pattern_of
+from villani.work.work import Work
 
 Scale = Literal["unit", "relative"]
 StepDirection = Literal["sgd", "momentum", "adam"]
@@ -101,7 +101,7 @@ class FinishedChain:
 @plain_arithmetic()
 def run_chain(
     moving: Moving, ids: torch.Tensor, labels: torch.Tensor, plan: ChainPlan, *, batch: int, seed: int, index: int = 0,
-    direction: StepDirection = "sgd", progress: Callable[[int, int], None] | None = None,
+    direction: StepDirection = "sgd", work: Work | None = None,
 ) -> FinishedChain:  # fmt: skip
     """One run of the plan; the model is left at its last iterate.
 
@@ -114,7 +114,7 @@ def run_chain(
         seed: of everything random.
         index: which of J independent chains.
         direction: the gradient of the batch, an average of them (momentum 0.9), or Adam's; clipped afterwards.
-        progress: called with (step, steps).
+        work: told of every step.
 
     Raises:
         InputError: a loss that is not finite, or a model that no bound is about: one that is not causal, is random or
@@ -146,8 +146,8 @@ def run_chain(
         w.mul_(contraction).sub_(g, alpha=rate).add_(xi, alpha=noise)
         account.step(squared, inner, rate=rate, noise=noise, contraction=contraction)
         losses.append(float(loss.detach()))
-        if progress:
-            progress(k + 1, steps)
+        if work:
+            work.advance(k + 1, steps)
     moving.write(w)
     return FinishedChain(w, np.array(losses), clipped / steps, account)
 
@@ -161,7 +161,7 @@ def batch_loss(model: nn.Module, ids: torch.Tensor, labels: torch.Tensor) -> tor
 @plain_arithmetic()
 def label_probabilities(
     model: nn.Module, ids: torch.Tensor, labels: torch.Tensor, *, micro_tokens: int = 4096,
-    progress: Callable[[int, int], None] | None = None,
+    work: Work | None = None,
 ) -> tuple[Array, Array]:  # fmt: skip
     """ln p of every predicted token (m,), and the number of predicted tokens of every block (M,)."""
     model.eval()
@@ -176,8 +176,8 @@ def label_probabilities(
             scored = logits[wanted].to(torch.promote_types(logits.dtype, torch.float32))
             losses = nn.functional.cross_entropy(scored, targets[wanted], reduction="none")
             logs.append(-losses.double().cpu().numpy())
-            if progress:
-                progress(min(start + step, len(ids)), len(ids))
+            if work:
+                work.advance(min(start + step, len(ids)), len(ids))
     return np.concatenate(logs), counts
 
 

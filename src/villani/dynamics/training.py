@@ -1,7 +1,6 @@
 """The small training loop that studies need: one loop, three optimisers, and which λ of F each decay stands for."""
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -15,6 +14,7 @@ from villani.objective.evaluation import plain_arithmetic
 from villani.objective.objective import IGNORED, Objective, check_weight_decay
 from villani.objective.parameters import ParameterSpace
 from villani.streams import Purpose, stream
+from villani.work.work import Work
 
 Optimizer = Literal["adamw", "sgd", "noisy-sgd"]
 Schedule = Literal["warm-up-cosine", "constant"]
@@ -77,7 +77,7 @@ def train(
     clip: float | None = 1.0,
     held_out: tuple[torch.Tensor, torch.Tensor] | None = None,
     evaluate_every: int = 0,
-    progress: Callable[[int, int], None] | None = None,
+    work: Work | None = None,
 ) -> Trained:
     """Train in place.
 
@@ -99,7 +99,7 @@ def train(
         clip: largest norm of a step's gradient; None for none. With clipping no drift is ∇F.
         held_out: ids and labels to evaluate on at the end and at every `evaluate_every`-th step.
         evaluate_every: 0 for the end only.
-        progress: called with (step, steps).
+        work: told of every step.
 
     Raises:
         InputError: a number out of range, or an unknown mask.
@@ -145,8 +145,8 @@ def train(
         losses.append(float(loss.detach()))
         if judge and (step + 1 == steps or (evaluate_every and (step + 1) % evaluate_every == 0)):
             judged.append((step + 1, judge.loss()))
-        if progress:
-            progress(step + 1, steps)
+        if work:
+            work.advance(step + 1, steps)
     stepper.zero_grad(set_to_none=True)
     model.eval()
     found, why = _meaning(optimizer, weight_decay, schedule)

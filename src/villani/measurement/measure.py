@@ -21,8 +21,8 @@ from villani.measurement.rows import group_row, group_sums, naive_norm, samples,
 from villani.objective.objective import Objective, at_one_theta
 from villani.objective.parameters import ParameterSpace
 from villani.statistics import Estimate, finite_statistics, sampled_statistics
-from villani.work.memory import peak_memory
-from villani.work.team import Ledger, Rows, Team
+from villani.work.team import Rows
+from villani.work.work import Work
 
 
 @at_one_theta
@@ -38,9 +38,7 @@ def measure(
     shares: int = SHARES,
     sketch: int | None = None,
     deflate: Deflation | None = None,
-    ledger: Ledger | None = None,
-    progress: Callable[[int, int], None] | None = None,
-    team: Team | None = None,
+    work: Work | None = None,
 ) -> Measurement:
     """Measure the five statistics of an objective at its current θ.
 
@@ -61,9 +59,8 @@ def measure(
             which does; 0 for none. Takes the memory of a double backward pass.
         sketch: buckets of the gradient sketch, used when d is larger; by default 262,139, and fewer beyond 128 groups.
         deflate: with `hutchinson`, directions whose share of the trace is taken exactly; made without these groups.
-        ledger: keeps finished groups, and supplies those of an interrupted run.
-        progress: called with (finished, total) units.
-        team: the processes that share the groups, each with the same objective; this one alone by default.
+        work: keeps finished groups, supplies those of an interrupted run, and has the processes that share them, each
+            with the same objective; in memory and alone by default.
 
     Raises:
         InputError: too few groups or probes, a negative seed, ways to the trace that do not go together, a loss or
@@ -80,7 +77,7 @@ def measure(
     sampler = sampler_for(objective, way, deflate)
     sampler.prepare(chosen[0])
     units = _units(objective, design, chosen, sampler, gradient_sketch)
-    rows = (team or Team()).map(units, ledger, progress, partial(peak_memory, objective.device))
+    rows = (work or Work()).map(units)
     return _measurement(objective, way, dict(zip(units, rows, strict=True)), gradient_sketch)
 
 

@@ -12,23 +12,16 @@ from villani.measurement.plan import PILOT, Plan, make_plan, more_groups
 from villani.measurement.target import Target
 from villani.objective.objective import Objective, at_one_theta
 from villani.work.progress import duration
-from villani.work.team import Ledger, Team
-from villani.work.work import InMemory
+from villani.work.work import Work
+
+PILOTING, MEASURING = "pilot", "measuring"  # stages
 
 
 @at_one_theta
 def measure_to(
-    objective: Objective,
-    target: Target,
-    *,
-    seed: int = 0,
-    least: int = 16,
-    shares: int = SHARES,
-    ledger: Ledger | None = None,
-    progress: Callable[[int, int], None] | None = None,
-    on_plan: Callable[[Plan], None] | None = None,
-    team: Team | None = None,
-) -> tuple[Measurement, Plan]:
+    objective: Objective, target: Target, *, seed: int = 0, least: int = 16, shares: int = SHARES,
+    on_plan: Callable[[Plan], None] | None = None, work: Work | None = None,
+) -> tuple[Measurement, Plan]:  # fmt: skip
     """Measure until the standard error of the figure is at most what is wanted.
 
     Args:
@@ -37,10 +30,8 @@ def measure_to(
         seed: of everything random.
         least: groups to measure at least.
         shares: see `measure`.
-        ledger: keeps finished groups and the pilot's; a resumed run keeps to the plan that was made first.
-        progress: called with (finished, total) groups of the pilot, then of the measurement.
         on_plan: called with the plan before it is carried out.
-        team: see `measure`.
+        work: as of `measure`; keeps the pilot's groups too, and a resumed run keeps to the plan that was made first.
 
     Raises:
         InputError: `objective.finite`, a supply that is too small for the pilot or for the wanted error, or what
@@ -51,10 +42,12 @@ def measure_to(
     supply = len(objective.groups)
     if supply < PILOT + max(least, 3):
         raise InputError(f"{supply} groups: a target error needs {PILOT + max(least, 3)} or more to choose from")
-    ledger = ledger or InMemory()
-    plan = _planned(objective, target, seed, least, shares, ledger, progress, team)
+    work = work or Work()
+    work.stage("trying ways on a pilot", PILOTING)
+    plan = _planned(objective, target, seed, least, shares, work)
     if on_plan:
         on_plan(plan)
+    work.stage(f"measuring: {plan}, about {duration(plan.seconds / work.team.size)}", MEASURING)
     count = plan.groups
     while True:
         if plan.first + count > supply:
@@ -66,7 +59,7 @@ def measure_to(
             )
         measurement = measure(
             objective, plan.probes, seed, trace=plan.way.trace, blocks=plan.way.blocks,
-            groups=range(plan.first, plan.first + count), shares=shares, ledger=ledger, progress=progress, team=team,
+            groups=range(plan.first, plan.first + count), shares=shares, work=work,
         )  # fmt: skip
         wanted = more_groups(count, target.estimate(measurement), target)
         if wanted == count:
@@ -74,19 +67,10 @@ def measure_to(
         count = wanted
 
 
-def _planned(
-    objective: Objective,
-    target: Target,
-    seed: int,
-    least: int,
-    shares: int,
-    ledger: Ledger,
-    progress: Callable[[int, int], None] | None,
-    team: Team | None,
-) -> Plan:
+def _planned(objective: Objective, target: Target, seed: int, least: int, shares: int, work: Work) -> Plan:
     """The best way on `PILOT` groups, then rehearsed on others to know its noise and its cost."""
     ways, note = ways_for(objective)
     if not shares:  # no double backward passes, then
         ways = tuple(way for way in ways if way.trace == "taylor") or ways
-    plan = make_plan(pilot(objective, ways, seed, target, ledger, progress, team), target, least=least, note=note)
-    return rehearse(objective, plan, seed, target, least, ledger, progress, team)
+    plan = make_plan(pilot(objective, ways, seed, target, work.part(0, 2)), target, least=least, note=note)
+    return rehearse(objective, plan, seed, target, least, work.part(1, 2))

@@ -15,8 +15,8 @@ from villani.measurement.rows import group_row, group_sums
 from villani.measurement.target import Target
 from villani.objective.objective import Objective
 from villani.statistics import Array, GroupSums, sampled_statistics
-from villani.work.memory import peak_memory
-from villani.work.team import Ledger, Rows, Team
+from villani.work.team import Rows
+from villani.work.work import Work
 
 FORWARD = (Way("taylor"), Way("taylor", "layer"), Way("gauss-newton"))
 REVERSE = (Way("gauss-newton"), Way("hutchinson"))
@@ -32,13 +32,7 @@ def ways_for(objective: Objective) -> tuple[tuple[Way, ...], str]:
 
 
 def pilot(
-    objective: Objective,
-    ways: Sequence[Way],
-    seed: int,
-    target: Target,
-    ledger: Ledger | None = None,
-    progress: Callable[[int, int], None] | None = None,
-    team: Team | None = None,
+    objective: Objective, ways: Sequence[Way], seed: int, target: Target, work: Work | None = None
 ) -> dict[Way, Trial]:
     """Try every way on the first `PILOT` groups, twice each with probes of their own, and time it."""
     units: dict[str, Callable[[], Rows]] = {}
@@ -50,9 +44,7 @@ def pilot(
             for copy in (0, 1)
         }
         units[f"pilot/{way.key}/more"] = partial(unit, 0, 1 + MORE, seed)
-    rows_of = dict(
-        zip(units, (team or Team()).map(units, ledger, progress, partial(peak_memory, objective.device)), strict=True)
-    )
+    rows_of = dict(zip(units, (work or Work()).map(units), strict=True))
     trials = {}
     for way in ways:
         copies = [[rows_of[f"pilot/{way.key}/{copy}/{group}"] for group in range(PILOT)] for copy in (0, 1)]
@@ -69,16 +61,7 @@ def pilot(
     return trials
 
 
-def rehearse(
-    objective: Objective,
-    plan: Plan,
-    seed: int,
-    target: Target,
-    least: int,
-    ledger: Ledger | None = None,
-    progress: Callable[[int, int], None] | None = None,
-    team: Team | None = None,
-) -> Plan:
+def rehearse(objective: Objective, plan: Plan, seed: int, target: Target, least: int, work: Work | None = None) -> Plan:
     """Carry the design out on groups of its own: its variance and seconds, without the luck of having been chosen."""
     size = min(rehearsal_size(plan.groups), len(objective.groups) - plan.first - least)
     if size < 3:
@@ -88,7 +71,7 @@ def rehearse(
         f"pilot/rehearsal/{group}": partial(unit, group, plan.probes, seed)
         for group in range(plan.first, plan.first + size)
     }
-    rows = (team or Team()).map(units, ledger, progress, partial(peak_memory, objective.device))
+    rows = (work or Work()).map(units)
     figure = target.figure(objective, group_sums(objective, rows, sketched=False))
     return settle(plan, target, figure, float(np.mean([row["seconds"][0] for row in rows])), least)
 

@@ -10,60 +10,76 @@ from rich import progress as bars
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from villani.report.elements import Row
-from villani.work.progress import Progress, duration
+from villani.work.progress import Progress
 
 _QUIET = 60.0  # seconds between two lines of a stage
 
 
-class Lines:
-    """A `villani.work.progress.Progress` where nobody watches: a line for each stage, and at most one a minute."""
+class Lines(Progress):
+    """Progress where nobody watches: a line for each stage, and at most one a minute."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
-        self._stage, self._began, self._told, self._first = "", 0.0, 0.0, 0
+        self._stage, self._told = "", 0.0
 
     def stage(self, text: str) -> None:
-        """Begin a stage of unknown length."""
-        self._stage, self._began, self._first = text, time.monotonic(), -1
-        self._say(text)
+        """Begin a stage of unknown length, or go on with it."""
+        if text != self._stage:
+            self._stage = text
+            self._say(text)
 
     def advance(self, done: int, total: int) -> None:
         """Show `done` of `total`."""
-        now = time.monotonic()
-        if self._first < 0:
-            self._first, self._began = done, now
-        if now - self._told >= _QUIET and done < total:
-            each = (now - self._began) / (done - self._first) if done > self._first else None
-            left = "" if each is None else f", about {duration(each * (total - done))} left"
-            self._say(f"{self._stage}: {done} of {total}{left}")
+        if time.monotonic() - self._told >= _QUIET and done < total:
+            self._say(f"{self._stage}: {done} of {total}")
 
     def _say(self, text: str) -> None:
         self._told = time.monotonic()
+        left = self.remaining()
         with suppress(OSError, ValueError):  # nobody reads any more: no reason to stop the work
-            print(f"{time.strftime('%H:%M:%S')} {text}", file=self._stream, flush=True)
+            line = f"{time.strftime('%H:%M:%S')} {text}{', ' if left else ''}{left}"
+            print(line, file=self._stream, flush=True)
 
 
-class Bar:
-    """A `villani.work.progress.Progress` on a terminal: one line a stage, with the time left where it is known."""
+class Bar(Progress):
+    """Progress on a terminal: one line a stage, and at the present one what the whole command still takes."""
 
-    def __init__(self, shown: bars.Progress) -> None:
-        self._bars = shown
+    def __init__(self, console: Console) -> None:
+        self.bars = bars.Progress(
+            bars.SpinnerColumn(), bars.TextColumn("{task.description}"), bars.BarColumn(), bars.MofNCompleteColumn(),
+            bars.TimeElapsedColumn(), _Remaining(self), console=console,
+        )  # fmt: skip
+        self.present: bars.Task | None = None
 
     def stage(self, text: str) -> None:
-        """Begin a stage of unknown length."""
-        for last in self._bars.tasks[-1:]:
-            if last.total is None:
-                self._bars.update(last.id, total=1, completed=1)
-            self._bars.stop_task(last.id)
-        self._bars.add_task(text, total=None)
+        """Begin a stage of unknown length, or go on with it."""
+        if self.present:
+            if text == self.present.description:
+                return
+            if self.present.total is None:
+                self.bars.update(self.present.id, total=1, completed=1)
+            self.bars.stop_task(self.present.id)
+        number = self.bars.add_task(text, total=None)
+        self.present = next(task for task in self.bars.tasks if task.id == number)
 
     def advance(self, done: int, total: int) -> None:
         """Show `done` of `total`."""
-        if not self._bars.tasks:
+        if self.present is None:
             self.stage("working")
-        self._bars.update(self._bars.tasks[-1].id, completed=done, total=total)
+        assert self.present is not None
+        self.bars.update(self.present.id, completed=done, total=total)
+
+
+class _Remaining(bars.ProgressColumn):
+    def __init__(self, bar: Bar) -> None:
+        super().__init__()
+        self._bar = bar
+
+    def render(self, task: bars.Task) -> Text:
+        return Text(self._bar.remaining() if task is self._bar.present else "", style="progress.remaining")
 
 
 @contextmanager
@@ -73,12 +89,9 @@ def progress() -> Iterator[Progress]:
     if not console.is_terminal:
         yield Lines(sys.stderr)
         return
-    columns = (
-        bars.SpinnerColumn(), bars.TextColumn("{task.description}"), bars.BarColumn(), bars.MofNCompleteColumn(),
-        bars.TimeElapsedColumn(), bars.TextColumn("left"), bars.TimeRemainingColumn(),
-    )  # fmt: skip
-    with bars.Progress(*columns, console=console, speed_estimate_period=3600) as shown:
-        yield Bar(shown)
+    bar = Bar(console)
+    with bar.bars:
+        yield bar
 
 
 def say(console: Console, text: str, style: str | None = None) -> None:

@@ -9,7 +9,8 @@ import os
 import resource
 import shutil
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +33,20 @@ class Needs:
         memory: bytes at the peak, beyond what the process has now.
         disk: bytes kept in the run directory.
         seconds: of one process; None where it is not known.
+        stages: of the work in order, by the names that `Work.stage` begins them with: what each takes in any one unit,
+            or None where that is not known.
     """
 
     memory: float = 0.0
     disk: float = 0.0
     seconds: float | None = None
+    stages: Mapping[str, float | None] = field(default_factory=dict)
+
+    def sizes(self) -> dict[str, float | None]:
+        """Stages in seconds, as far as these are known."""
+        known = sum(size or 0.0 for size in self.stages.values())
+        scale = self.seconds / known if known and self.seconds else 1.0
+        return {name: None if size is None else scale * size for name, size in self.stages.items()}
 
     def __str__(self) -> str:
         parts = [] if self.seconds is None else [duration(max(self.seconds, 1.0))]
@@ -68,12 +78,20 @@ class Shape:
         return cls(size, layers, width, heads, vocabulary, itemsize)
 
     def work(
-        self, tokens: float, *, at_once: int, block: int, vectors: float, kept: float = 0.0, device: str = "cpu"
+        self,
+        tokens: float | Mapping[str, float | None],
+        *,
+        at_once: int,
+        block: int,
+        vectors: float,
+        kept: float = 0.0,
+        device: str = "cpu",
     ) -> Needs:
         """What gradients take.
 
         Args:
-            tokens: that gradients are taken over, in all; a product with the Hessian counts as about three.
+            tokens: that gradients are taken over, in all or in each stage, see `Needs`; a product with the Hessian
+                counts as about three.
             at_once: of them in one pass.
             block: in one sequence.
             vectors: arrays of the size of θ that are held at once, beside θ itself.
@@ -81,9 +99,11 @@ class Shape:
             device: where.
         """
         size = float(self.parameters * self.itemsize)
+        stages = tokens if isinstance(tokens, Mapping) else {}
+        total = sum(each or 0.0 for each in stages.values()) if isinstance(tokens, Mapping) else tokens
         return Needs(
             memory=_LIBRARIES + vectors * size + self.activations(at_once, block), disk=_PAGE + kept * size,
-            seconds=self.seconds(tokens, at_once, device),
+            seconds=self.seconds(total, at_once, device), stages=stages,
         )  # fmt: skip
 
     def activations(self, tokens: int, block: int) -> float:

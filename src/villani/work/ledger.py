@@ -161,6 +161,10 @@ class Ledger:
         with writing(self.directory):
             self._connection.execute("INSERT INTO units VALUES (?, ?, ?, ?, ?)", (*row, self._checksum(*row)))
 
+    def seconds_of(self, key: str) -> float:
+        """What a finished unit took."""
+        return float(self._connection.execute("SELECT seconds FROM units WHERE key = ?", (key,)).fetchone()[0])
+
     def spent(self, prefix: str = "") -> tuple[float, int, int]:
         """Seconds in all, largest peak memory in bytes, and number of units, under a key prefix."""
         seconds, peak, count = self._connection.execute(
@@ -266,6 +270,11 @@ def _without_none(value: Any) -> Any:
 def write_records(directory: Path, records: BaseModel, costs: Mapping[int, Cost]) -> None:
     """`records.json`, the same bytes for the same work, and `cost.json`, which no two runs share."""
     write_atomically(directory / "records.json", records.model_dump_json(indent=1) + "\n")
+    write_costs(directory, costs)
+
+
+def write_costs(directory: Path, costs: Mapping[int, Cost]) -> None:
+    """`cost.json`, by the numbers of records."""
     cost = {str(index): entry.model_dump(mode="json") for index, entry in costs.items()}
     write_atomically(directory / "cost.json", json.dumps(cost, indent=1) + "\n")
 

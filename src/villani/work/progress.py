@@ -1,26 +1,22 @@
-"""How long work tells where it is; code that measures never prints."""
+"""Progress of long work; code that measures never prints."""
 
-from typing import Protocol
+from collections.abc import Callable
 
 
-class Progress(Protocol):
-    """Told what is going on; `villani.report.terminal.progress` shows it."""
+class Progress:
+    """Told what is going on, and shows nothing; `villani.report.terminal.progress` shows it.
+
+    Attributes:
+        remaining: what the whole command still takes, in words; "" while that is not known. Set by `Work`.
+    """
+
+    remaining: Callable[[], str] = staticmethod(lambda: "")
 
     def stage(self, text: str) -> None:
         """A new piece of work of unknown length begins."""
 
     def advance(self, done: int, total: int) -> None:
         """`done` of `total` steps of this piece are finished."""
-
-
-class Silent:
-    """Shows nothing."""
-
-    def stage(self, text: str) -> None:
-        """See `Progress.stage`."""
-
-    def advance(self, done: int, total: int) -> None:
-        """See `Progress.advance`."""
 
 
 def duration(seconds: float) -> str:

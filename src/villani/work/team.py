@@ -41,22 +41,6 @@ class Ledger(Protocol):
         """Keep a finished unit; on return it survives a kill."""
 
 
-class Scoped:
-    """A ledger's keys under a prefix."""
-
-    def __init__(self, ledger: Ledger, prefix: str) -> None:
-        self._ledger = ledger
-        self._prefix = prefix
-
-    def get(self, key: str) -> Rows | None:
-        """See `Ledger.get`."""
-        return self._ledger.get(self._prefix + key)
-
-    def put(self, key: str, arrays: Rows, *, seconds: float, peak_memory_bytes: int) -> None:
-        """See `Ledger.put`."""
-        self._ledger.put(self._prefix + key, arrays, seconds=seconds, peak_memory_bytes=peak_memory_bytes)
-
-
 class Team:
     """Processes that do the same work together; `Team()` is this one alone, `join()` those that torchrun started.
 

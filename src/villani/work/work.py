@@ -13,7 +13,7 @@ from contextlib import ExitStack
 from copy import copy
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, Self, TypeVar
+from typing import Any, Self, TypeVar
 
 import numpy as np
 from pydantic import TypeAdapter
@@ -22,19 +22,14 @@ from villani.statistics import Array
 from villani.work.budget import LESS, Needs, hold
 from villani.work.ledger import Ledger, write_settings
 from villani.work.memory import peak_memory
-from villani.work.progress import Progress, Silent
+from villani.work.progress import Progress
 from villani.work.records import Cost
-from villani.work.team import Ledger as Units
+from villani.work.stages import Stages
 from villani.work.team import Rows, Team
 
 T = TypeVar("T")
-
-
-class Kept(Units, Protocol):
-    """Where finished units are kept, and what they cost."""
-
-    def spent(self, prefix: str = "") -> tuple[float, int, int]:
-        """Seconds in all, largest peak memory in bytes, and number of units, under a key prefix."""
+PAGE = "writing the page"
+_PAGE_SECONDS = 0.5
 
 
 class InMemory:
@@ -44,16 +39,20 @@ class InMemory:
         self._units: dict[str, tuple[Rows, float, int]] = {}
 
     def get(self, key: str) -> Rows | None:
-        """See `Kept.get`."""
+        """See `Ledger.get`."""
         unit = self._units.get(key)
         return unit[0] if unit else None
 
     def put(self, key: str, arrays: Rows, *, seconds: float, peak_memory_bytes: int) -> None:
-        """See `Kept.put`."""
+        """See `Ledger.put`."""
         self._units[key] = (arrays, seconds, peak_memory_bytes)
 
+    def seconds_of(self, key: str) -> float:
+        """See `Ledger.seconds_of`."""
+        return self._units[key][1]
+
     def spent(self, prefix: str = "") -> tuple[float, int, int]:
-        """See `Kept.spent`."""
+        """See `Ledger.spent`."""
         chosen = [unit for key, unit in self._units.items() if key.startswith(prefix)]
         return sum(u[1] for u in chosen), max((u[2] for u in chosen), default=0), len(chosen)
 
@@ -72,6 +71,7 @@ class Work:
         directory: the run directory, once it is open.
         device: where the work is done, and its memory is looked at.
         shared: what is loaded once for all parts of a command, by whatever determines it; see `loaded`.
+        stages: what the stages took so far, and the time left.
     """
 
     def __init__(
@@ -80,13 +80,16 @@ class Work:
     ) -> None:  # fmt: skip
         self.run = run
         self.data = data
-        self.progress: Progress = progress or Silent()
+        self.progress: Progress = progress or Progress()
         self.team = team or Team()
         self.within = within
         self.directory: Path | None = None
         self.device = "cpu"
         self.shared: dict[Any, Any] = {}
-        self._ledger: Kept = InMemory()
+        self.stages = Stages()
+        self.progress.remaining = self.stages.words
+        self._places: tuple[tuple[int, int], ...] = ()
+        self._ledger: Ledger | InMemory = InMemory()
         self._prefix = ""
         self._stack = ExitStack()
 
@@ -126,16 +129,17 @@ class Work:
         if self.team.main:
             if needs is not None:
                 hold(needs, directory, what=what, instead=instead, device=device)
-                self.stage(f"{needs}")
+                self.progress.stage(f"{needs}")
             self._ledger = self._stack.enter_context(Ledger(directory, determining))
             write_settings(directory, settings)
+        self.stages.declare((needs.sizes() if needs else {}) | {PAGE: _PAGE_SECONDS})
         return directory
 
     def inner(self, folder: str) -> "Work":
         """The work of another command inside this run, in a folder and ledger of its own; shares what is loaded."""
         assert self.directory is not None
-        other = Work(self.directory / folder, self.data, self.progress, self.team)
-        other.shared = self.shared
+        other = Work(self.directory / folder, self.data, None, self.team)
+        other.progress, other.shared, other.stages = self.progress, self.shared, Stages(self.stages)
         return other
 
     def folder(self, name: str = "") -> Path:
@@ -149,13 +153,22 @@ class Work:
         other._prefix = f"{self._prefix}{prefix}/"
         return other
 
-    def stage(self, text: str) -> None:
-        """A new piece of work begins."""
+    def part(self, index: int, count: int) -> "Work":
+        """The same work as part `index` of `count` equal ones of the present stage."""
+        other = copy(self)
+        other._places = (*self._places, (index, count))
+        return other
+
+    def stage(self, text: str, name: str | None = None) -> None:
+        """A new piece of work begins, of the stage of that name; the text itself by default."""
+        self.stages.begin(name or text)
+        self.stages.depth = len(self._places)
         self.progress.stage(text)
 
     def advance(self, done: int, total: int) -> None:
         """`done` of `total` steps of this piece are finished."""
-        self.progress.advance(done, total)
+        self.stages.advance(*_within(self._places, done, total))
+        self.progress.advance(*_within(self._places[self.stages.depth :], done, total))
 
     def once(self, key: str, make: Callable[[], Mapping[str, Array]]) -> Rows:
         """The arrays of a unit: those that are kept, or else made now, timed and kept."""
@@ -177,16 +190,25 @@ class Work:
 
         See `Team.map` for what units are, and for what it raises.
         """
-        return self.team.map(units, self if self.team.main else None, self.progress.advance, self._memory)
+        self.stages.advance(*_within(self._places, 0, len(units)))  # what was prepared for them is not theirs
+        return self.team.map(units, self if self.team.main else None, self.advance, self._memory)
 
     def get(self, key: str) -> Rows | None:
         """The arrays of a finished unit, or None."""
-        return self._ledger.get(self._prefix + key)
+        rows = self._ledger.get(self._prefix + key)
+        if rows is not None:
+            self._count(key, self._ledger.seconds_of(self._prefix + key) / self.team.size)
+        return rows
 
     def put(self, key: str, arrays: Rows, *, seconds: float = 0.0, peak_memory_bytes: int | None = None) -> None:
         """Keep a finished unit; in a run directory it then survives a kill."""
         peak = self._memory() if peak_memory_bytes is None else peak_memory_bytes
         self._ledger.put(self._prefix + key, arrays, seconds=seconds, peak_memory_bytes=peak)
+        self._count(key)
+
+    def _count(self, key: str, seconds: float | None = None) -> None:
+        """A unit is there: the clock of the stages goes on by what it took, if an earlier process made it."""
+        self.stages.clock.count(f"{self.directory}:{self._prefix}{key}", seconds)
 
     def spent(self, prefix: str = "") -> tuple[float, int, int]:
         """Seconds in all, largest peak memory in bytes, and number of units, under a key prefix; in every process."""
@@ -218,6 +240,13 @@ class Work:
             self.shared[key] = make()
         value: T = self.shared[key]
         return value
+
+
+def _within(places: tuple[tuple[int, int], ...], done: int, total: int) -> tuple[int, int]:
+    """Steps of a part as steps of the whole."""
+    for index, count in reversed(places):
+        done, total = index * total + done, max(count, index + 1) * total
+    return done, total
 
 
 def default_name(command: str, about: str, determining: Mapping[str, Any]) -> str:

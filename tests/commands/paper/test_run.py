@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,7 +11,6 @@ import pytest
 
 from tests.conftest import dense, make_model, make_pool
 from villani.commands.paper import points as paper_points
-from villani.commands.paper import run as study
 from villani.commands.paper.claims import (
     claims,
     counterexample,
@@ -20,9 +20,8 @@ from villani.commands.paper.claims import (
 )
 from villani.commands.paper.record import PaperRecord, TrendRecord
 from villani.commands.paper.sentences import decay_sentence
-from villani.commands.paper.settings import EstimatorsPart, PaperOptions, PaperSettings, read_settings
+from villani.commands.paper.settings import EstimatorsPart, PaperOptions, read_settings
 from villani.commands.paper.training import best_decay, steps_to, training_points, trend
-from villani.commands.recommend.settings import SweepSettings
 from villani.commands.recommend.sweep import SweepCell, read_sweep_text, sweep
 from villani.commands.running import execute
 from villani.errors import InputError
@@ -320,6 +319,8 @@ def test_a_study_that_is_stopped_goes_on_to_the_same_bytes(villani, monkeypatch,
     assert code == 0, err
     found = PaperRecord.model_validate_json(out)
     assert found.cost.parts["estimators/hutchinson"] > 0
+    assert {"sweep", "choice", "loading the model", "writing the page"} <= found.cost.parts.keys()
+    assert re.search(r"E6, rules against the grid, about .* left in all\n", err)
     assert {c.experiment for c in found.claims} == {"exact", "E2", "E3", "E4", "E5"}
     assert found.landscape == []
     assert len(found.spectra) == 4
@@ -382,21 +383,3 @@ def test_a_study_that_is_stopped_goes_on_to_the_same_bytes(villani, monkeypatch,
     assert (len(done), len(looked)) == (0, 4)  # what was changed is done again, and nothing else
     kept = read_settings(directory / "settings.toml", None)
     assert kept.model_dump() == changed.model_dump()
-
-
-def test_what_is_left_is_told_over_everything(tmp_path):
-    settings = PaperSettings(
-        sweep=SweepSettings(
-            model="builtin:tiny", weight_decay=[0.0, 0.1], seeds=3, steps=1, batch=1, optimizers=["sgd"],
-            learning_rate={"sgd": 0.1},
-        ),
-        temperature=[1.0],
-    )  # fmt: skip
-    counts = study.units(settings)
-    assert counts["sweep"] == 6
-    with Work(tmp_path / "r") as work:
-        work.open("study-paper", "", {}, {})
-        overall = study.Overall(work, counts)
-        work.put("sweep/sweep", {})
-        work.put("sweep/cell/a", {}, seconds=2.0)
-        assert overall.left() == pytest.approx(5 * 2.0 + 2.0 * study._NOMINAL["choice"] / study._NOMINAL["sweep"])

@@ -9,6 +9,7 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -144,16 +145,12 @@ def _orbit(objective: Objective, witness: Witness, settings: AuditSettings, work
     parts = parts_of(space, [orbit.exponents])
     along = exponents_of(orbit, parts)
     block = [int(i) for i in np.flatnonzero(along == along.min())]
-    stages = 2 + len(scales)
-    begun = 0
+    number = count()
 
     def measured(scope: str, blocks: list[list[int]]) -> PartStatistics:
-        nonlocal begun
-        begun += 1
         return part_statistics(
             objective, parts, range(len(objective.groups)), seed=seed, probes=settings.probes, blocks=blocks,
-            ledger=work.scope(scope),
-            progress=lambda done, total: work.advance((begun - 1) * total + done, stages * total),
+            work=work.scope(scope).part(next(number), 2 + len(scales)),
         )  # fmt: skip
 
     work.stage("walking the orbit")

@@ -1,7 +1,5 @@
 """What `villani audit` does: the four criteria on a model and a text, and a witness of what is refuted; or a replay."""
 
-from collections.abc import Callable
-
 from villani.commands.audit.record import AuditDesign, AuditRecord, RescueRecord
 from villani.commands.audit.replay import replay
 from villani.commands.audit.results import coverage_record, differential_record, threshold_record
@@ -10,7 +8,7 @@ from villani.commands.audit.witness import NAME, Claim, Witness, text_checksum
 from villani.commands.constants.run import constants_beside, read_head, spectral_gap
 from villani.commands.running import Outcome
 from villani.commands.subject import Subject, determining, load_subject, objective_record
-from villani.criteria.audit import Audit, audit
+from villani.criteria.audit import Audit, audit, stages
 from villani.criteria.rescue import rescues
 from villani.objective.evaluation import same_threads
 from villani.work.budget import LESS, Needs, Shape
@@ -36,7 +34,7 @@ def run(settings: AuditSettings, work: Work) -> Outcome:
     result = audit(
         objective, settings.temperature, seed=subject.provenance.seed, probes=settings.probes,
         confirmed=settings.confirmed, search=settings.search, rays=settings.rays, ray_groups=settings.ray_groups,
-        ledger=work, progress=_stages(work),
+        work=work,
     )  # fmt: skip
     witness = _witness(result, settings, subject)
     if witness:
@@ -47,25 +45,18 @@ def run(settings: AuditSettings, work: Work) -> Outcome:
 
 
 def _needs(settings: AuditSettings, subject: Subject) -> Needs:
-    """Of parts and walks: about a dozen passes like a measurement's."""
-    tokens = settings.groups * settings.sequences * settings.block * 12 * (1 + 3 * settings.probes)
+    """Of all stages; every kind of ray counts as one, `random` as two."""
+    space, group = subject.objective.parameters, settings.sequences * settings.block
+    undecayed = settings.weight_decay == 0 or space.decayed_size < space.size
+    each = stages(
+        groups=settings.groups, finite=settings.finite, probes=settings.probes, confirmed=settings.confirmed,
+        search=settings.search, rays=len(settings.rays) + ("random" in settings.rays), ray_groups=settings.ray_groups,
+        undecayed=undecayed,
+    )  # fmt: skip
+    tokens = {name: size and size * group for name, size in each.items()}
     return Shape.of(subject.loaded.model).work(
         tokens, at_once=settings.at_once, block=settings.block, vectors=6, device=settings.device
     )
-
-
-def _stages(work: Work) -> Callable[[str, int, int], None]:
-    """Progress of an audit, which says with every step what it is at."""
-    current = ""
-
-    def advance(what: str, done: int, total: int) -> None:
-        nonlocal current
-        if what != current:
-            work.stage(what)
-            current = what
-        work.advance(done, total)
-
-    return advance
 
 
 def _record(result: Audit, settings: AuditSettings, subject: Subject, witness: str | None) -> AuditRecord:

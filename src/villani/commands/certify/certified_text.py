@@ -32,6 +32,7 @@ from villani.work.team import Rows
 from villani.work.work import Work
 
 PRIOR_BATCH, PRIOR_RATE = 8, 2e-3
+CENTRE, START = "the prior's centre", "losses at the start"  # stages
 HELD_OUT = 0.1  # of the blocks, at the end, where no other text is given
 
 
@@ -106,6 +107,7 @@ def to_centre(settings: CertifySettings, prepared: Prepared, work: Work) -> None
     """Put the model at the centre of the prior; whoever loads it next has it at its own weights, see `load`."""
     if prepared.prior is None:
         return
+    work.stage("training the prior's centre on its own part of the text", CENTRE)
     row = work.once("prior", partial(_centre, settings, prepared.loaded, prepared.prior, work))
     tensors = list(prepared.loaded.model.parameters())
     parts = torch.from_numpy(row["weights"]).split([tensor.numel() for tensor in tensors])
@@ -116,14 +118,19 @@ def to_centre(settings: CertifySettings, prepared: Prepared, work: Work) -> None
 
 def _centre(settings: CertifySettings, loaded: LoadedModel, blocks: Blocks, work: Work) -> Rows:
     """Train the prior's centre on its own part of the text."""
-    work.stage("training the prior's centre on its own part of the text")
     tensors = list(loaded.model.parameters())
     train(
         loaded.model, blocks.ids.to(tensors[0].device), blocks.labels.to(tensors[0].device),
-        steps=settings.prior_steps, batch=PRIOR_BATCH, learning_rate=PRIOR_RATE, seed=settings.seed,
-        progress=work.advance,
+        steps=settings.prior_steps, batch=PRIOR_BATCH, learning_rate=PRIOR_RATE, seed=settings.seed, work=work,
     )  # fmt: skip
     return {"weights": torch.cat([tensor.detach().reshape(-1) for tensor in tensors]).cpu().numpy()}
+
+
+def opening(settings: CertifySettings, prepared: Prepared) -> dict[str, float]:
+    """Stages before the first step, by the tokens that gradients are taken over; a loss is a third of one."""
+    trained = settings.prior_steps * PRIOR_BATCH if prepared.prior is not None else 0
+    judged = len(prepared.certified.ids) + len(prepared.held_out.ids)
+    return {CENTRE: float(trained * settings.block), START: judged * settings.block / 3}
 
 
 def predicted(blocks: Blocks) -> Array:
@@ -135,10 +142,11 @@ def predicted(blocks: Blocks) -> Array:
 def judge(settings: CertifySettings, loaded: LoadedModel, work: Work, **texts: Blocks) -> dict[str, Array]:
     """Moments of the losses at the model's present weights, on texts by the names of theirs in a row."""
     row: dict[str, Array] = {}
-    for name, blocks in texts.items():
+    for index, (name, blocks) in enumerate(texts.items()):
         logs, counts = label_probabilities(
-            loaded.model, blocks.ids, blocks.labels, micro_tokens=settings.micro_tokens, progress=work.advance
-        )
+            loaded.model, blocks.ids, blocks.labels, micro_tokens=settings.micro_tokens,
+            work=work.part(index, len(texts)),
+        )  # fmt: skip
         row |= moments(name, logs, counts, settings.alpha, outputs(loaded.model))
     return row
 

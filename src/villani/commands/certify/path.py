@@ -6,7 +6,7 @@ from functools import partial
 
 import numpy as np
 
-from villani.commands.certify.certified_text import PRIOR_BATCH, Prepared, judge, predicted
+from villani.commands.certify.certified_text import START, Prepared, judge, opening, predicted
 from villani.commands.certify.record import BoundRecord, CertificatePoint, CertificateRecord
 from villani.commands.certify.results import ScoredModel, beaten, best_bound, bound_record, competitors
 from villani.commands.certify.settings import CertifySettings
@@ -29,28 +29,33 @@ def certify(settings: CertifySettings, prepared: Prepared, work: Work) -> tuple[
     model = prepared.loaded.model.eval()
     moving = Moving(model, settings.train, settings.scale)
     texts = {"certified": prepared.certified, "held_out": prepared.held_out}
-    work.stage("evaluating the prior's centre")
+    work.stage("evaluating the prior's centre", START)
     centre = work.once("centre", partial(judge, settings, prepared.loaded, work, **texts))
     rows: dict[float, list[Rows]] = {}
     for number, decay in enumerate(settings.weight_decay):
         rows[decay] = []
         for index in range(settings.chains):
-            work.stage(f"λ = {decay:g} ({number + 1} of {len(settings.weight_decay)}), chain {index + 1}")
-            chain = partial(_chain, settings, prepared, moving, decay, index, work)
+            part = work.part(index, settings.chains)
+            words = f"λ = {decay:g} ({number + 1} of {len(settings.weight_decay)}), chain {index + 1}"
+            part.stage(words, _stage(decay))
+            chain = partial(_chain, settings, prepared, moving, decay, index, part)
             rows[decay].append(work.once(f"chain/{decay!r}/{index}", chain))
     scored = {decay: [ScoredModel.of(row, settings.alpha) for row in chains] for decay, chains in rows.items()}
     record = assemble(settings, prepared, moving.size, ScoredModel.of(centre, settings.alpha), scored)
     return record, settings.batch * (settings.block - 1) * settings.steps * settings.chains * len(rows)
 
 
+def _stage(decay: float) -> str:
+    return f"noisy runs: λ = {decay!r}"
+
+
 def needs(settings: CertifySettings, prepared: Prepared) -> Needs:
     """A gradient a step, and a pass over all blocks, a third of one, after every chain."""
-    runs = settings.chains * len(settings.weight_decay)
-    judged = len(prepared.certified.ids) + len(prepared.held_out.ids)
-    blocks = runs * settings.steps * settings.batch + (runs + 1) * judged / 3
-    blocks += settings.prior_steps * PRIOR_BATCH if prepared.prior is not None else 0
+    first = opening(settings, prepared)
+    chains = settings.chains * (settings.steps * settings.batch * settings.block + first[START])
     gradients = Shape.of(prepared.loaded.model).work(
-        blocks * settings.block, at_once=settings.at_once, block=settings.block, vectors=6,
+        first | {_stage(decay): chains for decay in settings.weight_decay}, at_once=settings.at_once,
+        block=settings.block, vectors=6,
         kept=len(settings.weight_decay) + int(prepared.prior is not None), device=settings.device,
     )  # fmt: skip
     return replace(gradients, memory=gradients.memory + 16.0 * settings.batch * settings.block)
@@ -63,9 +68,10 @@ def _chain(
     certified = prepared.certified
     chain = run_chain(
         moving, certified.ids, certified.labels, settings.plan(weight_decay), batch=settings.batch,
-        seed=settings.seed, index=index, direction=settings.direction, progress=work.advance,
+        seed=settings.seed, index=index, direction=settings.direction, work=work,
     )  # fmt: skip
     chain.account.check()
+    work.stage("losses where it ended")
     row = judge(settings, prepared.loaded, work, certified=certified, held_out=prepared.held_out)
     row |= {
         "log_ratio": np.array(chain.account.log_ratio),

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from villani.commands.certify.certified_text import PRIOR_BATCH, Prepared, judge, moments, predicted, smoothed_losses
+from villani.commands.certify.certified_text import START, Prepared, judge, moments, opening, predicted, smoothed_losses
 from villani.commands.certify.record import CertificateRecord, GainRecord, PassPoint, PrequentialRecord, SegmentRecord
 from villani.commands.certify.results import ScoredModel, beaten, best_bound, bound_record, competitors
 from villani.commands.certify.settings import CertifySettings
@@ -59,13 +59,13 @@ def certify(settings: CertifySettings, prepared: Prepared, work: Work) -> tuple[
     """Pass over the text once at every λ and η from the centre, where the model is; the record, and tokens seen."""
     model, states = prepared.loaded.model.eval(), work.folder("states")
     tensors: list[torch.Tensor] = [p for _, p in matching(model, settings.train)]
-    work.stage("scoring the frozen start")
+    work.stage("scoring the frozen start", START)
     start = _pass(settings, prepared, None, states / "start", work.scope("start"))
     passes: list[tuple[UpdateRule, Pass]] = []
     rules = settings.rules()
     for number, rule in enumerate(rules):
         words = f"λ = {rule.weight_decay:g}, η = {rule.rate:g} ({number + 1} of {len(rules)})"
-        work.stage(f"{words}: one pass over the text")
+        work.stage(f"{words}: one pass over the text", _stage(number))
         learner = Learner(rule, tensors)
         passes.append(
             (rule, _pass(settings, prepared, learner, states / f"pass-{number}", work.scope(f"pass/{number}")))
@@ -74,15 +74,17 @@ def certify(settings: CertifySettings, prepared: Prepared, work: Work) -> tuple[
     return record, int(prepared.certified.counts.sum()) * len(rules)
 
 
+def _stage(number: int) -> str:
+    return f"passes over the text: {number}"
+
+
 def needs(settings: CertifySettings, prepared: Prepared) -> Needs:
     """A gradient over every block at every λ and η; a third of one for the frozen start and for held-out blocks."""
-    passes = len(settings.weight_decay) * len(settings.learning_rate)
-    certified, held_out = len(prepared.certified.ids), len(prepared.held_out.ids)
-    blocks = certified * (passes + 1 / 3) + (passes + 1) * held_out / 3
-    blocks += settings.prior_steps * PRIOR_BATCH if prepared.prior is not None else 0
-    shape = Shape.of(prepared.loaded.model)
+    passes, certified = len(settings.weight_decay) * len(settings.learning_rate), len(prepared.certified.ids)
+    shape, each = Shape.of(prepared.loaded.model), settings.block * (certified + len(prepared.held_out.ids) / 3)
     gradients = shape.work(
-        blocks * settings.block, at_once=settings.at_once, block=settings.block, vectors=7,
+        opening(settings, prepared) | {_stage(number): each for number in range(passes)},
+        at_once=settings.at_once, block=settings.block, vectors=7,
         kept=6 + int(prepared.prior is not None), device=settings.device,
     )  # fmt: skip
     return replace(gradients, disk=gradients.disk + shape.itemsize * certified * settings.block * (passes + 1.0))
@@ -103,6 +105,7 @@ def _pass(settings: CertifySettings, prepared: Prepared, learner: Learner | None
             "state": np.zeros(0, dtype=np.uint8),
         }  # fmt: skip
         if part.stop == steps:
+            work.stage("losses on held-out blocks")
             row |= judge(settings, prepared.loaded, work, held_out=prepared.held_out)
             row["moved"] = np.array(learner.moved() if learner else 0.0)
         return row

@@ -20,6 +20,8 @@ from villani.work.stretches import Enough, stretches
 from villani.work.team import Rows
 from villani.work.work import Work
 
+CHAINS, COUPLED = "chains: λ = {!r}, s = {!r}", "two chains with common noise: λ = {!r}, s = {!r}"  # stages
+
 
 @dataclass(frozen=True)
 class Chain:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from villani.commands.converge.chains import Ensemble, Theory, cost_of, divergence_records, run_chain
+from villani.commands.converge.chains import CHAINS, COUPLED, Ensemble, Theory, cost_of, divergence_records, run_chain
 from villani.commands.converge.coupling import coupled_models
 from villani.commands.converge.record import ConvergenceRecord, DynamicsRecord
 from villani.commands.converge.results import chains_record
@@ -68,12 +68,15 @@ def on_model(settings: ConvergeSettings, work: Work) -> Outcome:
 def _needs(settings: ConvergeSettings, subject: Subject) -> Needs:
     """A gradient a step of every chain; θ at the start, where it is and where it was, on disk."""
     whole = settings.groups if settings.batch is None else 1
-    steps = (settings.steps or 0) * (settings.chains or 0) * len(settings.weight_decay) * len(settings.temperature)
     measured = 4 * settings.psi_groups / settings.psi_every if settings.psi_every else 0.0
-    tokens = steps * settings.sequences * settings.block * (whole + measured)
+    tokens = float((settings.steps or 0) * settings.sequences * settings.block)  # of a chain with groups of one
+    stages: dict[str, float] = {}
+    for place in product(settings.weight_decay, settings.temperature):
+        stages[CHAINS.format(*place)] = (settings.chains or 0) * tokens * (whole + measured)
+        stages[COUPLED.format(*place)] = 2 * settings.coupled * tokens * whole
     moving = 2 if settings.momentum else 1
     return Shape.of(subject.loaded.model).work(
-        tokens, at_once=settings.at_once, block=settings.block, vectors=3 * moving + 4 * settings.coupled,
+        stages, at_once=settings.at_once, block=settings.block, vectors=3 * moving + 4 * settings.coupled,
         kept=1 + 2 * moving, device=settings.device,
     )  # fmt: skip
 
@@ -117,10 +120,11 @@ def _ensemble(
     units = work.scope(f"{decay!r}/{s!r}")
     chains, diverged = [], []
     for number in range(count):
-        work.stage(f"chain {number + 1} of {count} at λ = {decay:g}, s = {s:g}")
+        part = units.part(number, count)
+        part.stage(f"chain {number + 1} of {count} at λ = {decay:g}, s = {s:g}", CHAINS.format(decay, s))
         with target.running():
             chain = run_chain(
-                target, kernel, units, directory / "state" / f"{decay!r}-{s!r}", seed=settings.seed, chain=number,
+                target, kernel, part, directory / "state" / f"{decay!r}-{s!r}", seed=settings.seed, chain=number,
                 log_every=log_every, inspect=partial(_psi, subject, target, settings, number),
                 inspect_every=settings.psi_every,
             )  # fmt: skip
@@ -128,7 +132,7 @@ def _ensemble(
         chains.append(chain)
     pair = None
     if settings.coupled:
-        work.stage("two chains with common noise")
+        work.stage("two chains with common noise", COUPLED.format(decay, s))
         twin = _twin(subject, settings)
         pair = coupled_models(target, twin, kernel, units, seed=settings.seed, log_every=log_every)
     return Ensemble(

@@ -4,7 +4,7 @@ import shutil
 from pathlib import Path
 
 from villani.commands.blocks import SubjectSettings
-from villani.commands.converge.chains import Ensemble, Theory, cost_of, divergence_records, run_chain
+from villani.commands.converge.chains import CHAINS, COUPLED, Ensemble, Theory, cost_of, divergence_records, run_chain
 from villani.commands.converge.coupling import coupled
 from villani.commands.converge.record import ConvergenceRecord, DynamicsRecord, PotentialRecord
 from villani.commands.converge.results import chains_record
@@ -20,6 +20,7 @@ from villani.work.budget import Needs
 from villani.work.records import CONFIDENCE
 from villani.work.work import Work
 
+_SOLVING = "exact gaps: λ = {!r}, s = {!r}"  # stage
 _FREE = {"weight_decay", "temperature", "coupled", *SubjectSettings.model_fields} - {"model", "seed"}
 
 
@@ -53,12 +54,21 @@ def on_potential(settings: ConvergeSettings, work: Work) -> Outcome:
     return Outcome([record], {0: cost_of(ensembles, work)})
 
 
+def _place(one: Case) -> tuple[float, float]:
+    """λ and s."""
+    return one.potential.weight_decay, 2 / one.potential.beta
+
+
 def _needs(settings: ConvergeSettings, cases: list[Case]) -> Needs:
     """Walkers where they are, were and go, and the rows that are logged."""
     chains, walkers, log_every = settings.sizes
     rows = chains * (settings.steps or 0) // log_every
     positions = chains * walkers * max(one.potential.dimension for one in cases)
-    return Needs(memory=8.0 * (6 * positions + 20 * rows), disk=8.0 * (2 * positions + 20 * rows * len(cases)))
+    each = ((_SOLVING, None), (CHAINS, 1.0), (COUPLED, 2.0 * (not settings.momentum)))
+    return Needs(
+        memory=8.0 * (6 * positions + 20 * rows), disk=8.0 * (2 * positions + 20 * rows * len(cases)),
+        stages={name.format(*_place(one)): size for one in cases for name, size in each},
+    )  # fmt: skip
 
 
 def _ensemble(settings: ConvergeSettings, one: Case, work: Work, directory: Path) -> Ensemble:
@@ -68,13 +78,13 @@ def _ensemble(settings: ConvergeSettings, one: Case, work: Work, directory: Path
     kernel = settings.kernel(law.weight_decay, 2 / law.beta)
     units = work.scope(f"{law.weight_decay!r}/{law.beta!r}")
     target = PotentialTarget(law, walkers, chains, spread=settings.start == "spread")
-    work.stage(f"walking at λ = {law.weight_decay:g}, s = {2 / law.beta:g}")
+    work.stage(f"walking at λ = {law.weight_decay:g}, s = {2 / law.beta:g}", CHAINS.format(*_place(one)))
     chain = run_chain(
         target, kernel, units, directory / "state" / f"{law.weight_decay!r}-{law.beta!r}", seed=settings.seed, chain=0,
         log_every=log_every,
     )  # fmt: skip
     near, far = (PotentialTarget(law, walkers, chains, start=sign * target.start) for sign in (1, -1))
-    work.stage("two chains with common noise")
+    work.stage("two chains with common noise", COUPLED.format(*_place(one)))
     pair = coupled(near, far, kernel, units, seed=settings.seed, log_every=log_every)
     return Ensemble(
         settings=settings, kernel=kernel, names=(*STANDARD, *target.extras), chains=(chain,), pair=pair,
@@ -85,7 +95,8 @@ def _ensemble(settings: ConvergeSettings, one: Case, work: Work, directory: Path
 def _theory(one: Case, work: Work) -> Theory:
     """The gap of the diffusion on a potential, with its status, or why it is not known."""
     law = one.potential
-    work.stage(f"solving for the exact gap at λ = {law.weight_decay:g}, β = {law.beta:g}")
+    words = f"solving for the exact gap at λ = {law.weight_decay:g}, β = {law.beta:g}"
+    work.stage(words, _SOLVING.format(*_place(one)))
     try:
         truth = solve(law, sobolev=False)
     except InputError as error:

@@ -30,6 +30,7 @@ BATCH, LEARNING_RATE = 16, 3e-3
 MEASURED = MeasureSettings(
     model=MODEL, weight_decay=[0.1, 0.01, 1.0], temperature=[1e-3, 1e-1, 10.0], groups=16, sequences=4, block=128
 )
+_TRAINING, _POINT, _RAY = "training", "measuring at the trained point", "measuring along a ray"
 RADII = (0.1, 0.3, 1.0, 3.0, 10.0)  # in units of ‖θ‖
 
 
@@ -67,19 +68,20 @@ def run(settings: DemoSettings, work: Work) -> Outcome:
         steps=list(range(1, len(losses) + 1)), held_out_loss=judged.loss(),
     )  # fmt: skip
     subject = Subject(loaded, text, objective, provenance_of(objective, settings.command(), settings.seed))
-    work.stage("measuring at the trained point")
+    work.stage(_POINT)
     record, cost = measured(subject, measuring, work.scope("trained"))
     records, costs = [training, record], {1: cost}
     direction = random_direction(objective.parameters, settings.seed)
     norm = float(objective.parameters.norms_squared().sum()) ** 0.5
     for index, multiple in enumerate(RADII):
         radius = multiple * norm
-        work.stage(f"measuring along a ray, {index + 1} of {len(RADII)}")
+        part = work.part(index, len(RADII))
+        part.stage(f"measuring along a ray, {index + 1} of {len(RADII)}", _RAY)
         place = Displacement(direction="one random direction", radius=radius)
         with objective.displaced(direction, radius):
             bits = {"parameter_checksum": objective.parameters.checksum()}
             there = replace(subject, provenance=subject.provenance.model_copy(update=bits))
-            record, cost = measured(there, measuring, work.scope(f"ray/{index}"), place)
+            record, cost = measured(there, measuring, part.scope(f"ray/{index}"), place)
         costs[len(records)] = cost
         records.append(record)
     return Outcome(records, costs, shown=1)
@@ -87,10 +89,10 @@ def run(settings: DemoSettings, work: Work) -> Outcome:
 
 def _needs(settings: DemoSettings, measuring: MeasureSettings, shape: Shape) -> Needs:
     """Of the training, and of measuring at a point and along the ray."""
-    points = 1 + len(RADII)
-    sequences = settings.steps * BATCH + 4 * points * measuring.groups * measuring.sequences
-    needs = shape.work(sequences * measuring.block, at_once=measuring.at_once, block=measuring.block, vectors=5, kept=2)
-    return replace(needs, disk=needs.disk + points * rows_bytes(shape.parameters, measuring.groups))
+    point = 4.0 * measuring.groups * measuring.sequences * measuring.block
+    stages = {_TRAINING: settings.steps * BATCH * measuring.block, _POINT: point, _RAY: len(RADII) * point}
+    needs = shape.work(stages, at_once=measuring.at_once, block=measuring.block, vectors=5, kept=2)
+    return replace(needs, disk=needs.disk + (1 + len(RADII)) * rows_bytes(shape.parameters, measuring.groups))
 
 
 def split(blocks: Blocks, seed: int) -> tuple[Blocks, Blocks]:
@@ -111,10 +113,9 @@ def _trained(settings: DemoSettings, work: Work, spec: str, blocks: Blocks, dire
 
     def make() -> Rows:
         model = load(settings, work, spec, train=True).model
-        work.stage("training")
         losses = train(
             model, blocks.ids, blocks.labels, steps=settings.steps, batch=BATCH, learning_rate=LEARNING_RATE,
-            seed=settings.seed, progress=work.advance,
+            seed=settings.seed, work=work,
         ).losses  # fmt: skip
         with writing(directory):
             shutil.rmtree(directory / "model.partial", ignore_errors=True)
@@ -123,6 +124,7 @@ def _trained(settings: DemoSettings, work: Work, spec: str, blocks: Blocks, dire
             (directory / "model.partial").replace(directory / "model")
         return {"loss": np.array(losses), "model": checksum(*files)}
 
+    work.stage(_TRAINING)
     lost = work.get("training") is not None and not files[1].is_file()
     rows = work.once("training", make)
     if lost:

@@ -52,17 +52,16 @@ def _reference(work: Work) -> ReferenceRecord:
 def _solved(settings: ExactSettings, work: Work) -> ExactRecord:
     cases = _cases(settings)
     work.stage("solving")
-    work.advance(0, len(cases))
     points = [_point(cases[0], settings.digits)]
     given = settings.model_dump(exclude={"all", "output"}) | {"parameters": settings.assignments}
     keyed = {name: given[name] for name in ("potential", "parameters", "shape", "digits")} | versions(*_PACKAGES)
     work.open("exact", settings.about, keyed, given, named=given | keyed)
+    work.stage("solving")
     for done, one in enumerate(cases[1:], 1):
-        work.advance(done, len(cases))
         law = one.potential
         key = f"{law.weight_decay!r}/{law.beta!r}/{law.dimension}"
         points.append(work.once_record(key, PointRecord, partial(_point, one, settings.digits)))
-    work.advance(len(cases), len(cases))
+        work.advance(done, len(cases) - 1)
     entry = CATALOGUE.get(settings.about)
     first = cases[0]
     return ExactRecord(

@@ -20,13 +20,12 @@ from villani.commands.subject import Subject, determining, load_subject, objecti
 from villani.curvature.deflation import Deflation, deflation_from
 from villani.curvature.sketch import buckets_for
 from villani.measurement.measure import measure
-from villani.measurement.measure_to import measure_to
+from villani.measurement.measure_to import MEASURING, PILOTING, measure_to
 from villani.measurement.measurement import Measurement
 from villani.measurement.plan import PILOT
 from villani.measurement.target import Target
 from villani.objective.evaluation import same_threads
 from villani.work.budget import LESS, Needs, Shape
-from villani.work.progress import duration
 from villani.work.records import CONFIDENCE, Cost, PsiRecord
 from villani.work.work import Work
 
@@ -48,7 +47,8 @@ def run(settings: MeasureSettings, work: Work) -> Outcome:
         settings.model_dump() | {"parameter_checksum": subject.provenance.parameter_checksum},
         needs=_needs(settings, subject), what="this measurement", instead=LESS, device=settings.device,
     )  # fmt: skip
-    work.stage("measuring")
+    if not planned:
+        work.stage(MEASURING)
     record, cost = measured(subject, settings, work.scope("measure"), deflation=deflation)
     return Outcome([record], {0: cost})
 
@@ -56,9 +56,10 @@ def run(settings: MeasureSettings, work: Work) -> Outcome:
 def _needs(settings: MeasureSettings, subject: Subject) -> Needs:
     """A gradient and about three for every probe on each group; on few groups for a pilot."""
     groups = settings.groups + (2 * PILOT if settings.target_error else 0)
-    tokens = groups * settings.sequences * settings.block * (1 + 3 * settings.probes + int(settings.finite))
+    tokens = float(groups * settings.sequences * settings.block * (1 + 3 * settings.probes + int(settings.finite)))
+    stages = {PILOTING: tokens, MEASURING: None} if settings.target_error else {MEASURING: tokens}
     needs = Shape.of(subject.loaded.model).work(
-        tokens, at_once=settings.at_once, block=settings.block, vectors=4, device=settings.device
+        stages, at_once=settings.at_once, block=settings.block, vectors=4, device=settings.device
     )
     return replace(needs, disk=needs.disk + rows_bytes(subject.objective.parameters.size, groups))
 
@@ -69,40 +70,24 @@ def rows_bytes(parameters: int, groups: int) -> float:
 
 
 def measured(
-    subject: Subject,
-    settings: MeasureSettings,
-    work: Work,
-    displacement: Displacement | None = None,
+    subject: Subject, settings: MeasureSettings, work: Work, displacement: Displacement | None = None,
     deflation: Deflation | None = None,
-) -> tuple[MeasurementRecord, Cost]:
+) -> tuple[MeasurementRecord, Cost]:  # fmt: skip
     """Measure an objective, and make its record and cost."""
     objective = subject.objective
     plan = target = None
     if settings.target_error is None:
         measurement = measure(
-            objective,
+            objective, deflate=deflation, work=work,
             **settings.model_dump(include={"probes", "seed", "trace", "blocks", "products", "shares"}),
-            deflate=deflation,
-            ledger=work,
-            progress=work.advance,
-            team=work.team,
-        )
+        )  # fmt: skip
     else:
         target = Target(*settings.wanted(), settings.target, settings.weight_decay[0], settings.temperature[0])
-        work.stage("trying ways on a pilot")
         measurement, plan = measure_to(
-            objective,
-            target,
-            seed=settings.seed,
-            least=settings.groups,
-            shares=settings.shares,
-            on_plan=lambda plan: work.stage(f"measuring: {plan}, about {duration(plan.seconds / work.team.size)}"),
-            ledger=work,
-            progress=work.advance,
-            team=work.team,
+            objective, target, seed=settings.seed, least=settings.groups, shares=settings.shares, work=work
         )
-        way = {"trace": plan.way.trace, "blocks": plan.way.blocks}
-        settings = settings.model_copy(update=way | {"probes": plan.probes, "groups": measurement.loss.n})
+        chosen = {"trace": plan.way.trace, "blocks": plan.way.blocks, "probes": plan.probes}
+        settings = settings.model_copy(update=chosen | {"groups": measurement.loss.n})
     record = MeasurementRecord.of(
         measurement,
         model=subject.loaded.record,

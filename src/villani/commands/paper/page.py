@@ -18,6 +18,7 @@ from villani.report.numbers import format_number, format_plain, format_uncertain
 from villani.report.terminal import say, table
 from villani.statistics import resolved_sign
 from villani.work.records import EstimateRecord
+from villani.work.work import PAGE
 
 _LIMITS = (
     "The claims are those of the abstract. The proofs were not available to us: if the theorems carry further "
@@ -260,7 +261,9 @@ def _pathologies(record: PaperRecord) -> str:
 
 
 def _about(record: PaperRecord) -> dict[str, str]:
-    spent = ", ".join(f"{name} {seconds / 60:.1f}" for name, seconds in _seconds(record).items() if "/" not in name)
+    spent = ", ".join(
+        f"{name} {seconds / 60:.1f}" for name, seconds in _seconds(record).items() if "/" not in name and name != PAGE
+    )
     about = {
         "model": f"{record.model.description}; {record.parameters:,} parameters",
         "trained on": f"{record.text.spec}; {record.text.words}",

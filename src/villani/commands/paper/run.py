@@ -5,7 +5,6 @@ experiment at one trained model; convergence and certificates are runs of `villa
 folders of their own, with their own ledgers and pages. Nothing is measured here: it is done by those that do it anyway.
 """
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -42,7 +41,6 @@ from villani.objective.objective import Objective
 from villani.objective.parameters import ParameterSpace
 from villani.theory.constants import Smoothing
 from villani.work.budget import LESS
-from villani.work.progress import duration
 from villani.work.records import CONFIDENCE
 from villani.work.team import Rows
 from villani.work.work import Work
@@ -54,8 +52,6 @@ _NOMINAL = {  # rough seconds of a unit on one core at --size small: ratios matt
 }  # fmt: skip
 
 _FREE = {"threads", "trust_remote_code", "adapter"}  # fields of a sweep that its trained models do not depend on
-_PATIENCE = 60.0  # seconds between two tellings of what is left
-_PREFIXES = {"sweep": "sweep/cell/"}  # a sweep has a row beside its cells
 
 
 @same_threads()
@@ -75,13 +71,14 @@ def run(options: PaperOptions, work: Work) -> Outcome:
     }
     counts = units(settings)
     needs = needs_of(trained, loaded.model, counts["sweep"], text)
-    whole = sum(_NOMINAL[kind] * count for kind, count in counts.items()) / (_NOMINAL["sweep"] * counts["sweep"])
+    stages: dict[str, float | None] = {kind: _NOMINAL[kind] * count for kind, count in counts.items()}
+    whole = sum(size or 0.0 for size in stages.values()) / (_NOMINAL["sweep"] * counts["sweep"])
     work.open(
         "study-paper", trained.model, keyed, settings.model_dump(mode="json"),
-        needs=replace(needs, seconds=whole * (needs.seconds or 0.0)), what="this study",
+        needs=replace(needs, seconds=whole * (needs.seconds or 0.0), stages=stages), what="this study",
         instead=f"train fewer cells, or {LESS}", device=trained.device,
     )  # fmt: skip
-    study = _Run(settings, text, work, Overall(work, counts))
+    study = _Run(settings, text, work)
     record = PaperRecord.of(
         model=loaded.record, parameters=objective.parameters.size, text=text.records[0], held_out=text.records[1],
         grid=trained.weight_decay, seeds=trained.seeds, optimizers=[*trained.optimizers], steps=trained.steps,
@@ -115,46 +112,9 @@ def units(settings: PaperSettings) -> dict[str, int]:
     }
 
 
-class Overall:
-    """A `Progress` that adds to every stage what is left over all: units not done, at what their kind has taken."""
-
-    def __init__(self, work: Work, counts: dict[str, int]) -> None:
-        self._show, self._work, self._counts = work.progress, work, counts
-        self._words, self._since = "", 0.0
-        work.progress = self
-
-    def left(self) -> float:
-        """Seconds; kinds that have not begun are scaled by how those that have compare with what was expected."""
-        spent = {kind: self._work.spent(_PREFIXES.get(kind, f"{kind}/")) for kind in self._counts}
-        done = {kind: min(one[2], self._counts[kind]) for kind, one in spent.items()}
-        expected = sum(_NOMINAL[kind] * count for kind, count in done.items())
-        scale = sum(one[0] for one in spent.values()) / expected if expected else 1.0
-        return sum(
-            (count - done[kind]) * (spent[kind][0] / done[kind] if done[kind] else scale * _NOMINAL[kind])
-            for kind, count in self._counts.items()
-        )
-
-    def stage(self, text: str) -> None:
-        """See `Progress.stage`."""
-        self._show.stage(f"{text} · in all about {duration(self.left())} left")
-
-    def advance(self, done: int, total: int) -> None:
-        """See `Progress.advance`."""
-        self._show.advance(done, total)
-
-    def count(self, words: str, done: int, total: int) -> None:
-        """`done` of `total` units of one kind; what is left in all is told at the first, and again every minute."""
-        if words != self._words or time.monotonic() - self._since > _PATIENCE:
-            self._words, self._since = words, time.monotonic()
-            self.stage(words)
-        self.advance(done, total)
-
-
 @dataclass(frozen=True, eq=False)
 class _Run(Study):
     """One run of a study: what it does, in order, and what it says while it does it."""
-
-    show: Overall
 
     def measured(self, parameters: int) -> dict[str, Any]:
         """All fields of the record that are measured."""
@@ -167,7 +127,8 @@ class _Run(Study):
         if settings.landscape and descended:
             mask = ParameterSpace(load(settings.sweep, self.work).model, "hf").mask
             make = partial(points.criteria, self, descended[0])
-            examined = self._kept(f"criteria/{mask}", list[CriteriaRecord], make, "criteria")
+            self.work.stage("criteria")
+            examined = self.work.once_record(f"criteria/{mask}", list[CriteriaRecord], make)
         landscape = self._each(
             "landscape", "E1, Ψ along rays and orbits", LandscapePoint, descended, points.landscape_point
         )
@@ -191,10 +152,10 @@ class _Run(Study):
         pathologies = self._each("pathologies", "pathologies", PathologyPoint, trained, points.pathology_point)
         tables = {name: training_points(cells, name) for name in optimizers}
         training = [point for row, _ in tables.values() for point in row]
-        choices = self._kept(
-            f"choice/{settings.digest('choice')}", list[OptimizerRecord],
-            partial(self._choices, cells, certificates[0]), "E6, rules against the grid",
-        )  # fmt: skip
+        self.work.stage("E6, rules against the grid", "choice")
+        choices = self.work.once_record(
+            f"choice/{settings.digest('choice')}", list[OptimizerRecord], partial(self._choices, cells, certificates[0])
+        )
         return {
             "criteria": examined, "landscape": landscape, "spectra": spectra,
             "learned": learned_curvature(spectra, grid), "convergence": convergence, "training": training,
@@ -215,16 +176,10 @@ class _Run(Study):
         made = []
         for number, cell in enumerate(cells):
             key = f"{kind}/{self.settings.digest(kind)}/{cell.optimizer}/{cell.weight_decay!r}/{cell.seed}"
-            self.show.count(words, number, len(cells))
-            made.append(self._kept(key, record, partial(make, self, part, cell)))
-        self.show.count(words, len(cells), len(cells))
+            self.work.stage(words, kind)
+            self.work.advance(number, len(cells))
+            made.append(self.work.once_record(key, record, partial(make, self, part, cell)))
         return made
-
-    def _kept(self, key: str, kind: Any, make: Callable[[], T], words: str = "") -> T:
-        """A unit of work, told when it is begun."""
-        if words and self.work.get(key) is None:
-            self.show.stage(words)
-        return self.work.once_record(key, kind, make)
 
     def _inner(self, part: str, settings: Settings, kind: Any, read: Callable[[Any], T], words: str) -> T:
         """What is read off the record of another command's run, in a folder of its own."""
@@ -234,16 +189,18 @@ class _Run(Study):
             with self.work.inner(f"{settings.name}-{digest}") as inner:
                 return read(perform(settings, inner)[1])
 
-        return self._kept(f"{part}/{digest}", kind, make, words)
+        self.work.stage(words, part)
+        return self.work.once_record(f"{part}/{digest}", kind, make)
 
     def _estimators(self, part: EstimatorsPart, cell: SweepCell, parameters: int) -> EstimatorsRecord:
         words, count = "E5, ways to the trace", part.repeats * len(part.ways) + 1
         mark = self.settings.digest("estimators")
-        self.show.count(words, 0, count)
+        self.work.stage(words, "estimators")
         reference = self.work.once(f"estimators/reference/{mark}", partial(points.reference_trace, self, part, cell))
         rows: dict[Ways, list[Rows]] = {way: [] for way in part.ways}
         for number, (way, repeat) in enumerate(product(part.ways, range(part.repeats)), 1):
-            self.show.count(words, number, count)
+            self.work.stage(words, "estimators")
+            self.work.advance(number, count)
             make = partial(points.estimator_row, self, part, cell, way, repeat)
             rows[way].append(self.work.once(f"estimators/{way}/{mark}/{repeat}", make))
         return points.estimators_record(part, cell, reference, rows, parameters)

@@ -32,6 +32,8 @@ from villani.theory.constants import Smoothing
 from villani.work.budget import LESS
 from villani.work.work import Work
 
+_GROUPS, _SEQUENCES = 12, 2  # of the audit at the start
+AUDIT, _VERIFYING = "short audit", "training at what rules name"  # stages
 # asked of the cells, not trained into them
 _QUESTIONS = {"rules", "verify_rules", "audit", "delta", "threads", "allow_unused", "adapter", "trust_remote_code"}
 
@@ -114,7 +116,8 @@ def run(settings: RecommendSettings, work: Work) -> Outcome:
     grid = sorted(settings.weight_decay)
     count = len(settings.optimizers) * len(grid) * settings.seeds
     work.open(
-        "recommend", settings.model, keyed, settings.model_dump(), needs=needs_of(settings, loaded.model, count, text),
+        "recommend", settings.model, keyed, settings.model_dump(),
+        needs=needs_of(settings, loaded.model, count, text, _more(settings, text)),
         what=f"a sweep of {count:,} training runs", instead=f"train fewer cells, lower --batch, or {LESS}",
         device=settings.device,
     )  # fmt: skip
@@ -125,7 +128,8 @@ def run(settings: RecommendSettings, work: Work) -> Outcome:
 
     def trained(optimizer: Optimizer, decays: Sequence[float]) -> list[SweepCell]:
         """At the rules' own λ, with --verify-rules."""
-        return sweep(settings, work, [*product([optimizer], decays, settings.training_seeds)])
+        cells = [*product([optimizer], decays, settings.training_seeds)]
+        return sweep(settings, work, cells, f"{_VERIFYING}: {optimizer}")
 
     records = [judge(evidence, o, swept, trained if settings.verify_rules else None) for o in settings.optimizers]
     blocks = len(text.documents)
@@ -140,6 +144,23 @@ def run(settings: RecommendSettings, work: Work) -> Outcome:
     )  # fmt: skip
     tokens = settings.steps * settings.batch * (settings.block - 1) * len(swept)
     return Outcome([record], {0: work.cost(tokens)})
+
+
+def _more(settings: RecommendSettings, text: SweepText) -> dict[str, float | None]:
+    """Stages beside the sweep, by tokens that gradients are taken over; how many λ rules will name is not known."""
+    stages: dict[str, float | None] = {}
+    if "certificate" in settings.rules and settings.temperature is not None and settings.from_scratch:
+        blocks = settings.steps * settings.batch + 2 * (len(text.train.ids) + len(text.held_out.ids)) / 3
+        stages = {_certifying(decay): blocks * settings.block for decay in sorted(settings.weight_decay)}
+    if "guard" in settings.rules and settings.temperature is not None and not settings.audit:
+        stages[AUDIT] = 12.0 * _GROUPS * _SEQUENCES * settings.block
+    if settings.verify_rules:
+        stages |= {f"{_VERIFYING}: {optimizer}": None for optimizer in settings.optimizers}
+    return stages
+
+
+def _certifying(decay: float) -> str:
+    return f"certificates: λ = {decay!r}"
 
 
 def _certificates(settings: RecommendSettings, text: SweepText, work: Work) -> Certificates:
@@ -157,7 +178,7 @@ def _certificates(settings: RecommendSettings, text: SweepText, work: Work) -> C
             steps=settings.steps, batch=settings.batch, clip=settings.clip, chains=1, delta=settings.delta / 2,
             candidates=len(settings.weight_decay), alpha=[settings.alpha],
         )  # fmt: skip
-        work.stage(f"certifying a noisy run at λ = {decay:g}")
+        work.stage(f"certifying a noisy run at λ = {decay:g}", _certifying(decay))
         try:
             with work.inner(f"certificates/{decay!r}-{settings.delta!r}") as inner:
                 _, record = perform(certified, inner)
@@ -177,9 +198,11 @@ def pairs_of(settings: RecommendSettings, audited: AuditRecord | None, work: Wor
     if audited is None:
         source = "from a short audit at the weights that training starts from"
         short = AuditSettings(
-            **shared(settings, AuditSettings), decay=settings.decay, groups=12, sequences=2, block=settings.block,
-            weight_decay=max(settings.weight_decay), temperature=settings.temperature, search=0, rays=[],
+            **shared(settings, AuditSettings), decay=settings.decay, groups=_GROUPS, sequences=_SEQUENCES,
+            block=settings.block, weight_decay=max(settings.weight_decay), temperature=settings.temperature, search=0,
+            rays=[],
         )  # fmt: skip
+        work.stage("a short audit at the start", AUDIT)
         try:
             with work.inner("audit") as inner:
                 _, audited = perform(short, inner)

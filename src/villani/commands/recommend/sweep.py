@@ -6,7 +6,7 @@ that a row without weights means that somebody removed them. A cell that diverge
 
 import hashlib
 import platform
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
@@ -36,6 +36,7 @@ from villani.work.stretches import checksum, read_state, write_state
 from villani.work.work import Work
 
 CellKey = tuple[Optimizer, float, int]  # optimiser, λ, training seed
+SWEEP = "sweep"  # stage
 HELD_OUT = 0.1  # of the blocks, at the end, where no other text is given
 
 
@@ -134,7 +135,9 @@ def _read_text(settings: SweepSettings, work: Work) -> SweepText:
 
 
 @same_threads()
-def sweep(settings: SweepSettings, work: Work, cells: Sequence[CellKey] | None = None) -> list[SweepCell]:
+def sweep(
+    settings: SweepSettings, work: Work, cells: Sequence[CellKey] | None = None, stage: str = SWEEP
+) -> list[SweepCell]:
     """Train cells, or take them from the ledger.
 
     Args:
@@ -142,6 +145,7 @@ def sweep(settings: SweepSettings, work: Work, cells: Sequence[CellKey] | None =
         work: a unit is a cell; weights go to the folder `models` of its directory. One scope of it for one model, text
             and training.
         cells: on the grid or off it; by default all of the grid: optimisers in order, λ in its order, then seeds.
+        stage: of the work, among those that the command declared.
 
     Raises:
         InputError: settings or input that cannot be used, or a ledger that was begun with others.
@@ -153,27 +157,28 @@ def sweep(settings: SweepSettings, work: Work, cells: Sequence[CellKey] | None =
     text = read_sweep_text(settings, work)
     directory = work.folder()
     _same_work(settings, text, work)
+    work.stage("training runs", stage)
     missing = [cell for cell in cells if work.get(_key(*cell)) is None]
-    for optimizer in dict.fromkeys(cell[0] for cell in missing):
-        own = [cell for cell in missing if cell[0] == optimizer]
-        own.sort(key=lambda cell: cell[2])  # the start of one seed is held at a time
-        work.stage(f"{optimizer}: {len(own)} training runs")
-        for number, cell in enumerate(own):
-
-            def show(done: int, each: int, number: int = number, runs: int = len(own)) -> None:
-                work.advance(number * each + done, runs * each)
-
-            work.once(_key(*cell), partial(_train_cell, settings, text, cell, _weights(directory, *cell), work, show))
+    order = list(dict.fromkeys(cell[0] for cell in missing))
+    missing.sort(key=lambda cell: (order.index(cell[0]), cell[2]))  # the start of one seed is held at a time
+    for number, cell in enumerate(missing, len(cells) - len(missing)):
+        model = load(settings, work, start_spec(settings, cell[2]), train=True).model
+        work.stage(f"{cell[0]}: {sum(other[0] == cell[0] for other in missing)} training runs", stage)
+        part, weights = work.part(number, len(cells)), _weights(directory, *cell)
+        work.once(_key(*cell), partial(_train_cell, settings, text, cell, model, weights, part))
     return [_cell(directory, cell, text, cast(dict[str, Array], work.get(_key(*cell)))) for cell in cells]
 
 
-def needs_of(settings: SweepSettings, model: Any, cells: int, text: SweepText) -> Needs:
-    """Of so many cells: a gradient a step, a third of one over the held-out blocks at every point; weights on disk."""
+def needs_of(
+    settings: SweepSettings, model: Any, cells: int, text: SweepText, more: Mapping[str, float | None] | None = None
+) -> Needs:
+    """Of so many cells, and of `more` stages; a loss is a third of a gradient, and weights lie on disk."""
     points = 2 + (settings.steps // settings.evaluate_every if settings.evaluate_every else 0)
     blocks = cells * (settings.steps * settings.batch + points * len(text.held_out.ids) / 3)
     starts = settings.from_scratch and any(settings.training_seeds)  # others than the model's own
     needs = Shape.of(model).work(
-        blocks * settings.block, at_once=max(settings.block, min(MICRO_TOKENS, settings.batch * settings.block)),
+        {SWEEP: blocks * settings.block, **(more or {})},
+        at_once=max(settings.block, min(MICRO_TOKENS, settings.batch * settings.block)),
         block=settings.block, vectors=7 if starts else 5, kept=cells, device=settings.device,
     )  # fmt: skip
     return replace(needs, memory=needs.memory + 16.0 * settings.batch * settings.block)
@@ -203,11 +208,9 @@ def start_spec(settings: SweepSettings, seed: int) -> str:
 
 
 def _train_cell(
-    settings: SweepSettings, text: SweepText, cell: CellKey, weights: Path, work: Work, show: Callable[[int, int], None]
+    settings: SweepSettings, text: SweepText, cell: CellKey, model: torch.nn.Module, weights: Path, work: Work
 ) -> dict[str, Array]:
-    optimizer, decay, seed = cell
-    loaded = load(settings, work, start_spec(settings, seed), train=True)
-    model, device = loaded.model, torch.device(settings.device)
+    (optimizer, decay, seed), device = cell, torch.device(settings.device)
     tensors: list[torch.Tensor] = list(model.parameters())
     blocks = [(part.ids.to(device), part.labels.to(device)) for part in (text.train, text.held_out)]
     first, _, _ = _judge(model, text.held_out, settings.alpha)
@@ -221,7 +224,7 @@ def _train_cell(
                 learning_rate=settings.learning_rate[optimizer], seed=seed, optimizer=optimizer, weight_decay=decay,
                 decay=settings.decay, momentum=settings.momentum if optimizer == "sgd" else 0.0,
                 temperature=settings.temperature if optimizer == "noisy-sgd" else None, schedule=settings.schedule,
-                clip=settings.clip, held_out=blocks[1], evaluate_every=settings.evaluate_every, progress=show,
+                clip=settings.clip, held_out=blocks[1], evaluate_every=settings.evaluate_every, work=work,
             ).held_out  # fmt: skip
         except Diverged as error:
             curve, diverged = curve + error.held_out, True

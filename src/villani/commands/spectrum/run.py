@@ -36,6 +36,9 @@ from villani.work.records import CONFIDENCE, EstimateRecord
 from villani.work.team import Rows
 from villani.work.work import Work
 
+_ENDS, _RESIDUALS, _HELD_OUT, _DENSITY, _BLOCKS = (
+    "eigenvalues", "residuals of eigenvalues", "held-out groups", "density", "blocks of layers",
+)  # fmt: skip
 _FREE = {"memory", "learning_rate", "density_probes", "layers"}  # bits of rows do not depend on them
 
 
@@ -58,15 +61,18 @@ def run(settings: SpectrumSettings, work: Work) -> Outcome:
 
 def _needs(settings: SpectrumSettings, subject: Subject) -> Needs:
     """Products by the rule of thumb of six for a pair, each of about three gradients, and the basis on disk."""
-    pairs = settings.top + settings.bottom
-    products = min(settings.most, 6 * pairs + 20) + 2 * pairs
-    density = settings.density_probes * settings.density_steps
-    tokens = 3 * settings.sequences * settings.block * (
-        settings.groups * (products + density + settings.layers * 2 * settings.layer_steps) + settings.held_out * pairs
-    )  # fmt: skip
+    pairs, group = settings.top + settings.bottom, 3.0 * settings.sequences * settings.block  # tokens of a product
+    whole = group * settings.groups
+    blocks = len(layers_of(subject.objective.parameters)) * settings.layers
+    stages = {
+        _ENDS: whole * min(settings.most, 6 * pairs + 20), _RESIDUALS: whole * 2 * pairs,
+        _HELD_OUT: group * settings.held_out * pairs,
+        _DENSITY: whole * settings.density_probes * settings.density_steps,
+        _BLOCKS: whole * blocks * 2 * settings.layer_steps,
+    }  # fmt: skip
     columns = settings.basis or min(2 * pairs + 20, settings.most)
     return Shape.of(subject.loaded.model).work(
-        tokens, at_once=settings.at_once, block=settings.block, vectors=6, kept=columns + pairs, device=settings.device
+        stages, at_once=settings.at_once, block=settings.block, vectors=6, kept=columns + pairs, device=settings.device
     )
 
 
@@ -121,7 +127,7 @@ class _Parts:
         return pairs
 
     def _solve(self, folder: Path) -> Rows:
-        self.work.stage("eigenvalues, in products")
+        self.work.stage("eigenvalues, in products", _ENDS)
         operator = self._operator()
 
         def product(v: torch.Tensor) -> torch.Tensor:
@@ -141,11 +147,9 @@ class _Parts:
             if self.objective.device.type == "cpu":
                 self.budget.working = max(0, self.budget.peak() - resident())
         with Basis(operator.size, operator.dtype, self.objective.device, folder, self.budget) as basis:
-            ritz = krylov(product, basis, self.settings.ends, self.settings.seed, None, self.work, self.work.advance)
-            self.work.stage("eigenvalues: residuals")
-            pairs = examine(
-                product, basis, ritz, operator.sizes, rounding, self.work, self.directory, self.work.advance
-            )
+            ritz = krylov(product, basis, self.settings.ends, self.settings.seed, None, self.work)
+            self.work.stage("eigenvalues: residuals", _RESIDUALS)
+            pairs = examine(product, basis, ritz, operator.sizes, rounding, self.work, self.directory)
         layers = np.array([[float(pair.shares[list(i)].sum()) for i in self.names.values()] for pair in pairs])
         names = ("value", "residual", "bound", "quadratic")
         return {
@@ -161,11 +165,9 @@ class _Parts:
         settings = self.settings
         if not settings.held_out:
             return [None] * pairs
-        self.work.stage("held-out groups")
-        rows = []
-        for done, group in enumerate(range(settings.groups, settings.groups + settings.held_out), 1):
-            rows.append(self.work.once(f"held/{group}", partial(self._quotients, group, pairs)))
-            self.work.advance(done, settings.held_out)
+        self.work.stage(_HELD_OUT)
+        groups = range(settings.groups, settings.groups + settings.held_out)
+        rows = self.work.map({f"held/{group}": partial(self._quotients, group, pairs) for group in groups})
         tokens = np.concatenate([row["tokens"] for row in rows])
         sums = np.stack([row["quotients"] for row in rows]) * tokens[:, None]
         means, sems = ratio_estimates(sums, tokens)
@@ -188,7 +190,7 @@ class _Parts:
     def _density(self) -> DensityRecord:
         settings = self.settings
         shares = [list(range(s, settings.groups, settings.density_shares)) for s in range(settings.density_shares)]
-        self.work.stage("density")
+        self.work.stage(_DENSITY)
         total = len(shares) * settings.density_probes
         samples: list[list[Quadrature]] = []
         for s, groups in enumerate(shares):
@@ -213,7 +215,7 @@ class _Parts:
 
     def _blocks(self) -> list[BlockRecord]:
         """The ends and the trace of each layer's diagonal block, from two probes on it alone."""
-        self.work.stage("blocks of layers")
+        self.work.stage(_BLOCKS)
         blocks = []
         for index, (name, tensors) in enumerate(self.names.items()):
             operator = self._operator(tensors=list(tensors))
