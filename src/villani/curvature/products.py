@@ -164,7 +164,7 @@ def finite_difference_product(
 def _five_points(
     objective: Objective, vector: Tensors, group: int | None, middle: Tensors, step: float,
     norm: Callable[[Tensors], float],
-) -> tuple[list[torch.Tensor], float]:
+) -> tuple[list[torch.Tensor], float]:  # fmt: skip
     """The product, and the estimate of its relative error; `middle` is the gradient at θ."""
     weights = {  # of each gradient in the product, in P(2s) − P(s), in the fourth difference; in pairs that cancel
         -2: (1 / 12, -1 / 4, 1.0),

@@ -65,7 +65,7 @@ def layout_of(model: Any, replicas: Any = None) -> Layout:
 
 def fsdp_groups(model: nn.Module) -> Iterator[tuple[Any, Any]]:
     """(state, parameter group) of each call of `fully_shard`, in the order of modules."""
-    fsdp = sys.modules.get("torch.distributed.fsdp")  # what was never loaded has wrapped nothing
+    fsdp: Any = sys.modules.get("torch.distributed.fsdp")  # what was never loaded has wrapped nothing
     seen: set[int] = set()
     for module in model.modules() if fsdp else ():
         if isinstance(module, fsdp.FSDPModule):
@@ -85,7 +85,6 @@ def shard_ranks(model: nn.Module) -> list[int] | None:
     groups = [group for _, group in fsdp_groups(model)]
     if not parts and not groups:
         return None
-    ours: dict[str, Any] = {}
     for group in groups:
         for p in group.fsdp_params:
             if p.is_dtensor:
@@ -100,13 +99,14 @@ def shard_ranks(model: nn.Module) -> list[int] | None:
                 )
     managed = {id(p.sharded_param) for group in groups for p in group.fsdp_params}
     for name, p in parts:
-        state = [g for g in groups if not g.is_sharded]
-        if id(p) not in managed and not state:
+        if id(p) not in managed:
             raise InputError(
                 f"parameter {name} is a DTensor that fully_shard did not make (tensor parallel?): its parts are not "
                 "measured; shard by fully_shard alone"
             )
-    ours = {str(ranks): ranks for g in groups for ranks in [sorted(g.mesh_info.mesh.mesh.flatten().tolist())]}
+    ours: dict[str, list[int]] = {
+        str(ranks): ranks for g in groups for ranks in [sorted(g.mesh_info.mesh.mesh.flatten().tolist())]
+    }
     if len(ours) != 1:
         raise InputError(f"weights lie on {len(ours)} different meshes ({', '.join(ours)}): expected one")
     (ranks,) = ours.values()

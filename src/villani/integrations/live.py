@@ -103,6 +103,7 @@ class Live:
         self._temperature, self._decay_asked, self._mask_asked = temperature, weight_decay, decay
         self._probes, self._trace, self._loss_fn, self._seed = probes, trace, loss_fn, seed
         self._max_overhead, self._clock = max_overhead, clock
+        self._tried = False
         self._optimizer: Any = None
         self._watch: GradientWatch | None = None
         self._warned: set[Any] = set()
@@ -127,6 +128,7 @@ class Live:
             InputError: as `Live`.
         """
         run = RunModel(model, self.groups, self._probes, self._trace, self._loss_fn, replicas)
+        run.tried = self._tried
         self.model, self.processes, self._run = run.model, run.processes, run
         if self.processes.several and self.schedule is not None:
             raise InputError(
@@ -137,6 +139,7 @@ class Live:
                 self._mask_asked or "all",
                 [self._probes, self._seed, self._temperature, self._decay_asked, self._mask_asked],
             )
+        self._tried = run.tried
 
     def start(
         self, optimizer: Any, state: dict[str, Any] | None = None, *, scale: Callable[[], float] | None = None,
@@ -237,7 +240,8 @@ class Live:
             measured = self.measure(step)
         if PREFIX + "failed" in measured:
             budget.failed(whole=True)
-        return measured | self.processes.broadcast(self._account())
+        account: Figures = self.processes.broadcast(self._account())
+        return measured | account
 
     def measure(self, step: int) -> Figures:
         """Measure now, whatever the budget says; `seconds` of it are not counted.

@@ -48,7 +48,7 @@ class Passes:
         self._calls = []
         groups = [group for _, group in fsdp_groups(self.model)]
         try:
-            loss().backward()  # type: ignore[no-untyped-call]
+            loss().backward()
         except Exception:
             with torch.no_grad():
                 self._finish(groups)
@@ -85,7 +85,7 @@ class Passes:
 
     @contextmanager
     def lent(self) -> Iterator[None]:
-        """`untouched`, and FSDP's own state put back: flags of accumulation, gradients that wait in it, what is gathered.
+        """`untouched`, and FSDP's own state put back: flags of accumulation, gradients that wait, what it has gathered.
 
         Inside, gradients are means over processes of what `backward` is called on, in the dtype of θ.
         """
@@ -159,7 +159,7 @@ def _attributes(owner: Any, values: dict[str, Any]) -> Iterator[None]:
 
 @contextmanager
 def _in_full_precision(state: Any, group: Any) -> Iterator[None]:
-    """Gather and reduce in θ's own dtype, into buffers of their own; those of the run hold gradients that wait in it."""
+    """Gather and reduce in θ's own dtype, into other buffers than the run's, which may hold gradients that wait."""
     from torch.distributed.fsdp import MixedPrecisionPolicy
 
     policy = MixedPrecisionPolicy(cast_forward_inputs=False)

@@ -1,7 +1,7 @@
 """The processes of one training run, which take every decision and every measurement together.
 
-All talk goes over a gloo group of its own, beside the run's collectives: no message of the run is overtaken, and none waits
-for a GPU. Every exchange carries what went wrong, so that an exception in one process is raised in all, in a line.
+All talk goes over a gloo group of its own, beside the run's collectives: no message of the run is overtaken, and none
+waits for a GPU. Every exchange carries what went wrong, so that an exception in one process is raised in all.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -47,7 +47,7 @@ class Processes(Team):
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """A block that all leave alike: what goes wrong in one is raised in all, as InputError, when they next exchange.
+        """A block that all leave alike: what goes wrong in one is raised in all when they next exchange, as InputError.
 
         One block may be in another, and what was told in the inner one may be caught in the outer.
         """

@@ -41,6 +41,11 @@ class RunModel:
         loss_fn: see `Objective`.
         replicas: the DistributedDataParallel that the model is within, if it is not that itself.
 
+    Attributes:
+        model: to measure; within wrappers.
+        processes: that train it together.
+        tried: whether `try_out` was made; a forward pass is not tried out again at every measurement.
+
     Raises:
         InputError: see `layout_of`; a way to the trace that sharded weights do not have.
     """
@@ -53,11 +58,11 @@ class RunModel:
         self.groups, self._probes, self._trace, self._loss_fn = groups, probes, trace, loss_fn
         self.model, self.processes = layout.model, layout.processes
         self._passes = Passes(self.model) if layout.sharded else None
-        self._tried = False
+        self.tried = False
         if layout.sharded and trace not in (None, "hutchinson"):
             raise InputError(
-                f"trace={trace!r}: sharded weights have first derivatives only; expected 'hutchinson', which is made by "
-                "finite differences there"
+                f"trace={trace!r}: sharded weights have first derivatives only: expected 'hutchinson', made by finite "
+                "differences"
             )
 
     @contextmanager
@@ -75,7 +80,7 @@ class RunModel:
             made = ShardedObjective(self.layout, list(self.groups), self._passes, weight_decay, mask, self._loss_fn)
             self.processes.ready()
             return made
-        with already_tried() if self._tried else nullcontext():
+        with already_tried() if self.tried else nullcontext():
             return Objective(self.model, self.groups, weight_decay, mask, loss_fn=self._loss_fn)
 
     def try_out(self, mask: str, settings: Sequence[Any]) -> None:
@@ -100,7 +105,7 @@ class RunModel:
             raise
         except Exception as error:
             raise InputError(f"these groups cannot be measured with this model: {one_line(error)}") from None
-        self._tried = True
+        self.tried = True
 
     def trial(self) -> tuple[Callable[[], Any], float]:
         """Something short to time, and how many times as long a measurement is taken to be; inside `lent`."""

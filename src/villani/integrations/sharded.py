@@ -1,12 +1,14 @@
 """Measuring a model that `fully_shard` cut over processes, by first derivatives through its own hooks.
 
-Every process has its part of θ and runs its share of each group's rows; the hooks gather weights and reduce gradients, so
-that each ends up with its part of the group's gradient. Norms, inner products and sketches of parts are added over the
-processes that count them. A trace is that of finite differences (`curvature/products.py`): each process moves its part
-of θ along its part of a probe that belongs to the whole.
+Every process has its part of θ and runs its share of each group's rows; the hooks gather weights and reduce gradients,
+so that each ends up with its part of the group's gradient. Norms, inner products and sketches of parts are added over
+the processes that count them. A trace is that of finite differences (`curvature/products.py`): each process moves its
+part of θ along its part of a probe that belongs to the whole.
 """
 
+import math
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -79,7 +81,7 @@ class ShardedObjective(Objective):
     def norm(self, tensors: Tensors) -> float:
         """The Euclidean norm of a vector over θ, of which each process gives its part."""
         own = squared_norms(list(tensors)) * self.parameters.counted
-        return float(self.processes.summed(own).sum()) ** 0.5
+        return math.sqrt(float(self.processes.summed(own).sum()))
 
     def measured(self, probes: int, seed: int) -> Measurement:
         """The five statistics; the same bits in every process.
@@ -133,7 +135,7 @@ class ShardedObjective(Objective):
         cuts = [rows * r // size for r in range(size + 1)]
         dealt = [
             [piece for a in range(first, last, most) if (piece := whole.rows(a, min(a + most, last))).tokens]
-            for first, last in zip(cuts, cuts[1:], strict=False)
+            for first, last in pairwise(cuts)
         ]
         longest = max(dealt, key=len)
         own: list[tuple[Any, float, float]] = [(piece.to(self.device), 1.0, 1.0) for piece in dealt[rank]]

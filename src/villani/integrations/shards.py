@@ -1,7 +1,7 @@
 """The part of θ that one process holds: where its entries are in the whole, and whether it counts them.
 
-Random signs and buckets of the sketch belong to entries of θ, whoever holds them: those of a part are those of the whole,
-at its places, so that figures do not depend on how θ is cut.
+Random signs and buckets of the sketch belong to entries of θ, whoever holds them: those of a part are those of the
+whole, at its places, so that figures do not depend on how θ is cut.
 """
 
 from collections.abc import Iterator
@@ -84,7 +84,8 @@ class ShardedSpace(ParameterSpace):
 
     def norms_squared(self) -> np.ndarray:
         """(P,) this process's share of ‖θ_t‖², in float64."""
-        return squared_norms(self.tensors) * self.counted
+        own: np.ndarray = squared_norms(self.tensors) * self.counted
+        return own
 
     def check(self) -> None:
         """Refuse a part that cannot be measured; see `ParameterSpace.check`."""

@@ -78,5 +78,5 @@ def own_part(tensor: torch.Tensor) -> torch.Tensor:
     if not is_sharded(tensor):
         return tensor
     with torch.no_grad():
-        part: torch.Tensor = tensor.to_local()  # type: ignore[operator]
+        part: torch.Tensor = tensor.to_local()  # type: ignore[attr-defined]
     return part
