@@ -1,7 +1,6 @@
 """How a model's weights lie over the processes of a run, and what of that cannot be measured."""
 
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -63,16 +62,16 @@ def layout_of(model: Any, replicas: Any = None) -> Layout:
     return Layout(model)
 
 
-def fsdp_groups(model: nn.Module) -> Iterator[tuple[Any, Any]]:
-    """(state, parameter group) of each call of `fully_shard`, in the order of modules."""
+def fsdp_states(model: nn.Module) -> list[Any]:
+    """What each call of `fully_shard` keeps, in the order of modules; some have no parameters of their own."""
     fsdp: Any = sys.modules.get("torch.distributed.fsdp")  # what was never loaded has wrapped nothing
-    seen: set[int] = set()
-    for module in model.modules() if fsdp else ():
-        if isinstance(module, fsdp.FSDPModule):
-            state: Any = module._get_fsdp_state()
-            if id(state) not in seen:
-                seen.add(id(state))
-                yield from ((state, group) for group in state._fsdp_param_groups)
+    modules = [m for m in model.modules() if isinstance(m, fsdp.FSDPModule)] if fsdp else []
+    return list({id(state): state for module in modules for state in [module._get_fsdp_state()]}.values())
+
+
+def fsdp_groups(model: nn.Module) -> list[Any]:
+    """The parameters that are gathered and reduced together, in the order of modules."""
+    return [group for state in fsdp_states(model) for group in state._fsdp_param_groups]
 
 
 def shard_ranks(model: nn.Module) -> list[int] | None:
@@ -82,7 +81,7 @@ def shard_ranks(model: nn.Module) -> list[int] | None:
         InputError: DTensors that are not `fully_shard`'s; processes outside the mesh, or several meshes.
     """
     parts = [(name, p) for name, p in model.named_parameters() if is_sharded(p)]
-    groups = [group for _, group in fsdp_groups(model)]
+    groups = fsdp_groups(model)
     if not parts and not groups:
         return None
     for group in groups:

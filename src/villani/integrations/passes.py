@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from villani.integrations.layout import fsdp_groups
+from villani.integrations.layout import fsdp_groups, fsdp_states
 from villani.integrations.untouched import untouched
 
 _CALLS = ("pre_forward", "post_forward", "pre_backward", "post_backward")
@@ -46,7 +46,7 @@ class Passes:
             Exception: whatever either raises, once every collective of a whole pass has been made.
         """
         self._calls = []
-        groups = [group for _, group in fsdp_groups(self.model)]
+        groups = fsdp_groups(self.model)
         try:
             loss().backward()
         except Exception:
@@ -79,7 +79,7 @@ class Passes:
 
     def _reset(self) -> None:
         """Parts, not wholes, in every module, and nothing pending; as torch does after an iteration that failed."""
-        for state in {id(s): s for s, _ in fsdp_groups(self.model)}.values():
+        for state in fsdp_states(self.model):
             if state._is_root:
                 state._reset_iter_state()
 
@@ -89,14 +89,13 @@ class Passes:
 
         Inside, gradients are means over processes of what `backward` is called on, in the dtype of θ.
         """
-        groups = list(fsdp_groups(self.model))
-        states = list({id(s): s for s, _ in groups}.values())
+        groups, states = fsdp_groups(self.model), fsdp_states(self.model)
         for state in states:  # outermost first, which then are the roots that a forward pass would make of them
             if state._is_root is None:
                 state._lazy_init()
-        gathered = [group for _, group in groups if group.is_unsharded]
+        gathered = [group for group in groups if group.is_unsharded]
         with ExitStack() as stack:
-            for _, group in groups:
+            for group in groups:
                 stack.enter_context(_attributes(group, _SETTINGS))
                 for p in group.fsdp_params:
                     stack.enter_context(_attributes(p, {"unsharded_accumulated_grad": None}))
@@ -108,13 +107,13 @@ class Passes:
                 stack.enter_context(_attributes(context, {"is_last_backward": True}))
             self._reset()
             stack.callback(partial(_gather, gathered))
-            for state, group in groups:
-                stack.enter_context(_in_full_precision(state, group))
+            for owner in [*states, *groups]:
+                stack.enter_context(_in_full_precision(owner))
             stack.enter_context(untouched(self.model))
             stack.callback(self._reset)
             for p in self.model.parameters():
                 stack.enter_context(_without_hooks(p))
-            for index, (_, group) in enumerate(groups):
+            for index, group in enumerate(groups):
                 stack.enter_context(self._noting(index, group))
             yield
 
@@ -158,17 +157,25 @@ def _attributes(owner: Any, values: dict[str, Any]) -> Iterator[None]:
 
 
 @contextmanager
-def _in_full_precision(state: Any, group: Any) -> Iterator[None]:
-    """Gather and reduce in θ's own dtype, into other buffers than the run's, which may hold gradients that wait."""
+def _in_full_precision(owner: Any) -> Iterator[None]:
+    """Gather and reduce in θ's own dtype, into other buffers than the run's, which may hold gradients that wait.
+
+    Args:
+        owner: a state, which casts what goes into its module and comes out; or its parameters.
+    """
     from torch.distributed.fsdp import MixedPrecisionPolicy
 
     policy = MixedPrecisionPolicy(cast_forward_inputs=False)
-    params = group.fsdp_params
-    with _attributes(state, {"_mp_policy": policy}), _attributes(group, {"mp_policy": policy}):
+    params = getattr(owner, "fsdp_params", None)
+    if params is None:
+        with _attributes(owner, {"_mp_policy": policy}):
+            yield
+        return
+    with _attributes(owner, {"mp_policy": policy}):
         buffers = [(p, p.all_gather_outputs, vars(p).pop("_unsharded_param", None)) for p in params]
         for p in params:
             p.all_gather_outputs = []
-        group._init_mp_dtypes()
+        owner._init_mp_dtypes()
         try:
             yield
         finally:
@@ -177,7 +184,7 @@ def _in_full_precision(state: Any, group: Any) -> Iterator[None]:
                 vars(p).pop("_unsharded_param", None)
                 if whole is not None:
                     p._unsharded_param = whole
-    group._init_mp_dtypes()
+    owner._init_mp_dtypes()
 
 
 @contextmanager
