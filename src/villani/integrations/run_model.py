@@ -98,7 +98,7 @@ class RunModel:
                 self._agree(settings)
                 objective = self.objective(mask)
                 if isinstance(objective, ShardedObjective):
-                    self._try_sharded(objective)
+                    objective.try_out()
                 else:
                     self._try_whole(objective)
         except InputError:
@@ -130,11 +130,6 @@ class RunModel:
             piece = next(row for i in range(len(piece.ids)) if (row := piece.rows(i, i + 1)).tokens)
         small = Objective(self.model, [piece], finite=True, loss_fn=self._loss_fn)
         measure(small, 2, 0, trace=self._trace, shares=0)
-
-    def _try_sharded(self, objective: ShardedObjective) -> None:
-        objective.gradient_sum(range(len(objective.groups)), fused=True)
-        objective.groups = objective.groups[:1] * 3  # what a jackknife needs
-        objective.measured(1, 0)
 
     def _agree(self, settings: Sequence[Any]) -> None:
         """Refuse processes that were not started alike: their statistics would not be of one F."""

@@ -29,7 +29,7 @@ from villani.objective.batches import Batch, options, read_batch
 from villani.objective.objective import MICRO_TOKENS, LossFunction, Objective, check_differentiable
 from villani.statistics import sampled_statistics
 
-GRADIENTS = 5  # of a group that a probe takes, beside the one that is its statistic
+GRADIENTS = 4  # of a group that a probe takes, beside the one that is its statistic
 
 
 class ShardedObjective(Objective):
@@ -55,6 +55,7 @@ class ShardedObjective(Objective):
         self.processes, self.passes = layout.processes, passes
         self.model, self.loss_fn, self.weight_decay, self.finite = layout.model, loss_fn, weight_decay, False
         self.micro_tokens, self.traced, self._watched = MICRO_TOKENS, {}, False
+        self._known: list[torch.Tensor] | None = None  # what `gradient` is going to be asked for next
         self.parameters: ShardedSpace = ShardedSpace(self.model, decay, self.processes.main)
         self.parameters.check()
         self.device = _compute_device(self.model)
@@ -62,6 +63,11 @@ class ShardedObjective(Objective):
         self.groups = list(groups)
         if loss_fn is None:
             self.groups = [read_batch(g, self.model, f"group {i}") for i, g in enumerate(self.groups)]
+
+    def gradient(self, group: int | None = None, *, fused: bool = False) -> list[torch.Tensor]:
+        """See `Objective.gradient`; this process's part."""
+        known, self._known = self._known, None
+        return known or super().gradient(group, fused=fused)
 
     def gradient_sum(self, groups: Iterable[int], *, fused: bool = False) -> tuple[list[torch.Tensor], float, float]:
         """This process's part of ∇ of the loss sum of some groups, in float64; tokens and loss of all processes."""
@@ -98,7 +104,7 @@ class ShardedObjective(Objective):
                 "tokens": np.array([tokens]), "loss": np.array([loss]),
                 "gradient": self.processes.added(space.sketch(sketch, gradient)).numpy(),
                 "dots": self._dots(gradient, space.tensors),
-                "traces": np.stack([self._trace(group, tokens, seed, probe) for probe in range(probes)]),
+                "traces": np.stack([self._trace(group, gradient, tokens, seed, probe) for probe in range(probes)]),
             }  # fmt: skip
             for name in ("loss", "gradient", "traces"):
                 if not np.isfinite(row[name]).all():
@@ -113,8 +119,25 @@ class ShardedObjective(Objective):
             tensors=(), layers=(), sketch=sketch.buckets if sketch.lossy else None,
         )  # fmt: skip
 
-    def _trace(self, group: int, tokens: float, seed: int, probe: int) -> np.ndarray:
-        """(P,) vᵀ∇²(loss sum)v of one probe, tensor by tensor."""
+    def try_out(self) -> None:
+        """A gradient of every group, and second derivatives of one row.
+
+        Raises:
+            InputError: what `measured` would.
+        """
+        self.gradient_sum(range(len(self.groups)), fused=True)
+        first = self.groups[0]
+        if isinstance(first, Batch):
+            first = next(row for i in range(len(first.ids)) if (row := first.rows(i, i + 1)).tokens)
+        self.groups = [first]
+        gradient, tokens, _ = self.gradient_sum([0], fused=True)
+        self._trace(0, gradient, tokens, 0, 0)
+
+    def _trace(
+        self, group: int, gradient: list[torch.Tensor], tokens: float, seed: int, probe: int
+    ) -> np.ndarray:  # fmt: skip
+        """(P,) vᵀ∇²(loss sum)v of one probe, tensor by tensor; `gradient` is that of the loss sum."""
+        self._known = [g / tokens for g in gradient]
         vector = self.parameters.probe(seed, group, probe)
         curved, _ = finite_difference_product(self, vector, group, self.norm)
         return tokens * self._dots(curved, vector)
