@@ -7,11 +7,11 @@ Each layout trains a Llama of 2 layers and width 32 twice from the same start, w
 without it. `same_bits` compares each process's part of every weight. At the end one more measurement is held against
 `measure` on a whole copy of the weights with the same groups, probes and way to the trace (`relative` differences), and
 against the way that is usual for a whole model (whether their 95 % intervals overlap). Then runs with random delays in
-each process, every second of which has an exception at a random place of one process: in the forward or backward pass of
-a layer, in the clock, or after the whole forward pass. `hung` counts runs that were killed after a minute.
+each process, every second of which has an exception at a random place of one process: in the forward or backward pass
+of a layer, in the clock, or after the whole forward pass. `hung` counts runs that were killed after a minute.
 
-accelerate gives FSDP on GPUs alone: for `accelerate fsdp` its own preparation of a model (`Accelerator.prepare`) is run on
-the CPU by setting its `distributed_type`. Writes docs/results/sharded-jobs.json.
+accelerate gives FSDP on GPUs alone: for `accelerate fsdp` its own preparation of a model (`Accelerator.prepare`) is run
+on the CPU by setting its `distributed_type`. Writes docs/results/sharded-jobs.json.
 """
 
 import argparse
