@@ -132,7 +132,7 @@ def _check_kind(model: nn.Module) -> None:
 
 
 def _check_quantised(model: nn.Module) -> None:
-    if getattr(model, "is_quantized", False) is True or getattr(model, "hf_quantizer", None) is not None:
+    if getattr(model, "is_quantized", False) is True:
         raise _quantised(f"{type(model).__name__} was loaded so")
     for name, module in model.named_modules():
         if _of_quantiser(module):

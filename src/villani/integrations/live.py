@@ -94,11 +94,6 @@ class Live:
         replicas: Any = None,
         wrapped_later: bool = False,
     ) -> None:
-        check_temperature(temperature)
-        if weight_decay is not None:
-            check_weight_decay(weight_decay)
-        check_design(len(groups), probes, seed, finite=False)
-        Budget(max_overhead)
         self.groups, self.schedule = groups, schedule
         self._temperature, self._decay_asked, self._mask_asked = temperature, weight_decay, decay
         self._probes, self._trace, self._loss_fn, self._seed = probes, trace, loss_fn, seed
@@ -130,16 +125,26 @@ class Live:
         run = RunModel(model, self.groups, self._probes, self._trace, self._loss_fn, replicas)
         run.tried = self._tried
         self.model, self.processes, self._run = run.model, run.processes, run
-        if self.processes.several and self.schedule is not None:
-            raise InputError(
-                f"{self.processes.size} processes: a decay schedule would have to agree among them; use one process"
-            )
+        with self.processes.together():
+            self._check()
         if try_out:
             run.try_out(
                 self._mask_asked or "all",
                 [self._probes, self._seed, self._temperature, self._decay_asked, self._mask_asked],
             )
         self._tried = run.tried
+
+    def _check(self) -> None:
+        """Refuse settings that no model could be measured with."""
+        check_temperature(self._temperature)
+        if self._decay_asked is not None:
+            check_weight_decay(self._decay_asked)
+        check_design(len(self.groups), self._probes, self._seed, finite=False)
+        Budget(self._max_overhead)
+        if self.processes.several and self.schedule is not None:
+            raise InputError(
+                f"{self.processes.size} processes: a decay schedule would have to agree among them; use one process"
+            )
 
     def start(
         self, optimizer: Any, state: dict[str, Any] | None = None, *, scale: Callable[[], float] | None = None,

@@ -105,6 +105,7 @@ class Passes:
                 )
             for context in {id(s._state_ctx): s._state_ctx for s in states}.values():
                 stack.enter_context(_attributes(context, {"is_last_backward": True}))
+                context.post_optim_event = None  # for good: what comes next has to wait for the θ that is put back
             self._reset()
             stack.callback(partial(_gather, gathered))
             for owner in [*states, *groups]:
@@ -122,11 +123,12 @@ class Passes:
         """Note the calls that lead to collectives; those of a replay belong to no pass."""
 
         def noted(name: str, call: Callable[..., Any], *args: Any, **named: Any) -> Any:
+            wholes = [getattr(p, "_unsharded_param", None) for p in group.fsdp_params]
+            with_gradient = tuple(i for i, w in enumerate(wholes) if w is not None and w.grad is not None)
+            result = call(*args, **named)
             if not self._replaying:
-                wholes = [getattr(p, "_unsharded_param", None) for p in group.fsdp_params]
-                with_gradient = tuple(i for i, w in enumerate(wholes) if w is not None and w.grad is not None)
-                self._calls.append((index, name, with_gradient))
-            return call(*args, **named)
+                self._calls.append((index, name, with_gradient))  # not what has failed: it will be made again
+            return result
 
         for name in _CALLS:
             vars(group)[name] = partial(noted, name, getattr(group, name))

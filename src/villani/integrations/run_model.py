@@ -47,7 +47,7 @@ class RunModel:
         tried: whether `try_out` was made; a forward pass is not tried out again at every measurement.
 
     Raises:
-        InputError: see `layout_of`; a way to the trace that sharded weights do not have.
+        InputError: see `layout_of`.
     """
 
     def __init__(
@@ -59,11 +59,6 @@ class RunModel:
         self.model, self.processes = layout.model, layout.processes
         self._passes = Passes(self.model) if layout.sharded else None
         self.tried = False
-        if layout.sharded and trace not in (None, "hutchinson"):
-            raise InputError(
-                f"trace={trace!r}: sharded weights have first derivatives only: expected 'hutchinson', made by finite "
-                "differences"
-            )
 
     @contextmanager
     def lent(self) -> Iterator[None]:
@@ -77,6 +72,11 @@ class RunModel:
     def objective(self, mask: str = "all", weight_decay: float = 0.0) -> Objective:
         """Made afresh, since a run may freeze and thaw parameters."""
         if self._passes:
+            if self._trace not in (None, "hutchinson"):
+                raise InputError(
+                    f"trace={self._trace!r}: cut weights have first derivatives only: expected 'hutchinson', by finite "
+                    "differences"
+                )
             made = ShardedObjective(self.layout, list(self.groups), self._passes, weight_decay, mask, self._loss_fn)
             self.processes.ready()
             return made

@@ -26,7 +26,7 @@ from villani.integrations.untouched import is_sharded, own_part
 from villani.measurement.measurement import Measurement
 from villani.measurement.rows import group_sums, naive_norm
 from villani.objective.batches import Batch, options, read_batch
-from villani.objective.objective import MICRO_TOKENS, LossFunction, Objective, check_differentiable
+from villani.objective.objective import MICRO_TOKENS, LossFunction, Objective, check_differentiable, check_frozen
 from villani.statistics import sampled_statistics
 
 GRADIENTS = 4  # of a group that a probe takes, beside the one that is its statistic
@@ -58,6 +58,8 @@ class ShardedObjective(Objective):
         self._known: list[torch.Tensor] | None = None  # what `gradient` is going to be asked for next
         self.parameters: ShardedSpace = ShardedSpace(self.model, decay, self.processes.main)
         self.parameters.check()
+        if loss_fn is None:
+            check_frozen(self.model, self.parameters.dtype)
         self.device = _compute_device(self.model)
         self.options = {} if loss_fn else options(self.model)
         self.groups = list(groups)

@@ -95,7 +95,7 @@ class Objective:
             raise InputError("the model was made in torch.inference_mode: it has no derivatives; make it outside")
         self.parameters.check()
         if loss_fn is None:
-            _check_frozen(model, self.parameters.dtype)
+            check_frozen(model, self.parameters.dtype)
         self.device = self.parameters.tensors[0].device
         self._watched = False
         self.traced: dict[Any, Any] = {}  # the graphs that objective/graph.py made of it
@@ -282,7 +282,7 @@ def _custom(result: Any) -> Forward:
     return Forward(loss if loss.dim() == 0 else loss.reshape(()), float(tokens))
 
 
-def _check_frozen(model: nn.Module, dtype: torch.dtype) -> None:
+def check_frozen(model: nn.Module, dtype: torch.dtype) -> None:
     """Refuse constants of a language model that its values and derivatives would be rounded to, as by a LoRA's base."""
     for name, tensor in model.named_parameters():
         if not tensor.requires_grad and tensor.is_floating_point() and tensor.dtype != dtype:
