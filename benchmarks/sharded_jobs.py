@@ -39,7 +39,7 @@ from villani.streams import Purpose, word
 
 PATH = Path(__file__).parents[1] / "docs" / "results" / "sharded-jobs.json"
 LAYOUTS = {"fsdp": (2, 4), "ddp": (2,), "hsdp": (4,), "accelerate ddp": (2,), "accelerate fsdp": (2,)}
-DECAY, SEED, VOCABULARY, BLOCK = 0.1, 5, 37, 12
+DECAY, SEED, VOCABULARY, BLOCK = 1e-3, 5, 37, 12
 NAMES = ("loss", "gradient_norm_squared", "gradient_dot_parameters", "hessian_trace")
 
 
@@ -63,7 +63,7 @@ def groups() -> torch.Tensor:
 def prepared(layout: str, size: int) -> tuple[Any, Any]:
     """A model and its optimiser, as a run has them."""
     model = whole_model()
-    optimizer = partial(torch.optim.SGD, lr=0.1, momentum=0.9, weight_decay=DECAY)
+    optimizer = partial(torch.optim.SGD, lr=0.05, momentum=0.9, weight_decay=DECAY)
     if layout.startswith("accelerate"):
         from accelerate import Accelerator, FullyShardedDataParallelPlugin
         from accelerate.utils import DistributedType

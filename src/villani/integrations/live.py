@@ -9,7 +9,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from typing import Any
 
 import torch
@@ -193,11 +193,18 @@ class Live:
         budget.step()
         figures = self._follow_schedule(step, budget)
         if budget.may_try:
-            self._try_cost(step, budget)
+            try:
+                self._try_cost(budget)
+            except Exception as error:
+                budget.failed()
+                self._give_up("trial", step, error)
         return figures | self._measure_within(step, budget) if budget.due else figures
 
     def _step_together(self, step: int, budget: Budget) -> Figures:
-        """What process 0 decides by its clock; whatever goes wrong in one process is told to all, and stops nothing."""
+        """What process 0 decides by its clock; whatever goes wrong in one process is told to all, and stops nothing.
+
+        Nothing is caught within: what is told takes everybody out of the outermost block, wherever each is.
+        """
         try:
             budget.step()
         except Exception as error:  # the others are told when they next ask
@@ -205,16 +212,22 @@ class Live:
         if self._silent:
             self._silent -= 1
             return {}
+        stage = "decision"
         try:
             with self.processes.together():
                 may_try, due, self._silent = self.processes.broadcast(self._decision())
                 if may_try:
-                    self._try_cost(step, budget)
+                    stage = "trial"
+                    self._try_cost(budget)
                     _, due, self._silent = self.processes.broadcast(self._decision())
+                stage = "measurement"
                 return self._measure_within(step, budget) if due else {}
         except Exception as error:
-            self._give_up("decision", step, error)
-            return {PREFIX + "failed": 1.0}
+            self._give_up(stage, step, error)
+            with suppress(Exception):  # the clock may be what has failed
+                if stage != "decision":
+                    budget.failed(whole=stage == "measurement")
+            return {PREFIX + "failed": 1.0} if stage != "trial" else {}
 
     def _decision(self) -> tuple[bool, bool, int]:
         """Whether to try, whether to measure, and for how many steps not to ask again; that of process 0 holds."""
@@ -224,25 +237,21 @@ class Live:
             raise error
         return self.budget.may_try, self.budget.due, self.budget.steps_to_wait
 
-    def _try_cost(self, step: int, budget: Budget) -> None:
+    def _try_cost(self, budget: Budget) -> None:
         """Time something short, to know what a measurement takes."""
-        try:
-            with budget.spending(), self._run.lent():
-                work, times = self._run.trial()
-                before = 0.0
-                for _ in range(TRIALS):  # the first pays for what is slow once; the last counts
-                    before = self._clock()
-                    work()
-                    self._wait()
-                budget.expect((self._clock() - before) * times)
-        except Exception as error:
-            budget.failed()
-            self._give_up("trial", step, error)
+        with budget.spending(), self._run.lent():
+            work, times = self._run.trial()
+            before = 0.0
+            for _ in range(TRIALS):  # the first pays for what is slow once; the last counts
+                before = self._clock()
+                work()
+                self._wait()
+            budget.expect((self._clock() - before) * times)
 
     def _measure_within(self, step: int, budget: Budget) -> Figures:
         self._wait()  # what the run had still to do is not billed here
         with budget.spending(whole=True):
-            measured = self.measure(step)
+            measured = self._measured(step) if self.processes.several else self.measure(step)
         if PREFIX + "failed" in measured:
             budget.failed(whole=True)
         account: Figures = self.processes.broadcast(self._account())
@@ -255,20 +264,23 @@ class Live:
         stop the run. Where several processes train one model, all of them call this.
         """
         try:
-            with self._run.lent():
-                decay = decay_of(self._optimizer, self.model) if self._optimizer is not None else None
-                asked = self._decay_asked if self._decay_asked is not None else (decay.weight_decay if decay else 0.0)
-                mask = self._mask_asked or (decay.mask if decay else "all")
-                if self.processes.several:
-                    step, asked, mask = self.processes.broadcast([step, asked, mask])
-                objective = self._run.objective(mask, asked)
-                found = self._run.measured(objective, word(self._seed, Purpose.LIVE, step))
-                told = _figures(found, asked, self._temperature)
-                if decay:
-                    told |= self._descended(decay, objective)
+            return self._measured(step)
         except Exception as error:  # whatever it is, the run is worth more
             self._give_up("measurement", step, error)
             return {PREFIX + "failed": 1.0}
+
+    def _measured(self, step: int) -> Figures:
+        with self._run.lent():
+            decay = decay_of(self._optimizer, self.model) if self._optimizer is not None else None
+            asked = self._decay_asked if self._decay_asked is not None else (decay.weight_decay if decay else 0.0)
+            mask = self._mask_asked or (decay.mask if decay else "all")
+            if self.processes.several:
+                step, asked, mask = self.processes.broadcast([step, asked, mask])
+            objective = self._run.objective(mask, asked)
+            found = self._run.measured(objective, word(self._seed, Purpose.LIVE, step))
+            told = _figures(found, asked, self._temperature)
+            if decay:
+                told |= self._descended(decay, objective)
         self.measured += 1
         return {PREFIX + name: value for name, value in told.items()}
 

@@ -49,7 +49,8 @@ class Processes(Team):
     def together(self) -> Iterator[None]:
         """A block that all leave alike: what goes wrong in one is raised in all when they next exchange, as InputError.
 
-        One block may be in another, and what was told in the inner one may be caught in the outer.
+        One block may be in another: others may be in an inner one when they hear, so that only what holds the outermost
+        may catch.
         """
         if not self.several:
             yield
@@ -131,5 +132,8 @@ def _exchange(group: Any, message: Message) -> list[Message]:
     return heard
 
 
-def _heard(error: Exception) -> bool:
-    return _TOLD in getattr(error, "__notes__", ())
+def _heard(error: BaseException | None) -> bool:
+    """Whether an error, or one that was being handled when it came, was told to all."""
+    while error is not None and _TOLD not in getattr(error, "__notes__", ()):
+        error = error.__context__
+    return error is not None
