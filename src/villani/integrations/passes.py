@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from villani.errors import InputError
 from villani.integrations.layout import fsdp_groups, fsdp_states
 from villani.integrations.untouched import untouched
 
@@ -88,11 +89,16 @@ class Passes:
         """`untouched`, and FSDP's own state put back: flags of accumulation, gradients that wait, what it has gathered.
 
         Inside, gradients are means over processes of what `backward` is called on, in the dtype of θ.
+
+        Raises:
+            InputError: the model is not the outermost that `fully_shard` cut.
         """
         groups, states = fsdp_groups(self.model), fsdp_states(self.model)
         for state in states:  # outermost first, which then are the roots that a forward pass would make of them
             if state._is_root is None:
                 state._lazy_init()
+        if not any(state._is_root for state in states):
+            raise InputError("the model is a part of a module that fully_shard cut: give that whole module")
         gathered = [group for group in groups if group.is_unsharded]
         with ExitStack() as stack:
             for group in groups:
