@@ -93,7 +93,7 @@ def watched_run(kind, rank, size):
         live = Live(model, make_pool(3), temperature=0.1, trace="hutchinson", seed=SEED) if watched else None
 
         def after(step, optimizer, live=live, model=model):
-            if live is None or step == 1:
+            if live is None or step == 2:
                 return
             if step == 0:
                 live.start(optimizer)
