@@ -1,8 +1,15 @@
+from contextlib import contextmanager, nullcontext
+from functools import partial
+from types import SimpleNamespace
+
 import pytest
 import torch
+from accelerate import FullyShardedDataParallelPlugin
+from accelerate.state import AcceleratorState, DistributedType, PartialState
 from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainerCallback, TrainingArguments
 
 from tests.adapted import adapt
+from tests.integrations.ranks import run_ranks
 from villani.dynamics.schedules import ConstantMemory, GuardFollowing
 from villani.errors import InputError
 from villani.integrations.huggingface import VillaniCallback
@@ -179,3 +186,75 @@ def test_what_cannot_be_measured_is_told_before_training(tmp_path):
     add(trainer, schedule=ConstantMemory(cap=1.0))
     with pytest.raises(InputError, match="no group"):
         trainer.train()
+
+
+@contextmanager
+def fsdp_of_accelerate():
+    """accelerate's own FSDP of version 2, which it gives on GPUs alone, on the CPU."""
+    plain = AcceleratorState.__init__
+
+    def sharded(self, *args, **kwargs):
+        plain(self, *args, **kwargs)
+        plugin = FullyShardedDataParallelPlugin(
+            fsdp_version=2, auto_wrap_policy="transformer_based_wrap", transformer_cls_names_to_wrap=["GPT2Block"]
+        )
+        self._shared_state |= {"distributed_type": DistributedType.FSDP, "fsdp_plugin": plugin}
+        PartialState._shared_state["distributed_type"] = DistributedType.FSDP
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(AcceleratorState, "__init__", sharded)
+        yield
+
+
+def trained_together(folder, kind, rank, size):
+    AcceleratorState._reset_state(reset_partial_state=True)  # of this process's tests, before the fork
+    ends = []
+    with fsdp_of_accelerate() if kind == "fsdp" else nullcontext():
+        for name in ("plain", "watched"):
+            trainer = make_trainer(folder / f"{name}-{rank}", ddp_backend="gloo", max_steps=2)
+            if name == "watched":
+                callback = add(trainer)
+                with pytest.raises(InputError, match="2 processes: a decay schedule"):
+                    add(trainer, schedule=ConstantMemory(cap=1.0))
+            trainer.train()
+            ends.append([p.full_tensor() if kind == "fsdp" else p for p in weights(trainer)])
+    assert type(trainer.model_wrapped).__name__ == (
+        "FSDPGPT2LMHeadModel" if kind == "fsdp" else "DistributedDataParallel"
+    )
+    assert callback.live.processes.size == size
+    whole = make_trainer(folder / f"whole-{rank}").model
+    with torch.no_grad():
+        for p, value in zip(whole.parameters(), ends[1], strict=True):
+            p.copy_(value)
+    loss = Objective(whole, groups()).loss()
+    return same(*ends), [p.tolist() for p in ends[0]], logged(trainer), callback.live.measured, loss
+
+
+@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
+def test_two_processes_measure_together_and_keep_their_bits(kind, tmp_path):
+    (first, theta, rows, _, loss), (second, other, none, measured, _) = run_ranks(
+        2, partial(trained_together, tmp_path, kind), tmp_path
+    )
+    assert first
+    assert second
+    assert theta == other
+    assert measured == 2
+    assert not none  # process 0 alone logs
+    assert [row["step"] for row in rows] == [1, 2]
+    assert rows[-1][PREFIX + "loss"] == pytest.approx(loss, rel=1e-6)
+    assert rows[-1][PREFIX + "lambda_is_of_F"] == 0.0
+
+
+def test_parallelism_that_is_not_of_data_is_refused(tmp_path, monkeypatch):
+    trainer = make_trainer(tmp_path)
+    monkeypatch.setattr(type(trainer.accelerator), "parallelism_config", SimpleNamespace(tp_size=2))
+    with pytest.raises(InputError, match="tp_size=2"):
+        VillaniCallback(trainer, groups(), temperature=0.1)
+    monkeypatch.undo()
+    monkeypatch.setattr(trainer, "is_fsdp_enabled", True)
+    monkeypatch.setattr(trainer.accelerator.state, "fsdp_plugin", SimpleNamespace(fsdp_version=1), raising=False)
+    with pytest.raises(InputError, match="set fsdp_version 2"):
+        VillaniCallback(trainer, groups(), temperature=0.1)
+    monkeypatch.setattr(trainer, "is_deepspeed_enabled", True)
+    with pytest.raises(InputError, match="DeepSpeed"):
+        VillaniCallback(trainer, groups(), temperature=0.1)

@@ -1,9 +1,11 @@
 import warnings
+from functools import partial
 
 import pytest
 import torch
 
 from tests.conftest import make_model
+from tests.integrations.ranks import run_ranks
 from villani.dynamics.schedules import ConstantMemory
 from villani.errors import InputError
 from villani.integrations.live import PREFIX
@@ -169,3 +171,38 @@ def test_clipping_inside_the_optimisers_closure_is_seen(tmp_path, clip, algorith
             assert "clipped by value" in caplog.text
         else:
             assert row[PREFIX + "descended_lambda"] == pytest.approx(0.1 / factor, rel=1e-4)
+
+
+def fitted_together(folder, rank, size):
+    from lightning.fabric.plugins.environments import LightningEnvironment
+
+    from villani.integrations.lightning import VillaniCallback
+
+    ends, told = [], []
+    for watched in (False, True):
+        pl.seed_everything(5, verbose=False)
+        clock, logger = Clock(), Memory()
+        task = Task(clock)
+        callback = VillaniCallback(
+            tokens(6, 9).reshape(3, 2, 6), temperature=0.1, module=lambda t: t.model, clock=clock
+        )
+        trainer = pl.Trainer(
+            max_steps=2, accelerator="cpu", devices=size, strategy="ddp", logger=logger, enable_checkpointing=False,
+            enable_progress_bar=False, enable_model_summary=False, callbacks=[callback] if watched else [],
+            default_root_dir=folder, limit_val_batches=0, plugins=[LightningEnvironment()],
+        )  # fmt: skip
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            trainer.fit(task, torch.utils.data.DataLoader(tokens(64, 1), batch_size=2))
+        ends.append(task)
+        told = measured(logger)
+    return same(*ends), told, callback.live.processes.size, callback.live.measured
+
+
+def test_two_processes_measure_together_and_keep_their_bits(tmp_path):
+    results = run_ranks(2, partial(fitted_together, tmp_path), tmp_path)
+    for equal, _, size, count in results:
+        assert equal
+        assert (size, count) == (2, 2)
+    assert [step for step, _ in results[0][1]] == [1, 2]
+    assert results[1][1] == []  # process 0 alone logs

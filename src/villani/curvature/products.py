@@ -7,7 +7,7 @@
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -106,7 +106,7 @@ def forward_product(objective: Objective, batch: object, vector: Tensors) -> tup
 
 
 def finite_difference_product(
-    objective: Objective, vector: Tensors, group: int | None = None
+    objective: Objective, vector: Tensors, group: int | None = None, norm: Callable[[Tensors], float] | None = None
 ) -> tuple[list[torch.Tensor], float]:
     """∇²L·v from gradients at five points of the line θ + tv, and an estimate of its relative error ‖error‖/‖∇²L·v‖.
 
@@ -133,6 +133,7 @@ def finite_difference_product(
         objective: F; only its L is differentiated, and only once, with fused attention where the model has it.
         vector: v, as tensors of θ's shapes and dtype.
         group: index, or None for the token-weighted mean over all groups.
+        norm: of a vector whose part this process has, where θ is cut over processes, each with its part of all else.
 
     Returns:
         the product, in float64, and the estimate.
@@ -140,7 +141,8 @@ def finite_difference_product(
     Raises:
         InputError: a gradient that is not finite, θ = 0, or an estimate above 10⁻³ at every step.
     """
-    size, length = _norm(objective.parameters.tensors), _norm(vector)
+    norm = norm or _norm
+    size, length = norm(objective.parameters.tensors), norm(vector)
     if size == 0:
         raise InputError("finite differences: θ is 0, which gives no scale for a step: use reverse-over-reverse")
     if length == 0:
@@ -149,7 +151,7 @@ def finite_difference_product(
     tried = []
     for factor in (1.0, 0.1, 4.0):
         step = factor * STEPS[objective.parameters.dtype]
-        curved, error = _five_points(objective, vector, group, middle, step * size / length)
+        curved, error = _five_points(objective, vector, group, middle, step * size / length, norm)
         if error <= TOLERANCE:
             return curved, error
         tried.append(f"{error:.1g} at a step of {step:g}·‖θ‖")
@@ -160,8 +162,9 @@ def finite_difference_product(
 
 
 def _five_points(
-    objective: Objective, vector: Tensors, group: int | None, middle: Tensors, step: float
-) -> tuple[list[torch.Tensor], float]:
+    objective: Objective, vector: Tensors, group: int | None, middle: Tensors, step: float,
+    norm: Callable[[Tensors], float],
+) -> tuple[list[torch.Tensor], float]:  # fmt: skip
     """The product, and the estimate of its relative error; `middle` is the gradient at θ."""
     weights = {  # of each gradient in the product, in P(2s) − P(s), in the fourth difference; in pairs that cancel
         -2: (1 / 12, -1 / 4, 1.0),
@@ -179,14 +182,14 @@ def _five_points(
             c.add_(g, alpha=first / step)
             r.add_(g, alpha=second / step)
             f.add_(g, alpha=even)
-    size, noise = _norm(curved), _norm(fourth) / step * (130 / 34) ** 0.5 / 12
+    size, noise = norm(curved), norm(fourth) / step * (130 / 34) ** 0.5 / 12
     if not math.isfinite(size):
         raise InputError(
             f"finite differences: a gradient within {2 * step:.2g}·v of θ is not finite: use reverse-over-reverse"
         )
     if size == 0:  # the loss is linear along v
         return curved, 0.0
-    return curved, (_norm(removed) / size) ** 2 + noise / size
+    return curved, (norm(removed) / size) ** 2 + noise / size
 
 
 def hessian_vector_product(

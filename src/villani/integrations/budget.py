@@ -9,6 +9,7 @@ from villani.errors import InputError
 
 TRIALS = 2  # forward passes to know what one takes
 MARGIN = 1.25  # times the dearest of the last three measurements is what the next is expected to take
+_LONGEST = 32  # steps without looking at the clock, at most
 _AGAIN = 4.0  # times the length of the run between trials, and before a measurement that failed is tried again
 
 
@@ -72,6 +73,15 @@ class Budget:
         """
         again = not self._recent and self.total >= _AGAIN * self._tried
         return again and bool(self._steps) and self.affords(TRIALS * median(self._steps))
+
+    @property
+    def steps_to_wait(self) -> int:
+        """For how many steps, as long as the shortest of late, nothing becomes affordable; none where it may."""
+        needed = self.expected if self.expected is not None else TRIALS * median(self._steps or [0.0])
+        other = (self.measuring + needed) / self.max_overhead
+        seconds = other - (self.total - self.measuring)
+        shortest = min(self._steps, default=0.0)
+        return 0 if shortest <= 0 else max(0, min(_LONGEST, int(seconds / shortest) - 1))
 
     def expect(self, seconds: float) -> None:
         """What a measurement is going to take, until one has been made; of several trials the least counts."""

@@ -10,7 +10,6 @@ from villani.dynamics.schedules import DecaySchedule
 from villani.errors import InputError
 from villani.integrations.live import Figures, Live
 from villani.integrations.trainer_loss import TrainerLoss
-from villani.integrations.untouched import uncompiled
 
 _KEY = "villani"  # in TrainerState.stateful_callbacks, which is saved with every checkpoint
 
@@ -23,40 +22,46 @@ class VillaniCallback(TrainerCallback):
 
     λ, η and what decays are read from the Trainer's optimiser, and its loss on its own batches is held against L, so
     that `villani/descended_lambda` is the λ of F that its steps descend, if there is one. The weights that come out
-    have the same bits as without the callback, unless a decay schedule is given. With several processes, process 0
-    measures and the others wait.
+    have the same bits as without the callback, unless a decay schedule is given. Several processes (DDP, or FSDP with
+    `fsdp_version` 2) measure together.
 
     Args:
         trainer: that it is added to.
-        groups: fixed probe groups, (G, B, T) token ids or as `Objective` takes them; at least 3, 12 for good intervals.
+        groups: fixed probe groups, (G, B, T) token ids or as `Objective` takes them; at least 3, 12 for good intervals;
+            the same in every process.
         temperature: s > 0 of Ψ_s.
         schedule: of the weight decay; goes on after a resume.
         settings: further ones of `Live`: weight_decay, decay, probes, trace, loss_fn, max_overhead, seed, clock.
 
     Raises:
-        InputError: what `Live` refuses, sharded weights, or a schedule in several processes.
+        InputError: what `Live` refuses, other parallelism than those two, or a schedule in several processes. Where
+            weights are going to be sharded, what only they tell is refused when training begins.
     """
 
     def __init__(
         self, trainer: Any, groups: torch.Tensor | Sequence[Any], *, temperature: float,
         schedule: DecaySchedule | None = None, **settings: Any,
     ) -> None:  # fmt: skip
-        if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
-            raise InputError("weights are sharded (FSDP or DeepSpeed): second derivatives need them whole")
+        self._sharded = bool(trainer.is_fsdp_enabled)
+        _check_parallelism(trainer)
         if trainer.args.world_size > 1 and schedule is not None:
             processes = trainer.args.world_size
             raise InputError(f"{processes} processes: a decay schedule would have to agree among them; use one")
         self.trainer, self._loss = trainer, TrainerLoss(trainer)
-        self.live = Live(trainer.model, groups, temperature=temperature, schedule=schedule, **settings)
+        self.live = Live(
+            trainer.model, groups, temperature=temperature, schedule=schedule, wrapped_later=self._sharded, **settings
+        )
         self.live.training_loss = self._loss.compare
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """The optimiser is there, with its state if the run resumes.
 
         Raises:
-            InputError: what a decay schedule refuses.
+            InputError: what a decay schedule refuses, or sharded weights, or processes that differ.
         """
-        self.live.model = uncompiled(kwargs["model"])  # hyperparameter search makes a new one
+        wrapped = self.trainer.model_wrapped  # hyperparameter search makes a new one
+        several = args.world_size > 1
+        self.live.adopt(wrapped if several or self._sharded else kwargs["model"], try_out=several or self._sharded)
         scaler = getattr(self.trainer.accelerator, "scaler", None)
         self.live.start(
             kwargs["optimizer"], state.stateful_callbacks.get(_KEY) if state.global_step else None,
@@ -67,15 +72,17 @@ class VillaniCallback(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """An optimiser step is over; with gradient accumulation that is once for all its batches."""
+        figures = self.live.step(state.global_step)
         if state.is_world_process_zero:
-            self._log(self.live.step(state.global_step), control)
+            self._log(figures, control)
             self._keep(state)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Log what measuring took."""
         self._loss.detach()
+        figures = self.live.finish()
         if state.is_world_process_zero:
-            self._log(self.live.finish(), control)
+            self._log(figures, control)
 
     def _keep(self, state: Any) -> None:
         # as an entry of its own: ExportableState would make the Trainer construct this callback anew, without its data
@@ -86,3 +93,16 @@ class VillaniCallback(TrainerCallback):
             wanted = control.should_log  # Trainer.log takes the wish for the Trainer's own log of this step as granted
             self.trainer.log(figures)
             control.should_log = wanted
+
+
+def _check_parallelism(trainer: Any) -> None:
+    if trainer.is_deepspeed_enabled:
+        raise InputError("weights are DeepSpeed's: gradients of its parts are not measured; use FSDP, fsdp_version 2")
+    plugin = getattr(trainer.accelerator.state, "fsdp_plugin", None)
+    if trainer.is_fsdp_enabled and getattr(plugin, "fsdp_version", 1) != 2:
+        raise InputError("FSDP of version 1 has no gradients of its parts: set fsdp_version 2 (fully_shard)")
+    parallelism = getattr(trainer.accelerator, "parallelism_config", None)
+    for name in ("tp", "cp", "sp"):
+        size = getattr(parallelism, f"{name}_size", 1) or 1
+        if size > 1:
+            raise InputError(f"{name}_size={size} cuts tensors or sequences: measured is data parallelism, cut or not")

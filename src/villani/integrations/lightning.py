@@ -12,6 +12,8 @@ from villani.errors import InputError
 from villani.integrations.descent import TrainingLoss
 from villani.integrations.live import Figures, Live
 
+_STRATEGIES = ("DDPStrategy", "ModelParallelStrategy")  # for several processes
+
 
 class VillaniCallback(Callback):  # type: ignore[misc] # its types are not looked at: mypy would take minutes over them
     """Measures in `on_train_batch_end`, after batches that ended in an optimiser step, and writes to every logger.
@@ -21,7 +23,8 @@ class VillaniCallback(Callback):  # type: ignore[misc] # its types are not looke
     The weights that come out have the same bits as without the callback, unless a decay schedule is given.
 
     Args:
-        groups: fixed probe groups, as `Objective` takes them; at least 3, 12 for good intervals.
+        groups: fixed probe groups, as `Objective` takes them; at least 3, 12 for good intervals; the same in every
+            process.
         temperature: s > 0 of Ψ_s.
         module: the model within the LightningModule, whose parameters are θ; itself by default.
         schedule: of the weight decay; goes on after a resume.
@@ -45,15 +48,21 @@ class VillaniCallback(Callback):  # type: ignore[misc] # its types are not looke
         """The optimiser is there, with its state if the run resumes.
 
         Raises:
-            InputError: several optimisers, several processes, or what `Live` refuses.
+            InputError: several optimisers, processes that are neither DDP's nor `fully_shard`'s, what `Live` refuses.
         """
         if len(trainer.optimizers) != 1:
             raise InputError(f"{len(trainer.optimizers)} optimisers: expected one")
-        if trainer.world_size > 1:
+        strategy = trainer.strategy
+        if trainer.world_size > 1 and type(strategy).__name__ not in _STRATEGIES:
             raise InputError(
-                f"{trainer.world_size} processes: measure in a run of one, or with the Hugging Face Trainer"
+                f"{type(strategy).__name__} in {trainer.world_size} processes: expected one of {', '.join(_STRATEGIES)}"
             )
-        self.live = Live(self.module(pl_module), self.groups, **self.settings)
+        self.live = Live(self.module(pl_module), self.groups, replicas=strategy.model, **self.settings)
+        if trainer.world_size > self.live.processes.size:
+            raise InputError(
+                f"the model of {self.live.processes.size} process is not what {trainer.world_size} train together: "
+                "give DDPStrategy, or call fully_shard on it in configure_model"
+            )
         if trainer.gradient_clip_val and "value" in str(trainer.gradient_clip_algorithm or "").lower():
             why = f"gradients are clipped by value, at {trainer.gradient_clip_val:g}: not by a factor"
             self.live.training_loss = lambda _: TrainingLoss(None, {"clipped by value": why})
@@ -81,6 +90,6 @@ class VillaniCallback(Callback):  # type: ignore[misc] # its types are not looke
         self._state = state_dict
 
     def _log(self, trainer: Any, figures: Figures) -> None:
-        if figures:  # not pl_module.log, which drops what comes between two of its own steps
+        if figures and trainer.is_global_zero:  # not pl_module.log, which drops what comes between two of its own steps
             for logger in trainer.loggers:
                 logger.log_metrics(figures, step=trainer.global_step)

@@ -1,14 +1,15 @@
 """What a training run measures of itself, and when; of no framework.
 
 `Live` is told of every finished optimiser step. When its budget of time allows, it measures fixed probe groups at the θ
-of the moment, leaves the run as it found it to the bit, and keeps account of the seconds it took.
+of the moment, leaves the run as it found it to the bit, and keeps account of the seconds it took. Where several
+processes train one model, each has a `Live` and makes the same calls of it; process 0 decides, by its clock.
 """
 
 import logging
 import math
 import time
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from typing import Any
 
 import torch
@@ -30,20 +31,18 @@ from villani.integrations.descent import (
     same_in_training,
 )
 from villani.integrations.gradients import GradientWatch
-from villani.integrations.untouched import uncompiled, untouched
+from villani.integrations.processes import one_line
+from villani.integrations.run_model import RunModel
+from villani.integrations.untouched import untouched as untouched
 from villani.measurement.design import check_design, check_temperature
-from villani.measurement.measure import measure
 from villani.measurement.measurement import Measurement
-from villani.objective.objective import Batch, LossFunction, Objective, check_weight_decay
+from villani.objective.objective import LossFunction, Objective, check_weight_decay
 from villani.objective.parameters import ParameterSpace
-from villani.objective.trial import already_tried
 from villani.statistics import Estimate
 from villani.streams import Purpose, word
 
 Figures = dict[str, float]
 log = logging.getLogger("villani")
-
-DEAREST = 20  # forward passes that a probe of one group is taken to cost, before one was measured: 12 to 15 are usual
 PREFIX = "villani/"
 
 
@@ -51,8 +50,9 @@ class Live:
     """Measures a model in training.
 
     Args:
-        model: in training; a Hugging Face causal language model, or any module with `loss_fn`.
-        groups: the probe groups, fixed for the run, as `Objective` takes them; at least 3.
+        model: in training; a Hugging Face causal language model, or any module with `loss_fn`; as the run calls it, in
+            DistributedDataParallel or cut by `fully_shard` if it is.
+        groups: the probe groups, fixed for the run, as `Objective` takes them; at least 3; the same in every process.
         temperature: s > 0 of Ψ_s.
         weight_decay: λ of Ψ_s; that of the optimiser by default.
         decay: the mask m; what decays in the optimiser by default.
@@ -63,6 +63,8 @@ class Live:
         seed: of the probes, which are others at every step.
         schedule: of the weight decay. Its own measurements are made at its own steps and count as measuring.
         clock: seconds.
+        replicas: the DistributedDataParallel that the model is within, if it is not that itself.
+        wrapped_later: whether the run has still to wrap or cut the model: `adopt` takes what comes of it.
 
     Attributes:
         descent: what the steps before the last measurement descend; None before one.
@@ -70,7 +72,8 @@ class Live:
 
     Raises:
         InputError: anything about these that cannot be measured, tried out on every group's loss and on the second
-            derivatives of one row. What fails later is logged, and raises nothing.
+            derivatives of one row; tensor or pipeline parallelism, quantised weights, a schedule in several processes.
+            What fails later is logged, and raises nothing.
     """
 
     def __init__(
@@ -88,27 +91,60 @@ class Live:
         seed: int = 0,
         schedule: DecaySchedule | None = None,
         clock: Callable[[], float] = time.perf_counter,
+        replicas: Any = None,
+        wrapped_later: bool = False,
     ) -> None:
-        check_temperature(temperature)
-        if weight_decay is not None:
-            check_weight_decay(weight_decay)
-        check_design(len(groups), probes, seed, finite=False)
-        Budget(max_overhead)
-        self.model, self.groups, self.schedule = uncompiled(model), groups, schedule
+        self.groups, self.schedule = groups, schedule
         self._temperature, self._decay_asked, self._mask_asked = temperature, weight_decay, decay
         self._probes, self._trace, self._loss_fn, self._seed = probes, trace, loss_fn, seed
         self._max_overhead, self._clock = max_overhead, clock
+        self._tried = False
         self._optimizer: Any = None
         self._watch: GradientWatch | None = None
         self._warned: set[Any] = set()
         self._reason = ""
         self.budget: Budget | None = None
         self.measured = self.steps = 0
+        self._silent = 0  # steps to come in which processes do not ask each other
+        self._unheard: Exception | None = None
         self.descent: Descent | None = None
         self.training_loss: Callable[[Objective], TrainingLoss] | None = None
-        self._rehearsed = False
-        self._rehearse()
-        self._rehearsed = True
+        self.adopt(model, replicas, try_out=not wrapped_later)
+
+    def adopt(self, model: nn.Module, replicas: Any = None, *, try_out: bool = True) -> None:
+        """Measure this model from now on, as one that the run has wrapped.
+
+        Args:
+            model: as of `Live`.
+            replicas: as of `Live`.
+            try_out: whether to, as `Live` does.
+
+        Raises:
+            InputError: as `Live`.
+        """
+        run = RunModel(model, self.groups, self._probes, self._trace, self._loss_fn, replicas)
+        run.tried = self._tried
+        self.model, self.processes, self._run = run.model, run.processes, run
+        with self.processes.together():
+            self._check()
+        if try_out:
+            run.try_out(
+                self._mask_asked or "all",
+                [self._probes, self._seed, self._temperature, self._decay_asked, self._mask_asked],
+            )
+        self._tried = run.tried
+
+    def _check(self) -> None:
+        """Refuse settings that no model could be measured with."""
+        check_temperature(self._temperature)
+        if self._decay_asked is not None:
+            check_weight_decay(self._decay_asked)
+        check_design(len(self.groups), self._probes, self._seed, finite=False)
+        Budget(self._max_overhead)
+        if self.processes.several and self.schedule is not None:
+            raise InputError(
+                f"{self.processes.size} processes: a decay schedule would have to agree among them; use one process"
+            )
 
     def start(
         self, optimizer: Any, state: dict[str, Any] | None = None, *, scale: Callable[[], float] | None = None,
@@ -135,8 +171,9 @@ class Live:
             self.schedule.attach(optimizer)
         if self._watch:
             self._watch.close()
-        self._watch = GradientWatch(self.model, optimizer, scale) if watch else None
-        self.budget = Budget(self._max_overhead, self._clock)
+        alone = watch and not self.processes.several and not self._run.layout.sharded
+        self._watch = GradientWatch(self.model, optimizer, scale) if alone else None
+        self.budget, self._silent, self._unheard = Budget(self._max_overhead, self._clock), 0, None
 
     def step(self, step: int) -> Figures:
         """An optimiser step is over.
@@ -150,50 +187,100 @@ class Live:
         if self.budget is None:
             raise InputError("call start(optimizer) before the first step")
         budget = self.budget
-        budget.step()
         self.steps += 1
+        if self.processes.several:
+            return self._step_together(step, budget)
+        budget.step()
         figures = self._follow_schedule(step, budget)
         if budget.may_try:
             try:
-                with budget.spending(), untouched(self.model):
-                    trial, before = self._objective("all", 0.0), 0.0
-                    for _ in range(TRIALS):  # the first pays for what is slow once; the last counts
-                        before = self._clock()
-                        trial.loss(0)
-                        self._wait()
-                    budget.expect((self._clock() - before) * DEAREST * self._probes * len(self.groups))
+                self._try_cost(budget)
             except Exception as error:
                 budget.failed()
                 self._give_up("trial", step, error)
-        if not budget.due:
-            return figures
+        return figures | self._measure_within(step, budget) if budget.due else figures
+
+    def _step_together(self, step: int, budget: Budget) -> Figures:
+        """What process 0 decides by its clock; whatever goes wrong in one process is told to all, and stops nothing.
+
+        Nothing is caught within: what is told takes everybody out of the outermost block, wherever each is.
+        """
+        try:
+            budget.step()
+        except Exception as error:  # the others are told when they next ask
+            self._unheard = error
+        if self._silent:
+            self._silent -= 1
+            return {}
+        stage = "decision"
+        try:
+            with self.processes.together():
+                may_try, due, self._silent = self.processes.broadcast(self._decision())
+                if may_try:
+                    stage = "trial"
+                    self._try_cost(budget)
+                    _, due, self._silent = self.processes.broadcast(self._decision())
+                stage = "measurement"
+                return self._measure_within(step, budget) if due else {}
+        except Exception as error:
+            self._give_up(stage, step, error)
+            with suppress(Exception):  # the clock may be what has failed
+                if stage != "decision":
+                    budget.failed(whole=stage == "measurement")
+            return {PREFIX + "failed": 1.0} if stage != "trial" else {}
+
+    def _decision(self) -> tuple[bool, bool, int]:
+        """Whether to try, whether to measure, and for how many steps not to ask again; that of process 0 holds."""
+        assert self.budget is not None
+        error, self._unheard = self._unheard, None
+        if error:
+            raise error
+        return self.budget.may_try, self.budget.due, self.budget.steps_to_wait
+
+    def _try_cost(self, budget: Budget) -> None:
+        """Time something short, to know what a measurement takes."""
+        with budget.spending(), self._run.lent():
+            work, times = self._run.trial()
+            before = 0.0
+            for _ in range(TRIALS):  # the first pays for what is slow once; the last counts
+                before = self._clock()
+                work()
+                self._wait()
+            budget.expect((self._clock() - before) * times)
+
+    def _measure_within(self, step: int, budget: Budget) -> Figures:
         self._wait()  # what the run had still to do is not billed here
         with budget.spending(whole=True):
-            measured = self.measure(step)
+            measured = self._measured(step) if self.processes.several else self.measure(step)
         if PREFIX + "failed" in measured:
             budget.failed(whole=True)
-        return figures | measured | self._account()
+        account: Figures = self.processes.broadcast(self._account())
+        return measured | account
 
     def measure(self, step: int) -> Figures:
         """Measure now, whatever the budget says; `seconds` of it are not counted.
 
         A measurement that fails, as at weights that are not finite, is told in a warning and as `failed`: it does not
-        stop the run.
+        stop the run. Where several processes train one model, all of them call this.
         """
         try:
-            with untouched(self.model):
-                decay = decay_of(self._optimizer, self.model) if self._optimizer is not None else None
-                asked = self._decay_asked if self._decay_asked is not None else (decay.weight_decay if decay else 0.0)
-                objective = self._objective(self._mask_asked or (decay.mask if decay else "all"), asked)
-                found = measure(
-                    objective, self._probes, word(self._seed, Purpose.LIVE, step), trace=self._trace, shares=0
-                )
-                told = _figures(found, asked, self._temperature)
-                if decay:
-                    told |= self._descended(decay, objective)
+            return self._measured(step)
         except Exception as error:  # whatever it is, the run is worth more
             self._give_up("measurement", step, error)
             return {PREFIX + "failed": 1.0}
+
+    def _measured(self, step: int) -> Figures:
+        with self._run.lent():
+            decay = decay_of(self._optimizer, self.model) if self._optimizer is not None else None
+            asked = self._decay_asked if self._decay_asked is not None else (decay.weight_decay if decay else 0.0)
+            mask = self._mask_asked or (decay.mask if decay else "all")
+            if self.processes.several:
+                step, asked, mask = self.processes.broadcast([step, asked, mask])
+            objective = self._run.objective(mask, asked)
+            found = self._run.measured(objective, word(self._seed, Purpose.LIVE, step))
+            told = _figures(found, asked, self._temperature)
+            if decay:
+                told |= self._descended(decay, objective)
         self.measured += 1
         return {PREFIX + name: value for name, value in told.items()}
 
@@ -222,48 +309,32 @@ class Live:
         }  # fmt: skip
         return {PREFIX + name: value for name, value in numbers.items()}
 
-    def _rehearse(self) -> None:
-        """Refuse what can never be measured before the run starts."""
-        try:
-            with untouched(self.model):
-                objective = self._objective(self._mask_asked or "all", 0.0)
-                with objective.evaluating():
-                    for group in range(len(objective.groups)):
-                        for piece in objective.batches(group):
-                            objective.forward(piece)
-                piece = next(objective.batches(0))
-                if isinstance(piece, Batch):
-                    piece = next(row for i in range(len(piece.ids)) if (row := piece.rows(i, i + 1)).tokens)
-                small = Objective(self.model, [piece], finite=True, loss_fn=self._loss_fn)
-                measure(small, 2, 0, trace=self._trace, shares=0)
-        except InputError:
-            raise
-        except Exception as error:
-            raise InputError(f"these groups cannot be measured with this model: {_words(error)}") from None
-
     def _follow_schedule(self, step: int, budget: Budget) -> Figures:
         """λ of the step to come; where the schedule cannot tell, that of this one."""
         if not self.schedule:
             return {}
         before = self.schedule.steps
         try:
-            with budget.spending(), untouched(self.model) if self.schedule.measures_next else nullcontext():
+            with budget.spending(), self._run.lent() if self.schedule.measures_next else nullcontext():
                 self.schedule.step()
         except Exception as error:
             self.schedule.steps = before + 1
-            self._warn("schedule", f"step {step}: decay schedule: {_words(error)}; weight decay stays as it is")
+            self._warn("schedule", f"step {step}: decay schedule: {one_line(error)}; weight decay stays as it is")
             return {PREFIX + "failed": 1.0}
         return {}
 
     def _descended(self, decay: Decay, objective: Objective) -> Figures:
         """What is known of the λ that the steps since the last measurement descend."""
         steps, loss, same = self._watch.take() if self._watch else Steps(), TrainingLoss(), True
-        if self.steps:
+        if self.processes.several:
+            why = f"{self.processes.size} processes average their gradients: what that descends is not worked out"
+            loss = TrainingLoss(None, {"devices": why})
+        elif self.steps:
             try:
                 same = same_in_training(objective)
                 loss = self.training_loss(objective) if self.training_loss else loss
             except Exception as error:  # costs the comparison, not the measurement
-                loss = TrainingLoss(None, {"comparison": f"the run's loss cannot be held against L: {_words(error)}"})
+                loss = TrainingLoss(None, {"comparison": f"the run's loss cannot be held against L: {one_line(error)}"})
         altered = altered_gradients(self.model)
         found = self.descent = descent_of(decay, loss, steps, same=same, altered=altered)
         asked, own = objective.weight_decay, found.weight_decay
@@ -295,17 +366,12 @@ class Live:
             return f"{words}: {spent}, too few to try out what one takes; raise max_overhead, or call measure(step)"
         return f"{words}: {spent}, and one is expected to take {budget.expected:.2g} s; raise it, or give less text"
 
-    def _objective(self, mask: str, weight_decay: float) -> Objective:
-        """Made afresh, since a run may freeze and thaw parameters."""
-        with already_tried() if self._rehearsed else nullcontext():
-            return Objective(self.model, self.groups, weight_decay, mask, loss_fn=self._loss_fn)
-
     def _wait(self) -> None:
         if torch.cuda.is_available() and torch.cuda.is_initialized():
             torch.cuda.synchronize()
 
     def _give_up(self, what: str, step: int, error: Exception) -> None:
-        self._reason = _words(error)
+        self._reason = one_line(error)
         self._warn((what, self._reason), f"step {step}: not measured: {self._reason}")
 
     def _warn(self, kind: Any, message: str) -> None:
@@ -313,12 +379,6 @@ class Live:
         if kind not in self._warned:
             self._warned.add(kind)
             log.warning(message)
-
-
-def _words(error: Exception) -> str:
-    """An error in one line."""
-    text = " ".join(str(error).split())
-    return text if isinstance(error, InputError) else f"{type(error).__name__}: {text[:300]}"
 
 
 def _figures(found: Measurement, weight_decay: float, temperature: float) -> Figures:

@@ -32,7 +32,7 @@ def untouched(model: nn.Module) -> Iterator[None]:
     tables: list[tuple[dict[str, Any], dict[str, Any]]]
     tables = [(table, dict(table)) for m in model.modules() for table in (m._parameters, m._buffers)]
     tensors = {id(t): t for _, table in tables for t in table.values() if t is not None}
-    copies = [(t, t.detach().clone()) for t in tensors.values()]
+    copies = [(own, own.detach().clone()) for own in map(own_part, tensors.values())]
     with ExitStack() as stack:
         devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []
         stack.enter_context(torch.random.fork_rng(devices=devices))
@@ -66,3 +66,17 @@ def untouched(model: nn.Module) -> Iterator[None]:
                 p.grad = grad
                 if p.requires_grad != flag:
                     p.requires_grad_(flag)
+
+
+def is_sharded(tensor: torch.Tensor | None) -> bool:
+    """Whether this process may have a part only; torch's distributed tensors are not loaded for those that are none."""
+    return type(tensor).__name__ == "DTensor"
+
+
+def own_part(tensor: torch.Tensor) -> torch.Tensor:
+    """What this process has of a tensor, in the same memory: a plain tensor; itself where it is one."""
+    if not is_sharded(tensor):
+        return tensor
+    with torch.no_grad():
+        part: torch.Tensor = tensor.to_local()  # type: ignore[attr-defined]
+    return part

@@ -58,8 +58,8 @@ class Objective:
 
     Raises:
         InputError: λ negative or not finite, no groups, what `read_batch` refuses, inference mode, a θ that cannot be
-            measured, or a forward pass that is no function of θ or, without `loss_fn`, predicts no next token (see
-            `objective/trial.py`).
+            measured or that is cut over processes, or a forward pass that is no function of θ or, without `loss_fn`,
+            predicts no next token (see `objective/trial.py`).
     """
 
     def __init__(
@@ -83,6 +83,7 @@ class Objective:
             raise InputError(
                 f"groups is a {type(groups).__name__}: expected a tensor (G, B, T) or a sequence of groups"
             )
+        _check_whole(model)
         self.model = model
         self.weight_decay = float(weight_decay)
         self.finite = finite
@@ -94,7 +95,7 @@ class Objective:
             raise InputError("the model was made in torch.inference_mode: it has no derivatives; make it outside")
         self.parameters.check()
         if loss_fn is None:
-            _check_frozen(model, self.parameters.dtype)
+            check_frozen(model, self.parameters.dtype)
         self.device = self.parameters.tensors[0].device
         self._watched = False
         self.traced: dict[Any, Any] = {}  # the graphs that objective/graph.py made of it
@@ -281,7 +282,7 @@ def _custom(result: Any) -> Forward:
     return Forward(loss if loss.dim() == 0 else loss.reshape(()), float(tokens))
 
 
-def _check_frozen(model: nn.Module, dtype: torch.dtype) -> None:
+def check_frozen(model: nn.Module, dtype: torch.dtype) -> None:
     """Refuse constants of a language model that its values and derivatives would be rounded to, as by a LoRA's base."""
     for name, tensor in model.named_parameters():
         if not tensor.requires_grad and tensor.is_floating_point() and tensor.dtype != dtype:
@@ -289,6 +290,18 @@ def _check_frozen(model: nn.Module, dtype: torch.dtype) -> None:
                 f"parameter {name} is frozen and {tensor.dtype}, and θ is {dtype}: measure a copy of one precision, "
                 f"such as model.to(torch.{str(dtype).removeprefix('torch.')}), whose constants are as exact as θ"
             )
+
+
+def _check_whole(model: nn.Module) -> None:
+    """Refuse a model of which each process has a part, by names: torch's distributed modules take long to load."""
+    cut = [name for name, p in model.named_parameters() if type(p).__name__ == "DTensor"]
+    kinds = {base.__name__ for module in model.modules() for base in type(module).__mro__}
+    if cut or kinds & {"FSDPModule", "FullyShardedDataParallel"}:
+        which = f"parameter {cut[0]} is a DTensor" if cut else "weights are in FSDP"
+        raise InputError(
+            f"{which}, of which each process has a part: measure a whole copy, such as a saved checkpoint, or measure "
+            "in the run itself by villani.integrations.live.Live"
+        )
 
 
 def _check_inference_mode() -> None:
