@@ -26,6 +26,7 @@ from villani.measurement.measure import measure
 from villani.measurement.measurement import Measurement
 from villani.objective.objective import Batch, LossFunction, Objective
 from villani.objective.trial import already_tried
+from villani.work.work import Work
 
 DEAREST = 20  # forward passes that a probe of one group is taken to cost, before one was measured: 12 to 15 are usual
 
@@ -118,7 +119,7 @@ class RunModel:
         """The five statistics; inside `lent`. The same bits in every process."""
         if isinstance(objective, ShardedObjective):
             return objective.measured(self._probes, seed)
-        return measure(objective, self._probes, seed, trace=self._trace, shares=0, team=self.processes)
+        return measure(objective, self._probes, seed, trace=self._trace, shares=0, work=Work(team=self.processes))
 
     def _try_whole(self, objective: Objective) -> None:
         with objective.evaluating():
