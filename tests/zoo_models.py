@@ -49,6 +49,7 @@ _ALL = {
     0: "bos_token_id num_kv_shared_layers num_nextn_predict_layers",
 }
 SHAPES: dict[str, Any] = {name: value for value, names in _ALL.items() for name in names.split()}
+SHAPES |= {"swiglu_limit": 0.4, "router_jitter_noise": 2.0}  # limits that bite, and a margin that does not
 SHAPES |= {"qk_rope_head_dim": 4, "qk_head_dim": 12, "pad_token_id": None, "is_decoder": True}
 SHAPES |= dict.fromkeys(
     ["layer_norm_eps", "rms_norm_eps", "norm_eps", "layer_norm_epsilon", "norm_epsilon", "layernorm_eps",

@@ -194,3 +194,35 @@ class Failing(torch.autograd.Function):
 def test_any_failure_of_a_backward_pass_is_told():
     with pytest.raises(InputError, match="Net fails in its backward pass: 'saved'"):
         Objective(Net(Failing.apply), IDS)
+
+
+class Point(nn.Module):
+    """θ alone, for losses written out."""
+
+    def __init__(self, values, dtype):
+        super().__init__()
+        self.theta = nn.Parameter(torch.tensor(values, dtype=dtype))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("loss", [
+    lambda t: torch.sin(1e6 * t).sum(), lambda t: torch.sin(300 * t).sum(), lambda t: (t**2).sum(),
+    lambda t: t.abs().sum(), lambda t: (1e4 * t.abs().max()).log(), lambda t: (t - t).sum(), lambda t: t.sum().relu(),
+    lambda t: torch.log(t - 0.999).sum(), lambda t: 1e8 + t.sum(), lambda t: t.std(), lambda t: t.round().sum() + t.sum(),
+    lambda t: torch.autograd.grad((t**3).sum(), t, create_graph=True)[0].sum(),
+])  # fmt: skip
+def test_no_honest_loss_is_refused(loss, dtype):
+    """Those that no step resolves, that no float32 tells from a constant, that fail without a graph, included."""
+    for values in ([0.0, 0.0], [1.0, 1.0], [1e-3, -2.0], [1.0] * 40):
+        Objective(Point(values, dtype), [None], loss_fn=lambda m, _: loss(m.theta))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("loss", [
+    lambda t: (t * t.detach()).sum(), lambda t: t.sum() + (t.detach() ** 2).sum(), lambda t: Scaled.apply(t).sum(),
+    lambda t: t.round().sum().detach() + (t - t.detach()).sum(),
+])  # fmt: skip
+def test_dishonest_losses_are_refused(loss, dtype):
+    for values in ([1.0, 1.2], [1e-3, -2.0], [1.0] * 40):
+        with pytest.raises(InputError, match="Point's gradient is not that of its loss"):
+            Objective(Point(values, dtype), [None], loss_fn=lambda m, _: loss(m.theta))

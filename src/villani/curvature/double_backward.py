@@ -14,6 +14,7 @@ from torch.autograd.function import BackwardCFunction
 from villani.errors import InputError, out_of_memory
 from villani.objective.graph import trace_loss
 from villani.objective.objective import Batch, Objective
+from villani.objective.trial import uncompiled
 
 TOLERANCE = 1e-2  # of a tensor's share of Hv, or of a hundredth of Hv: float32 rounds to 10⁻⁵ of it
 _FLOOR = 1e-2
@@ -30,7 +31,7 @@ def check_double_backward(objective: Objective) -> None:
     """
     if objective.doubly_checked:
         return
-    with objective.evaluating():
+    with uncompiled(), objective.evaluating():
         batch = next(objective.batches(0))
         one = batch.rows(0, 1) if isinstance(batch, Batch) else batch
         name = own_backward(objective.forward(one).loss)

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from villani.curvature import elementary
 from villani.curvature.algebra import JetAlgebra
 from villani.curvature.jets import Jet, Probed, Tangents, add_to, as_jet, mapped
+from villani.errors import InputError
 from villani.objective.families import CAST, CHOSEN, EXTREME, MOVED, PICKED, SOFTMAX, SPLIT, WHERE
 from villani.objective.interpret import Table
 
@@ -214,6 +215,33 @@ def _softmax(sweep: JetAlgebra, op: Any, a: Jet, dim: int, *rest: Any) -> Jet:
     return Jet(y, {k: y * t for k, t in first.items()}, second)
 
 
+def _logsumexp(sweep: JetAlgebra, op: Any, a: Jet, dims: Any, keepdim: bool = False) -> Jet:
+    """d: ⟨p,u⟩; d²: ⟨p,u_c²⟩ − ⟨p,u_c⟩², with p the softmax over the dimensions."""
+    dims = [dims] if isinstance(dims, int) else list(dims)
+    whole = op(a.x, dims, True)
+    p = (a.x - whole).exp()
+
+    def mean(t: torch.Tensor) -> torch.Tensor:
+        return (p * t).sum(dims, keepdim=True)
+
+    first = {k: mean(t) for k, t in a.first.items()}
+    second = {c: mean(t) for c, t in a.second.items()}
+    for c, t in sweep.squares(a.first, lambda t: mean((t - mean(t)).square())).items():
+        add_to(second, c, t)
+    return mapped(Jet(whole, first, second), lambda t: t if keepdim else t.squeeze(dims))
+
+
+def _vector_norm(
+    sweep: JetAlgebra, op: Any, a: Jet, order: float = 2, dims: Any = None, keepdim: bool = False, *rest: Any
+) -> Jet:
+    """(Σ x²)^½ of order 2; of others nothing is known."""
+    if order != 2:
+        raise InputError(f"no Taylor rule for {op} of order {order:g}: use trace='gauss-newton'")
+    dims = list(range(a.x.dim())) if dims is None else dims
+    square = mapped(elementary.square(sweep, op, a), lambda t: t.sum(dims, keepdim=keepdim))
+    return elementary.sqrt(sweep, op, square)
+
+
 def _layer_norm(
     sweep: JetAlgebra, __: Any, a: Jet, shape: Any, weight: Any = None, bias: Any = None, eps: float = 1e-5, *_: Any
 ) -> Jet:
@@ -275,6 +303,8 @@ RULES = Table[TaylorRule](
     (_jointly_linear(0, 2), [aten.index_put.default]),
     (_jointly_linear(0, 3), [aten.scatter.src, aten.scatter_add.default, aten.index_add.default]),
     (_softmax, SOFTMAX),
+    (_logsumexp, [aten.logsumexp.default]),
+    (_vector_norm, [aten.linalg_vector_norm.default]),
     (_layer_norm, [aten.layer_norm.default]),
     (_rms_norm, [aten.rms_norm.default]),
     (_embedding, [aten.embedding.default]),
@@ -293,6 +323,7 @@ RULES = Table[TaylorRule](
     (elementary.exp, [aten.exp.default, aten.expm1.default]),
     (elementary.log, [aten.log.default]),
     (elementary.softplus, [aten.softplus.default]),
+    (elementary.log_sigmoid, [aten.log_sigmoid.default]),
     (elementary.abs, [aten.abs.default]),
     (elementary.sin, [aten.sin.default]),
     (elementary.cos, [aten.cos.default]),

@@ -18,12 +18,16 @@ TOLERANCE = 2e-3  # of ‖s⊙∇L‖, the usual size of ⟨∇L, v⟩; rounding
 STEPS = (6e-4, 2.5e-3, 1.5e-4)  # of v, whose entries are as large as θ's; from the second on only where needed
 DIRECTIONS = 2  # that are looked at; those to confirm what one of them shows are more
 _CONFIRMED = 4  # directions at most
-_STEADY = 0.25  # how much a disagreement may depend on the step: one of rounding or of kinks goes with 1/step
+_STEADY = 0.25  # how much slope and disagreement may depend on the step: those of kinks and of rounding go with 1/step
 _CLEAR = 3.0  # times what rounding explains
 _NOISE = 2 * torch.finfo(torch.float32).eps  # of a loss, relative: models round to float32 inside whatever θ is
 _STIR = 0.1  # of the size of a tensor's entries: what takes θ away from edges
 _SMALL = 0.02  # the same of a tensor of zeros
 _PERIOD = 65_537  # of random numbers, a prime, so that rows of a matrix do not repeat each other
+
+
+class NoGradient(InputError):
+    """What autograd gives is no gradient of the loss, or nothing."""
 
 
 def stir(tensors: Sequence[torch.Tensor]) -> None:
@@ -35,15 +39,17 @@ def stir(tensors: Sequence[torch.Tensor]) -> None:
 def check_gradient(objective: Objective, piece: Any, name: str) -> None:
     """Refuse a model whose gradient is not that of its loss on a piece; θ comes back up to rounding.
 
-    A disagreement counts where it is the same at steps that differ by four and more: jumps and kinks in between, and
-    rounding, are not. Takes a gradient and four forward passes where the two agree.
+    A disagreement counts where the difference quotient is the same at steps that differ by four and more, from both
+    sides: that of jumps, of kinks nearby, of rounding, and of what no step resolves is not. Takes a gradient and four
+    forward passes where the two agree.
 
     Raises:
-        InputError: they disagree, or the forward or backward pass fails.
+        NoGradient: they disagree, or the backward pass fails.
     """
-    tensors, mean, gradient = objective.parameters.tensors, *_gradient(objective, piece, name)
+    mean, gradient = _gradient(objective, piece, name)
     if gradient is None:
         return
+    tensors = objective.parameters.tensors
     with torch.no_grad():
         sizes = [_size(t) for t in tensors]
         norms = (float(torch.linalg.vector_norm(g, dtype=torch.float64)) for g in gradient)
@@ -59,7 +65,7 @@ def check_gradient(objective: Objective, piece: Any, name: str) -> None:
                 break
     if len(wrong) > 1:
         slope, claimed = wrong[0]
-        raise InputError(
+        raise NoGradient(
             f"{name}'s gradient is not that of its loss, which changes by {slope:.3g} along a direction where the "
             f"gradient says {claimed:.3g} (on one row, θ stirred): some of it runs under no_grad, is detached, or has "
             "a backward of its own that is wrong; take that out"
@@ -70,29 +76,19 @@ def _gradient(objective: Objective, piece: Any, name: str) -> tuple[float, list[
     """Mean loss, and its gradient; None where there is nothing to hold against a difference."""
     tensors = objective.parameters.tensors
     with torch.enable_grad():
-        try:
-            forward = objective.forward(piece)
-        except Exception as error:
-            if objective.loss_fn is None or _memory(error):
-                raise
-            return math.nan, None  # a loss_fn that fails says so when it is used
+        forward = objective.forward(piece)
         mean = float(forward.loss.detach()) / forward.tokens
         if not (forward.loss.requires_grad and math.isfinite(mean)):
             return mean, None  # what measures the loss says so
+        loss = forward.loss / forward.tokens
         try:
-            found = torch.autograd.grad(
-                forward.loss / forward.tokens, tensors, allow_unused=True, materialize_grads=True
-            )
+            found = torch.autograd.grad(loss, tensors, allow_unused=True, materialize_grads=True)
         except Exception as error:  # a backward pass fails in as many ways as there are models
-            if _memory(error):
+            if isinstance(error, torch.OutOfMemoryError) or out_of_memory(error):
                 raise
-            raise InputError(f"{name} fails in its backward pass: {first_line(error)}") from error
+            raise NoGradient(f"{name} fails in its backward pass: {first_line(error)}") from error
     finite = all(bool(torch.isfinite(g).all()) for g in found)
     return mean, list(found) if finite else None
-
-
-def _memory(error: Exception) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or out_of_memory(error)
 
 
 def _disagreement(
@@ -111,24 +107,28 @@ def _disagreement(
             _moved(tensor, direction, index, step * size)
 
     claimed = sum(s * _along(g, direction, index) for index, (g, s) in enumerate(zip(gradient, sizes, strict=True)))
-    errors, slope = [], claimed
+    slopes, noise = [], _NOISE * (1 + abs(mean))
     for step in STEPS:
         losses = []
         for sign in (1, -2):
             move(sign * step)
-            forward = objective.forward(piece)
-            losses.append(float(forward.loss.double()) / forward.tokens)
+            with torch.enable_grad():  # where a model looks whether it is on, it takes the same way as before
+                forward = objective.forward(piece)
+            losses.append(float(forward.loss.detach().double()) / forward.tokens)
         move(step)
         slope = (losses[0] - losses[1]) / (2 * step)
-        error, allowed = slope - claimed, TOLERANCE * max(usual, abs(slope))
-        if not abs(error) > allowed:
+        allowed = TOLERANCE * max(usual, abs(slope))
+        if not abs(slope - claimed) > allowed:
             return None
         sides = sorted([(losses[0] - mean) / step, (mean - losses[1]) / step])  # apart where a kink is near
         outside = abs(claimed - min(max(claimed, sides[0]), sides[1]))
-        if outside > max(allowed, _CLEAR * _NOISE * (1 + abs(mean)) / step):
-            errors.append(error)
-    steady = len(errors) > 1 and max(errors) - min(errors) <= _STEADY * min(map(abs, errors))
-    return (slope, claimed) if steady and math.isfinite(slope) else None
+        if outside > max(allowed, _CLEAR * noise / step):
+            slopes.append(slope)
+    if len(slopes) < 2 or not all(map(math.isfinite, slopes)):
+        return None
+    spread = max(slopes) - min(slopes)
+    converged = spread <= max(_STEADY * min(map(abs, slopes)), _CLEAR * noise / min(STEPS))
+    return (slopes[-1], claimed) if converged and spread <= _STEADY * min(abs(s - claimed) for s in slopes) else None
 
 
 def _size(tensor: torch.Tensor) -> float:

@@ -21,9 +21,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from villani.errors import InputError
+from villani.errors import InputError, out_of_memory
 from villani.objective.batches import IGNORED, Batch, takes
-from villani.objective.slope import check_gradient, stir
+from villani.objective.slope import NoGradient, check_gradient, stir
 
 Objective = Any  # a `villani.Objective`, whose module imports this one
 ROUNDING = 1e-5  # of the largest logit; 0 is usual, and 5·10⁻⁷ in mixtures of experts, whose products change shape
@@ -59,15 +59,14 @@ def check_forward(objective: Objective) -> None:
         if isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.max_norm is not None:
             raise InputError(f"{path} has max_norm={module.max_norm:g}: it rescales weights as it reads; set None")
     if objective.loss_fn is not None:
-        with _put_back(objective), _uncompiled(), objective.evaluating(fused=True), torch.no_grad():
-            stir(objective.parameters.tensors)
-            check_gradient(objective, next(objective.batches(0)), name)
+        with _put_back(objective), uncompiled(), objective.evaluating(fused=True), torch.no_grad():
+            _try_loss(objective, name)
         return
     row = _row(objective.groups[0])
     if row is None:
         return
     row = row.to(objective.device)
-    with _put_back(objective) as (changed, restore), _uncompiled(), objective.evaluating(fused=True), torch.no_grad():
+    with _put_back(objective) as (changed, restore), uncompiled(), objective.evaluating(fused=True), torch.no_grad():
         first, again = _logits(objective, row), _logits(objective, row)
         if found := changed():
             raise InputError(
@@ -91,6 +90,19 @@ def check_forward(objective: Objective) -> None:
         _check_causality(objective, row, logits, name)
         stir(objective.parameters.tensors)
         check_gradient(objective, row, name)
+
+
+def _try_loss(objective: Objective, name: str) -> None:
+    """The gradient of a custom loss near θ; a loss_fn that fails says so when it is used."""
+    piece = next(objective.batches(0))
+    stir(objective.parameters.tensors)
+    try:
+        check_gradient(objective, piece, name)
+    except NoGradient:
+        raise
+    except Exception as error:
+        if out_of_memory(error) or isinstance(error, torch.OutOfMemoryError):
+            raise
 
 
 def _check_labels(objective: Objective, name: str) -> None:
@@ -185,7 +197,7 @@ def _unit_gain(tensors: Sequence[torch.Tensor]) -> None:
 
 
 @contextmanager
-def _uncompiled() -> Iterator[None]:
+def uncompiled() -> Iterator[None]:
     """Without code of torch.compile, which would be made for shapes that are not those of the data."""
     if "torch._dynamo" not in sys.modules:  # seconds to import
         yield
