@@ -160,12 +160,16 @@ def test_elementwise_rules_match_derivatives(operation, function, positive):
     (torch.logsumexp, "logsumexp", ([-1],), {}), (torch.logsumexp, "logsumexp", ([0, 1], True), {}),
     (torch.linalg.vector_norm, "linalg_vector_norm", (2, [-1]), {}),
     (torch.linalg.vector_norm, "linalg_vector_norm", (), {}),
+    (torch.var, "var.dim", ([-1], False), {}), (torch.var, "var.dim", ([0], True, True), {}),
+    (torch.var, "var.correction", ([0, 1],), {"correction": 0}),
+    (torch.var, "var.correction", (None,), {"correction": 1, "keepdim": True}),
     (torch.linalg.vector_norm, "linalg_vector_norm", (2, [0], True), {}),
 ])  # fmt: skip
 def test_reductions_match_derivatives(function, name, arguments, options):
     """Along x + 2ux·e + 1.5·e²: first and second derivatives at e = 0."""
     x, u, w = torch.randn(3, 4, 5, generator=torch.Generator().manual_seed(4)).double()
-    target = getattr(torch.ops.aten, name).default
+    packet, _, form = name.partition(".")
+    target = getattr(getattr(torch.ops.aten, packet), form or "default")
     found = RULES[target](Sweep(None, None, [0]), target, Jet(x, {0: 2 * u}, {0: 3 * w}), *arguments, **options)
     e = torch.tensor(0.0, dtype=torch.float64, requires_grad=True)
     y = function(x + 2 * u * e + 1.5 * w * e**2, *arguments, **options)

@@ -208,7 +208,8 @@ class Point(nn.Module):
 @pytest.mark.parametrize("loss", [
     lambda t: torch.sin(1e6 * t).sum(), lambda t: torch.sin(300 * t).sum(), lambda t: (t**2).sum(),
     lambda t: t.abs().sum(), lambda t: (1e4 * t.abs().max()).log(), lambda t: (t - t).sum(), lambda t: t.sum().relu(),
-    lambda t: torch.log(t - 0.999).sum(), lambda t: 1e8 + t.sum(), lambda t: t.std(), lambda t: t.round().sum() + t.sum(),
+    lambda t: torch.log(t - 0.999).sum(), lambda t: 1e8 + t.sum(), lambda t: t.std(),
+    lambda t: t.round().sum() + t.sum(),
     lambda t: torch.autograd.grad((t**3).sum(), t, create_graph=True)[0].sum(),
 ])  # fmt: skip
 def test_no_honest_loss_is_refused(loss, dtype):

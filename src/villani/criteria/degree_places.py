@@ -73,7 +73,7 @@ def alike(d: Forms, node: torch.fx.Node, a: Any, b: Any, one: Any, other: Any) -
 def _zero_places(
     d: Forms, one: Any, other: Any, left: torch.Tensor, right: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor] | None:
-    """Entries that are zeros of constants, as of sin 0 in a rotation of some of the channels; None where there are none.
+    """Entries that are zeros of constants, as of sin 0 in a rotation of some of the channels; None without any.
 
     Along a dimension in which forms repeat themselves an entry counts if it is zero everywhere: one that is not is
     enough to ask what all of them ask.
@@ -117,8 +117,15 @@ def is_zero(d: Forms, argument: Any) -> bool:
 
 
 def where(d: Forms, node: torch.fx.Node, _: Any, a: Any, b: Any) -> torch.Tensor:
-    """Which of the two is taken depends on data; so both must scale alike."""
-    return alike(d, node, a, b, *node.args[1:3])
+    """Which of the two is taken is read where it is a constant; where it depends on data both must scale alike."""
+    condition = d.known(node.args[0])  # type: ignore[arg-type]
+    if condition is None:
+        return alike(d, node, a, b, *node.args[1:3])
+    shape = shape_of(node)
+    left, right = (d.operand(v).expand(shape) for v in (a, b))
+    if is_zero(d, node.args[1]) or is_zero(d, node.args[2]):
+        return right if is_zero(d, node.args[1]) else left
+    return torch.where(condition, left, right)
 
 
 def masked_fill(d: Forms, node: torch.fx.Node, a: Any, *_: Any) -> torch.Tensor:

@@ -1,5 +1,6 @@
 """Degrees as linear forms: what is demanded of them, and the degrees that maps, sums and products have."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -8,7 +9,7 @@ from typing import Any
 import torch
 
 from villani.criteria.equations import Equations
-from villani.objective.families import CAST, COPIED
+from villani.objective.families import CAST, COPIED, WHERE
 from villani.objective.interpret import execute
 
 aten = torch.ops.aten
@@ -74,10 +75,20 @@ class Forms:
                 factors = [a for a in node.args[: 1 + (node.target is aten.mul.Tensor)] if isinstance(a, torch.fx.Node)]
                 parts = [part for part in map(self.zero_entries, factors) if part is not None]
                 mask = parts[0] | parts[-1] if parts else None
+            elif node.target in WHERE and self.known(node.args[0]) is not None:  # type: ignore[arg-type]
+                one, other = map(self._zeros_of, node.args[1:3])
+                mask = torch.where(self.known(node.args[0]), one, other)  # type: ignore[arg-type]
             elif node.target in (*COPIED, CAST, aten.neg.default) and isinstance(node.args[0], torch.fx.Node):
                 mask = self.zero_entries(node.args[0])
             self._zero[node] = mask if mask is not None and bool(mask.any()) else None
         return self._zero[node]
+
+    def _zeros_of(self, argument: Any) -> torch.Tensor:
+        """`zero_entries` of a node or a number, as a mask."""
+        if not isinstance(argument, torch.fx.Node):
+            return torch.tensor(argument == 0 or math.isinf(argument))
+        mask = self.zero_entries(argument)
+        return torch.tensor(False) if mask is None else mask
 
     def plain(self, value: Any) -> torch.Tensor:
         """Degrees of a value; those of a parameter that is used other than as a map are its exponents."""

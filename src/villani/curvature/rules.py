@@ -1,5 +1,6 @@
 """One rule for each kind of operation: rule(sweep, operation, *arguments) carries jets through it (`taylor.py`)."""
 
+import math
 import operator
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -222,7 +223,8 @@ def _logsumexp(sweep: JetAlgebra, op: Any, a: Jet, dims: Any, keepdim: bool = Fa
     p = (a.x - whole).exp()
 
     def mean(t: torch.Tensor) -> torch.Tensor:
-        return (p * t).sum(dims, keepdim=True)
+        weighted: torch.Tensor = (p * t).sum(dims, keepdim=True)
+        return weighted
 
     first = {k: mean(t) for k, t in a.first.items()}
     second = {c: mean(t) for c, t in a.second.items()}
@@ -231,8 +233,20 @@ def _logsumexp(sweep: JetAlgebra, op: Any, a: Jet, dims: Any, keepdim: bool = Fa
     return mapped(Jet(whole, first, second), lambda t: t if keepdim else t.squeeze(dims))
 
 
+def _variance(
+    sweep: JetAlgebra, op: Any, a: Jet, dims: Any = None, unbiased: Any = None, keepdim: bool = False, *,
+    correction: float | None = None,
+) -> Jet:  # fmt: skip
+    """Σ (x − mean)²/(n − correction), which is 1 by default; `unbiased` stands for 1 or 0."""
+    dims = list(range(a.x.dim())) if dims in (None, []) else [dims] if isinstance(dims, int) else list(dims)
+    given = correction if correction is not None else 1 if unbiased is None else int(unbiased)
+    centred = mapped(a, lambda t: t - t.mean(dims, keepdim=True))
+    count = math.prod(a.x.shape[d] for d in dims)
+    return mapped(elementary.square(sweep, op, centred), lambda t: t.sum(dims, keepdim=keepdim) / (count - given))
+
+
 def _vector_norm(
-    sweep: JetAlgebra, op: Any, a: Jet, order: float = 2, dims: Any = None, keepdim: bool = False, *rest: Any
+    sweep: JetAlgebra, op: Any, a: Jet, order: float = 2, dims: Any = None, keepdim: bool = False, **_: Any
 ) -> Jet:
     """(Σ x²)^½ of order 2; of others nothing is known."""
     if order != 2:
@@ -304,6 +318,7 @@ RULES = Table[TaylorRule](
     (_jointly_linear(0, 3), [aten.scatter.src, aten.scatter_add.default, aten.index_add.default]),
     (_softmax, SOFTMAX),
     (_logsumexp, [aten.logsumexp.default]),
+    (_variance, [aten.var.dim, aten.var.correction]),
     (_vector_norm, [aten.linalg_vector_norm.default]),
     (_layer_norm, [aten.layer_norm.default]),
     (_rms_norm, [aten.rms_norm.default]),
