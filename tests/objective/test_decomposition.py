@@ -142,9 +142,7 @@ def documented():
         for alias in dir(space):
             text = getattr(vars(space).get(alias), "__doc__", None)
             text = text if isinstance(text, str) else ""
-            name = re.search(
-                r"Alias (?:for|of) :\w+:`~?(?:torch\.)?(?:\w+\.)?(\w+)`", text if isinstance(text, str) else ""
-            )
+            name = re.search(r"Alias (?:for|of) :\w+:`~?(?:torch\.)?(?:\w+\.)?(\w+)`", text)
             known = [n for n in (alias, f"special_{alias}", f"linalg_{alias}") if hasattr(aten, n)] if name else []
             pairs |= {(n, name[1]) for n in known if hasattr(aten, name[1]) and n != name[1]}
     return sorted(pairs)
@@ -162,7 +160,7 @@ def test_whatever_torch_calls_an_alias_is_traced_as_what_it_is():
 
 
 U, W = torch.rand(4, 4, generator=torch.Generator().manual_seed(2)), torch.rand(4, 4)
-GIVEN = [(U,), (U, W), (U, 0.3), ([U, W], 1), (U, -1), (U, 0, 1), (1 + U,), (U, W, W + 1), (U, [0], [1])]
+GIVEN = [(U,), (U, W), (U, 0.3), ([U, W], 1), (U, -1), (U, 0, 1), (1 + U,), (U, W, W + 1), (U, [0], [1]), (U, 3), (2, U), ([U, W],)]
 
 
 @pytest.mark.parametrize("alias", decomposition.OTHER_NAMES, ids=str)

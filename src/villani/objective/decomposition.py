@@ -189,13 +189,16 @@ TABLE = Table[Callable[..., Any]](
 ALIASES = {
     "abs": "absolute", "acos": "arccos", "acosh": "arccosh", "asin": "arcsin", "asinh": "arcsinh", "atan": "arctan",
     "atan2": "arctan2", "atanh": "arctanh", "cat": "concat concatenate", "clamp": "clip", "det": "linalg_det",
-    "div": "divide true_divide", "erf": "special_erf", "erfc": "special_erfc", "erfinv": "special_erfinv",
-    "exp2": "special_exp2", "expm1": "special_expm1", "ge": "greater_equal", "gt": "greater", "le": "less_equal",
-    "lgamma": "special_gammaln", "log1p": "special_log1p", "log_softmax": "special_log_softmax",
-    "logit": "special_logit", "logsumexp": "special_logsumexp", "lt": "less", "matmul": "linalg_matmul",
-    "matrix_exp": "linalg_matrix_exp", "movedim": "moveaxis", "mul": "multiply", "ne": "not_equal", "neg": "negative",
-    "round": "special_round", "sigmoid": "special_expit", "sinc": "special_sinc", "softmax": "special_softmax",
-    "sub": "subtract", "transpose": "swapaxes swapdims", "trunc": "fix", "xlogy": "special_xlogy",
+    "digamma": "special_digamma special_psi", "div": "divide true_divide", "erf": "special_erf",
+    "erfc": "special_erfc", "erfinv": "special_erfinv", "exp2": "special_exp2", "expm1": "special_expm1",
+    "ge": "greater_equal", "gt": "greater", "i0": "special_i0", "le": "less_equal", "lgamma": "special_gammaln",
+    "log1p": "special_log1p", "log_softmax": "special_log_softmax", "logit": "special_logit",
+    "logsumexp": "special_logsumexp", "lt": "less", "matmul": "linalg_matmul", "matrix_exp": "linalg_matrix_exp",
+    "matrix_power": "linalg_matrix_power", "movedim": "moveaxis", "mul": "multiply", "ne": "not_equal",
+    "neg": "negative", "polygamma": "special_polygamma", "round": "special_round", "sigmoid": "special_expit",
+    "sinc": "special_sinc", "slogdet": "linalg_slogdet", "softmax": "special_softmax", "sub": "subtract",
+    "transpose": "swapaxes swapdims", "trapezoid": "trapz", "trunc": "fix", "vstack": "row_stack",
+    "xlogy": "special_xlogy",
 }  # fmt: skip
 """Operation → its other names in ATen, which mean the same of the same arguments."""
 
