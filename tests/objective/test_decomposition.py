@@ -160,7 +160,20 @@ def test_whatever_torch_calls_an_alias_is_traced_as_what_it_is():
 
 
 U, W = torch.rand(4, 4, generator=torch.Generator().manual_seed(2)), torch.rand(4, 4)
-GIVEN = [(U,), (U, W), (U, 0.3), ([U, W], 1), (U, -1), (U, 0, 1), (1 + U,), (U, W, W + 1), (U, [0], [1]), (U, 3), (2, U), ([U, W],)]
+GIVEN = [
+    (U,),
+    (U, W),
+    (U, 0.3),
+    ([U, W], 1),
+    (U, -1),
+    (U, 0, 1),
+    (1 + U,),
+    (U, W, W + 1),
+    (U, [0], [1]),
+    (U, 3),
+    (2, U),
+    ([U, W],),
+]
 
 
 @pytest.mark.parametrize("alias", decomposition.OTHER_NAMES, ids=str)

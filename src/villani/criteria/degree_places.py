@@ -125,7 +125,7 @@ def where(d: Forms, node: torch.fx.Node, _: Any, a: Any, b: Any) -> torch.Tensor
     left, right = (d.operand(v).expand(shape) for v in (a, b))
     if is_zero(d, node.args[1]) or is_zero(d, node.args[2]):
         return right if is_zero(d, node.args[1]) else left
-    return torch.where(condition, left, right)
+    return torch.where(condition.cpu(), left, right)
 
 
 def masked_fill(d: Forms, node: torch.fx.Node, a: Any, *_: Any) -> torch.Tensor:

@@ -70,14 +70,14 @@ class Forms:
         if node not in self._zero:
             mask, value = None, self.known(node)
             if isinstance(value, torch.Tensor) and value.is_floating_point():
-                mask = (value == 0) | value.isinf()
+                mask = ((value == 0) | value.isinf()).cpu()
             elif node.target in (aten.mul.Tensor, aten.div.Tensor):
                 factors = [a for a in node.args[: 1 + (node.target is aten.mul.Tensor)] if isinstance(a, torch.fx.Node)]
                 parts = [part for part in map(self.zero_entries, factors) if part is not None]
                 mask = parts[0] | parts[-1] if parts else None
             elif node.target in WHERE and self.known(node.args[0]) is not None:  # type: ignore[arg-type]
                 one, other = map(self._zeros_of, node.args[1:3])
-                mask = torch.where(self.known(node.args[0]), one, other)  # type: ignore[arg-type]
+                mask = torch.where(self.known(node.args[0]).cpu(), one, other)  # type: ignore[arg-type]
             elif node.target in (*COPIED, CAST, aten.neg.default) and isinstance(node.args[0], torch.fx.Node):
                 mask = self.zero_entries(node.args[0])
             self._zero[node] = mask if mask is not None and bool(mask.any()) else None

@@ -20,7 +20,8 @@ TaylorRule = Callable[..., Any]
 
 
 def _linear_in_first(_: JetAlgebra, op: Any, a: Jet, *rest: Any, **options: Any) -> Any:
-    return mapped(a, lambda t: op(t, *rest, **options))
+    move = aten.reshape.default if op is aten.view.default else op  # tangents may lie in memory as values do not
+    return mapped(a, lambda t: move(t, *rest, **options))
 
 
 def _split(_: JetAlgebra, op: Any, a: Jet, *rest: Any) -> list[Jet]:
