@@ -17,7 +17,8 @@ from villani.objective.objective import Objective
 
 COMPLETE = [
     "apertus", "arcee", "bart", "bert", "biogpt", "bloom", "codegen", "cohere", "diffllama", "doge", "electra",
-    "deepseek_v3", "falcon", "gemma", "gemma4_text", "glm", "gpt2", "gpt_bigcode", "gpt_neo", "gpt_neox", "gptj", "llama", "mixtral",
+    "deepseek_v3", "falcon", "gemma", "gemma4_text", "glm", "gpt2", "gpt_bigcode", "gpt_neo", "gpt_neox", "gptj",
+    "llama", "mixtral",
     "nemotron", "olmo", "opt", "phi", "phi3", "qwen2", "qwen3", "stablelm",
 ]  # fmt: skip
 
