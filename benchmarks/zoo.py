@@ -177,8 +177,9 @@ default attention), against independent calculations in float64: `python benchma
 
 What models compute in float32 on purpose is computed in float64 here, norms have an ε of {epsilon} (a smaller one
 leaves what is nearly a symmetry), limits on gated units are such that they bite (a count at random θ knows none that
-it does not reach, such as the 10⁻⁵ below which gemma3n's magnitudes are not taken), and of models with several parts the text's is taken. Random weights at one shape say
-nothing of large models' rounding, of options that are not the default, or of code that other shapes reach.
+it does not reach, such as the 10⁻⁵ below which gemma3n's magnitudes are not taken), and of models with several parts
+the text's is taken. Random weights at one shape say nothing of large models' rounding, of options that are not the
+default, or of code that other shapes reach.
 """
 _COLUMNS = """Errors are relative. Of symmetries the number that villani finds and the number that there are: of whole
 tensors, and of rows, columns and entries. "—": refused, see above.
