@@ -176,8 +176,10 @@ default attention), against independent calculations in float64: `python benchma
   columns of every tensor; what has no effect on any is their null space. Weights on which no loss depends are left out.
 
 What models compute in float32 on purpose is computed in float64 here, norms have an ε of {epsilon} (a smaller one
-leaves what is nearly a symmetry), and of models with several parts the text's is taken. Random weights at one shape say
-nothing of large models' rounding, of options that are not the default, or of code that other shapes reach.
+leaves what is nearly a symmetry), limits on gated units are such that they bite (a count at random θ knows none that
+it does not reach, such as the 10⁻⁵ below which gemma3n's magnitudes are not taken), and of models with several parts
+the text's is taken. Random weights at one shape say nothing of large models' rounding, of options that are not the
+default, or of code that other shapes reach.
 """
 _COLUMNS = """Errors are relative. Of symmetries the number that villani finds and the number that there are: of whole
 tensors, and of rows, columns and entries. "—": refused, see above.
@@ -211,6 +213,7 @@ def _grouped(pairs: Iterable[tuple[str, str]]) -> list[str]:
 def _kind_of(reason: str) -> str:
     """A reason without what differs from type to type: names of classes, places, figures."""
     reason = re.sub(r"^\w+(?:ForCausalLM|LMHeadModel|Decoder\w*|ForConditionalGeneration)\b", "it", reason)
+    reason = re.sub(r"^\w+'s (gradient is not that of its loss).*", r"its \1", reason)
     reason = re.sub(r"(is not causal).*", r"\1: an earlier token's logits move with a later token", reason)
     reason = re.sub(r"^(no Taylor rule for \S+) .*", r"\1", reason)
     return reason.replace("<", "‹").replace(">", "›")[:160]

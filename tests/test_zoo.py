@@ -17,7 +17,8 @@ from villani.objective.objective import Objective
 
 COMPLETE = [
     "apertus", "arcee", "bart", "bert", "biogpt", "bloom", "codegen", "cohere", "diffllama", "doge", "electra",
-    "deepseek_v3", "falcon", "gemma", "glm", "gpt2", "gpt_bigcode", "gpt_neo", "gpt_neox", "gptj", "llama", "mixtral",
+    "deepseek_v3", "falcon", "gemma", "gemma4_text", "glm", "gpt2", "gpt_bigcode", "gpt_neo", "gpt_neox", "gptj",
+    "llama", "mixtral",
     "nemotron", "olmo", "opt", "phi", "phi3", "qwen2", "qwen3", "stablelm",
 ]  # fmt: skip
 
@@ -38,6 +39,15 @@ def test_shapes_that_depend_on_tokens_leave_figures_right_and_refuse_the_search(
     assert row["wrong"] == []
     assert "taylor" in row
     assert "a shape depends on the tokens" in row["symmetries_refused"]
+
+
+@pytest.mark.parametrize(("kind", "reason"), [
+    ("hrm_text", "gradient is not that of its loss"), ("reformer", "fails in its backward pass"),
+])  # fmt: skip
+def test_what_would_give_wrong_numbers_is_refused(kind, reason):
+    row = examine(kind)
+    assert row["stage"] == "refused"
+    assert reason in row["reason"]
 
 
 def test_checks_fail_where_figures_are_wrong(monkeypatch):

@@ -21,7 +21,7 @@ from villani.curvature.products import hessian_vector_product
 from villani.curvature.taylor import Sweep
 from villani.errors import InputError
 from villani.objective.batches import Batch
-from villani.objective.graph import trace_logits, trace_loss
+from villani.objective.graph import Head, trace_logits, trace_loss
 from villani.objective.objective import Objective
 
 LIMITS = {"loss": 1e-10, "product": 1e-6, "taylor": 1e-7, "rescaling": 1e-9, "violation": 1e-7}
@@ -157,24 +157,31 @@ def taylor_error(objective: Objective, batch: Batch) -> float:
     return max(value, float(((derivatives - wanted).abs() / scale).max()))
 
 
-def _logits(head: Any, features: torch.Tensor, theta: Sequence[torch.Tensor]) -> torch.Tensor:
-    logits = features @ theta[head.weight].detach().T
-    return logits if head.bias is None else logits + theta[head.bias].detach()
+def _map_of(head: Head, theta: Sequence[torch.Tensor]) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    """W and b of the head, each from θ or a tensor that does not move; None where there is none."""
+    given = [theta[part].detach() if isinstance(part, int) else part for part in (head.weight, head.bias)]
+    return given[0], given[1]
 
 
-def _cross_entropy(head: Any, features: torch.Tensor, theta: Sequence[torch.Tensor], batch: Batch) -> torch.Tensor:
+def _logits(head: Head, features: torch.Tensor, theta: Sequence[torch.Tensor]) -> torch.Tensor:
+    weight, bias = _map_of(head, theta)
+    logits = features if weight is None else features @ weight.T
+    return logits if bias is None else logits + bias
+
+
+def _cross_entropy(head: Head, features: torch.Tensor, theta: Sequence[torch.Tensor], batch: Batch) -> torch.Tensor:
     logits = _logits(head, features, theta)[:, :-1].flatten(0, 1)
     return nn.functional.cross_entropy(logits, batch.ids[:, 1:].flatten(), reduction="none")
 
 
 def _along(
-    head: Any, features: Jet, theta: Sequence[torch.Tensor], vector: Sequence[torch.Tensor], batch: Batch, index: int
+    head: Head, features: Jet, theta: Sequence[torch.Tensor], vector: Sequence[torch.Tensor], batch: Batch, index: int
 ) -> tuple[float, float]:
     """(dL, d²L) along the vector in one tensor."""
     zero = torch.zeros_like(features.x)
     first, second = features.first.get(index, zero), features.second.get(index, zero)
-    weight = theta[head.weight].detach()
-    slope, bend = first @ weight.T, second @ weight.T
+    weight, _ = _map_of(head, theta)
+    slope, bend = (first, second) if weight is None else (first @ weight.T, second @ weight.T)
     if index == head.weight:
         slope, bend = slope + features.x @ vector[index].T, bend + 2 * first @ vector[index].T
     if index == head.bias:

@@ -8,7 +8,9 @@ is 1, no bias is 0, and no symmetry holds by chance.
 import contextlib
 import copy
 import functools
+import sys
 from collections.abc import Iterator
+from types import FunctionType
 from typing import Any
 from unittest.mock import patch
 
@@ -23,6 +25,7 @@ VOCABULARY, BLOCK, SEQUENCES = 17, 7, 6
 LARGEST = 200_000  # parameters
 MOST_LAYERS = 3
 EPSILON = 1e-3  # of norms: so large that what would be a symmetry but for it is none to anyone who counts
+_REAL32, _REAL64 = torch.float32, torch.float64
 _RANGE = 0.2  # of what is added to weights
 
 _ALL = {
@@ -46,6 +49,7 @@ _ALL = {
     0: "bos_token_id num_kv_shared_layers num_nextn_predict_layers",
 }
 SHAPES: dict[str, Any] = {name: value for value, names in _ALL.items() for name in names.split()}
+SHAPES |= {"swiglu_limit": 0.4, "router_jitter_noise": 2.0}  # limits that bite, and a margin that does not
 SHAPES |= {"qk_rope_head_dim": 4, "qk_head_dim": 12, "pad_token_id": None, "is_decoder": True}
 SHAPES |= dict.fromkeys(
     ["layer_norm_eps", "rms_norm_eps", "norm_eps", "layer_norm_epsilon", "norm_epsilon", "layernorm_eps",
@@ -191,9 +195,24 @@ def all_in_float64() -> Iterator[None]:
             (torch, "_grouped_mm", grouped_products),
         ):  # fmt: skip
             stack.enter_context(patch.object(holder, name, value))
+        for function, widened in _float32_by_default():
+            stack.enter_context(patch.object(function, "__defaults__", widened))
         stack.callback(torch.set_default_dtype, default)
         torch.set_default_dtype(torch.float64)
         yield
+
+
+def _float32_by_default() -> list[tuple[Any, tuple[Any, ...]]]:
+    """Functions of models with float32 as a default, which was read when they were imported, and wider defaults."""
+    modules = [m for name, m in sys.modules.items() if name.startswith("transformers.models.")]
+    held = [f for m in modules for f in vars(m).values() if getattr(f, "__module__", "") == m.__name__]
+    held += [f for cls in held if isinstance(cls, type) for f in vars(cls).values()]
+    defaults = [(f, f.__defaults__) for f in held if isinstance(f, FunctionType) and f.__defaults__]
+    return [
+        (f, tuple(_REAL64 if value is _REAL32 else value for value in given))
+        for f, given in defaults
+        if any(value is _REAL32 for value in given)
+    ]
 
 
 @functools.cache

@@ -57,12 +57,21 @@ FUNCTIONS = {  # of v (2, 3) and u (2, 3); some of a mask (2, 3), of places (2, 
     "leaky": lambda v, u: F.leaky_relu(v) * u,
     "complex": lambda v, u: torch.view_as_real(torch.view_as_complex(v[:, :2].contiguous()) * (1 + 2j)) * u[:, :2],
     "matrices in batches": lambda v, u: torch.matmul(v.view(2, 1, 3), u.view(2, 3, 1)),
+    "rotated in part": lambda v, u: _rotated(v) * u,
+    "zeros among constants": lambda v, u: v * torch.tensor([1.0, 0.0, 2.0]) + u * torch.tensor([0.0, 3.0, 1.0]),
+    "a constant choice": lambda v, u: torch.where(torch.arange(3) > 1, v, u) + torch.where(torch.arange(3) < 1, v, 0.0),
     "einsum": lambda v, u: torch.einsum("ab,cb->ac", v, u),
 }  # fmt: skip
 
 
 def _series(v, u):
     return F.conv1d(v[None, :, :1] * SERIES, u[:, :2, None])
+
+
+def _rotated(v):
+    """As rotary embeddings turn some channels, by angles of which one is 0 everywhere."""
+    angles = torch.arange(2, dtype=v.dtype)[:, None] * torch.tensor([0.3, 0.0, 0.7], dtype=v.dtype)
+    return v * angles.cos() + v.roll(1, 1) * angles.sin()
 
 
 def _filled_in_turn(v):

@@ -130,6 +130,7 @@ SCALARS = torch.tensor([-1.7, -0.3, 0.2, 0.9, 2.4], dtype=torch.float64)
         ("gelu.default:tanh", lambda x: nn.functional.gelu(x, approximate="tanh"), False),
         ("rsqrt.default", torch.rsqrt, True),
         ("square.default", torch.square, False),
+        ("log_sigmoid.default", nn.functional.logsigmoid, False),
         ("pow.Tensor_Scalar:3", lambda x: x**3, False),
         ("pow.Tensor_Scalar:0.5", lambda x: x**0.5, True),
     ],
@@ -153,6 +154,31 @@ def test_elementwise_rules_match_derivatives(operation, function, positive):
         assert found.x[i] == pytest.approx(y.item(), abs=1e-12)
         assert found.first[0][i] == pytest.approx(2 * slope.item(), abs=1e-12)
         assert found.second[0][i] == pytest.approx(slope.item() + 4 * bend.item(), abs=1e-12)
+
+
+@pytest.mark.parametrize(("function", "name", "arguments", "options"), [
+    (torch.logsumexp, "logsumexp", ([-1],), {}), (torch.logsumexp, "logsumexp", ([0, 1], True), {}),
+    (torch.linalg.vector_norm, "linalg_vector_norm", (2, [-1]), {}),
+    (torch.linalg.vector_norm, "linalg_vector_norm", (), {}),
+    (torch.var, "var.dim", ([-1], False), {}), (torch.var, "var.dim", ([0], True, True), {}),
+    (torch.var, "var.correction", ([0, 1],), {"correction": 0}),
+    (torch.var, "var.correction", (None,), {"correction": 1, "keepdim": True}),
+    (torch.linalg.vector_norm, "linalg_vector_norm", (2, [0], True), {}),
+])  # fmt: skip
+def test_reductions_match_derivatives(function, name, arguments, options):
+    """Along x + 2ux·e + 1.5·e²: first and second derivatives at e = 0."""
+    x, u, w = torch.randn(3, 4, 5, generator=torch.Generator().manual_seed(4)).double()
+    packet, _, form = name.partition(".")
+    target = getattr(getattr(torch.ops.aten, packet), form or "default")
+    found = RULES[target](Sweep(None, None, [0]), target, Jet(x, {0: 2 * u}, {0: 3 * w}), *arguments, **options)
+    e = torch.tensor(0.0, dtype=torch.float64, requires_grad=True)
+    y = function(x + 2 * u * e + 1.5 * w * e**2, *arguments, **options)
+    assert found.x.shape == y.shape
+    for number in range(y.numel()):
+        (slope,) = torch.autograd.grad(y.reshape(-1)[number], e, create_graph=True)
+        (bend,) = torch.autograd.grad(slope, e, retain_graph=True)
+        assert found.first[0].reshape(-1)[number] == pytest.approx(slope.item(), abs=1e-12)
+        assert found.second[0].reshape(-1)[number] == pytest.approx(bend.item(), abs=1e-12)
 
 
 def test_division_and_where_and_masked_fill():

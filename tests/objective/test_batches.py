@@ -304,6 +304,36 @@ def test_positions_stand_still_in_padding_on_the_right_of_a_row_that_keeps_its_l
     assert all(torch.allclose(a, b.double(), atol=1e-5) for a, b in zip(objective.gradient(), gradient, strict=True))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("name", ["OPT", "Roberta", "XLMRoberta"])
+def test_models_that_count_positions_by_themselves_do_so_in_padding_too(name, dtype):
+    """What is predicted from padding is what transformers predicts there for the same batch."""
+    model = counting(name).to(dtype)
+    mask = torch.tensor([[0, 0, 1, 1, 1, 1], [1, 1, 1, 1, 1, 1]])
+    ids = IDS.masked_fill(mask == 0, 1)
+    labels = torch.cat([IDS[:, :3], ids[:, 3:]], 1)  # the first two asked of the row come from padding
+    group = {"input_ids": ids, "attention_mask": mask, "labels": labels}
+    loss, gradient = transformers_loss(model, [group])
+    objective = Objective(model, [group])
+    assert objective.loss() == pytest.approx(loss, abs=1e-6)
+    assert all(torch.allclose(a, b.double(), atol=1e-5) for a, b in zip(objective.gradient(), gradient, strict=True))
+
+
+def counting(name):
+    if name == "OPT":
+        return make("OPT")
+    torch.manual_seed(0)
+    sizes = {
+        "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": V,
+        "pad_token_id": 1, "max_position_embeddings": 16, "is_decoder": True,
+    }  # fmt: skip
+    model = getattr(transformers, f"{name}ForCausalLM")(getattr(transformers, f"{name}Config")(**sizes)).eval()
+    for module in model.modules():  # which would leave rows out of the gradient
+        if type(module) is nn.Embedding:
+            module.padding_idx = None
+    return model
+
+
 @pytest.mark.parametrize("group", [None, "text", [[1, 2], [3]], np.zeros((2, 3), dtype=np.int64), 7])
 def test_groups_of_no_tensors_are_told(group):
     with pytest.raises(InputError, match="group 0: expected int64 token ids"):

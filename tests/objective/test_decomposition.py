@@ -1,6 +1,7 @@
 """Operations that are taken apart while tracing: each equal to what torch computes in one."""
 
 import math
+import re
 
 import pytest
 import torch
@@ -85,6 +86,13 @@ OPERATIONS = [
     (aten.copy.default, (X, Y[:1, :, :1].float()), {}),
     (aten.type_as.default, (X.float(), Y), {}),
     (aten.concat.default, ([X, Y], 1), {}),
+    (aten.view_as.default, (X, Y.mT), {}),
+    (aten.reshape_as.default, (X.mT, Y), {}),
+    (aten.expand_as.default, (X[:1], Y), {}),
+    (aten.outer.default, (X[0, 0], Y[0, 1]), {}),
+    (aten.ger.default, (X[0, 0], Y[0, 1]), {}),
+    (aten.movedim.int, (X, 0, -1), {}),
+    (aten.movedim.intlist, (X, [-1, 0], [0, 1]), {}),
 ]  # fmt: skip
 
 
@@ -104,7 +112,7 @@ def test_other_sums_of_products_stay_whole(equation):
 
 def test_every_operation_of_the_table_is_tried():
     tried = {target for target, *_ in OPERATIONS} | {aten.scaled_dot_product_attention.default}
-    assert set(decomposition.TABLE) == tried
+    assert set(decomposition.TABLE) == tried | set(decomposition.OTHER_NAMES)
 
 
 def test_what_is_taken_apart_is_gone_from_the_graph():
@@ -125,3 +133,95 @@ def test_what_is_taken_apart_is_gone_from_the_graph():
     )  # fmt: skip
     graph = trace_loss(dropped, dropped.groups[0])
     assert aten.scaled_dot_product_attention.default in {node.target for node in graph.nodes}
+
+
+def documented():
+    """What torch's own documentation calls another name of an operation: (alias, name) in ATen."""
+    pairs = set()
+    for space in (torch, torch.Tensor, torch.special, torch.linalg):
+        for alias in dir(space):
+            text = getattr(vars(space).get(alias), "__doc__", None)
+            text = text if isinstance(text, str) else ""
+            name = re.search(r"Alias (?:for|of) :\w+:`~?(?:torch\.)?(?:\w+\.)?(\w+)`", text)
+            known = [n for n in (alias, f"special_{alias}", f"linalg_{alias}") if hasattr(aten, n)] if name else []
+            pairs |= {(n, name[1]) for n in known if hasattr(aten, name[1]) and n != name[1]}
+    return sorted(pairs)
+
+
+def test_whatever_torch_calls_an_alias_is_traced_as_what_it_is():
+    pairs = documented()
+    assert ("multiply", "mul") in pairs
+    assert len(pairs) > 15
+    for alias, name in pairs:
+        for form in {*getattr(aten, alias).overloads()} & {*getattr(aten, name).overloads()}:
+            one, other = getattr(getattr(aten, alias), form), getattr(getattr(aten, name), form)
+            defaults = [[a.default_value for a in op._schema.arguments] for op in (one, other)]
+            assert "out" in form or defaults[0] != defaults[1] or one in decomposition.TABLE, one
+
+
+U, W = torch.rand(4, 4, generator=torch.Generator().manual_seed(2)), torch.rand(4, 4)
+GIVEN = [
+    (U,),
+    (U, W),
+    (U, 0.3),
+    ([U, W], 1),
+    (U, -1),
+    (U, 0, 1),
+    (1 + U,),
+    (U, W, W + 1),
+    (U, [0], [1]),
+    (U, 3),
+    (2, U),
+    ([U, W],),
+]
+
+
+@pytest.mark.parametrize("alias", decomposition.OTHER_NAMES, ids=str)
+def test_an_alias_gives_what_the_operation_gives(alias):
+    tried = 0
+    for given in GIVEN:
+        options = {"rounding_mode": "floor"} if "mode" in str(alias) else {}
+        try:
+            expected = alias(*given, **options)
+        except (RuntimeError, IndexError):  # other arguments than it takes
+            continue
+        tried += 1
+        torch.testing.assert_close(decomposition.TABLE[alias](*given, **options), expected, equal_nan=True)
+    assert tried
+
+
+ALIASED = {
+    "multiply": (lambda w, x: torch.multiply(w, x), aten.mul.Tensor),
+    "concatenate": (lambda w, x: torch.concatenate([w, x], 1), aten.cat.default),
+    "divide": (lambda w, x: torch.divide(w, 2 + x * x), aten.div.Tensor),
+    "subtract": (lambda w, x: torch.subtract(w, x, alpha=3), aten.sub.Tensor),
+    "negative": (lambda w, _: torch.negative(w), aten.neg.default),
+    "clip": (lambda w, _: torch.clip(w, -0.3, 0.4), aten.clamp.default),
+    "clipped between": (lambda w, x: torch.clip(w, x - 1, x + 1), aten.clamp.Tensor),
+    "special softmax": (lambda w, _: torch.special.softmax(w, -1), aten.softmax.int),
+    "expit": (lambda w, _: torch.special.expit(w), aten.sigmoid.default),
+    "swapaxes": (lambda w, x: w.swapaxes(1, 2) * x.mT, aten.transpose.int),
+    "moveaxis": (lambda w, x: w.moveaxis(0, 2) * x.movedim((0, 1), (2, 0)), aten.permute.default),
+    "linalg matmul": (lambda w, x: torch.linalg.matmul(w, x.mT), aten.matmul.default),
+    "greater": (lambda w, x: torch.where(torch.greater(w, x), w, x * w), aten.gt.Tensor),
+    "outer": (lambda w, x: torch.outer(w[0, 0], x[0, 0]), aten.mul.Tensor),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ALIASED)
+def test_an_alias_is_traced_under_the_name_that_rules_know(name):
+    function, operation = ALIASED[name]
+
+    class Held(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.w = nn.Parameter(Y.clone())
+
+    def loss(model, x):
+        return function(model.w, x).square().sum()
+
+    objective = Objective(Held(), [X], loss_fn=loss)
+    graph = trace_loss(objective, X)
+    assert operation in {node.target for node in graph.nodes}
+    assert not {node.target for node in graph.nodes} & set(decomposition.TABLE)
+    assert graph.run(objective.parameters.tensors).item() == pytest.approx(objective.loss(), rel=1e-12)

@@ -28,6 +28,7 @@ CASES = {
     aten.flip.default: (X, [0, 2]),
     aten.roll.default: (X, [1], [2]),
     aten.diagonal.default: (X, 1, 1, 2),
+    aten.unfold.default: (X, 2, 3, 1),
     aten.split.Tensor: (X, 2, 1),
     aten.split_with_sizes.default: (X, [1, 3], 2),
     aten.chunk.default: (X, 2, -1),

@@ -61,8 +61,34 @@ def alike(d: Forms, node: torch.fx.Node, a: Any, b: Any, one: Any, other: Any) -
     left, right = (d.operand(v).expand(shape) for v in (a, b))
     if is_zero(d, one) or is_zero(d, other):
         return right if is_zero(d, one) else left
+    if (places := _zero_places(d, one, other, left, right)) is None:
+        d.merge(left, right)
+        return left
+    gone, idle = places  # entries of one, and of the other, that are 0 whatever θ is
+    left, right = torch.where(gone, right, left), torch.where(idle, left, right)
     d.merge(left, right)
     return left
+
+
+def _zero_places(
+    d: Forms, one: Any, other: Any, left: torch.Tensor, right: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """Entries that are zeros of constants, as of sin 0 in a rotation of some of the channels; None without any.
+
+    Along a dimension in which forms repeat themselves an entry counts if it is zero everywhere: one that is not is
+    enough to ask what all of them ask.
+    """
+    found = []
+    for argument in (one, other):
+        zeros_of = d.zero_entries(argument) if isinstance(argument, torch.fx.Node) else None
+        mask = torch.zeros((), dtype=torch.bool) if zeros_of is None else zeros_of
+        mask = mask.expand(left.shape)
+        for dim in range(mask.dim()):
+            if mask.shape[dim] > 1 and not left.stride(dim) and not right.stride(dim):
+                mask = mask.all(dim, keepdim=True)
+        found.append(mask)
+    gone, idle = found
+    return (gone, idle & ~gone) if bool(gone.any() | idle.any()) else None
 
 
 _ZEROS = {aten.zeros.default, aten.zeros_like.default, aten.new_zeros.default}
@@ -91,8 +117,15 @@ def is_zero(d: Forms, argument: Any) -> bool:
 
 
 def where(d: Forms, node: torch.fx.Node, _: Any, a: Any, b: Any) -> torch.Tensor:
-    """Which of the two is taken depends on data; so both must scale alike."""
-    return alike(d, node, a, b, *node.args[1:3])
+    """Which of the two is taken is read where it is a constant; where it depends on data both must scale alike."""
+    condition = d.known(node.args[0])  # type: ignore[arg-type]
+    if condition is None:
+        return alike(d, node, a, b, *node.args[1:3])
+    shape = shape_of(node)
+    left, right = (d.operand(v).expand(shape) for v in (a, b))
+    if is_zero(d, node.args[1]) or is_zero(d, node.args[2]):
+        return right if is_zero(d, node.args[1]) else left
+    return torch.where(condition.cpu(), left, right)
 
 
 def masked_fill(d: Forms, node: torch.fx.Node, a: Any, *_: Any) -> torch.Tensor:

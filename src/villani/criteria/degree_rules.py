@@ -107,6 +107,16 @@ def _rows_alike(x: torch.Tensor, weights: Weights) -> bool:
     return all(bool((x == x.narrow(dim, 0, 1)).all()) for dim in rows)
 
 
+def _as_map(d: Forms, x: torch.Tensor, weights: Weights) -> bool:
+    """Whether a matrix is read as a map of rows that are alike; where that is for want of room, it is named."""
+    if _rows_alike(x, weights):
+        return True
+    if weights.shape.numel() * x.numel() <= _MANY:
+        return False
+    d.coarse.add(weights.index)
+    return True
+
+
 def _matmul(d: Forms, node: torch.fx.Node, a: Any, b: Any) -> torch.Tensor:
     shape = shape_of(node)
     if places.is_zero(d, node):
@@ -114,7 +124,7 @@ def _matmul(d: Forms, node: torch.fx.Node, a: Any, b: Any) -> torch.Tensor:
     if isinstance(b, Weights) and len(b.shape) > 1:
         inner = shape_of(node.args[0])
         x = zeros(inner) if a is None else d.plain(a)
-        if len(inner) > 1 and (_rows_alike(x, b) or b.shape.numel() * x.numel() > _MANY):
+        if len(inner) > 1 and _as_map(d, x, b):
             return d.map(x, b, outputs_first=False, shape=shape)
     left = zeros(shape_of(node.args[0])) if a is None else d.plain(a)
     right = zeros(shape_of(node.args[1])) if b is None else d.plain(b)
@@ -129,7 +139,7 @@ def _linear(d: Forms, node: torch.fx.Node, x: Any, weight: Any, bias: Any = None
     shape = shape_of(node)
     inner = shape_of(node.args[0])
     x = zeros(inner) if x is None else d.plain(x)
-    if isinstance(weight, Weights) and (_rows_alike(x, weight) or weight.shape.numel() * x.numel() > _MANY):
+    if isinstance(weight, Weights) and _as_map(d, x, weight):
         y = d.map(x, weight, outputs_first=True, shape=shape)
     elif weight is None:
         d.demand_equal_along(x, -1)

@@ -1,5 +1,6 @@
 """Degrees as linear forms: what is demanded of them, and the degrees that maps, sums and products have."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -8,7 +9,11 @@ from typing import Any
 import torch
 
 from villani.criteria.equations import Equations
+from villani.objective.families import CAST, COPIED, WHERE
+from villani.objective.interpret import execute
 
+aten = torch.ops.aten
+_KNOWN = 1 << 20  # entries of a constant that is worked out
 _SMALL = 4096  # entries of a matrix that is used other than as a map, up to which each has an unknown of its own
 
 
@@ -39,6 +44,8 @@ class Forms:
         self.coarse: set[int] = set()
         self.constants = constants
         self._void: dict[torch.fx.Node, bool] = {}
+        self._known: dict[torch.fx.Node, Any] = dict(constants)
+        self._zero: dict[torch.fx.Node, torch.Tensor | None] = {}
 
     def is_void(self, constant: torch.fx.Node) -> bool:
         """Whether a constant is 0 or infinite everywhere."""
@@ -46,6 +53,42 @@ class Forms:
             value = self.constants[constant]
             self._void[constant] = value.is_floating_point() and bool(((value == 0) | value.isinf()).all())
         return self._void[constant]
+
+    def known(self, node: torch.fx.Node) -> Any:
+        """The value of a node that depends on constants alone, not on θ nor on what the graph is given; else None."""
+        if node not in self._known:
+            self._known[node] = None
+            given = [self.known(n) for n in node.all_input_nodes]
+            shape = getattr(node.meta.get("val"), "shape", None)
+            small = shape is not None and all(isinstance(n, int) for n in shape) and shape.numel() <= _KNOWN
+            if node.op == "call_function" and small and all(value is not None for value in given):
+                self._known[node] = execute(node, self._known.__getitem__, None)
+        return self._known[node]
+
+    def zero_entries(self, node: torch.fx.Node) -> torch.Tensor | None:
+        """Where a value is 0 or infinite whatever θ is, as a mask that broadcasts to it, as far as products tell."""
+        if node not in self._zero:
+            mask, value = None, self.known(node)
+            if isinstance(value, torch.Tensor) and value.is_floating_point():
+                mask = ((value == 0) | value.isinf()).cpu()
+            elif node.target in (aten.mul.Tensor, aten.div.Tensor):
+                factors = [a for a in node.args[: 1 + (node.target is aten.mul.Tensor)] if isinstance(a, torch.fx.Node)]
+                parts = [part for part in map(self.zero_entries, factors) if part is not None]
+                mask = parts[0] | parts[-1] if parts else None
+            elif node.target in WHERE and self.known(node.args[0]) is not None:  # type: ignore[arg-type]
+                one, other = map(self._zeros_of, node.args[1:3])
+                mask = torch.where(self.known(node.args[0]).cpu(), one, other)  # type: ignore[arg-type]
+            elif node.target in (*COPIED, CAST, aten.neg.default) and isinstance(node.args[0], torch.fx.Node):
+                mask = self.zero_entries(node.args[0])
+            self._zero[node] = mask if mask is not None and bool(mask.any()) else None
+        return self._zero[node]
+
+    def _zeros_of(self, argument: Any) -> torch.Tensor:
+        """`zero_entries` of a node or a number, as a mask."""
+        if not isinstance(argument, torch.fx.Node):
+            return torch.tensor(argument == 0 or math.isinf(argument))
+        mask = self.zero_entries(argument)
+        return torch.tensor(False) if mask is None else mask
 
     def plain(self, value: Any) -> torch.Tensor:
         """Degrees of a value; those of a parameter that is used other than as a map are its exponents."""

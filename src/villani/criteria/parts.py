@@ -13,6 +13,7 @@ from functools import partial
 import numpy as np
 import torch
 
+from villani.curvature.double_backward import check_double_backward
 from villani.curvature.probes import rademacher, rademacher_probe
 from villani.curvature.products import differentiable_gradient, product
 from villani.objective.objective import Objective
@@ -271,6 +272,7 @@ def _products(
     objective: Objective, group: int, vectors: Callable[[], Iterator[list[torch.Tensor]]]
 ) -> Iterator[tuple[int, list[torch.Tensor], list[torch.Tensor]]]:
     """(number, v, Hv) for each v and each batch of a group, H that of the batch's loss sum."""
+    check_double_backward(objective)
     tensors = objective.parameters.tensors
     with objective.evaluating():
         for batch in objective.batches(group):

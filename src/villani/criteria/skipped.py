@@ -14,7 +14,7 @@ from villani.objective.families import SOFTMAX
 from villani.objective.graph import aten, place
 
 _NAMED, _KINDS = 4, 6  # tensors and operations in a sentence
-_TOGETHER = "is scaled as one along all dimensions but the last"
+_TOGETHER = "is scaled as one along some of its dimensions"
 
 # Functions that take no rescaling of any real argument: degree 0 is what they want, and the degree that they have
 WANTS_ZERO = {

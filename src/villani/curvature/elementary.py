@@ -104,6 +104,12 @@ def softplus(sweep: JetAlgebra, op: Any, a: Jet, beta: float = 1, threshold: flo
     return sweep.elementwise(a, op(a.x, beta, threshold), slope, bend)
 
 
+def log_sigmoid(sweep: JetAlgebra, op: Any, a: Jet) -> Jet:
+    """log σ(x)."""
+    slope = torch.sigmoid(-a.x)
+    return sweep.elementwise(a, op(a.x), slope, -slope * (1 - slope))
+
+
 def abs(sweep: JetAlgebra, _: Any, a: Jet) -> Jet:
     """|x|; slope 0 at 0, as autograd has it."""
     return sweep.elementwise(a, a.x.abs(), a.x.sign(), None)

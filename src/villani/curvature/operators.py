@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import torch
 
+from villani.curvature.double_backward import check_double_backward
 from villani.curvature.headed import HeadedCurvature, linear_head
 from villani.curvature.products import Tensors, differentiable_gradient, product
 from villani.errors import InputError
@@ -78,6 +79,8 @@ class Curvature:
             raise InputError(f"operator={kind!r}: expected hessian or gauss-newton")
         if kind == "gauss-newton" and objective.loss_fn is not None:
             raise InputError("a custom loss_fn has no logits, so no Gauss–Newton matrix: use operator='hessian'")
+        if kind == "hessian":
+            check_double_backward(objective)
         space = objective.parameters
         chosen = range(len(space.parameters)) if tensors is None else tensors
         self.objective = objective

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from torch.func import functional_call, grad, jvp
 
+from villani.curvature.double_backward import check_double_backward
 from villani.curvature.ways import ProductMethod
 from villani.errors import InputError, first_line
 from villani.objective.objective import Objective, check_differentiable
@@ -204,10 +205,11 @@ def hessian_vector_product(
         method: see the module.
 
     Raises:
-        InputError: as `finite_difference_product`, with that method.
+        InputError: as `finite_difference_product`, with that method; else as `check_double_backward`.
     """
     if method == "finite-differences":
         return finite_difference_product(objective, vector, group)[0]
+    check_double_backward(objective)
     tensors = objective.parameters.tensors
     sums = [torch.zeros(t.shape, dtype=torch.float64, device=t.device) for t in tensors]
     tokens = 0.0

@@ -1,5 +1,6 @@
 """One rule for each kind of operation: rule(sweep, operation, *arguments) carries jets through it (`taylor.py`)."""
 
+import math
 import operator
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -10,6 +11,7 @@ from torch.nn import functional as F
 from villani.curvature import elementary
 from villani.curvature.algebra import JetAlgebra
 from villani.curvature.jets import Jet, Probed, Tangents, add_to, as_jet, mapped
+from villani.errors import InputError
 from villani.objective.families import CAST, CHOSEN, EXTREME, MOVED, PICKED, SOFTMAX, SPLIT, WHERE
 from villani.objective.interpret import Table
 
@@ -18,7 +20,8 @@ TaylorRule = Callable[..., Any]
 
 
 def _linear_in_first(_: JetAlgebra, op: Any, a: Jet, *rest: Any, **options: Any) -> Any:
-    return mapped(a, lambda t: op(t, *rest, **options))
+    move = aten.reshape.default if op is aten.view.default else op  # tangents may lie in memory as values do not
+    return mapped(a, lambda t: move(t, *rest, **options))
 
 
 def _split(_: JetAlgebra, op: Any, a: Jet, *rest: Any) -> list[Jet]:
@@ -214,6 +217,46 @@ def _softmax(sweep: JetAlgebra, op: Any, a: Jet, dim: int, *rest: Any) -> Jet:
     return Jet(y, {k: y * t for k, t in first.items()}, second)
 
 
+def _logsumexp(sweep: JetAlgebra, op: Any, a: Jet, dims: Any, keepdim: bool = False) -> Jet:
+    """d: ⟨p,u⟩; d²: ⟨p,u_c²⟩ − ⟨p,u_c⟩², with p the softmax over the dimensions."""
+    dims = [dims] if isinstance(dims, int) else list(dims)
+    whole = op(a.x, dims, True)
+    p = (a.x - whole).exp()
+
+    def mean(t: torch.Tensor) -> torch.Tensor:
+        weighted: torch.Tensor = (p * t).sum(dims, keepdim=True)
+        return weighted
+
+    first = {k: mean(t) for k, t in a.first.items()}
+    second = {c: mean(t) for c, t in a.second.items()}
+    for c, t in sweep.squares(a.first, lambda t: mean((t - mean(t)).square())).items():
+        add_to(second, c, t)
+    return mapped(Jet(whole, first, second), lambda t: t if keepdim else t.squeeze(dims))
+
+
+def _variance(
+    sweep: JetAlgebra, op: Any, a: Jet, dims: Any = None, unbiased: Any = None, keepdim: bool = False, *,
+    correction: float | None = None,
+) -> Jet:  # fmt: skip
+    """Σ (x − mean)²/(n − correction), which is 1 by default; `unbiased` stands for 1 or 0."""
+    dims = list(range(a.x.dim())) if dims in (None, []) else [dims] if isinstance(dims, int) else list(dims)
+    given = correction if correction is not None else 1 if unbiased is None else int(unbiased)
+    centred = mapped(a, lambda t: t - t.mean(dims, keepdim=True))
+    count = math.prod(a.x.shape[d] for d in dims)
+    return mapped(elementary.square(sweep, op, centred), lambda t: t.sum(dims, keepdim=keepdim) / (count - given))
+
+
+def _vector_norm(
+    sweep: JetAlgebra, op: Any, a: Jet, order: float = 2, dims: Any = None, keepdim: bool = False, **_: Any
+) -> Jet:
+    """(Σ x²)^½ of order 2; of others nothing is known."""
+    if order != 2:
+        raise InputError(f"no Taylor rule for {op} of order {order:g}: use trace='gauss-newton'")
+    dims = list(range(a.x.dim())) if dims is None else dims
+    square = mapped(elementary.square(sweep, op, a), lambda t: t.sum(dims, keepdim=keepdim))
+    return elementary.sqrt(sweep, op, square)
+
+
 def _layer_norm(
     sweep: JetAlgebra, __: Any, a: Jet, shape: Any, weight: Any = None, bias: Any = None, eps: float = 1e-5, *_: Any
 ) -> Jet:
@@ -275,6 +318,9 @@ RULES = Table[TaylorRule](
     (_jointly_linear(0, 2), [aten.index_put.default]),
     (_jointly_linear(0, 3), [aten.scatter.src, aten.scatter_add.default, aten.index_add.default]),
     (_softmax, SOFTMAX),
+    (_logsumexp, [aten.logsumexp.default]),
+    (_variance, [aten.var.dim, aten.var.correction]),
+    (_vector_norm, [aten.linalg_vector_norm.default]),
     (_layer_norm, [aten.layer_norm.default]),
     (_rms_norm, [aten.rms_norm.default]),
     (_embedding, [aten.embedding.default]),
@@ -293,6 +339,7 @@ RULES = Table[TaylorRule](
     (elementary.exp, [aten.exp.default, aten.expm1.default]),
     (elementary.log, [aten.log.default]),
     (elementary.softplus, [aten.softplus.default]),
+    (elementary.log_sigmoid, [aten.log_sigmoid.default]),
     (elementary.abs, [aten.abs.default]),
     (elementary.sin, [aten.sin.default]),
     (elementary.cos, [aten.cos.default]),

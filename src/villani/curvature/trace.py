@@ -15,6 +15,7 @@ from torch import nn
 
 from villani.curvature.blocks import BlockTrace
 from villani.curvature.deflation import Deflation
+from villani.curvature.double_backward import check_double_backward
 from villani.curvature.group import GroupPass, TraceSampler, double_dot, inner_products
 from villani.curvature.head import draw_labels
 from villani.curvature.probes import rademacher_probe
@@ -77,8 +78,9 @@ class HutchinsonSampler:
     def __init__(self, objective: Objective, deflation: Deflation | None = None) -> None:
         self.objective, self.deflation = objective, deflation
 
-    def prepare(self, group: int) -> None:
-        """Any objective will do."""
+    def prepare(self, group: int) -> None:  # noqa: ARG002
+        """Refuse a backward pass whose derivative is wrong."""
+        check_double_backward(self.objective)
 
     def cost(self, probes: int) -> float:
         """A gradient with a graph, and a product for every probe and direction."""
@@ -86,6 +88,7 @@ class HutchinsonSampler:
 
     def sample(self, group: GroupPass, probes: int, seed: int) -> tuple[Array, Array]:
         """See `TraceSampler.sample`."""
+        check_double_backward(self.objective)
         tensors = self.objective.parameters.tensors
         traces = np.zeros((probes, len(tensors)))
         with self.objective.evaluating():
@@ -119,6 +122,8 @@ class ProductSampler:
 
     def sample(self, group: GroupPass, probes: int, seed: int) -> tuple[Array, Array]:
         """See `TraceSampler.sample`."""
+        if not self.differences:
+            check_double_backward(self.objective)
         space = self.objective.parameters
         traces = np.zeros((probes, len(space.parameters)))
         with self.objective.evaluating(fused=self.differences):
@@ -150,8 +155,9 @@ class GaussNewtonSampler:
             raise InputError(_NO_LOGITS)
         self.objective = objective
 
-    def prepare(self, group: int) -> None:
-        """Any language model will do."""
+    def prepare(self, group: int) -> None:  # noqa: ARG002
+        """Refuse a backward pass whose derivative is wrong."""
+        check_double_backward(self.objective)
 
     def cost(self, probes: int) -> float:
         """A gradient with a graph, and for every probe a backward pass and a product."""
@@ -159,6 +165,7 @@ class GaussNewtonSampler:
 
     def sample(self, group: GroupPass, probes: int, seed: int) -> tuple[Array, Array]:
         """See `TraceSampler.sample`."""
+        check_double_backward(self.objective)
         tensors = self.objective.parameters.tensors
         residual, gauss_newton = np.zeros((2, probes, len(tensors)))
         labels = [stream(seed, Purpose.LABELS, group.group, probe) for probe in range(probes)]

@@ -76,6 +76,8 @@ def measure(
     gradient_sketch = GradientSketch(objective.parameters, int(seed), buckets)
     sampler = sampler_for(objective, way, deflate)
     sampler.prepare(chosen[0])
+    if design.shares and not way.tells_tensors:
+        sampler_for(objective, Way("gauss-newton")).prepare(chosen[0])
     units = _units(objective, design, chosen, sampler, gradient_sketch)
     rows = (work or Work()).map(units)
     return _measurement(objective, way, dict(zip(units, rows, strict=True)), gradient_sketch)

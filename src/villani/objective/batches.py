@@ -5,8 +5,9 @@ every other key is refused. Two things are decided here, since a batch does not 
 
 Padding on the left is moved to the right, where no causal model sees it: positions then follow from the mask as in
 generation, and recurrent models keep no state of padding. A row stays as it is where labels ask for predictions from
-its padding; its positions follow from the mask even then. A mask that says no more than where the padding on the right
-is goes: nothing that is predicted depends on it, and the softmax of a row that is masked throughout is NaN in float64.
+its padding; its positions follow from the mask even then, unless the model counts them by itself. A mask that says no
+more than where the padding on the right is goes: nothing that is predicted depends on it, and the softmax of a row that
+is masked throughout is NaN in float64.
 
 Without `labels`, a token is predicted where it and the token before it are real and its position is the next one: not
 the first of a row, nor of a document in a packed row. Whether documents in a row see each other is up to the model:
@@ -22,6 +23,7 @@ import torch
 from torch import nn
 
 from villani.errors import InputError
+from villani.objective.positions import counts_positions
 
 IGNORED = -100  # the label of a position that is not predicted
 _TOKENS, _LABELS, _MASK, _POSITIONS = "input_ids", "labels", "attention_mask", "position_ids"
@@ -287,6 +289,9 @@ def _arranged(batch: Batch, mask: torch.Tensor, model: nn.Module, where: str) ->
     batch = replace(batch, labels=batch.labels.masked_fill(places >= length - shift, IGNORED))
     stay = first[:, None] - shift
     if positioned and bool(stay.any()):
+        row = int(stay[:, 0].argmax())
+        if counts_positions(model, batch.ids[row], batch.inputs[_MASK][row], options(model)):
+            return batch  # in padding, too, positions are what they are to the model itself
         counted = (batch.inputs[_MASK].cumsum(dim=1) - 1).clamp(min=0)
         return replace(batch, more={**batch.more, _POSITIONS: torch.where(stay > 0, counted, places)})
     return replace(batch, attention=None) if bool(whole.all()) and _unmasked(batch) else batch

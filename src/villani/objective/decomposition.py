@@ -136,14 +136,32 @@ def select_scatter(self: Tensor, src: Tensor, dim: int, index: int) -> Tensor:
     return torch.cat([part for part in parts if part.shape[dim]], dim)
 
 
+def view_as(self: Tensor, other: Tensor) -> Tensor:
+    """In the shape of another."""
+    return self.reshape(other.shape)
+
+
+def expand_as(self: Tensor, other: Tensor) -> Tensor:
+    """Repeated to the shape of another."""
+    return self.expand(other.shape)
+
+
+def movedim(self: Tensor, source: Any, destination: Any) -> Tensor:
+    """Dimensions at other places, the others in order."""
+    count = self.dim()
+    starts, ends = ([d % count for d in ([dims] if isinstance(dims, int) else dims)] for dims in (source, destination))
+    others = iter(d for d in range(count) if d not in starts)
+    return self.permute([starts[ends.index(d)] if d in ends else next(others) for d in range(count)])
+
+
+def outer(self: Tensor, vec2: Tensor) -> Tensor:
+    """Products of all pairs."""
+    return self.unsqueeze(-1) * vec2
+
+
 def type_as(self: Tensor, other: Tensor) -> Tensor:
     """In the precision of another."""
     return self.to(other.dtype)
-
-
-def concat(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
-    """`cat`, under its other name."""
-    return torch.cat(list(tensors), dim)
 
 
 def copy(self: Tensor, src: Tensor, non_blocking: bool = False) -> Tensor:  # noqa: ARG001
@@ -162,5 +180,45 @@ TABLE = Table[Callable[..., Any]](
     (select_scatter, [aten.select_scatter.default]),
     (copy, [aten.copy.default]),
     (type_as, [aten.type_as.default]),
-    (concat, [aten.concat.default]),
+    (view_as, [aten.view_as.default, aten.reshape_as.default]),
+    (expand_as, [aten.expand_as.default]),
+    (movedim, [aten.movedim.int, aten.movedim.intlist]),
+    (outer, [aten.outer.default, aten.ger.default]),
 )
+
+ALIASES = {
+    "abs": "absolute", "acos": "arccos", "acosh": "arccosh", "asin": "arcsin", "asinh": "arcsinh", "atan": "arctan",
+    "atan2": "arctan2", "atanh": "arctanh", "cat": "concat concatenate", "clamp": "clip", "det": "linalg_det",
+    "digamma": "special_digamma special_psi", "div": "divide true_divide", "erf": "special_erf",
+    "erfc": "special_erfc", "erfinv": "special_erfinv", "exp2": "special_exp2", "expm1": "special_expm1",
+    "ge": "greater_equal", "gt": "greater", "i0": "special_i0", "le": "less_equal", "lgamma": "special_gammaln",
+    "log1p": "special_log1p", "log_softmax": "special_log_softmax", "logit": "special_logit",
+    "logsumexp": "special_logsumexp", "lt": "less", "matmul": "linalg_matmul", "matrix_exp": "linalg_matrix_exp",
+    "matrix_power": "linalg_matrix_power", "movedim": "moveaxis", "mul": "multiply", "ne": "not_equal",
+    "neg": "negative", "polygamma": "special_polygamma", "round": "special_round", "sigmoid": "special_expit",
+    "sinc": "special_sinc", "slogdet": "linalg_slogdet", "softmax": "special_softmax", "sub": "subtract",
+    "transpose": "swapaxes swapdims", "trapezoid": "trapz", "trunc": "fix", "vstack": "row_stack",
+    "xlogy": "special_xlogy",
+}  # fmt: skip
+"""Operation → its other names in ATen, which mean the same of the same arguments."""
+
+
+_FORMS = {("swapaxes", "default"): "int", ("swapdims", "default"): "int", ("special_softmax", "default"): "int",
+          ("special_log_softmax", "default"): "int", ("special_xlogy", "default"): "Tensor"}  # fmt: skip
+
+
+def _other_names() -> dict[Any, Any]:
+    """Each form of an alias → the same form of the operation, where it has that."""
+    names = {}
+    for name, aliases in ALIASES.items():
+        for alias in aliases.split():
+            packet = getattr(aten, alias, None)
+            for form in packet.overloads() if packet is not None else ():
+                operation = getattr(getattr(aten, name), _FORMS.get((alias, form), form), None)
+                if operation is not None and "out" not in form:
+                    names[getattr(packet, form)] = operation
+    return names
+
+
+OTHER_NAMES = _other_names()
+TABLE |= {alias: TABLE.get(operation) or operation for alias, operation in OTHER_NAMES.items()}

@@ -14,6 +14,7 @@ MOVED = (
     aten.transpose.int, aten.t.default, aten.numpy_T.default, aten.permute.default, aten.unsqueeze.default,
     aten.squeeze.default, aten.squeeze.dim, aten.squeeze.dims, aten.expand.default, aten.repeat.default,
     aten.slice.Tensor, aten.select.int, aten.flip.default, aten.roll.default, aten.diagonal.default,
+    aten.unfold.default,
 )  # fmt: skip
 """Entries of the first argument elsewhere; its other arguments are numbers."""
 

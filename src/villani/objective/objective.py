@@ -99,6 +99,7 @@ class Objective:
         self.device = self.parameters.tensors[0].device
         self._watched = False
         self.traced: dict[Any, Any] = {}  # the graphs that objective/graph.py made of it
+        self.doubly_checked = False  # by curvature/double_backward.py
         self.options = {} if loss_fn else options(model)
         self.groups: list[Any] = list(groups)
         if not self.groups:

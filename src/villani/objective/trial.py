@@ -4,9 +4,10 @@
 - The same input twice gives the same logits. Reformer's hashing is random, and so is dropout that never stops.
 - It is causal: the logits before a token do not move when that token is another one. An encoder sees what it is asked
   to predict, so that its loss is none of next tokens and every token-level bound is void (THEORY.md §5(e)).
+- Its gradient is that of its loss (`slope.py`). HRM runs all but its last cycles under `no_grad`.
 - Labels that are not the token ids mean to its own loss what they mean here: label t is predicted at t − 1.
 
-A `loss_fn` says what L is: of it only `max_norm` is looked at here, and θ after a measurement.
+A `loss_fn` says what L is: of it only `max_norm` and the gradient are looked at here, and θ after a measurement.
 """
 
 import sys
@@ -20,8 +21,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from villani.errors import InputError
+from villani.errors import InputError, out_of_memory
 from villani.objective.batches import IGNORED, Batch, takes
+from villani.objective.slope import NoGradient, check_gradient, stir
 
 Objective = Any  # a `villani.Objective`, whose module imports this one
 ROUNDING = 1e-5  # of the largest logit; 0 is usual, and 5·10⁻⁷ in mixtures of experts, whose products change shape
@@ -40,7 +42,9 @@ def already_tried() -> Iterator[None]:
 
 
 def check_forward(objective: Objective) -> None:
-    """Refuse a forward pass that is not what the module says; takes six of one row, and a copy of θ for that while.
+    """Refuse a forward pass that is not what the module says, tried out on one row.
+
+    Takes ten forward passes of it and a gradient, and three copies of θ for that while.
 
     Causality is a matter of the model, not of θ: it is tried with small weights scaled up (`_unit_gain`), since a path
     from what is to be predicted may begin at zero, or be faint in a model that is small and untrained.
@@ -54,11 +58,15 @@ def check_forward(objective: Objective) -> None:
     for path, module in objective.model.named_modules():
         if isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.max_norm is not None:
             raise InputError(f"{path} has max_norm={module.max_norm:g}: it rescales weights as it reads; set None")
-    row = None if objective.loss_fn else _row(objective.groups[0])
+    if objective.loss_fn is not None:
+        with _put_back(objective), uncompiled(), objective.evaluating(fused=True), torch.no_grad():
+            _try_loss(objective, name)
+        return
+    row = _row(objective.groups[0])
     if row is None:
         return
     row = row.to(objective.device)
-    with _put_back(objective) as (changed, restore), _uncompiled(), objective.evaluating(fused=True), torch.no_grad():
+    with _put_back(objective) as (changed, restore), uncompiled(), objective.evaluating(fused=True), torch.no_grad():
         first, again = _logits(objective, row), _logits(objective, row)
         if found := changed():
             raise InputError(
@@ -76,11 +84,25 @@ def check_forward(objective: Objective) -> None:
         _check_labels(objective, name)
         _unit_gain(objective.parameters.tensors)
         logits = _logits(objective, row)
-        if bool(torch.isfinite(logits).all()):
-            _check_causality(objective, row, logits, name)
-        else:
+        if not bool(torch.isfinite(logits).all()):
             restore()
-            _check_causality(objective, row, first, name)
+            logits = first
+        _check_causality(objective, row, logits, name)
+        stir(objective.parameters.tensors)
+        check_gradient(objective, row, name)
+
+
+def _try_loss(objective: Objective, name: str) -> None:
+    """The gradient of a custom loss near θ; a loss_fn that fails says so when it is used."""
+    piece = next(objective.batches(0))
+    stir(objective.parameters.tensors)
+    try:
+        check_gradient(objective, piece, name)
+    except NoGradient:
+        raise
+    except Exception as error:
+        if out_of_memory(error) or isinstance(error, torch.OutOfMemoryError):
+            raise
 
 
 def _check_labels(objective: Objective, name: str) -> None:
@@ -175,7 +197,7 @@ def _unit_gain(tensors: Sequence[torch.Tensor]) -> None:
 
 
 @contextmanager
-def _uncompiled() -> Iterator[None]:
+def uncompiled() -> Iterator[None]:
     """Without code of torch.compile, which would be made for shapes that are not those of the data."""
     if "torch._dynamo" not in sys.modules:  # seconds to import
         yield
