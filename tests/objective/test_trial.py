@@ -102,7 +102,11 @@ def test_an_encoder_is_refused_wherever_it_goes_and_a_decoder_is_not(kind):
     before = [p.detach().clone() for p in model.parameters()]
     plan = ChainPlan([0.1], 1.0, 1e-3, 1.0, "prior")
     trainer = SimpleNamespace(
-        model=model, is_fsdp_enabled=False, is_deepspeed_enabled=False, args=SimpleNamespace(world_size=1)
+        model=model,
+        is_fsdp_enabled=False,
+        accelerator=SimpleNamespace(state=None),
+        is_deepspeed_enabled=False,
+        args=SimpleNamespace(world_size=1),
     )
     for work in (
         lambda: measure(Objective(model, IDS)), lambda: audit(Objective(model, IDS)),

@@ -27,6 +27,7 @@ from villani.objective.slope import NoGradient, check_gradient, stir
 
 Objective = Any  # a `villani.Objective`, whose module imports this one
 ROUNDING = 1e-5  # of the largest logit; 0 is usual, and 5·10⁻⁷ in mixtures of experts, whose products change shape
+_FEW = 16  # tokens that a gradient is tried on
 _SMALL = 0.02  # root mean square in place of a vector of zeros
 _tried: ContextVar[bool] = ContextVar("tried", default=False)
 
@@ -89,7 +90,21 @@ def check_forward(objective: Objective) -> None:
             logits = first
         _check_causality(objective, row, logits, name)
         stir(objective.parameters.tensors)
-        check_gradient(objective, row, name)
+        check_gradient(objective, _beginning(objective, row), name)
+
+
+def _beginning(objective: Objective, row: Batch) -> Batch:
+    """Some first tokens of a row, which tell of a wrong gradient as all do; all where the model takes no fewer."""
+    beginning = row.beginning(_FEW)
+    if not beginning.tokens:
+        return row
+    try:
+        objective.forward(beginning)
+    except Exception as error:  # models that want whole chunks fail in ways of their own
+        if out_of_memory(error) or isinstance(error, torch.OutOfMemoryError):
+            raise
+        return row
+    return beginning
 
 
 def _try_loss(objective: Objective, name: str) -> None:
