@@ -1,7 +1,9 @@
 """Estimates for people, in cells and in sentences; a dash where there is none."""
 
+from typing import Any
+
 from villani.outwards import UNAVAILABLE
-from villani.report.numbers import format_interval, format_uncertain
+from villani.report.numbers import format_interval, format_number, format_uncertain
 from villani.work.records import EstimateRecord
 
 
@@ -13,3 +15,8 @@ def uncertain(estimate: EstimateRecord | None) -> str:
 def interval(estimate: EstimateRecord | None) -> str:
     """Its interval."""
     return UNAVAILABLE if estimate is None else format_interval(*estimate.interval)
+
+
+def at(point: Any) -> str:
+    """At which λ and s a record is."""
+    return f"λ = {format_number(point.weight_decay)}, s = {format_number(point.temperature)}"

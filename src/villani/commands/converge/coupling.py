@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from villani.commands.converge.settings import ConvergeSettings
 from villani.dynamics.kernel import Kernel
 from villani.dynamics.langevin import LangevinTarget, advance
 from villani.dynamics.network import NetworkTarget
@@ -27,7 +28,7 @@ class Pair:
 
 
 def coupled(
-    one: LangevinTarget, other: LangevinTarget, kernel: Kernel, work: Work, *, seed: int, log_every: int
+    one: LangevinTarget, other: LangevinTarget, kernel: Kernel, work: Work, settings: ConvergeSettings
 ) -> Pair | None:
     """Chain 0 from two starts; one unit of work, begun again after a kill. It ends where two walkers meet or leave.
 
@@ -41,7 +42,7 @@ def coupled(
         other.reset(0)
         steps, logs = [], []
         for step in range(kernel.steps):
-            if step % log_every == 0:
+            if step % settings.sizes[2] == 0:
                 apart = _log_distance(one, other)
                 if not np.isfinite(apart).all():
                     break
@@ -49,8 +50,8 @@ def coupled(
                 logs.append(apart.reshape(one.replicates, -1).mean(axis=1))
             for target in (one, other):
                 advance(
-                    target, kernel, seed=seed, chain=0, start=step, log_every=2 * kernel.steps, ceiling=float("inf"),
-                    enough=lambda _: True,
+                    target, kernel, seed=settings.seed, chain=0, start=step, log_every=2 * kernel.steps,
+                    ceiling=float("inf"), enough=lambda _: True,
                 )  # fmt: skip
             work.advance(step + 1, kernel.steps)
         return {"steps": np.array(steps, dtype=int), "logs": np.array(logs)}
@@ -60,12 +61,12 @@ def coupled(
 
 
 def coupled_models(
-    target: NetworkTarget, twin: Objective, kernel: Kernel, work: Work, *, seed: int, log_every: int
+    target: NetworkTarget, twin: Objective, kernel: Kernel, work: Work, settings: ConvergeSettings
 ) -> Pair | None:
     """As `coupled`, with a second copy of the model that begins at a tenth of ‖θ‖ from the first."""
-    other = _Apart(twin, target, seed)
+    other = _Apart(twin, target, settings.seed)
     with target.running(), other.running():
-        return coupled(target, other, kernel, work, seed=seed, log_every=log_every)
+        return coupled(target, other, kernel, work, settings)
 
 
 class _Apart(NetworkTarget):

@@ -24,8 +24,7 @@ _BIAS = 0.05  # of an identity: what the step size may cost
 
 def gradient_noise_of(ensemble: Ensemble, curves: dict[str, Array]) -> GradientNoiseRecord | None:
     """Upper bounds from E‖g‖² ≥ tr Σ/B of the batch's ∇L, the injected noise having variance ηs in every direction."""
-    settings = ensemble.settings
-    if settings.potential is not None or settings.full or settings.method == "mala" or not ensemble.whole:
+    if ensemble.settings.batch is None or not ensemble.whole:
         return None
     decay = ensemble.kernel.weight_decay
     squared = curves["gradient_squared"]
@@ -33,7 +32,7 @@ def gradient_noise_of(ensemble: Ensemble, curves: dict[str, Array]) -> GradientN
         norm = curves["norm_squared"]
         squared = squared - 2 * decay * curves["radial_force"] + decay**2 * norm
     worst = ensemble.kernel.learning_rate * float(second_half(squared).mean()) / ensemble.kernel.temperature
-    return GradientNoiseRecord(isotropic=worst / ensemble.dimension, worst_direction=worst)
+    return GradientNoiseRecord(isotropic=worst / ensemble.target.dimension, worst_direction=worst)
 
 
 def identities_of(
@@ -44,7 +43,7 @@ def identities_of(
     beta = kernel.beta
     there = ensemble.inspected()
     force = curves["radial_force"]
-    exact = np.full_like(force, ensemble.dimension / beta)
+    exact = np.full_like(force, ensemble.target.dimension / beta)
     note = "" if noise is None else "linear in the gradient, so mini-batches do not bias it"
     if ensemble.undecayed:
         note = "counts undecayed coordinates, for which it need not hold"

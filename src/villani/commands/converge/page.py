@@ -15,14 +15,15 @@ from villani.commands.converge.record import (
     FitRecord,
     RateRecord,
 )
+from villani.commands.exact.ladder import power
 from villani.outwards import UNAVAILABLE, lower, lower_power, upper, upper_power
 from villani.report import elements
 from villani.report.colours import NEGATIVE, POSITIVE, STATUSES, UNRESOLVED
 from villani.report.elements import Row, Status, note, prose, section
-from villani.report.estimates import interval, uncertain
+from villani.report.estimates import at, interval, uncertain
 from villani.report.figures import Rung, ladder, line, themed
 from villani.report.numbers import format_number, format_plain
-from villani.report.page import Pictures
+from villani.report.page import Picture, Pictures
 from villani.report.terminal import print_findings, table
 
 _NAMES = {
@@ -31,12 +32,9 @@ _NAMES = {
 }  # fmt: skip
 _SHOWN = ("loss", "objective", "norm_squared", "linear_0")
 _REACH = 12  # orders of magnitude below all that was seen that the picture shows; promises below stand at its edge
-_SIDES = {
-    "at least": "≥ (promised)", "at most": "≤ (seen)", "equal": "=", "fitted": "fitted", "reference": "(reference)",
-}  # fmt: skip
-_SYMBOLS = {
-    "at least": "triangle-right", "at most": "triangle-left", "equal": "diamond", "fitted": "circle-open",
-    "reference": "line-ns-open",
+_SIDES = {  # in tables and in the picture
+    "at least": ("≥ (promised)", "triangle-right"), "at most": ("≤ (seen)", "triangle-left"), "equal": ("=", "diamond"),
+    "fitted": ("fitted", "circle-open"), "reference": ("(reference)", "line-ns-open"),
 }  # fmt: skip
 _VERDICTS = {
     "not contradicted": "Nothing contradicts it.", "contradicted": "No.", "unknown": "It cannot be told.",
@@ -66,7 +64,7 @@ def show(record: ConvergenceRecord, _: Path, console: Console) -> None:
     """What came out in words, and every rate at every λ and s with its verdict."""
     print_findings(console, headline(record), findings(record))
     for point in record.points:
-        console.print(table(_rate_rows(point), without=["why"], title=_where(point)))
+        console.print(table(_rate_rows(point), without=["why"], title=at(point)))
     if record.cost:
         console.print(f"{record.cost.seconds:.1f} s, {record.cost.seconds_per_group:.3g} s a step")
 
@@ -85,10 +83,12 @@ def headline(record: ConvergenceRecord) -> str:
 def findings(record: ConvergenceRecord) -> dict[str, str]:
     """Title → paragraph."""
     first = record.points[0]
+    fitted = any(fit.name == "loss" and fit.rate for fit in first.fits)
+    what = "That this observable, from this start, went down at the fitted rate." if fitted else "No rate was fitted."
     return {
         "What the loss does not see": "" if first.trap in headline(record) else first.trap,
         "Has it reached equilibrium?": _equilibrium(first),
-        "What the loss curve proves": _curve_words(first),
+        "What the loss curve proves": f"{what} {_CURVE}",
         "Diverged": _diverged(record),
         "Mini-batches": _batches(record),
         "Without decay": f"{record.undecayed:,} {_UNDECAYED}" if record.undecayed else "",
@@ -105,12 +105,6 @@ _UNDECAYED = (
     "coordinates do not decay. They are moved and shaken like the others, but exp(−2F/s) need not be integrable over "
     "them, so that there may be no law to converge to (THEORY.md §2.1)."
 )
-
-
-def _curve_words(point: ChainsRecord) -> str:
-    fitted = any(fit.name == "loss" and fit.rate for fit in point.fits)
-    first = "That this observable, from this start, went down at the fitted rate." if fitted else "No rate was fitted."
-    return f"{first} {_CURVE}"
 
 
 def _diverged(record: ConvergenceRecord) -> str:
@@ -157,26 +151,28 @@ def _equilibrium(point: ChainsRecord) -> str:
 def pictures(record: ConvergenceRecord) -> Pictures:
     """Name → title, figure, caption; the rates of the first λ and s stand first, over the whole width."""
     first = record.points[0]
-    shown = {"truth": (f"Rates at {_where(first)}", rates(first.rates) if first.rates else None, _RATES_CAPTION)}
+    shown = {"truth": (f"Rates at {at(first)}", rates(first.rates) if first.rates else None, _RATES_CAPTION)}
     for index, point in enumerate(record.points):
-        where = _where(point)
-        curves = {curve.name: curve for curve in point.curves}
-        fits = {fit.name: fit for fit in point.fits}
-        for name in _SHOWN:
-            if name in curves and _varies(curves[name]):
-                figure, caption = trajectory(point.times, curves[name], fits.get(name)), _caption(name, fits.get(name))
-                shown[f"curve{index}{name}"] = (f"{named(name)} at {where}", figure, caption)
+        where, fits = at(point), {fit.name: fit for fit in point.fits}
+        for curve in sorted((c for c in point.curves if c.name in _SHOWN), key=lambda c: _SHOWN.index(c.name)):
+            if len({value for value in curve.mean if value is not None}) > 1:
+                fit, title = fits.get(curve.name), f"{named(curve.name)} at {where}"
+                picture = title, trajectory(point.times, curve, fit), _caption(curve.name, fit)
+                shown[f"curve{index}{curve.name}"] = picture
         if point.coupled and len(point.coupled.times) > 1:
-            shown[f"coupled{index}"] = (f"Common noise at {where}", _distance(point.coupled), _coupled(point.coupled))
+            shown[f"coupled{index}"] = _coupled(point.coupled, where)
     return shown
 
 
-def _coupled(pair: CoupledRecord) -> str:
+def _coupled(pair: CoupledRecord, where: str) -> Picture:
     what = f"Contraction rate {uncertain(pair.rate)}." if pair.rate else "Too short for a rate."
-    return (
+    trace = line(pair.times, pair.log_distance, "", POSITIVE, "lines")
+    figure = themed([trace], 300, {"title": "time of the diffusion"}, {"title": "ln ‖θ_a − θ_b‖"})
+    caption = (
         f"Two chains from different starts with the same noise and batches. {what} A positive rate on one path is an "
         "estimate of contraction there, and proves none elsewhere."
     )
+    return f"Common noise at {where}", figure, caption
 
 
 def rates(rows: Sequence[RateRecord]) -> go.Figure:
@@ -185,7 +181,7 @@ def rates(rows: Sequence[RateRecord]) -> go.Figure:
     rungs = [
         Rung(
             max(row.log10, edge), row.name, _rate(row), row.verdict or row.status, STATUSES[row.status],
-            _SYMBOLS[row.side], 2,
+            _SIDES[row.side][1], 2,
         )
         for row in sorted(rows, key=lambda row: row.log10)
     ]  # fmt: skip
@@ -213,11 +209,6 @@ def trajectory(times: Sequence[float], curve: CurveRecord, fit: FitRecord | None
         fitted = [window.level + window.amplitude * math.exp(-window.rate * (t - window.start)) for t in ahead]
         traces.append(line(ahead, fitted, "fit", NEGATIVE, "lines", "dash", hoverinfo="skip"))
     return themed(traces, 300, {"title": "time of the diffusion, Σ η/(1 − μ)"}, {"title": named(curve.name)})
-
-
-def _distance(pair: CoupledRecord) -> go.Figure:
-    trace = line(pair.times, pair.log_distance, "", POSITIVE, "lines")
-    return themed([trace], 300, {"title": "time of the diffusion"}, {"title": "ln ‖θ_a − θ_b‖"})
 
 
 def _caption(name: str, fit: FitRecord | None) -> str:
@@ -253,7 +244,7 @@ def tables(record: ConvergenceRecord) -> str:
 def _rate_rows(point: ChainsRecord) -> list[Row]:
     return [
         {
-            "rate": rate.name, "the gap is": _SIDES[rate.side], "value": _rate(rate), "status": Status(rate.status),
+            "rate": rate.name, "the gap is": _SIDES[rate.side][0], "value": _rate(rate), "status": Status(rate.status),
             "verdict": rate.verdict or UNAVAILABLE, "why": rate.sentence,
         }
         for rate in sorted(point.rates, key=lambda rate: rate.log10)
@@ -281,7 +272,7 @@ def _point(point: ChainsRecord) -> str:
     ]
     made = "".join(prose(elements.table(rows)) for rows in (_rate_rows(point), fits, identities))
     accepted = "" if point.acceptance is None else note(f"Accepted: {100 * point.acceptance:.1f} % of proposals.")
-    return section(_where(point), note(point.sentence) + made + elements.table(mixing) + accepted)
+    return section(at(point), note(point.sentence) + made + elements.table(mixing) + accepted)
 
 
 def limits(record: ConvergenceRecord) -> list[str]:
@@ -289,22 +280,8 @@ def limits(record: ConvergenceRecord) -> list[str]:
     return [*_LIMITS, _TRANSFORMER] if record.model else [*_LIMITS]
 
 
-def _where(point: ChainsRecord) -> str:
-    return f"λ = {format_number(point.weight_decay)}, s = {format_number(point.temperature)}"
-
-
 def _rate(row: RateRecord) -> str:
-    value = lower_power(row.log10, 3) if row.side == "at least" else power(row.log10)
+    value = lower_power(row.log10, 3) if row.side == "at least" else power(row.log10, 3)
     if row.limit_log10 is None:
         return value
     return f"{value} (at most {upper_power(row.limit_log10, 3)}: 95 %, all such bounds at once)"
-
-
-def power(log10: float) -> str:
-    """10^log10 for people, beyond floats too."""
-    return format_number(10**log10, 3) if abs(log10) < 300 else f"10^{log10:,.1f}"
-
-
-def _varies(curve: CurveRecord) -> bool:
-    known = [value for value in curve.mean if value is not None]
-    return len(known) > 1 and max(known) > min(known)

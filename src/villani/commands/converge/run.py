@@ -1,7 +1,13 @@
 """`villani converge`: Langevin chains at several λ and s on a model or a potential, and what their curves prove."""
 
+import shutil
+
+from villani.commands.converge.chains import cost_of
+from villani.commands.converge.record import ConvergenceRecord, DynamicsRecord
+from villani.commands.converge.results import chains_record
 from villani.commands.converge.settings import ConvergeSettings
 from villani.commands.running import Outcome
+from villani.work.records import CONFIDENCE
 from villani.work.work import Work
 
 
@@ -12,9 +18,11 @@ def run(settings: ConvergeSettings, work: Work) -> Outcome:
     """
     settings = settings.filled()
     if settings.potential is None:
-        from villani.commands.converge.models import on_model
-
-        return on_model(settings, work)
-    from villani.commands.converge.potentials import on_potential  # which loads no library of models
-
-    return on_potential(settings, work)
+        from villani.commands.converge.models import on_model as walk
+    else:
+        from villani.commands.converge.potentials import on_potential as walk  # which loads no library of models
+    ensembles, about, tokens = walk(settings, work)
+    design = DynamicsRecord.of(settings, blocks=about.pop("blocks"), confidence=CONFIDENCE)
+    record = ConvergenceRecord.of(design=design, points=[chains_record(one) for one in ensembles], **about)
+    shutil.rmtree(work.folder("state"), ignore_errors=True)
+    return Outcome([record], {0: cost_of(ensembles, work, tokens)})

@@ -67,8 +67,8 @@ class ConvergeSettings(SubjectSettings):
 
     @property
     def batch(self) -> int | None:
-        """Blocks in a step of a model's chain; None for all of them."""
-        return None if self.full or self.method == "mala" else self.sequences
+        """Blocks in a step of a model's chain; None for all of them, and of a potential."""
+        return None if self.full or self.method == "mala" or self.potential is not None else self.sequences
 
     @property
     def sizes(self) -> tuple[int, int, int]:

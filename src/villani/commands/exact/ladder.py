@@ -60,8 +60,8 @@ def constant_rows(constants: Sequence[ConstantRecord]) -> list[Row]:
     ]  # fmt: skip
 
 
-def power(log10: float) -> str:
+def power(log10: float, digits: int = 6) -> str:
     """A number by its logarithm to base 10, as a power of ten beyond floats."""
     if abs(log10) >= 300:
         return f"10^{log10:,.1f}"
-    return f"{format_number(10 ** (log10 - 6))}·10⁶" if 6 <= log10 < 7 else format_number(10**log10)
+    return f"{format_number(10 ** (log10 - 6))}·10⁶" if 6 <= log10 < 7 else format_number(10**log10, digits)
