@@ -27,6 +27,7 @@ from villani.inputs.models import LoadedModel
 from villani.inputs.text import Blocks, check_context, part_of, text_record
 from villani.objective.objective import Objective
 from villani.statistics import Array
+from villani.work.budget import Needs, Shape
 from villani.work.records import Provenance, TextRecord
 from villani.work.team import Rows
 from villani.work.work import Work
@@ -126,10 +127,14 @@ def _centre(settings: CertifySettings, loaded: LoadedModel, blocks: Blocks, work
     return {"weights": torch.cat([tensor.detach().reshape(-1) for tensor in tensors]).cpu().numpy()}
 
 
-def predicted(blocks: Blocks) -> Array:
-    """(m,) the predicted tokens' ids."""
-    targets = blocks.labels[:, 1:]
-    return np.asarray(targets[targets >= 0].numpy())
+def needs_of(settings: CertifySettings, prepared: Prepared, blocks: float, *, vectors: float, kept: int) -> Needs:
+    """What gradients over so many blocks take, beside those of the prior's centre; see `Shape.work`."""
+    if prepared.prior is not None:
+        blocks, kept = blocks + settings.prior_steps * PRIOR_BATCH, kept + 1
+    return Shape.of(prepared.loaded.model).work(
+        blocks * settings.block, at_once=settings.at_once, block=settings.block, vectors=vectors, kept=kept,
+        device=settings.device,
+    )  # fmt: skip
 
 
 def judge(settings: CertifySettings, loaded: LoadedModel, work: Work, **texts: Blocks) -> dict[str, Array]:

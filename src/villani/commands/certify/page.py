@@ -5,11 +5,10 @@ from pathlib import Path
 
 from rich.console import Console
 
-from villani.commands.certify.figures import pass_pictures, path_pictures
+from villani.commands.certify.figures import pictures
 from villani.commands.certify.record import CertificateRecord, PassPoint
 from villani.commands.certify.results import best_bound
 from villani.commands.certify.tables import bound_rows, run_rows, tables
-from villani.report.page import Pictures
 from villani.report.terminal import say, table
 
 __all__ = ["findings", "headline", "limits", "pictures", "show", "tables"]
@@ -59,11 +58,6 @@ def findings(record: CertificateRecord) -> dict[str, str]:
         "What has to hold": f"{bound.hypotheses}." if bound else "",
         "Not given": "; ".join(refused) + "." if refused else "",
     }
-
-
-def pictures(record: CertificateRecord) -> Pictures:
-    """Name → title, figure, caption."""
-    return pass_pictures(record, record.prequential) if record.prequential else path_pictures(record)
 
 
 def limits(record: CertificateRecord) -> Iterable[str]:

@@ -1,6 +1,6 @@
 """The tables of a certificate, on its page and in the terminal: bounds with their terms, and what went in."""
 
-from villani.commands.certify.record import BoundRecord, CertificateRecord, PrequentialRecord
+from villani.commands.certify.record import BoundRecord, CertificatePoint, CertificateRecord, PassPoint
 from villani.outwards import lower, upper
 from villani.report.elements import Row, Status, facts, note, sections, table
 from villani.report.estimates import uncertain
@@ -15,38 +15,34 @@ def tables(record: CertificateRecord) -> str:
 
 def bound_rows(record: CertificateRecord) -> list[Row]:
     """Every certificate with its terms."""
-    return _pass_bounds(record.prequential) if record.prequential else _path_bounds(record)
+    if record.prequential:
+        return [
+            _of(p) | _terms(p.certificate) | {
+                "below the start": lower(p.below_start, places=4), "gain": lower(p.gain.value, places=4),
+                "": Status(p.certificate.status),
+            }
+            for p in record.prequential.points
+        ]  # fmt: skip
+    return [
+        _of(point) | {"certificate": f"{name}: {bound.predictor}"} | _terms(bound) | {
+            "Monte Carlo": upper(bound.monte_carlo, places=4), "complexity": upper(bound.complexity, places=1),
+            "": Status(bound.status),
+        }
+        for point in record.points for name, bound in point.bounds.items()
+    ]  # fmt: skip
 
 
 def run_rows(record: CertificateRecord) -> list[Row]:
     """The training behind the certificates."""
-    return _passes(record.prequential) if record.prequential else _runs(record)
-
-
-def _path_bounds(record: CertificateRecord) -> list[Row]:
+    if record.prequential:
+        return [
+            _of(p) | {"loss before training on it": f"{p.loss:.4f}"} | _held_out(p, "last weights, held-out loss")
+            | {"‖θ − centre‖": format_number(p.moved, 3), "clipped": f"{p.clipped:.0%}"}
+            for p in record.prequential.points
+        ]  # fmt: skip
     return [
-        {
-            "λ": format_number(point.weight_decay), "certificate": f"{name}: {bound.predictor}", **_terms(bound),
-            "Monte Carlo": upper(bound.monte_carlo, places=4), "complexity": upper(bound.complexity, places=1),
-            "": Status(bound.status),
-        }
-        for point in record.points for name, bound in (("path", point.path), ("c4", point.chain)) if bound is not None
-    ]  # fmt: skip
-
-
-def _terms(bound: BoundRecord) -> Row:
-    return {
-        "nats per token": upper(bound.value, places=4), "bits": upper(bound.bits, places=4),
-        "empirical": f"{bound.empirical:.4f}", "excess": upper(bound.excess, places=4),
-        "α": format_number(bound.alpha), "bound": bound.bound,
-    }  # fmt: skip
-
-
-def _runs(record: CertificateRecord) -> list[Row]:
-    return [
-        {
-            "λ": format_number(p.weight_decay), "chains": str(p.chains), "training loss": f"{p.training_loss:.4f}",
-            "held-out loss": uncertain(p.held_out_loss), "held-out bound": upper(p.held_out_bound, places=4),
+        _of(p) | {"chains": str(p.chains), "training loss": f"{p.training_loss:.4f}"} | _held_out(p, "held-out loss")
+        | {
             "path cost": f"{p.path_cost:,.1f}", "clip's c4": upper(p.clip_complexity, places=1),
             "noise": format_number(p.noise, 3), "‖w‖": format_number(p.moved, 3), "clipped": f"{p.clipped:.0%}",
         }
@@ -54,27 +50,21 @@ def _runs(record: CertificateRecord) -> list[Row]:
     ]  # fmt: skip
 
 
-def _pass_bounds(record: PrequentialRecord) -> list[Row]:
-    return [
-        {
-            "λ": format_number(p.weight_decay), "η": format_number(p.learning_rate), **_terms(p.certificate),
-            "below the start": lower(p.below_start, places=4), "gain": lower(p.gain.value, places=4),
-            "": Status(p.certificate.status),
-        }
-        for p in record.points
-    ]  # fmt: skip
+def _of(point: CertificatePoint | PassPoint) -> dict[str, str]:
+    rate = {"η": format_number(point.learning_rate)} if isinstance(point, PassPoint) else {}
+    return {"λ": format_number(point.weight_decay)} | rate
 
 
-def _passes(record: PrequentialRecord) -> list[Row]:
-    return [
-        {
-            "λ": format_number(p.weight_decay), "η": format_number(p.learning_rate),
-            "loss before training on it": f"{p.loss:.4f}", "last weights, held-out loss": uncertain(p.held_out_loss),
-            "held-out bound": upper(p.held_out_bound, places=4), "‖θ − centre‖": format_number(p.moved, 3),
-            "clipped": f"{p.clipped:.0%}",
-        }
-        for p in record.points
-    ]  # fmt: skip
+def _terms(bound: BoundRecord) -> dict[str, str]:
+    return {
+        "nats per token": upper(bound.value, places=4), "bits": upper(bound.bits, places=4),
+        "empirical": f"{bound.empirical:.4f}", "excess": upper(bound.excess, places=4),
+        "α": format_number(bound.alpha), "bound": bound.bound,
+    }  # fmt: skip
+
+
+def _held_out(point: CertificatePoint | PassPoint, loss: str) -> dict[str, str]:
+    return {loss: uncertain(point.held_out_loss), "held-out bound": upper(point.held_out_bound, places=4)}
 
 
 def _given(record: CertificateRecord) -> str:
