@@ -1,49 +1,13 @@
-"""From an audit to its records; infinities are null, and tensors are named."""
+"""What an audit found, as records: tensors are named, and Ψ on rays is that at one λ and s."""
 
-import math
-from typing import Any
+from collections.abc import Iterable
 
-from villani.commands.audit.record import (
-    BoundedOrbitRecord,
-    CoverageRecord,
-    DifferentialRecord,
-    OrbitRecord,
-    RayRecord,
-    SkippedRecord,
-    StepRecord,
-    ThresholdRecord,
-)
-from villani.criteria.audit import Audit
-from villani.criteria.coverage import Coverage
+from villani.commands.audit.record import OrbitRecord, RayRecord, SkippedRecord, finite
+from villani.commands.measure.run import psi_record
 from villani.criteria.measured_orbits import MeasuredOrbit
-from villani.criteria.orbits import Threshold
 from villani.criteria.rays import Ray
 from villani.criteria.skipped import Skipped
 from villani.objective.parameters import ParameterSpace
-from villani.work.records import CONFIDENCE, PsiRecord
-
-
-def coverage_record(coverage: Coverage, temperature: float) -> CoverageRecord:
-    """The evidence for or against (ii) and (iii)."""
-    bound = coverage.log_integral_bound(temperature)
-    return CoverageRecord.of(
-        coverage, log_integral_bound=None if bound is None else _finite(bound),
-        orbits=[BoundedOrbitRecord.of(orbit) for orbit in coverage.orbits],
-    )  # fmt: skip
-
-
-def differential_record(
-    audit: Audit, weight_decay: float, temperature: float, space: ParameterSpace
-) -> DifferentialRecord:
-    """The evidence against (iv), and rays, which are none either way."""
-    differential = audit.differential
-    return DifferentialRecord.of(
-        differential,
-        refuted_above=_finite(differential.refuted_above),
-        skipped=[skipped_record(skipped, space) for skipped in differential.skipped],
-        orbits=[orbit_record(finding, space) for finding in differential.findings],
-        rays=[ray_record(name, ray, weight_decay, temperature) for name, ray in audit.rays.items()],
-    )
 
 
 def skipped_record(skipped: Skipped, space: ParameterSpace) -> SkippedRecord:
@@ -51,35 +15,19 @@ def skipped_record(skipped: Skipped, space: ParameterSpace) -> SkippedRecord:
     return SkippedRecord.of(skipped, tensors=_names(skipped.tensors, space))
 
 
-def threshold_record(threshold: Threshold) -> ThresholdRecord:
-    """s* with what it is made of."""
-    infinite = {name: _finite(getattr(threshold, name)) for name in ("value", "upper", "rounding")}
-    return ThresholdRecord.of(threshold, **infinite)
-
-
-def orbit_record(finding: MeasuredOrbit, space: ParameterSpace) -> OrbitRecord:
+def orbit_record(found: MeasuredOrbit, space: ParameterSpace) -> OrbitRecord:
     """One orbit with its s* and its walk."""
     return OrbitRecord.of(
-        finding.orbit,
-        confirmed=finding.confirmed,
-        moved=_names(finding.moved, space),
-        threshold=threshold_record(finding.threshold),
-        guard=_finite(finding.guard),
-        walk=[StepRecord.of(step) for step in finding.walk],
-    )
+        found.orbit, confirmed=found.confirmed, moved=_names(found.moved, space), threshold=found.threshold,
+        guard=finite(found.guard), walk=found.walk,
+    )  # fmt: skip
 
 
 def ray_record(name: str, ray: Ray, weight_decay: float, temperature: float) -> RayRecord:
     """Ψ along one ray with its fits."""
-    series = ray.psi(weight_decay, temperature=temperature)
-    point = {"weight_decay": series.weight_decay, "temperature": series.temperature}
-    psi = [PsiRecord.of(estimate, interval=estimate.interval(CONFIDENCE), **point) for estimate in series.psi]
-    return RayRecord.of(series, direction=name, psi=psi)
+    psi = [psi_record(measurement, weight_decay, temperature) for measurement in ray.measurements]
+    return RayRecord.of(ray.psi(weight_decay, temperature=temperature), direction=name, psi=psi)
 
 
-def _names(indices: Any, space: ParameterSpace) -> list[str]:
+def _names(indices: Iterable[int], space: ParameterSpace) -> list[str]:
     return [space.parameters[i].name for i in indices]
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None

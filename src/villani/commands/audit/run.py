@@ -2,9 +2,17 @@
 
 from collections.abc import Callable
 
-from villani.commands.audit.record import AuditDesign, AuditRecord, RescueRecord
+from villani.commands.audit.record import (
+    AuditDesign,
+    AuditRecord,
+    CoverageRecord,
+    DifferentialRecord,
+    RescueRecord,
+    ThresholdRecord,
+    finite,
+)
 from villani.commands.audit.replay import replay
-from villani.commands.audit.results import coverage_record, differential_record, threshold_record
+from villani.commands.audit.results import orbit_record, ray_record, skipped_record
 from villani.commands.audit.settings import AuditSettings
 from villani.commands.audit.witness import NAME, Claim, Witness, text_checksum
 from villani.commands.constants.run import constants_beside, read_head, spectral_gap
@@ -69,7 +77,7 @@ def _stages(work: Work) -> Callable[[str, int, int], None]:
 
 
 def _record(result: Audit, settings: AuditSettings, subject: Subject, witness: str | None) -> AuditRecord:
-    space = subject.objective.parameters
+    space, coverage, differential = subject.objective.parameters, result.coverage, result.differential
     decay, s = settings.weight_decay, settings.temperature
     head = read_head(subject.objective) if decay > 0 else "λ = 0, so that there is no Gibbs law"
     return AuditRecord.of(
@@ -81,9 +89,15 @@ def _record(result: Audit, settings: AuditSettings, subject: Subject, witness: s
         design=AuditDesign.of(settings, confidence=CONFIDENCE),
         temperature=s,
         smoothness_evidence=result.smoothness,
-        coverage_evidence=coverage_record(result.coverage, s),
-        differential_evidence=differential_record(result, decay, s, space),
-        rescues=[RescueRecord(name=name, text=text) for name, text in rescues(result.differential).items()],
+        coverage_evidence=CoverageRecord.of(coverage, log_integral_bound=finite(coverage.log_integral_bound(s))),
+        differential_evidence=DifferentialRecord.of(
+            differential,
+            refuted_above=finite(differential.refuted_above),
+            skipped=[skipped_record(skipped, space) for skipped in differential.skipped],
+            orbits=[orbit_record(finding, space) for finding in differential.findings],
+            rays=[ray_record(name, ray, decay, s) for name, ray in result.rays.items()],
+        ),
+        rescues=[RescueRecord(name=name, text=text) for name, text in rescues(differential).items()],
         spectral_gap=spectral_gap(head, decay, s),
         constants=constants_beside(subject.loaded.model, space, [decay], [s, 2.0], head),
         witness=witness,
@@ -104,7 +118,7 @@ def _witness(result: Audit, settings: AuditSettings, subject: Subject) -> Witnes
         settings=settings.model_dump(mode="json"),
         parameter_checksum=subject.provenance.parameter_checksum,
         orbit=worst.orbit.name if worst else None,
-        threshold=threshold_record(worst.threshold) if worst else None,
+        threshold=ThresholdRecord.model_validate(worst.threshold) if worst else None,
         scales=tuple(step.scale for step in worst.walk if step.scale > 1) if worst else (),
         flat=flat.kind if flat else None,
         slab=slab.tensors if slab else (),

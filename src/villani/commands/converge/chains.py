@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from villani.commands.converge.coupling import Pair
 from villani.commands.converge.record import DivergenceRecord
 from villani.commands.converge.settings import ConvergeSettings
 from villani.dynamics.advice import largest_curvature, smaller_step
@@ -113,7 +112,7 @@ class Ensemble:
         kernel: how the chains moved.
         target: in what.
         chains: of a model; or the one of a potential, which holds all replicates.
-        pair: coupled chains, if any.
+        pair: of coupled chains, if any; see `coupled`.
         undecayed: coordinates without a Gibbs law.
         theory: what is known beside them.
     """
@@ -122,7 +121,7 @@ class Ensemble:
     kernel: Kernel
     target: LangevinTarget
     chains: list[Chain]
-    pair: Pair | None
+    pair: Rows | None
     undecayed: int
     theory: "Theory"
 

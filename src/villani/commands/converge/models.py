@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from villani.commands.converge.chains import Ensemble, Theory, run_chains
-from villani.commands.converge.coupling import coupled_models
+from villani.commands.converge.coupling import Apart, coupled
 from villani.commands.converge.settings import ConvergeSettings
 from villani.commands.subject import Subject, determining, load_subject, objective_record, vocabulary
 from villani.dynamics.kernel import Kernel
@@ -55,7 +55,9 @@ def on_model(settings: ConvergeSettings, work: Work) -> tuple[list[Ensemble], di
             pair = None
             if settings.coupled:
                 work.stage("two chains with common noise")
-                pair = coupled_models(target, _twin(subject, settings), kernel, units, settings)
+                twin = Apart(_twin(subject, settings), target, settings.seed)
+                with target.running(), twin.running():
+                    pair = coupled(target, twin, kernel, units, settings)
             undecayed = space.size - (space.decayed_size if decay else 0)
             ensembles.append(Ensemble(settings, kernel, target, chains, pair, undecayed, theory))
     about = {

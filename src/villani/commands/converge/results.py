@@ -178,9 +178,9 @@ def _fit_record(name: str, fit: Fit) -> FitRecord:
 
 
 def _coupled_record(ensemble: Ensemble) -> CoupledRecord | None:
-    if ensemble.pair is None or not len(ensemble.pair.steps):
+    if ensemble.pair is None or not len(ensemble.pair["steps"]):
         return None
-    times, logs = ensemble.kernel.times(ensemble.pair.steps), ensemble.pair.log_distances
+    times, logs = ensemble.kernel.times(ensemble.pair["steps"]), ensemble.pair["logs"].T
     points = _thinned(len(times))
     return CoupledRecord.of(
         times=times[points].tolist(), log_distance=logs.mean(axis=0)[points].tolist(),

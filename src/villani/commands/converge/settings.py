@@ -5,12 +5,12 @@ from itertools import product
 from typing import Annotated, Any, Literal, Self
 
 from villani.commands.blocks import COMPUTE, DESIGN, MODEL, TEXT, SubjectSettings, Unused
-from villani.commands.exact.settings import check_names
+from villani.commands.exact.settings import cases, check_names
 from villani.commands.option import Option, forms, option
 from villani.dynamics.kernel import Kernel, Method, Schedule
 from villani.dynamics.start import largest_curvature
 from villani.errors import InputError, check_positive
-from villani.theory.catalogue import Case, case
+from villani.theory.catalogue import Case
 
 EXACT = "exact:"
 CHAINS = "Chains"
@@ -87,12 +87,8 @@ class ConvergeSettings(SubjectSettings):
         assert self.potential is not None
         for s in self.temperature:
             check_positive(temperature=s)
-        decays: list[float | None] = [*self.weight_decay] or [None]
-        betas: list[float | None] = [2 / s for s in self.temperature] or [None]
-        return [
-            case(self.potential, weight_decay=decay, beta=beta, parameters=self.parameters, dimension=self.dimension)
-            for decay, beta in product(decays, betas)
-        ]
+        betas = [2 / s for s in self.temperature]
+        return cases(self.potential, self.weight_decay, betas, [self.dimension], parameters=self.parameters)
 
     def filled(self) -> Self:
         """With a number in every field that was not given.
@@ -100,27 +96,23 @@ class ConvergeSettings(SubjectSettings):
         Raises:
             InputError: what the numbers of a potential follow from is out of range.
         """
-        defaults = self._of_a_model() if self.potential is None else self._of_a_potential()
-        return self.model_copy(
-            update={name: value for name, value in defaults.items() if getattr(self, name) in (None, [])}
-        )
-
-    def _of_a_model(self) -> dict[str, Any]:
-        return {
+        defaults: dict[str, Any] = {
             "learning_rate": 1e-3, "steps": 400, "chains": 4, "walkers": 1, "log_every": 5, "weight_decay": [0.1],
             "temperature": [1e-3],
         }  # fmt: skip
-
-    def _of_a_potential(self) -> dict[str, Any]:
-        laws = [one.potential for one in self.cases()]
-        rate = self.learning_rate or 0.1 / max(map(largest_curvature, laws))
-        steps = 4000 if self.steps is None else self.steps
-        return {
-            "learning_rate": float(f"{rate:.2g}"), "steps": steps, "chains": 8, "walkers": 64,
-            "log_every": max(1, steps // 400),
-            "weight_decay": list(dict.fromkeys(law.weight_decay for law in laws)),
-            "temperature": list(dict.fromkeys(2 / law.beta for law in laws)),
-        }  # fmt: skip
+        if self.potential is not None:
+            laws = [one.potential for one in self.cases()]
+            steps = 4000 if self.steps is None else self.steps
+            rate = self.learning_rate or 0.1 / max(map(largest_curvature, laws))
+            defaults = {
+                "learning_rate": float(f"{rate:.2g}"), "steps": steps, "chains": 8, "walkers": 64,
+                "log_every": max(1, steps // 400),
+                "weight_decay": list(dict.fromkeys(law.weight_decay for law in laws)),
+                "temperature": list(dict.fromkeys(2 / law.beta for law in laws)),
+            }  # fmt: skip
+        return self.model_copy(
+            update={name: value for name, value in defaults.items() if getattr(self, name) in (None, [])}
+        )
 
     def kernel(self, weight_decay: float, temperature: float) -> Kernel:
         """How chains move at one λ and s."""

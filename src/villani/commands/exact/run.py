@@ -3,7 +3,6 @@
 import math
 from dataclasses import asdict
 from functools import partial
-from itertools import product
 from pathlib import Path
 
 from villani.commands.exact.record import (
@@ -14,11 +13,11 @@ from villani.commands.exact.record import (
     ReferenceRecord,
     RelativeEntropyRecord,
 )
-from villani.commands.exact.settings import ExactSettings
+from villani.commands.exact.settings import ExactSettings, cases
 from villani.commands.running import Outcome, versions
 from villani.errors import InputError
 from villani.theory.applicable import Missing, lower_bounds, upper_bounds
-from villani.theory.catalogue import CATALOGUE, Case, case
+from villani.theory.catalogue import CATALOGUE, Case
 from villani.theory.comparison import Comparison, compare, powers
 from villani.theory.exact import Truth, relative_entropy, solve
 from villani.theory.reference import checks
@@ -50,21 +49,24 @@ def _reference(work: Work) -> ReferenceRecord:
 
 
 def _solved(settings: ExactSettings, work: Work) -> ExactRecord:
-    cases = _cases(settings)
+    every = cases(
+        settings.about, settings.weight_decay, settings.betas, settings.dimension, parameters=settings.parameters,
+        shape=settings.shape,
+    )  # fmt: skip
     work.stage("solving")
-    work.advance(0, len(cases))
-    points = [_point(cases[0], settings.digits)]
+    work.advance(0, len(every))
+    points = [_point(every[0], settings.digits)]
     given = settings.model_dump(exclude={"all", "output"}) | {"parameters": settings.assignments}
     keyed = {name: given[name] for name in ("potential", "parameters", "shape", "digits")} | versions(*_PACKAGES)
     work.open("exact", settings.about, keyed, given, named=given | keyed)
-    for done, one in enumerate(cases[1:], 1):
-        work.advance(done, len(cases))
+    for done, one in enumerate(every[1:], 1):
+        work.advance(done, len(every))
         law = one.potential
         key = f"{law.weight_decay!r}/{law.beta!r}/{law.dimension}"
         points.append(work.once_record(key, PointRecord, partial(_point, one, settings.digits)))
-    work.advance(len(cases), len(cases))
+    work.advance(len(every), len(every))
     entry = CATALOGUE.get(settings.about)
-    first = cases[0]
+    first = every[0]
     return ExactRecord(
         potential=settings.about,
         expression=first.potential.loss.text,
@@ -74,19 +76,6 @@ def _solved(settings: ExactSettings, work: Work) -> ExactRecord:
         varied=settings.varied,
         points=points,
     )
-
-
-def _cases(settings: ExactSettings) -> list[Case]:
-    decays: list[float | None] = [*settings.weight_decay] or [None]
-    betas: list[float | None] = [*settings.betas] or [None]
-    dimensions: list[int | None] = [*settings.dimension] or [None]
-    return [
-        case(
-            settings.about, weight_decay=decay, beta=beta, parameters=settings.parameters, dimension=dimension,
-            shape=settings.shape,
-        )
-        for decay, beta, dimension in product(decays, betas, dimensions)
-    ]  # fmt: skip
 
 
 def _point(one: Case, digits: int | None) -> PointRecord:

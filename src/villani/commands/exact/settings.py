@@ -2,12 +2,14 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import product
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from villani.commands.blocks import Settings
 from villani.commands.option import option, written
 from villani.errors import InputError
+from villani.theory.catalogue import Case, case
 from villani.theory.potential import Shape
 from villani.work.ledger import check_writable
 
@@ -96,6 +98,14 @@ class ExactSettings(Settings):
         _ = self.varied  # refuses two axes, and s and β at once
         if self.output is not None:
             check_writable(Path(self.output))
+
+
+def cases(
+    name: str, weight_decay: Sequence[float], beta: Sequence[float], dimension: Sequence[int | None], **more: Any
+) -> list[Case]:
+    """A potential at every λ, β and d; those of the catalogue where none are given. See `case`."""
+    axes: list[Sequence[Any]] = [weight_decay or [None], beta or [None], dimension or [None]]
+    return [case(name, weight_decay=decay, beta=b, dimension=d, **more) for decay, b, d in product(*axes)]
 
 
 def check_names(parameters: Mapping[str, float]) -> None:
