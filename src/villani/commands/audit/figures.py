@@ -7,7 +7,7 @@ from itertools import cycle
 import plotly.graph_objects as go
 
 from villani.commands.audit.record import OrbitRecord, RayRecord, StepRecord
-from villani.commands.audit.words import threshold_words
+from villani.commands.audit.tables import threshold_words
 from villani.outwards import upper
 from villani.report.colours import NEGATIVE, POSITIVE, REMAINDER, TOTAL, UNRESOLVED
 from villani.report.estimates import uncertain

@@ -7,11 +7,11 @@ from rich.console import Console
 
 from villani.commands.audit import figures
 from villani.commands.audit.record import AuditRecord, RayRecord, ReplayRecord
-from villani.commands.audit.tables import tables, walk_rows
-from villani.commands.audit.words import CRITERIA, outcomes, step_words, worst_orbit, worst_walk
+from villani.commands.audit.tables import CRITERIA, outcomes, tables, walk_rows, worst_orbit, worst_walk
 from villani.commands.constants import page as theory
 from villani.commands.measure.figures import ray
 from villani.outwards import upper
+from villani.report.estimates import uncertain
 from villani.report.numbers import format_number
 from villani.report.page import Picture, Pictures
 from villani.report.terminal import print_findings, say, table
@@ -87,7 +87,7 @@ def _rays_words(record: AuditRecord) -> str:
     if walk and walk[-1].measured.value < walk[0].measured.value and growing:
         text += (
             f" On the orbit beside them, through the same {'or a nearby ' if worst_orbit(record).moved else ''}weights "
-            f"and with the same loss, Ψ goes from {step_words(walk[0])} to {step_words(walk[-1])}."
+            f"and with the same loss, Ψ goes from {uncertain(walk[0].measured)} to {uncertain(walk[-1].measured)}."
         )
     return text
 

@@ -1,26 +1,33 @@
 """What `villani audit` does: the four criteria on a model and a text, and a witness of what is refuted; or a replay."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from villani.commands.audit.record import (
     AuditDesign,
     AuditRecord,
     CoverageRecord,
     DifferentialRecord,
+    OrbitRecord,
+    RayRecord,
     RescueRecord,
+    SkippedRecord,
     ThresholdRecord,
     finite,
 )
 from villani.commands.audit.replay import replay
-from villani.commands.audit.results import orbit_record, ray_record, skipped_record
 from villani.commands.audit.settings import AuditSettings
 from villani.commands.audit.witness import NAME, Claim, Witness, text_checksum
 from villani.commands.constants.run import constants_beside, read_head, spectral_gap
+from villani.commands.measure.run import psi_record
 from villani.commands.running import Outcome
 from villani.commands.subject import Subject, determining, load_subject, objective_record
 from villani.criteria.audit import Audit, audit
+from villani.criteria.measured_orbits import MeasuredOrbit
+from villani.criteria.rays import Ray
 from villani.criteria.rescue import rescues
+from villani.criteria.skipped import Skipped
 from villani.objective.evaluation import same_threads
+from villani.objective.parameters import ParameterSpace
 from villani.work.budget import LESS, Needs, Shape
 from villani.work.records import CONFIDENCE
 from villani.work.work import Work
@@ -103,6 +110,29 @@ def _record(result: Audit, settings: AuditSettings, subject: Subject, witness: s
         witness=witness,
         provenance=subject.provenance,
     )
+
+
+def skipped_record(skipped: Skipped, space: ParameterSpace) -> SkippedRecord:
+    """What the search for symmetries passed over."""
+    return SkippedRecord.of(skipped, tensors=_names(skipped.tensors, space))
+
+
+def orbit_record(found: MeasuredOrbit, space: ParameterSpace) -> OrbitRecord:
+    """One orbit with its s* and its walk."""
+    return OrbitRecord.of(
+        found.orbit, confirmed=found.confirmed, moved=_names(found.moved, space), threshold=found.threshold,
+        guard=finite(found.guard), walk=found.walk,
+    )  # fmt: skip
+
+
+def ray_record(name: str, ray: Ray, weight_decay: float, temperature: float) -> RayRecord:
+    """Ψ along one ray with its fits."""
+    psi = [psi_record(measurement, weight_decay, temperature) for measurement in ray.measurements]
+    return RayRecord.of(ray.psi(weight_decay, temperature=temperature), direction=name, psi=psi)
+
+
+def _names(indices: Iterable[int], space: ParameterSpace) -> list[str]:
+    return [space.parameters[i].name for i in indices]
 
 
 def _witness(result: Audit, settings: AuditSettings, subject: Subject) -> Witness | None:

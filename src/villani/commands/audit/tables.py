@@ -1,36 +1,78 @@
-"""The tables of the page of an audit, and of a replay, as HTML."""
+"""The tables of the page of an audit, and of a replay, as HTML, and words that they share with the rest of it."""
 
 from collections.abc import Sequence
 
 from villani.commands.audit.record import (
     AuditRecord,
-    FlatRecord,
     OrbitRecord,
+    OutcomeRecord,
     ReplayRecord,
     SkippedRecord,
     SlabRecord,
     StepRecord,
+    ThresholdRecord,
 )
-from villani.commands.audit.words import outcomes, step_words, threshold_words, worst_orbit, worst_walk
 from villani.commands.constants import page as theory
 from villani.outwards import upper
 from villani.report.elements import Row, Status, facts, note, sections, table
-from villani.report.estimates import interval, uncertain
+from villani.report.estimates import Columns, interval, rows_of, uncertain
 from villani.report.numbers import format_number
 from villani.report.origin import decay_words, origin_rows, text_words
+from villani.work.records import Record
 
+CRITERIA = {
+    "smoothness": "(i) F is smooth",
+    "growth": "(ii) F grows at least quadratically",
+    "tails": "(iii) exp(−2F/s) has Gaussian tails",
+    "differential_growth": "(iv) Ψ_s → ∞ for every s > 0",
+}
 _LISTED = 40  # rows of a table
 _NAMED = 4  # tensors in a cell
+_ORBITS: Columns = {
+    "orbit": "name", "theorem": "theorem", "measured on": lambda o: "fresh groups" if o.confirmed else "screened",
+    "s* (bound)": lambda o: threshold_words(o.threshold), "‖∇_B L‖²": "threshold.gradient_norm_squared",
+    "Δ_B L": "threshold.laplacian", "λ²‖mA‖²": lambda o: format_number(o.threshold.norm_squared, 4),
+    "directions of noise": lambda o: format_number(o.threshold.directions, 2),
+    "θ": lambda o: ", ".join(o.moved) or "the given θ",
+}  # fmt: skip
 _ORBIT_NOTE = (
     "s* = (λ²‖mA‖² + ‖∇_B L‖²)/Δ_B L with A what grows and B what shrinks; with theorem D no λ helps. A moved θ is "
     "what a search led to: (iv) speaks of every θ. Of gradient noise in fewer than 20 directions, (tr Σ)²/tr Σ², the "
     "bound is one that holds for any number of them, and wider."
 )
+_SKIPPED: Columns = {
+    "operation": "operation", "times": lambda one: str(one.count), "why": "reason", "first at": "place",
+    "may hide symmetries of": lambda one: _some(one.tensors, _NAMED) or "what reaches it",
+}  # fmt: skip
 _SKIPPED_NOTE = (
     "The search took these to pass no rescaling. A symmetry that it missed there moves at least one of the tensors "
     "named, so that the number of symmetries and the smallest s* are of those found, not of all."
 )
+_STEPS: Columns = {
+    "R": lambda step: f"{step.scale:g}",
+    "change of the loss": lambda step: f"{step.loss_change:.1g}" if step.loss_change else "the same bits",
+    "Ψ predicted": "predicted", "Ψ measured": "measured", "interval": lambda step: interval(step.measured),
+}  # fmt: skip
+_RAYS: Columns = {
+    "direction": "direction", "r² coefficient of Ψ": "fit.quadratic",
+    "of it exact, λ²‖mu‖²/s": lambda ray: format_number(ray.exact_quadratic, 4), "of the data": "data_fit.quadratic",
+    "lack of fit, p": lambda ray: format_number(ray.fit.p_value, 2), "Ψ at the end": lambda ray: uncertain(ray.psi[-1]),
+}  # fmt: skip
 _RAY_NOTE = "A small p says that Ψ is no parabola there; a large one proves nothing."
+_FLAT: Columns = {
+    "tensor": "tensor", "direction": "kind", "entries": "coordinates", "moved by": lambda flat: _run(flat.steps),
+    "change of the loss": lambda flat: ", ".join(f"{change:.1g}" for change in flat.changes),
+    "deleted by": lambda flat: "; ".join(flat.deleted_by) or "the loss never uses it",
+}  # fmt: skip
+_UNBOUNDED: Columns = {
+    "orbit": "name", "largest change of the loss": lambda orbit: f"{max(orbit.changes):.1g}",
+    "decayed norm²": lambda orbit: _run(orbit.decayed_norms_squared), "norm²": lambda orbit: _run(orbit.norms_squared),
+}  # fmt: skip
+_OPERATIONS: Columns = {"operation": "operation", "kind": "kind", "where": "place", "what follows": "consequence"}
+_NORMALISATIONS: Columns = {
+    "operation": "operation", "ε": "eps", "Jacobian up to": lambda norm: upper(norm.jacobian_bound, 3),
+    "second derivatives up to": lambda norm: upper(norm.laplacian_bound, 3), "where": "place",
+}  # fmt: skip
 
 
 def tables(record: AuditRecord | ReplayRecord) -> str:
@@ -50,7 +92,7 @@ def _replayed(record: ReplayRecord) -> dict[str, str]:
     return {
         "What was claimed, and what came out": facts(compared),
         "Along the orbit": table(walk_rows(record.walk)),
-        "The flat direction": _flat_table([record.flat] if record.flat else []),
+        "The flat direction": _table([record.flat] if record.flat else [], _FLAT),
         "Where the loss is bounded": _slab(record.slab),
     }
 
@@ -58,110 +100,40 @@ def _replayed(record: ReplayRecord) -> dict[str, str]:
 def _audited(record: AuditRecord) -> dict[str, str]:
     """What was decided; then criterion (iv), criteria (ii) and (iii), and criterion (i)."""
     differential, coverage = record.differential_evidence, record.coverage_evidence
-    smoothness, walk = record.smoothness_evidence, worst_walk(record)
+    smoothness, walk, orbits = record.smoothness_evidence, worst_walk(record), differential.orbits
     at_least = " at least" if differential.skipped else ""
+    more = f"{len(orbits) - _LISTED} more are in the record. " if len(orbits) > _LISTED else ""
     along = facts({"orbit": worst_orbit(record).name}) + table(walk_rows(walk)) if walk else ""
     again = note(f"To evaluate it again: villani audit --replay RUN/{record.witness}") if record.witness else ""
-    rays: list[Row] = [
-        {
-            "direction": ray.direction, "r² coefficient of Ψ": uncertain(ray.fit.quadratic),
-            "of it exact, λ²‖mu‖²/s": format_number(ray.exact_quadratic, 4),
-            "of the data": uncertain(ray.data_fit.quadratic), "lack of fit, p": format_number(ray.fit.p_value, 2),
-            "Ψ at the end": uncertain(ray.psi[-1]),
-        }
-        for ray in differential.rays
-    ]  # fmt: skip
-    orbits: list[Row] = [
-        {
-            "orbit": orbit.name, "largest change of the loss": f"{max(orbit.changes):.1g}",
-            "decayed norm²": _run(orbit.decayed_norms_squared), "norm²": _run(orbit.norms_squared),
-        }
-        for orbit in coverage.orbits
-    ]  # fmt: skip
-    operations: list[Row] = [
-        {"operation": f.operation, "kind": f.kind, "where": f.place, "what follows": f.consequence}
-        for f in smoothness.findings
-    ]
-    normalisations: list[Row] = [
-        {
-            "operation": n.operation, "ε": format_number(n.eps), "Jacobian up to": upper(n.jacobian_bound, 3),
-            "second derivatives up to": upper(n.laplacian_bound, 3), "where": n.place,
-        }
-        for n in smoothness.normalisations
-    ]  # fmt: skip
     return {
         "The four criteria": facts({name: Status(one.verdict) for name, one in outcomes(record).items()}),
-        f"Orbits, from {differential.symmetries} symmetries{at_least}": _orbit_table(differential.orbits),
+        f"Orbits, from {differential.symmetries} symmetries{at_least}": _table(orbits, _ORBITS, more + _ORBIT_NOTE),
         "Where symmetries may be missed": skipped_table(differential.skipped or []),
         "Along the orbit with the smallest s*": along + again if along else "",
-        "Along rays": _noted(rays, _RAY_NOTE),
-        "Flat directions": _flat_table(coverage.flat),
+        "Along rays": _table(differential.rays, _RAYS, _RAY_NOTE),
+        "Flat directions": _table(coverage.flat, _FLAT),
         "Where the loss is bounded": _slab(coverage.slab),
-        "Orbits to infinity with bounded decay": table(orbits[:_LISTED]),
-        "Operations that are not smooth": table(operations[:_LISTED]),
-        "Normalisations": table(normalisations[:_LISTED]),
+        "Orbits to infinity with bounded decay": _table(coverage.orbits, _UNBOUNDED),
+        "Operations that are not smooth": _table(smoothness.findings, _OPERATIONS),
+        "Normalisations": _table(smoothness.normalisations, _NORMALISATIONS),
         "What theory offers": theory.model_table(record.constants) if record.constants else "",
         "How it was audited": _how(record),
     }
 
 
-def _noted(rows: Sequence[Row], text: str) -> str:
-    """A table with a note below, if there are any rows."""
-    return table(rows[:_LISTED]) + note(text) if rows else ""
-
-
-def _orbit_table(orbits: Sequence[OrbitRecord]) -> str:
-    rows: list[Row] = [
-        {
-            "orbit": orbit.name, "theorem": orbit.theorem,
-            "measured on": "fresh groups" if orbit.confirmed else "screened",
-            "s* (bound)": threshold_words(orbit.threshold),
-            "‖∇_B L‖²": uncertain(orbit.threshold.gradient_norm_squared), "Δ_B L": uncertain(orbit.threshold.laplacian),
-            "λ²‖mA‖²": format_number(orbit.threshold.norm_squared, 4),
-            "directions of noise": format_number(orbit.threshold.directions, 2),
-            "θ": ", ".join(orbit.moved) or "the given θ",
-        }
-        for orbit in orbits
-    ]  # fmt: skip
-    more = f"{len(orbits) - _LISTED} more are in the record. " if len(orbits) > _LISTED else ""
-    return _noted(rows, f"{more}{_ORBIT_NOTE}")
+def _table(records: Sequence[Record], columns: Columns, text: str = "") -> str:
+    """The first records as a table, with a note below; none without records."""
+    return table(rows_of(records[:_LISTED], columns)) + (note(text) if text and records else "")
 
 
 def skipped_table(skipped: Sequence[SkippedRecord]) -> str:
     """Where the search for symmetries may have missed some."""
-    rows: list[Row] = [
-        {
-            "operation": one.operation, "times": str(one.count), "why": one.reason, "first at": one.place,
-            "may hide symmetries of": _some(one.tensors, _NAMED) or "what reaches it",
-        }
-        for one in skipped
-    ]  # fmt: skip
-    return _noted(rows, _SKIPPED_NOTE)
+    return _table(skipped, _SKIPPED, _SKIPPED_NOTE)
 
 
 def walk_rows(walk: Sequence[StepRecord]) -> list[Row]:
     """Ψ along an orbit, on the page and in the terminal."""
-    return [
-        {
-            "R": f"{step.scale:g}",
-            "change of the loss": f"{step.loss_change:.1g}" if step.loss_change else "the same bits",
-            "Ψ predicted": uncertain(step.predicted), "Ψ measured": step_words(step),
-            "interval": interval(step.measured),
-        }
-        for step in walk
-    ]  # fmt: skip
-
-
-def _flat_table(flat: Sequence[FlatRecord]) -> str:
-    rows: list[Row] = [
-        {
-            "tensor": f.tensor, "direction": f.kind, "entries": f"{f.coordinates:,}", "moved by": _run(f.steps),
-            "change of the loss": ", ".join(f"{change:.1g}" for change in f.changes),
-            "deleted by": "; ".join(f.deleted_by) or "the loss never uses it",
-        }
-        for f in flat
-    ]  # fmt: skip
-    return table(rows[:_LISTED])
+    return rows_of(walk, _STEPS)
 
 
 def _slab(slab: SlabRecord | None) -> str:
@@ -195,3 +167,28 @@ def _some(names: Sequence[str], most: int) -> str:
 
 def _run(values: Sequence[float]) -> str:
     return ", ".join(format_number(value, 3) for value in values)
+
+
+def outcomes(record: AuditRecord) -> dict[str, OutcomeRecord]:
+    """The verdict of every criterion, under its name."""
+    verdicts = (record.smoothness, record.growth, record.tails, record.differential_growth)
+    return dict(zip(CRITERIA.values(), verdicts, strict=True))
+
+
+def threshold_words(threshold: ThresholdRecord) -> str:
+    """s*, with its bound where there is one."""
+    value = "none seen" if threshold.value is None else format_number(threshold.value, 3)
+    if threshold.upper is None:
+        return f"{value} (no bound)"
+    return f"{value} (up to rounding)" if threshold.level == 1 else f"{value} (< {upper(threshold.upper, 3)})"
+
+
+def worst_orbit(record: AuditRecord) -> OrbitRecord:
+    """The orbit with the smallest s*."""
+    return record.differential_evidence.orbits[0]
+
+
+def worst_walk(record: AuditRecord) -> Sequence[StepRecord]:
+    """Along that orbit; empty where there is none, or it was not walked."""
+    orbits = record.differential_evidence.orbits
+    return orbits[0].walk if orbits else ()

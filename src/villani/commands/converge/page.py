@@ -16,11 +16,11 @@ from villani.commands.converge.record import (
     RateRecord,
 )
 from villani.commands.exact.ladder import power
-from villani.outwards import UNAVAILABLE, lower, lower_power, upper, upper_power
+from villani.outwards import lower, lower_power, upper, upper_power
 from villani.report import elements
 from villani.report.colours import NEGATIVE, POSITIVE, STATUSES, UNRESOLVED
 from villani.report.elements import Row, Status, note, prose, section
-from villani.report.estimates import at, interval, uncertain
+from villani.report.estimates import Columns, at, interval, rows_of, uncertain
 from villani.report.figures import Rung, ladder, line, themed
 from villani.report.numbers import format_number, format_plain
 from villani.report.page import Picture, Pictures
@@ -154,8 +154,8 @@ def pictures(record: ConvergenceRecord) -> Pictures:
     shown = {"truth": (f"Rates at {at(first)}", rates(first.rates) if first.rates else None, _RATES_CAPTION)}
     for index, point in enumerate(record.points):
         where, fits = at(point), {fit.name: fit for fit in point.fits}
-        for curve in sorted((c for c in point.curves if c.name in _SHOWN), key=lambda c: _SHOWN.index(c.name)):
-            if len({value for value in curve.mean if value is not None}) > 1:
+        for curve in point.curves:
+            if curve.name in _SHOWN and len({value for value in curve.mean if value is not None}) > 1:
                 fit, title = fits.get(curve.name), f"{named(curve.name)} at {where}"
                 picture = title, trajectory(point.times, curve, fit), _caption(curve.name, fit)
                 shown[f"curve{index}{curve.name}"] = picture
@@ -241,38 +241,34 @@ def tables(record: ConvergenceRecord) -> str:
     return "".join(map(_point, record.points)) + section("How it was run", note(words))
 
 
+_RATES: Columns = {
+    "rate": "name", "the gap is": lambda rate: _SIDES[rate.side][0], "value": lambda rate: _rate(rate),
+    "status": lambda rate: Status(rate.status), "verdict": "verdict", "why": "sentence",
+}  # fmt: skip
+_FITS: Columns = {
+    "fit of": lambda fit: named(fit.name), "rate": "rate", "interval over windows": lambda fit: interval(fit.rate),
+    "": "verdict", "why": "why",
+}  # fmt: skip
+_IDENTITIES: Columns = {
+    "identity": "name", "left over right": "ratio", "interval": lambda one: interval(one.ratio), "": "verdict",
+    "how": "note",
+}  # fmt: skip
+_MIXING: Columns = {
+    "second half": lambda one: named(one.name), "R̂": lambda one: format_number(one.rhat, 4),
+    "effective samples": lambda one: format_plain(one.ess, ",.0f"),
+}  # fmt: skip
+
+
 def _rate_rows(point: ChainsRecord) -> list[Row]:
-    return [
-        {
-            "rate": rate.name, "the gap is": _SIDES[rate.side][0], "value": _rate(rate), "status": Status(rate.status),
-            "verdict": rate.verdict or UNAVAILABLE, "why": rate.sentence,
-        }
-        for rate in sorted(point.rates, key=lambda rate: rate.log10)
-    ]  # fmt: skip
+    return rows_of(sorted(point.rates, key=lambda rate: rate.log10), _RATES)
 
 
 def _point(point: ChainsRecord) -> str:
-    fits: list[Row] = [
-        {
-            "fit of": named(fit.name), "rate": uncertain(fit.rate), "interval over windows": interval(fit.rate),
-            "": fit.verdict, "why": fit.why,
-        }
-        for fit in point.fits
-    ]  # fmt: skip
-    identities: list[Row] = [
-        {
-            "identity": one.name, "left over right": uncertain(one.ratio), "interval": interval(one.ratio),
-            "": one.verdict, "how": one.note,
-        }
-        for one in point.identities
-    ]  # fmt: skip
-    mixing: list[Row] = [
-        {"second half": named(m.name), "R̂": format_number(m.rhat, 4), "effective samples": format_plain(m.ess, ",.0f")}
-        for m in point.mixing
-    ]
-    made = "".join(prose(elements.table(rows)) for rows in (_rate_rows(point), fits, identities))
+    listed = (_rate_rows(point), rows_of(point.fits, _FITS), rows_of(point.identities, _IDENTITIES))
+    made = "".join(prose(elements.table(rows)) for rows in listed)
+    mixing = elements.table(rows_of(point.mixing, _MIXING))
     accepted = "" if point.acceptance is None else note(f"Accepted: {100 * point.acceptance:.1f} % of proposals.")
-    return section(at(point), note(point.sentence) + made + elements.table(mixing) + accepted)
+    return section(at(point), note(point.sentence) + made + mixing + accepted)
 
 
 def limits(record: ConvergenceRecord) -> list[str]:

@@ -9,6 +9,7 @@ from villani.outwards import lower_power, upper_power
 from villani.report import figures
 from villani.report.colours import EXACT, STATUSES
 from villani.report.elements import Row, Status
+from villani.report.estimates import Columns, rows_of
 from villani.report.figures import Rung
 from villani.report.numbers import format_number
 
@@ -51,13 +52,13 @@ def colour(constant: ConstantRecord) -> str:
 
 def constant_rows(constants: Sequence[ConstantRecord]) -> list[Row]:
     """One constant a row, on a page and in a terminal."""
-    return [
-        {
-            "bound": label(c), "value": f"{sign(c)} {value(c)}", "on": c.kind, "status": Status(c.status),
-            "if": "—" if c.id == "truth" else c.hypotheses,
-        }
-        for c in constants
-    ]  # fmt: skip
+    return rows_of(constants, _COLUMNS)
+
+
+_COLUMNS: Columns = {
+    "bound": label, "value": lambda c: f"{sign(c)} {value(c)}", "on": "kind", "status": lambda c: Status(c.status),
+    "if": lambda c: "—" if c.id == "truth" else c.hypotheses,
+}  # fmt: skip
 
 
 def power(log10: float, digits: int = 6) -> str:

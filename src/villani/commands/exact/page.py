@@ -11,7 +11,7 @@ from villani.outwards import lower, upper
 from villani.report import elements
 from villani.report.colours import EXACT, UNRESOLVED
 from villani.report.elements import Row, note, prose, section
-from villani.report.estimates import at
+from villani.report.estimates import Columns, at, rows_of
 from villani.report.figures import log_axis, themed
 from villani.report.numbers import format_number
 from villani.report.page import Pictures
@@ -20,6 +20,11 @@ from villani.theory.catalogue import CATALOGUE
 
 _AXES = {"weight_decay": "weight decay λ", "temperature": "temperature s", "dimension": "dimension d"}
 _REACH = 12  # orders of magnitude above the largest truth that a sweep draws; what is further stands at the edge
+
+_CHECKS: Columns = {
+    "row": "row", "quantity": "quantity", "printed": "printed", "computed": lambda check: f"{check.computed:.12g}",
+    "": lambda check: "reproduced" if check.passes else "NOT REPRODUCED",
+}  # fmt: skip
 
 
 def headline(record: ExactRecord | ReferenceRecord) -> str:
@@ -61,17 +66,7 @@ def tables(record: ExactRecord | ReferenceRecord) -> str:
     """Sections of tables, as HTML."""
     if isinstance(record, ExactRecord):
         return "".join(section(_where(point), _point(point)) for point in record.points)
-    return section("Reference values", elements.table(_reference_rows(record)))
-
-
-def _reference_rows(record: ReferenceRecord) -> list[Row]:
-    return [
-        {
-            "row": check.row, "quantity": check.quantity, "printed": check.printed,
-            "computed": f"{check.computed:.12g}", "": "reproduced" if check.passes else "NOT REPRODUCED",
-        }
-        for check in record.checks
-    ]  # fmt: skip
+    return section("Reference values", elements.table(rows_of(record.checks, _CHECKS)))
 
 
 def limits(record: ExactRecord | ReferenceRecord) -> list[str]:
@@ -92,7 +87,7 @@ def limits(record: ExactRecord | ReferenceRecord) -> list[str]:
 def show(record: ExactRecord | ReferenceRecord, _: Path, console: Console) -> None:
     """For every point the truth, every bound in order, and what does not apply; or every reference value."""
     if isinstance(record, ReferenceRecord):
-        console.print(table(_reference_rows(record)))
+        console.print(table(rows_of(record.checks, _CHECKS)))
         console.print(headline(record))
         return
     say(console, f"{record.potential}: L = {record.expression} ({record.about})")
