@@ -6,12 +6,12 @@ from pathlib import Path
 from rich.console import Console
 
 from villani.commands.certify.figures import pictures
-from villani.commands.certify.record import BoundRecord, CertificatePoint, CertificateRecord, PassPoint
+from villani.commands.certify.record import CertificateRecord, PassPoint
 from villani.commands.certify.results import best_bound
 from villani.outwards import lower, upper
 from villani.report import elements
 from villani.report.elements import Row, Status, facts, note, sections
-from villani.report.estimates import uncertain
+from villani.report.estimates import Columns, rows_of
 from villani.report.numbers import format_number
 from villani.report.terminal import say, table
 
@@ -74,56 +74,41 @@ def tables(record: CertificateRecord) -> str:
 
 def _bound_rows(record: CertificateRecord) -> list[Row]:
     """Every certificate with its terms."""
-    if record.prequential:
-        return [
-            _of(p) | _terms(p.certificate) | {
-                "below the start": lower(p.below_start, places=4), "gain": lower(p.gain.value, places=4),
-                "": Status(p.certificate.status),
-            }
-            for p in record.prequential.points
-        ]  # fmt: skip
-    return [
-        _of(point) | {"certificate": f"{name}: {bound.predictor}"} | _terms(bound) | {
-            "Monte Carlo": upper(bound.monte_carlo, places=4), "complexity": upper(bound.complexity, places=1),
-            "": Status(bound.status),
-        }
-        for point in record.points for name, bound in point.bounds.items()
-    ]  # fmt: skip
+    rows: list[Row] = []
+    for point in record.prequential.points if record.prequential else record.points:
+        for name, bound in point.bounds.items():
+            what, rest = {"certificate": f"{name}: {bound.predictor}"}, {
+                "Monte Carlo": upper(bound.monte_carlo, places=4), "complexity": upper(bound.complexity, places=1),
+            }  # fmt: skip
+            if isinstance(point, PassPoint):
+                gain, below = lower(point.gain.value, places=4), lower(point.below_start, places=4)
+                what, rest = {"η": format_number(point.learning_rate)}, {"below the start": below, "gain": gain}
+            terms = {
+                "nats per token": upper(bound.value, places=4), "bits": upper(bound.bits, places=4),
+                "empirical": f"{bound.empirical:.4f}", "excess": upper(bound.excess, places=4),
+                "α": format_number(bound.alpha), "bound": bound.bound,
+            }  # fmt: skip
+            rows.append({"λ": format_number(point.weight_decay), **what, **terms, **rest, "": Status(bound.status)})
+    return rows
 
 
 def _run_rows(record: CertificateRecord) -> list[Row]:
     """The training behind the certificates."""
-    if record.prequential:
-        return [
-            _of(p) | {"loss before training on it": f"{p.loss:.4f}"} | _held_out(p, "last weights, held-out loss")
-            | {"‖θ − centre‖": format_number(p.moved, 3), "clipped": f"{p.clipped:.0%}"}
-            for p in record.prequential.points
-        ]  # fmt: skip
-    return [
-        _of(p) | {"chains": str(p.chains), "training loss": f"{p.training_loss:.4f}"} | _held_out(p, "held-out loss")
-        | {
-            "path cost": f"{p.path_cost:,.1f}", "clip's c4": upper(p.clip_complexity, places=1),
-            "noise": format_number(p.noise, 3), "‖w‖": format_number(p.moved, 3), "clipped": f"{p.clipped:.0%}",
-        }
-        for p in record.points
-    ]  # fmt: skip
+    return rows_of(record.prequential.points, _PASSES) if record.prequential else rows_of(record.points, _RUNS)
 
 
-def _of(point: CertificatePoint | PassPoint) -> dict[str, str]:
-    rate = {"η": format_number(point.learning_rate)} if isinstance(point, PassPoint) else {}
-    return {"λ": format_number(point.weight_decay)} | rate
-
-
-def _terms(bound: BoundRecord) -> dict[str, str]:
-    return {
-        "nats per token": upper(bound.value, places=4), "bits": upper(bound.bits, places=4),
-        "empirical": f"{bound.empirical:.4f}", "excess": upper(bound.excess, places=4),
-        "α": format_number(bound.alpha), "bound": bound.bound,
-    }  # fmt: skip
-
-
-def _held_out(point: CertificatePoint | PassPoint, loss: str) -> dict[str, str]:
-    return {loss: uncertain(point.held_out_loss), "held-out bound": upper(point.held_out_bound, places=4)}
+_RUNS: Columns = {
+    "λ": "weight_decay", "chains": "chains", "training loss": lambda p: f"{p.training_loss:.4f}",
+    "held-out loss": "held_out_loss", "held-out bound": lambda p: upper(p.held_out_bound, places=4),
+    "path cost": lambda p: f"{p.path_cost:,.1f}", "clip's c4": lambda p: upper(p.clip_complexity, places=1),
+    "noise": lambda p: format_number(p.noise, 3), "‖w‖": lambda p: format_number(p.moved, 3),
+    "clipped": lambda p: f"{p.clipped:.0%}",
+}  # fmt: skip
+_PASSES: Columns = {
+    "λ": "weight_decay", "η": "learning_rate", "loss before training on it": lambda p: f"{p.loss:.4f}",
+    "last weights, held-out loss": "held_out_loss", "held-out bound": _RUNS["held-out bound"],
+    "‖θ − centre‖": _RUNS["‖w‖"], "clipped": _RUNS["clipped"],
+}  # fmt: skip
 
 
 def _given(record: CertificateRecord) -> str:
