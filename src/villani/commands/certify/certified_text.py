@@ -3,7 +3,6 @@
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -107,24 +106,22 @@ def to_centre(settings: CertifySettings, prepared: Prepared, work: Work) -> None
     """Put the model at the centre of the prior; whoever loads it next has it at its own weights, see `load`."""
     if prepared.prior is None:
         return
-    row = work.once("prior", partial(_centre, settings, prepared.loaded, prepared.prior, work))
-    tensors = list(prepared.loaded.model.parameters())
+    model, blocks = prepared.loaded.model, prepared.prior
+    tensors = list(model.parameters())
+
+    def centre() -> Rows:
+        work.stage("training the prior's centre on its own part of the text")
+        train(
+            model, blocks.ids.to(tensors[0].device), blocks.labels.to(tensors[0].device), steps=settings.prior_steps,
+            batch=PRIOR_BATCH, learning_rate=PRIOR_RATE, seed=settings.seed, progress=work.advance,
+        )  # fmt: skip
+        return {"weights": torch.cat([tensor.detach().reshape(-1) for tensor in tensors]).cpu().numpy()}
+
+    row = work.once("prior", centre)
     parts = torch.from_numpy(row["weights"]).split([tensor.numel() for tensor in tensors])
     with torch.no_grad():
         for tensor, part in zip(tensors, parts, strict=True):
             tensor.copy_(part.view_as(tensor))
-
-
-def _centre(settings: CertifySettings, loaded: LoadedModel, blocks: Blocks, work: Work) -> Rows:
-    """Train the prior's centre on its own part of the text."""
-    work.stage("training the prior's centre on its own part of the text")
-    tensors = list(loaded.model.parameters())
-    train(
-        loaded.model, blocks.ids.to(tensors[0].device), blocks.labels.to(tensors[0].device),
-        steps=settings.prior_steps, batch=PRIOR_BATCH, learning_rate=PRIOR_RATE, seed=settings.seed,
-        progress=work.advance,
-    )  # fmt: skip
-    return {"weights": torch.cat([tensor.detach().reshape(-1) for tensor in tensors]).cpu().numpy()}
 
 
 def needs_of(settings: CertifySettings, prepared: Prepared, blocks: float, *, vectors: float, kept: int) -> Needs:

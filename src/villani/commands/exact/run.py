@@ -66,16 +66,11 @@ def _solved(settings: ExactSettings, work: Work) -> ExactRecord:
         points.append(work.once_record(key, PointRecord, partial(_point, one, settings.digits)))
     work.advance(len(every), len(every))
     entry = CATALOGUE.get(settings.about)
-    first = every[0]
+    law, proved = every[0].potential, every[0].proved
     return ExactRecord(
-        potential=settings.about,
-        expression=first.potential.loss.text,
-        about=entry.about if entry else "a potential of one's own",
-        proved=first.proved.why if first.proved else "",
-        shape=first.potential.shape,
-        varied=settings.varied,
-        points=points,
-    )
+        potential=settings.about, expression=law.loss.text, proved=proved.why if proved else "", shape=law.shape,
+        about=entry.about if entry else "a potential of one's own", varied=settings.varied, points=points,
+    )  # fmt: skip
 
 
 def _point(one: Case, digits: int | None) -> PointRecord:
@@ -83,41 +78,31 @@ def _point(one: Case, digits: int | None) -> PointRecord:
     truth = solve(law, digits)
     upper, missing = upper_bounds(law, one.proved)
     comparison = compare([*upper, *lower_bounds(truth)])
+    failed = [  # bounds of theorems below the truth: what was taken for their hypothesis does not hold
+        Missing(c.id, f"its hypothesis fails ({c.hypotheses}): it would give {c.kind} ≤ {powers(c)}, below the truth")
+        for c in comparison.failed
+    ]
     entropy = None
     if law.weight_decay > 0 and law.core == 1 and law.shape != "radial":
         entropy = RelativeEntropyRecord.of(relative_entropy(law, truth))
     sobolev = None
-    if truth.log_sobolev is not None and truth.log_sobolev_status is not None:
-        sobolev = LogSobolevRecord(
+    if truth.log_sobolev is not None:
+        sobolev = LogSobolevRecord.of(
             value=truth.log_sobolev, status=truth.log_sobolev_status, note=truth.log_sobolev_note
         )
     return PointRecord.of(
         truth,
-        weight_decay=law.weight_decay,
+        **{name: getattr(law, name) for name in ("weight_decay", "beta", "dimension")},
         temperature=2 / law.beta,
-        beta=law.beta,
-        dimension=law.dimension,
         diffusion_gap=1 / (law.beta * truth.poincare),
         log_sobolev=sobolev,
         moments=asdict(truth.moments),
         identities=truth.moments.identity_errors(law.beta, law.dimension),
         relative_entropy=entropy,
         constants=comparison.constants,
-        missing=[*missing, *_failed_hypotheses(comparison)],
+        missing=[*missing, *failed],
         verdict=_verdict(truth, comparison),
     )
-
-
-def _failed_hypotheses(comparison: Comparison) -> list[Missing]:
-    """Theorems whose bound lies below the truth: what was taken for their hypothesis does not hold."""
-    return [
-        Missing(
-            constant.id,
-            f"its hypothesis fails ({constant.hypotheses}): it would give {constant.kind} ≤ {powers(constant)}, "
-            "below the truth",
-        )
-        for constant in comparison.failed
-    ]
 
 
 def _verdict(truth: Truth, comparison: Comparison) -> str:
@@ -128,12 +113,10 @@ def _verdict(truth: Truth, comparison: Comparison) -> str:
     words += [f"{c.id}'s {powers(c)} lies below this estimate, which refutes nothing" for c in doubted]
     words += [f"the hypothesis of {c.id} fails" for c in comparison.failed]
     if comparison.best and comparison.log_looseness is not None:
-        best = comparison.best
-        orders = comparison.log_looseness / math.log(10)
+        best, orders = comparison.best, comparison.log_looseness / math.log(10)
         loose = f"loose by {orders:.1f} orders of magnitude" if orders > 0.005 else "tight"
-        words.append(
-            f"the best bound that may be used, {best.id}, {best.kind} ≤ {powers(best)} ({best.status}), is {loose}"
-        )
+        bound = f"{best.id}, {best.kind} ≤ {powers(best)} ({best.status})"
+        words.append(f"the best bound that may be used, {bound}, is {loose}")
     elif not comparison.best:
         words.append("no upper bound of §3 applies")
     return "; ".join(words)
