@@ -1,6 +1,6 @@
 """`villani certify --kind path`: noisy runs at every λ, each a unit of work."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -31,16 +31,25 @@ def certify(settings: CertifySettings, prepared: Prepared, work: Work) -> tuple[
     texts = {"certified": prepared.certified, "held_out": prepared.held_out}
     work.stage("evaluating the prior's centre")
     centre = work.once("centre", partial(judge, settings, prepared.loaded, work, **texts))
-    rows: dict[float, list[Rows]] = {}
+    scored: dict[float, list[ScoredModel]] = {}
     for number, decay in enumerate(settings.weight_decay):
-        rows[decay] = []
+        scored[decay] = []
         for index in range(settings.chains):
             work.stage(f"λ = {decay:g} ({number + 1} of {len(settings.weight_decay)}), chain {index + 1}")
             chain = partial(_chain, settings, prepared, moving, decay, index, work)
-            rows[decay].append(work.once(f"chain/{decay!r}/{index}", chain))
-    scored = {decay: [ScoredModel(row, settings.alpha) for row in chains] for decay, chains in rows.items()}
-    record = assemble(settings, prepared, moving.size, ScoredModel(centre, settings.alpha), scored)
-    return record, settings.batch * (settings.block - 1) * settings.steps * settings.chains * len(rows)
+            scored[decay].append(ScoredModel(work.once(f"chain/{decay!r}/{index}", chain), settings.alpha))
+    share, documents = settings.delta / settings.candidates, prepared.records[0].documents
+    spending = Spending.of(share, len(settings.weight_decay), len(settings.alpha), settings.chains)
+    record = certificate_record(
+        settings, prepared, ScoredModel(centre, settings.alpha), sentence, moving=moving.size,
+        spending={
+            "path certificate": spending.path, "c4 certificate": spending.chain,
+            "Monte Carlo of its empirical risk": spending.monte_carlo,
+            "Monte Carlo of its complexity": spending.measured_complexity,
+        },
+        points=[_point(settings, decay, runs, spending, documents) for decay, runs in scored.items()],
+    )  # fmt: skip
+    return record, settings.batch * (settings.block - 1) * settings.steps * settings.chains * len(scored)
 
 
 def needs(settings: CertifySettings, prepared: Prepared) -> Needs:
@@ -91,25 +100,6 @@ class Spending:
         if chains == 1:
             return cls(each, 0.0, 0.0, 0.0)
         return cls(each / 2, each / 4, each / 8, each / 8)
-
-
-def assemble(
-    settings: CertifySettings, prepared: Prepared, moving: int, centre: ScoredModel,
-    chains: Mapping[float, Sequence[ScoredModel]],
-) -> CertificateRecord:  # fmt: skip
-    """The record: every λ, what it competes with, and a sentence."""
-    share = settings.delta / settings.candidates
-    spending = Spending.of(share, len(settings.weight_decay), len(settings.alpha), settings.chains)
-    documents = prepared.records[0].documents
-    return certificate_record(
-        settings, prepared, centre, sentence, moving=moving,
-        spending={
-            "path certificate": spending.path, "c4 certificate": spending.chain,
-            "Monte Carlo of its empirical risk": spending.monte_carlo,
-            "Monte Carlo of its complexity": spending.measured_complexity,
-        },
-        points=[_point(settings, decay, scored, spending, documents) for decay, scored in chains.items()],
-    )  # fmt: skip
 
 
 def sentence(record: CertificateRecord) -> str:

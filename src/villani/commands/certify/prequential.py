@@ -69,8 +69,38 @@ def certify(settings: CertifySettings, prepared: Prepared, work: Work) -> tuple[
         learner = Learner(rule, tensors)
         one = _pass(settings, prepared, learner, states / f"pass-{number}", work.scope(f"pass/{number}"))
         passes.append((rule, one))
-    record = assemble(settings, prepared, sum(t.numel() for t in tensors), start, passes)
-    return record, int(prepared.certified.counts.sum()) * len(rules)
+    counts, documents = prepared.certified.counts, prepared.records[0].documents
+    vocabulary = outputs(prepared.loaded.model)
+
+    def scored(one: Pass) -> ScoredModel:
+        row = dict(one.last) | moments("certified", one.logs, counts, settings.alpha, vocabulary)
+        return ScoredModel(row, settings.alpha)
+
+    frozen = scored(start)
+    share = settings.delta / settings.candidates / len(settings.alpha)
+    level = share / len(passes)
+
+    def point(rule: UpdateRule, one: Pass) -> PassPoint:
+        own = scored(one)
+        bound = own.certificate(_NONE, level, _ITERATES, documents)
+        gains = [_gain(one, start, losses.smoothing, level) for losses in own.losses()]
+        # the last weights are one more predictor on a text of its own: at all of δ, as the start's certificate
+        return PassPoint(
+            weight_decay=rule.weight_decay, learning_rate=rule.rate, certificate=bound,
+            below_start=prior_bound(settings, frozen) - bound.value, gain=max(gains, key=lambda g: g.value),
+            loss=own.training_loss, moved=one.moved, clipped=one.clipped, held_out_loss=own.held_out_loss,
+            held_out_bound=own.bound(share),
+        )  # fmt: skip
+
+    prequential = PrequentialRecord.of(
+        settings, steps=steps_of(len(counts), settings.batch), points=[point(*one) for one in passes],
+        segments=_segments(counts, settings.batch, start, [one for _, one in passes]),
+    )  # fmt: skip
+    record = certificate_record(
+        settings, prepared, frozen, sentence, moving=sum(t.numel() for t in tensors), points=[],
+        spending={"certificate of the iterates": level}, prequential=prequential,
+    )  # fmt: skip
+    return record, int(counts.sum()) * len(rules)
 
 
 def needs(settings: CertifySettings, prepared: Prepared) -> Needs:
@@ -107,43 +137,6 @@ def _pass(settings: CertifySettings, prepared: Prepared, learner: Learner | None
         learner.reset()
     logs = np.concatenate([row["logs"] for row in rows]).astype(np.float64)
     return Pass(logs, sum(int(row["clipped"]) for row in rows) / steps, float(rows[-1]["moved"]), rows[-1])
-
-
-def assemble(
-    settings: CertifySettings, prepared: Prepared, moving: int, start: Pass, passes: Sequence[tuple[UpdateRule, Pass]]
-) -> CertificateRecord:
-    """The record: every λ and η, the frozen start that they are held against, and a sentence."""
-    counts, documents = prepared.certified.counts, prepared.records[0].documents
-    vocabulary = outputs(prepared.loaded.model)
-
-    def scored(one: Pass) -> ScoredModel:
-        row = dict(one.last) | moments("certified", one.logs, counts, settings.alpha, vocabulary)
-        return ScoredModel(row, settings.alpha)
-
-    frozen = scored(start)
-    share = settings.delta / settings.candidates / len(settings.alpha)
-    level = share / len(passes)
-
-    def point(rule: UpdateRule, one: Pass) -> PassPoint:
-        own = scored(one)
-        bound = own.certificate(_NONE, level, _ITERATES, documents)
-        gains = [_gain(one, start, losses.smoothing, level) for losses in own.losses()]
-        # the last weights are one more predictor on a text of its own: at all of δ, as the start's certificate
-        return PassPoint(
-            weight_decay=rule.weight_decay, learning_rate=rule.rate, certificate=bound,
-            below_start=prior_bound(settings, frozen) - bound.value, gain=max(gains, key=lambda g: g.value),
-            loss=own.training_loss, moved=one.moved, clipped=one.clipped, held_out_loss=own.held_out_loss,
-            held_out_bound=own.bound(share),
-        )  # fmt: skip
-
-    prequential = PrequentialRecord.of(
-        settings, steps=steps_of(len(counts), settings.batch), points=[point(*one) for one in passes],
-        segments=_segments(counts, settings.batch, start, [one for _, one in passes]),
-    )  # fmt: skip
-    return certificate_record(
-        settings, prepared, frozen, sentence, moving=moving, spending={"certificate of the iterates": level}, points=[],
-        prequential=prequential,
-    )  # fmt: skip
 
 
 def _gain(one: Pass, start: Pass, smoothing: Smoothing, level: float) -> GainRecord:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -16,7 +17,6 @@ from villani.commands.converge.settings import ConvergeSettings
 from villani.commands.subject import Subject, determining, load_subject, objective_record, vocabulary
 from villani.dynamics.kernel import Kernel
 from villani.dynamics.network import NetworkTarget
-from villani.inputs.models import load_model
 from villani.measurement.measure import measure
 from villani.objective.evaluation import same_threads
 from villani.objective.objective import Objective
@@ -55,7 +55,11 @@ def on_model(settings: ConvergeSettings, work: Work) -> tuple[list[Ensemble], di
             pair = None
             if settings.coupled:
                 work.stage("two chains with common noise")
-                twin = Apart(_twin(subject, settings), target, settings.seed)
+                copy = Objective(
+                    deepcopy(subject.loaded.model), objective.groups, decay=settings.decay, finite=True,
+                    micro_tokens=settings.micro_tokens,
+                )  # fmt: skip
+                twin = Apart(copy, target, settings.seed)
                 with target.running(), twin.running():
                     pair = coupled(target, twin, kernel, units, settings)
             undecayed = space.size - (space.decayed_size if decay else 0)
@@ -121,15 +125,3 @@ def _psi(subject: Subject, target: _Restarting, settings: ConvergeSettings, chai
     psi = measurement.psi(decay, temperature=s).value
     laplacian = measurement.hessian_trace.value + decay * objective.parameters.decayed_size
     return np.array([psi, laplacian, s * (psi + laplacian)])
-
-
-def _twin(subject: Subject, settings: ConvergeSettings) -> Objective:
-    """A second copy of the model on the same data."""
-    model = load_model(
-        settings.model, dtype=subject.objective.parameters.dtype, device=settings.device,
-        trust_remote_code=settings.trust_remote_code, allow_unused=settings.allow_unused,
-        adapter=settings.adapter,
-    ).model  # fmt: skip
-    return Objective(
-        model, subject.objective.groups, decay=settings.decay, finite=True, micro_tokens=settings.micro_tokens
-    )

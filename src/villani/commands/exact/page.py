@@ -6,7 +6,7 @@ import plotly.graph_objects as go
 from rich.console import Console
 
 from villani.commands.exact.ladder import LEGEND, PREPRINT, SYMBOLS, colour, constant_rows, label, ladder, value
-from villani.commands.exact.record import ConstantRecord, ExactRecord, PointRecord, ReferenceRecord
+from villani.commands.exact.record import ExactRecord, PointRecord, ReferenceRecord
 from villani.outwards import lower, upper
 from villani.report import elements
 from villani.report.colours import EXACT, UNRESOLVED
@@ -137,7 +137,8 @@ def sweep(record: ExactRecord) -> go.Figure:
         own = [min(c.log10, top) for c in constants]
         heights += own
         style = {"color": EXACT, "width": 2} if id == "truth" else {"color": UNRESOLVED, "width": 1}
-        symbols = ["triangle-up" if c.log10 > top else _symbol(c) for c in constants]
+        own_symbol = SYMBOLS[id] + ("-open" if (id, constants[0].kind) == ("truth", "log-Sobolev") else "")
+        symbols = ["triangle-up" if c.log10 > top else own_symbol for c in constants]
         curves.append(
             go.Scatter(
                 x=places, y=own, name=label(constants[0]), line=style, cliponaxis=False,
@@ -193,8 +194,3 @@ def _sweep_words(record: ExactRecord) -> str:
 
 def _where(point: PointRecord) -> str:
     return f"{at(point)} (β = {format_number(point.beta)}), d = {point.dimension}"
-
-
-def _symbol(constant: ConstantRecord) -> str:
-    open_ = constant.id == "truth" and constant.kind == "log-Sobolev"
-    return SYMBOLS[constant.id] + ("-open" if open_ else "")
