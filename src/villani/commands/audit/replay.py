@@ -18,7 +18,7 @@ from villani.commands.audit.claims import Check, bound_checks, scale_checks
 from villani.commands.audit.record import ReplayRecord
 from villani.commands.audit.settings import AuditSettings
 from villani.commands.audit.trust import replayed_settings, wishes
-from villani.commands.audit.witness import Claim, Witness, indexed, read_witness, text_checksum
+from villani.commands.audit.witness import Witness, indexed, read_witness, text_checksum
 from villani.commands.subject import determining, load_subject
 from villani.criteria.coverage import Slab, bounded_tensors, objective_terms
 from villani.criteria.differential import FURTHEST, SCALES, short_batch
@@ -34,7 +34,6 @@ from villani.objective.batches import Batch
 from villani.objective.graph import LossGraph, trace_loss
 from villani.objective.objective import Objective
 from villani.outwards import upper
-from villani.work.records import TextRecord
 from villani.work.work import Work
 
 _MORE = re.compile(r"\d{1,4} more at once")  # as `pooled` names orbits
@@ -72,13 +71,17 @@ def replay(settings: AuditSettings, work: Work) -> ReplayRecord:
         audited.model_dump() | {"witness": checksum}, device=audited.device,
     )  # fmt: skip
     replayed = _Replay(objective, witness, audited, work)
-    checks = [*_subject_checks(claim, subject.text), *replayed.evaluate()]
+    checks = replayed.evaluate()
+    reproduced = bool(checks) and all(check.holds for check in checks)
+    if claim.text_checksum not in (None, text_checksum(subject.text)):
+        words = "The text or the tokenizer is not the one that was audited: what follows is about this one."
+        checks, reproduced = [Check(words, False), *checks], False
     return ReplayRecord.of(
         replayed,
         model=subject.loaded.record,
         text=subject.text,
         witness_checksum=checksum,
-        reproduced=bool(replayed.checks) and all(check.holds for check in checks),
+        reproduced=reproduced,
         **audited.model_dump(include={"weight_decay", "temperature", "seed"}),
         claimed=claim.threshold,
         sentences=[_design(audited, objective), *(check.sentence for check in checks)],
@@ -154,7 +157,10 @@ class _Replay:
             walk = walk_orbit(
                 objective, orbit, along, lambda scale: measured(f"walk/{scale:g}", []), settings.temperature, scales
             )
-        if not _finite(bound, walk):
+        estimates = [bound.gradient_norm_squared, bound.laplacian]
+        estimates += [estimate for step in walk for estimate in (step.predicted, step.measured)]
+        numbers = [number for e in estimates for number in (e.value, e.sem)] + [step.loss_change for step in walk]
+        if not all(map(math.isfinite, numbers)):
             words = "the loss or its derivatives are not finite: criterion (iv) is not refuted by it."
             self._say(f"Along {orbit.name} {words}")
             return
@@ -209,13 +215,6 @@ class _Replay:
         return [(trace_loss(self.objective, b), objective_terms(self.objective, b)) for b in batches]
 
 
-def _finite(bound: Threshold, walk: Sequence[Step]) -> bool:
-    estimates = [bound.gradient_norm_squared, bound.laplacian]
-    estimates += [estimate for step in walk for estimate in (step.predicted, step.measured)]
-    numbers = [number for e in estimates for number in (e.value, e.sem)] + [step.loss_change for step in walk]
-    return all(map(math.isfinite, numbers))
-
-
 def _looking_up(objective: Objective, index: int, direction: torch.Tensor) -> list[Batch]:
     """A block that begins with the token whose row of the input embedding a direction moves, if it is of that."""
     find = getattr(objective.model, "get_input_embeddings", None)
@@ -226,13 +225,6 @@ def _looking_up(objective: Objective, index: int, direction: torch.Tensor) -> li
     ids = batch.ids.clone()
     ids[:, 0] = int((direction != 0).any(-1).nonzero()[0, 0])
     return [replace(batch, ids=ids)]
-
-
-def _subject_checks(claim: Claim, text: TextRecord) -> list[Check]:
-    """Whether it is about this text."""
-    if claim.text_checksum is None or claim.text_checksum == text_checksum(text):
-        return []
-    return [Check("The text or the tokenizer is not the one that was audited: what follows is about this one.", False)]
 
 
 def _design(settings: AuditSettings, objective: Objective) -> str:
