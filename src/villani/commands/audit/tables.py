@@ -171,8 +171,7 @@ def _run(values: Sequence[float]) -> str:
 
 def outcomes(record: AuditRecord) -> dict[str, OutcomeRecord]:
     """The verdict of every criterion, under its name."""
-    verdicts = (record.smoothness, record.growth, record.tails, record.differential_growth)
-    return dict(zip(CRITERIA.values(), verdicts, strict=True))
+    return {name: getattr(record, key) for key, name in CRITERIA.items()}
 
 
 def threshold_words(threshold: ThresholdRecord) -> str:

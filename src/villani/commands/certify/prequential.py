@@ -4,7 +4,7 @@ A stretch of steps is a unit of work, see `work.stretches`: the tokens' ln p in 
 memory in a file.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -46,13 +46,13 @@ class Pass:
         logs: (m,) ln p of the certified tokens under the weights from before their batch.
         clipped: share of steps whose gradient was.
         moved: ‖θ − centre‖ at the end.
-        last: moments of the last weights on held-out text.
+        scored: on the certified tokens as `logs`, on held-out text at the end.
     """
 
     logs: Array
     clipped: float
     moved: float
-    last: Mapping[str, Array]
+    scored: ScoredModel
 
 
 def certify(settings: CertifySettings, prepared: Prepared, work: Work) -> tuple[CertificateRecord, int]:
@@ -70,24 +70,17 @@ def certify(settings: CertifySettings, prepared: Prepared, work: Work) -> tuple[
         one = _pass(settings, prepared, learner, states / f"pass-{number}", work.scope(f"pass/{number}"))
         passes.append((rule, one))
     counts, documents = prepared.certified.counts, prepared.records[0].documents
-    vocabulary = outputs(prepared.loaded.model)
-
-    def scored(one: Pass) -> ScoredModel:
-        row = dict(one.last) | moments("certified", one.logs, counts, settings.alpha, vocabulary)
-        return ScoredModel(row, settings.alpha)
-
-    frozen = scored(start)
     share = settings.delta / settings.candidates / len(settings.alpha)
     level = share / len(passes)
 
     def point(rule: UpdateRule, one: Pass) -> PassPoint:
-        own = scored(one)
+        own = one.scored
         bound = own.certificate(_NONE, level, _ITERATES, documents)
         gains = [_gain(one, start, losses.smoothing, level) for losses in own.losses()]
         # the last weights are one more predictor on a text of its own: at all of δ, as the start's certificate
         return PassPoint(
             weight_decay=rule.weight_decay, learning_rate=rule.rate, certificate=bound,
-            below_start=prior_bound(settings, frozen) - bound.value, gain=max(gains, key=lambda g: g.value),
+            below_start=prior_bound(settings, start.scored) - bound.value, gain=max(gains, key=lambda g: g.value),
             loss=own.training_loss, moved=one.moved, clipped=one.clipped, held_out_loss=own.held_out_loss,
             held_out_bound=own.bound(share),
         )  # fmt: skip
@@ -97,7 +90,7 @@ def certify(settings: CertifySettings, prepared: Prepared, work: Work) -> tuple[
         segments=_segments(counts, settings.batch, start, [one for _, one in passes]),
     )  # fmt: skip
     record = certificate_record(
-        settings, prepared, frozen, sentence, moving=sum(t.numel() for t in tensors), points=[],
+        settings, prepared, start.scored, sentence, moving=sum(t.numel() for t in tensors), points=[],
         spending={"certificate of the iterates": level}, prequential=prequential,
     )  # fmt: skip
     return record, int(counts.sum()) * len(rules)
@@ -136,7 +129,9 @@ def _pass(settings: CertifySettings, prepared: Prepared, learner: Learner | None
     if learner:
         learner.reset()
     logs = np.concatenate([row["logs"] for row in rows]).astype(np.float64)
-    return Pass(logs, sum(int(row["clipped"]) for row in rows) / steps, float(rows[-1]["moved"]), rows[-1])
+    row = dict(rows[-1]) | moments("certified", logs, blocks.counts, settings.alpha, outputs(model))
+    clipped = sum(int(row["clipped"]) for row in rows) / steps
+    return Pass(logs, clipped, float(rows[-1]["moved"]), ScoredModel(row, settings.alpha))
 
 
 def _gain(one: Pass, start: Pass, smoothing: Smoothing, level: float) -> GainRecord:

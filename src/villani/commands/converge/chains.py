@@ -15,7 +15,6 @@ from villani.dynamics.kernel import Kernel
 from villani.dynamics.langevin import STANDARD, LangevinTarget, advance
 from villani.statistics import Array, Status
 from villani.theory.catalogue import Case
-from villani.work.records import Cost
 from villani.work.stretches import Enough, stretches
 from villani.work.team import Rows
 from villani.work.work import Work
@@ -166,10 +165,3 @@ class Theory:
     unsolved: str = ""
     case: Case | None = None
     vocabulary: int | None = None
-
-
-def cost_of(ensembles: list[Ensemble], work: Work, tokens: int = 0) -> Cost:
-    """What all chains took; `seconds_per_group` is per step, and `tokens` are those of a step."""
-    steps = sum(ensemble.kernel.steps * len(ensemble.chains) for ensemble in ensembles)
-    observing = sum(chain.observing for ensemble in ensembles for chain in ensemble.chains)
-    return work.cost(tokens * steps, shares=steps, observing_seconds=observing)

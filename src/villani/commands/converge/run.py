@@ -2,7 +2,6 @@
 
 import shutil
 
-from villani.commands.converge.chains import cost_of
 from villani.commands.converge.record import ConvergenceRecord, DynamicsRecord
 from villani.commands.converge.results import chains_record
 from villani.commands.converge.settings import ConvergeSettings
@@ -25,4 +24,7 @@ def run(settings: ConvergeSettings, work: Work) -> Outcome:
     design = DynamicsRecord.of(settings, blocks=about.pop("blocks"), confidence=CONFIDENCE)
     record = ConvergenceRecord.of(design=design, points=[chains_record(one) for one in ensembles], **about)
     shutil.rmtree(work.folder("state"), ignore_errors=True)
-    return Outcome([record], {0: cost_of(ensembles, work, tokens)})
+    steps = sum(one.kernel.steps * len(one.chains) for one in ensembles)
+    observing = sum(chain.observing for one in ensembles for chain in one.chains)
+    cost = work.cost(tokens * steps, shares=steps, observing_seconds=observing)  # `seconds_per_group` is per step
+    return Outcome([record], {0: cost})
