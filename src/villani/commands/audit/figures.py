@@ -58,10 +58,8 @@ def thresholds(orbits: Sequence[OrbitRecord], temperature: float) -> go.Figure:
     """s* of the orbits, with how far their bounds reach."""
     shown = [orbit for orbit in orbits if orbit.threshold.value is not None][:_SHOWN]
     values = [max(orbit.threshold.value or 0.0, 1e-12) for orbit in shown]
-    reach = [
-        max((orbit.threshold.upper or value) - value, 0.0) if orbit.confirmed else 0.0
-        for orbit, value in zip(shown, values, strict=True)
-    ]
+    bounds = [orbit.threshold.upper or 0.0 if orbit.confirmed else 0.0 for orbit in shown]
+    reach = [max(bound - value, 0.0) for bound, value in zip(bounds, values, strict=True)]
     axis = {"type": "log", "title": "temperature s", "exponentformat": "power", "nticks": 5}
     marker = {"size": 10, "color": [TOTAL if orbit.confirmed else UNRESOLVED for orbit in shown]}
     texts = [f"{orbit.name}: {threshold_words(orbit.threshold)}" for orbit in shown]

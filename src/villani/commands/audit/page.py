@@ -137,19 +137,14 @@ def limits(record: AuditRecord | ReplayRecord) -> list[str]:
 
 def show(record: AuditRecord | ReplayRecord, directory: Path, console: Console) -> None:
     """The answer with its reasons, or what a witness claims and what came out; and Ψ along the worst orbit."""
-    if isinstance(record, ReplayRecord):
-        print_findings(console, headline(record))
-        for sentence in record.sentences:
-            say(console, sentence)
-        walk = record.walk
-    else:
-        print_findings(console, headline(record), findings(record))
-        walk = next((orbit.walk for orbit in record.differential_evidence.orbits if orbit.walk), [])
-    if walk:
+    print_findings(console, headline(record), findings(record))
+    if walk := record.walk if isinstance(record, ReplayRecord) else worst_walk(record):
         console.print(table(walk_rows(walk)))
-    if isinstance(record, AuditRecord) and record.cost:
+    if isinstance(record, ReplayRecord):
+        return
+    if record.cost:
         console.print(f"{record.cost.seconds:.0f} s, peak memory {record.cost.peak_memory_bytes / 2**30:.2f} GiB")
-    if isinstance(record, AuditRecord) and record.witness:
+    if record.witness:
         say(console, f"The witness: villani audit --replay {directory / record.witness}")
 
 

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import plotly.graph_objects as go
 from rich.console import Console
@@ -190,19 +191,10 @@ def rates(rows: Sequence[RateRecord]) -> go.Figure:
 
 def trajectory(times: Sequence[float], curve: CurveRecord, fit: FitRecord | None) -> go.Figure:
     """Chains thin, their mean thick, and the fit of the last usable window."""
-    traces = [
-        go.Scatter(
-            x=list(times), y=chain, mode="lines", line={"width": 1, "color": UNRESOLVED}, opacity=0.55,
-            hoverinfo="skip", name=f"chain {index}",
-        )
-        for index, chain in enumerate(curve.chains)
-    ]  # fmt: skip
-    traces.append(
-        go.Scatter(
-            x=list(times), y=curve.mean, mode="lines", line={"width": 2.5, "color": POSITIVE}, name="mean",
-            hovertemplate="t = %{x:.4g}: %{y:.5g}<extra></extra>",
-        )
-    )  # fmt: skip
+    thin: dict[str, Any] = {"opacity": 0.55, "hoverinfo": "skip", "line_width": 1}
+    traces = [line(times, y, f"chain {i}", UNRESOLVED, "lines", **thin) for i, y in enumerate(curve.chains)]
+    thick: dict[str, Any] = {"hovertemplate": "t = %{x:.4g}: %{y:.5g}<extra></extra>", "line_width": 2.5}
+    traces.append(line(times, curve.mean, "mean", POSITIVE, "lines", **thick))
     usable = [window for window in fit.windows if not window.problem] if fit else []
     for window in usable[-1:]:
         ahead = [t for t in times if t >= window.start]
