@@ -70,14 +70,14 @@ def certify(settings: CertifySettings, prepared: Prepared, work: Work) -> tuple[
         one = _pass(settings, prepared, learner, states / f"pass-{number}", work.scope(f"pass/{number}"))
         passes.append((rule, one))
     counts, documents = prepared.certified.counts, prepared.records[0].documents
-    share = settings.delta / settings.candidates / len(settings.alpha)
-    level = share / len(passes)
+    level = settings.delta / settings.candidates / len(passes) / len(settings.alpha)
 
     def point(rule: UpdateRule, one: Pass) -> PassPoint:
         own = one.scored
         bound = own.certificate(_NONE, level, _ITERATES, documents)
         gains = [_gain(one, start, losses.smoothing, level) for losses in own.losses()]
         # the last weights are one more predictor on a text of its own: at all of δ, as the start's certificate
+        share = settings.delta / settings.candidates / len(settings.alpha)
         return PassPoint(
             weight_decay=rule.weight_decay, learning_rate=rule.rate, certificate=bound,
             below_start=prior_bound(settings, start.scored) - bound.value, gain=max(gains, key=lambda g: g.value),
