@@ -117,11 +117,11 @@ def skipped_record(skipped: Skipped, space: ParameterSpace) -> SkippedRecord:
     return SkippedRecord.of(skipped, tensors=_names(skipped.tensors, space))
 
 
-def orbit_record(found: MeasuredOrbit, space: ParameterSpace) -> OrbitRecord:
+def orbit_record(measured: MeasuredOrbit, space: ParameterSpace) -> OrbitRecord:
     """One orbit with its s* and its walk."""
     return OrbitRecord.of(
-        found.orbit, confirmed=found.confirmed, moved=_names(found.moved, space), threshold=found.threshold,
-        guard=finite(found.guard), walk=found.walk,
+        measured.orbit, confirmed=measured.confirmed, moved=_names(measured.moved, space), threshold=measured.threshold,
+        guard=finite(measured.guard), walk=measured.walk,
     )  # fmt: skip
 
 

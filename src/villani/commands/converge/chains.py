@@ -58,27 +58,28 @@ def run_chains(
     Raises:
         InputError: the file of θ that a unit left is gone or damaged; or the disk is full.
     """
-    velocity = [torch.zeros_like(t) for t in target.tensors] if kernel.momentum else None
     chains, _, log_every = settings.sizes
     count = chains // target.replicates
 
-    def stretch(number: int, start: int, before: Rows | None, enough: Enough) -> dict[str, Array]:
-        if before is None:
-            target.reset(number)
-        piece = advance(
-            target, kernel, seed=settings.seed, chain=number, start=start, velocity=velocity, log_every=log_every,
-            ceiling=float(before["ceiling"]) if before else None, enough=enough,
-            inspect=partial(inspect, number) if inspect else None, inspect_every=settings.psi_every,
-        )  # fmt: skip
-        for tensor in target.tensors:  # before the state is written
-            tensor.grad = None
-        values = vars(piece) | {"diverged": -1 if piece.diverged is None else piece.diverged}
-        return {name: np.array(value) for name, value in values.items()} | {"state": np.zeros(0, dtype=np.uint8)}
-
     def run(number: int) -> Chain:
         work.stage(f"chain {number + 1} of {count} at λ = {kernel.weight_decay:g}, s = {kernel.temperature:g}")
+        velocity = [torch.zeros_like(t) for t in target.tensors] if kernel.momentum else None
+
+        def stretch(start: int, before: Rows | None, enough: Enough) -> dict[str, Array]:
+            if before is None:
+                target.reset(number)
+            piece = advance(
+                target, kernel, seed=settings.seed, chain=number, start=start, velocity=velocity, log_every=log_every,
+                ceiling=float(before["ceiling"]) if before else None, enough=enough,
+                inspect=partial(inspect, number) if inspect else None, inspect_every=settings.psi_every,
+            )  # fmt: skip
+            for tensor in target.tensors:  # before the state is written
+                tensor.grad = None
+            values = vars(piece) | {"diverged": -1 if piece.diverged is None else piece.diverged}
+            return {name: np.array(value) for name, value in values.items()} | {"state": np.zeros(0, dtype=np.uint8)}
+
         named, moving = states.with_name(f"{states.name}-{number}"), [*target.tensors, *(velocity or [])]
-        rows = stretches(work.scope(f"{number}"), named, kernel.steps, moving, partial(stretch, number))
+        rows = stretches(work.scope(f"{number}"), named, kernel.steps, moving, stretch)
         steps, values, findings = (_joined(rows, name) for name in ("steps", "rows", "findings"))
         accepted = sum(int(row["accepted"]) for row in rows)
         observing = sum(float(row["observing"]) for row in rows)
@@ -103,6 +104,21 @@ def _divergences(target: LangevinTarget, kernel: Kernel, number: int, step: int)
 
 
 @dataclass(frozen=True)
+class Theory:
+    """What theory knows: of a potential its case and gap (or why there is none), of a model its vocabulary.
+
+    `status` is that of the gap, and `ceiling` a certified upper bound on it where it is estimated.
+    """
+
+    gap: float | None = None
+    status: Status = "certified"
+    ceiling: float | None = None
+    unsolved: str = ""
+    case: Case | None = None
+    vocabulary: int | None = None
+
+
+@dataclass(frozen=True)
 class Ensemble:
     """The chains at one λ and s.
 
@@ -122,7 +138,7 @@ class Ensemble:
     chains: list[Chain]
     pair: Rows | None
     undecayed: int
-    theory: "Theory"
+    theory: Theory
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -150,18 +166,3 @@ class Ensemble:
         rows = [chain.findings for chain in self.whole if chain.findings.size]
         names = ("psi", "laplacian", "unbiased_gradient_squared")
         return {name: np.stack(rows)[:, :, i] for i, name in enumerate(names)} if rows else {}
-
-
-@dataclass(frozen=True)
-class Theory:
-    """What theory knows: of a potential its case and gap (or why there is none), of a model its vocabulary.
-
-    `status` is that of the gap, and `ceiling` a certified upper bound on it where it is estimated.
-    """
-
-    gap: float | None = None
-    status: Status = "certified"
-    ceiling: float | None = None
-    unsolved: str = ""
-    case: Case | None = None
-    vocabulary: int | None = None
