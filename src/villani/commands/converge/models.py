@@ -18,7 +18,6 @@ from villani.commands.subject import Subject, determining, load_subject, objecti
 from villani.dynamics.kernel import Kernel
 from villani.dynamics.network import NetworkTarget
 from villani.measurement.measure import measure
-from villani.objective.evaluation import same_threads
 from villani.objective.objective import Objective
 from villani.statistics import Array
 from villani.streams import Purpose, word
@@ -29,7 +28,6 @@ from villani.work.work import Work
 _FREE = {"weight_decay", "temperature", "chains", "coupled", "walkers", "parameters", "dimension"}
 
 
-@same_threads()
 def on_model(settings: ConvergeSettings, work: Work) -> tuple[list[Ensemble], dict[str, Any], int]:
     """The chains at all λ and s, what the record says they are on, and tokens of a step; weights are as before."""
     subject = load_subject(settings, work, settings.weight_decay[0])

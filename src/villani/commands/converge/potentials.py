@@ -10,7 +10,6 @@ from villani.commands.converge.settings import ConvergeSettings
 from villani.commands.running import versions
 from villani.dynamics.potential import PotentialTarget
 from villani.errors import InputError
-from villani.objective.evaluation import same_threads
 from villani.theory.catalogue import Case
 from villani.theory.exact import solve
 from villani.work.budget import Needs
@@ -19,7 +18,6 @@ from villani.work.work import Work
 _FREE = {"weight_decay", "temperature", "coupled", *SubjectSettings.model_fields} - {"model", "seed"}
 
 
-@same_threads()
 def on_potential(settings: ConvergeSettings, work: Work) -> tuple[list[Ensemble], dict[str, Any], int]:
     """The chains at all λ and s, what the record says they are on, and no tokens."""
     if work.data is not None:

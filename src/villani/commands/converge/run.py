@@ -6,10 +6,12 @@ from villani.commands.converge.record import ConvergenceRecord, DynamicsRecord
 from villani.commands.converge.results import chains_record
 from villani.commands.converge.settings import ConvergeSettings
 from villani.commands.running import Outcome
+from villani.objective.evaluation import same_threads
 from villani.work.records import CONFIDENCE
 from villani.work.work import Work
 
 
+@same_threads()
 def run(settings: ConvergeSettings, work: Work) -> Outcome:
     """Run the chains, and keep every stretch of them; the same settings resume a run.
 
