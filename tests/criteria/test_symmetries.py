@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from tests.criteria.models import make
-from villani.commands.audit.results import skipped_record
+from villani.commands.audit.run import skipped_record
 from villani.commands.audit.tables import skipped_table
 from villani.criteria import rounding
 from villani.criteria.degrees import Degrees

@@ -13,7 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from villani.commands.audit.claims import bound_checks, scale_checks
-from villani.commands.audit.results import threshold_record
+from villani.commands.audit.record import ThresholdRecord
 from villani.commands.audit.settings import AuditSettings
 from villani.commands.audit.trust import replayed_settings, wishes
 from villani.commands.audit.witness import Claim, Witness, read_witness, text_checksum
@@ -85,7 +85,7 @@ def honest(model, subject, symmetries, tmp_path_factory):
         settings=settings.model_dump(mode="json"),
         parameter_checksum=subject.provenance.parameter_checksum,
         orbit=orbit.name,
-        threshold=threshold_record(threshold(along, statistics, settings.weight_decay)),
+        threshold=ThresholdRecord.model_validate(threshold(along, statistics, settings.weight_decay)),
         scales=(2.0,),
         flat="a common shift",
         slab=slab.tensors,
