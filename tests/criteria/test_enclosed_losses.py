@@ -85,7 +85,8 @@ def test_normalised_features_reach_the_root_of_their_number():
     """RMS norm of (big, 0, 0, 0) is √4 in its first entry, times the gain; no ε, no bound."""
     weight = torch.full((4,), 3.0)
     functions = [
-        lambda w: F.layer_norm(w, (4,), weight, torch.ones(4)).amax(), lambda w: F.rms_norm(w, (4,), weight, 1e-6).amax(),
+        lambda w: F.layer_norm(w, (4,), weight, torch.ones(4)).amax(),
+        lambda w: F.rms_norm(w, (4,), weight, 1e-6).amax(),
         lambda w: F.layer_norm(w, (4,), eps=0.0).amax(),
     ]  # fmt: skip
     [[layer, root, void]] = ranges_of(functions, (-math.inf, math.inf))
@@ -99,7 +100,8 @@ def test_normalised_features_reach_the_root_of_their_number():
 def test_squared_error_and_binary_entropy_in_closed_form():
     target = torch.linspace(0, 1, 12).view(3, 4)
     functions = [
-        lambda w: torch.ops.aten.mse_loss.default(w, target, 2), lambda w: F.binary_cross_entropy_with_logits(w, target),
+        lambda w: torch.ops.aten.mse_loss.default(w, target, 2),
+        lambda w: F.binary_cross_entropy_with_logits(w, target),
         lambda w: F.binary_cross_entropy_with_logits(w, 2 * target),
     ]  # fmt: skip
     [[square, entropy, soft]] = ranges_of(functions, (-2.0, 3.0))

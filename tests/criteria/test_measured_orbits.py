@@ -27,7 +27,7 @@ def audited(finite, search):
 
 @pytest.mark.parametrize(("search", "fresh"), [(0, range(6, 12)), (1, range(8, 12))])
 def test_a_threshold_is_that_of_the_groups_that_confirm(search, fresh):
-    """∇_B L, ∇²_B L of the last groups alone: a half of them, or a third where a search leads elsewhere with its own."""
+    """∇_B L, ∇²_B L of the last groups alone: a half of them, or a third where a search has its own."""
     _, _, found = audited(False, search)
     [confirmed] = [f for f in found.findings if f.confirmed and not f.moved and f.orbit.name.startswith("w.1")]
     t, slopes = 0.9, np.linspace(-1, 1, 12)[list(fresh)]

@@ -16,7 +16,7 @@ def audited(temperature, *values, weight_decay=0.1):
 
 
 def test_the_guard_is_where_the_threshold_meets_the_temperature():
-    """s* = 4λ² of two factors at t = 0: at s = 0.3 λ ≥ √0.075 is needed, and is told rounded down, as needed at least."""
+    """s* = 4λ² of two factors at t = 0: at s = 0.3 at least λ = √0.075 is needed, and that is told rounded down."""
     refuted = audited(0.3, 0.0, 3.0)
     told = rescues(refuted)
     assert told.keys() == {"more weight decay (guard)", *RESCUES}

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from tests.commands.paper.test_settings import PARTS, QUICK, empty_folder, write  # noqa: F401
 from tests.conftest import dense, make_model, make_pool
 from villani.commands.paper import points as paper_points
 from villani.commands.paper import run as study
@@ -15,139 +16,24 @@ from villani.commands.paper.claims import (
     Found,
     claims,
     counterexample,
-    decay_sentence,
     linear_gaussian_bound,
     loosening_bound,
     sentence,
 )
 from villani.commands.paper.record import PaperRecord, TrendRecord
 from villani.commands.paper.settings import PaperOptions, PaperSettings, read_settings
-from villani.commands.paper.training import best_decay, steps_to, training_points, trend
 from villani.commands.recommend.settings import SweepSettings
-from villani.commands.recommend.sweep import SweepCell, read_sweep_text, run_cells
+from villani.commands.recommend.sweep import read_sweep_text, run_cells
 from villani.commands.running import execute
 from villani.errors import InputError
 from villani.inputs.models import load_model
 from villani.objective.objective import Objective
 from villani.objective.parameters import ParameterSpace
-from villani.statistics import Estimate, over_seeds, resolved_sign
+from villani.statistics import over_seeds, resolved_sign
 from villani.theory.catalogue import named
 from villani.theory.exact import relative_entropy, solve
 from villani.work.records import EstimateRecord
 from villani.work.work import Work
-
-QUICK = """
-temperature = [1e-3, 1.0]
-[sweep]
-model = "builtin:tiny?layers=1&width=8&context=16"
-text = "builtin"
-block = 16
-optimizers = ["sgd"]
-weight_decay = [0.0, 0.1]
-seeds = 2
-steps = 4
-batch = 2
-evaluate_every = 2
-train_blocks = 60
-held_out_blocks = 8
-learning_rate = { sgd = 0.3 }
-"""
-PARTS = """
-[spectra]
-groups = 1
-sequences = 1
-top = 1
-bottom = 1
-most = 12
-density_probes = 2
-density_steps = 4
-[convergence]
-steps = 10
-chains = 3
-groups = 2
-sequences = 1
-log_every = 1
-[certificates]
-weight_decay = [0.01, 0.1]
-steps = 3
-batch = 2
-blocks = 30
-[estimators]
-groups = 1
-sequences = 1
-repeats = 2
-ways = ["hutchinson"]
-reference_probes = 3
-exact = 0
-[pathologies]
-blocks = 3
-"""
-
-
-@pytest.fixture(autouse=True)
-def empty_folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-
-
-def write(text):
-    Path("study.toml").write_text(text)
-    return "study.toml"
-
-
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [
-        (QUICK.replace("batch", "bach"), ["unknown key 'sweep.bach'", "batch"]),
-        (QUICK + "[landscapes]\n", ["unknown key 'landscapes'", "landscape"]),
-        (QUICK + "[landscape]\nray_group = 3\n", ["unknown key 'landscape.ray_group'", "ray_groups"]),
-        (QUICK.replace('text = "builtin"', 'text = "missing.txt"'), ["missing.txt", "no such file"]),
-        (QUICK.replace("[0.0, 0.1]", "[0.1]"), ["weight_decay", "at least 2"]),
-        (QUICK.replace("[0.0, 0.1]", "[0.0, -0.1]"), ["-0.1"]),
-        (QUICK.replace("seeds = 2", "seeds = 1"), ["sweep.seeds=1", "at least 2"]),
-        (QUICK.replace("steps = 4", 'steps = "many"'), ["sweep.steps", "'many'"]),
-        (QUICK.replace("temperature = [1e-3, 1.0]", ""), ["temperature is missing"]),
-        (QUICK.replace("1e-3", "-1e-3"), ["temperature=-0.001"]),
-        (QUICK + "[pathologies]\nblocks = 1\n", ["pathologies.blocks=1"]),
-        ("temperature = [", ["not a TOML file"]),
-    ],
-)
-def test_what_is_wrong_with_a_study_is_told_in_a_line(villani, text, words):
-    code, out, err = villani("study", "paper", "--config", write(text), "--run", "r")
-    assert (code, out) == (2, "")
-    line = [row for row in err.splitlines() if row.startswith("villani:")]
-    assert len(line) == 1
-    assert all(word in line[0] for word in words), line
-    assert "Traceback" not in err
-
-
-def test_a_study_is_a_file_or_a_size(villani):
-    assert villani("study", "paper")[0] == 2
-    assert "either --config" in villani("study", "paper", "--config", "x", "--size", "tiny")[2]
-    assert "no such file" in villani("study", "paper", "--config", "x")[2]
-    assert villani("study", "paper", "--size", "huge")[0] == 2
-
-
-@pytest.mark.parametrize("size", ["tiny", "small", "125m"])
-def test_sizes_can_be_read_and_cover_what_they_should(size):
-    settings = read_settings(None, size, text="wikitext", model="config:gpt-neo-125m")
-    assert (settings.sweep.text, settings.sweep.held_out) == ("wikitext-103", "wikitext-103:test")
-    assert settings.sweep.model == "config:gpt-neo-125m"
-    if size != "tiny":
-        positive = [x for x in settings.sweep.weight_decay if x > 0]
-        assert len(settings.sweep.weight_decay) >= 6
-        assert max(positive) / min(positive) >= 1e4
-        assert settings.sweep.seeds >= 3
-        assert set(settings.sweep.optimizers) == {"sgd", "noisy-sgd", "adamw"}
-
-
-def cell(decay, seed, held, train, *, curve=(), diverged=False, optimizer="sgd"):
-    def known(x):
-        return None if diverged else Estimate(x, 0.01, 8, "statistical")
-
-    return SweepCell(
-        optimizer, decay, seed, list(curve) or [(0, 8.0), (10, held)], known(train), known(held), np.zeros(0),
-        np.zeros(0), np.zeros(0), np.zeros(0), 1.0, 1.0, Path("x"), diverged,
-    )  # fmt: skip
 
 
 def test_over_seeds_has_the_standard_error_of_a_mean():
@@ -175,41 +61,6 @@ def test_signs_hold_all_at_once():
 
 def _mean(row):
     return float(row.mean()), float(row.std(ddof=1)) / len(row) ** 0.5
-
-
-def test_steps_are_counted_to_a_level_on_straight_lines():
-    curve = [(0, 8.0), (10, 6.0), (20, 5.0)]
-    assert steps_to(curve, 7.0) == 5.0
-    assert steps_to(curve, 5.5) == 15.0
-    assert steps_to(curve, 9.0) == 0.0
-    assert steps_to(curve, 4.0) is None
-
-
-def test_changes_are_taken_seed_by_seed():
-    shared = [0.0, 1.0, -1.0]  # what seeds have in common cancels
-    cells = [cell(0.0, s, 5.0 + x, 4.0 + x) for s, x in enumerate(shared)]
-    cells += [cell(0.1, s, 4.8 + x + 0.01 * s, 4.1 + x) for s, x in enumerate(shared)]
-    cells += [cell(1.0, 0, 7.0, 7.0), cell(1.0, 1, 7.0, 7.0), cell(1.0, 2, 0, 0, diverged=True)]
-    points, common = training_points(cells, "sgd")
-    assert [p.diverged for p in points] == [0, 0, 1]
-    assert points[0].held_out_change is None
-    assert points[1].held_out_change.value == pytest.approx(-0.19)
-    assert points[1].held_out_change.sem == pytest.approx(0.01 / math.sqrt(3))
-    assert points[1].gap_change.value == pytest.approx(-0.29)
-    assert points[1].held_out.sem > 0.5
-    assert best_decay(cells, "sgd") == 0.1
-    assert common == pytest.approx(8 + 0.9 * (4.81 - 8))
-    assert points[2].steps is None  # one seed diverged
-    assert decay_sentence(points).count("open at 0") == 1
-    assert "gap shrinks at 1" in decay_sentence(points)
-
-
-def test_a_trend_leaves_out_what_too_few_seeds_have():
-    values = {("sgd", 0.0, 0): 1.0, ("sgd", 0.0, 1): 2.0, ("sgd", 0.1, 0): 4.0, ("sgd", 0.1, 1): 5.5}
-    found = trend(values | {("sgd", 1.0, 0): 9.0}, ["sgd"], [0.0, 0.1, 1.0])
-    assert [t.weight_decay for t in found] == [0.0, 0.1]
-    assert found[1].change.value == pytest.approx(3.25)
-    assert found[1].change.sem == pytest.approx(0.25)
 
 
 def record(value, sem, n=3):
