@@ -79,11 +79,3 @@ def test_whole_numbers_are_not_read():
     degrees = degrees_of(lambda m, x: torch.tanh(m.second @ (m.first @ x).long().double()).sum())
     assert not free(degrees, [(3, 2), (1, 3)]).any()
     assert [s.reason[:19] for s in degrees.skipped.all()] == ["gives whole numbers"]
-
-
-def test_progress_counts_operations():
-    calls = []
-    degrees_of(lambda m, x: (m.second @ (m.first @ x)).sum(), progress=lambda *call: calls.append(call))
-    done, every = zip(*calls, strict=True)
-    assert list(done) == sorted(set(done))
-    assert set(every) == {done[-1]}

@@ -41,14 +41,12 @@ def test_quadratic_bounds_hold_where_they_are_given():
 def test_a_pair_is_what_numpy_makes_of_its_vector(tmp_path):
     """However far from converged: ρ = uᵀHu, ‖Hu − ρu‖, shares of each tensor, and the rounding of one product."""
     h = matrix(np.linspace(-1, 2, 60))
-    tensor, calls = torch.from_numpy(h), []
+    tensor = torch.from_numpy(h)
     with Basis(60, torch.float64) as basis:
         ritz = krylov(lambda v: tensor @ v, basis, Ends(2, 1, 1e-9, most=8))
         pairs = examine(
             lambda v: tensor @ v, basis, ritz, [10, 50], rounding=lambda u, w: 0.125, directory=tmp_path,
-            progress=lambda *at: calls.append(at),
         )  # fmt: skip
-    assert calls == [(1, 3), (2, 3), (3, 3)]
     values = [pair.value for pair in pairs]
     for i, pair in enumerate(pairs):
         u = np.load(pair.vector)

@@ -11,6 +11,7 @@ from tests.integrations.test_budget import Clock
 from tests.integrations.test_untouched import Quirks, snapshot
 from villani.dynamics.schedules import ConstantMemory, GuardFollowing
 from villani.errors import InputError
+from villani.integrations.budget import Budget
 from villani.integrations.live import PREFIX, Live, decay_of
 from villani.integrations.untouched import untouched
 from villani.measurement.measure import measure
@@ -101,7 +102,9 @@ def test_adamw_is_flagged_once_and_a_diverged_run_goes_on(caplog):
         next(model.parameters())[0, 0] = float("nan")
     assert live.measure(2) == {PREFIX + "failed": 1.0}
     assert "step 2: not measured: parameter transformer.wte.weight has 1 non-finite" in caplog.text
-    live.budget._start -= 1e6  # a trial is affordable, and fails as well
+    clock = Clock()
+    live.budget = Budget(0.03, clock)
+    clock.now = 1e6  # a trial is affordable, and fails as well
     assert live.step(3) == {}
     assert "step 3: not measured" in caplog.text
 

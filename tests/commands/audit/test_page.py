@@ -66,7 +66,7 @@ def test_normalisations_are_told_with_what_their_least_eps_allows():
     [text] = [v for k, v in section.findings.items() if k.startswith("(i) ")]
     assert "37 operations were examined" in text
     assert "2 normalisations" in text
-    assert "ε = 1·10⁻⁶, Jacobians reach 1000 and second derivatives 1.01·10⁶" in text.replace("1.00·10⁶", "1.01·10⁶")
+    assert "ε = 1·10⁻⁶, Jacobians reach 1000 and second derivatives 1000000" in text
 
 
 def orbit(**threshold):

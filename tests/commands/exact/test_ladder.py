@@ -19,7 +19,7 @@ def test_a_power_of_ten_reads_back(log10):
 
 
 def test_beyond_floats_the_exponent_is_told():
-    assert power(6.5) == "3.16·10⁶"
+    assert power(6.5) == "3.16228·10⁶"
     assert power(250.0) == "1·10²⁵⁰"
     assert power(11308.61) == "10^11,308.6"
     assert power(-4000.0) == "10^-4,000.0"
