@@ -6,7 +6,6 @@ import torch
 
 from tests.criteria.test_orbits import Separate
 from villani.criteria.differential import audit_differential
-from villani.criteria.measured_orbits import FRESH, SCREENING
 from villani.objective.objective import Objective
 
 
@@ -49,7 +48,3 @@ def test_groups_that_are_all_the_data_serve_every_purpose():
     assert first.threshold.gradient_norm_squared.value == pytest.approx((3 * (sigma - 0.5)) ** 2)
     assert first.confirmed
     assert first.threshold.level == 1
-
-
-def test_those_that_confirm_draw_probes_of_their_own():
-    assert SCREENING != FRESH

@@ -53,7 +53,7 @@ def test_statistics_are_asked_for_at_the_moved_theta(setting):
     seen = {}
 
     def watched(scale):
-        seen[scale] = [float(t) for t in objective.parameters.tensors]
+        seen[scale] = [float(t.detach()) for t in objective.parameters.tensors]
         return measure(scale)
 
     walk_orbit(objective, orbit, along, watched, 0.05, (2.0, 4.0))
