@@ -9,7 +9,6 @@ from tests.records import build_measurement, build_training
 def test_without_a_measurement_there_is_nothing_to_say_of_psi():
     section = told(build_training())
     assert section.headline == "This run holds no measurement of Ψ yet."
-    assert section.sliders is None
     assert set(section.pictures) == {"training0"}
 
 

@@ -5,15 +5,17 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from tests.commands.paper.test_training import cell
 from villani.commands.paper.claims import (
-    Found,
     claims,
     counterexample,
+    decay_sentence,
     linear_gaussian_bound,
     loosening_bound,
     sentence,
 )
 from villani.commands.paper.record import TrendRecord
+from villani.commands.paper.training import training_points
 from villani.theory.catalogue import named
 from villani.theory.exact import relative_entropy, solve
 from villani.work.records import EstimateRecord
@@ -27,7 +29,7 @@ def nothing(**given):
     empty = dict.fromkeys(
         ("criteria", "landscape", "spectra", "learned", "convergence", "training", "certificates"), ()
     )
-    return Found(**({"parameters": 100, "estimators": None} | empty | given))
+    return SimpleNamespace(**({"parameters": 100, "estimators": None} | empty | given))
 
 
 def bounds(*values):
@@ -73,3 +75,13 @@ def test_verdicts_follow_what_was_measured():
     assert verdict_of(nothing(learned=learned(record(-0.6, 0.1))), "spectrum") == "not identifiable"
     assert [c.experiment for c in claims(nothing())] == ["exact", "exact"]  # what was not measured is not judged
     assert "confirmed" not in sentence(claims(nothing()))
+
+
+def test_a_regulariser_trades_training_loss_for_a_smaller_gap():
+    """Held out 0.19 better, training 0.1 worse, seed by seed."""
+    shared = [0.0, 1.0, -1.0]
+    cells = [cell(0.0, s, 5.0 + x, 4.0 + x) for s, x in enumerate(shared)]
+    cells += [cell(0.1, s, 4.8 + x + 0.01 * s, 4.1 + x) for s, x in enumerate(shared)]
+    words = decay_sentence(training_points(cells, "sgd")[0])
+    assert "gap shrinks at 1 (a regulariser), and seeds leave it open at 0" in words
+    assert decay_sentence([]) == ""
