@@ -1,4 +1,4 @@
-"""The structure that docs/architecture.md describes: imports run one way, and in no circle."""
+"""The structure that docs/architecture.md describes: imports run one way, in no circle; tests mirror the package."""
 
 import ast
 import re
@@ -111,3 +111,97 @@ def test_the_architecture_names_files_that_are_there():
     files = {str(path.relative_to(ROOT)) for path in ROOT.rglob("*.py")}
     unnamed = sorted(f for f in files - named if Path(f).name not in parts)
     assert not unnamed, unnamed
+
+
+TESTS = Path(__file__).parent
+FIELDS = "declares fields; what pages make of them is in the command's test_page.py"
+PICTURES = "pieces of the command's page, which its test_page.py shows records to"
+STEPS = "steps of the command's run, which its test_run.py takes from outside"
+COVERED = {  # module → why it has no test file of its own
+    "__main__.py": "starts commands/session.py, whose tests run it",
+    "_lazy.py": "imports of the face: test_face.py",
+    "criteria/verdicts.py": "declares fields",
+    "report/colours.py": "names of colours: report/test_estimates.py",
+    "commands/running.py": "every command runs through it: test_registry.py has it run a toy",
+    **dict.fromkeys([f"commands/{name}/record.py" for name in (
+        "audit", "certify", "constants", "converge", "demo", "exact", "measure", "paper", "recommend", "spectrum",
+    )], FIELDS),
+    **dict.fromkeys([f"commands/{name}.py" for name in (
+        "audit/figures", "audit/tables", "certify/figures", "measure/figures", "measure/tables", "paper/figures",
+        "spectrum/figures",
+    )], PICTURES),
+    **dict.fromkeys([f"commands/{name}.py" for name in (
+        "certify/certified_text", "certify/path", "certify/results", "converge/chains",
+        "converge/coupling", "converge/equilibrium", "converge/models", "converge/potentials", "converge/results",
+        "recommend/results",
+    )], STEPS),
+}  # fmt: skip
+
+
+def test_every_module_has_a_test_file_of_its_own():
+    """Named as it is, in the same folder of tests/; or it stands in `COVERED` with the reason."""
+    files = {str(path.relative_to(ROOT)) for path in ROOT.rglob("*.py") if path.name != "__init__.py"}
+    own = {name for name in files if (TESTS / Path(name).parent / f"test_{Path(name).name}").exists()}
+    assert sorted(files - own - COVERED.keys()) == [], "no test file, and no reason"
+    assert sorted(own & COVERED.keys()) == [], "a reason, and a test file"
+    assert sorted(COVERED.keys() - files) == [], "a reason for what is not there"
+    assert len(COVERED) <= 35
+
+
+def is_private(name):
+    return name.startswith("_") and not name.startswith("__")
+
+
+def private_names():
+    """What modules of the package define with a leading underscore: functions, classes, constants, attributes."""
+    names = set()
+    for _, path in modules():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef | ast.ClassDef):
+                names.add(node.name)
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(
+                node, ast.AnnAssign
+            ) else []  # fmt: skip
+            for inner in (inner for target in targets for inner in ast.walk(target)):
+                if isinstance(inner, ast.Name):
+                    names.add(inner.id)
+                elif isinstance(inner, ast.Attribute) and ast.unparse(inner.value) == "self":
+                    names.add(inner.attr)
+    return {name for name in names if is_private(name)}
+
+
+def uses_of(names, tree):
+    """Where a test imports a private name of the package, reads or sets it on something else than itself."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "villani":
+            yield from (f"{node.lineno}: {a.name}" for a in node.names if is_private(a.name))
+        elif isinstance(node, ast.Attribute) and node.attr in names:
+            owner = ast.unparse(node.value)
+            if owner not in ("self", "cls") and owner.split(".")[0] not in ("aten", "torch"):
+                yield f"{node.lineno}: {owner}.{node.attr}"
+        elif isinstance(node, ast.Call) and getattr(node.func, "attr", "") in ("setattr", "delattr", "setitem"):
+            for word in (a.value for a in node.args if isinstance(a, ast.Constant) and isinstance(a.value, str)):
+                if word in names or re.fullmatch(r"villani(\.\w+)*\._\w+", word):
+                    yield f"{node.lineno}: {word!r}"
+
+
+def test_tests_speak_to_public_names():
+    names = private_names()
+    assert len(names) > 100
+    used = {
+        str(path.relative_to(TESTS)): found
+        for path in TESTS.rglob("*.py")
+        if (found := [*uses_of(names, ast.parse(path.read_text()))])
+    }
+    assert not used, used
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "from villani.theory.exact import _DEPTHS", "found._held", "monkeypatch.setattr(module, '_point', None)",
+        "monkeypatch.setattr('villani.theory.exact._DEPTHS', None)",
+    ],
+)  # fmt: skip
+def test_a_private_name_would_be_seen(code):
+    assert [*uses_of({"_held", "_point"}, ast.parse(code))]

@@ -1,3 +1,4 @@
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -11,7 +12,9 @@ from villani.statistics import (
     exact,
     finite_statistics,
     jackknife_deviations,
+    over_seeds,
     ratio_estimates,
+    resolved_sign,
     sampled_statistics,
     sketch_variance,
     squared_norm_replicates,
@@ -201,3 +204,30 @@ def test_deviations_give_the_covariance_less_the_sketch(sketched):
         expected = np.zeros((4, 4))
         expected[1, 1] = sketch_variance(sums.gradient, sums.tokens) * sketch
         assert np.allclose(rest, expected, rtol=1e-9, atol=1e-15)
+
+
+def test_over_seeds_has_the_standard_error_of_amean_and_error():
+    found = over_seeds([1.0, 2.0, 6.0])
+    assert (found.value, found.n) == (3.0, 3)
+    assert found.sem == pytest.approx(math.sqrt(7.0 / 3))
+    low, high = found.interval()
+    assert high - 3 == pytest.approx(4.302653 * found.sem, rel=1e-5)
+    assert low == pytest.approx(6 - high)
+    with pytest.raises(ValueError, match="at least 2"):
+        over_seeds([1.0])
+
+
+def test_signs_hold_all_at_once():
+    generator = np.random.default_rng(0)
+    draws = generator.standard_normal((600, 20, 5))
+    wrong = 0
+    for family in draws:
+        wrong += any(resolved_sign(*mean_and_error(row), freedom=4, comparisons=20) for row in family)
+    assert wrong < 600 * 0.05 + 4 * math.sqrt(600 * 0.05 * 0.95)
+    assert wrong > 600 * 0.02  # and not by refusing to say anything
+    assert resolved_sign(-1.0, 0.1, 4) == -1
+    assert resolved_sign(1.0, 0.1, 4) == 1
+
+
+def mean_and_error(row):
+    return float(row.mean()), float(row.std(ddof=1)) / len(row) ** 0.5

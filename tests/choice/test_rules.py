@@ -1,10 +1,9 @@
-"""Rules against their formulas worked out by hand, their domains, and conversions against what torch does."""
+"""Rules against their formulas worked out by hand, and their domains."""
 
 import math
 from dataclasses import replace
 
 import pytest
-import torch
 
 from villani.choice.rules import (
     Pair,
@@ -18,9 +17,8 @@ from villani.choice.rules import (
     loshchilov_hutter,
     power_lines,
 )
-from villani.errors import InputError
 from villani.theory.constants import Smoothing, preprint, smoothed_cross_entropy
-from villani.theory.conventions import conventions, convert, memory
+from villani.theory.conventions import memory
 
 ADAM = Training("adamw", 1e-3, 0.5, 1000, 8, 128, 2000, 10**6, True, True)
 NOISY = replace(ADAM, optimizer="noisy-sgd", learning_rate=0.1, time=50.0, temperature=1.0)
@@ -129,51 +127,3 @@ def test_a_decay_that_no_step_survives_is_refused():
     wild = loshchilov_hutter(replace(ADAM, steps=1), 2.5)
     assert wild.weight_decay is None
     assert "diverges from λ = 2e+03" in wild.refused
-
-
-def _steps(optimizer, theta, gradients):
-    for g in gradients:
-        theta.grad = g.clone()
-        optimizer.step()
-    return theta.detach().clone()
-
-
-def test_decoupled_sgd_with_momentum_is_l2_with_less_decay():
-    """Fixed points of L = ½‖θ − 1‖²: torch's L2 at λ = wd(1 − μ), decoupled decay wd outside the buffer."""
-    rate, mu, decay = 0.1, 0.5, 0.4
-    theta = torch.zeros(1, dtype=torch.float64)
-    buffer = torch.zeros_like(theta)
-    for _ in range(500):
-        buffer = mu * buffer + (theta - 1)
-        theta = (1 - rate * decay) * theta - rate * buffer
-    found = convert(decay, "decoupled-sgd", "objective", momentum=mu)
-    assert found == pytest.approx(decay * (1 - mu))
-    assert float(theta) == pytest.approx(1 / (1 + found))
-    unscaled = convert(rate * decay, "unscaled-sgd", "sgd", learning_rate=rate, momentum=mu)
-    assert unscaled == pytest.approx(found)
-
-
-def test_conversion_of_sgd_without_momentum_is_that_of_torch():
-    start = torch.tensor([1.0, -2.0], dtype=torch.float64)
-    gradients = [torch.tensor([0.3, 0.1], dtype=torch.float64)] * 3
-    l2 = start.clone().requires_grad_()
-    ours = start.clone()
-    found = _steps(torch.optim.SGD([l2], lr=0.1, weight_decay=0.2), l2, gradients)
-    each = convert(0.2, "sgd", "unscaled-sgd", learning_rate=0.1)
-    for g in gradients:
-        ours = ours - each * ours - 0.1 * g
-    torch.testing.assert_close(found, ours)
-
-
-def test_there_is_no_way_between_adam_and_f():
-    for source, target in (("adamw", "objective"), ("sgd", "adamw"), ("adam-l2", "objective"), ("adamw", "adam-l2")):
-        with pytest.raises(InputError, match="divided by √v̂"):
-            convert(0.1, source, target, learning_rate=0.1)
-    with pytest.raises(InputError, match="give the learning rate"):
-        convert(0.1, "adamw", "unscaled-adamw")
-    assert convert(1e-4, "unscaled-adamw", "adamw", learning_rate=1e-3) == pytest.approx(0.1)
-    rows = {name: value for name, value, _ in conventions("adamw", 0.1, 1e-3)}
-    assert rows["AdamW as published"] == pytest.approx(1e-4)
-    assert rows["λ of F = L + (λ/2)‖θ‖²"] is None
-    assert conventions("sgd", 0.1, 0.1, 0.9)[2][1] == pytest.approx(1.0)
-    assert memory(0.0, 0.1) == math.inf

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from villani.commands.option import Option, forms, words
+from villani.commands.option import Option, forms, option, words
 from villani.errors import InputError
 
 
@@ -104,3 +104,22 @@ def test_words_read_back_to_the_last_bit(asked):
             read[form.name] = form.read(value if sign else text.pop(0))
     (model,) = left
     assert Everything(model=model, **read) == asked
+
+
+class Short(BaseModel):
+    """The same option declared both ways."""
+
+    long: Annotated[list[float], Option("several", "Law", always=True)] = [0.1]
+    short: list[float] = option([0.1], "several", "Law", always=True)
+    kept: int | None = option(None, "not told", default="as it comes", exclude=True)
+
+
+def test_a_default_with_its_option_declares_the_same_field():
+    made = forms(Short)
+    assert made["long"].option == made["short"].option
+    assert (made["long"].kind, made["long"].default) == (made["short"].kind, made["short"].default)
+    assert (made["kept"].kind, made["kept"].optional, made["kept"].option.default) == (int, True, "as it comes")
+    assert Short(short=[2], kept=1).model_dump() == {"long": [0.1], "short": [2.0]}
+    assert Short().short is not Short().short  # nobody changes the default of another
+    with pytest.raises(ValueError, match="short"):
+        Short(short="x")

@@ -22,10 +22,10 @@ def test_guard_is_that_of_the_dense_hessian():
     theta = np.concatenate([p.tensor.detach().numpy().ravel() for p in objective.parameters.parameters])
     squares = np.sum([o.gradient**2 for o in oracles], axis=0)
     unbiased = (total**2 - squares) / (tokens.sum() ** 2 - (tokens**2).sum())  # entry by entry
-    pairs = zip(meter._parts.labels, objective.parameters.tensors, strict=True)
+    pairs = zip(meter.parts.labels, objective.parameters.tensors, strict=True)
     labels = np.concatenate([part.expand(tensor.shape).numpy().ravel() for part, tensor in pairs])
     assert len(found) >= 2
-    for name, exponents in meter._orbits.items():
+    for name, exponents in meter.orbits.items():
         of_entries = exponents[labels]
         a, b = of_entries == 1, of_entries == -1
         exact = (TEMPERATURE * np.diag(hessian)[b].sum() - unbiased[b].sum()) / (theta[a] ** 2).sum()
@@ -39,7 +39,7 @@ def test_undecayed_blocks_give_no_guard_and_steps_have_probes_of_their_own():
     model, pool = make_model("gpt2"), make_pool(4)
     meter = GuardMeter(Objective(model, pool, decay="match:attn"), TEMPERATURE)
     assert meter.values(3) == meter.values(3) != meter.values(4)
-    assert 0 < len(meter.values()) < len(meter._orbits)
+    assert 0 < len(meter.values()) < len(meter.orbits)
 
 
 @pytest.mark.parametrize(

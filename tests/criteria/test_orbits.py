@@ -9,10 +9,10 @@ from scipy.stats import t as student_t
 from torch import nn
 from torch.nn import functional as F
 
-from tests.conftest import make_model, make_pool
 from tests.criteria.models import SPECS, closed, make
+from tests.criteria.test_parts import synthetic
 from villani.criteria.orbits import exponents_of, orbits_of, predicted_psi, rescaled, threshold
-from villani.criteria.parts import PartStatistics, part_statistics, parts_of
+from villani.criteria.parts import part_statistics, parts_of
 from villani.criteria.symmetries import generators
 from villani.objective.graph import trace_loss
 from villani.objective.objective import Objective
@@ -243,33 +243,6 @@ def test_statistics_of_parts_are_unbiased_and_cover():
     assert star.directions == pytest.approx(1)  # one parameter shrinks: the limits are taken apart, which is wider
 
 
-def synthetic(gradients, traces):
-    """Two parts, A of unit norm and B, whose gradients (G, k) and traces (G,) are given."""
-    count = len(traces)
-    zeros, total = np.zeros(count), gradients.sum(axis=0)
-    return PartStatistics(
-        tokens=np.ones(count), losses=zeros, norms=np.array([1.0, 0.0]), dots=np.zeros((count, 2)),
-        squares=np.stack([zeros, (gradients**2).sum(axis=1)], axis=1),
-        products=np.stack([zeros, gradients @ total], axis=1), totals=np.array([0.0, total @ total]),
-        traces=np.stack([zeros, traces], axis=1)[:, None], finite=False, exact=False,
-        gram=np.stack([np.zeros((count, count)), gradients @ gradients.T], axis=2),
-    )  # fmt: skip
-
-
-@pytest.mark.parametrize(("rank", "groups", "tolerance"), [(1, 4, 1e-9), (3, 12, 0.4), (30, 12, 0.5), (100, 24, 0.3)])
-def test_directions_of_the_noise_are_counted(rank, groups, tolerance):
-    """(tr Σ)²/tr Σ² of r equal directions is r, whatever the mean; groups of unequal size are put on one scale."""
-    rng = np.random.default_rng(rank)
-    found = []
-    for _ in range(20):
-        gradients = 5 + rng.normal(size=(groups, rank))
-        found.append(synthetic(gradients, np.ones(groups)).directions(np.array([False, True])))
-    assert np.median(found) == pytest.approx(rank, rel=tolerance)
-    sizes = rng.uniform(1, 3, groups)
-    scaled = replace(synthetic(gradients * sizes[:, None], np.ones(groups)), tokens=sizes)
-    assert scaled.directions(np.array([False, True])) == pytest.approx(found[-1])
-
-
 @pytest.mark.parametrize("rank", [1, 2, 5])
 def test_the_bound_of_s_star_holds_with_few_directions(rank):
     """The jackknife alone is below ‖γ‖²/Δ_B L of Theorem D in 9 to 14 % of such draws."""
@@ -287,19 +260,3 @@ def test_the_bound_of_s_star_holds_with_few_directions(rank):
     length = np.linalg.norm(groups.mean(axis=0))
     spread = np.sqrt(groups.var(axis=0, ddof=1).sum() / 4)
     assert unknown.upper == pytest.approx((length + quantile * spread) ** 2)
-
-
-def test_sketches_of_gradients_give_their_products():
-    objective = Objective(make_model("gpt2"), make_pool(5))
-    basis = found(objective)
-    parts = parts_of(objective.parameters, [g.exponents for g in basis])
-    statistics = part_statistics(objective, parts, range(5))
-    gradients = [objective.gradient_sum([group])[0] for group in range(5)]
-    sums = np.array([[parts.sums([a * b for a, b in zip(x, y, strict=True)]) for y in gradients] for x in gradients])
-    assert statistics.gram.shape == sums.shape
-    assert np.allclose(np.einsum("gga->ga", statistics.gram), statistics.squares, rtol=0.2)
-    exact = np.array([labels.numel() == 1 and t.numel() <= 1021 for labels, t in
-                      zip(parts.labels, objective.parameters.tensors, strict=True)])  # fmt: skip
-    whole = [int(labels) for labels, sure in zip(parts.labels, exact, strict=True) if sure]
-    assert whole
-    assert np.allclose(statistics.gram[:, :, whole], sums[:, :, whole], rtol=1e-5, atol=1e-12)

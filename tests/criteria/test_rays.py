@@ -3,18 +3,15 @@
 import math
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
 
 from tests.criteria.models import closed, make
-from villani.criteria.parabola import fit_quadratic
 from villani.criteria.rays import directions, kinds, walk
 from villani.curvature.blocks import layers_of
 from villani.errors import InputError
 from villani.objective.objective import Objective
-from villani.statistics import jackknife_deviations
 from villani.work.work import Work
 
 LAMBDA, S = 0.1, 0.3
@@ -117,42 +114,6 @@ def test_three_factors_are_no_parabola():
     assert [e.value for e in series.psi] == pytest.approx(expected, abs=1e-12)
     assert series.fit.p_value < 1e-6
     assert series.data_fit.p_value < 1e-6
-
-
-def noisy(seed, groups=16):
-    """Group means of parabolas 1 + 2r + 3r² with noise that the radii share, partly not of a parabola's shape."""
-    rng = np.random.default_rng(seed)
-    r = np.array([0.0, 1.0, 2.0, 3.0, 5.0, 8.0])
-    e = rng.normal(size=(4, groups, 1))
-    y = 1 + 2 * r + 3 * r**2 + e[0] * r**3 + e[1] * r**2 + e[2] + (1 + r**2) * rng.normal(size=(groups, 6)) / 10
-    deviations = jackknife_deviations((y.sum(axis=0) - y) / (groups - 1))
-    return r, y.mean(axis=0), deviations @ deviations.T, np.full(6, 1e-9), groups, groups - 1.0
-
-
-def test_intervals_and_p_values_allow_for_shared_noise():
-    fits = [fit_quadratic(*noisy(seed)) for seed in range(600)]
-    covered = np.mean([fit.quadratic.interval()[0] <= 3 <= fit.quadratic.interval()[1] for fit in fits])
-    assert 0.92 < covered < 0.98
-    assert 0.02 < np.mean([fit.p_value < 0.05 for fit in fits]) < 0.09
-
-
-def test_independent_points_give_the_textbook_chi_squared():
-    rng = np.random.default_rng(0)
-    r, sem = np.arange(6.0), np.array([1.0, 2.0, 1.0, 0.5, 3.0, 1.0])
-    fit = fit_quadratic(r, rng.normal(size=6) * sem, np.diag(sem**2), np.full(6, 1e-9), 10**9, 1e9)
-    assert fit.degrees_of_freedom == 3
-    assert fit.p_value == pytest.approx(math.erfc((fit.chi_squared / 2) ** 0.5)
-                                        + (2 * fit.chi_squared / math.pi) ** 0.5 * math.exp(-fit.chi_squared / 2),
-                                        rel=1e-5)  # fmt: skip
-
-
-def test_an_exact_point_is_met():
-    r = np.arange(5.0)
-    fit = fit_quadratic(r, r**2 + [0, 0.3, -0.2, 0.1, 0.2], np.diag([0, 1.0, 1, 1, 1]), np.full(5, 1e-9), 8, 7.0)
-    assert fit.constant.value == pytest.approx(0, abs=1e-12)
-    assert fit.constant.sem == pytest.approx(0, abs=1e-6)
-    assert fit.quadratic.sem > 0
-    assert fit.p_value > 0.5
 
 
 def gpt_neo(groups=5):

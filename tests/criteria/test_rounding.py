@@ -9,16 +9,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from tests.criteria.models import closed
 from tests.criteria.test_orbits import factors, found
 from villani import Objective, audit
-from villani.criteria import differential
-from villani.criteria.differential import audit_differential
-from villani.criteria.orbits import Orbit
-from villani.criteria.rounding import drift, drift_allowed
+from villani.criteria import differential, rounding
+from villani.criteria.differential import audit_differential, short_batch
+from villani.criteria.orbits import Orbit, orbits_of
+from villani.criteria.rounding import SCALES, Drift, drift, drift_allowed
 from villani.criteria.symmetries import Generator, generators
-from villani.objective.graph import LossGraph
+from villani.objective.graph import LossGraph, trace_loss
 
 aten = torch.ops.aten
 
@@ -193,3 +194,39 @@ def test_the_walk_vetoes():
     assert "beyond rounding" in iv.outcome.reason
     assert iv.refuted_above == math.inf
     assert drift_allowed(1.0, torch.float64) < 1e-12
+
+
+def llama(layers, attention="eager"):
+    config = LlamaConfig(
+        vocab_size=16, hidden_size=8, num_hidden_layers=layers, num_attention_heads=2, num_key_value_heads=1,
+        intermediate_size=12, max_position_embeddings=8, attn_implementation=attention,
+    )  # fmt: skip
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = LlamaForCausalLM(config)
+    return Objective(model, torch.randint(0, 16, (12, 1, 6), generator=torch.Generator().manual_seed(0)), 0.1)
+
+
+def test_checking_an_orbit_runs_its_own_layer_alone(monkeypatch):
+    """The operations that are run again do not grow with depth, and what comes out is what the whole graph gives."""
+    counts = []
+    for layers in (1, 3):
+        objective = llama(layers)
+        graph = trace_loss(objective, short_batch(objective))
+        tensors = [t.detach() for t in objective.parameters.tensors]
+        drift, run = Drift(graph, tensors), []
+        original = rounding.execute
+        monkeypatch.setattr(rounding, "execute", lambda node, *rest: run.append(node) or original(node, *rest))  # noqa: B023
+        orbits = orbits_of(generators(graph), objective.parameters)
+        layer = [o for o in orbits if "layers.0" in o.name]
+        assert all(drift.along(o)[0] == 0 for o in layer)
+        counts.append(len(run) / len(layer))
+        monkeypatch.setattr(rounding, "execute", original)
+        broken = Orbit("", {2: torch.tensor(1.0)}, 1, 1)
+        moved = [t * (SCALES[0] if i == 2 else 1) for i, t in enumerate(tensors)]
+        low = [t * (SCALES[1] if i == 2 else 1) for i, t in enumerate(tensors)]
+        with torch.no_grad():
+            here = float(graph.run(tensors))
+            expected = max(abs(float(graph.run(m)) - here) for m in (moved, low))
+        assert drift.along(broken)[0] == expected > 0
+    assert counts[0] == counts[1]

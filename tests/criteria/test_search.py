@@ -6,9 +6,8 @@ from tests.criteria.models import make
 from tests.criteria.test_orbits import examined, factors, found
 from villani import Objective, audit
 from villani.criteria.orbits import exponents_of, orbits_of, pooled, replaced, threshold
-from villani.criteria.parts import PartStatistics, part_statistics, parts_of
+from villani.criteria.parts import PartStatistics, parts_of
 from villani.criteria.search import candidate, descent, pool
-from villani.work.work import Work
 
 
 def squared(product):
@@ -106,22 +105,3 @@ def test_descent_starts_where_the_floor_is_lowest():
     best = candidate([orbit for orbit, _ in found_orbits], screened)
     assert best is None or screened[best.name].laplacian.value > 2 * screened[best.name].laplacian.sem
     assert candidate([], {}) is None
-
-
-def test_a_unit_of_work_that_is_kept_is_not_done_again():
-    keys = []
-
-    class Counted(Work):
-        def put(self, key, arrays, **cost):
-            keys.append(key)
-            super().put(key, arrays, **cost)
-
-    objective = make("gpt2")
-    parts = parts_of(objective.parameters, [g.exponents for g in found(objective)])
-    work = Counted()
-    first = part_statistics(objective, parts, [0, 1], work=work)
-    assert keys == ["gradients", "trace/0", "trace/1"]
-    again = part_statistics(objective, parts, [0, 1], work=work)
-    assert len(keys) == 3
-    assert np.array_equal(first.traces, again.traces)
-    assert np.array_equal(first.gradient_norms(), again.gradient_norms())

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from villani.curvature.jets import Jet, Probed
+from villani.curvature.jets import Jet
 from villani.curvature.products import differentiable_gradient, product
 from villani.curvature.rules import RULES
 from villani.curvature.taylor import Sweep, check_rules, isolated_nodes
@@ -229,35 +229,6 @@ def test_a_head_is_a_linear_map_and_else_the_logits_are_taken_as_they_are():
     assert graph.head.features is graph.logits
     assert graph.head.weight is None
     assert "come from aten.tanh.default, not from a linear map" in graph.head.reason
-
-
-@pytest.mark.parametrize("length", [3, 9])
-def test_tangents_through_a_matrix_have_the_covariance_of_its_inputs(length):
-    """Of a sequence's T inputs of width D only X Xᵀ enters, by a factor of T columns or of D, whichever are fewer."""
-    _, objective = small("gpt2")
-    batch = next(objective.batches(0))
-    sweep = Sweep(trace_logits(objective, batch), lambda i: Jet(objective.parameters.tensors[i]), [0])
-    sweep.sequences = 2
-    x = torch.randn(2 * length, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    x[1] = x[0]  # a repeated input makes X Xᵀ singular
-    columns = min(length, 5)
-
-    def unit(place):
-        def draw(_, shape):
-            assert shape == (2, columns, 4)
-            signs = torch.zeros(shape, dtype=torch.float64)
-            signs[:, place] = 1
-            return signs
-
-        return draw
-
-    tangents = [
-        sweep.through(x, Probed(torch.zeros(4, 5), [0], unit(place)), torch.Size([2 * length, 4]))[0]
-        for place in range(columns)
-    ]
-    covariance = sum(t[:, None, 0] * t[None, :, 0] for t in tangents)
-    apart = torch.block_diag(torch.ones(length, length), torch.ones(length, length))
-    assert torch.allclose(covariance * apart, (x @ x.T) * apart, atol=1e-8)
 
 
 def test_sequences_that_see_each_other_share_their_probes():

@@ -6,18 +6,12 @@ from torch import nn
 
 from tests.conftest import dense, make_model, make_pool
 from villani.curvature.blocks import BlockTrace
-from villani.curvature.deflation import Deflation
 from villani.curvature.group import group_statistics
-from villani.curvature.lanczos import Ends
-from villani.curvature.operators import Budget, Curvature
-from villani.curvature.pairs import ritz_pairs
 from villani.curvature.probes import rademacher_probe
 from villani.curvature.products import hessian_vector_product
 from villani.curvature.sketch import GradientSketch
 from villani.curvature.trace import sample_rows, sampler_for
 from villani.curvature.ways import Way
-from villani.errors import InputError
-from villani.measurement.measure import measure
 from villani.objective.objective import Objective
 from villani.streams import Purpose, stream
 
@@ -166,49 +160,3 @@ def test_many_probes_take_several_sweeps():
     sweeps = [sampler.sample(batch, 5, *keys[:4]), sampler.sample(batch, 5, *keys[4:])]
     assert np.allclose(found.traces[0], (4 * sweeps[0].traces + 2 * sweeps[1].traces) / 6, rtol=1e-12)
     assert np.allclose(found.gauss_newton[0], (4 * sweeps[0].gauss_newton + 2 * sweeps[1].gauss_newton) / 6, rtol=1e-12)
-
-
-def deflated(objective, deflation, draws):
-    sampler = sampler_for(objective, Way("hutchinson", deflated=True), deflation)
-    sketch = GradientSketch(objective.parameters, 0)
-    return np.stack([group_statistics(objective, 1, 1, s, sampler, sketch).traces[0] for s in range(draws)])
-
-
-def test_deflation_is_unbiased_tensor_by_tensor_and_removes_variance():
-    """Ritz vectors of other data; variance of what is left: 2(‖PHP‖_F² − Σ diag²) by the closed form."""
-    model = make_model("gpt2")
-    pool = make_pool()
-    objective = Objective(model, pool)
-    space = objective.parameters
-    oracle = dense(model, pool[1], second=True)
-    other = Curvature(objective, groups=[0], budget=Budget())
-    pairs, _ = ritz_pairs(other, other.size, other.dtype, Ends(6, 4, 3e-2))
-    deflation = Deflation(space, [pair.vector for pair in pairs])
-    draws = deflated(objective, deflation, 60)
-    q = deflation.rows.numpy()
-    projector = np.eye(space.size) - q.T @ q
-    left = projector @ oracle.hessian @ projector
-    for seed in range(3):
-        v = flat(rademacher_probe(space, seed, 1, 0))
-        exact = np.trace(q @ oracle.hessian @ q.T) + v @ left @ v
-        assert draws[seed].sum() == pytest.approx(exact, rel=1e-9)
-    errors = draws.mean(axis=0) - [b.sum() for b in np.split(np.diag(oracle.hessian), np.cumsum(space.sizes)[:-1])]
-    assert np.abs(errors / (draws.std(axis=0) / 60**0.5 + 1e-12)).max() < 4.5
-    plain = 2 * ((oracle.hessian**2).sum() - (np.diag(oracle.hessian) ** 2).sum())
-    variance = 2 * ((left**2).sum() - (np.diag(left) ** 2).sum())
-    assert variance < 0.7 * plain
-    assert draws.sum(axis=1).var(ddof=1) == pytest.approx(variance, rel=4 * (2 / 59) ** 0.5)
-
-
-def test_deflation_refuses_what_is_not_orthonormal():
-    objective = Objective(make_model("gpt2"), make_pool(4))
-    space = objective.parameters
-    v = torch.ones(space.size, dtype=torch.float64)
-    with pytest.raises(InputError, match="not orthonormal"):
-        Deflation(space, [v])
-    with pytest.raises(InputError, match="coordinates"):
-        Deflation(space, [v[:-1]])
-    with pytest.raises(InputError, match="at least one"):
-        Deflation(space, [])
-    with pytest.raises(InputError, match="deflate goes with"):
-        measure(objective, trace="taylor", deflate=Deflation(space, [v / space.size**0.5]))

@@ -1,14 +1,11 @@
-"""The account of a run, against plans that it keeps and breaks; chains on a model, against their own arithmetic."""
+"""The account of a run, against plans that it keeps and breaks, and the bounds of what it adds up to."""
 
 import math
 
 import numpy as np
 import pytest
-import torch
 
-from tests.conftest import BLOCK, VOCABULARY, make_model
 from villani.dynamics.certificate import Account, ChainPlan, Moments, chain_complexity, token_bound
-from villani.dynamics.chain import Moving, batch_loss, label_probabilities, run_chain
 from villani.errors import InputError
 from villani.theory.complexity import NoisyDescent
 from villani.theory.constants import Smoothing
@@ -126,70 +123,3 @@ def test_token_bound_takes_the_better_kind():
     assert spread.name == "Bernstein"
     assert math.sqrt(2 * 7 * 300 / 1e6) < spread.excess < 1.3 * math.sqrt(2 * 7 * 310 / 1e6)
     assert token_bound(Moments(smoothing, 5.0, 32.0), 10**6, 1e9, 0.05).value == pytest.approx(smoothing.highest)
-
-
-# Chains on a model
-
-
-@pytest.fixture
-def tiny():
-    generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(0, VOCABULARY, (12, BLOCK), generator=generator)
-    return make_model("gpt_neo"), ids, ids.clone()
-
-
-@pytest.mark.parametrize("direction", ["sgd", "momentum", "adam"])
-def test_a_chain_is_the_recursion_it_says(tiny, direction):
-    """Without noise to speak of, the same steps by hand; the account agrees with them."""
-    model, ids, labels = tiny
-    moving = Moving(model, "wte|ln_f")
-    p = plan(temperature=1e-24, start="centre", clip=0.4, rates=np.array([0.1, 0.2, 0.05]))
-    out = run_chain(moving, ids, labels, p, batch=4, seed=1, direction=direction)
-    assert out.account.path().value > 0
-    assert 0 < max(out.account.squares) <= 0.16 * (1 + 1e-9)
-    again = run_chain(moving, ids, labels, p, batch=4, seed=1, direction=direction)
-    assert torch.equal(out.w, again.w)
-    assert out.account.log_ratio == again.account.log_ratio
-    other = run_chain(moving, ids, labels, p, batch=4, seed=1, index=1, direction=direction)
-    assert not torch.equal(out.w, other.w)
-    if direction == "sgd":
-        from villani.streams import Purpose, stream
-
-        w = torch.zeros_like(moving.centre)
-        for k, (rate, a) in enumerate(zip(p.rates, p.contractions, strict=True)):
-            moving.write(w)
-            rows = torch.from_numpy(stream(1, Purpose.BATCHES, 0, k).integers(len(ids), size=4))
-            g = moving.gradient(batch_loss(model, ids[rows], labels[rows]))
-            w = a * w - rate * g * min(1.0, 0.4 / float(g.norm()))
-        torch.testing.assert_close(out.w, w, rtol=1e-6, atol=1e-9)
-
-
-def test_only_what_matches_moves_and_noise_has_its_variance(tiny):
-    model, ids, labels = tiny
-    before = {name: p.detach().clone() for name, p in model.named_parameters()}
-    moving = Moving(model, "mlp", scale="relative")
-    p = plan(start="prior", temperature=0.02, clip=1e-9, rates=np.full(3, 0.5))
-    out = run_chain(moving, ids, labels, p, batch=2, seed=3)
-    assert out.clipped == 1
-    for name, now in model.named_parameters():
-        assert torch.equal(now, before[name]) == ("mlp" not in name)
-    share = float(out.w.square().mean()) / p.variance
-    assert abs(share - 1) < 4 * (2 / moving.size) ** 0.5
-    assert abs(out.account.log_ratio) < 1e-3
-
-
-def test_probabilities_are_those_of_the_labels(tiny):
-    model, ids, labels = tiny
-    labels[0, 3:] = -100
-    logs, counts = label_probabilities(model, ids, labels, micro_tokens=2 * BLOCK)
-    assert list(counts) == [2, *[BLOCK - 1] * 11]
-    assert -logs.mean() == pytest.approx(float(batch_loss(model, ids, labels).detach()), rel=1e-5)
-    first = torch.log_softmax(model(input_ids=ids[:1]).logits[0, 0], -1)[ids[0, 1]]
-    assert logs[0] == pytest.approx(float(first.detach()), rel=1e-5)
-
-
-def test_patterns_that_match_nothing_are_refused(tiny):
-    with pytest.raises(InputError, match="matches no parameter"):
-        Moving(tiny[0], "nothing")
-    with pytest.raises(InputError, match="not a regular expression"):
-        Moving(tiny[0], "(")

@@ -1,4 +1,4 @@
-"""Rates against exact gaps, coverage of their intervals, and verdicts that never confirm."""
+"""Rates against exact gaps, and the coverage of their intervals."""
 
 import math
 import re
@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 from villani.dynamics.convergence import (
-    Ceiling,
     autocorrelation_ceiling,
     contraction,
     fit_exponential,
@@ -19,7 +18,6 @@ from villani.dynamics.kernel import Kernel
 from villani.dynamics.langevin import STANDARD, advance
 from villani.dynamics.potential import PotentialTarget
 from villani.dynamics.start import largest_curvature
-from villani.dynamics.verdicts import Claim, Evidence, judge
 from villani.theory.catalogue import named
 from villani.theory.exact import solve
 
@@ -210,45 +208,6 @@ def test_common_noise_contracts_a_quadratic_at_its_curvature():
     one = contraction(times, distances[:1])
     assert abs(one.value - 0.7) < 4 * one.sem
     assert contraction(times[:4], distances[:, :4]) is None
-
-
-def claim(rate, **changes):
-    return Claim("C8", math.log(rate), "as-claimed", **changes)
-
-
-def seen(limit=None, **changes):
-    ceilings = () if limit is None else (Ceiling("autocorrelation of u·θ", limit / 1.2, limit, 0.1 * limit, 4),)
-    given = {"gap": None, "obstacle": "", "fitted": None, "time": 10.0} | changes
-    return Evidence(ceilings, **given)
-
-
-@pytest.mark.parametrize(
-    ("promise", "run", "verdict"),
-    [
-        (claim(1.0), seen(0.5), "refuted"),
-        (claim(1.0), seen(0.9), "consistent"),  # within the margin
-        (claim(1.0), seen(5.0), "consistent"),
-        (claim(1.0), seen(), "not identifiable"),
-        (claim(1.0), seen(0.5, obstacle="not at equilibrium"), "not identifiable"),
-        (claim(1.0), seen(fitted=0.001), "not identifiable"),  # a slow transient refutes nothing
-        (claim(1.0, obstacle="another law"), seen(0.5), "not identifiable"),
-        (claim(1.0), seen(gap=0.5), "refuted"),
-        (claim(1.0), seen(gap=1.5), "consistent"),
-        (Claim("C4", -2000.0, "certified"), seen(0.5), "consistent"),  # beyond floats
-    ],
-)
-def test_verdicts(promise, run, verdict):
-    found, sentence = judge(promise, run)
-    assert found == verdict
-    assert sentence.endswith(".")
-    assert "confirm" not in sentence
-
-
-def test_what_is_quoted_has_room_for_the_bias_of_chains():
-    _, sentence = judge(claim(1.0), seen(0.5))
-    assert "bounds the gap by 0.625 (95 % for all bounds of the run at once, 1.25 times for O(η) bias)" in sentence
-    _, sentence = judge(claim(0.3), seen(1 / 3))
-    assert "0.417" in sentence  # 5/12, rounded up
 
 
 @pytest.mark.parametrize(("chains", "count"), [(3, 100), (4, 200)])

@@ -1,4 +1,4 @@
-"""The kernel against closed forms on potentials, and on models: masks, unbiased batches, divergence."""
+"""Steps of a chain against closed forms on potentials, and on models: masks, cuts, divergence."""
 
 import math
 
@@ -6,16 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from tests.conftest import make_model
+from tests.dynamics.test_network import network
 from villani.dynamics.advice import largest_curvature, smaller_step
 from villani.dynamics.kernel import Kernel
 from villani.dynamics.langevin import STANDARD, advance
-from villani.dynamics.network import NetworkTarget
-from villani.dynamics.noise import PIECE, add_gaussian, gaussian
+from villani.dynamics.noise import gaussian
 from villani.dynamics.potential import PotentialTarget
-from villani.dynamics.start import far_start
-from villani.errors import InputError
-from villani.objective.objective import Objective
 from villani.streams import Purpose
 from villani.theory.catalogue import named
 from villani.theory.exact import solve
@@ -111,66 +107,6 @@ def test_mala_keeps_the_law_under_a_schedule():
     assert abs(found.variance - gibbs_quadratic(decay, beta).variance) < 4 * error
 
 
-@pytest.mark.parametrize("name", ["quadratic", "wells", "shell", "two-factors", "binary-ce", "mixture", "radial-ce"])
-def test_gradients_and_observables_of_potentials(name):
-    case = named(name).potential
-    target = PotentialTarget(case, 3)
-    rng = np.random.default_rng(0)
-    theta = far_start(case) * rng.uniform(0.5, 1.2, (3, case.dimension))
-    target.tensors[0].copy_(torch.from_numpy(theta))
-    now = target.evaluate(0, 0)
-    slope, step = now.gradient[0].numpy().copy(), 1e-5
-    laplacian = np.zeros(3)
-    for i in range(case.dimension):
-        sides = []
-        for sign in (1, -1):
-            moved = theta.copy()
-            moved[:, i] += sign * step
-            target.tensors[0].copy_(torch.from_numpy(moved))
-            there = target.evaluate(0, 0)
-            sides.append((there.loss.copy(), there.gradient[0].numpy()[:, i].copy()))
-        np.testing.assert_allclose((sides[0][0] - sides[1][0]) / (2 * step), slope[:, i], rtol=1e-5, atol=1e-7)
-        laplacian += (sides[0][1] - sides[1][1]) / (2 * step)
-    target.tensors[0].copy_(torch.from_numpy(theta))
-    decay = case.weight_decay
-    linear, found, psi = target.extra(decay)
-    np.testing.assert_allclose(found, laplacian + decay * case.dimension, rtol=1e-5, atol=1e-6)
-    full = slope + decay * theta
-    np.testing.assert_allclose(psi, case.beta / 2 * (full**2).sum(1) - found, rtol=1e-10)
-    np.testing.assert_allclose(linear, theta @ far_start(case) / np.linalg.norm(far_start(case)))
-
-
-def test_noise_depends_on_its_key_and_not_on_threads():
-    like = torch.zeros(PIECE + 3)
-    once = gaussian(like, 0, Purpose.NOISE, 1, 2, 0)
-    assert abs(float(once.mean())) < 4 / math.sqrt(PIECE)
-    assert abs(float(once.var()) - 1) < 4 * math.sqrt(2 / PIECE)
-    seen = []
-    before = torch.get_num_threads()
-    for threads in (1, 2):
-        torch.set_num_threads(threads)
-        tensor = torch.zeros(PIECE + 3)
-        add_gaussian([tensor], [1.0], 0, 1, 2)
-        seen.append(tensor)
-    torch.set_num_threads(before)
-    assert torch.equal(seen[0], once)
-    assert torch.equal(seen[1], once)
-    for other in ((1, 3), (2, 2)):
-        tensor = torch.zeros(9)
-        add_gaussian([tensor], [1.0], 0, *other)
-        assert not torch.equal(tensor, once[:9])
-    assert not torch.equal(once[:3], once[PIECE:])
-
-
-def network(batch=None, decay="all", blocks=4, **options):
-    ids = torch.randint(0, 11, (blocks, 1, 6), generator=torch.Generator().manual_seed(0))
-    labels = ids.clone()
-    labels[0, 0, 3:] = -100  # blocks of unequal length
-    groups = [{"input_ids": i, "labels": y} for i, y in zip(ids, labels, strict=True)]
-    objective = Objective(make_model("gpt_neo"), groups, decay=decay, finite=True)
-    return NetworkTarget(objective, batch=batch, seed=0, **options)
-
-
 def test_a_step_of_a_model_is_the_formula_with_masks():
     target = network(decay="nanogpt")
     kernel = Kernel(0.3, 1e-2, 0.05, 2)
@@ -193,24 +129,6 @@ def test_a_step_of_a_model_is_the_formula_with_masks():
     assert row["radial_force"] == pytest.approx(float(theta @ full), rel=1e-6)
     assert row["gradient_squared"] == pytest.approx(float(full @ full), rel=1e-6)
     assert all(t.grad is None for t in target.tensors)
-
-
-def test_mini_batches_are_unbiased_for_blocks_of_unequal_length():
-    """With one block a step, the mean over all blocks is the whole data set's, exactly."""
-    target = network(batch=1)
-    whole = network()
-    with target.running(), whole.running():
-        exact = [g.clone() for g in whole.evaluate(0, 0).gradient]
-        seen: dict[float, list[torch.Tensor]] = {}
-        step = 0
-        while len(seen) < target.blocks and step < 200:
-            now = target.evaluate(0, step)
-            seen[float(now.loss[0])] = [g.clone() for g in now.gradient]
-            step += 1
-    assert len(seen) == target.blocks
-    assert np.mean(list(seen)) == pytest.approx(whole.objective.loss(), rel=1e-6)
-    for i, g in enumerate(exact):
-        torch.testing.assert_close(sum(found[i] for found in seen.values()) / len(seen), g, rtol=1e-6, atol=1e-9)
 
 
 def test_a_cut_chain_has_the_same_bits_and_chains_differ():
@@ -257,32 +175,3 @@ def test_a_model_that_diverges_stops():
         piece = advance(target, Kernel(0.1, 1e-3, 15.0, 400), seed=0, chain=0)
     assert piece.diverged is not None
     assert 0 < piece.diverged < 400
-
-
-def test_prior_draws_for_spread_chains_have_the_prior_s_size():
-    target = network(spread=True, prior=0.5)
-    target.reset(0)
-    first = [t.detach().clone() for t in target.tensors]
-    target.reset(1)
-    draws = torch.cat([t.detach().reshape(-1) for t in target.tensors])
-    assert not torch.equal(first[0], target.tensors[0])
-    assert abs(float(draws.square().mean()) - 0.25) < 4 * 0.25 * math.sqrt(2 / len(draws))
-
-
-@pytest.mark.parametrize(
-    ("changes", "words"),
-    [
-        ({"learning_rate": 0.0}, "learning_rate=0"),
-        ({"learning_rate": math.nan}, "learning_rate=nan"),
-        ({"learning_rate": 30.0}, "diverges for ηλ ≥ 2"),
-        ({"steps": 0}, "steps=0"),
-        ({"momentum": 1.0}, "momentum=1"),
-        ({"momentum": 0.5, "method": "mala"}, "not with mala"),
-        ({"weight_decay": -1.0}, "weight_decay=-1"),
-        ({"temperature": 0.0}, "temperature=0"),
-    ],
-)
-def test_rules_refuse(changes, words):
-    good = {"weight_decay": 0.1, "temperature": 1e-3, "learning_rate": 1e-2, "steps": 10}
-    with pytest.raises(InputError, match=words):
-        Kernel(**good | changes)

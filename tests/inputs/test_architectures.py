@@ -6,7 +6,7 @@ from villani.inputs import architectures
 from villani.inputs.models import load_model
 
 SMALL = "?layers=2&width=32&vocab=100&context=64"
-NAMES = sorted(architectures._SHAPES)
+NAMES = sorted(architectures.SHAPES)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -39,10 +39,13 @@ def test_known_shapes_have_the_published_parameter_counts():
         "qwen2-0.5b": 494_032_768,
     }
     for name, count in published.items():
-        shape = architectures._SHAPES[name]
-        with torch.device("meta"):
-            model = architectures._build(shape, architectures._resolve(name, shape, {}), 0)
-        assert sum(p.numel() for p in model.parameters()) == count, name
+        shape = architectures.SHAPES[name]
+        sizes = architectures.resolve_sizes(name, shape, {})
+        one, two = (  # layers are alike
+            sum(p.numel() for p in architectures.build_model(shape, sizes | {"layers": n}, 0, "meta").parameters())
+            for n in (1, 2)
+        )
+        assert one + (sizes["layers"] - 1) * (two - one) == count, name
 
 
 def test_seed_decides_the_weights_and_global_state_is_left_alone():

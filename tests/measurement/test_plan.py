@@ -19,7 +19,6 @@ from villani.measurement.target import Target
 from villani.objective.graph import aten
 from villani.objective.objective import Objective
 from villani.statistics import Estimate, GroupSums, sampled_statistics
-from villani.work.progress import duration
 from villani.work.work import Work
 
 WHOLE, LAYER, SPLIT = FORWARD
@@ -160,7 +159,3 @@ def test_a_model_without_rules_falls_back_with_a_note(monkeypatch):
     _, plan = measure_to(objective, Target(2.0), least=3)
     assert plan.way.trace in ("gauss-newton", "hutchinson")
     assert plan.note == note
-
-
-def test_durations_are_for_people():
-    assert [duration(s) for s in (0.123, 42.0, 600.0, 9000.0)] == ["0.12 s", "42 s", "10 min", "2.5 h"]

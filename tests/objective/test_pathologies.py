@@ -39,7 +39,7 @@ def test_superposition_of_known_rows():
 def test_superposition_in_pieces_is_that_of_the_whole(monkeypatch):
     rows = torch.randn(50, 6, generator=torch.Generator().manual_seed(3))
     whole = superposition(rows)
-    monkeypatch.setattr("villani.objective.pathologies._ROWS", 7)
+    monkeypatch.setattr("villani.objective.pathologies.ROWS", 7)
     assert superposition(rows) == pytest.approx(whole, rel=1e-12)
 
 

@@ -232,17 +232,6 @@ def test_constants_are_shown_or_their_absence_explained(measurement_record, run_
     assert "No log-Sobolev constant is offered" in page_of(run_records, measurement_record(undecayed=2))
 
 
-def test_signed_log_is_odd_and_increasing():
-    scale = figures.SignedLog(3e6)
-    values = [-3e6, -1e3, -1.0, 0.0, 1.0, 1e3, 3e6]
-    assert [scale(v) for v in values] == sorted(scale(v) for v in values)
-    assert scale(-1e3) == -scale(1e3)
-    assert scale(0.0) == 0
-    ticks = scale.ticks([-3e6, 2e4])
-    assert ticks["ticktext"][0] == "−10<sup>6</sup>"
-    assert ticks["ticktext"][-1] == "10<sup>4</sup>"
-
-
 def test_hostile_names_stay_text(measurement_record, run_records):
     record = measurement_record(model=HOSTILE, undecayed=1, ray=(HOSTILE, 2.0))
     tensor = record.tensors[0].model_copy(update={"name": HOSTILE})

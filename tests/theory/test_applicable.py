@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from villani.theory.applicable import _Search, lower_bounds, upper_bounds
+from villani.theory.applicable import HypothesisSearch, lower_bounds, upper_bounds
 from villani.theory.catalogue import CATALOGUE, named
 from villani.theory.comparison import compare
 from villani.theory.expressions import parse
@@ -82,7 +82,7 @@ def test_what_is_proved_agrees_with_a_search(name, change):
     entry = CATALOGUE[name]
     shift = {key: (value if key in ("y", "n") else change * value) for key, value in entry.parameters.items()}
     case = named(name, parameters=shift)
-    search = _Search(case.potential)
+    search = HypothesisSearch(case.potential)
     for key, found in (
         ("curvature", search.curvature),
         ("oscillation", search.oscillation),

@@ -135,7 +135,7 @@ def test_no_silent_wrong_digit(text, options, fragment):
 def test_a_box_that_is_too_small_is_widened(monkeypatch):
     """From 3 nats the bound on what lies beyond widens the box until eight digits are certified."""
     whole = solve(named("mixture").potential, sobolev=False)
-    monkeypatch.setattr(exact, "_DEPTHS", (3.0, 3.0))
+    monkeypatch.setattr(exact, "DEPTHS", (3.0, 3.0))
     found = solve(named("mixture").potential, sobolev=False)
     assert found.status == "certified"
     assert found.poincare == pytest.approx(whole.poincare, rel=found.error + whole.error)

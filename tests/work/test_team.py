@@ -20,8 +20,9 @@ from villani import cli
 from villani.commands.measure.settings import MeasureSettings
 from villani.commands.running import execute
 from villani.errors import InputError, LostProcess
+from villani.measurement import measure as measuring
 from villani.work.ledger import Ledger
-from villani.work.team import Team, alone, join
+from villani.work.team import alone, join
 
 SETTINGS = MeasureSettings(model="builtin:tiny?layers=1&width=16", groups=7, sequences=1, block=32, threads=1)
 SECONDS = 240.0  # what takes longer hangs
@@ -185,16 +186,16 @@ def test_processes_that_differ_are_refused(team_of):
 def test_a_killed_process_is_noticed_and_the_rest_is_resumed(team_of, tmp_path, whole, lost, monkeypatch):
     """SIGKILL after two rounds; then the same settings with one process, and with three."""
     run = tmp_path / "run"
-    share = Team._share
+    statistics, groups = measuring.group_statistics, set()
 
-    def killed_in_the_third_round(team, work):
-        team.rounds = getattr(team, "rounds", 0) + ("_worked" in repr(work))
-        if team.rounds == 3 and team.rank == lost:
+    def killed_in_the_third_round(objective, group, *rest):
+        groups.add(group)
+        if len(groups) == 3 and os.environ["RANK"] == str(lost):
             os.kill(os.getpid(), signal.SIGKILL)
-        return share(team, work)
+        return statistics(objective, group, *rest)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Team, "_share", killed_in_the_third_round)
+        patch.setattr(measuring, "group_statistics", killed_in_the_third_round)
         codes, errors = team_of(2, lambda: measure_together(run))
     assert codes == ([-9, 1] if lost == 0 else [1, -9])
     assert errors[1 - lost] == (

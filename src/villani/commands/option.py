@@ -9,12 +9,14 @@ import shlex
 import types
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 from pydantic.fields import FieldInfo
 
 from villani.errors import InputError
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -218,3 +220,19 @@ def _table(flag: str, texts: list[str]) -> dict[str, float]:
         if not math.isfinite(table[name.strip()]):
             raise InputError(f"{flag} {name.strip()}={table[name.strip()]:g}: expected a finite number")
     return table
+
+
+def option(default: T, /, help: str = "", group: str = "", *, exclude: bool = False, **more: Any) -> T:
+    """A settings field with a default, as `steps: int = option(200, "of a run", TRAINING)`.
+
+    Args:
+        default: of the field.
+        help: see `Option`.
+        group: see there.
+        exclude: whether nothing that is kept depends on it.
+        more: other attributes of an `Option`.
+    """
+    field: Any = Field(default, exclude=exclude or None)
+    field.metadata.append(Option(help, group, **more))
+    declared: T = field
+    return declared

@@ -63,15 +63,15 @@ class GuardMeter:
         space = objective.parameters
         found = [orbit for orbit in orbits_of(basis, space) if orbit.theorem == "C"]
         parts = parts_of(space, [g.exponents for g in basis])
-        self.objective, self.temperature, self.probes, self.seed, self._parts = (
+        self.objective, self.temperature, self.probes, self.seed, self.parts = (
             objective,
             temperature,
             probes,
             seed,
             parts,
         )
-        self._orbits = {orbit.name: exponents_of(orbit, parts) for orbit in found}
-        if not self._orbits:
+        self.orbits = {orbit.name: exponents_of(orbit, parts) for orbit in found}
+        if not self.orbits:
             missed = incomplete(degrees.skipped.all(), [p.name for p in space.parameters])
             words = "no orbit of Theorem C was found, so that the guard says nothing about the model's λ"
             raise InputError(f"{words}. {missed}" if missed else words)
@@ -84,9 +84,9 @@ class GuardMeter:
         """
         seed = word(self.seed, Purpose.GUARD, step)
         groups = range(len(self.objective.groups))
-        statistics = part_statistics(self.objective, self._parts, groups, seed=seed, probes=self.probes)
+        statistics = part_statistics(self.objective, self.parts, groups, seed=seed, probes=self.probes)
         found = []
-        for name, exponents in self._orbits.items():
+        for name, exponents in self.orbits.items():
             up, low = exponents == exponents.max(), exponents == exponents.min()
             norm = float(statistics.norms[up].sum())
             if norm > 0:

@@ -72,6 +72,11 @@ class Basis:
     def __len__(self) -> int:
         return len(self._held)
 
+    @property
+    def in_memory(self) -> int:
+        """How many of the columns are held in memory."""
+        return sum(column is not None for column in self._held)
+
     def append(self, column: torch.Tensor) -> None:
         """One more column; on return it is on disk, where there is a directory."""
         holds = self.budget.fits(2 * self._bytes)  # this one, and the copy that makes the next

@@ -65,7 +65,7 @@ class HeadedCurvature:
         self._place = next((i for i, t in enumerate(tensors) if t is weight), None)
         trunk_output = trunk(**batch.inputs, **objective.options)
         self._live = trunk_output.last_hidden_state[:, :-1][predicted]  # (n, D), with a graph
-        self.head = _Head(self._live.detach(), weight.detach(), targets[predicted], exact=not gauss_newton)
+        self.head = CrossEntropyHead(self._live.detach(), weight.detach(), targets[predicted], exact=not gauss_newton)
         self.tokens = float(predicted.sum())
         self._gauss_newton = gauss_newton
         if gauss_newton:
@@ -107,7 +107,7 @@ def _pullback(
     return found
 
 
-class _Head:
+class CrossEntropyHead:
     """The cross-entropy of z = Wh at one batch: its loss, its slope in h, and how its slopes move.
 
     Args:
@@ -160,7 +160,7 @@ class _Slopes(torch.autograd.Function):
         ctx: Any,
         features: torch.Tensor,  # noqa: ARG004
         weight: torch.Tensor,
-        head: _Head,
+        head: CrossEntropyHead,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         # features are those of `head`: given so that slopes have a graph to them
         ctx.head = head

@@ -97,6 +97,11 @@ class Curvature:
         self._head = linear_head(objective)
         self._graph = 0  # bytes of the largest graph so far
 
+    @property
+    def graphs(self) -> int:
+        """How many graphs of gradients are kept, one for each batch that the budget has room for."""
+        return len(self._kept)
+
     def views(self, vector: torch.Tensor) -> list[torch.Tensor]:
         """A flat vector as tensors of θ's shapes that share its memory."""
         return [piece.view(t.shape) for piece, t in zip(vector.split(self.sizes), self.tensors, strict=True)]

@@ -173,13 +173,13 @@ def _extreme(_: JetAlgebra, op: Any, a: Any, b: Any) -> Jet:
     return Jet(y, first, second)
 
 
-def _clamp(sweep: JetAlgebra, op: Any, a: Jet, low: Any = None, high: Any = None) -> Jet:
+def _clamp(sweep: JetAlgebra, _: Any, a: Jet, low: Any = None, high: Any = None) -> Jet:
     inside = torch.ones_like(a.x)
     if low is not None:
         inside = inside * (a.x >= low)
     if high is not None:
         inside = inside * (a.x <= high)
-    return sweep.elementwise(a, op(a.x, low, high), inside, None)
+    return sweep.elementwise(a, a.x.clamp(low, high), inside, None)
 
 
 def _clamp_between(sweep: JetAlgebra, _: Any, a: Any, low: Any = None, high: Any = None) -> Any:

@@ -21,7 +21,7 @@ _LARGEST = 10**9  # of every other size
 
 
 @dataclass(frozen=True)
-class _Shape:
+class ModelShape:
     """A known architecture: Hugging Face's model type, the sizes that options may change, and what they may not."""
 
     kind: str
@@ -31,12 +31,12 @@ class _Shape:
 
 def _shape(
     kind: str, layers: int, width: int, heads: int, intermediate: int, vocab: int, context: int, tied: bool, **more: Any
-) -> _Shape:
+) -> ModelShape:
     """`more`: kv_heads, window, activation are sizes; anything else is passed to the configuration as it is."""
     sizes = {"layers": layers, "width": width, "heads": heads, "intermediate": intermediate, "vocab": vocab}
     sizes |= {"context": context, "tied": tied}
     sizes |= {key: more.pop(key) for key in ("kv_heads", "window", "activation") if key in more}
-    return _Shape(kind, sizes, more)
+    return ModelShape(kind, sizes, more)
 
 
 def _rope(theta: float, fraction: float = 1.0) -> dict[str, Any]:
@@ -49,7 +49,7 @@ _LLAMA: dict[str, Any] = {"activation": "silu", "rope_parameters": _rope(1e4)}
 _QWEN: dict[str, Any] = {"activation": "silu", "rms_norm_eps": 1e-6, "rope_parameters": _rope(1e6)}
 
 # Arguments in order: layers, width, heads, intermediate, vocab, context, tied.
-_SHAPES = {
+SHAPES = {
     "gpt-neo-125m": _shape("gpt_neo", 12, 768, 12, 3072, GPT2_VOCABULARY, 2048, True, window=256, **_NEO),
     "gpt2": _shape("gpt2", 12, 768, 12, 3072, GPT2_VOCABULARY, 1024, True, **_NEO),
     "pythia-70m": _shape("gpt_neox", 6, 512, 8, 2048, 50304, 2048, False, **_NEOX),
@@ -108,13 +108,13 @@ def random_model(spec: str) -> tuple[Any, str, str]:
     """
     scheme, _, rest = spec.partition(":")
     name, _, query = rest.partition("?")
-    shapes = _SHAPES if scheme == "config" else _BUILTIN
+    shapes = SHAPES if scheme == "config" else _BUILTIN
     if name not in shapes:
         close = difflib.get_close_matches(name, shapes, n=1)
         hint = f"did you mean {scheme}:{close[0]}? " if close else ""
         raise InputError(f"{scheme}:{shortened(name)}: unknown model; {hint}Known: {', '.join(shapes)}")
     given = _options(spec, query, shapes[name])
-    sizes = _resolve(spec, shapes[name], given)
+    sizes = resolve_sizes(spec, shapes[name], given)
     seed = given.get("seed", 0)
     shown = {key: value for key, value in given.items() if key != "seed"}
     changed = ", ".join(f"{key}={value:d}" if key == "tied" else f"{key}={value}" for key, value in shown.items())
@@ -125,10 +125,10 @@ def random_model(spec: str) -> tuple[Any, str, str]:
         what=f"{shortened(spec)}: the weights",
         instead="choose smaller sizes",
     )
-    return _build(shapes[name], sizes, seed), description, tokenizer
+    return build_model(shapes[name], sizes, seed), description, tokenizer
 
 
-def _options(spec: str, query: str, shape: _Shape) -> dict[str, Any]:
+def _options(spec: str, query: str, shape: ModelShape) -> dict[str, Any]:
     """Options of a spec, checked one by one."""
     known = shape.sizes | _SEED_OPTION
     try:
@@ -164,7 +164,7 @@ def _option(spec: str, key: str, value: str) -> Any:
     return bool(number) if key == "tied" else number
 
 
-def _resolve(spec: str, shape: _Shape, given: dict[str, Any]) -> dict[str, Any]:
+def resolve_sizes(spec: str, shape: ModelShape, given: dict[str, Any]) -> dict[str, Any]:
     """All sizes: what is not given follows the width in proportion."""
     base = shape.sizes
     sizes = base | {key: value for key, value in given.items() if key != "seed"}
@@ -191,7 +191,7 @@ def _resolve(spec: str, shape: _Shape, given: dict[str, Any]) -> dict[str, Any]:
     return sizes
 
 
-def _heads_fit(shape: _Shape, width: int, heads: int) -> bool:
+def _heads_fit(shape: ModelShape, width: int, heads: int) -> bool:
     """Whether `heads` divide `width`, and rotary embeddings, which pair dimensions, get an even number of them."""
     if width % heads:
         return False
@@ -202,16 +202,17 @@ def _heads_fit(shape: _Shape, width: int, heads: int) -> bool:
     return rotated >= 2 and rotated % 2 == 0
 
 
-def memory_of(shape: _Shape, sizes: dict[str, Any]) -> float:
+def memory_of(shape: ModelShape, sizes: dict[str, Any]) -> float:
     """Bytes of weights and tables, from models of one and two layers that are never allocated: layers are alike."""
     one, two = (
         sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))
-        for model in (_build(shape, sizes | {"layers": layers}, 0, "meta") for layers in (1, 2))
+        for model in (build_model(shape, sizes | {"layers": layers}, 0, "meta") for layers in (1, 2))
     )
     return float(one + (sizes["layers"] - 1) * (two - one))
 
 
-def _build(shape: _Shape, sizes: dict[str, Any], seed: int, device: str = "cpu") -> Any:
+def build_model(shape: ModelShape, sizes: dict[str, Any], seed: int, device: str = "cpu") -> Any:
+    """A model of this shape and these sizes with random weights of the seed, in float32."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     builder: Any = AutoModelForCausalLM  # untyped in transformers

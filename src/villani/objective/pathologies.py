@@ -16,7 +16,7 @@ from villani.errors import InputError
 from villani.objective.objective import IGNORED
 from villani.statistics import Array, Estimate, exact, ratio_estimates
 
-_ROWS = 1 << 14  # embedding rows in float64 at once
+ROWS = 1 << 14  # embedding rows in float64 at once
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ def superposition(rows: torch.Tensor) -> float:
     """
     gram = torch.zeros(rows.shape[1], rows.shape[1], dtype=torch.float64, device=rows.device)
     count = 0
-    for part in rows.detach().split(_ROWS):
+    for part in rows.detach().split(ROWS):
         wide = part.double()
         lengths = torch.linalg.vector_norm(wide, dim=1)
         unit = wide[lengths > 0] / lengths[lengths > 0, None]

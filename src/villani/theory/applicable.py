@@ -77,7 +77,7 @@ def upper_bounds(case: Potential, proved: Proved | None = None) -> tuple[list[Co
     if case.constant:
         return [*found, exact_quadratic(decay, beta)], []
     line = Line(case) if case.core == 1 else None
-    search = _Search(case, line)
+    search = HypothesisSearch(case, line)
     missing.append(Missing("C1", "L is not constant"))
     curvature, sure = _choose(proved.curvature, search.curvature, line.concavity if line else None)
     _, gaussian = case.parts
@@ -126,7 +126,7 @@ def _computed(name: str, value: float, kind: Kind, status: Status) -> Constant:
     return Constant("truth", name, float(np.log(value)), "lower", kind, "none", status, "theory/exact.py")
 
 
-class _Search:
+class HypothesisSearch:
     """Extremes of L and Ψ on a grid: lines and radii densely, the plane on rays that crowd around the axes."""
 
     def __init__(self, case: Potential, line: Line | None = None) -> None:
@@ -196,7 +196,7 @@ def _sum(suprema: tuple[Supremum, Supremum]) -> Supremum:
     return Supremum(one.bound + other.bound, one.seen + other.seen, one.points)
 
 
-def _lyapunov(case: Potential, search: _Search) -> tuple[list[Constant], list[Missing]]:
+def _lyapunov(case: Potential, search: HypothesisSearch) -> tuple[list[Constant], list[Missing]]:
     """C5 with the best ball, and C6 with the best growth, on a line or a radius."""
     if case.core == 2:
         why = "an infimum of Ψ over the plane, which rays cannot tell (THEORY.md §2.2)"
@@ -230,7 +230,7 @@ def _lyapunov(case: Potential, search: _Search) -> tuple[list[Constant], list[Mi
     return [fifth, min(found[1:], key=lambda c: c.log_value)], []
 
 
-def _dissipative(case: Potential, search: _Search, proved: Proved) -> tuple[list[Constant], list[Missing]]:
+def _dissipative(case: Potential, search: HypothesisSearch, proved: Proved) -> tuple[list[Constant], list[Missing]]:
     """C7 with the best growth m ≤ λ."""
     decay, beta = case.weight_decay, case.beta
     dimension = case.dimension if case.shape == "radial" else case.core

@@ -26,9 +26,9 @@ from villani.theory.radial import Radial, radial_gaps
 from villani.theory.resolution import Proof, Tail, tail
 from villani.theory.unseen import search
 
-_DEPTHS = (60.0, 80.0)  # nats of U that the boxes of the two solutions on a line reach
+DEPTHS = (60.0, 80.0)  # nats of U that the boxes of the two solutions on a line reach
 _ORDERS = (14, 18)
-_RADIAL_DEPTHS = (36.0, 42.0)
+RADIAL_DEPTHS = (36.0, 42.0)
 _MOST = 300  # panels of the coarser mesh, which holds the edges of the finer one
 _HOLLOW = 0.02  # of the radius: where a law begins no nearer to 0, its volume is part of the energy
 _FINEST = 1e-10  # nats: what intervals can show of U in double precision
@@ -150,7 +150,7 @@ class Verified:
 def _line(case: Potential, tolerance: float, sobolev: bool, asked: bool) -> Truth:
     line, box, verified = _verified_line(case, tolerance)
     edges = line.mesh.edges
-    ends = support(_on_line(case), _DEPTHS[0]) if verified.why else box  # what lies beyond a verified box is bounded
+    ends = support(_on_line(case), DEPTHS[0]) if verified.why else box  # what lies beyond a verified box is bounded
     coarse = law(_on_line(case), panels(_on_line(case), ends, _ORDERS[0], (*case.breaks, *edges), most=_MOST))
     known = gaps(line)
     difference = _settled(float(known[0]), first_gap(coarse), tolerance)
@@ -186,7 +186,7 @@ def _on_line(case: Potential) -> Callable[[Array], Array]:
 def _verified_line(case: Potential, tolerance: float) -> tuple[Law, tuple[float, float], Verified]:
     """The law on a mesh that intervals have looked through, widened until its tails are shown not to count."""
     energy = _on_line(case)
-    box, before = support(energy, _DEPTHS[1]), np.inf
+    box, before = support(energy, DEPTHS[1]), np.inf
     for _ in range(_WIDENINGS):
         proof = Proof(case, max(tolerance / 5, _FINEST))
         line = law(energy, panels(energy, box, _ORDERS[1], case.breaks, watch=proof))
@@ -269,12 +269,12 @@ def _radial(case: Potential, tolerance: float, asked: bool) -> Truth:
         return value
 
     mesh, found, verified = _verified_radial(case, effective, tolerance)
-    ends = support(effective, _RADIAL_DEPTHS[0], half_line=True)
+    ends = support(effective, RADIAL_DEPTHS[0], half_line=True)
     within = mesh.edges
     if verified.why:
         first = 0.0 if within[0] == 0 else ends[0]
         within = np.unique([first, *within[(within > first) & (within < ends[1])], ends[1]])
-    other = radial_gaps(energy, within, d, 12, _RADIAL_DEPTHS[0 if verified.why else 1])
+    other = radial_gaps(energy, within, d, 12, RADIAL_DEPTHS[0 if verified.why else 1])
     difference = _settled(min(found.gaps), min(other.gaps), tolerance)
     error, status, why = verified.judge(difference, tolerance, asked)
     # near 0, where d is small, r^{d−1} is a polynomial that the nodes integrate; far from 0 it is part of the energy
@@ -302,13 +302,13 @@ def _verified_radial(
 ) -> tuple[Mesh, Radial, Verified]:
     """As `_verified_line`; the tail towards 0, if elements are left out there, needs no widening."""
     energy = _on_line(case)
-    low, radius = support(effective, _RADIAL_DEPTHS[1], half_line=True)
+    low, radius = support(effective, RADIAL_DEPTHS[1], half_line=True)
     hollow = low > _HOLLOW * radius
     for _ in range(_WIDENINGS):
         proof = Proof(case, max(tolerance / 5, _FINEST), volume=hollow)
         box = (low, radius) if hollow else (0.0, radius)
         mesh = panels(effective if hollow else energy, box, _ORDERS[1], watch=proof)
-        found = radial_gaps(energy, mesh.edges, case.dimension, 15, _RADIAL_DEPTHS[1])
+        found = radial_gaps(energy, mesh.edges, case.dimension, 15, RADIAL_DEPTHS[1])
         gap = min(found.gaps)
         tails = [tail(case, found.ends[1], 1, radius / 8)]
         if found.ends[0] > 0:
@@ -473,7 +473,7 @@ def relative_entropy(case: Potential, truth: Truth) -> RelativeEntropy:
         return prior.energy(x[None])
 
     mesh = panels(
-        energy, support(energy, _DEPTHS[1]), _ORDERS[1], (*case.breaks, *truth.edges),
+        energy, support(energy, DEPTHS[1]), _ORDERS[1], (*case.breaks, *truth.edges),
         also=lambda x: case.loss(x[None]),
     )  # fmt: skip
     line = law(energy, mesh)

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from villani import cli
 from villani.commands.audit.settings import AuditSettings
-from villani.commands.audit.words import outcomes
+from villani.commands.audit.tables import outcomes
 from villani.commands.content import run_records
 from villani.commands.pages import page as page_of
 from villani.commands.running import execute

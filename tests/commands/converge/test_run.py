@@ -16,6 +16,9 @@ from villani.commands.converge.record import ConvergenceRecord
 from villani.commands.converge.settings import ConvergeSettings
 from villani.commands.pages import write_report
 from villani.commands.running import execute, perform
+from villani.commands.subject import load_subject
+from villani.dynamics.langevin import advance
+from villani.dynamics.network import NetworkTarget
 from villani.errors import InputError
 from villani.inputs.models import load_model
 from villani.work import stretches
@@ -138,6 +141,20 @@ def test_sigkill_and_resume_give_the_same_bytes(tmp_path):
     execute(settings, tmp_path / "killed")
     execute(settings, tmp_path / "whole")
     assert (tmp_path / "killed" / "records.json").read_bytes() == (tmp_path / "whole" / "records.json").read_bytes()
+
+
+def test_every_chain_begins_at_rest(tmp_path):
+    """The second of two chains with momentum is the one that is walked by itself."""
+    settings = ConvergeSettings(model=MODEL, steps=6, chains=2, momentum=0.9, log_every=1, **FEW)
+    point = execute(settings, tmp_path / "r")[1].points[0]
+    settings = settings.filled()
+    objective = load_subject(settings, Work(), 0.1).objective
+    target = NetworkTarget(objective, batch=settings.batch, seed=settings.seed)
+    velocity = [torch.zeros_like(tensor) for tensor in target.tensors]
+    with target.running():
+        piece = advance(target, settings.kernel(0.1, 1e-3), seed=settings.seed, chain=1, velocity=velocity)
+    loss = next(curve for curve in point.curves if curve.name == "loss")
+    assert loss.chains[1] == [row[0, 0] for row in piece.rows]
 
 
 @pytest.mark.parametrize("where", ["before the row", "after the row"])

@@ -132,9 +132,9 @@ def test_a_checkpoint_is_the_start_of_every_seed(checkpoint):
 
 def test_documents_that_are_cut_count_for_none():
     owners = np.array([0, 0, 1, 2, 2, 3])
-    assert study._whole_documents(owners, 1, 4).tolist() == [-1, 1, -1]
-    assert study._whole_documents(owners, 0, 6).tolist() == owners.tolist()
-    assert study._whole_documents(owners, 3, 4).tolist() == [-1]
+    assert study.whole_documents(owners, 1, 4).tolist() == [-1, 1, -1]
+    assert study.whole_documents(owners, 0, 6).tolist() == owners.tolist()
+    assert study.whole_documents(owners, 3, 4).tolist() == [-1]
 
 
 @pytest.mark.parametrize(

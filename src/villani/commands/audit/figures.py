@@ -1,67 +1,65 @@
 """The pictures of an audit: Ψ along rays and along an orbit, and the s* of the orbits."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import cycle
 
 import plotly.graph_objects as go
 
 from villani.commands.audit.record import OrbitRecord, RayRecord, StepRecord
-from villani.commands.audit.words import threshold_words
+from villani.commands.audit.tables import threshold_words
 from villani.outwards import upper
 from villani.report.colours import NEGATIVE, POSITIVE, REMAINDER, TOTAL, UNRESOLVED
 from villani.report.estimates import uncertain
 from villani.report.figures import LEGEND, SignedLog, curve, error_bars, rows, themed
 from villani.report.numbers import format_number
+from villani.work.records import EstimateRecord
 
 _PALETTE = (TOTAL, POSITIVE, REMAINDER, "#a78bfa", "#ec4899", "#14b8a6", "#eab308")
 _SHOWN = 12  # orbits in the picture
+Curve = tuple[Sequence[float], Sequence[EstimateRecord], str, str, str, Sequence[str]]  # x, y, name, style, places
 
 
 def rays(rays: Sequence[RayRecord]) -> go.Figure:
     """Ψ along every ray."""
-    values = [psi.value for ray in rays for psi in ray.psi]
-    up = SignedLog(max(map(abs, values)))
-    traces = [
-        curve(
-            ray.radii, ray.psi, ray.direction, _PALETTE[i % len(_PALETTE)], scale=up,
-            text=[f"r = {format_number(r)}: {uncertain(psi)}" for r, psi in zip(ray.radii, ray.psi, strict=True)],
-        )
-        for i, ray in enumerate(rays)
-    ]  # fmt: skip
-    return themed(traces, 430, {"title": "radius r"}, {"title": "Ψ", "zeroline": True, **up.ticks(values)}, LEGEND)
+    curves = [
+        (ray.radii, ray.psi, ray.direction, colour, "solid", [f"r = {format_number(r)}" for r in ray.radii])
+        for ray, colour in zip(rays, cycle(_PALETTE), strict=False)
+    ]
+    return _along(curves, {"title": "radius r"})
 
 
 def orbit(walk: Sequence[StepRecord], temperature: float) -> tuple[str, go.Figure, str]:
     """Title, figure and caption of Ψ along an orbit."""
-    predicted, measured = [step.predicted for step in walk], [step.measured for step in walk]
-    values = [estimate.value for estimate in (*predicted, *measured)]
-    up = SignedLog(max(map(abs, values)))
     scales, places = [f"{step.scale:g}" for step in walk], [math.log2(step.scale) for step in walk]
-    traces = [
-        curve(
-            places, series, name, colour, dash, up,
-            text=[f"R = {scale}: {uncertain(e)}" for scale, e in zip(scales, series, strict=True)],
-        )
-        for series, name, colour, dash in (
-            (predicted, "predicted from R = 1", UNRESOLVED, "dash"), (measured, "measured", NEGATIVE, "solid"),
-        )
-    ]  # fmt: skip
-    across = {"title": "scale R", "tickvals": places, "ticktext": scales}
-    figure = themed(traces, 430, across, {"title": "Ψ", "zeroline": True, **up.ticks(values)}, LEGEND)
+    names = [f"R = {scale}" for scale in scales]
+    curves = [
+        (places, [step.predicted for step in walk], "predicted from R = 1", UNRESOLVED, "dash", names),
+        (places, [step.measured for step in walk], "measured", NEGATIVE, "solid", names),
+    ]
+    figure = _along(curves, {"title": "scale R", "tickvals": places, "ticktext": scales})
     drift = max(step.loss_change for step in walk)
     loss = "the loss is the same to the last bit" if drift == 0 else f"the loss changes by up to {upper(drift, 1)} nats"
     caption = f"Ψ along the orbit with the smallest s*, at s = {format_number(temperature)}; on all of it {loss}."
     return "On a rescaling orbit: the same loss", figure, caption
 
 
+def _along(curves: Sequence[Curve], across: Mapping[str, object]) -> go.Figure:
+    values = [estimate.value for _, series, *_ in curves for estimate in series]
+    up = SignedLog(max(map(abs, values)))
+    traces = [
+        curve(x, y, name, colour, dash, up, text=[f"{p}: {uncertain(e)}" for p, e in zip(places, y, strict=True)])
+        for x, y, name, colour, dash, places in curves
+    ]
+    return themed(traces, 430, across, {"title": "Ψ", "zeroline": True, **up.ticks(values)}, LEGEND)
+
+
 def thresholds(orbits: Sequence[OrbitRecord], temperature: float) -> go.Figure:
     """s* of the orbits, with how far their bounds reach."""
     shown = [orbit for orbit in orbits if orbit.threshold.value is not None][:_SHOWN]
     values = [max(orbit.threshold.value or 0.0, 1e-12) for orbit in shown]
-    reach = [
-        max((orbit.threshold.upper or value) - value, 0.0) if orbit.confirmed else 0.0
-        for orbit, value in zip(shown, values, strict=True)
-    ]
+    bounds = [orbit.threshold.upper or 0.0 if orbit.confirmed else 0.0 for orbit in shown]
+    reach = [max(bound - value, 0.0) for bound, value in zip(bounds, values, strict=True)]
     axis = {"type": "log", "title": "temperature s", "exponentformat": "power", "nticks": 5}
     marker = {"size": 10, "color": [TOTAL if orbit.confirmed else UNRESOLVED for orbit in shown]}
     texts = [f"{orbit.name}: {threshold_words(orbit.threshold)}" for orbit in shown]

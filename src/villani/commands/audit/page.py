@@ -6,14 +6,14 @@ from pathlib import Path
 from rich.console import Console
 
 from villani.commands.audit import figures
-from villani.commands.audit.record import AuditRecord, RayRecord, ReplayRecord
-from villani.commands.audit.tables import tables, walk_rows
-from villani.commands.audit.words import CRITERIA, outcomes, step_words, worst_orbit, worst_walk
+from villani.commands.audit.record import AuditRecord, ReplayRecord
+from villani.commands.audit.tables import CRITERIA, outcomes, tables, walk_rows, worst_orbit, worst_walk
 from villani.commands.constants import page as theory
 from villani.commands.measure.figures import ray
 from villani.outwards import upper
+from villani.report.estimates import uncertain
 from villani.report.numbers import format_number
-from villani.report.page import Picture, Pictures
+from villani.report.page import Pictures
 from villani.report.terminal import print_findings, say, table
 
 __all__ = ["exit_code", "findings", "headline", "limits", "pictures", "show", "tables"]
@@ -87,7 +87,7 @@ def _rays_words(record: AuditRecord) -> str:
     if walk and walk[-1].measured.value < walk[0].measured.value and growing:
         text += (
             f" On the orbit beside them, through the same {'or a nearby ' if worst_orbit(record).moved else ''}weights "
-            f"and with the same loss, Ψ goes from {step_words(walk[0])} to {step_words(walk[-1])}."
+            f"and with the same loss, Ψ goes from {uncertain(walk[0].measured)} to {uncertain(walk[-1].measured)}."
         )
     return text
 
@@ -98,19 +98,15 @@ def pictures(record: AuditRecord | ReplayRecord) -> Pictures:
         return {"orbit": figures.orbit(record.walk, record.temperature)} if record.walk else {}
     rays, orbits = record.differential_evidence.rays, record.differential_evidence.orbits
     walk, s = worst_walk(record), record.temperature
+    points = [*zip(rays[0].radii, rays[0].psi, strict=True)] if rays else []
     bounded = any(orbit.threshold.value is not None for orbit in orbits)
     return {
         "side-rays": ("On straight rays: growth", figures.rays(rays), _RAYS_CAPTION) if rays else None,
         "side-orbit": figures.orbit(walk, s) if walk else None,
         "thresholds": (_THRESHOLDS, figures.thresholds(orbits, s), _THRESHOLDS_CAPTION) if bounded else None,
-        "ray": _first_ray(rays[0]) if rays else None,
+        "ray": (f"Part by part along the ray “{rays[0].direction}”", ray(points), _RAY_CAPTION) if rays else None,
         "constants": theory.model_picture(record.constants) if record.constants else None,
     }
-
-
-def _first_ray(first: RayRecord) -> Picture:
-    title = f"Part by part along the ray “{first.direction}”"
-    return title, ray([*zip(first.radii, first.psi, strict=True)]), _RAY_CAPTION
 
 
 _RAYS_CAPTION = "Ψ at θ + r·u; bars are intervals. The same λ, s, model and text as beside, on fewer groups."
@@ -141,19 +137,14 @@ def limits(record: AuditRecord | ReplayRecord) -> list[str]:
 
 def show(record: AuditRecord | ReplayRecord, directory: Path, console: Console) -> None:
     """The answer with its reasons, or what a witness claims and what came out; and Ψ along the worst orbit."""
-    if isinstance(record, ReplayRecord):
-        print_findings(console, headline(record))
-        for sentence in record.sentences:
-            say(console, sentence)
-        walk = record.walk
-    else:
-        print_findings(console, headline(record), findings(record))
-        walk = next((orbit.walk for orbit in record.differential_evidence.orbits if orbit.walk), [])
-    if walk:
+    print_findings(console, headline(record), findings(record))
+    if walk := record.walk if isinstance(record, ReplayRecord) else worst_walk(record):
         console.print(table(walk_rows(walk)))
-    if isinstance(record, AuditRecord) and record.cost:
+    if isinstance(record, ReplayRecord):
+        return
+    if record.cost:
         console.print(f"{record.cost.seconds:.0f} s, peak memory {record.cost.peak_memory_bytes / 2**30:.2f} GiB")
-    if isinstance(record, AuditRecord) and record.witness:
+    if record.witness:
         say(console, f"The witness: villani audit --replay {directory / record.witness}")
 
 

@@ -1,8 +1,10 @@
 """Records of an audit: four criteria, each a verdict with its evidence. No torch. Infinities are null."""
 
-from typing import Literal
+import math
+from collections.abc import Mapping
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from villani.commands.constants.record import ModelConstants, SpectralGapRecord
 from villani.work.records import (
@@ -17,6 +19,11 @@ from villani.work.records import (
 )
 
 Verdict = Literal["holds", "refuted", "not refuted", "unknown"]
+
+
+def finite(value: float | None) -> float | None:
+    """A number as it stands in a record."""
+    return value if value is not None and math.isfinite(value) else None
 
 
 class OutcomeRecord(Record):
@@ -118,6 +125,14 @@ class ThresholdRecord(Record):
         default=None,
         description="of the noise of ∇_B L, (tr Σ)²/tr Σ²; below 20, or null, `upper` is a wider bound for any number",
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_threshold(cls, value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return value
+        infinite = {name: finite(getattr(value, name)) for name in ("value", "upper", "rounding")}
+        return {name: getattr(value, name) for name in cls.model_fields} | infinite
 
 
 class StepRecord(Record):

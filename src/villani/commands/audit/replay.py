@@ -8,7 +8,7 @@ repeated. What does not come out as claimed is said, and the witness is then not
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 
@@ -17,10 +17,9 @@ import torch
 
 from villani.commands.audit.claims import Check, bound_checks, scale_checks
 from villani.commands.audit.record import ReplayRecord
-from villani.commands.audit.results import threshold_record
 from villani.commands.audit.settings import AuditSettings
 from villani.commands.audit.trust import replayed_settings, wishes
-from villani.commands.audit.witness import Claim, Witness, indexed, read_witness, text_checksum
+from villani.commands.audit.witness import Witness, indexed, read_witness, text_checksum
 from villani.commands.subject import determining, load_subject
 from villani.criteria.coverage import Slab, bounded_tensors, objective_terms
 from villani.criteria.differential import FURTHEST, SCALES, short_batch
@@ -36,22 +35,9 @@ from villani.objective.batches import Batch
 from villani.objective.graph import LossGraph, trace_loss
 from villani.objective.objective import Objective
 from villani.outwards import upper
-from villani.work.records import TextRecord
 from villani.work.work import Work
 
 _MORE = re.compile(r"\d{1,4} more at once")  # as `pooled` names orbits
-
-
-@dataclass(frozen=True, eq=False)
-class _Result:
-    """What came of the parts of a claim; None where there is none, or where it is not what it claims to be."""
-
-    checks: list[Check]
-    orbit: str | None = None
-    threshold: Threshold | None = None
-    walk: Sequence[Step] = ()
-    flat: FlatDirection | None = None
-    slab: Slab | None = None
 
 
 def replay(settings: AuditSettings, work: Work) -> ReplayRecord:
@@ -85,117 +71,145 @@ def replay(settings: AuditSettings, work: Work) -> ReplayRecord:
         {**determining(audited, subject.text, subject.provenance), "decay": audited.decay, "witness": checksum},
         audited.model_dump() | {"witness": checksum}, device=audited.device,
     )  # fmt: skip
-    result = _evaluated(objective, witness, audited, work)
-    checks = [*_subject_checks(claim, subject.text), *result.checks]
+    replayed = _Replay(objective, witness, audited, work)
+    checks = replayed.evaluate()
+    reproduced = bool(checks) and all(check.holds for check in checks)
+    if claim.text_checksum not in (None, text_checksum(subject.text)):
+        words = "The text or the tokenizer is not the one that was audited: what follows is about this one."
+        checks, reproduced = [Check(words, False), *checks], False
     return ReplayRecord.of(
-        audited,
+        replayed,
         model=subject.loaded.record,
         text=subject.text,
         witness_checksum=checksum,
-        reproduced=bool(result.checks) and all(check.holds for check in checks),
-        orbit=result.orbit,
+        reproduced=reproduced,
+        **audited.model_dump(include={"weight_decay", "temperature", "seed"}),
         claimed=claim.threshold,
-        found=threshold_record(result.threshold) if result.threshold else None,
-        walk=list(result.walk),
-        flat=result.flat,
-        slab=result.slab,
         sentences=[_design(audited, objective), *(check.sentence for check in checks)],
         provenance=subject.provenance.model_copy(update={"command": settings.command()}),
     )
 
 
-def _evaluated(objective: Objective, witness: Witness, settings: AuditSettings, work: Work) -> _Result:
-    """Every part of the claim, proved and measured again."""
-    claim = witness.claim
-    checks: list[Check] = []
-    seed = settings.seed or 0
-    measured = _Result([])
-    flat, slab = None, None
-    if claim.orbit is not None:
-        measured = _orbit(objective, witness, settings, work)
-        checks += measured.checks
-    undecayed = [
-        i for i, p in enumerate(objective.parameters.parameters) if objective.weight_decay == 0 or not p.decayed
-    ]
-    if claim.flat is not None:
-        work.stage("proving the flat direction")
-        flat, check = _flat(objective, witness, undecayed, seed)
-        checks.append(check)
-    if claim.slab:
-        work.stage("bounding the loss")
-        slab, check = _slab(objective, claim, undecayed, seed)
-        checks.append(check)
-    return _Result(checks, measured.orbit, measured.threshold, measured.walk, flat, slab)
+class _Replay:
+    """Every part of a claim, proved and measured again; None where there is none, or it is not what it claims to be."""
 
+    def __init__(self, objective: Objective, witness: Witness, settings: AuditSettings, work: Work) -> None:
+        self.objective, self.witness, self.settings, self.work = objective, witness, settings, work
+        self.claim, self.space, self.seed = witness.claim, objective.parameters, settings.seed or 0
+        self.undecayed = [
+            i for i, p in enumerate(self.space.parameters) if objective.weight_decay == 0 or not p.decayed
+        ]
+        self.checks: list[Check] = []
+        self.orbit: str | None = None
+        self.found: Threshold | None = None
+        self.walk: Sequence[Step] = ()
+        self.flat: FlatDirection | None = None
+        self.slab: Slab | None = None
 
-def _orbit(objective: Objective, witness: Witness, settings: AuditSettings, work: Work) -> _Result:
-    space, seed = objective.parameters, settings.seed or 0
-    exponents = {i: e.to(torch.float64) for i, e in indexed(witness.orbit, space, whole=False).items()}
-    work.stage("proving the orbit")
-    basis = generators(trace_loss(objective, short_batch(objective)))
-    orbit = orbit_of(exponents, basis, space)
-    if isinstance(orbit, str):
-        return _Result(
-            [Check(f"The orbit that the witness states {orbit}: criterion (iv) is not refuted by it.", False)]
+    def evaluate(self) -> list[Check]:
+        """What was looked at."""
+        if self.claim.orbit is not None:
+            self._along_the_orbit(self.claim.orbit)
+        if self.claim.flat is not None:
+            self.work.stage("proving the flat direction")
+            self._flat()
+        if self.claim.slab:
+            self.work.stage("bounding the loss")
+            self._slab()
+        return self.checks
+
+    def _say(self, sentence: str, holds: bool = False) -> None:
+        self.checks.append(Check(sentence, holds))
+
+    def _along_the_orbit(self, claimed: str) -> None:
+        objective, space, settings, work = self.objective, self.space, self.settings, self.work
+        exponents = {i: e.to(torch.float64) for i, e in indexed(self.witness.orbit, space, whole=False).items()}
+        work.stage("proving the orbit")
+        basis = generators(trace_loss(objective, short_batch(objective)))
+        orbit = orbit_of(exponents, basis, space)
+        if isinstance(orbit, str):
+            self._say(f"The orbit that the witness states {orbit}: criterion (iv) is not refuted by it.")
+            return
+        first, _, more = claimed.partition(" and ")
+        if _MORE.fullmatch(more) and first in {known.name for known in orbits_of(basis, space)}:
+            orbit = replace(orbit, name=f"{first} and {more}")  # rather than a list of all tensors of a pool
+        self.orbit = orbit.name
+        checks, scales = scale_checks(self.claim.scales, SCALES, FURTHEST)
+        self.checks += checks
+        parts = parts_of(space, [orbit.exponents])
+        along = exponents_of(orbit, parts)
+        block = [int(i) for i in np.flatnonzero(along == along.min())]
+        number = count()
+
+        def measured(scope: str, blocks: list[list[int]]) -> PartStatistics:
+            return part_statistics(
+                objective, parts, range(len(objective.groups)), seed=self.seed, probes=settings.probes, blocks=blocks,
+                work=work.scope(scope).part(next(number), 2 + len(scales)),
+            )  # fmt: skip
+
+        work.stage("walking the orbit")
+        with replaced(objective, indexed(self.witness.moved, space, whole=True)):
+            bound = threshold(along, measured("threshold", [block]), settings.weight_decay)
+            bound = beyond(bound, laplacian_rounding(objective, parts, orbit, [0], self.seed))
+            walk = walk_orbit(
+                objective, orbit, along, lambda scale: measured(f"walk/{scale:g}", []), settings.temperature, scales
+            )
+        estimates = [bound.gradient_norm_squared, bound.laplacian]
+        estimates += [estimate for step in walk for estimate in (step.predicted, step.measured)]
+        numbers = [number for e in estimates for number in (e.value, e.sem)] + [step.loss_change for step in walk]
+        if not all(map(math.isfinite, numbers)):
+            words = "the loss or its derivatives are not finite: criterion (iv) is not refuted by it."
+            self._say(f"Along {orbit.name} {words}")
+            return
+        drift = max(step.loss_change for step in walk)
+        same = "by not a single bit" if drift == 0 else f"by up to {upper(drift, 1)} nats per token"
+        allowed = drift_allowed(objective.loss(0), space.dtype)
+        self._say(f"Along {orbit.name} the loss changes {same} for R up to {walk[-1].scale:g}.", drift <= allowed)
+        assert self.claim.threshold is not None
+        self.checks += bound_checks(self.claim.threshold, bound)
+        self.found, self.walk = bound, walk
+
+    def _flat(self) -> None:
+        objective = self.objective
+        [(index, direction)] = indexed(self.witness.flat, self.space, whole=True).items()
+        name = self.space.parameters[index].name
+        graphs = self._traced(_looking_up(objective, index, direction))
+        flat = reproved(objective, graphs, self.undecayed, index, direction, self.seed)
+        if isinstance(flat, str):
+            self._say(f"The direction in {name} that the witness calls flat {flat}: nothing is refuted by it.")
+            return
+        self.flat = flat
+        self._say(
+            f"Along {flat.kind} of {name}, moves of {', '.join(f'{c:g}' for c in flat.steps)} change the loss by at "
+            f"most {upper(max(flat.changes), 1)} nats per token, and the traced graph proves that none does: criteria "
+            "(ii) and (iii) are refuted again.",
+            True,
         )
-    first, _, more = (witness.claim.orbit or "").partition(" and ")
-    if _MORE.fullmatch(more) and first in {known.name for known in orbits_of(basis, space)}:
-        orbit = replace(orbit, name=f"{first} and {more}")  # rather than a list of all tensors of a pool
-    checks, scales = scale_checks(witness.claim.scales, SCALES, FURTHEST)
-    parts = parts_of(space, [orbit.exponents])
-    along = exponents_of(orbit, parts)
-    block = [int(i) for i in np.flatnonzero(along == along.min())]
-    number = count()
 
-    def measured(scope: str, blocks: list[list[int]]) -> PartStatistics:
-        return part_statistics(
-            objective, parts, range(len(objective.groups)), seed=seed, probes=settings.probes, blocks=blocks,
-            work=work.scope(scope).part(next(number), 2 + len(scales)),
-        )  # fmt: skip
-
-    work.stage("walking the orbit")
-    with replaced(objective, indexed(witness.moved, space, whole=True)):
-        bound = threshold(along, measured("threshold", [block]), settings.weight_decay)
-        bound = beyond(bound, laplacian_rounding(objective, parts, orbit, [0], seed))
-        walk = walk_orbit(
-            objective, orbit, along, lambda scale: measured(f"walk/{scale:g}", []), settings.temperature, scales
+    def _slab(self) -> None:
+        names, claimed = [p.name for p in self.space.parameters], set(self.claim.slab)
+        known = [i for i in self.undecayed if names[i] in claimed]
+        if strange := claimed - {names[i] for i in known}:
+            what = "of the tensors along which the witness calls the loss bounded decay, or are not θ's"
+            self._say(f"{len(strange)} {what}: nothing is refuted by them.")
+            return
+        slab = bounded_tensors(self.objective, self._traced([]), known, self.seed)
+        bounded = slab is not None and not slab.contradiction and set(slab.tensors) == claimed
+        if slab is None or not bounded or not all(map(math.isfinite, slab.losses)):
+            what = f"The loss is not shown to be bounded along the {len(known)} tensors that the witness names"
+            self._say(f"{what}: nothing is refuted by them.")
+            return
+        self.slab = slab
+        others = f" and {len(known) - 1} more" if len(known) > 1 else ""
+        self._say(
+            f"Whatever the undecayed {slab.tensors[0]}{others}, the loss is at most {upper(slab.bound, 3)} nats per "
+            "token: criteria (ii) and (iii) are refuted again.",
+            True,
         )
-    if not _finite(bound, walk):
-        words = f"Along {orbit.name} the loss or its derivatives are not finite: criterion (iv) is not refuted by it."
-        return _Result([*checks, Check(words, False)], orbit.name)
-    drift = max(step.loss_change for step in walk)
-    same = "by not a single bit" if drift == 0 else f"by up to {upper(drift, 1)} nats per token"
-    allowed = drift_allowed(objective.loss(0), space.dtype)
-    checks.append(
-        Check(f"Along {orbit.name} the loss changes {same} for R up to {walk[-1].scale:g}.", drift <= allowed)
-    )
-    assert witness.claim.threshold is not None
-    return _Result([*checks, *bound_checks(witness.claim.threshold, bound)], orbit.name, bound, walk)
 
-
-def _finite(bound: Threshold, walk: Sequence[Step]) -> bool:
-    estimates = [bound.gradient_norm_squared, bound.laplacian]
-    estimates += [estimate for step in walk for estimate in (step.predicted, step.measured)]
-    numbers = [number for e in estimates for number in (e.value, e.sem)] + [step.loss_change for step in walk]
-    return all(map(math.isfinite, numbers))
-
-
-def _flat(
-    objective: Objective, witness: Witness, undecayed: Sequence[int], seed: int
-) -> tuple[FlatDirection | None, Check]:
-    [(index, direction)] = indexed(witness.flat, objective.parameters, whole=True).items()
-    name = objective.parameters.parameters[index].name
-    graphs = _traced(objective, _looking_up(objective, index, direction))
-    flat = reproved(objective, graphs, undecayed, index, direction, seed)
-    if isinstance(flat, str):
-        words = f"The direction in {name} that the witness calls flat {flat}: nothing is refuted by it."
-        return None, Check(words, False)
-    return flat, Check(
-        f"Along {flat.kind} of {name}, moves of {', '.join(f'{c:g}' for c in flat.steps)} change the loss by at most "
-        f"{upper(max(flat.changes), 1)} nats per token, and the traced graph proves that none does: criteria (ii) and "
-        "(iii) are refuted again.",
-        True,
-    )
+    def _traced(self, more: Sequence[Batch]) -> list[tuple[LossGraph, float]]:
+        batches = (*pieces(self.objective), *more)
+        return [(trace_loss(self.objective, b), objective_terms(self.objective, b)) for b in batches]
 
 
 def _looking_up(objective: Objective, index: int, direction: torch.Tensor) -> list[Batch]:
@@ -208,40 +222,6 @@ def _looking_up(objective: Objective, index: int, direction: torch.Tensor) -> li
     ids = batch.ids.clone()
     ids[:, 0] = int((direction != 0).any(-1).nonzero()[0, 0])
     return [replace(batch, ids=ids)]
-
-
-def _slab(objective: Objective, claim: Claim, undecayed: Sequence[int], seed: int) -> tuple[Slab | None, Check]:
-    names = [p.name for p in objective.parameters.parameters]
-    known = [i for i in undecayed if names[i] in claim.slab]
-    if strange := sorted(set(claim.slab) - {names[i] for i in known}):
-        words = f"{len(strange)} of the tensors along which the witness calls the loss bounded decay, or are not θ's"
-        return None, Check(f"{words}: nothing is refuted by them.", False)
-    slab = bounded_tensors(objective, _traced(objective, []), known, seed)
-    if (
-        slab is None
-        or slab.contradiction
-        or set(slab.tensors) != set(claim.slab)
-        or not all(map(math.isfinite, slab.losses))
-    ):
-        words = f"The loss is not shown to be bounded along the {len(known)} tensors that the witness names"
-        return None, Check(f"{words}: nothing is refuted by them.", False)
-    others = f" and {len(known) - 1} more" if len(known) > 1 else ""
-    return slab, Check(
-        f"Whatever the undecayed {slab.tensors[0]}{others}, the loss is at most {upper(slab.bound, 3)} nats per token: "
-        "criteria (ii) and (iii) are refuted again.",
-        True,
-    )
-
-
-def _traced(objective: Objective, more: Sequence[Batch]) -> list[tuple[LossGraph, float]]:
-    return [(trace_loss(objective, b), objective_terms(objective, b)) for b in (*pieces(objective), *more)]
-
-
-def _subject_checks(claim: Claim, text: TextRecord) -> list[Check]:
-    """Whether it is about this text."""
-    if claim.text_checksum is None or claim.text_checksum == text_checksum(text):
-        return []
-    return [Check("The text or the tokenizer is not the one that was audited: what follows is about this one.", False)]
 
 
 def _design(settings: AuditSettings, objective: Objective) -> str:

@@ -2,12 +2,12 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
 from villani.commands.blocks import DESIGN, MODEL, TEXT, SubjectSettings, Unused
-from villani.commands.option import Option
+from villani.commands.option import option
 from villani.errors import InputError, check_whole
 
 SEARCH, RAYS, REPLAY = "Search for orbits", "Rays", "Replay"  # headings of --help
@@ -24,29 +24,25 @@ class AuditSettings(SubjectSettings):
 
     name = "audit"
 
-    model: Annotated[
-        str | None, Option("as for measure; with --replay, where the model is on this machine", MODEL, argument=True)
-    ] = None  # type: ignore[assignment]
-    model_by_flag: Annotated[
-        str | None, Option("the same as MODEL", MODEL, flags=("--model",)), Field(exclude=True)
-    ] = None
-    text: Annotated[
-        str | None,
-        Option("builtin, ptb, wikitext-103, hub:NAME, or UTF-8 files", TEXT, default="builtin or the witness's"),
-    ] = None  # type: ignore[assignment]
-    groups: Annotated[int, Option("a third each chooses orbits, leads the search, and confirms", DESIGN)] = 18
-    seed: Annotated[int | None, Option("of everything random", DESIGN, default="0 or the witness's")] = None  # type: ignore[assignment]
-    weight_decay: Annotated[float, Option("λ ≥ 0", DESIGN, always=True)] = 0.1
-    temperature: Annotated[float, Option("s > 0, at which criterion (iv) is judged", DESIGN, always=True)] = 1e-3
-    confirmed: Annotated[int, Option("orbits that are measured again on fresh groups", SEARCH)] = 4
-    search: Annotated[int, Option("rounds of descent towards a θ where more is refuted; 0 for none", SEARCH)] = 3
-    rays: Annotated[
-        list[str], Option("random, gradient, parameters, layer; several with commas; none for none", RAYS)
-    ] = ["random", "gradient", "parameters"]
-    ray_groups: Annotated[int, Option("groups that rays are measured on", RAYS)] = 4
-    replay: Annotated[
-        str | None, Option("a witness.safetensors to evaluate again", REPLAY, path=True), Field(exclude=True)
-    ] = None
+    model: str | None = option(
+        None, "as for measure; with --replay, where the model is on this machine", MODEL, argument=True
+    )  # type: ignore[assignment]
+    model_by_flag: str | None = option(None, "the same as MODEL", MODEL, flags=("--model",), exclude=True)
+    text: str | None = option(
+        None, "builtin, ptb, wikitext-103, hub:NAME, or UTF-8 files", TEXT, default="builtin or the witness's"
+    )  # type: ignore[assignment]
+    groups: int = option(18, "a third each chooses orbits, leads the search, and confirms", DESIGN)
+    seed: int | None = option(None, "of everything random", DESIGN, default="0 or the witness's")  # type: ignore[assignment]
+    weight_decay: float = option(0.1, "λ ≥ 0", DESIGN, always=True)
+    temperature: float = option(1e-3, "s > 0, at which criterion (iv) is judged", DESIGN, always=True)
+    confirmed: int = option(4, "orbits that are measured again on fresh groups", SEARCH)
+    search: int = option(3, "rounds of descent towards a θ where more is refuted; 0 for none", SEARCH)
+    rays: list[str] = option(
+        ["random", "gradient", "parameters"], "random, gradient, parameters, layer; several with commas; none for none",
+        RAYS,
+    )  # fmt: skip
+    ray_groups: int = option(4, "groups that rays are measured on", RAYS)
+    replay: str | None = option(None, "a witness.safetensors to evaluate again", REPLAY, path=True, exclude=True)
 
     @model_validator(mode="before")
     @classmethod

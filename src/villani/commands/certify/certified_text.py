@@ -3,7 +3,6 @@
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -27,6 +26,7 @@ from villani.inputs.models import LoadedModel
 from villani.inputs.text import Blocks, check_context, part_of, text_record
 from villani.objective.objective import Objective
 from villani.statistics import Array
+from villani.work.budget import Needs, Shape
 from villani.work.records import Provenance, TextRecord
 from villani.work.team import Rows
 from villani.work.work import Work
@@ -107,23 +107,22 @@ def to_centre(settings: CertifySettings, prepared: Prepared, work: Work) -> None
     """Put the model at the centre of the prior; whoever loads it next has it at its own weights, see `load`."""
     if prepared.prior is None:
         return
+    model, blocks = prepared.loaded.model, prepared.prior
+    tensors = list(model.parameters())
+
+    def centre() -> Rows:
+        train(
+            model, blocks.ids.to(tensors[0].device), blocks.labels.to(tensors[0].device), steps=settings.prior_steps,
+            batch=PRIOR_BATCH, learning_rate=PRIOR_RATE, seed=settings.seed, work=work,
+        )  # fmt: skip
+        return {"weights": torch.cat([tensor.detach().reshape(-1) for tensor in tensors]).cpu().numpy()}
+
     work.stage("training the prior's centre on its own part of the text", CENTRE)
-    row = work.once("prior", partial(_centre, settings, prepared.loaded, prepared.prior, work))
-    tensors = list(prepared.loaded.model.parameters())
+    row = work.once("prior", centre)
     parts = torch.from_numpy(row["weights"]).split([tensor.numel() for tensor in tensors])
     with torch.no_grad():
         for tensor, part in zip(tensors, parts, strict=True):
             tensor.copy_(part.view_as(tensor))
-
-
-def _centre(settings: CertifySettings, loaded: LoadedModel, blocks: Blocks, work: Work) -> Rows:
-    """Train the prior's centre on its own part of the text."""
-    tensors = list(loaded.model.parameters())
-    train(
-        loaded.model, blocks.ids.to(tensors[0].device), blocks.labels.to(tensors[0].device),
-        steps=settings.prior_steps, batch=PRIOR_BATCH, learning_rate=PRIOR_RATE, seed=settings.seed, work=work,
-    )  # fmt: skip
-    return {"weights": torch.cat([tensor.detach().reshape(-1) for tensor in tensors]).cpu().numpy()}
 
 
 def opening(settings: CertifySettings, prepared: Prepared) -> dict[str, float]:
@@ -133,10 +132,14 @@ def opening(settings: CertifySettings, prepared: Prepared) -> dict[str, float]:
     return {CENTRE: float(trained * settings.block), START: judged * settings.block / 3}
 
 
-def predicted(blocks: Blocks) -> Array:
-    """(m,) the predicted tokens' ids."""
-    targets = blocks.labels[:, 1:]
-    return np.asarray(targets[targets >= 0].numpy())
+def needs_of(
+    settings: CertifySettings, prepared: Prepared, stages: dict[str, float], *, vectors: float, kept: int
+) -> Needs:
+    """What these stages take by their tokens, after those of `opening`; see `Shape.work`."""
+    return Shape.of(prepared.loaded.model).work(
+        opening(settings, prepared) | stages, at_once=settings.at_once, block=settings.block, vectors=vectors,
+        kept=kept + int(prepared.prior is not None), device=settings.device,
+    )  # fmt: skip
 
 
 def judge(settings: CertifySettings, loaded: LoadedModel, work: Work, **texts: Blocks) -> dict[str, Array]:

@@ -15,26 +15,22 @@ _COLOURS = (TOTAL, POSITIVE, NEGATIVE, EXACT)
 Rows = list[tuple[str, float, str]]  # name, nats, colour
 
 
-def path_pictures(record: CertificateRecord) -> Pictures:
-    """Of noisy runs: name → title, figure, caption."""
+def pictures(record: CertificateRecord) -> Pictures:
+    """Name → title, figure, caption."""
     best = best_bound(record)
     point = best[0] if best else record.points[0]
-    assert isinstance(point, CertificatePoint)
-    pictures = {"truth": ("Certified, and what it competes with", _path_bar(record, point), _BAR_CAPTION)}
-    if len(record.points) > 1:
-        pictures["decay"] = ("Along the weight decay λ", _along_decay(record), _CURVE_CAPTION)
-    return pictures
-
-
-def pass_pictures(record: CertificateRecord, passes: PrequentialRecord) -> Pictures:
-    """Of passes over a text: name → title, figure, caption."""
-    best = best_bound(record)
-    assert best is not None
-    assert isinstance(best[0], PassPoint)
+    title = "Certified, and what it competes with"
+    if isinstance(point, PassPoint):
+        assert record.prequential is not None
+        along = ("Along the text", _along_text(record.prequential), _PASS_CURVE_CAPTION)
+        return {"truth": (title, _bar(record, _pass_rows(record, point)), _PASS_BAR_CAPTION), "pass": along}
+    low, high = point.held_out_loss.interval
+    figure = _bar(record, _path_rows(record, point), {"held-out loss": (high - low) / 2})
+    many = len(record.points) > 1
     return {
-        "truth": ("Certified, and what it competes with", _pass_bar(record, best[0]), _PASS_BAR_CAPTION),
-        "pass": ("Along the text", _along_text(passes), _PASS_CURVE_CAPTION),
-    }  # fmt: skip
+        "truth": (title, figure, _BAR_CAPTION),
+        "decay": ("Along the weight decay λ", _along_decay(record), _CURVE_CAPTION) if many else None,
+    }
 
 
 _BAR_CAPTION = (
@@ -55,39 +51,31 @@ _PASS_CURVE_CAPTION = (
 )
 
 
-def _path_bar(record: CertificateRecord, point: CertificatePoint) -> go.Figure:
-    rows: Rows = [*_beatable(record), ("prior's centre, certified", record.prior_bound, TOTAL)]
-    for name, bound in (("path certificate", point.path), ("c4 certificate", point.chain)):
-        if bound is not None:
-            rows.append((f"{name} ({bound.status})", bound.value, TOTAL if bound.status == "certified" else POSITIVE))
-    rows += [
+def _path_rows(record: CertificateRecord, point: CertificatePoint) -> Rows:
+    colours = {name: TOTAL if bound.status == "certified" else POSITIVE for name, bound in point.bounds.items()}
+    return [
+        ("prior's centre, certified", record.prior_bound, TOTAL),
+        *((f"{name} certificate ({b.status})", b.value, colours[name]) for name, b in point.bounds.items()),
         ("held-out bound, same δ", point.held_out_bound, POSITIVE),
         ("held-out loss", point.held_out_loss.value, POSITIVE),
         ("training loss", point.training_loss, REMAINDER),
     ]
-    low, high = point.held_out_loss.interval
-    return _bar(rows, {"held-out loss": (high - low) / 2})
 
 
-def _pass_bar(record: CertificateRecord, point: PassPoint) -> go.Figure:
-    rows: Rows = [
-        *_beatable(record),
+def _pass_rows(record: CertificateRecord, point: PassPoint) -> Rows:
+    return [
         ("frozen start, certified", record.prior_bound, TOTAL),
         ("iterates, certified", point.certificate.value, TOTAL),
         ("last weights, held-out bound", point.held_out_bound, POSITIVE),
         ("last weights, held-out loss", point.held_out_loss.value, POSITIVE),
     ]
-    return _bar(rows)
 
 
-def _beatable(record: CertificateRecord) -> Rows:
-    return [
+def _bar(record: CertificateRecord, own: Rows, errors: Mapping[str, float] | None = None) -> go.Figure:
+    rows: Rows = [
         ("guessing, ln V", record.log_vocabulary, UNRESOLVED),
-        ("unigram entropy, held out", record.unigram_entropy, UNRESOLVED),
-    ]
-
-
-def _bar(rows: Rows, errors: Mapping[str, float] | None = None) -> go.Figure:
+        ("unigram entropy, held out", record.unigram_entropy, UNRESOLVED), *own,
+    ]  # fmt: skip
     trace = go.Bar(
         x=[value for _, value, _ in rows], y=[name for name, *_ in rows], orientation="h",
         marker={"color": [colour for *_, colour in rows]}, text=[f"{value:.3f}" for _, value, _ in rows],

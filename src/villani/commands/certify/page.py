@@ -5,11 +5,14 @@ from pathlib import Path
 
 from rich.console import Console
 
-from villani.commands.certify.figures import pass_pictures, path_pictures
+from villani.commands.certify.figures import pictures
 from villani.commands.certify.record import CertificateRecord, PassPoint
 from villani.commands.certify.results import best_bound
-from villani.commands.certify.tables import bound_rows, run_rows, tables
-from villani.report.page import Pictures
+from villani.outwards import lower, upper
+from villani.report import elements
+from villani.report.elements import Row, Status, facts, note, sections
+from villani.report.estimates import Columns, rows_of
+from villani.report.numbers import format_number
 from villani.report.terminal import say, table
 
 __all__ = ["findings", "headline", "limits", "pictures", "show", "tables"]
@@ -61,9 +64,67 @@ def findings(record: CertificateRecord) -> dict[str, str]:
     }
 
 
-def pictures(record: CertificateRecord) -> Pictures:
-    """Name → title, figure, caption."""
-    return pass_pictures(record, record.prequential) if record.prequential else path_pictures(record)
+def tables(record: CertificateRecord) -> str:
+    """Sections of tables, as HTML."""
+    behind = "The passes behind them" if record.prequential else "The runs behind them"
+    return sections(
+        {"Certificates": elements.table(_bound_rows(record)), behind: elements.table(_run_rows(record))}
+    ) + _given(record)
+
+
+def _bound_rows(record: CertificateRecord) -> list[Row]:
+    """Every certificate with its terms."""
+    rows: list[Row] = []
+    for point in record.prequential.points if record.prequential else record.points:
+        for name, bound in point.bounds.items():
+            what, rest = {"certificate": f"{name}: {bound.predictor}"}, {
+                "Monte Carlo": upper(bound.monte_carlo, places=4), "complexity": upper(bound.complexity, places=1),
+            }  # fmt: skip
+            if isinstance(point, PassPoint):
+                gain, below = lower(point.gain.value, places=4), lower(point.below_start, places=4)
+                what, rest = {"η": format_number(point.learning_rate)}, {"below the start": below, "gain": gain}
+            terms = {
+                "nats per token": upper(bound.value, places=4), "bits": upper(bound.bits, places=4),
+                "empirical": f"{bound.empirical:.4f}", "excess": upper(bound.excess, places=4),
+                "α": format_number(bound.alpha), "bound": bound.bound,
+            }  # fmt: skip
+            rows.append({"λ": format_number(point.weight_decay), **what, **terms, **rest, "": Status(bound.status)})
+    return rows
+
+
+def _run_rows(record: CertificateRecord) -> list[Row]:
+    """The training behind the certificates."""
+    return rows_of(record.prequential.points, _PASSES) if record.prequential else rows_of(record.points, _RUNS)
+
+
+_RUNS: Columns = {
+    "λ": "weight_decay", "chains": "chains", "training loss": lambda p: f"{p.training_loss:.4f}",
+    "held-out loss": "held_out_loss", "held-out bound": lambda p: upper(p.held_out_bound, places=4),
+    "path cost": lambda p: f"{p.path_cost:,.1f}", "clip's c4": lambda p: upper(p.clip_complexity, places=1),
+    "noise": lambda p: format_number(p.noise, 3), "‖w‖": lambda p: format_number(p.moved, 3),
+    "clipped": lambda p: f"{p.clipped:.0%}",
+}  # fmt: skip
+_PASSES: Columns = {
+    "λ": "weight_decay", "η": "learning_rate", "loss before training on it": lambda p: f"{p.loss:.4f}",
+    "last weights, held-out loss": "held_out_loss", "held-out bound": _RUNS["held-out bound"],
+    "‖θ − centre‖": _RUNS["‖w‖"], "clipped": _RUNS["clipped"],
+}  # fmt: skip
+
+
+def _given(record: CertificateRecord) -> str:
+    spent = {name: format_number(value) for name, value in record.spending.items() if value}
+    about = {
+        "certified": f"{record.text.spec}: {record.tokens:,} tokens; {record.text.words}",
+        "held out": f"{record.held_out.spec}; {record.held_out.words}",
+        "prior's centre, loss": f"{record.prior_loss:.4f} on the certified tokens",
+        "command": record.provenance.command,
+    }
+    among = (
+        f"for a choice among {record.candidates:,} settings" if record.candidates > 1 else "for these settings alone"
+    )
+    one = "one λ, one η and one α" if record.prequential else "one λ and one α"
+    words = f"δ = {record.delta:g} in all, {among}; at {one}:"
+    return sections({"How δ is spent": note(words) + facts(spent), "What went in": facts(about)})
 
 
 def limits(record: CertificateRecord) -> Iterable[str]:
@@ -74,8 +135,8 @@ def limits(record: CertificateRecord) -> Iterable[str]:
 def show(record: CertificateRecord, _: Path, console: Console) -> None:
     """The sentence, every certificate with its terms, the training behind it, and what was refused."""
     say(console, record.sentence, "bold")
-    console.print(table(bound_rows(record), without=("bits", "Monte Carlo", "α", "bound")))
-    console.print(table(run_rows(record), without=("chains", "noise", "‖w‖", "‖θ − centre‖")))
+    console.print(table(_bound_rows(record), without=("bits", "Monte Carlo", "α", "bound")))
+    console.print(table(_run_rows(record), without=("chains", "noise", "‖w‖", "‖θ − centre‖")))
     for point in record.points:
         for reason in point.refusals:
             say(console, f"λ = {point.weight_decay:g}, not given: {reason}")

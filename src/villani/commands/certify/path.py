@@ -1,14 +1,14 @@
 """`villani certify --kind path`: noisy runs at every λ, each a unit of work."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
 
-from villani.commands.certify.certified_text import START, Prepared, judge, opening, predicted
+from villani.commands.certify.certified_text import START, Prepared, judge, needs_of, opening
 from villani.commands.certify.record import BoundRecord, CertificatePoint, CertificateRecord
-from villani.commands.certify.results import ScoredModel, beaten, best_bound, bound_record, competitors
+from villani.commands.certify.results import ScoredModel, beaten, best_bound, bound_record, certificate_record
 from villani.commands.certify.settings import CertifySettings
 from villani.dynamics.certificate import ChainPlan, Moments, chain_complexity, token_bound
 from villani.dynamics.chain import Moving, run_chain
@@ -16,7 +16,7 @@ from villani.errors import InputError
 from villani.outwards import upper
 from villani.theory.complexity import path
 from villani.theory.pac_bayes import monte_carlo, weaken
-from villani.work.budget import Needs, Shape
+from villani.work.budget import Needs
 from villani.work.team import Rows
 from villani.work.work import Work
 
@@ -31,18 +31,27 @@ def certify(settings: CertifySettings, prepared: Prepared, work: Work) -> tuple[
     texts = {"certified": prepared.certified, "held_out": prepared.held_out}
     work.stage("evaluating the prior's centre", START)
     centre = work.once("centre", partial(judge, settings, prepared.loaded, work, **texts))
-    rows: dict[float, list[Rows]] = {}
+    scored: dict[float, list[ScoredModel]] = {}
     for number, decay in enumerate(settings.weight_decay):
-        rows[decay] = []
+        scored[decay] = []
         for index in range(settings.chains):
             part = work.part(index, settings.chains)
             words = f"λ = {decay:g} ({number + 1} of {len(settings.weight_decay)}), chain {index + 1}"
             part.stage(words, _stage(decay))
             chain = partial(_chain, settings, prepared, moving, decay, index, part)
-            rows[decay].append(work.once(f"chain/{decay!r}/{index}", chain))
-    scored = {decay: [ScoredModel.of(row, settings.alpha) for row in chains] for decay, chains in rows.items()}
-    record = assemble(settings, prepared, moving.size, ScoredModel.of(centre, settings.alpha), scored)
-    return record, settings.batch * (settings.block - 1) * settings.steps * settings.chains * len(rows)
+            scored[decay].append(ScoredModel(work.once(f"chain/{decay!r}/{index}", chain), settings.alpha))
+    share, documents = settings.delta / settings.candidates, prepared.records[0].documents
+    spending = Spending.of(share, len(settings.weight_decay), len(settings.alpha), settings.chains)
+    record = certificate_record(
+        settings, prepared, ScoredModel(centre, settings.alpha), sentence, moving=moving.size,
+        spending={
+            "path certificate": spending.path, "c4 certificate": spending.chain,
+            "Monte Carlo of its empirical risk": spending.monte_carlo,
+            "Monte Carlo of its complexity": spending.measured_complexity,
+        },
+        points=[_point(settings, decay, runs, spending, documents) for decay, runs in scored.items()],
+    )  # fmt: skip
+    return record, settings.batch * (settings.block - 1) * settings.steps * settings.chains * len(scored)
 
 
 def _stage(decay: float) -> str:
@@ -51,13 +60,10 @@ def _stage(decay: float) -> str:
 
 def needs(settings: CertifySettings, prepared: Prepared) -> Needs:
     """A gradient a step, and a pass over all blocks, a third of one, after every chain."""
-    first = opening(settings, prepared)
-    chains = settings.chains * (settings.steps * settings.batch * settings.block + first[START])
-    gradients = Shape.of(prepared.loaded.model).work(
-        first | {_stage(decay): chains for decay in settings.weight_decay}, at_once=settings.at_once,
-        block=settings.block, vectors=6,
-        kept=len(settings.weight_decay) + int(prepared.prior is not None), device=settings.device,
-    )  # fmt: skip
+    decays = settings.weight_decay
+    chains = settings.chains * (settings.steps * settings.batch * settings.block + opening(settings, prepared)[START])
+    stages = {_stage(decay): chains for decay in decays}
+    gradients = needs_of(settings, prepared, stages, vectors=6, kept=len(decays))
     return replace(gradients, memory=gradients.memory + 16.0 * settings.batch * settings.block)
 
 
@@ -103,28 +109,6 @@ class Spending:
         return cls(each / 2, each / 4, each / 8, each / 8)
 
 
-def assemble(
-    settings: CertifySettings, prepared: Prepared, moving: int, centre: ScoredModel,
-    chains: Mapping[float, Sequence[ScoredModel]],
-) -> CertificateRecord:  # fmt: skip
-    """The record: every λ, what it competes with, and a sentence."""
-    share = settings.delta / settings.candidates
-    spending = Spending.of(share, len(settings.weight_decay), len(settings.alpha), settings.chains)
-    text, held_out = prepared.records
-    points = [_point(settings, decay, scored, spending, text.documents) for decay, scored in chains.items()]
-    record = CertificateRecord(
-        model=prepared.loaded.record, text=text, held_out=held_out, moving=moving,
-        spending={
-            "path certificate": spending.path, "c4 certificate": spending.chain,
-            "Monte Carlo of its empirical risk": spending.monte_carlo,
-            "Monte Carlo of its complexity": spending.measured_complexity,
-        },
-        points=points, sentence="", provenance=prepared.provenance,
-        **competitors(settings, centre, predicted(prepared.held_out)),
-    )  # fmt: skip
-    return record.model_copy(update={"sentence": sentence(record)})
-
-
 def sentence(record: CertificateRecord) -> str:
     """The best certificate in words, and what it beats."""
     best = best_bound(record)
@@ -156,14 +140,7 @@ def _point(
 ) -> CertificatePoint:
     plan, first = settings.plan(decay), runs[0]
     refusals: list[str] = []
-    drawn = path(float(first.row["log_ratio"]), settings.steps)
-    paths = [
-        bound_record(
-            token_bound(losses, first.tokens, drawn.value, spending.path), losses, drawn, _DRAWN, first.tokens,
-            documents,
-        )
-        for losses in first.certified
-    ]  # fmt: skip
+    log_ratio = float(first.row["log_ratio"])
     chain = None
     if settings.chains == 1:
         refusals.append("c4: one chain tells nothing of the law that it is drawn from; use --chains")
@@ -173,20 +150,19 @@ def _point(
         except InputError as error:
             refusals.append(str(error))
     level = settings.delta / len(settings.weight_decay) / len(settings.alpha)
-    squares = first.row["squares"]
     noise = 0.0
     for contraction, extra in zip(plan.contractions, plan.noises, strict=True):
         noise = contraction**2 * noise + extra**2
-    noise = plan.variance if plan.start == "prior" else noise
-    certified = plan.descent is not None and plan.clip is not None and plan.start == "prior"
+    prior, descent, clip = plan.start == "prior", plan.descent, plan.clip
     return CertificatePoint(
-        weight_decay=decay, chains=len(runs), log_ratio=float(first.row["log_ratio"]),
-        path_cost=float((plan.rates**2 * squares / (2 * plan.noises**2)).sum()),
-        clip_complexity=plan.descent.clipped(plan.clip).value if certified and plan.descent and plan.clip else None,
-        noise=noise**0.5, moved=float(first.row["moved"]), clipped=float(first.row["clipped"]),
-        training_loss=first.training_loss, held_out_loss=first.held_out_loss,
-        held_out_bound=first.held_out_bound(level),
-        path=min(paths, key=lambda b: b.value), chain=chain, refusals=refusals,
+        weight_decay=decay, chains=len(runs), log_ratio=log_ratio,
+        path_cost=float((plan.rates**2 * first.row["squares"] / (2 * plan.noises**2)).sum()),
+        clip_complexity=descent.clipped(clip).value if prior and descent and clip else None,
+        noise=(plan.variance if prior else noise) ** 0.5, moved=float(first.row["moved"]),
+        clipped=float(first.row["clipped"]), training_loss=first.training_loss, held_out_loss=first.held_out_loss,
+        held_out_bound=first.bound(level),
+        path=first.certificate(path(log_ratio, settings.steps), spending.path, _DRAWN, documents), chain=chain,
+        refusals=refusals,
     )  # fmt: skip
 
 
@@ -194,8 +170,8 @@ def _chain_bound(plan: ChainPlan, runs: Sequence[ScoredModel], spending: Spendin
     """c4: the mean risk of J chains; its two limits and the second moment each get a third of the Monte-Carlo δ."""
     complexity = chain_complexity(plan, [run.row["squares"] for run in runs], spending.measured_complexity)
     bounds = []
-    for index in range(len(runs[0].certified)):
-        of = [run.certified[index] for run in runs]
+    tokens = runs[0].tokens()
+    for of in zip(*(run.losses() for run in runs), strict=True):  # the runs' losses at one α
         smoothing = of[0].smoothing
         first = np.array([moments.first for moments in of])
         level, span, least = spending.monte_carlo / 3, smoothing.oscillation, smoothing.lowest
@@ -208,8 +184,7 @@ def _chain_bound(plan: ChainPlan, runs: Sequence[ScoredModel], spending: Spendin
         # V̂ = E ℓ² − 2cE ℓ + c² with 0 ≤ c ≤ highest: at most what these moments give for every such c
         moments = Moments(smoothing, limit, second + 2 * smoothing.highest * (limit - lower))
         more = spending.monte_carlo + spending.measured_complexity
-        bound = weaken(token_bound(moments, runs[0].tokens, complexity.value, spending.chain), "statistical", more)
-        bounds.append(
-            bound_record(bound, moments, complexity, _LAW, runs[0].tokens, documents, limit - float(first.mean()))
-        )
+        bound = weaken(token_bound(moments, tokens, complexity.value, spending.chain), "statistical", more)
+        added = limit - float(first.mean())
+        bounds.append(bound_record(bound, smoothing, complexity, _LAW, tokens, documents, added))
     return min(bounds, key=lambda b: b.value)

@@ -4,7 +4,7 @@ A stretch of steps is a unit of work, see `work.stretches`: the tokens' ln p in 
 memory in a file.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -12,12 +12,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from villani.commands.certify.certified_text import START, Prepared, judge, moments, opening, predicted, smoothed_losses
+from villani.commands.certify.certified_text import START, Prepared, judge, moments, needs_of, smoothed_losses
 from villani.commands.certify.record import CertificateRecord, GainRecord, PassPoint, PrequentialRecord, SegmentRecord
-from villani.commands.certify.results import ScoredModel, beaten, best_bound, bound_record, competitors
+from villani.commands.certify.results import ScoredModel, beaten, best_bound, certificate_record, prior_bound
 from villani.commands.certify.settings import CertifySettings
 from villani.commands.subject import outputs
-from villani.dynamics.certificate import gain_bound, token_bound
+from villani.dynamics.certificate import gain_bound
 from villani.dynamics.chain import matching
 from villani.dynamics.prequential import Learner, UpdateRule, advance, steps_of
 from villani.outwards import lower, upper
@@ -46,13 +46,13 @@ class Pass:
         logs: (m,) ln p of the certified tokens under the weights from before their batch.
         clipped: share of steps whose gradient was.
         moved: ‖θ − centre‖ at the end.
-        last: moments of the last weights on held-out text.
+        scored: on the certified tokens as `logs`, on held-out text at the end.
     """
 
     logs: Array
     clipped: float
     moved: float
-    last: Mapping[str, Array]
+    scored: ScoredModel
 
 
 def certify(settings: CertifySettings, prepared: Prepared, work: Work) -> tuple[CertificateRecord, int]:
@@ -67,11 +67,33 @@ def certify(settings: CertifySettings, prepared: Prepared, work: Work) -> tuple[
         words = f"λ = {rule.weight_decay:g}, η = {rule.rate:g} ({number + 1} of {len(rules)})"
         work.stage(f"{words}: one pass over the text", _stage(number))
         learner = Learner(rule, tensors)
-        passes.append(
-            (rule, _pass(settings, prepared, learner, states / f"pass-{number}", work.scope(f"pass/{number}")))
-        )
-    record = assemble(settings, prepared, sum(t.numel() for t in tensors), start, passes)
-    return record, int(prepared.certified.counts.sum()) * len(rules)
+        one = _pass(settings, prepared, learner, states / f"pass-{number}", work.scope(f"pass/{number}"))
+        passes.append((rule, one))
+    counts, documents = prepared.certified.counts, prepared.records[0].documents
+    level = settings.delta / settings.candidates / len(passes) / len(settings.alpha)
+
+    def point(rule: UpdateRule, one: Pass) -> PassPoint:
+        own = one.scored
+        bound = own.certificate(_NONE, level, _ITERATES, documents)
+        gains = [_gain(one, start, losses.smoothing, level) for losses in own.losses()]
+        # the last weights are one more predictor on a text of its own: at all of δ, as the start's certificate
+        share = settings.delta / settings.candidates / len(settings.alpha)
+        return PassPoint(
+            weight_decay=rule.weight_decay, learning_rate=rule.rate, certificate=bound,
+            below_start=prior_bound(settings, start.scored) - bound.value, gain=max(gains, key=lambda g: g.value),
+            loss=own.training_loss, moved=one.moved, clipped=one.clipped, held_out_loss=own.held_out_loss,
+            held_out_bound=own.bound(share),
+        )  # fmt: skip
+
+    prequential = PrequentialRecord.of(
+        settings, steps=steps_of(len(counts), settings.batch), points=[point(*one) for one in passes],
+        segments=_segments(counts, settings.batch, start, [one for _, one in passes]),
+    )  # fmt: skip
+    record = certificate_record(
+        settings, prepared, start.scored, sentence, moving=sum(t.numel() for t in tensors), points=[],
+        spending={"certificate of the iterates": level}, prequential=prequential,
+    )  # fmt: skip
+    return record, int(counts.sum()) * len(rules)
 
 
 def _stage(number: int) -> str:
@@ -81,13 +103,11 @@ def _stage(number: int) -> str:
 def needs(settings: CertifySettings, prepared: Prepared) -> Needs:
     """A gradient over every block at every λ and η; a third of one for the frozen start and for held-out blocks."""
     passes, certified = len(settings.weight_decay) * len(settings.learning_rate), len(prepared.certified.ids)
-    shape, each = Shape.of(prepared.loaded.model), settings.block * (certified + len(prepared.held_out.ids) / 3)
-    gradients = shape.work(
-        opening(settings, prepared) | {_stage(number): each for number in range(passes)},
-        at_once=settings.at_once, block=settings.block, vectors=7,
-        kept=6 + int(prepared.prior is not None), device=settings.device,
-    )  # fmt: skip
-    return replace(gradients, disk=gradients.disk + shape.itemsize * certified * settings.block * (passes + 1.0))
+    each = settings.block * (certified + len(prepared.held_out.ids) / 3)
+    stages = {_stage(number): each for number in range(passes)}
+    gradients = needs_of(settings, prepared, stages, vectors=7, kept=6)
+    itemsize = Shape.of(prepared.loaded.model).itemsize
+    return replace(gradients, disk=gradients.disk + itemsize * certified * settings.block * (passes + 1.0))
 
 
 def _pass(settings: CertifySettings, prepared: Prepared, learner: Learner | None, states: Path, work: Work) -> Pass:
@@ -114,56 +134,9 @@ def _pass(settings: CertifySettings, prepared: Prepared, learner: Learner | None
     if learner:
         learner.reset()
     logs = np.concatenate([row["logs"] for row in rows]).astype(np.float64)
-    return Pass(logs, sum(int(row["clipped"]) for row in rows) / steps, float(rows[-1]["moved"]), rows[-1])
-
-
-def assemble(
-    settings: CertifySettings, prepared: Prepared, moving: int, start: Pass, passes: Sequence[tuple[UpdateRule, Pass]]
-) -> CertificateRecord:
-    """The record: every λ and η, the frozen start that they are held against, and a sentence."""
-    counts, (text, held_out) = prepared.certified.counts, prepared.records
-    vocabulary = outputs(prepared.loaded.model)
-
-    def scored(one: Pass) -> ScoredModel:
-        row = dict(one.last) | moments("certified", one.logs, counts, settings.alpha, vocabulary)
-        return ScoredModel.of(row, settings.alpha)
-
-    compared = competitors(settings, scored(start), predicted(prepared.held_out))
-    level = settings.delta / settings.candidates / len(passes) / len(settings.alpha)
-    points = [
-        _point(settings, rule, one, scored(one), start, level, compared["prior_bound"], text.documents)
-        for rule, one in passes
-    ]
-    record = CertificateRecord(
-        model=prepared.loaded.record, text=text, held_out=held_out, moving=moving,
-        spending={"certificate of the iterates": level}, points=[], sentence="", provenance=prepared.provenance,
-        prequential=PrequentialRecord.of(
-            settings, steps=steps_of(len(counts), settings.batch), points=points,
-            segments=_segments(counts, settings.batch, start, [one for _, one in passes]),
-        ),
-        **compared,
-    )  # fmt: skip
-    return record.model_copy(update={"sentence": sentence(record)})
-
-
-def _point(
-    settings: CertifySettings, rule: UpdateRule, one: Pass, scored: ScoredModel, start: Pass, level: float,
-    prior_bound: float, documents: int,
-) -> PassPoint:  # fmt: skip
-    bounds = [
-        bound_record(token_bound(losses, scored.tokens, 0.0, level), losses, _NONE, _ITERATES, scored.tokens, documents)
-        for losses in scored.certified
-    ]
-    bound = min(bounds, key=lambda b: b.value)
-    gains = [_gain(one, start, losses.smoothing, level) for losses in scored.certified]
-    # the last weights are one more predictor on a text of its own: at all of δ, as the start's certificate
-    share = settings.delta / settings.candidates / len(settings.alpha)
-    return PassPoint(
-        weight_decay=rule.weight_decay, learning_rate=rule.rate, certificate=bound,
-        below_start=prior_bound - bound.value, gain=max(gains, key=lambda g: g.value), loss=scored.training_loss,
-        moved=one.moved, clipped=one.clipped, held_out_loss=scored.held_out_loss,
-        held_out_bound=scored.held_out_bound(share),
-    )  # fmt: skip
+    row = dict(rows[-1]) | moments("certified", logs, blocks.counts, settings.alpha, outputs(model))
+    clipped = sum(int(row["clipped"]) for row in rows) / steps
+    return Pass(logs, clipped, float(rows[-1]["moved"]), ScoredModel(row, settings.alpha))
 
 
 def _gain(one: Pass, start: Pass, smoothing: Smoothing, level: float) -> GainRecord:
@@ -205,16 +178,11 @@ def sentence(record: CertificateRecord) -> str:
         f"{upper(bound.excess, places=3)} for chance over {record.tokens:,} tokens, without complexity. "
         + (f"It is below {' and below '.join(names)}. " if names else "It is vacuous: guessing does better. ")
     )
-    if point.below_start > 0:
-        words += (
-            f"The frozen start's certificate on the same tokens is {upper(record.prior_bound, places=3)}, "
-            f"{lower(point.below_start, places=3)} higher. "
-        )
-    else:
-        words += (
-            f"The frozen start's certificate on the same tokens is lower, {upper(record.prior_bound, places=3)}: by "
-            f"{upper(-point.below_start, places=3)}. "
-        )
+    apart = (
+        f"{upper(record.prior_bound, places=3)}, {lower(point.below_start, places=3)} higher. " if point.below_start > 0
+        else f"lower, {upper(record.prior_bound, places=3)}: by {upper(-point.below_start, places=3)}. "
+    )  # fmt: skip
+    words += f"The frozen start's certificate on the same tokens is {apart}"
     if gain.value > 0:
         words += (
             f"A certified gain from training of {lower(gain.value, places=3)} nats per token: by the paired losses and "

@@ -46,6 +46,11 @@ class CertificatePoint(Record):
     chain: BoundRecord | None = Field(description="c4: about a fresh draw from the law of the last iterate")
     refusals: list[str] = Field(description="certificates that were not given, and the hypothesis that failed")
 
+    @property
+    def bounds(self) -> dict[str, BoundRecord]:
+        """Those that were given, by name."""
+        return {name: bound for name, bound in (("path", self.path), ("c4", self.chain)) if bound is not None}
+
 
 class GainRecord(Record):
     """What training certifiably took off the risk, from paired losses of the iterates and of the frozen start."""
@@ -72,6 +77,11 @@ class PassPoint(Record):
     clipped: float = Field(description="share of steps whose gradient was clipped")
     held_out_loss: EstimateRecord = Field(description="of the last weights on held-out text, not smoothed")
     held_out_bound: float = Field(description="of the same at the same δ: a bound for the last weights")
+
+    @property
+    def bounds(self) -> dict[str, BoundRecord]:
+        """The one that there is."""
+        return {"iterates": self.certificate}
 
 
 class SegmentRecord(Record):

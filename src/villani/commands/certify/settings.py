@@ -1,7 +1,7 @@
 """What `villani certify` is asked, for certificates of either kind."""
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import model_validator
 
@@ -17,7 +17,7 @@ from villani.commands.blocks import (
     TrustBlock,
     Unused,
 )
-from villani.commands.option import Option
+from villani.commands.option import option
 from villani.errors import InputError, check_positive
 
 if TYPE_CHECKING:
@@ -39,71 +39,50 @@ class CertifySettings(TrustBlock, ComputeBlock, SpecialTokensBlock, SeedBlock, T
 
     name = "certify"
 
-    micro_tokens: Annotated[int, Option("tokens in one forward pass at most: sets the memory needed", COMPUTE)] = 4096
-    held_out: Annotated[str | None, Option("other text to hold against", TEXT, default="the last tenth")] = None
-    block: Annotated[int, Option("tokens in a block", TEXT)] = 128
-    blocks: Annotated[int | None, Option("certified blocks at most", TEXT, default="all there are")] = None
-    prior: Annotated[
-        Literal["init", "text", "given"],
-        Option(
-            "centre of the prior: init, random weights; text, trained on the first part of the text; given, the "
-            "model's weights, which by your word never saw the rest",
-            PRIOR,
-        ),
-    ] = "init"
-    prior_share: Annotated[float, Option("with --prior text, the share that trains the centre", PRIOR)] = 0.5
-    prior_steps: Annotated[int, Option("with --prior text, AdamW steps", PRIOR)] = 500
-    kind: Annotated[
-        Literal["path", "prequential"],
-        Option(
-            "path: noisy training, its path and c4 certificates; prequential: one pass, each block scored before it "
-            "is trained on, no noise and no complexity, about the iterates",
-            CERTIFICATE,
-        ),
-    ] = "path"
-    train: Annotated[str, Option("what moves: all, or a regular expression on names of tensors", TRAINING)] = "all"
-    scale: Annotated[Literal["unit", "relative"], Option("noise in units of 1, or of each tensor's size", TRAINING)] = (
-        "unit"
+    micro_tokens: int = option(4096, "tokens in one forward pass at most: sets the memory needed", COMPUTE)
+    held_out: str | None = option(None, "other text to hold against", TEXT, default="the last tenth")
+    block: int = option(128, "tokens in a block", TEXT)
+    blocks: int | None = option(None, "certified blocks at most", TEXT, default="all there are")
+    prior: Literal["init", "text", "given"] = option(
+        "init",
+        "centre of the prior: init, random weights; text, trained on the first part of the text; given, the "
+        "model's weights, which by your word never saw the rest",
+        PRIOR,
     )
-    direction: Annotated[Literal["sgd", "momentum", "adam"], Option("of the steps", TRAINING)] = "sgd"
-    start: Annotated[Literal["prior", "centre"], Option("c4 needs a start in the prior", TRAINING)] = "prior"
-    weight_decay: Annotated[
-        list[float],
-        Option(
-            "λ ≥ 0 towards the centre; several with commas", TRAINING, always=True,
-            default="1, with --kind prequential 0.01",
-        ),
-    ] = []  # fmt: skip
-    towards: Annotated[
-        Literal["centre", "zero"], Option("with --kind prequential, what decay pulls towards", TRAINING)
-    ] = "centre"
-    temperature: Annotated[float, Option("s > 0: noise √(ηs) a step, prior variance s/(2λ)", TRAINING, always=True)] = (
-        1e-4
+    prior_share: float = option(0.5, "with --prior text, the share that trains the centre", PRIOR)
+    prior_steps: int = option(500, "with --prior text, AdamW steps", PRIOR)
+    kind: Literal["path", "prequential"] = option(
+        "path",
+        "path: noisy training, its path and c4 certificates; prequential: one pass, each block scored before it "
+        "is trained on, no noise and no complexity, about the iterates",
+        CERTIFICATE,
     )
-    learning_rate: Annotated[
-        list[float],
-        Option(
-            "η; with --kind prequential several with commas", TRAINING, always=True,
-            default="0.1, with --kind prequential --direction adam 1e-3",
-        ),
-    ] = []  # fmt: skip
-    warm_up: Annotated[
-        int, Option("with --kind prequential, steps over which η rises; it is constant then", TRAINING)
-    ] = 0
-    steps: Annotated[int, Option("K, steps of a run", TRAINING)] = 200
-    batch: Annotated[int, Option("blocks in a step", TRAINING)] = 8
-    clip: Annotated[
-        float | None,
-        Option(
-            "largest norm of a direction, with --kind prequential of a gradient; c4 needs one; none for none", TRAINING
-        ),
-    ] = 1.0
-    chains: Annotated[int, Option("J, independent runs at every λ; c4 needs many", CERTIFICATE)] = 1
-    delta: Annotated[float, Option("δ: everything holds at once with probability 1 − δ", CERTIFICATE)] = 0.05
-    candidates: Annotated[
-        int, Option("size of the grid of settings that these were chosen from; δ is divided by it", CERTIFICATE)
-    ] = 1
-    alpha: Annotated[list[float], Option("prediction smoothing; several with commas", CERTIFICATE)] = [0.01, 0.1]
+    train: str = option("all", "what moves: all, or a regular expression on names of tensors", TRAINING)
+    scale: Literal["unit", "relative"] = option("unit", "noise in units of 1, or of each tensor's size", TRAINING)
+    direction: Literal["sgd", "momentum", "adam"] = option("sgd", "of the steps", TRAINING)
+    start: Literal["prior", "centre"] = option("prior", "c4 needs a start in the prior", TRAINING)
+    weight_decay: list[float] = option(
+        [], "λ ≥ 0 towards the centre; several with commas", TRAINING, always=True,
+        default="1, with --kind prequential 0.01",
+    )  # fmt: skip
+    towards: Literal["centre", "zero"] = option("centre", "with --kind prequential, what decay pulls towards", TRAINING)
+    temperature: float = option(1e-4, "s > 0: noise √(ηs) a step, prior variance s/(2λ)", TRAINING, always=True)
+    learning_rate: list[float] = option(
+        [], "η; with --kind prequential several with commas", TRAINING, always=True,
+        default="0.1, with --kind prequential --direction adam 1e-3",
+    )  # fmt: skip
+    warm_up: int = option(0, "with --kind prequential, steps over which η rises; it is constant then", TRAINING)
+    steps: int = option(200, "K, steps of a run", TRAINING)
+    batch: int = option(8, "blocks in a step", TRAINING)
+    clip: float | None = option(
+        1.0, "largest norm of a direction, with --kind prequential of a gradient; c4 needs one; none for none", TRAINING
+    )
+    chains: int = option(1, "J, independent runs at every λ; c4 needs many", CERTIFICATE)
+    delta: float = option(0.05, "δ: everything holds at once with probability 1 − δ", CERTIFICATE)
+    candidates: int = option(
+        1, "size of the grid of settings that these were chosen from; δ is divided by it", CERTIFICATE
+    )
+    alpha: list[float] = option([0.01, 0.1], "prediction smoothing; several with commas", CERTIFICATE)
 
     @model_validator(mode="before")
     @classmethod

@@ -12,6 +12,7 @@ from villani.commands.exact.record import ConstantRecord
 from villani.outwards import lower, upper
 from villani.report import elements
 from villani.report.elements import Markup, Row, Status, html, note, prose, section
+from villani.report.estimates import at
 from villani.report.numbers import format_number
 from villani.report.page import Pictures
 from villani.report.terminal import say, table
@@ -20,11 +21,10 @@ from villani.report.terminal import say, table
 def headline(record: ModelConstantsRecord) -> str:
     """One sentence, about the first λ and s."""
     point = record.points[0]
-    known = {constant.id: constant for constant in point.constants}
-    apart = known["C3"].log10 - known["C8"].log10
+    claimed, certified, apart = _both(point)
     return (
-        f"At {_where(point)} the preprint claims a log-Sobolev constant of {_doubted(known['C8'])}; certified is "
-        f"{_doubted(known['C3'])}, {abs(apart):,.1f} orders of magnitude {'above' if apart > 0 else 'below'} it."
+        f"At {at(point)} the preprint claims a log-Sobolev constant of {_doubted(claimed)}; certified is "
+        f"{_doubted(certified)}, {abs(apart):,.1f} orders of magnitude {'above' if apart > 0 else 'below'} it."
     )
 
 
@@ -46,7 +46,7 @@ def tables(record: ModelConstantsRecord) -> str:
     for p in record.points:
         first = note(p.sentence) if len(record.points) > 1 else ""
         last = note(p.spectral_gap.text) if p.spectral_gap else ""
-        made += section(_where(p), first + prose(elements.table(constant_rows(p.constants))) + last)
+        made += section(at(p), first + prose(elements.table(constant_rows(p.constants))) + last)
     return made
 
 
@@ -87,7 +87,7 @@ def model_picture(record: ModelConstants) -> tuple[str, go.Figure, str]:
     if point.visible is not None:
         marks[f"a run of length {format_number(record.time or 0)} can see"] = math.log10(point.visible)
     return (
-        f"Log-Sobolev constants at {_where(point)}",
+        f"Log-Sobolev constants at {at(point)}",
         ladder(point.constants, marks),
         f"{LEGEND}; violet: for comparison. The axis is logarithmic.",
     )
@@ -97,17 +97,22 @@ def model_table(record: ModelConstants) -> str:
     """One row for each λ and s: as claimed, certified, what decay alone has and what a run can see."""
     rows: list[Row] = []
     for point in record.points:
-        known = {constant.id: constant for constant in point.constants}
-        apart = known["C3"].log10 - known["C8"].log10
+        claimed, certified, apart = _both(point)
         rows.append(
             {
                 "λ": format_number(point.weight_decay), "s": format_number(point.temperature),
-                "claimed (C8)": _with_badge(known["C8"]), "certified (C3)": _with_badge(known["C3"]),
+                "claimed (C8)": _with_badge(claimed), "certified (C3)": _with_badge(certified),
                 "orders of magnitude": f"{abs(apart):,.1f} {'more' if apart > 0 else 'less'}",
                 "decay alone": power(_decay_alone(point)), "visible to a run": lower(point.visible, 3),
             }
         )  # fmt: skip
     return elements.table(rows) + note(_price(record))
+
+
+def _both(point: ModelPointRecord) -> tuple[ConstantRecord, ConstantRecord, float]:
+    """What is claimed, what is certified, and by how many orders of magnitude this is more."""
+    known = {constant.id: constant for constant in point.constants}
+    return known["C8"], known["C3"], known["C3"].log10 - known["C8"].log10
 
 
 def _doubted(constant: ConstantRecord) -> str:
@@ -128,7 +133,3 @@ def _price(record: ModelConstants) -> str:
 def _decay_alone(point: ModelPointRecord) -> float:
     """log₁₀ 1/(βλ)."""
     return math.log10(point.temperature / 2) - math.log10(point.weight_decay)
-
-
-def _where(point: ModelPointRecord) -> str:
-    return f"λ = {format_number(point.weight_decay)}, s = {format_number(point.temperature)}"

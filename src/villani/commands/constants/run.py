@@ -52,10 +52,9 @@ def constants_of(
     """The comparison at every λ and s; None if some parameter does not decay. `head`: from `read_head`, if asked."""
     if space.decayed_size < space.size:
         return None
-    smoothing = Smoothing(outputs(model), settings.alpha)
-    lower = []
-    if settings.variance is not None:
-        lower.append(variance_quotient(settings.variance, 1.0, "statistical", "a direction, from samples"))
+    smoothing, variance = Smoothing(outputs(model), settings.alpha), settings.variance
+    note = "a direction, from samples"
+    lower = [] if variance is None else [variance_quotient(variance, 1.0, "statistical", note)]
     points = []
     for decay, s in product(settings.weight_decay, settings.temperature):
         bounds = model_constants(
@@ -94,7 +93,11 @@ def read_head(objective: Objective) -> NormalisedHead | str:
 def spectral_gap(head: NormalisedHead | str, weight_decay: float, temperature: float) -> SpectralGapRecord:
     """C10 of the loss as it is, with what it says and what it does not; or why it does not apply."""
     if isinstance(head, str):
-        return _no_gap(head)
+        text = (
+            f"No Poincaré constant of raw cross-entropy is known here: C10 does not apply, since {head}. Whether there "
+            "is a spectral gap without smoothing is open."
+        )
+        return SpectralGapRecord(constant=None, text=text)
     hypotheses = (
         f"{head.words}, and used nowhere else; raw cross-entropy over V = {head.classes:,} of D = {head.features:,} "
         f"normalised features, d_φ = {head.dimension:,}; every parameter decays"
@@ -105,7 +108,7 @@ def spectral_gap(head: NormalisedHead | str, weight_decay: float, temperature: f
             slope=head.slope, hypotheses=hypotheses,
         )  # fmt: skip
     except (InputError, OverflowError) as error:
-        return _no_gap(str(error))
+        return spectral_gap(str(error), weight_decay, temperature)
     shown = upper_power(constant.log10, 3)
     text = (
         f"Raw cross-entropy has a spectral gap: C_P ≤ {shown} at λ = {weight_decay:g}, s = {temperature:g} "
@@ -114,11 +117,3 @@ def spectral_gap(head: NormalisedHead | str, weight_decay: float, temperature: f
         "the log-Sobolev constant C_LS or about KL."
     )
     return SpectralGapRecord(constant=ConstantRecord.model_validate(constant), text=text)
-
-
-def _no_gap(reason: str) -> SpectralGapRecord:
-    text = (
-        f"No Poincaré constant of raw cross-entropy is known here: C10 does not apply, since {reason}. Whether there "
-        "is a spectral gap without smoothing is open."
-    )
-    return SpectralGapRecord(constant=None, text=text)

@@ -1,9 +1,7 @@
 """What `villani constants` is asked."""
 
-from typing import Annotated
-
 from villani.commands.blocks import MODEL, ModelBlock, Settings, TrustBlock
-from villani.commands.option import Option
+from villani.commands.option import option
 
 LAW, GIVEN = "Law", "Figures of the smoothed loss"
 ALPHA = 0.1  # prediction smoothing of the certified constant
@@ -20,23 +18,20 @@ class ConstantsSettings(TrustBlock, ModelBlock, Settings):
 
     name = "constants"
 
-    weight_decay: Annotated[list[float], Option("λ > 0; several with commas", LAW)] = [0.1]
-    temperature: Annotated[list[float], Option("s > 0; several with commas; s = 2 is β = 1", LAW)] = [2.0]
-    alpha: Annotated[float, Option("prediction smoothing of the certified constant", LAW)] = ALPHA
-    decay: Annotated[str, Option("what decays; constants need all of it", MODEL)] = "all"
-    time: Annotated[
-        float, Option("length of a training run, the sum of its learning rates; 100 is 100,000 steps of 0.001", LAW)
-    ] = TIME
-    curvature: Annotated[
-        float | None, Option("κ with ∇²L ⪰ −κ where it was looked at, L smoothed: C2, estimated", GIVEN)
-    ] = None
-    gradient_norms: Annotated[
-        list[float], Option("‖∇L‖ where it was looked at, L smoothed; several with commas: C4, estimated", GIVEN)
-    ] = []
-    variance: Annotated[
-        float | None,
-        Option("lower confidence limit of a variance u·θ at equilibrium: C9, may refute, statistical", GIVEN),
-    ] = None
+    weight_decay: list[float] = option([0.1], "λ > 0; several with commas", LAW)
+    temperature: list[float] = option([2.0], "s > 0; several with commas; s = 2 is β = 1", LAW)
+    alpha: float = option(ALPHA, "prediction smoothing of the certified constant", LAW)
+    decay: str = option("all", "what decays; constants need all of it", MODEL)
+    time: float = option(
+        TIME, "length of a training run, the sum of its learning rates; 100 is 100,000 steps of 0.001", LAW
+    )
+    curvature: float | None = option(None, "κ with ∇²L ⪰ −κ where it was looked at, L smoothed: C2, estimated", GIVEN)
+    gradient_norms: list[float] = option(
+        [], "‖∇L‖ where it was looked at, L smoothed; several with commas: C4, estimated", GIVEN
+    )
+    variance: float | None = option(
+        None, "lower confidence limit of a variance u·θ at equilibrium: C9, may refute, statistical", GIVEN
+    )
 
     def check(self) -> None:
         """See `Settings.check`."""

@@ -1,10 +1,9 @@
 """Two chains from different starts with the same noise and the same batches, in step with each other."""
 
-from dataclasses import dataclass
-
 import numpy as np
 import torch
 
+from villani.commands.converge.settings import ConvergeSettings
 from villani.dynamics.kernel import Kernel
 from villani.dynamics.langevin import LangevinTarget, advance
 from villani.dynamics.network import NetworkTarget
@@ -12,26 +11,21 @@ from villani.dynamics.noise import gaussian
 from villani.objective.objective import Objective
 from villani.statistics import Array
 from villani.streams import Purpose
+from villani.work.team import Rows
 from villani.work.work import Work
 
 _APART = 0.1  # of ‖θ‖: how far apart two chains on a model begin
 _DIRECTION = 1 << 20  # a direction that is no linear observable's
 
 
-@dataclass(frozen=True)
-class Pair:
-    """Coupled chains: logged steps (n,) and ln‖θ_a − θ_b‖, means over each replicate's walkers (R, n)."""
-
-    steps: Array
-    log_distances: Array
-
-
 def coupled(
-    one: LangevinTarget, other: LangevinTarget, kernel: Kernel, work: Work, *, seed: int, log_every: int
-) -> Pair | None:
+    one: LangevinTarget, other: LangevinTarget, kernel: Kernel, work: Work, settings: ConvergeSettings
+) -> Rows | None:
     """Chain 0 from two starts; one unit of work, begun again after a kill. It ends where two walkers meet or leave.
 
-    None with momentum, where a distance in θ alone says little.
+    Returns:
+        the logged `steps` (n,), and `logs` (n, R), ln‖θ_a − θ_b‖ as means over each replicate's walkers; None with
+        momentum, where a distance in θ alone says little.
     """
     if kernel.momentum:
         return None
@@ -41,7 +35,7 @@ def coupled(
         other.reset(0)
         steps, logs = [], []
         for step in range(kernel.steps):
-            if step % log_every == 0:
+            if step % settings.sizes[2] == 0:
                 apart = _log_distance(one, other)
                 if not np.isfinite(apart).all():
                     break
@@ -49,26 +43,16 @@ def coupled(
                 logs.append(apart.reshape(one.replicates, -1).mean(axis=1))
             for target in (one, other):
                 advance(
-                    target, kernel, seed=seed, chain=0, start=step, log_every=2 * kernel.steps, ceiling=float("inf"),
-                    enough=lambda _: True,
+                    target, kernel, seed=settings.seed, chain=0, start=step, log_every=2 * kernel.steps,
+                    ceiling=float("inf"), enough=lambda _: True,
                 )  # fmt: skip
             work.advance(step + 1, kernel.steps)
         return {"steps": np.array(steps, dtype=int), "logs": np.array(logs)}
 
-    row = work.once("coupled", walk)
-    return Pair(row["steps"], row["logs"].T)
+    return work.once("coupled", walk)
 
 
-def coupled_models(
-    target: NetworkTarget, twin: Objective, kernel: Kernel, work: Work, *, seed: int, log_every: int
-) -> Pair | None:
-    """As `coupled`, with a second copy of the model that begins at a tenth of ‖θ‖ from the first."""
-    other = _Apart(twin, target, seed)
-    with target.running(), other.running():
-        return coupled(target, other, kernel, work, seed=seed, log_every=log_every)
-
-
-class _Apart(NetworkTarget):
+class Apart(NetworkTarget):
     """θ of another target's start, each tensor moved by a tenth of its size in a random direction."""
 
     def __init__(self, objective: Objective, first: NetworkTarget, seed: int) -> None:

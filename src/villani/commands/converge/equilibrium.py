@@ -15,7 +15,7 @@ from villani.dynamics.convergence import (
     second_half,
     variance_ceiling,
 )
-from villani.statistics import Array, Estimate
+from villani.statistics import Array
 from villani.work.records import CONFIDENCE
 
 _NEGLIGIBLE = 0.05  # of s: mini-batch noise in one direction that is taken for none
@@ -24,8 +24,7 @@ _BIAS = 0.05  # of an identity: what the step size may cost
 
 def gradient_noise_of(ensemble: Ensemble, curves: dict[str, Array]) -> GradientNoiseRecord | None:
     """Upper bounds from E‖g‖² ≥ tr Σ/B of the batch's ∇L, the injected noise having variance ηs in every direction."""
-    settings = ensemble.settings
-    if settings.potential is not None or settings.full or settings.method == "mala" or not ensemble.whole:
+    if ensemble.settings.batch is None or not ensemble.whole:
         return None
     decay = ensemble.kernel.weight_decay
     squared = curves["gradient_squared"]
@@ -33,44 +32,39 @@ def gradient_noise_of(ensemble: Ensemble, curves: dict[str, Array]) -> GradientN
         norm = curves["norm_squared"]
         squared = squared - 2 * decay * curves["radial_force"] + decay**2 * norm
     worst = ensemble.kernel.learning_rate * float(second_half(squared).mean()) / ensemble.kernel.temperature
-    return GradientNoiseRecord(isotropic=worst / ensemble.dimension, worst_direction=worst)
+    return GradientNoiseRecord(isotropic=worst / ensemble.target.dimension, worst_direction=worst)
 
 
 def identities_of(
     ensemble: Ensemble, curves: dict[str, Array], noise: GradientNoiseRecord | None
 ) -> Iterator[IdentityRecord]:
     """The identities of THEORY.md §1 over the second half of the run."""
-    kernel = ensemble.kernel
-    beta = kernel.beta
-    there = ensemble.inspected()
-    force = curves["radial_force"]
-    exact = np.full_like(force, ensemble.dimension / beta)
+    beta = ensemble.kernel.beta
+    force, inspected = curves["radial_force"], ensemble.inspected()
     note = "" if noise is None else "linear in the gradient, so mini-batches do not bias it"
     if ensemble.undecayed:
         note = "counts undecayed coordinates, for which it need not hold"
-    yield _identity("E⟨θ, ∇F⟩ = d/β", ratio_of_means(force, exact), note)
-    if there:
-        squared, laplacian, psi = there["unbiased_gradient_squared"], there["laplacian"], there["psi"]
+    yield _identity("E⟨θ, ∇F⟩ = d/β", force, np.full_like(force, ensemble.target.dimension / beta), note)
+    squared, laplacian, psi = (curves.get(name) for name in ("gradient_squared", "laplacian", "psi"))
+    note = "every term exact"
+    if inspected:
+        squared, laplacian, psi = (inspected[name] for name in ("unbiased_gradient_squared", "laplacian", "psi"))
         note = f"from independent groups at {psi.shape[1]} steps of each chain, unbiased"
-    elif "laplacian" in curves and noise is None:
-        squared, laplacian, psi = curves["gradient_squared"], curves["laplacian"], curves["psi"]
-        note = "every term exact"
-    else:
-        missing = "ΔF has atoms at kinks" if ensemble.settings.potential else "needs ΔF: give --psi-every"
-        yield _identity("E‖∇F‖² = E ΔF/β", None, missing)
-        yield _identity("E Ψ_s = −½ E ΔF", None, missing)
-        return
-    yield _identity("E‖∇F‖² = E ΔF/β", ratio_of_means(beta * squared, laplacian), note)
-    yield _identity("E Ψ_s = −½ E ΔF", ratio_of_means(-2 * psi, laplacian), note)
+    elif laplacian is None or noise is not None:
+        laplacian = None
+        note = "ΔF has atoms at kinks" if ensemble.settings.potential else "needs ΔF: give --psi-every"
+    yield _identity("E‖∇F‖² = E ΔF/β", squared, laplacian, note, beta)
+    yield _identity("E Ψ_s = −½ E ΔF", psi, laplacian, note, -2)
 
 
-def _identity(name: str, ratio: Estimate | None, note: str) -> IdentityRecord:
+def _identity(name: str, left: Array | None, right: Array | None, note: str, factor: float = 1.0) -> IdentityRecord:
+    ratio = None if left is None or right is None else ratio_of_means(factor * left, right)
     verdict = "not measured"
     if ratio is not None:
         low, high = ratio.interval(CONFIDENCE)
         resolved = (high - low) / 2 <= 5 * _BIAS
         verdict = "fails" if low > 1 + _BIAS or high < 1 - _BIAS else "holds" if resolved else "not resolved"
-    return IdentityRecord.model_validate({"name": name, "ratio": ratio, "verdict": verdict, "note": note})
+    return IdentityRecord.of(name=name, ratio=ratio, verdict=verdict, note=note)
 
 
 def equilibrium_of(

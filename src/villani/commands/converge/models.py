@@ -1,68 +1,73 @@
 """Chains on a model's loss over a text, taken as the whole data set."""
 
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from functools import partial
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
-from villani.commands.converge.chains import CHAINS, COUPLED, Ensemble, Theory, cost_of, divergence_records, run_chain
-from villani.commands.converge.coupling import coupled_models
-from villani.commands.converge.record import ConvergenceRecord, DynamicsRecord
-from villani.commands.converge.results import chains_record
+from villani.commands.converge.chains import CHAINS, COUPLED, Ensemble, Theory, run_chains
+from villani.commands.converge.coupling import Apart, coupled
 from villani.commands.converge.settings import ConvergeSettings
-from villani.commands.running import Outcome
 from villani.commands.subject import Subject, determining, load_subject, objective_record, vocabulary
 from villani.dynamics.kernel import Kernel
-from villani.dynamics.langevin import STANDARD
 from villani.dynamics.network import NetworkTarget
-from villani.inputs.models import load_model
 from villani.measurement.measure import measure
-from villani.objective.evaluation import same_threads
 from villani.objective.objective import Objective
 from villani.statistics import Array
 from villani.streams import Purpose, word
 from villani.work.budget import Needs, Shape
-from villani.work.records import CONFIDENCE
 from villani.work.stretches import read_state, write_state
 from villani.work.work import Work
 
 _FREE = {"weight_decay", "temperature", "chains", "coupled", "walkers", "parameters", "dimension"}
 
 
-@same_threads()
-def on_model(settings: ConvergeSettings, work: Work) -> Outcome:
-    """The record of all λ and s; the weights are as before at the end."""
+def on_model(settings: ConvergeSettings, work: Work) -> tuple[list[Ensemble], dict[str, Any], int]:
+    """The chains at all λ and s, what the record says they are on, and tokens of a step; weights are as before."""
     subject = load_subject(settings, work, settings.weight_decay[0])
-    space = subject.objective.parameters
+    objective, space = subject.objective, subject.objective.parameters
     keyed = determining(settings, subject.text, subject.provenance, _FREE) | {"decay": space.mask}
-    directory = work.open(
+    work.open(
         "converge", settings.model, keyed,
         settings.model_dump(exclude={"parameters", "dimension", "walkers"})
         | {"parameter_checksum": subject.provenance.parameter_checksum},
         named=settings.model_dump(exclude={"adapter"}) | keyed, needs=_needs(settings, subject), what="these chains",
         device=settings.device,
     )  # fmt: skip
+    theory = Theory(vocabulary=vocabulary(subject.loaded.model))
     ensembles = []
-    with _at_the_start(subject.objective, directory / "state" / "start.safetensors") as start:
+    with _at_the_start(objective, work.folder("state") / "start.safetensors") as start:
         for decay, s in product(settings.weight_decay, settings.temperature):
             read_state(start, list(space.tensors))
-            target = _Restarting(start, subject.objective, settings, settings.kernel(decay, s))
-            ensembles.append(_ensemble(subject, target, settings, work, directory))
-    theory = Theory(vocabulary=vocabulary(subject.loaded.model))
-    record = ConvergenceRecord(
-        model=subject.loaded.record, objective=objective_record(subject.objective), text=subject.text, potential=None,
-        design=DynamicsRecord.of(settings, blocks=target.blocks, confidence=CONFIDENCE),
-        undecayed=space.size - space.decayed_size,
-        points=[chains_record(ensemble, theory) for ensemble in ensembles], provenance=subject.provenance,
-    )  # fmt: skip
-    shutil.rmtree(directory / "state", ignore_errors=True)
-    tokens = target.tokens if settings.batch is None else settings.batch * target.tokens // target.blocks
-    return Outcome([record], {0: cost_of(ensembles, work, tokens)})
+            kernel, name = settings.kernel(decay, s), f"{decay!r}/{s!r}"
+            units, states = work.scope(name), start.with_name(name.replace("/", "-"))
+            target = _Restarting(start, objective, settings, kernel)
+            with target.running():
+                chains = run_chains(settings, target, kernel, units, states, partial(_psi, subject, target, settings))
+            pair = None
+            if settings.coupled:
+                work.stage("two chains with common noise", COUPLED.format(decay, s))
+                copy = Objective(
+                    deepcopy(subject.loaded.model), objective.groups, decay=settings.decay, finite=True,
+                    micro_tokens=settings.micro_tokens,
+                )  # fmt: skip
+                twin = Apart(copy, target, settings.seed)
+                with target.running(), twin.running():
+                    pair = coupled(target, twin, kernel, units, settings)
+            undecayed = space.size - (space.decayed_size if decay else 0)
+            ensembles.append(Ensemble(settings, kernel, target, chains, pair, undecayed, theory))
+    about = {
+        "model": subject.loaded.record, "objective": objective_record(objective), "text": subject.text,
+        "potential": None, "provenance": subject.provenance, "undecayed": space.size - space.decayed_size,
+        "blocks": target.blocks,
+    }  # fmt: skip
+    return ensembles, about, (settings.batch or target.blocks) * target.tokens // target.blocks
 
 
 def _needs(settings: ConvergeSettings, subject: Subject) -> Needs:
@@ -110,37 +115,6 @@ class _Restarting(NetworkTarget):
         super().reset(chain)
 
 
-def _ensemble(
-    subject: Subject, target: _Restarting, settings: ConvergeSettings, work: Work, directory: Path
-) -> Ensemble:
-    """The chains at one λ and s."""
-    count, _, log_every = settings.sizes
-    kernel, space = target.kernel, subject.objective.parameters
-    decay, s = kernel.weight_decay, kernel.temperature
-    units = work.scope(f"{decay!r}/{s!r}")
-    chains, diverged = [], []
-    for number in range(count):
-        part = units.part(number, count)
-        part.stage(f"chain {number + 1} of {count} at λ = {decay:g}, s = {s:g}", CHAINS.format(decay, s))
-        with target.running():
-            chain = run_chain(
-                target, kernel, part, directory / "state" / f"{decay!r}-{s!r}", seed=settings.seed, chain=number,
-                log_every=log_every, inspect=partial(_psi, subject, target, settings, number),
-                inspect_every=settings.psi_every,
-            )  # fmt: skip
-            diverged += divergence_records(chain, target, kernel, 1, number)
-        chains.append(chain)
-    pair = None
-    if settings.coupled:
-        work.stage("two chains with common noise", COUPLED.format(decay, s))
-        twin = _twin(subject, settings)
-        pair = coupled_models(target, twin, kernel, units, seed=settings.seed, log_every=log_every)
-    return Ensemble(
-        settings=settings, kernel=kernel, names=(*STANDARD, *target.extras), chains=tuple(chains), pair=pair,
-        diverged=diverged, dimension=space.size, undecayed=space.size - (space.decayed_size if decay else 0),
-    )  # fmt: skip
-
-
 def _psi(subject: Subject, target: _Restarting, settings: ConvergeSettings, chain: int, step: int) -> Array:
     """(Ψ, ΔF, ‖∇F‖²), unbiased, on independent groups of the data set drawn for this chain and step."""
     decay, s = target.kernel.weight_decay, target.kernel.temperature
@@ -152,15 +126,3 @@ def _psi(subject: Subject, target: _Restarting, settings: ConvergeSettings, chai
     psi = measurement.psi(decay, temperature=s).value
     laplacian = measurement.hessian_trace.value + decay * objective.parameters.decayed_size
     return np.array([psi, laplacian, s * (psi + laplacian)])
-
-
-def _twin(subject: Subject, settings: ConvergeSettings) -> Objective:
-    """A second copy of the model on the same data."""
-    model = load_model(
-        settings.model, dtype=subject.objective.parameters.dtype, device=settings.device,
-        trust_remote_code=settings.trust_remote_code, allow_unused=settings.allow_unused,
-        adapter=settings.adapter,
-    ).model  # fmt: skip
-    return Objective(
-        model, subject.objective.groups, decay=settings.decay, finite=True, micro_tokens=settings.micro_tokens
-    )

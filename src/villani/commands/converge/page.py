@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import plotly.graph_objects as go
 from rich.console import Console
@@ -15,14 +16,15 @@ from villani.commands.converge.record import (
     FitRecord,
     RateRecord,
 )
-from villani.outwards import UNAVAILABLE, lower, lower_power, upper, upper_power
+from villani.commands.exact.ladder import power
+from villani.outwards import lower, lower_power, upper, upper_power
 from villani.report import elements
 from villani.report.colours import NEGATIVE, POSITIVE, STATUSES, UNRESOLVED
 from villani.report.elements import Row, Status, note, prose, section
-from villani.report.estimates import interval, uncertain
+from villani.report.estimates import Columns, at, interval, rows_of, uncertain
 from villani.report.figures import Rung, ladder, line, themed
 from villani.report.numbers import format_number, format_plain
-from villani.report.page import Pictures
+from villani.report.page import Picture, Pictures
 from villani.report.terminal import print_findings, table
 
 _NAMES = {
@@ -31,12 +33,9 @@ _NAMES = {
 }  # fmt: skip
 _SHOWN = ("loss", "objective", "norm_squared", "linear_0")
 _REACH = 12  # orders of magnitude below all that was seen that the picture shows; promises below stand at its edge
-_SIDES = {
-    "at least": "≥ (promised)", "at most": "≤ (seen)", "equal": "=", "fitted": "fitted", "reference": "(reference)",
-}  # fmt: skip
-_SYMBOLS = {
-    "at least": "triangle-right", "at most": "triangle-left", "equal": "diamond", "fitted": "circle-open",
-    "reference": "line-ns-open",
+_SIDES = {  # in tables and in the picture
+    "at least": ("≥ (promised)", "triangle-right"), "at most": ("≤ (seen)", "triangle-left"), "equal": ("=", "diamond"),
+    "fitted": ("fitted", "circle-open"), "reference": ("(reference)", "line-ns-open"),
 }  # fmt: skip
 _VERDICTS = {
     "not contradicted": "Nothing contradicts it.", "contradicted": "No.", "unknown": "It cannot be told.",
@@ -66,7 +65,7 @@ def show(record: ConvergenceRecord, _: Path, console: Console) -> None:
     """What came out in words, and every rate at every λ and s with its verdict."""
     print_findings(console, headline(record), findings(record))
     for point in record.points:
-        console.print(table(_rate_rows(point), without=["why"], title=_where(point)))
+        console.print(table(_rate_rows(point), without=["why"], title=at(point)))
     if record.cost:
         console.print(f"{record.cost.seconds:.1f} s, {record.cost.seconds_per_group:.3g} s a step")
 
@@ -85,10 +84,12 @@ def headline(record: ConvergenceRecord) -> str:
 def findings(record: ConvergenceRecord) -> dict[str, str]:
     """Title → paragraph."""
     first = record.points[0]
+    fitted = any(fit.name == "loss" and fit.rate for fit in first.fits)
+    what = "That this observable, from this start, went down at the fitted rate." if fitted else "No rate was fitted."
     return {
         "What the loss does not see": "" if first.trap in headline(record) else first.trap,
         "Has it reached equilibrium?": _equilibrium(first),
-        "What the loss curve proves": _curve_words(first),
+        "What the loss curve proves": f"{what} {_CURVE}",
         "Diverged": _diverged(record),
         "Mini-batches": _batches(record),
         "Without decay": f"{record.undecayed:,} {_UNDECAYED}" if record.undecayed else "",
@@ -105,12 +106,6 @@ _UNDECAYED = (
     "coordinates do not decay. They are moved and shaken like the others, but exp(−2F/s) need not be integrable over "
     "them, so that there may be no law to converge to (THEORY.md §2.1)."
 )
-
-
-def _curve_words(point: ChainsRecord) -> str:
-    fitted = any(fit.name == "loss" and fit.rate for fit in point.fits)
-    first = "That this observable, from this start, went down at the fitted rate." if fitted else "No rate was fitted."
-    return f"{first} {_CURVE}"
 
 
 def _diverged(record: ConvergenceRecord) -> str:
@@ -157,26 +152,28 @@ def _equilibrium(point: ChainsRecord) -> str:
 def pictures(record: ConvergenceRecord) -> Pictures:
     """Name → title, figure, caption; the rates of the first λ and s stand first, over the whole width."""
     first = record.points[0]
-    shown = {"truth": (f"Rates at {_where(first)}", rates(first.rates) if first.rates else None, _RATES_CAPTION)}
+    shown = {"truth": (f"Rates at {at(first)}", rates(first.rates) if first.rates else None, _RATES_CAPTION)}
     for index, point in enumerate(record.points):
-        where = _where(point)
-        curves = {curve.name: curve for curve in point.curves}
-        fits = {fit.name: fit for fit in point.fits}
-        for name in _SHOWN:
-            if name in curves and _varies(curves[name]):
-                figure, caption = trajectory(point.times, curves[name], fits.get(name)), _caption(name, fits.get(name))
-                shown[f"curve{index}{name}"] = (f"{named(name)} at {where}", figure, caption)
+        where, fits = at(point), {fit.name: fit for fit in point.fits}
+        for curve in point.curves:
+            if curve.name in _SHOWN and len({value for value in curve.mean if value is not None}) > 1:
+                fit, title = fits.get(curve.name), f"{named(curve.name)} at {where}"
+                picture = title, trajectory(point.times, curve, fit), _caption(curve.name, fit)
+                shown[f"curve{index}{curve.name}"] = picture
         if point.coupled and len(point.coupled.times) > 1:
-            shown[f"coupled{index}"] = (f"Common noise at {where}", _distance(point.coupled), _coupled(point.coupled))
+            shown[f"coupled{index}"] = _coupled(point.coupled, where)
     return shown
 
 
-def _coupled(pair: CoupledRecord) -> str:
+def _coupled(pair: CoupledRecord, where: str) -> Picture:
     what = f"Contraction rate {uncertain(pair.rate)}." if pair.rate else "Too short for a rate."
-    return (
+    trace = line(pair.times, pair.log_distance, "", POSITIVE, "lines")
+    figure = themed([trace], 300, {"title": "time of the diffusion"}, {"title": "ln ‖θ_a − θ_b‖"})
+    caption = (
         f"Two chains from different starts with the same noise and batches. {what} A positive rate on one path is an "
         "estimate of contraction there, and proves none elsewhere."
     )
+    return f"Common noise at {where}", figure, caption
 
 
 def rates(rows: Sequence[RateRecord]) -> go.Figure:
@@ -185,7 +182,7 @@ def rates(rows: Sequence[RateRecord]) -> go.Figure:
     rungs = [
         Rung(
             max(row.log10, edge), row.name, _rate(row), row.verdict or row.status, STATUSES[row.status],
-            _SYMBOLS[row.side], 2,
+            _SIDES[row.side][1], 2,
         )
         for row in sorted(rows, key=lambda row: row.log10)
     ]  # fmt: skip
@@ -194,30 +191,16 @@ def rates(rows: Sequence[RateRecord]) -> go.Figure:
 
 def trajectory(times: Sequence[float], curve: CurveRecord, fit: FitRecord | None) -> go.Figure:
     """Chains thin, their mean thick, and the fit of the last usable window."""
-    traces = [
-        go.Scatter(
-            x=list(times), y=chain, mode="lines", line={"width": 1, "color": UNRESOLVED}, opacity=0.55,
-            hoverinfo="skip", name=f"chain {index}",
-        )
-        for index, chain in enumerate(curve.chains)
-    ]  # fmt: skip
-    traces.append(
-        go.Scatter(
-            x=list(times), y=curve.mean, mode="lines", line={"width": 2.5, "color": POSITIVE}, name="mean",
-            hovertemplate="t = %{x:.4g}: %{y:.5g}<extra></extra>",
-        )
-    )  # fmt: skip
+    thin: dict[str, Any] = {"opacity": 0.55, "hoverinfo": "skip", "line_width": 1}
+    traces = [line(times, y, f"chain {i}", UNRESOLVED, "lines", **thin) for i, y in enumerate(curve.chains)]
+    thick: dict[str, Any] = {"hovertemplate": "t = %{x:.4g}: %{y:.5g}<extra></extra>", "line_width": 2.5}
+    traces.append(line(times, curve.mean, "mean", POSITIVE, "lines", **thick))
     usable = [window for window in fit.windows if not window.problem] if fit else []
     for window in usable[-1:]:
         ahead = [t for t in times if t >= window.start]
         fitted = [window.level + window.amplitude * math.exp(-window.rate * (t - window.start)) for t in ahead]
         traces.append(line(ahead, fitted, "fit", NEGATIVE, "lines", "dash", hoverinfo="skip"))
     return themed(traces, 300, {"title": "time of the diffusion, Σ η/(1 − μ)"}, {"title": named(curve.name)})
-
-
-def _distance(pair: CoupledRecord) -> go.Figure:
-    trace = line(pair.times, pair.log_distance, "", POSITIVE, "lines")
-    return themed([trace], 300, {"title": "time of the diffusion"}, {"title": "ln ‖θ_a − θ_b‖"})
 
 
 def _caption(name: str, fit: FitRecord | None) -> str:
@@ -250,38 +233,34 @@ def tables(record: ConvergenceRecord) -> str:
     return "".join(map(_point, record.points)) + section("How it was run", note(words))
 
 
+_RATES: Columns = {
+    "rate": "name", "the gap is": lambda rate: _SIDES[rate.side][0], "value": lambda rate: _rate(rate),
+    "status": lambda rate: Status(rate.status), "verdict": "verdict", "why": "sentence",
+}  # fmt: skip
+_FITS: Columns = {
+    "fit of": lambda fit: named(fit.name), "rate": "rate", "interval over windows": lambda fit: interval(fit.rate),
+    "": "verdict", "why": "why",
+}  # fmt: skip
+_IDENTITIES: Columns = {
+    "identity": "name", "left over right": "ratio", "interval": lambda one: interval(one.ratio), "": "verdict",
+    "how": "note",
+}  # fmt: skip
+_MIXING: Columns = {
+    "second half": lambda one: named(one.name), "R̂": lambda one: format_number(one.rhat, 4),
+    "effective samples": lambda one: format_plain(one.ess, ",.0f"),
+}  # fmt: skip
+
+
 def _rate_rows(point: ChainsRecord) -> list[Row]:
-    return [
-        {
-            "rate": rate.name, "the gap is": _SIDES[rate.side], "value": _rate(rate), "status": Status(rate.status),
-            "verdict": rate.verdict or UNAVAILABLE, "why": rate.sentence,
-        }
-        for rate in sorted(point.rates, key=lambda rate: rate.log10)
-    ]  # fmt: skip
+    return rows_of(sorted(point.rates, key=lambda rate: rate.log10), _RATES)
 
 
 def _point(point: ChainsRecord) -> str:
-    fits: list[Row] = [
-        {
-            "fit of": named(fit.name), "rate": uncertain(fit.rate), "interval over windows": interval(fit.rate),
-            "": fit.verdict, "why": fit.why,
-        }
-        for fit in point.fits
-    ]  # fmt: skip
-    identities: list[Row] = [
-        {
-            "identity": one.name, "left over right": uncertain(one.ratio), "interval": interval(one.ratio),
-            "": one.verdict, "how": one.note,
-        }
-        for one in point.identities
-    ]  # fmt: skip
-    mixing: list[Row] = [
-        {"second half": named(m.name), "R̂": format_number(m.rhat, 4), "effective samples": format_plain(m.ess, ",.0f")}
-        for m in point.mixing
-    ]
-    made = "".join(prose(elements.table(rows)) for rows in (_rate_rows(point), fits, identities))
+    listed = (_rate_rows(point), rows_of(point.fits, _FITS), rows_of(point.identities, _IDENTITIES))
+    made = "".join(prose(elements.table(rows)) for rows in listed)
+    mixing = elements.table(rows_of(point.mixing, _MIXING))
     accepted = "" if point.acceptance is None else note(f"Accepted: {100 * point.acceptance:.1f} % of proposals.")
-    return section(_where(point), note(point.sentence) + made + elements.table(mixing) + accepted)
+    return section(at(point), note(point.sentence) + made + mixing + accepted)
 
 
 def limits(record: ConvergenceRecord) -> list[str]:
@@ -289,22 +268,8 @@ def limits(record: ConvergenceRecord) -> list[str]:
     return [*_LIMITS, _TRANSFORMER] if record.model else [*_LIMITS]
 
 
-def _where(point: ChainsRecord) -> str:
-    return f"λ = {format_number(point.weight_decay)}, s = {format_number(point.temperature)}"
-
-
 def _rate(row: RateRecord) -> str:
-    value = lower_power(row.log10, 3) if row.side == "at least" else power(row.log10)
+    value = lower_power(row.log10, 3) if row.side == "at least" else power(row.log10, 3)
     if row.limit_log10 is None:
         return value
     return f"{value} (at most {upper_power(row.limit_log10, 3)}: 95 %, all such bounds at once)"
-
-
-def power(log10: float) -> str:
-    """10^log10 for people, beyond floats too."""
-    return format_number(10**log10, 3) if abs(log10) < 300 else f"10^{log10:,.1f}"
-
-
-def _varies(curve: CurveRecord) -> bool:
-    known = [value for value in curve.mean if value is not None]
-    return len(known) > 1 and max(known) > min(known)

@@ -1,32 +1,26 @@
 """Chains on a potential in closed form, whose gap is known."""
 
-import shutil
-from pathlib import Path
+from typing import Any
 
 from villani.commands.blocks import SubjectSettings
-from villani.commands.converge.chains import CHAINS, COUPLED, Ensemble, Theory, cost_of, divergence_records, run_chain
+from villani.commands.converge.chains import CHAINS, COUPLED, Ensemble, Theory, run_chains
 from villani.commands.converge.coupling import coupled
-from villani.commands.converge.record import ConvergenceRecord, DynamicsRecord, PotentialRecord
-from villani.commands.converge.results import chains_record
+from villani.commands.converge.record import PotentialRecord
 from villani.commands.converge.settings import ConvergeSettings
-from villani.commands.running import Outcome, versions
-from villani.dynamics.langevin import STANDARD
+from villani.commands.running import versions
 from villani.dynamics.potential import PotentialTarget
 from villani.errors import InputError
-from villani.objective.evaluation import same_threads
 from villani.theory.catalogue import Case
 from villani.theory.exact import solve
 from villani.work.budget import Needs
-from villani.work.records import CONFIDENCE
 from villani.work.work import Work
 
 _SOLVING = "exact gaps: λ = {!r}, s = {!r}"  # stage
 _FREE = {"weight_decay", "temperature", "coupled", *SubjectSettings.model_fields} - {"model", "seed"}
 
 
-@same_threads()
-def on_potential(settings: ConvergeSettings, work: Work) -> Outcome:
-    """The record of all λ and s."""
+def on_potential(settings: ConvergeSettings, work: Work) -> tuple[list[Ensemble], dict[str, Any], int]:
+    """The chains at all λ and s, what the record says they are on, and no tokens."""
     if work.data is not None:
         raise InputError("--data is not used for a potential: leave it out")
     cases = settings.cases()
@@ -34,24 +28,17 @@ def on_potential(settings: ConvergeSettings, work: Work) -> Outcome:
     values["parameters"] = [f"{name}={value!r}" for name, value in settings.parameters.items()]
     keyed = {name: value for name, value in values.items() if name not in _FREE}
     keyed |= versions("villani", "numpy", "scipy", "torch")
-    directory = work.open(
+    work.open(
         "converge", settings.model, keyed, values, named=values | keyed, needs=_needs(settings, cases),
         what="these chains", instead="choose fewer --chains, --walkers or --steps",
     )  # fmt: skip
-    ensembles, points = [], []
-    for one in cases:
-        theory = _theory(one, work)
-        ensembles.append(_ensemble(settings, one, work, directory))
-        points.append(chains_record(ensembles[-1], theory))
+    ensembles = [_ensemble(settings, one, work) for one in cases]
     law = cases[-1].potential
-    record = ConvergenceRecord(
-        model=None, objective=None, text=None,
-        potential=PotentialRecord.of(law, name=cases[-1].name, expression=law.loss.text),
-        design=DynamicsRecord.of(settings, batch=None, blocks=None, confidence=CONFIDENCE), undecayed=0, points=points,
-        provenance=None,
-    )  # fmt: skip
-    shutil.rmtree(directory / "state", ignore_errors=True)
-    return Outcome([record], {0: cost_of(ensembles, work)})
+    about = dict.fromkeys(("model", "objective", "text", "provenance", "blocks")) | {
+        "potential": PotentialRecord.of(law, name=cases[-1].name, expression=law.loss.text),
+        "undecayed": 0,
+    }
+    return ensembles, about, 0
 
 
 def _place(one: Case) -> tuple[float, float]:
@@ -71,25 +58,17 @@ def _needs(settings: ConvergeSettings, cases: list[Case]) -> Needs:
     )  # fmt: skip
 
 
-def _ensemble(settings: ConvergeSettings, one: Case, work: Work, directory: Path) -> Ensemble:
+def _ensemble(settings: ConvergeSettings, one: Case, work: Work) -> Ensemble:
     """All chains at one λ and s, walked as one."""
-    chains, walkers, log_every = settings.sizes
-    law = one.potential
-    kernel = settings.kernel(law.weight_decay, 2 / law.beta)
-    units = work.scope(f"{law.weight_decay!r}/{law.beta!r}")
+    chains, walkers, _ = settings.sizes
+    law, theory = one.potential, _theory(one, work)
+    kernel, name = settings.kernel(law.weight_decay, 2 / law.beta), f"{law.weight_decay!r}/{law.beta!r}"
+    units, states = work.scope(name), work.folder("state") / name.replace("/", "-")
     target = PotentialTarget(law, walkers, chains, spread=settings.start == "spread")
-    work.stage(f"walking at λ = {law.weight_decay:g}, s = {2 / law.beta:g}", CHAINS.format(*_place(one)))
-    chain = run_chain(
-        target, kernel, units, directory / "state" / f"{law.weight_decay!r}-{law.beta!r}", seed=settings.seed, chain=0,
-        log_every=log_every,
-    )  # fmt: skip
+    walked = run_chains(settings, target, kernel, units, states)
     near, far = (PotentialTarget(law, walkers, chains, start=sign * target.start) for sign in (1, -1))
     work.stage("two chains with common noise", COUPLED.format(*_place(one)))
-    pair = coupled(near, far, kernel, units, seed=settings.seed, log_every=log_every)
-    return Ensemble(
-        settings=settings, kernel=kernel, names=(*STANDARD, *target.extras), chains=(chain,), pair=pair,
-        diverged=divergence_records(chain, target, kernel, chains), dimension=law.dimension, undecayed=0,
-    )  # fmt: skip
+    return Ensemble(settings, kernel, target, walked, coupled(near, far, kernel, units, settings), 0, theory)
 
 
 def _theory(one: Case, work: Work) -> Theory:

@@ -23,7 +23,7 @@ from villani.commands.converge.record import (
     RateRecord,
 )
 from villani.dynamics.convergence import Fit, contraction, fit_exponential, mixing
-from villani.dynamics.verdicts import Claim, Evidence, claims, judge
+from villani.dynamics.verdicts import Claim, Evidence, Verdict, claims, judge
 from villani.outwards import lower, upper
 from villani.statistics import Array
 from villani.theory.applicable import upper_bounds
@@ -34,18 +34,19 @@ ALPHA = 0.1  # prediction smoothing of the certified constant
 _SHOWN = 160  # points of a curve in the record
 _CHAINS = 8  # chains in the record, each
 _TEN = math.log(10)
+_JUDGED = {
+    "refuted": "is refuted", "consistent": "is not contradicted, which confirms nothing",
+    "not identifiable": "can be neither refuted nor supported by this run",
+}  # fmt: skip
 _FASTER = 3.0  # times: from here on the loss is said not to see a mode
+Judged = tuple[Claim, Verdict, str]  # a promise, what came of it, and why
 
 
-def chains_record(ensemble: Ensemble, theory: Theory) -> ChainsRecord:
+def chains_record(ensemble: Ensemble) -> ChainsRecord:
     """Everything that is said about one λ and s."""
-    kernel = ensemble.kernel
-    curves = ensemble.curves()
-    steps = ensemble.whole[0].steps if ensemble.whole else np.zeros(0, dtype=int)
-    times = kernel.times(steps)
-    fitted = [
-        name for name in ("loss", "objective", "norm_squared", *ensemble.names[5:]) if not name.startswith("lapl")
-    ]
+    kernel, theory, curves = ensemble.kernel, ensemble.theory, ensemble.curves()
+    times = kernel.times(ensemble.whole[0].steps if ensemble.whole else [])
+    fitted = [name for name in ("loss", "objective", "norm_squared", *ensemble.names[5:]) if name != "laplacian"]
     fits = {name: fit_exponential(times, curves[name]) for name in fitted if len(times)}
     mixed = mixing(curves)
     noise = gradient_noise_of(ensemble, curves)
@@ -56,52 +57,33 @@ def chains_record(ensemble: Ensemble, theory: Theory) -> ChainsRecord:
         tuple(ceilings_of(ensemble, curves, times)), theory.gap, obstacle_of(ensemble, noise, state, mixed, identities),
         min((fit.rate.value for fit in fits.values() if fit.rate), default=None), length, theory.status, theory.ceiling,
     )  # fmt: skip
-    promised = list(_claims(ensemble, theory))
-    rates = _rates(ensemble, theory, evidence, promised, fits)
+    judged = [(claim, *judge(claim, evidence)) for claim in _claims(ensemble)]
     shown_times, shown = _shown(ensemble)
-    trap = _trap(fits, theory)
-    return ChainsRecord(
-        weight_decay=kernel.weight_decay,
-        temperature=kernel.temperature,
-        beta=kernel.beta,
-        time=length,
-        exact_gap=theory.gap,
-        exact_gap_status=None if theory.gap is None else theory.status,
-        sentence=_sentence(ensemble, fits, evidence, promised, theory),
-        trap=trap,
-        equilibrium=state,
-        times=shown_times,
-        curves=shown,
-        fits=[_fit_record(name, fit) for name, fit in fits.items()],
-        mixing=[MixingRecord(name=n, rhat=mixed.rhat[n], ess=mixed.ess[n]) for n in curves],
-        identities=identities,
-        rates=rates,
-        acceptance=_acceptance(ensemble),
-        diverged=ensemble.diverged,
-        gradient_noise=noise,
-        coupled=_coupled_record(ensemble),
-    )
+    return ChainsRecord.of(
+        kernel, time=length, exact_gap=theory.gap, exact_gap_status=None if theory.gap is None else theory.status,
+        sentence=_sentence(ensemble, fits, judged), trap=_trap(fits, theory), equilibrium=state, times=shown_times,
+        curves=shown, fits=[_fit_record(name, fit) for name, fit in fits.items()],
+        mixing=[MixingRecord(name=n, rhat=mixed.rhat[n], ess=mixed.ess[n]) for n in curves], identities=identities,
+        rates=list(_rates(ensemble, evidence, judged, fits)), acceptance=_acceptance(ensemble),
+        diverged=ensemble.diverged, gradient_noise=noise, coupled=_coupled_record(ensemble),
+    )  # fmt: skip
 
 
 def _acceptance(ensemble: Ensemble) -> float | None:
-    if ensemble.kernel.method != "mala" or not ensemble.whole:
-        return None
     chains = ensemble.whole
-    walkers = (ensemble.settings.walkers or 1) * (chains[0].rows.shape[2])
-    return float(sum(chain.accepted for chain in chains) / (len(chains) * ensemble.kernel.steps * walkers))
+    if ensemble.kernel.method != "mala" or not chains:
+        return None
+    return float(sum(c.accepted for c in chains) / (len(chains) * ensemble.kernel.steps * ensemble.target.walkers))
 
 
-def _claims(ensemble: Ensemble, theory: Theory) -> Iterator[Claim]:
-    decay, beta = ensemble.kernel.weight_decay, ensemble.kernel.beta
+def _claims(ensemble: Ensemble) -> Iterator[Claim]:
+    theory, decay, beta = ensemble.theory, ensemble.kernel.weight_decay, ensemble.kernel.beta
     if decay == 0:
         return
     no_law = f"{ensemble.undecayed:,} coordinates do not decay" if ensemble.undecayed else ""
-    yield claims(
-        preprint(decay, beta, ensemble.dimension), beta, prefix="as read at β = 1, translated: ", obstacle=no_law
-    )
-    if beta != 1:
-        literal = preprint(decay, 1.0, ensemble.dimension)
-        yield claims(literal, beta, prefix="1/λ + d/λ² taken literally at this β: ", obstacle=no_law)
+    readings = {"as read at β = 1, translated: ": beta, "1/λ + d/λ² taken literally at this β: ": 1.0}
+    for prefix, read_at in readings.items() if beta != 1 else [*readings.items()][:1]:
+        yield claims(preprint(decay, read_at, ensemble.target.dimension), beta, prefix=prefix, obstacle=no_law)
     if theory.case is not None:
         for constant in upper_bounds(theory.case.potential, theory.case.proved)[0]:
             if constant.id != "C8":
@@ -111,34 +93,33 @@ def _claims(ensemble: Ensemble, theory: Theory) -> Iterator[Claim]:
         yield claims(constant, beta, obstacle="It is about the loss with smoothed predictions, which was not run")
 
 
-def _rates(
-    ensemble: Ensemble, theory: Theory, evidence: Evidence, promised: list[Claim], fits: dict[str, Fit]
-) -> list[RateRecord]:
-    rates = []
+def _rates(ensemble: Ensemble, evidence: Evidence, judged: list[Judged], fits: dict[str, Fit]) -> Iterator[RateRecord]:
+    theory, decay = ensemble.theory, ensemble.kernel.weight_decay
     if theory.gap is not None:
         words = "Computed by villani exact" + ("." if theory.status == "certified" else ", from two grids: no proof.")
-        rates.append(_rate("exact gap", "equal", math.log(theory.gap) / _TEN, theory.status, words))
+        yield _rate("exact gap", "equal", math.log(theory.gap) / _TEN, theory.status, words)
         if theory.ceiling is not None:
             words = "The variance quotient (C9) of one function, by interval quadrature."
-            rates.append(_rate("gap, by intervals", "at most", math.log(theory.ceiling) / _TEN, "certified", words))
-    if ensemble.kernel.weight_decay:
-        alone = "Of the law without a loss: linear observables decay at λ, F at 2λ. A reference, no promise."
-        log10 = math.log(ensemble.kernel.weight_decay) / _TEN
-        rates.append(_rate("decay alone, λ", "reference", log10, "certified", alone))
-    for claim in promised:
-        verdict, sentence = judge(claim, evidence)
+            yield _rate("gap, by intervals", "at most", math.log(theory.ceiling) / _TEN, "certified", words)
+    if decay:
+        words = "Of the law without a loss: linear observables decay at λ, F at 2λ. A reference, no promise."
+        yield _rate("decay alone, λ", "reference", math.log(decay) / _TEN, "certified", words)
+    for claim, verdict, words in judged:
         status = "refuted" if verdict == "refuted" else claim.status
-        rates.append(_rate(claim.name, "at least", claim.log_rate / _TEN, status, sentence, verdict=verdict))
-    for ceiling in evidence.ceilings:
-        words = "At equilibrium, for a reversible chain; limits of all bounds at once, O(η) bias apart."
-        words = words if not evidence.obstacle else f"Of no use here: {evidence.obstacle}."
-        status, limit = "estimated" if evidence.obstacle else "statistical", math.log10(ceiling.limit)
-        rates.append(_rate(ceiling.name, "at most", math.log10(ceiling.value), status, words, limit_log10=limit))
+        yield _rate(claim.name, "at least", claim.log_rate / _TEN, status, words, verdict=verdict)
+    status, words = (
+        "statistical",
+        "At equilibrium, for a reversible chain; limits of all bounds at once, O(η) bias apart.",
+    )
+    if evidence.obstacle:
+        status, words = "estimated", f"Of no use here: {evidence.obstacle}."
+    for bound in evidence.ceilings:
+        limit = math.log10(bound.limit)
+        yield _rate(bound.name, "at most", math.log10(bound.value), status, words, limit_log10=limit)
     for name, fit in fits.items():
         if fit.rate:
             words = f"{fit.verdict}: {fit.why}. The rate of this observable from this start."
-            rates.append(_rate(f"fit of {name}", "fitted", math.log(fit.rate.value) / _TEN, "estimated", words))
-    return rates
+            yield _rate(f"fit of {name}", "fitted", math.log(fit.rate.value) / _TEN, "estimated", words)
 
 
 def _rate(name: str, side: str, log10: float, status: str, sentence: str, **more: Any) -> RateRecord:
@@ -158,9 +139,9 @@ def _trap(fits: dict[str, Fit], theory: Theory) -> str:
             f"{loss.rate.value / truth:.3g} times smaller. A constant read off the loss curve would be "
             "that many times too good."
         )
-    slow = [name for name in fits if name.startswith("linear")]
-    for name in slow:
-        fit = fits[name]
+    for name, fit in fits.items():
+        if not name.startswith("linear"):
+            continue
         if fit.interval is not None and fit.interval[1] * _FASTER < loss.interval[0]:
             assert fit.rate is not None
             words = words or f"The loss does not see a slow mode: F settles at {loss.rate.value:.3g}."
@@ -171,35 +152,24 @@ def _trap(fits: dict[str, Fit], theory: Theory) -> str:
     return words
 
 
-def _sentence(
-    ensemble: Ensemble, fits: dict[str, Fit], evidence: Evidence, promised: list[Claim], theory: Theory
-) -> str:
+def _sentence(ensemble: Ensemble, fits: dict[str, Fit], judged: list[Judged]) -> str:
     where = f"At λ = {ensemble.kernel.weight_decay:g}, s = {ensemble.kernel.temperature:g}"
     if not ensemble.whole:
         return f"{where} every chain diverged, the first at step {min(d.step for d in ensemble.diverged)}."
-    loss = fits.get("loss") if np.ptp(ensemble.curves()["loss"]) else fits.get("objective")
-    what = "the loss" if loss is fits.get("loss") else "F"
-    if loss is None or loss.rate is None or loss.interval is None:
-        words = f"{where} {what} has no rate that could be fitted ({loss.why if loss else 'nothing was logged'})"
+    seen, what = ("loss", "the loss") if np.ptp(ensemble.curves()["loss"]) else ("objective", "F")
+    fit = fits.get(seen)
+    if fit is None or fit.rate is None or fit.interval is None:
+        words = f"{where} {what} has no rate that could be fitted ({fit.why if fit else 'nothing was logged'})"
     else:
-        low, high = loss.interval
-        within = f"{lower(low, 3)} to {upper(high, 3)}"
-        words = f"{where} {what} decays at a rate of {loss.rate.value:.3g} ({within}; {loss.verdict})"
-    if promised:
-        verdict, _ = judge(promised[0], evidence)
-        judged = {
-            "refuted": "is refuted", "consistent": "is not contradicted, which confirms nothing",
-            "not identifiable": "can be neither refuted nor supported by this run",
-        }[verdict]  # fmt: skip
-        words += f"; the preprint's constant, which promises a gap of {_ten(promised[0].log_rate)}, {judged}"
-    if theory.unsolved:
-        words += f"; the exact gap is not known ({theory.unsolved})"
+        within = f"{lower(fit.interval[0], 3)} to {upper(fit.interval[1], 3)}"
+        words = f"{where} {what} decays at a rate of {fit.rate.value:.3g} ({within}; {fit.verdict})"
+    for claim, verdict, _ in judged[:1]:
+        promised = claim.log_rate / _TEN
+        gap = f"{10**promised:.3g}" if -4 < promised < 6 else f"10^{promised:.1f}"
+        words += f"; the preprint's constant, which promises a gap of {gap}, {_JUDGED[verdict]}"
+    if ensemble.theory.unsolved:
+        words += f"; the exact gap is not known ({ensemble.theory.unsolved})"
     return words + "."
-
-
-def _ten(log: float) -> str:
-    value = log / _TEN
-    return f"{10**value:.3g}" if -4 < value < 6 else f"10^{value:.1f}"
 
 
 def _fit_record(name: str, fit: Fit) -> FitRecord:
@@ -208,13 +178,12 @@ def _fit_record(name: str, fit: Fit) -> FitRecord:
 
 
 def _coupled_record(ensemble: Ensemble) -> CoupledRecord | None:
-    if ensemble.pair is None or not len(ensemble.pair.steps):
+    if ensemble.pair is None or not len(ensemble.pair["steps"]):
         return None
-    times = ensemble.kernel.times(ensemble.pair.steps)
-    logs = ensemble.pair.log_distances
+    times, logs = ensemble.kernel.times(ensemble.pair["steps"]), ensemble.pair["logs"].T
     points = _thinned(len(times))
     return CoupledRecord.of(
-        ensemble.pair, times=times[points].tolist(), log_distance=logs.mean(axis=0)[points].tolist(),
+        times=times[points].tolist(), log_distance=logs.mean(axis=0)[points].tolist(),
         rate=contraction(times, np.exp(logs)),
     )  # fmt: skip
 

@@ -4,15 +4,13 @@ from collections.abc import Iterator
 from itertools import product
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field
-
 from villani.commands.blocks import COMPUTE, DESIGN, MODEL, TEXT, SubjectSettings, Unused
-from villani.commands.exact.settings import check_names
-from villani.commands.option import Option, forms
+from villani.commands.exact.settings import cases, check_names
+from villani.commands.option import Option, forms, option
 from villani.dynamics.kernel import Kernel, Method, Schedule
 from villani.dynamics.start import largest_curvature
 from villani.errors import InputError, check_positive
-from villani.theory.catalogue import Case, case
+from villani.theory.catalogue import Case
 
 EXACT = "exact:"
 CHAINS = "Chains"
@@ -34,38 +32,33 @@ class ConvergeSettings(SubjectSettings):
         str,
         Option("a model as for measure, or exact:POTENTIAL, a name or expression as for exact", MODEL, argument=True),
     ]
-    groups: Annotated[int, Option("groups of blocks that make up the data set", DESIGN)] = 64
-    sequences: Annotated[int, Option("blocks in a group, and in a mini-batch", DESIGN)] = 4
-    probes: Annotated[int, Option(hidden=True)] = 1
-    finite: Annotated[bool, Option(hidden=True)] = True
-    weight_decay: Annotated[list[float], Option("λ ≥ 0; several with commas; default 0.1", CHAINS, always=True)] = (
-        Field(default_factory=list)
+    groups: int = option(64, "groups of blocks that make up the data set", DESIGN)
+    sequences: int = option(4, "blocks in a group, and in a mini-batch", DESIGN)
+    probes: int = option(1, hidden=True)
+    finite: bool = option(True, hidden=True)
+    weight_decay: list[float] = option([], "λ ≥ 0; several with commas; default 0.1", CHAINS, always=True)
+    temperature: list[float] = option([], "s > 0; several with commas; default 1e-3", CHAINS, always=True)
+    learning_rate: float | None = option(
+        None, "step size η; default 1e-3, of a potential a tenth of 1/curvature", CHAINS
     )
-    temperature: Annotated[list[float], Option("s > 0; several with commas; default 1e-3", CHAINS, always=True)] = (
-        Field(default_factory=list)
+    steps: int | None = option(None, "of each chain; default 400, of a potential 4000", CHAINS)
+    chains: int | None = option(None, "independent chains; default 4, of a potential 8", CHAINS)
+    walkers: int | None = option(None, "of a potential: walkers in each chain; default 64", POTENTIAL)
+    method: Method = option("noisy-sgd", "how a chain moves", CHAINS)
+    momentum: float = option(0.0, "with noisy-sgd, 0 ≤ μ < 1", CHAINS)
+    schedule: Schedule = option("constant", "of step sizes; s stays", CHAINS)
+    full: bool = option(False, "gradients of the whole data set, not of mini-batches", CHAINS)
+    start: Literal["same", "spread"] = option(
+        "same", "spread: odd chains begin at a draw of the prior, or at the mirror image", CHAINS
     )
-    learning_rate: Annotated[
-        float | None, Option("step size η; default 1e-3, of a potential a tenth of 1/curvature", CHAINS)
-    ] = None
-    steps: Annotated[int | None, Option("of each chain; default 400, of a potential 4000", CHAINS)] = None
-    chains: Annotated[int | None, Option("independent chains; default 4, of a potential 8", CHAINS)] = None
-    walkers: Annotated[int | None, Option("of a potential: walkers in each chain; default 64", POTENTIAL)] = None
-    method: Annotated[Method, Option("how a chain moves", CHAINS)] = "noisy-sgd"
-    momentum: Annotated[float, Option("with noisy-sgd, 0 ≤ μ < 1", CHAINS)] = 0.0
-    schedule: Annotated[Schedule, Option("of step sizes; s stays", CHAINS)] = "constant"
-    full: Annotated[bool, Option("gradients of the whole data set, not of mini-batches", CHAINS)] = False
-    start: Annotated[
-        Literal["same", "spread"],
-        Option("spread: odd chains begin at a draw of the prior, or at the mirror image", CHAINS),
-    ] = "same"
-    log_every: Annotated[int | None, Option("steps between logged observables; default 5", CHAINS)] = None
-    psi_every: Annotated[int, Option("steps between measurements of Ψ; 0 for none", CHAINS)] = 0
-    psi_groups: Annotated[int, Option("groups of such a measurement", CHAINS)] = 6
-    coupled: Annotated[bool, Option("also two chains with common noise; holds a second model", CHAINS)] = False
-    parameters: Annotated[
-        dict[str, float], Option("NAME=VALUE, a parameter of the potential", POTENTIAL, flags=("--set",), each=True)
-    ] = Field(default_factory=dict)
-    dimension: Annotated[int | None, Option("d of the potential", POTENTIAL)] = None
+    log_every: int | None = option(None, "steps between logged observables; default 5", CHAINS)
+    psi_every: int = option(0, "steps between measurements of Ψ; 0 for none", CHAINS)
+    psi_groups: int = option(6, "groups of such a measurement", CHAINS)
+    coupled: bool = option(False, "also two chains with common noise; holds a second model", CHAINS)
+    parameters: dict[str, float] = option(
+        {}, "NAME=VALUE, a parameter of the potential", POTENTIAL, flags=("--set",), each=True
+    )
+    dimension: int | None = option(None, "d of the potential", POTENTIAL)
 
     @property
     def potential(self) -> str | None:
@@ -74,8 +67,8 @@ class ConvergeSettings(SubjectSettings):
 
     @property
     def batch(self) -> int | None:
-        """Blocks in a step of a model's chain; None for all of them."""
-        return None if self.full or self.method == "mala" else self.sequences
+        """Blocks in a step of a model's chain; None for all of them, and of a potential."""
+        return None if self.full or self.method == "mala" or self.potential is not None else self.sequences
 
     @property
     def sizes(self) -> tuple[int, int, int]:
@@ -94,12 +87,8 @@ class ConvergeSettings(SubjectSettings):
         assert self.potential is not None
         for s in self.temperature:
             check_positive(temperature=s)
-        decays: list[float | None] = [*self.weight_decay] or [None]
-        betas: list[float | None] = [2 / s for s in self.temperature] or [None]
-        return [
-            case(self.potential, weight_decay=decay, beta=beta, parameters=self.parameters, dimension=self.dimension)
-            for decay, beta in product(decays, betas)
-        ]
+        betas = [2 / s for s in self.temperature]
+        return cases(self.potential, self.weight_decay, betas, [self.dimension], parameters=self.parameters)
 
     def filled(self) -> Self:
         """With a number in every field that was not given.
@@ -107,27 +96,23 @@ class ConvergeSettings(SubjectSettings):
         Raises:
             InputError: what the numbers of a potential follow from is out of range.
         """
-        defaults = self._of_a_model() if self.potential is None else self._of_a_potential()
-        return self.model_copy(
-            update={name: value for name, value in defaults.items() if getattr(self, name) in (None, [])}
-        )
-
-    def _of_a_model(self) -> dict[str, Any]:
-        return {
+        defaults: dict[str, Any] = {
             "learning_rate": 1e-3, "steps": 400, "chains": 4, "walkers": 1, "log_every": 5, "weight_decay": [0.1],
             "temperature": [1e-3],
         }  # fmt: skip
-
-    def _of_a_potential(self) -> dict[str, Any]:
-        laws = [one.potential for one in self.cases()]
-        rate = self.learning_rate or 0.1 / max(map(largest_curvature, laws))
-        steps = 4000 if self.steps is None else self.steps
-        return {
-            "learning_rate": float(f"{rate:.2g}"), "steps": steps, "chains": 8, "walkers": 64,
-            "log_every": max(1, steps // 400),
-            "weight_decay": list(dict.fromkeys(law.weight_decay for law in laws)),
-            "temperature": list(dict.fromkeys(2 / law.beta for law in laws)),
-        }  # fmt: skip
+        if self.potential is not None:
+            laws = [one.potential for one in self.cases()]
+            steps = 4000 if self.steps is None else self.steps
+            rate = self.learning_rate or 0.1 / max(map(largest_curvature, laws))
+            defaults = {
+                "learning_rate": float(f"{rate:.2g}"), "steps": steps, "chains": 8, "walkers": 64,
+                "log_every": max(1, steps // 400),
+                "weight_decay": list(dict.fromkeys(law.weight_decay for law in laws)),
+                "temperature": list(dict.fromkeys(2 / law.beta for law in laws)),
+            }  # fmt: skip
+        return self.model_copy(
+            update={name: value for name, value in defaults.items() if getattr(self, name) in (None, [])}
+        )
 
     def kernel(self, weight_decay: float, temperature: float) -> Kernel:
         """How chains move at one λ and s."""

@@ -9,6 +9,7 @@ from villani.outwards import lower_power, upper_power
 from villani.report import figures
 from villani.report.colours import EXACT, STATUSES
 from villani.report.elements import Row, Status
+from villani.report.estimates import Columns, rows_of
 from villani.report.figures import Rung
 from villani.report.numbers import format_number
 
@@ -51,17 +52,17 @@ def colour(constant: ConstantRecord) -> str:
 
 def constant_rows(constants: Sequence[ConstantRecord]) -> list[Row]:
     """One constant a row, on a page and in a terminal."""
-    return [
-        {
-            "bound": label(c), "value": f"{sign(c)} {value(c)}", "on": c.kind, "status": Status(c.status),
-            "if": "—" if c.id == "truth" else c.hypotheses,
-        }
-        for c in constants
-    ]  # fmt: skip
+    return rows_of(constants, _COLUMNS)
 
 
-def power(log10: float) -> str:
+_COLUMNS: Columns = {
+    "bound": label, "value": lambda c: f"{sign(c)} {value(c)}", "on": "kind", "status": lambda c: Status(c.status),
+    "if": lambda c: "—" if c.id == "truth" else c.hypotheses,
+}  # fmt: skip
+
+
+def power(log10: float, digits: int = 6) -> str:
     """A number by its logarithm to base 10, as a power of ten beyond floats."""
     if abs(log10) >= 300:
         return f"10^{log10:,.1f}"
-    return f"{format_number(10 ** (log10 - 6))}·10⁶" if 6 <= log10 < 7 else format_number(10**log10)
+    return f"{format_number(10 ** (log10 - 6))}·10⁶" if 6 <= log10 < 7 else format_number(10**log10, digits)

@@ -1,18 +1,17 @@
 """The page of exact truths and of the reference values of the theory."""
 
-import math
-from itertools import chain
 from pathlib import Path
 
 import plotly.graph_objects as go
 from rich.console import Console
 
 from villani.commands.exact.ladder import LEGEND, PREPRINT, SYMBOLS, colour, constant_rows, label, ladder, value
-from villani.commands.exact.record import ConstantRecord, ExactRecord, PointRecord, ReferenceRecord
-from villani.outwards import upper
+from villani.commands.exact.record import ExactRecord, PointRecord, ReferenceRecord
+from villani.outwards import lower, upper
 from villani.report import elements
 from villani.report.colours import EXACT, UNRESOLVED
 from villani.report.elements import Row, note, prose, section
+from villani.report.estimates import Columns, at, rows_of
 from villani.report.figures import log_axis, themed
 from villani.report.numbers import format_number
 from villani.report.page import Pictures
@@ -21,6 +20,11 @@ from villani.theory.catalogue import CATALOGUE
 
 _AXES = {"weight_decay": "weight decay λ", "temperature": "temperature s", "dimension": "dimension d"}
 _REACH = 12  # orders of magnitude above the largest truth that a sweep draws; what is further stands at the edge
+
+_CHECKS: Columns = {
+    "row": "row", "quantity": "quantity", "printed": "printed", "computed": lambda check: f"{check.computed:.12g}",
+    "": lambda check: "reproduced" if check.passes else "NOT REPRODUCED",
+}  # fmt: skip
 
 
 def headline(record: ExactRecord | ReferenceRecord) -> str:
@@ -62,17 +66,7 @@ def tables(record: ExactRecord | ReferenceRecord) -> str:
     """Sections of tables, as HTML."""
     if isinstance(record, ExactRecord):
         return "".join(section(_where(point), _point(point)) for point in record.points)
-    return section("Reference values", elements.table(_reference_rows(record)))
-
-
-def _reference_rows(record: ReferenceRecord) -> list[Row]:
-    return [
-        {
-            "row": check.row, "quantity": check.quantity, "printed": check.printed,
-            "computed": f"{check.computed:.12g}", "": "reproduced" if check.passes else "NOT REPRODUCED",
-        }
-        for check in record.checks
-    ]  # fmt: skip
+    return section("Reference values", elements.table(rows_of(record.checks, _CHECKS)))
 
 
 def limits(record: ExactRecord | ReferenceRecord) -> list[str]:
@@ -93,12 +87,15 @@ def limits(record: ExactRecord | ReferenceRecord) -> list[str]:
 def show(record: ExactRecord | ReferenceRecord, _: Path, console: Console) -> None:
     """For every point the truth, every bound in order, and what does not apply; or every reference value."""
     if isinstance(record, ReferenceRecord):
-        console.print(table(_reference_rows(record)))
-        console.print(f"{record.passed} of {record.passed + record.failed} reproduced to the printed digits.")
-    else:
-        say(console, f"{record.potential}: L = {record.expression} ({record.about})")
-        for point in record.points:
-            _show_point(point, console)
+        console.print(table(rows_of(record.checks, _CHECKS)))
+        console.print(headline(record))
+        return
+    say(console, f"{record.potential}: L = {record.expression} ({record.about})")
+    for point in record.points:
+        say(console, f"{_where(point)}: {point.verdict}.", "bold")
+        console.print(table(constant_rows(point.constants)))
+        for remark in _remarks(point):
+            say(console, remark)
 
 
 def show_names(console: Console) -> None:
@@ -123,23 +120,6 @@ def exit_code(record: ExactRecord | ReferenceRecord) -> int:
     return int(isinstance(record, ReferenceRecord) and record.failed > 0)
 
 
-def _show_point(point: PointRecord, console: Console) -> None:
-    where = f"λ = {point.weight_decay:g}, s = {point.temperature:g} (β = {point.beta:g}), d = {point.dimension}"
-    say(console, f"{where}: {point.verdict}.", "bold")
-    console.print(table(constant_rows(point.constants)))
-    first, *others = point.gaps
-    gaps = ", ".join([f"{first:.{point.digits}g}", *(f"{gap:.{min(point.digits, 6)}g}" for gap in others)])
-    what = "C_P is certified within" if point.status == "certified" else "Two grids and boxes differ by"
-    console.print(
-        f"Gaps of Δ − ∇U·∇: {gaps}; gap of the diffusion: {point.diffusion_gap:.{point.digits}g}. "
-        f"{what} {upper(point.error, 1)} (relative), the identities fail by at most "
-        f"{upper(max(point.identities.values()), 1)}.",
-        soft_wrap=True,
-    )  # fmt: skip
-    for gone in point.missing:
-        say(console, f"{gone.id} does not apply: {gone.reason}")
-
-
 def sweep(record: ExactRecord) -> go.Figure:
     """Every constant against what was varied; a mark's colour is the status there."""
     axis = record.varied
@@ -153,19 +133,19 @@ def sweep(record: ExactRecord) -> go.Figure:
             (x, c) for x, point in zip(across, record.points, strict=True) for c in point.constants
             if (c.id, c.name) == (id, name)
         ]  # fmt: skip
-        own = [min(c.log10, top) for _, c in marks]
+        places, constants = zip(*marks, strict=True)
+        own = [min(c.log10, top) for c in constants]
         heights += own
+        style = {"color": EXACT, "width": 2} if id == "truth" else {"color": UNRESOLVED, "width": 1}
+        own_symbol = SYMBOLS[id] + ("-open" if (id, constants[0].kind) == ("truth", "log-Sobolev") else "")
+        symbols = ["triangle-up" if c.log10 > top else own_symbol for c in constants]
         curves.append(
             go.Scatter(
-                x=[x for x, _ in marks], y=own, name=label(marks[0][1]),
-                mode="lines+markers" if any(c.log10 <= top for _, c in marks) else "markers",
-                line={"color": EXACT if id == "truth" else UNRESOLVED, "width": 2 if id == "truth" else 1},
-                marker={
-                    "color": [colour(c) for _, c in marks], "size": 11,
-                    "symbol": ["triangle-up" if c.log10 > top else _symbol(c) for _, c in marks],
-                },
-                text=[f"{label(c)}: {value(c)} ({c.status})" for _, c in marks],
-                hovertemplate="%{text}<extra></extra>", cliponaxis=False,
+                x=places, y=own, name=label(constants[0]), line=style, cliponaxis=False,
+                mode="lines+markers" if any(c.log10 <= top for c in constants) else "markers",
+                marker={"color": [colour(c) for c in constants], "size": 11, "symbol": symbols},
+                text=[f"{label(c)}: {value(c)} ({c.status})" for c in constants],
+                hovertemplate="%{text}<extra></extra>",
             )
         )  # fmt: skip
     kind = "log" if axis != "dimension" and min(across) > 0 else "linear"
@@ -175,52 +155,42 @@ def sweep(record: ExactRecord) -> go.Figure:
     return themed(curves, 560, {"title_text": _AXES[axis], "type": kind, **ticks}, up, legend)
 
 
-def _point(point: PointRecord) -> str:
-    agree = "agree to rounding" if point.error < 1e-15 else f"differ by {format_number(point.error, 1)}"
-    if point.status == "certified":
-        certain = f"C_P is certified within {format_number(point.error, 2)} (relative)."
-    else:
+def _remarks(point: PointRecord) -> list[str]:
+    """How certain the truth is, the spectrum that it comes from, and what does not apply."""
+    certain = f"C_P is certified within {upper(point.error, 1)} (relative)."
+    if point.status != "certified":
+        agree = "agree to rounding" if point.error < 1e-15 else f"differ by {upper(point.error, 1)} (relative)"
         certain = f"Two grids and boxes {agree}; nothing proves that they see all of the potential."
         if point.floor:
-            certain += f" Certified is C_P ≥ {_rounded_down(point.floor)}."
-    words = note(f"{point.verdict}. {certain}")
-    gone = "; ".join(f"{missing.id}, since {missing.reason}" for missing in point.missing)
-    return (
-        words
-        + prose(elements.table(constant_rows(point.constants)))
-        + (note(f"What does not apply: {gone}.") if gone else "")
+            certain += f" Certified is C_P ≥ {lower(point.floor, 4)}."
+    first, *others = point.gaps
+    gaps = ", ".join([f"{first:.{point.digits}g}", *(f"{gap:.{min(point.digits, 6)}g}" for gap in others)])
+    spectrum = (
+        f"Gaps of Δ − ∇U·∇: {gaps}; gap of the diffusion: {point.diffusion_gap:.{point.digits}g}; the identities fail "
+        f"by at most {upper(max(point.identities.values()), 1)}."
     )
+    return [f"{certain} {spectrum}", *(f"{gone.id} does not apply: {gone.reason}" for gone in point.missing)]
 
 
-def _rounded_down(value: float) -> str:
-    """Four digits, towards 0."""
-    exponent = math.floor(math.log10(value)) - 3
-    return format_number(math.floor(value / 10.0**exponent) * 10.0**exponent, 4)
+def _point(point: PointRecord) -> str:
+    notes = "".join(map(note, _remarks(point)))
+    return note(f"{point.verdict}.") + prose(elements.table(constant_rows(point.constants))) + notes
 
 
 def _sweep_words(record: ExactRecord) -> str:
     assert record.varied is not None
-    name = _AXES[record.varied]
-    first, last = record.points[0], record.points[-1]
+    places = [format_number(getattr(point, record.varied)) for point in record.points]
+    truths = [format_number(point.poincare) for point in record.points]
     words = (
-        f"As the {name} goes from {format_number(getattr(first, record.varied))} to "
-        f"{format_number(getattr(last, record.varied))}, C_P goes from {format_number(first.poincare)} to "
-        f"{format_number(last.poincare)}."
+        f"As the {_AXES[record.varied]} goes from {places[0]} to {places[-1]}, C_P goes from {truths[0]} to "
+        f"{truths[-1]}."
     )
-    refuted = dict.fromkeys(c.id for c in chain(*(p.constants for p in record.points)) if c.status == "refuted")
-    for id in refuted:
-        where = [p for p in record.points if any(c.id == id and c.status == "refuted" for c in p.constants)]
-        words += f" {id} is refuted at {', '.join(format_number(getattr(p, record.varied)) for p in where)}."
-    return words
+    refuted: dict[str, list[str]] = {}
+    for place, point in zip(places, record.points, strict=True):
+        for id in dict.fromkeys(c.id for c in point.constants if c.status == "refuted"):
+            refuted.setdefault(id, []).append(place)
+    return words + "".join(f" {id} is refuted at {', '.join(where)}." for id, where in refuted.items())
 
 
 def _where(point: PointRecord) -> str:
-    return (
-        f"λ = {format_number(point.weight_decay)}, s = {format_number(point.temperature)} "
-        f"(β = {format_number(point.beta)}), d = {point.dimension}"
-    )
-
-
-def _symbol(constant: ConstantRecord) -> str:
-    open_ = constant.id == "truth" and constant.kind == "log-Sobolev"
-    return SYMBOLS[constant.id] + ("-open" if open_ else "")
+    return f"{at(point)} (β = {format_number(point.beta)}), d = {point.dimension}"

@@ -3,7 +3,6 @@
 import math
 from dataclasses import asdict
 from functools import partial
-from itertools import product
 from pathlib import Path
 
 from villani.commands.exact.record import (
@@ -14,11 +13,11 @@ from villani.commands.exact.record import (
     ReferenceRecord,
     RelativeEntropyRecord,
 )
-from villani.commands.exact.settings import ExactSettings
+from villani.commands.exact.settings import ExactSettings, cases
 from villani.commands.running import Outcome, versions
 from villani.errors import InputError
 from villani.theory.applicable import Missing, lower_bounds, upper_bounds
-from villani.theory.catalogue import CATALOGUE, Case, case
+from villani.theory.catalogue import CATALOGUE, Case
 from villani.theory.comparison import Comparison, compare, powers
 from villani.theory.exact import Truth, relative_entropy, solve
 from villani.theory.reference import checks
@@ -50,42 +49,27 @@ def _reference(work: Work) -> ReferenceRecord:
 
 
 def _solved(settings: ExactSettings, work: Work) -> ExactRecord:
-    cases = _cases(settings)
+    every = cases(
+        settings.about, settings.weight_decay, settings.betas, settings.dimension, parameters=settings.parameters,
+        shape=settings.shape,
+    )  # fmt: skip
     work.stage("solving")
-    points = [_point(cases[0], settings.digits)]
+    points = [_point(every[0], settings.digits)]
     given = settings.model_dump(exclude={"all", "output"}) | {"parameters": settings.assignments}
     keyed = {name: given[name] for name in ("potential", "parameters", "shape", "digits")} | versions(*_PACKAGES)
     work.open("exact", settings.about, keyed, given, named=given | keyed)
     work.stage("solving")
-    for done, one in enumerate(cases[1:], 1):
+    for done, one in enumerate(every[1:], 1):
         law = one.potential
         key = f"{law.weight_decay!r}/{law.beta!r}/{law.dimension}"
         points.append(work.once_record(key, PointRecord, partial(_point, one, settings.digits)))
-        work.advance(done, len(cases) - 1)
+        work.advance(done, len(every) - 1)
     entry = CATALOGUE.get(settings.about)
-    first = cases[0]
+    law, proved = every[0].potential, every[0].proved
     return ExactRecord(
-        potential=settings.about,
-        expression=first.potential.loss.text,
-        about=entry.about if entry else "a potential of one's own",
-        proved=first.proved.why if first.proved else "",
-        shape=first.potential.shape,
-        varied=settings.varied,
-        points=points,
-    )
-
-
-def _cases(settings: ExactSettings) -> list[Case]:
-    decays: list[float | None] = [*settings.weight_decay] or [None]
-    betas: list[float | None] = [*settings.betas] or [None]
-    dimensions: list[int | None] = [*settings.dimension] or [None]
-    return [
-        case(
-            settings.about, weight_decay=decay, beta=beta, parameters=settings.parameters, dimension=dimension,
-            shape=settings.shape,
-        )
-        for decay, beta, dimension in product(decays, betas, dimensions)
-    ]  # fmt: skip
+        potential=settings.about, expression=law.loss.text, proved=proved.why if proved else "", shape=law.shape,
+        about=entry.about if entry else "a potential of one's own", varied=settings.varied, points=points,
+    )  # fmt: skip
 
 
 def _point(one: Case, digits: int | None) -> PointRecord:
@@ -93,41 +77,31 @@ def _point(one: Case, digits: int | None) -> PointRecord:
     truth = solve(law, digits)
     upper, missing = upper_bounds(law, one.proved)
     comparison = compare([*upper, *lower_bounds(truth)])
+    failed = [  # bounds of theorems below the truth: what was taken for their hypothesis does not hold
+        Missing(c.id, f"its hypothesis fails ({c.hypotheses}): it would give {c.kind} ≤ {powers(c)}, below the truth")
+        for c in comparison.failed
+    ]
     entropy = None
     if law.weight_decay > 0 and law.core == 1 and law.shape != "radial":
         entropy = RelativeEntropyRecord.of(relative_entropy(law, truth))
     sobolev = None
-    if truth.log_sobolev is not None and truth.log_sobolev_status is not None:
-        sobolev = LogSobolevRecord(
+    if truth.log_sobolev is not None:
+        sobolev = LogSobolevRecord.of(
             value=truth.log_sobolev, status=truth.log_sobolev_status, note=truth.log_sobolev_note
         )
     return PointRecord.of(
         truth,
-        weight_decay=law.weight_decay,
+        **{name: getattr(law, name) for name in ("weight_decay", "beta", "dimension")},
         temperature=2 / law.beta,
-        beta=law.beta,
-        dimension=law.dimension,
         diffusion_gap=1 / (law.beta * truth.poincare),
         log_sobolev=sobolev,
         moments=asdict(truth.moments),
         identities=truth.moments.identity_errors(law.beta, law.dimension),
         relative_entropy=entropy,
         constants=comparison.constants,
-        missing=[*missing, *_failed_hypotheses(comparison)],
+        missing=[*missing, *failed],
         verdict=_verdict(truth, comparison),
     )
-
-
-def _failed_hypotheses(comparison: Comparison) -> list[Missing]:
-    """Theorems whose bound lies below the truth: what was taken for their hypothesis does not hold."""
-    return [
-        Missing(
-            constant.id,
-            f"its hypothesis fails ({constant.hypotheses}): it would give {constant.kind} ≤ {powers(constant)}, "
-            "below the truth",
-        )
-        for constant in comparison.failed
-    ]
 
 
 def _verdict(truth: Truth, comparison: Comparison) -> str:
@@ -138,12 +112,10 @@ def _verdict(truth: Truth, comparison: Comparison) -> str:
     words += [f"{c.id}'s {powers(c)} lies below this estimate, which refutes nothing" for c in doubted]
     words += [f"the hypothesis of {c.id} fails" for c in comparison.failed]
     if comparison.best and comparison.log_looseness is not None:
-        best = comparison.best
-        orders = comparison.log_looseness / math.log(10)
+        best, orders = comparison.best, comparison.log_looseness / math.log(10)
         loose = f"loose by {orders:.1f} orders of magnitude" if orders > 0.005 else "tight"
-        words.append(
-            f"the best bound that may be used, {best.id}, {best.kind} ≤ {powers(best)} ({best.status}), is {loose}"
-        )
+        bound = f"{best.id}, {best.kind} ≤ {powers(best)} ({best.status})"
+        words.append(f"the best bound that may be used, {bound}, is {loose}")
     elif not comparison.best:
         words.append("no upper bound of §3 applies")
     return "; ".join(words)

@@ -2,12 +2,14 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import product
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Any, Literal
 
 from villani.commands.blocks import Settings
-from villani.commands.option import Option, written
+from villani.commands.option import option, written
 from villani.errors import InputError
+from villani.theory.catalogue import Case, case
 from villani.theory.potential import Shape
 from villani.work.ledger import check_writable
 
@@ -25,23 +27,20 @@ class ExactSettings(Settings):
 
     name = "exact"
 
-    potential: Annotated[
-        str | None,
-        Option("name, or L as an expression such as 'log(1+exp(-3*w))'; none: list the names", argument=True),
-    ] = None
-    weight_decay: Annotated[list[float], Option("λ ≥ 0; several with commas", LAW)] = []
-    temperature: Annotated[list[float], Option("s > 0; several with commas", LAW)] = []
-    beta: Annotated[list[float], Option("β = 2/s, instead of --temperature", LAW)] = []
-    dimension: Annotated[list[int], Option("d; several with commas; `d` in an expression", LAW)] = []
-    parameters: Annotated[
-        dict[str, float], Option("NAME=VALUE, a parameter of the potential", LAW, flags=("--set",), each=True)
-    ] = {}
-    shape: Annotated[Shape | None, Option("how L extends to d dimensions; default ridge: Gaussian elsewhere", LAW)] = (
-        None
+    potential: str | None = option(
+        None, "name, or L as an expression such as 'log(1+exp(-3*w))'; none: list the names", argument=True
     )
-    digits: Annotated[int | None, Option("wanted of C_P; default 8, on planes 6", LAW)] = None
-    all: Annotated[bool, Option("recompute the reference values of the theory")] = False
-    output: Annotated[str | None, Option("write the page to this file too", RUN, path=True)] = None
+    weight_decay: list[float] = option([], "λ ≥ 0; several with commas", LAW)
+    temperature: list[float] = option([], "s > 0; several with commas", LAW)
+    beta: list[float] = option([], "β = 2/s, instead of --temperature", LAW)
+    dimension: list[int] = option([], "d; several with commas; `d` in an expression", LAW)
+    parameters: dict[str, float] = option(
+        {}, "NAME=VALUE, a parameter of the potential", LAW, flags=("--set",), each=True
+    )
+    shape: Shape | None = option(None, "how L extends to d dimensions; default ridge: Gaussian elsewhere", LAW)
+    digits: int | None = option(None, "wanted of C_P; default 8, on planes 6", LAW)
+    all: bool = option(False, "recompute the reference values of the theory")
+    output: str | None = option(None, "write the page to this file too", RUN, path=True)
 
     @property
     def about(self) -> str:
@@ -99,6 +98,14 @@ class ExactSettings(Settings):
         _ = self.varied  # refuses two axes, and s and β at once
         if self.output is not None:
             check_writable(Path(self.output))
+
+
+def cases(
+    name: str, weight_decay: Sequence[float], beta: Sequence[float], dimension: Sequence[int | None], **more: Any
+) -> list[Case]:
+    """A potential at every λ, β and d; those of the catalogue where none are given. See `case`."""
+    axes: list[Sequence[Any]] = [weight_decay or [None], beta or [None], dimension or [None]]
+    return [case(name, weight_decay=decay, beta=b, dimension=d, **more) for decay, b, d in product(*axes)]
 
 
 def check_names(parameters: Mapping[str, float]) -> None:

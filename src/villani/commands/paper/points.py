@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from villani.commands.audit.record import RayRecord
-from villani.commands.audit.results import orbit_record, ray_record
+from villani.commands.audit.run import orbit_record, ray_record
 from villani.commands.measure.run import psi_record
 from villani.commands.paper.record import (
     CriteriaRecord,
@@ -203,11 +203,12 @@ def estimators_record(
         cell, groups=part.groups, probes=part.probes, reference=known,
         reference_way="every diagonal entry" if size <= part.exact else
         f"gauss-newton, {part.reference_probes} probes a group",
-        points=[_estimator_point(way, one, truth, error) for way, one in rows.items()],
+        points=[estimator_point(way, one, truth, error) for way, one in rows.items()],
     )  # fmt: skip
 
 
-def _estimator_point(way: Ways, rows: Sequence[Rows], truth: float, error: float) -> EstimatorPoint:
+def estimator_point(way: Ways, rows: Sequence[Rows], truth: float, error: float) -> EstimatorPoint:
+    """How one way did over its repeats, beside a reference with an error of its own."""
     values, sems = (np.array([float(row[name]) for row in rows]) for name in ("value", "sem"))
     covered = 0
     for row, value, sem in zip(rows, values, sems, strict=True):

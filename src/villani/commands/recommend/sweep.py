@@ -131,7 +131,7 @@ def _read_text(settings: SweepSettings, work: Work) -> SweepText:
         text_record(source, tokenizer, blocks, blocks.ids, blocks.labels)
         for source, blocks in ((corpus, train_part), (judging, held_part))
     ]
-    return SweepText(train_part, held_part, _whole_documents(judged, start, stop), (records[0], records[1]))
+    return SweepText(train_part, held_part, whole_documents(judged, start, stop), (records[0], records[1]))
 
 
 @same_threads()
@@ -277,7 +277,7 @@ def _cell(directory: Path, key: CellKey, text: SweepText, row: dict[str, Array])
     )  # fmt: skip
 
 
-def _whole_documents(owners: Array, start: int, stop: int) -> Array:
+def whole_documents(owners: Array, start: int, stop: int) -> Array:
     """(M,) the document of each block from `start` to `stop`; −1 where it began before or goes on after."""
     part = np.asarray(owners[start:stop]).copy()
     for inside, outside in ((start, start - 1), (stop - 1, stop)):

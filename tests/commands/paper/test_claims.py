@@ -1,0 +1,74 @@
+"""The preprint's claims, one by one: verdicts that follow measurements, and two that theory alone refutes."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from villani.commands.paper.claims import (
+    claims,
+    counterexample,
+    linear_gaussian_bound,
+    loosening_bound,
+    sentence,
+)
+from villani.commands.paper.record import TrendRecord
+from villani.theory.catalogue import named
+from villani.theory.exact import relative_entropy, solve
+from villani.work.records import EstimateRecord
+
+
+def record(value, sem, n=3):
+    return EstimateRecord(value=value, sem=sem, n=n, interval=(value - 2 * sem, value + 2 * sem), status="statistical")
+
+
+def nothing(**given):
+    empty = dict.fromkeys(
+        ("criteria", "landscape", "spectra", "learned", "convergence", "training", "certificates"), ()
+    )
+    return SimpleNamespace(**({"parameters": 100, "estimators": None} | empty | given))
+
+
+def bounds(*values):
+    return [SimpleNamespace(weight_decay=d, path=SimpleNamespace(value=v)) for d, v in values]
+
+
+def verdict_of(found, words):
+    (one,) = [c for c in claims(found) if words in c.claim]
+    return one.verdict
+
+
+def test_the_claimed_constant_is_refuted_on_a_line():
+    found = counterexample()
+    assert (found.verdict, found.status) == ("refuted", "certified")
+    assert "the claim is 2." in found.measured
+    assert "86.2588" in found.measured  # THEORY.md §9, T14
+
+
+@pytest.mark.parametrize("decay", [0.01, 0.1, 1.0, 10.0])
+def test_an_exact_bound_that_loosens(decay):
+    """E_ρL + KL/β from the exact law, against the closed form."""
+    one = named("linear-gaussian", weight_decay=decay, beta=100.0)
+    theta = np.linspace(-2, 4, 200_001)
+    weights = np.exp(-100 * (0.5 * (theta - 1) ** 2 + decay / 2 * theta**2 - 0.5 * decay / (1 + decay)))
+    risk = (0.5 * (theta - 1) ** 2 * weights).sum() / weights.sum()
+    entropy = relative_entropy(one.potential, solve(one.potential, sobolev=False)).value
+    assert linear_gaussian_bound(decay, 100.0) == pytest.approx(risk + entropy / 100, rel=1e-6)
+    assert loosening_bound().verdict == "refuted"
+
+
+def test_verdicts_follow_what_was_measured():
+    assert verdict_of(nothing(certificates=bounds((0.1, 6.0), (1.0, 6.5))), "λ increases.") == "refuted"
+    assert verdict_of(nothing(certificates=bounds((1.0, 6.0), (0.1, 6.5))), "λ increases.") == "consistent"
+    assert verdict_of(nothing(certificates=bounds((0.1, 6.0), (1.0, 6.01))), "λ increases.") == "not identifiable"
+
+    def learned(change):
+        return [
+            TrendRecord(optimizer="sgd", weight_decay=0.5, seeds=3, value=record(1, 0.1), change=change),
+        ]
+
+    assert verdict_of(nothing(learned=learned(record(-0.4, 0.01))), "spectrum") == "consistent"  # the shift wins
+    assert verdict_of(nothing(learned=learned(record(-0.6, 0.01))), "spectrum") == "refuted"
+    assert verdict_of(nothing(learned=learned(record(-0.6, 0.1))), "spectrum") == "not identifiable"
+    assert [c.experiment for c in claims(nothing())] == ["exact", "exact"]  # what was not measured is not judged
+    assert "confirmed" not in sentence(claims(nothing()))

@@ -1,0 +1,67 @@
+"""What a reader of the study sees: every claim with its verdict, none confirmed, and nothing that was not measured."""
+
+import pytest
+
+from tests.commands.synthetic import estimate, made, told
+from villani.commands.paper.record import ClaimRecord, LandscapePoint, PaperRecord, TrainingPoint, TrendRecord
+
+
+def study(**changes):
+    empty = {name: [] for name in ("criteria", "landscape", "spectra", "learned", "convergence", "training",
+                                   "certificates", "choices", "pathologies")}  # fmt: skip
+    whole = empty | {"trends": {}, "estimators": None, "claims": [], "common_loss": {}, "certificate_sentence": ""}
+    return told(made(PaperRecord, **whole | changes))
+
+
+VERDICTS = ("refuted", "consistent", "not identifiable")
+
+
+def test_every_claim_stands_with_its_verdict_and_evidence():
+    claims = [
+        made(ClaimRecord, claim=f"Claim {i}.", measured=f"Measured {i}.", verdict=verdict)
+        for i, verdict in enumerate(VERDICTS)
+    ]
+    section = study(claims=claims, sentence="One refuted.")
+    assert section.headline == "One refuted."
+    rows = section.tables.split("<tr")
+    for i, verdict in enumerate(VERDICTS):
+        [row] = [r for r in rows if f"Claim {i}." in r]
+        assert verdict in row
+        assert f"Measured {i}." in row
+    assert "No verdict is ever “confirmed”" in section.tables
+
+
+def test_what_was_not_measured_has_no_table_and_no_picture():
+    section = study()
+    for heading in ("E1: Ψ over λ and s", "E2: spectra", "E3: what is promised", "E5: ways to tr"):
+        assert heading not in section.tables
+    for name in ("orbits", "rays", "spectra", "densities", "rates"):
+        assert section.pictures[name] is None or section.pictures[name][1] is None
+
+
+@pytest.mark.parametrize(("change", "resolved"), [(-0.5, True), (-0.01, False)])
+def test_a_trend_is_told_beyond_its_error_only(change, resolved):
+    first = made(TrendRecord, optimizer="sgd", weight_decay=0.0, value=estimate(1.0, 0.02, 5), change=None)
+    moved = made(
+        TrendRecord, optimizer="sgd", weight_decay=1.0, value=estimate(1.0 + change, 0.02, 5),
+        change=estimate(change, 0.02, 5),
+    )  # fmt: skip
+    text = study(trends={"massive activations": [first, moved]}).findings["Pathologies"]
+    assert f"beyond the error over seeds in {1 if resolved else 0} of 1" in text or not resolved
+    assert ("at λ = 1" in text) == resolved
+
+
+def test_losses_of_training_stand_by_optimiser_and_lambda():
+    points = [
+        made(TrainingPoint, optimizer="sgd", weight_decay=d, held_out=estimate(4.5 - d, 0.05, 3), steps=120.0)
+        for d in (0.0, 0.25)
+    ]
+    tables = study(training=points, optimizers=["sgd"], common_loss={"sgd": 5.0}).tables
+    assert "4.50 ± 0.05" in tables
+    assert "4.25 ± 0.05" in tables
+    assert "120" in tables
+
+
+def test_orbits_through_models_are_told_with_their_bound():
+    point = made(LandscapePoint, weight_decay=0.5, refuted_above=0.0123, level=0.95)
+    assert "0.0123" in study(landscape=[point], temperatures=[0.5]).tables

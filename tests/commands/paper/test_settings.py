@@ -1,0 +1,117 @@
+"""Settings of a study: files and sizes, and what is wrong with one told in a line."""
+
+from pathlib import Path
+
+import pytest
+
+from villani.commands.paper.settings import read_settings
+
+QUICK = """
+temperature = [1e-3, 1.0]
+[sweep]
+model = "builtin:tiny?layers=1&width=8&context=16"
+text = "builtin"
+block = 16
+optimizers = ["sgd"]
+weight_decay = [0.0, 0.1]
+seeds = 2
+steps = 4
+batch = 2
+evaluate_every = 2
+train_blocks = 60
+held_out_blocks = 8
+learning_rate = { sgd = 0.3 }
+"""
+PARTS = """
+[spectra]
+groups = 1
+sequences = 1
+top = 1
+bottom = 1
+most = 12
+density_probes = 2
+density_steps = 4
+[convergence]
+steps = 10
+chains = 3
+groups = 2
+sequences = 1
+log_every = 1
+[certificates]
+weight_decay = [0.01, 0.1]
+steps = 3
+batch = 2
+blocks = 30
+[estimators]
+groups = 1
+sequences = 1
+repeats = 2
+ways = ["hutchinson"]
+reference_probes = 3
+exact = 0
+[pathologies]
+blocks = 3
+"""
+
+
+@pytest.fixture(autouse=True)
+def empty_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def write(text):
+    Path("study.toml").write_text(text)
+    return "study.toml"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (QUICK.replace("batch", "bach"), ["unknown key 'sweep.bach'", "batch"]),
+        (QUICK + "[landscapes]\n", ["unknown key 'landscapes'", "landscape"]),
+        (QUICK + "[landscape]\nray_group = 3\n", ["unknown key 'landscape.ray_group'", "ray_groups"]),
+        (QUICK.replace('text = "builtin"', 'text = "missing.txt"'), ["missing.txt", "no such file"]),
+        (QUICK.replace("[0.0, 0.1]", "[0.1]"), ["weight_decay", "at least 2"]),
+        (QUICK.replace("[0.0, 0.1]", "[0.0, -0.1]"), ["-0.1"]),
+        (QUICK.replace("seeds = 2", "seeds = 1"), ["sweep.seeds=1", "at least 2"]),
+        (QUICK.replace("steps = 4", 'steps = "many"'), ["sweep.steps", "'many'"]),
+        (QUICK.replace("temperature = [1e-3, 1.0]", ""), ["temperature is missing"]),
+        (QUICK.replace("1e-3", "-1e-3"), ["temperature=-0.001"]),
+        (QUICK + "[pathologies]\nblocks = 1\n", ["pathologies.blocks=1"]),
+        ("temperature = [", ["not a TOML file"]),
+    ],
+)
+def test_what_is_wrong_with_a_study_is_told_in_a_line(villani, text, words):
+    code, out, err = villani("study", "paper", "--config", write(text), "--run", "r")
+    assert (code, out) == (2, "")
+    line = [row for row in err.splitlines() if row.startswith("villani:")]
+    assert len(line) == 1
+    assert all(word in line[0] for word in words), line
+    assert "Traceback" not in err
+
+
+def test_a_study_is_a_file_or_a_size(villani):
+    assert villani("study", "paper")[0] == 2
+    assert "either --config" in villani("study", "paper", "--config", "x", "--size", "tiny")[2]
+    assert "no such file" in villani("study", "paper", "--config", "x")[2]
+    assert villani("study", "paper", "--size", "huge")[0] == 2
+
+
+@pytest.mark.parametrize("size", ["tiny", "small", "125m"])
+def test_sizes_can_be_read_and_cover_what_they_should(size):
+    settings = read_settings(None, size, text="wikitext", model="config:gpt-neo-125m")
+    assert (settings.sweep.text, settings.sweep.held_out) == ("wikitext-103", "wikitext-103:test")
+    assert settings.sweep.model == "config:gpt-neo-125m"
+    if size != "tiny":
+        positive = [x for x in settings.sweep.weight_decay if x > 0]
+        assert len(settings.sweep.weight_decay) >= 6
+        assert max(positive) / min(positive) >= 1e4
+        assert settings.sweep.seeds >= 3
+        assert set(settings.sweep.optimizers) == {"sgd", "noisy-sgd", "adamw"}
+
+
+def test_a_file_says_the_rest_of_what_a_size_leaves_open():
+    settings = read_settings(Path(write(QUICK)), None)
+    assert settings.sweep.weight_decay == [0.0, 0.1]
+    assert settings.spectra is None
+    assert read_settings(Path(write(QUICK + PARTS)), None).spectra.most == 12

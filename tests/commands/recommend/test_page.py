@@ -1,0 +1,69 @@
+"""What a reader of a recommendation sees: λ by optimiser, which it belongs to, what diverged, where rules land."""
+
+import pytest
+
+from tests.commands.synthetic import estimate, made, told
+from villani.commands.recommend.record import (
+    ConventionRecord,
+    GridPoint,
+    MarginRecord,
+    OptimizerRecord,
+    RecommendationRecord,
+    RuleRecord,
+)
+
+
+def optimizer(name, recommended, **changes):
+    grid = [
+        made(
+            GridPoint, weight_decay=decay, diverged=0, held_out=estimate(4.0 + decay, 0.01), kept=decay < 1,
+            margin=MarginRecord(value=decay, low=decay / 2, high=2 * decay), curve=[(0, 8.0), (10, 4.0 + decay)],
+        )
+        for decay in (0.0, 0.1, 1.0)
+    ]  # fmt: skip
+    fields = {"points": grid, "rules": [], "refusals": [], "sentence": f"{name} says so."}
+    return made(OptimizerRecord, optimizer=name, recommended=recommended, **fields | changes)
+
+
+def recommendation(*optimizers, **changes):
+    return told(made(RecommendationRecord, optimizers=list(optimizers), **changes))
+
+
+def test_the_headline_has_a_lambda_for_each_optimiser():
+    section = recommendation(optimizer("adamw", 0.1), optimizer("sgd", 0.0001))
+    assert section.headline == "Least held-out loss of the grid: AdamW: λ = 0.1; SGD with L2: λ = 0.0001."
+    assert section.findings["AdamW"] == "adamw says so."
+    assert set(section.pictures) == {f"{kind}-{name}" for kind in ("decay", "steps") for name in ("adamw", "sgd")}
+
+
+def test_where_all_diverged_there_is_no_lambda():
+    left = [made(GridPoint, weight_decay=0.1, diverged=2, kept=False, curve=[])]
+    only = recommendation(optimizer("sgd", None, points=left))
+    assert only.headline == "Training diverged at every λ: lower the learning rate."
+    both = recommendation(optimizer("sgd", None, points=left), optimizer("adamw", 0.5))
+    assert both.headline == "Least held-out loss of the grid: AdamW: λ = 0.5."
+
+
+def test_seeds_that_share_a_start_are_said_to():
+    for shared, words in ((True, "from one start, of which alone they speak"), (False, "of own starts")):
+        assert words in recommendation(optimizer("sgd", 0.1), shared_start=shared).tables
+
+
+@pytest.mark.parametrize("refused", [None, "needs training from scratch"])
+def test_a_rule_stands_with_its_lambda_or_with_its_refusal(refused):
+    rule = made(
+        RuleRecord, name="EMA timescale", weight_decay=None if refused else 0.2, would_be=0.3 if refused else None,
+        refused=refused, flags=[], judged_at=None if refused else 0.1,
+        margin=None if refused else MarginRecord(value=0.05, low=0.01, high=0.09), share=None if refused else 0.25,
+    )  # fmt: skip
+    tables = recommendation(optimizer("sgd", 0.1, rules=[rule])).tables
+    assert "EMA timescale" in tables
+    assert (refused or "0.2") in tables
+    assert ("25" in tables) or refused
+
+
+def test_conventions_and_refused_certificates_are_told():
+    own = [ConventionRecord(name="AdamW as published", weight_decay=None, note="no conversion")]
+    section = recommendation(optimizer("noisy-sgd", 0.1, conventions=own, refusals=["λ = 1: the clip was passed"]))
+    assert "AdamW as published" in section.tables
+    assert section.findings["Certificates that were not given"] == "λ = 1: the clip was passed."
