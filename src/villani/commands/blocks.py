@@ -197,6 +197,16 @@ class TrustBlock(BaseModel):
     ] = None
 
 
+class StreamBlock(BaseModel):
+    """Where weights are while they are used."""
+
+    streamed: Annotated[
+        Literal["auto", "yes", "no"],
+        Option("read weights from disk as they are used, a layer at a time; auto: where memory is too small", COMPUTE),
+    ] = "auto"
+    memory: Annotated[float | None, Option("GiB that the process may take", COMPUTE, default="what is free")] = None
+
+
 class SubjectSettings(
     TrustBlock, ComputeBlock, SpecialTokensBlock, SeedBlock, DesignBlock, DecayBlock, TextBlock, ModelBlock, Settings
 ):

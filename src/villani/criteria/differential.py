@@ -165,7 +165,7 @@ def _confirmed_by_loss(
     """Orbits on which the loss of a short batch does not move, and a sentence on those on which it does."""
     moves = {}
     with objective.evaluating():
-        drift = Drift(graph, [t.detach() for t in objective.parameters.tensors])
+        drift = Drift(graph, objective.parameters.values)
         for count, orbit in enumerate(orbits, 1):
             moves[orbit.name] = drift.along(orbit)
             if progress is not None:

@@ -86,6 +86,26 @@ class Shape:
             seconds=self.seconds(tokens, at_once, device),
         )  # fmt: skip
 
+    def streamed(self, tokens: float, *, at_once: int, block: int, largest: int, reading: float) -> Needs:
+        """What gradients take where weights are read as they are used.
+
+        Args:
+            tokens, at_once, block: as of `work`.
+            largest: bytes of the largest tensor; what a segment holds is about as large (objective/segments.py).
+            reading: seconds to read all of θ once.
+        """
+        passes = tokens / max(at_once, 1)
+        kept = 2.0 * self.layers * at_once * self.width * self.itemsize
+        inside = (
+            self.activations(at_once, block)
+            / self.layers
+            * (1 + largest * self.layers // (self.parameters * self.itemsize))
+        )
+        return Needs(
+            memory=_LIBRARIES + 6.0 * largest + kept + inside, disk=_PAGE,
+            seconds=self.seconds(4 / 3 * tokens, at_once) + 2 * passes * reading,
+        )  # fmt: skip
+
     def activations(self, tokens: int, block: int) -> float:
         """Bytes kept by a forward pass over so many tokens in blocks, for its backward pass."""
         per_token = self.layers * (20 * self.width + 2 * self.heads * block) + 3 * self.vocabulary
@@ -97,7 +117,10 @@ class Shape:
         return 6.0 * self.parameters * tokens / _speed(device) + passes * self.layers * _OPERATIONS * _TOUCH
 
 
-def hold(needs: Needs, directory: Path | None = None, *, what: str, instead: str, device: str = "cpu") -> None:
+def hold(
+    needs: Needs, directory: Path | None = None, *, what: str, instead: str, device: str = "cpu",
+    most: float | None = None,
+) -> None:  # fmt: skip
     """Refuse work that does not fit.
 
     Args:
@@ -106,11 +129,12 @@ def hold(needs: Needs, directory: Path | None = None, *, what: str, instead: str
         what: what takes it, the subject of the sentence.
         instead: what to change.
         device: where the memory is.
+        most: GiB that the process may take, if that is stated.
 
     Raises:
         InputError: more memory or disk than there is, or than the limit.
     """
-    have, source = available_memory(device)
+    have, source = available_memory(device, most)
     if needs.memory > have:
         raise InputError(
             f"{what} would take about {size(needs.memory)} of memory, and {size(have)} are {source}: {instead}"
@@ -128,8 +152,8 @@ def hold(needs: Needs, directory: Path | None = None, *, what: str, instead: str
         )
 
 
-def available_memory(device: str = "cpu") -> tuple[float, str]:
-    """Bytes that this process may still take, and in words what sets that bound."""
+def available_memory(device: str = "cpu", most: float | None = None) -> tuple[float, str]:
+    """Bytes that this process may still take, of `most` GiB in all, and in words what sets that bound."""
     if device.startswith("cuda"):
         import torch
 
@@ -146,6 +170,8 @@ def available_memory(device: str = "cpu") -> tuple[float, str]:
     stated = _stated("VILLANI_MEMORY_GIB", float("inf"))
     if stated < float("inf"):
         bounds.append((stated - _resident(), "left of VILLANI_MEMORY_GIB"))
+    if most is not None:
+        bounds.append((most * 2**30 - _resident(), "left of --memory"))
     have, source = min(bounds)
     return max(have, 0.0), source
 

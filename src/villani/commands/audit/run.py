@@ -9,7 +9,14 @@ from villani.commands.audit.settings import AuditSettings
 from villani.commands.audit.witness import NAME, Claim, Witness, text_checksum
 from villani.commands.constants.run import constants_beside, read_head, spectral_gap
 from villani.commands.running import Outcome
-from villani.commands.subject import Subject, determining, load_subject, objective_record
+from villani.commands.subject import (
+    Subject,
+    determining,
+    load_subject,
+    objective_record,
+    streamed_needs,
+    streaming,
+)
 from villani.criteria.audit import Audit, audit
 from villani.criteria.rescue import rescues
 from villani.objective.evaluation import same_threads
@@ -17,21 +24,28 @@ from villani.work.budget import LESS, Needs, Shape
 from villani.work.records import CONFIDENCE
 from villani.work.work import Work
 
+_VECTORS = 6  # arrays of the size of θ, beside it
+
 
 @same_threads()
 def run(settings: AuditSettings, work: Work) -> Outcome:
     """Audit, and keep every finished unit of work; or evaluate a witness again."""
     if settings.replay is not None:
         return Outcome([replay(settings, work)])
-    subject = load_subject(settings, work, settings.weight_decay)
+    subject = load_subject(
+        settings, work, settings.weight_decay, streamed=streaming(settings, 1.0 + _VECTORS, settings.device)
+    )
     objective = subject.objective
     settings.check_design(objective.parameters.size)
     work.open(
         "audit", settings.about,
-        determining(settings, subject.text, subject.provenance, {"temperature"})  # it enters no measurement
+        determining(
+            settings, subject.text, subject.provenance, {"temperature"},  # it enters no measurement
+            objective.streamed,
+        )
         | {"decay": objective.parameters.mask},
         settings.model_dump(), needs=_needs(settings, subject), what="this audit", instead=LESS,
-        device=settings.device,
+        device=settings.device, most=settings.memory,
     )  # fmt: skip
     result = audit(
         objective, settings.temperature, seed=subject.provenance.seed, probes=settings.probes,
@@ -49,8 +63,8 @@ def run(settings: AuditSettings, work: Work) -> Outcome:
 def _needs(settings: AuditSettings, subject: Subject) -> Needs:
     """Of parts and walks: about a dozen passes like a measurement's."""
     tokens = settings.groups * settings.sequences * settings.block * 12 * (1 + 3 * settings.probes)
-    return Shape.of(subject.loaded.model).work(
-        tokens, at_once=settings.at_once, block=settings.block, vectors=6, device=settings.device
+    return streamed_needs(subject.loaded, settings, tokens) or Shape.of(subject.loaded.model).work(
+        tokens, at_once=settings.at_once, block=settings.block, vectors=_VECTORS, device=settings.device
     )
 
 

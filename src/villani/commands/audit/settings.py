@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
-from villani.commands.blocks import DESIGN, MODEL, TEXT, SubjectSettings, Unused
+from villani.commands.blocks import DESIGN, MODEL, TEXT, StreamBlock, SubjectSettings, Unused
 from villani.commands.option import Option
 from villani.errors import InputError, check_whole
 
@@ -14,7 +14,7 @@ SEARCH, RAYS, REPLAY = "Search for orbits", "Rays", "Replay"  # headings of --he
 _NAMED = {"text": "builtin", "seed": 0}  # what an audit takes where nothing is given, and a replay from its witness
 
 
-class AuditSettings(SubjectSettings):
+class AuditSettings(StreamBlock, SubjectSettings):
     """Is F a Villani function? Four criteria, each with evidence, and a witness of what is refuted.
 
     Exit code 1 if a --replay does not refute again what its witness claims.
