@@ -17,6 +17,7 @@ from torch.func import functional_call, grad, jvp
 from villani.curvature.ways import ProductMethod
 from villani.errors import InputError, first_line
 from villani.objective.objective import Objective, check_differentiable
+from villani.objective.weights import refuse_streamed
 
 Tensors = Sequence[torch.Tensor]
 
@@ -203,6 +204,7 @@ def hessian_vector_product(
     Raises:
         InputError: as `finite_difference_product`, with that method.
     """
+    refuse_streamed(objective.model, "a product with the Hessian", "load the model with streamed=False")
     if method == "finite-differences":
         return finite_difference_product(objective, vector, group)[0]
     tensors = objective.parameters.tensors

@@ -37,6 +37,7 @@ from villani.measurement.measurement import Measurement
 from villani.objective.objective import Batch, LossFunction, Objective, check_weight_decay
 from villani.objective.parameters import ParameterSpace
 from villani.objective.trial import already_tried
+from villani.objective.weights import refuse_streamed
 from villani.statistics import Estimate
 from villani.streams import Purpose, word
 
@@ -93,6 +94,7 @@ class Live:
         if weight_decay is not None:
             check_weight_decay(weight_decay)
         check_design(len(groups), probes, seed, finite=False)
+        refuse_streamed(model, "a training run", "load the model with streamed=False")
         Budget(max_overhead)
         self.model, self.groups, self.schedule = uncompiled(model), groups, schedule
         self._temperature, self._decay_asked, self._mask_asked = temperature, weight_decay, decay
