@@ -28,8 +28,9 @@ CONFIGS = {
         **_COMMON, hidden_size=16, num_layers=2, num_heads=2, attention_types=[[["global", "local"], 1]], window_size=4,
         max_position_embeddings=16,
     ),
-    "qwen3": Qwen3Config(**_LLAMA, head_dim=4, tie_word_embeddings=True),
-    "gemma-2": Gemma2Config(**_LLAMA, head_dim=4, sliding_window=4),  # logits after a cap, so no linear head
+    "qwen3": Qwen3Config(**_LLAMA | {"num_hidden_layers": 1}, head_dim=4, tie_word_embeddings=True),
+    # its logits go through a cap, so that no linear map is their head
+    "gemma-2": Gemma2Config(**_LLAMA | {"num_hidden_layers": 1}, head_dim=4, sliding_window=4),
     "gpt-neox": GPTNeoXConfig(  # transformers renames its head
         **_COMMON, hidden_size=16, num_hidden_layers=2, num_attention_heads=4, intermediate_size=24,
         max_position_embeddings=16,
@@ -38,11 +39,11 @@ CONFIGS = {
 }  # fmt: skip
 
 
-def write(kind, folder, dtype=torch.bfloat16):
-    """A random model of a kind in shards of 4 kB, some of whose biases are not 0."""
+def write(kind, folder, dtype=torch.bfloat16, **sizes):
+    """A random model of a kind, of other sizes if wanted, in shards of 4 kB; its biases are not 0."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = AutoModelForCausalLM.from_config(CONFIGS[kind])
+        model = AutoModelForCausalLM.from_config(type(CONFIGS[kind])(**CONFIGS[kind].to_dict() | sizes))
         with torch.no_grad():
             for tensor in model.parameters():
                 tensor.add_(0.1 * torch.randn_like(tensor))

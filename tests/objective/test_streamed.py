@@ -177,7 +177,7 @@ def test_what_needs_all_of_theta_is_refused_in_a_line(folders):
         lambda: HessianOperator(objective),
         lambda: hessian_vector_product(objective, objective.parameters.tensors),
         lambda: Langevin(objective, temperature=1.0, learning_rate=0.1, steps=1),
-        lambda: Live(objective.model, list(IDS)),
+        lambda: Live(objective.model, list(IDS), temperature=1e-3),
     ):
         with pytest.raises(InputError, match="needs all of θ in memory") as caught:
             call()

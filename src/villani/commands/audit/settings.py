@@ -71,6 +71,7 @@ class AuditSettings(StreamBlock, SubjectSettings):
         if self.model_by_flag is not None:
             raise InputError(f"audit: {self.model!r} and --model {self.model_by_flag!r} are both models; give one")
         self.check_least()
+        self.check_memory()
         if self.seed is not None:
             check_whole(0, seed=self.seed)
         if self.replay is None:

@@ -56,6 +56,7 @@ class MeasureSettings(StreamBlock, SubjectSettings):
         from villani.objective.objective import check_weight_decay
 
         self.check_some("weight_decay", "temperature")
+        self.check_memory()
         for value in self.weight_decay:
             check_weight_decay(value)
         for value in self.temperature:
