@@ -41,7 +41,7 @@ def streamed_gradients(objective: Objective, parts: Parts, groups: Sequence[int]
         for group in groups:
             tapes = tapes_of(objective, group)
             dots, squares = np.zeros((2, parts.count))
-            sketch = torch.zeros(parts.count * buckets, dtype=torch.float64)
+            sketch = torch.zeros(parts.count * buckets, dtype=torch.float64, device=objective.device)
             sketched = not finite and len(sketches) < paired
             for piece in back_together(tapes):
                 g = piece.gradient.double()
@@ -56,7 +56,7 @@ def streamed_gradients(objective: Objective, parts: Parts, groups: Sequence[int]
             rows["dots"].append(dots)
             rows["squares"].append(squares)
             if sketched:
-                sketches.append(sketch.numpy().reshape(parts.count, buckets))
+                sketches.append(sketch.cpu().numpy().reshape(parts.count, buckets))
         for group in groups:
             products = np.zeros(parts.count)
             for piece in () if finite else back_together(tapes_of(objective, group)):

@@ -75,6 +75,10 @@ def streamed_model(
     readers = {}
     for parameter, tensor in model.named_parameters():
         one = stored[keys[parameter]]
+        if one.dtype is None:
+            raise InputError(
+                f"{name}: {parameter} is stored as {one.kind}: villani measures 16-bit or wider floats only"
+            )
         if one.shape != tuple(tensor.shape):
             raise InputError(
                 f"{name}: 1 or more tensors do not fit config.json, such as {parameter}: stored {one.shape}, expected "
@@ -132,7 +136,7 @@ def _renamed(model: Any, stored: Mapping[str, Stored], name: str) -> dict[str, S
     from transformers.conversion_mapping import get_model_conversion_mapping
 
     conversions = get_model_conversion_mapping(model, add_legacy=False)
-    renamed = {}
+    renamed: dict[str, Stored] = {}
     for key in sorted(stored):
         known = key
         for conversion in conversions:
@@ -142,6 +146,8 @@ def _renamed(model: Any, stored: Mapping[str, Stored], name: str) -> dict[str, S
                     f"{name}: transformers computes what {shortened(key)} becomes as it loads it, so that weights "
                     "cannot be streamed: load it with streamed=False where it fits into memory"
                 )
+        if known in renamed:
+            raise InputError(f"{name}: {shortened(key)} and {shortened(renamed[known].key)} are one tensor's names")
         renamed[known] = stored[key]
     return renamed
 

@@ -124,6 +124,9 @@ def export(objective: Objective, module: nn.Module, inputs: tuple[torch.Tensor, 
             constants[node] = tensor.detach()
     outputs: Any = next(node for node in graph.nodes if node.op == "output").args[0]
     kinds = [spec.kind.name for spec in exported.graph_signature.output_specs]
+    if "PARAMETER_MUTATION" in kinds:
+        name = type(objective.model).__name__
+        raise InputError(f"{name} writes to its own weights in eval mode, so that no figure belongs to one θ")
     nodes = tuple(node for node in graph.nodes if node.op != "output")
     return nodes, parameters, constants, users, outputs[kinds.index("USER_OUTPUT")]  # buffers may be written as well
 

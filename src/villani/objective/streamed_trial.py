@@ -60,7 +60,7 @@ def check_streamed(objective: Objective) -> None:
 
 
 def _gained(tensor: torch.Tensor, index: int) -> torch.Tensor:
-    return to_unit_gain(tensor.clone(), torch.Generator(tensor.device).manual_seed(index))
+    return to_unit_gain(tensor.clone(), torch.Generator().manual_seed(index))
 
 
 def _side_by_side(objective: Objective, graph: LogitGraph, rows: list[Batch]) -> list[torch.Tensor]:
