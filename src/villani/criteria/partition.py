@@ -40,7 +40,18 @@ class Parts:
 
     def add(self, totals: Array, index: int, tensor: torch.Tensor) -> None:
         """Add the sums over the parts of one tensor of θ's shape to `totals` (count,)."""
+        self._add(totals, self.labels[index], tensor)
+
+    def add_product(self, totals: Array, index: int, a: torch.Tensor, b: torch.Tensor) -> None:
+        """The same of a·b in float64, some rows at a time, so that no float64 copy of a large tensor is made."""
         labels = self.labels[index]
+        rows = max(1, _PIECE // max(a[0].numel(), 1))
+        for start in range(0, len(a), rows):
+            part = slice(start, start + rows)
+            own = labels[part] if labels.shape[0] > 1 else labels
+            self._add(totals, own, a[part].double() * b[part].double())
+
+    def _add(self, totals: Array, labels: torch.Tensor, tensor: torch.Tensor) -> None:
         if labels.numel() == 1:
             totals[int(labels)] += float(tensor.sum(dtype=torch.float64))
             return

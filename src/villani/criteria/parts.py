@@ -162,7 +162,9 @@ def part_statistics(
     first, *rest = Team().map(units, ledger, progress, partial(peak_memory, objective.device))
     norms = np.zeros(parts.count)
     for index, (p, value) in enumerate(zip(space.parameters, space.values, strict=True)):
-        if p.decayed:
+        if p.decayed and objective.streamed:
+            parts.add_product(norms, index, value, value)
+        elif p.decayed:
             parts.add(norms, index, value.double().square())
     rounding = np.sum([row["rounding"] for row in rest], axis=0) / np.sum(first["tokens"])
     return PartStatistics(

@@ -44,10 +44,10 @@ def streamed_gradients(objective: Objective, parts: Parts, groups: Sequence[int]
             sketch = torch.zeros(parts.count * buckets, dtype=torch.float64, device=objective.device)
             sketched = not finite and len(sketches) < paired
             for piece in back_together(tapes):
-                g = piece.gradient.double()
+                g = piece.gradient
                 if space.parameters[piece.index].decayed:
-                    parts.add(dots, piece.index, g * piece.value)
-                parts.add(squares, piece.index, g.square())
+                    parts.add_product(dots, piece.index, g, piece.value)
+                parts.add_product(squares, piece.index, g, g)
                 total.add(piece.index, g)
                 if sketched:
                     sketch_into(sketch, parts, piece.index, g, buckets)
@@ -60,11 +60,12 @@ def streamed_gradients(objective: Objective, parts: Parts, groups: Sequence[int]
         for group in groups:
             products = np.zeros(parts.count)
             for piece in () if finite else back_together(tapes_of(objective, group)):
-                parts.add(products, piece.index, piece.gradient * total.part(piece.index))
+                parts.add_product(products, piece.index, piece.gradient, total.part(piece.index))
             rows["products"].append(products)
         totals = np.zeros(parts.count)
         for index in range(len(space.parameters)):
-            parts.add(totals, index, total.part(index).square())
+            part = total.part(index)
+            parts.add_product(totals, index, part, part)
     found = {name: np.array(row) for name, row in rows.items()} | {"totals": totals}
     if sketches:
         found["gram"] = np.einsum("gak,hak->gha", *[np.array(sketches)] * 2)
