@@ -1,9 +1,8 @@
 """A traced forward pass, cut into stretches that can be computed again one by one.
 
 Between two operations some values are alive: computed, depending on θ, and still to be used. Of a Transformer it is one
-tensor, the residual stream, at two places of every layer. The pass is cut at such places, so that what is kept of a
-stretch is what goes into it. Stretches are joined as long as their tensors of θ are no larger together than they are
-where nothing can be cut, or than the largest tensor alone.
+tensor, the residual stream, at two places of every layer. The pass is cut at all such places, so that what is kept of
+a stretch is what goes into it, and what a stretch holds while it is computed again is as little as it can be.
 """
 
 from collections.abc import Sequence
@@ -14,6 +13,7 @@ import torch
 from villani.objective.graph import LogitGraph
 
 Node = torch.fx.Node
+_LITTLE = 0.1  # of what a piece uses of θ on average
 _MOST_ALIVE = 4  # values at a cut at most: of models whose layers hand on more than one
 
 
@@ -110,10 +110,12 @@ def _coarse(pieces: Sequence[Sequence[Node]], graph: LogitGraph, sizes: Sequence
 
 
 def _joined(pieces: Sequence[Sequence[Node]], graph: LogitGraph, sizes: Sequence[int]) -> list[list[Node]]:
-    limit = _coarse(pieces, graph, sizes)
+    """Pieces that use next to nothing of θ, such as a last norm, with the one before."""
+    weights = [_weight(piece, graph, sizes) for piece in pieces]
+    little = _LITTLE * sum(weights) / len(weights)
     joined: list[list[Node]] = [[*pieces[0]]]
-    for piece in pieces[1:]:
-        if _weight([*joined[-1], *piece], graph, sizes) <= limit:
+    for piece, weight in zip(pieces[1:], weights[1:], strict=True):
+        if weight < little:
             joined[-1] += piece
         else:
             joined.append([*piece])

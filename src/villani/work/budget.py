@@ -96,11 +96,7 @@ class Shape:
         """
         passes = tokens / max(at_once, 1)
         kept = 2.0 * self.layers * at_once * self.width * self.itemsize
-        inside = (
-            self.activations(at_once, block)
-            / self.layers
-            * (1 + largest * self.layers // (self.parameters * self.itemsize))
-        )
+        inside = self.activations(at_once, block) / self.layers
         return Needs(
             memory=_LIBRARIES + 6.0 * largest + kept + inside, disk=_PAGE,
             seconds=self.seconds(4 / 3 * tokens, at_once) + 2 * passes * reading,
