@@ -185,6 +185,7 @@ def main() -> None:
         )
         print(json.dumps({k: v for k, v in done.items() if k != "figures"}, indent=1))
         if arguments.keep:
+            runs = json.loads(PATH.read_text()) if PATH.exists() else []  # another run may have ended meanwhile
             PATH.write_text(json.dumps([*runs, done], indent=1) + "\n")
     else:
         compare(runs, arguments.model)
