@@ -276,3 +276,28 @@ def test_torchrun_as_a_user_types_it(tmp_path, whole):
     assert out.startswith("{")
     assert bytes_of(run) == whole
     assert "src/villani/" not in err  # no traceback of ours
+
+
+def test_two_nodes_give_the_same_bytes(tmp_path, whole):
+    """Each is a torchrun of its own with a process group that meets the other's over TCP; node 0 alone writes."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    nodes = []
+    for node in range(2):
+        folder = tmp_path / f"node-{node}"
+        folder.mkdir()
+        words = ["-m", "torch.distributed.run", "--nnodes", "2", "--node-rank", str(node), "--nproc-per-node", "1"]
+        words += ["--master-addr", "localhost", "--master-port", str(port), "-m", "--"]
+        words += [*shlex.split(SETTINGS.command()), "--run", "run", "--json"]
+        nodes.append(
+            subprocess.Popen(
+                [sys.executable, *words], cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                env=os.environ | {"OMP_NUM_THREADS": "1"},
+            )
+        )  # fmt: skip
+    ends = [node.communicate(timeout=SECONDS) for node in nodes]
+    assert [node.returncode for node in nodes] == [0, 0], ends
+    assert [out.count("\n") for out, _ in ends] == [1, 0]
+    assert bytes_of(tmp_path / "node-0" / "run") == whole
+    assert not (tmp_path / "node-1" / "run").exists()

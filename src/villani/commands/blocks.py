@@ -197,6 +197,25 @@ class TrustBlock(BaseModel):
     ] = None
 
 
+class StreamBlock(BaseModel):
+    """Where weights are while they are used."""
+
+    streamed: Annotated[
+        Literal["auto", "yes", "no"],
+        Option("read weights from disk as they are used, a layer at a time; auto: where memory is too small", COMPUTE),
+    ] = "auto"
+    memory: Annotated[float | None, Option("GiB that the process may take", COMPUTE, default="what is free")] = None
+
+    def check_memory(self) -> None:
+        """Refuse a limit that is none.
+
+        Raises:
+            InputError: it is not positive.
+        """
+        if self.memory is not None and not 0 < self.memory < float("inf"):
+            raise InputError(f"memory={self.memory}: expected a number of GiB > 0")
+
+
 class SubjectSettings(
     TrustBlock, ComputeBlock, SpecialTokensBlock, SeedBlock, DesignBlock, DecayBlock, TextBlock, ModelBlock, Settings
 ):

@@ -4,28 +4,34 @@ Each is loaded once for all parts of a command, and kept with its `Work`.
 """
 
 import platform
+import time
+from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from villani.commands.blocks import Settings, SubjectSettings
+from villani.commands.blocks import Settings, StreamBlock, SubjectSettings
 from villani.commands.running import versions
 from villani.inputs.corpora import Corpus, load_corpus
 from villani.inputs.models import LoadedModel, check_device, load_model
+from villani.inputs.streaming import Streaming
 from villani.inputs.text import Blocks, check_context, choose_groups, cut_corpus, text_record
 from villani.inputs.tokenizers import Tokenizer, load_tokenizer
 from villani.objective.objective import Objective
 from villani.objective.parameters import check_decay
+from villani.objective.weights import streamed_weights
 from villani.statistics import Array
 from villani.work import foreign
+from villani.work.budget import Needs, Shape, available_memory, size
+from villani.work.progress import duration
 from villani.work.records import ObjectiveRecord, Provenance, TensorGroup, TextRecord
 from villani.work.work import Work
 
 _DTYPES = {"float32": torch.float32, "float64": torch.float64}
 # what a ledger's rows do not depend on, or know better
-_FREE = {"adapter", "decay", "device", "threads", "trust_remote_code", "allow_unused"}
+_FREE = {"adapter", "decay", "device", "threads", "trust_remote_code", "allow_unused", "streamed", "memory"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,8 +52,9 @@ class Subject:
 
 
 def load_subject(
-    settings: SubjectSettings, work: Work, weight_decay: float, *, groups: int | None = None, reuse: bool = False
-) -> Subject:
+    settings: SubjectSettings, work: Work, weight_decay: float, *, groups: int | None = None, reuse: bool = False,
+    streamed: bool | Streaming = False,
+) -> Subject:  # fmt: skip
     """Load the model and the text.
 
     Args:
@@ -56,13 +63,14 @@ def load_subject(
         weight_decay: λ.
         groups: how many to cut, if not those of the settings.
         reuse: groups may come to more tokens than the text has.
+        streamed: whether weights are read as they are used, see `streaming`.
 
     Raises:
         InputError: anything about the input that cannot be used.
     """
     begin(settings)
     corpus = load_text(settings.text, work)
-    loaded = load(settings, work)
+    loaded = load(settings, work, streamed=streamed)
     tokenizer = load_tokenizer_of(settings, work, loaded)
     check_context(settings.block, loaded.record.context)
     blocks, _ = load_blocks(settings.text, settings, work, loaded)
@@ -76,12 +84,13 @@ def load_subject(
         weight_decay=weight_decay,
         **settings.model_dump(include={"decay", "finite", "micro_tokens"}),
     )
-    with (
-        foreign.reading(f"model {settings.model}", "mend its config.json, or give another model"),
-        objective.evaluating(),
-        torch.no_grad(),
-    ):
-        objective.forward(next(objective.batches(0)).rows(0, 1))  # a configuration may be wrong in ways unforeseen
+    if not objective.streamed:  # whose graph was traced and run
+        with (
+            foreign.reading(f"model {settings.model}", "mend its config.json, or give another model"),
+            objective.evaluating(),
+            torch.no_grad(),
+        ):
+            objective.forward(next(objective.batches(0)).rows(0, 1))  # a configuration may be wrong in ways unforeseen
     work.stage("checking parameters")
     return Subject(loaded, text, objective, provenance_of(objective, settings.command(), settings.seed))
 
@@ -96,7 +105,37 @@ def load_text(spec: str, work: Work) -> Corpus:
     return work.loaded(("text", spec), make)
 
 
-def load(settings: Any, work: Work, model: str | None = None, *, train: bool = False) -> LoadedModel:
+def streaming(settings: StreamBlock, copies: float, device: str) -> bool | Streaming:
+    """Whether settings ask for weights that are read as they are used: where so many copies of θ do not fit."""
+    if settings.streamed != "auto":
+        return settings.streamed == "yes"
+    return lambda size: copies * size > available_memory(device, settings.memory)[0]
+
+
+def streamed_needs(loaded: LoadedModel, settings: SubjectSettings, tokens: Mapping[str, float | None]) -> Needs | None:
+    """What gradients over the tokens of stages take where weights are read as they are used; else None."""
+    weights = streamed_weights(loaded.model)
+    if weights is None:
+        return None
+    largest = max(p.numel() * p.element_size() for p in loaded.model.parameters())
+    return Shape.of(loaded.model).streamed(
+        tokens, at_once=settings.at_once, block=settings.block, largest=largest, reading=_reading(loaded.model)
+    )
+
+
+def _reading(model: torch.nn.Module) -> float:
+    """Seconds to read all of θ, from how long its largest tensor takes."""
+    weights = streamed_weights(model)
+    assert weights is not None
+    name, tensor = max(model.named_parameters(), key=lambda p: p[1].numel())
+    began = time.perf_counter()
+    weights[name].sum()
+    return (time.perf_counter() - began) * sum(p.numel() for p in model.parameters()) / tensor.numel()
+
+
+def load(
+    settings: Any, work: Work, model: str | None = None, *, train: bool = False, streamed: bool | Streaming = False
+) -> LoadedModel:
     """The model that settings name, or another one with their dtype and device, loaded once, at its own weights.
 
     Args:
@@ -105,6 +144,7 @@ def load(settings: Any, work: Work, model: str | None = None, *, train: bool = F
         model: instead of that of the settings; of such models the last one is held.
         train: whether its weights are going to be changed: then a copy is kept, and whoever loads it next has it as it
             was, and whoever still holds it has not.
+        streamed: whether weights are read as they are used.
     """
     spec = model or settings.model
     own = model in (None, getattr(settings, "model", None))
@@ -118,7 +158,12 @@ def load(settings: Any, work: Work, model: str | None = None, *, train: bool = F
 
     def make() -> LoadedModel:
         work.stage(f"loading {spec}", "loading the model")
-        return load_model(spec, **options)
+        loaded = load_model(spec, **options, streamed=streamed)
+        if streamed_weights(loaded.model) is not None:
+            total = sum(p.numel() * p.element_size() for p in loaded.model.parameters())
+            each = duration(max(_reading(loaded.model), 1.0))
+            work.stage(f"streaming {spec}: {size(total)} of weights, read as they are used; a pass reads for {each}")
+        return loaded
 
     key = ("model", spec, *options.values())
     if spec != getattr(settings, "model", spec):  # another start: one of them is held at a time
@@ -163,10 +208,14 @@ def load_blocks(spec: str, settings: Any, work: Work, loaded: LoadedModel) -> tu
 
 
 def determining(
-    settings: Settings, text: TextRecord, provenance: Provenance, free: AbstractSet[str] = frozenset()
-) -> dict[str, Any]:
-    """What determines a ledger's rows: of the settings, all but those that are `free`; and the bits of θ and text."""
-    own = settings.model_dump(mode="json", exclude=_FREE | free)
+    settings: Settings, text: TextRecord, provenance: Provenance, free: AbstractSet[str] = frozenset(),
+    streamed: bool = False,
+) -> dict[str, Any]:  # fmt: skip
+    """What determines a ledger's rows: of the settings, all but those that are `free`; and the bits of θ and text.
+
+    Weights that were `streamed` give other roundings.
+    """
+    own = settings.model_dump(mode="json", exclude=_FREE | free) | ({"streamed": True} if streamed else {})
     return own | {"token_checksum": text.token_checksum} | bits_of(provenance)
 
 

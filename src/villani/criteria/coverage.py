@@ -27,6 +27,7 @@ from villani.errors import InputError
 from villani.measurement.design import check_temperature
 from villani.objective.graph import LossGraph, trace_loss
 from villani.objective.objective import Objective
+from villani.objective.weights import refuse_streamed
 from villani.outwards import upper
 from villani.streams import Purpose, stream
 
@@ -162,6 +163,8 @@ def audit_coverage(
     untraced = ""
     if undecayed or (objective.loss_fn is not None and loss_bound is None):  # else nothing is read off the graph
         try:
+            if undecayed:
+                refuse_streamed(objective.model, "the search for flat directions", "load the model where it fits")
             traced = [(trace_loss(objective, b), objective_terms(objective, b)) for b in pieces(objective)]
         except InputError as error:
             untraced = str(error)

@@ -165,7 +165,7 @@ def _confirmed_by_loss(
     work.stage("checking orbits on the loss")
     moves = {}
     with objective.evaluating():
-        drift = Drift(graph, [t.detach() for t in objective.parameters.tensors])
+        drift = Drift(graph, objective.parameters.values)
         for number, orbit in enumerate(orbits, 1):
             moves[orbit.name] = drift.along(orbit)
             work.advance(number, len(orbits))

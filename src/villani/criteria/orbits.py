@@ -17,6 +17,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -174,16 +175,30 @@ def _span(e: torch.Tensor, value: int) -> str:
 @contextmanager
 def rescaled(objective: Objective, exponents: Mapping[int, torch.Tensor], scale: float) -> Iterator[None]:
     """θ_R for a while; θ comes back bit for bit. With R a power of two every product is exact."""
-    tensors = objective.parameters.tensors
-    there = {i: tensors[i].detach() * (scale ** e.double()).to(tensors[i]) for i, e in exponents.items()}
+    space = objective.parameters
+    if space.weights is not None:
+        changes = {space.parameters[i].name: partial(_rescaled, e=e, scale=scale) for i, e in exponents.items()}
+        with space.weights.changing(changes):
+            yield
+        return
+    there = {i: _rescaled(space.tensors[i].detach(), e, scale) for i, e in exponents.items()}
     with replaced(objective, there):
         yield
+
+
+def _rescaled(tensor: torch.Tensor, e: torch.Tensor, scale: float) -> torch.Tensor:
+    return tensor * (scale ** e.double()).to(tensor)
 
 
 @contextmanager
 def replaced(objective: Objective, values: Mapping[int, torch.Tensor]) -> Iterator[None]:
     """θ with other values of some tensors, by index, for a while; θ comes back bit for bit."""
-    tensors = objective.parameters.tensors
+    space = objective.parameters
+    if space.weights is not None:
+        with space.weights.changing({space.parameters[i].name: partial(_instead, value=v) for i, v in values.items()}):
+            yield
+        return
+    tensors = space.tensors
     saved = {index: tensors[index].detach().clone() for index in values}
     try:
         with torch.no_grad():
@@ -194,6 +209,10 @@ def replaced(objective: Objective, values: Mapping[int, torch.Tensor]) -> Iterat
         with torch.no_grad():
             for index, original in saved.items():
                 tensors[index].copy_(original)
+
+
+def _instead(tensor: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    return value.to(tensor, copy=True)
 
 
 @dataclass(frozen=True)

@@ -6,20 +6,24 @@ again. Where all of θ is small, traces are exact, one product for each entry; e
 of θ or by one on each of a few parts.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
 import torch
 
+from villani.criteria.partition import Exponents as Exponents
+from villani.criteria.partition import Parts as Parts
+from villani.criteria.partition import parts_of as parts_of
+from villani.criteria.partition import sketch_into
+from villani.criteria.streamed_parts import streamed_gradients, streamed_traces
 from villani.curvature.double_backward import check_double_backward
-from villani.curvature.probes import rademacher, rademacher_probe
+from villani.curvature.probes import rademacher_probe
 from villani.curvature.products import differentiable_gradient, product
 from villani.objective.objective import Objective
-from villani.objective.parameters import ParameterSpace
+from villani.objective.weights import refuse_streamed
 from villani.statistics import Array
-from villani.streams import Purpose, stream
 from villani.work.team import Rows
 from villani.work.work import Work
 
@@ -28,61 +32,6 @@ EXACT = 512  # entries of θ up to which traces are exact
 _KEPT = 4 << 30  # bytes of gradients that are kept at most
 _BUCKETS = 1021  # of a part's sketch: tells up to about so many directions of noise apart
 _PAIRED = 32  # groups whose pairs are compared, at most
-_PIECE = 1 << 22  # entries that are sketched at a time
-
-Exponents = Mapping[int, torch.Tensor]
-"""Index of a tensor in θ → integers that broadcast to its shape; zero for tensors left out."""
-
-
-@dataclass(frozen=True, eq=False)
-class Parts:
-    """A partition of θ.
-
-    Attributes:
-        labels: of every tensor, integers 0 … count − 1 that broadcast to its shape.
-        exponents: (orbits, count) of every part under every given rescaling.
-        count: how many parts there are.
-    """
-
-    labels: tuple[torch.Tensor, ...]
-    exponents: Array
-    count: int
-
-    def sums(self, tensors: Sequence[torch.Tensor]) -> Array:
-        """(count,) sums over the parts of tensors of θ's shapes, in float64."""
-        totals = np.zeros(self.count)
-        for labels, tensor in zip(self.labels, tensors, strict=True):
-            if labels.numel() == 1:
-                totals[int(labels)] += float(tensor.sum(dtype=torch.float64))
-                continue
-            flat = labels.to(tensor.device).expand(tensor.shape).reshape(-1)
-            sums = torch.zeros(self.count, dtype=torch.float64, device=tensor.device)
-            totals += sums.index_add_(0, flat, tensor.detach().reshape(-1).double()).cpu().numpy()
-        return totals
-
-    def confine(self, tensors: Sequence[torch.Tensor], chosen: Sequence[int]) -> list[torch.Tensor]:
-        """Tensors of θ's shapes with zeros outside the chosen parts."""
-        wanted = torch.zeros(self.count, dtype=torch.bool)
-        wanted[list(chosen)] = True
-        return [t * wanted[labels].to(t) for labels, t in zip(self.labels, tensors, strict=True)]
-
-
-def parts_of(space: ParameterSpace, rescalings: Sequence[Exponents]) -> Parts:
-    """The coarsest partition whose parts lie in one tensor each and are scaled alike by every rescaling."""
-    labels: list[torch.Tensor] = []
-    columns: list[Array] = []
-    for index, p in enumerate(space.parameters):
-        values = [e.get(index, torch.zeros(())).to(torch.float64) for e in rescalings]
-        values = [v.reshape((1,) * (p.tensor.dim() - v.dim()) + tuple(v.shape)) for v in values]
-        stacked = torch.stack(torch.broadcast_tensors(*values)) if values else torch.zeros(0, *(1,) * p.tensor.dim())
-        if stacked.shape[0] == 0:
-            labels.append(torch.full(stacked.shape[1:], len(columns)))
-            columns.append(np.zeros(0))
-            continue
-        kinds, back = stacked.reshape(len(values), -1).unique(dim=1, return_inverse=True)
-        labels.append(back.reshape(stacked.shape[1:]) + len(columns))
-        columns += [*kinds.T.numpy()]
-    return Parts(tuple(labels), np.stack(columns, axis=1), len(columns))
 
 
 @dataclass(frozen=True, eq=False)
@@ -204,13 +153,21 @@ def part_statistics(
     def traces(group: int) -> Rows:
         return group_traces(objective, parts, group, seed=seed, probes=probes, blocks=blocks)
 
-    units: dict[str, Callable[[], Rows]] = {"gradients": partial(_gradients, objective, parts, groups)}
+    gradients = partial(_gradients, objective, parts, groups)
+    if objective.streamed:
+        gradients = partial(streamed_gradients, objective, parts, groups, _PAIRED, _BUCKETS)
+    units: dict[str, Callable[[], Rows]] = {"gradients": gradients}
     units |= {f"trace/{group}": partial(traces, group) for group in groups}
     first, *rest = (work or Work()).map(units)
-    norms = [p.tensor.detach().double().square() * float(p.decayed) for p in space.parameters]
+    norms = np.zeros(parts.count)
+    for index, (p, value) in enumerate(zip(space.parameters, space.values, strict=True)):
+        if p.decayed and objective.streamed:
+            parts.add_product(norms, index, value, value)
+        elif p.decayed:
+            parts.add(norms, index, value.double().square())
     rounding = np.sum([row["rounding"] for row in rest], axis=0) / np.sum(first["tokens"])
     return PartStatistics(
-        **first, norms=parts.sums(norms), traces=np.array([row["traces"] for row in rest]),
+        **first, norms=norms, traces=np.array([row["traces"] for row in rest]),
         finite=objective.finite, exact=space.size <= EXACT,
         rounding=rounding,
     )  # fmt: skip
@@ -256,15 +213,8 @@ def _gradients(objective: Objective, parts: Parts, groups: Sequence[int]) -> Row
 def _sketch(parts: Parts, tensors: Sequence[torch.Tensor]) -> Array:
     """(A, k) every part of tensors of θ's shapes, its entries added up with random signs in k buckets."""
     total = torch.zeros(parts.count * _BUCKETS, dtype=torch.float64, device=tensors[0].device)
-    for index, (labels, tensor) in enumerate(zip(parts.labels, tensors, strict=True)):
-        flat = tensor.detach().reshape(-1)
-        signs = rademacher(len(flat), stream(0, Purpose.SKETCH, index), flat.dtype)
-        where = labels.reshape(-1) if labels.numel() == 1 else labels.expand(tensor.shape).reshape(-1)
-        for start in range(0, len(flat), _PIECE):
-            piece = slice(start, min(start + _PIECE, len(flat)))
-            part = where if len(where) == 1 else where[piece]
-            buckets = torch.arange(piece.start, piece.stop) % _BUCKETS + _BUCKETS * part
-            total.index_add_(0, buckets.to(flat.device), (flat[piece] * signs[piece].to(flat.device)).double())
+    for index, tensor in enumerate(tensors):
+        sketch_into(total, parts, index, tensor, _BUCKETS)
     return np.asarray(total.cpu().numpy().reshape(parts.count, _BUCKETS))
 
 
@@ -291,7 +241,10 @@ def group_traces(
     """
     space = objective.parameters
     if space.size <= EXACT:
+        refuse_streamed(objective.model, "an exact trace", "load so small a model with streamed=False")
         traces, rounding = _exact_traces(objective, parts, group)
+    elif objective.streamed:
+        traces, rounding = streamed_traces(objective, parts, group, seed, probes, blocks, _ROUNDINGS)
     else:
         traces, rounding = _sampled_traces(objective, parts, group, seed, probes, blocks)
     return {"traces": traces, "rounding": rounding * torch.finfo(space.dtype).eps}

@@ -22,6 +22,7 @@ from villani.measurement.measure import measure
 from villani.measurement.measurement import Measurement
 from villani.objective.objective import Objective
 from villani.objective.parameters import ParameterSpace
+from villani.objective.weights import refuse_streamed
 from villani.statistics import Estimate
 from villani.streams import Purpose, stream
 from villani.work.work import Work
@@ -115,6 +116,10 @@ def directions(
     if seed < 0 or random < 0:
         raise InputError(f"seed={seed}, random={random}: expected non-negative integers")
     space = objective.parameters
+    if objective.streamed:
+        names = [*(f"random {index}" for index in range(random)), "gradient", "parameters"]
+        names += [f"layer {name}" for name in layers_of(space)] if layers else []
+        return dict.fromkeys(names, partial(_left_out, objective))
     made: dict[str, Callable[[], UnitVector]] = {
         f"random {index}": partial(random_direction, space, seed, index) for index in range(random)
     }
@@ -123,6 +128,11 @@ def directions(
     for name, members in layers_of(space).items() if layers else ():
         made[f"layer {name}"] = partial(_confined, space, seed, members)
     return made
+
+
+def _left_out(objective: Objective) -> UnitVector:
+    refuse_streamed(objective.model, "a direction", "load the model with streamed=False where it fits")
+    return []
 
 
 def check_kinds(names: Sequence[str]) -> None:

@@ -51,11 +51,10 @@ class Drift:
 
     def __init__(self, graph: LossGraph, tensors: Sequence[torch.Tensor]) -> None:
         self._loss, self._tensors, self._recast = graph.loss, tensors, graph.recast(tensors)
+        self._index = graph.parameters
         computed = {node for node in graph.nodes if node.op == "call_function"}
         with torch.no_grad():
-            self._values = graph.values(
-                tensors, computed | graph.constants.keys() | graph.inputs.keys() | graph.parameters.keys()
-            )
+            self._values = graph.values(tensors, computed | graph.constants.keys() | graph.inputs.keys())
         self._order = {node: place for place, node in enumerate(graph.nodes)}
         self._nodes = graph.nodes
         self._holders: dict[int, list[torch.fx.Node]] = {}
@@ -74,12 +73,16 @@ class Drift:
     def _loss_at(self, orbit: Orbit, scale: float) -> float:
         changed: dict[torch.fx.Node, Any] = {}
         waiting: list[int] = []  # places of operations, a heap
-        for index, e in orbit.exponents.items():
-            there = self._tensors[index]
-            there = there * (scale ** e.double()).to(there)
+        for index in orbit.exponents:
             for node in self._holders.get(index, []):
-                changed[node] = there
                 waiting += [self._order[user] for user in node.users if user in self._order]
+
+        def at(node: torch.fx.Node) -> Any:
+            if node not in self._index:
+                return changed[node] if node in changed else self._values[node]
+            tensor, e = self._tensors[self._index[node]], orbit.exponents.get(self._index[node])
+            return tensor if e is None else tensor * (scale ** e.double()).to(tensor)
+
         heapq.heapify(waiting)
         last = -1
         while waiting:
@@ -87,7 +90,7 @@ class Drift:
             if place == last:
                 continue
             node, last = self._nodes[place], place
-            value = execute(node, lambda n: changed[n] if n in changed else self._values[n], self._recast)
+            value = execute(node, at, self._recast)
             if not _same(value, self._values[node]):
                 changed[node] = value
                 for user in node.users:

@@ -9,8 +9,9 @@ from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
-from villani.criteria.orbits import Orbit, Threshold, pooled, threshold
+from villani.criteria.orbits import Orbit, Threshold, pooled, replaced, threshold
 from villani.criteria.parts import Parts, PartStatistics
+from villani.criteria.streamed_parts import streamed_slopes
 from villani.objective.objective import Objective
 from villani.statistics import Array
 
@@ -61,28 +62,24 @@ def descent(
 
     θ is left as it was.
     """
-    tensors = objective.parameters.tensors
+    space = objective.parameters
     moving = [i for i, labels in enumerate(parts.labels) if bool(torch.isin(labels, torch.tensor(chosen)).any())]
-    start = {i: tensors[i].detach().clone() for i in moving}
-    free = [tensors[i].detach().clone().requires_grad_() for i in moving]
+    free = [space.values[i].clone().requires_grad_() for i in moving]
     optimizer = torch.optim.LBFGS(
         free, max_iter=steps, max_eval=3 * steps, line_search_fn="strong_wolfe", tolerance_grad=0
     )
 
     def closure() -> float:
-        with torch.no_grad():
-            for i, value in zip(moving, free, strict=True):
-                tensors[i].copy_(value)
-        gradient, tokens, loss = objective.gradient_sum(groups)
-        confined = parts.confine(gradient, chosen)
+        with replaced(objective, {i: value.detach() for i, value in zip(moving, free, strict=True)}):
+            if objective.streamed:
+                slopes, tokens, loss = streamed_slopes(objective, groups, moving)
+            else:
+                gradient, tokens, loss = objective.gradient_sum(groups)
+                slopes = {i: gradient[i] for i in moving}
+        inside = parts.mask(chosen)
         for i, value in zip(moving, free, strict=True):
-            value.grad = (confined[i] / tokens).to(value)
+            value.grad = (slopes[i] * inside[parts.labels[i]].to(slopes[i]) / tokens).to(value)
         return loss / tokens if math.isfinite(loss) else math.inf
 
-    try:
-        optimizer.step(closure)
-    finally:
-        with torch.no_grad():
-            for i in moving:
-                tensors[i].copy_(start[i])
+    optimizer.step(closure)
     return {i: value.detach() for i, value in zip(moving, free, strict=True)}

@@ -188,14 +188,21 @@ def _judge_singular(
             elif not demand.met(known[culprit]):
                 doubtful[node] = (culprit, demand)
     if doubtful:
-        tensors = [t.detach() for t in objective.parameters.tensors]
+        tensors = objective.parameters.values
         culprits = {culprit for culprit, _ in doubtful.values()}
         with objective.evaluating(), torch.no_grad():
-            seen = [graph.values(point, culprits) for point in (tensors, [torch.zeros_like(t) for t in tensors])]
+            seen = [graph.values(point, culprits) for point in (tensors, _zeros(objective))]
         for node, (culprit, demand) in doubtful.items():
             hit = any(bool(demand.violated(values[culprit]).any()) for values in seen)
             verdicts[node] = [_objection(node, "singular" if hit else "undecided")]
     return verdicts
+
+
+def _zeros(objective: Objective) -> list[torch.Tensor]:
+    """θ = 0, in no memory."""
+    space = objective.parameters
+    zero = torch.zeros((), dtype=space.dtype, device=space.device)
+    return [zero.expand(t.shape) for t in space.tensors]
 
 
 def _own_eps(node: torch.fx.Node) -> float | None:
@@ -224,7 +231,7 @@ def _normalisation(node: torch.fx.Node, known: dict[torch.fx.Node, Range]) -> li
 def _check_ranges(objective: Objective, graph: LossGraph, known: dict[torch.fx.Node, Range]) -> list[Objection]:
     """Hold the ranges that verdicts lean on against the values at the current θ."""
     with objective.evaluating(), torch.no_grad():
-        against = contradiction(graph, [t.detach() for t in objective.parameters.tensors], known)
+        against = contradiction(graph, objective.parameters.values, known)
     what = "its values lie outside the bounds that interval arithmetic gives, so that no verdict rests on them"
     return [Objection("interval arithmetic", "unknown", against, what)] if against else []
 
@@ -233,7 +240,10 @@ def _check_gradient(objective: Objective, graph: LossGraph, batch: Any) -> list[
     """Compare autograd's gradient through the model with that of the traced function, tensor by tensor.
 
     They differ where a hook, a custom backward or a no_grad block alters derivatives without leaving an operation.
+    Where weights are streamed all derivatives are those of the traced function.
     """
+    if objective.streamed:
+        return []
     tensors = objective.parameters.tensors
     with objective.evaluating():
         try:

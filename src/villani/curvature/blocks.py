@@ -111,7 +111,7 @@ class BlockTrace:
             graph = replace(graph, head=headless(graph.logits, f"the head's tensors are also used by {shared}"))
         check_rules(graph)
         with self.objective.evaluating(), torch.no_grad():
-            return graph, isolated_nodes(graph, self.objective.parameters.tensors, batch)
+            return graph, isolated_nodes(graph, self.objective.parameters.values, batch)
 
     def check(self, batch: Batch) -> None:
         """Refuse a model for which blocks of this batch's shape cannot be sampled, before any work is done.
@@ -146,7 +146,7 @@ class BlockTrace:
         ]
 
         def parameter(index: int) -> Jet:
-            tensor = space.tensors[index].detach()
+            tensor = space.values[index]
             probes = [index + r * stride for r in range(len(keys))]
             probed = Probed(tensor, probes, lambda k, shape: self._signs(index, shape, seed, keys[k // stride]))
             if tied and index == head.weight:
@@ -163,7 +163,7 @@ class BlockTrace:
                            {c: t[:, :-1][wanted] for c, t in jet.second.items()})  # fmt: skip
             labels = batch.labels[:, 1:][wanted]
             uniform = torch.from_numpy(stream(seed, Purpose.LABELS, *keys[0]).random((len(labels), LABELS)))
-            weight, bias = (space.tensors[t].detach() if isinstance(t, int) else t for t in (head.weight, head.bias))
+            weight, bias = (space.values[t] if isinstance(t, int) else t for t in (head.weight, head.bias))
             tied = [replace(t, probe=sweep.probe(t.probe)) for t in tied]
             if weight is None:
                 terms = logit_terms(features, labels)
@@ -186,4 +186,4 @@ class BlockTrace:
         tensor = self.objective.parameters.tensors[index]
         shape = [n if n >= 0 else tensor.shape[1] for n in shape]
         signs = rademacher(math.prod(shape), stream(seed, Purpose.PROBE, *key, index), tensor.dtype)
-        return signs.to(tensor.device).view(shape)
+        return signs.to(self.objective.device).view(shape)

@@ -1,6 +1,7 @@
 """What one group contributes: loss, gradient and unbiased samples of tr ∇²L, in one forward pass per batch."""
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -11,6 +12,8 @@ from villani.curvature.products import Tensors
 from villani.curvature.sketch import GradientSketch
 from villani.errors import InputError
 from villani.objective.objective import Forward, Objective, check_differentiable
+from villani.objective.streamed import Tape
+from villani.objective.streamed_head import Piece, Vector
 from villani.statistics import Array
 
 
@@ -64,15 +67,17 @@ class GroupPass:
 
     def _forward(self, batch: object) -> Forward:
         forward = self.objective.forward(batch)
-        if not bool(torch.isfinite(forward.loss)):
-            raise InputError(
-                f"group {self.group}: the loss is {float(forward.loss.detach())}: check the checkpoint, or load it in "
-                "a wider dtype"
-            )
-        self.tokens += forward.tokens
-        self.loss += float(forward.loss.detach().double())
+        self._add_loss(float(forward.loss.detach().double()), forward.tokens)
         check_differentiable(forward.loss)
         return forward
+
+    def _add_loss(self, loss: float, tokens: float) -> None:
+        if not math.isfinite(loss):
+            raise InputError(
+                f"group {self.group}: the loss is {loss}: check the checkpoint, or load it in a wider dtype"
+            )
+        self.tokens += tokens
+        self.loss += loss
 
     def add_gradient(self, gradient: list[torch.Tensor]) -> None:
         """Add a batch's gradient of the loss sum, as tensors of θ's shapes."""
@@ -82,8 +87,23 @@ class GroupPass:
     def differentiated(self) -> Iterator[Any]:
         """Each batch when its gradient has been added, of whose graph and logits nothing is left; as `forwards`."""
         for batch in self.objective.batches(self.group):
-            self.add_gradient(self._gradient(batch))
+            if self.objective.streamed:
+                for piece in self.tape(batch).back():
+                    self.add_piece(piece)
+            else:
+                self.add_gradient(self._gradient(batch))
             yield batch
+
+    def tape(self, batch: Any, vectors: Sequence[Vector] = ()) -> Tape:
+        """A batch's forward pass, of a model whose weights are streamed; as `forwards`."""
+        tape = Tape(self.objective, batch, vectors)
+        self._add_loss(tape.loss(), float(len(tape.labels)))
+        return tape
+
+    def add_piece(self, piece: Piece) -> None:
+        """Add one tensor of a batch's gradient."""
+        self._sketch.add(self.gradient, piece.index, piece.gradient)
+        self.dots[piece.index] += double_dot(piece.gradient, piece.value)
 
     def _gradient(self, batch: object) -> list[torch.Tensor]:
         loss, tensors = self._forward(batch).loss, self.objective.parameters.tensors

@@ -19,6 +19,7 @@ from villani.curvature.products import Tensors, differentiable_gradient, product
 from villani.errors import InputError
 from villani.objective.batches import Batch
 from villani.objective.objective import Forward, Objective, check_weight_decay
+from villani.objective.weights import refuse_streamed
 
 OperatorKind = Literal["hessian", "gauss-newton"]
 Product = Callable[[torch.Tensor], torch.Tensor]  # (d,) → (d,), symmetric and linear
@@ -79,6 +80,7 @@ class Curvature:
             raise InputError(f"operator={kind!r}: expected hessian or gauss-newton")
         if kind == "gauss-newton" and objective.loss_fn is not None:
             raise InputError("a custom loss_fn has no logits, so no Gauss–Newton matrix: use operator='hessian'")
+        refuse_streamed(objective.model, "a matrix of curvature", "villani.measure streams; load with streamed=False")
         if kind == "hessian":
             check_double_backward(objective)
         space = objective.parameters

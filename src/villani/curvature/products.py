@@ -18,6 +18,7 @@ from villani.curvature.double_backward import check_double_backward
 from villani.curvature.ways import ProductMethod
 from villani.errors import InputError, first_line
 from villani.objective.objective import Objective, check_differentiable
+from villani.objective.weights import refuse_streamed
 
 Tensors = Sequence[torch.Tensor]
 
@@ -207,6 +208,7 @@ def hessian_vector_product(
     Raises:
         InputError: as `finite_difference_product`, with that method; else as `check_double_backward`.
     """
+    refuse_streamed(objective.model, "a product with the Hessian", "load the model with streamed=False")
     if method == "finite-differences":
         return finite_difference_product(objective, vector, group)[0]
     check_double_backward(objective)

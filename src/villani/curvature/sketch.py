@@ -48,11 +48,23 @@ class GradientSketch:
         if not self.lossy:
             return torch.cat([g.detach().reshape(-1).double().cpu() for g in gradient])
         result = torch.zeros(self.buckets, dtype=torch.float64)
-        for t, (p, g) in enumerate(zip(self.space.parameters, gradient, strict=True)):
-            signs = rademacher(g.numel(), stream(self.seed, Purpose.SKETCH, t), g.dtype)
-            signed = signs.to(g.device).mul_(g.detach().reshape(-1))
-            result += _fold(signed, p.offset % self.buckets, self.buckets).cpu()
+        for t, g in enumerate(gradient):
+            self._add(result, t, g)
         return result
+
+    def add(self, total: torch.Tensor, index: int, gradient: torch.Tensor) -> None:
+        """Add the part of one tensor to a sketch (min(d, k),)."""
+        if self.lossy:
+            self._add(total, index, gradient)
+            return
+        offset = self.space.parameters[index].offset
+        total[offset : offset + gradient.numel()] += gradient.detach().reshape(-1).double().cpu()
+
+    def _add(self, total: torch.Tensor, index: int, gradient: torch.Tensor) -> None:
+        """Of one that is lossy."""
+        signs = rademacher(gradient.numel(), stream(self.seed, Purpose.SKETCH, index), gradient.dtype)
+        signed = signs.to(gradient.device).mul_(gradient.detach().reshape(-1))
+        total += _fold(signed, self.space.parameters[index].offset % self.buckets, self.buckets).cpu()
 
 
 def _fold(flat: torch.Tensor, start: int, buckets: int) -> torch.Tensor:

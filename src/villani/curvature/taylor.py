@@ -41,7 +41,7 @@ from villani.errors import InputError
 from villani.objective.batches import Batch
 from villani.objective.families import EMPTY, NEW
 from villani.objective.graph import LogitGraph, place
-from villani.objective.interpret import Analysis, Evaluation, Table, interpret
+from villani.objective.interpret import Analysis, Evaluation, Placed, Table, interpret
 
 _STILL = {*NEW, *EMPTY}
 
@@ -76,7 +76,7 @@ class Sweep(JetAlgebra, Analysis[Any, TaylorRule]):
         """The input of the head, (B, T, D), for a graph that `check_rules` lets through."""
         self.sequences = len(batch.ids)
         self._inputs = {**self.graph.placed(batch), **self.graph.constants}
-        features: Jet = next(jet for node, jet in interpret(self.graph, self) if node is self.graph.head.features)
+        features: Jet = next(jet for node, jet in interpret(self.graph.trunk, self) if node is self.graph.head.features)
         return features
 
     def input(self, node: torch.fx.Node) -> Any:
@@ -152,7 +152,7 @@ def isolated_nodes(graph: LogitGraph, tensors: Sequence[torch.Tensor], batch: Ba
     """Nodes whose output, as (B, N, E), has the rows of each sequence in its own part, apart from all others.
 
     Found by trial: of the batch's sequences the first is changed. None are isolated where features of the others move.
-    `tensors` are those of θ.
+    `tensors` are the values of θ.
     """
     ids = batch.ids
     shapes = {node: node.meta["val"].shape for node in graph.nodes if isinstance(node.meta.get("val"), torch.Tensor)}
@@ -160,15 +160,13 @@ def isolated_nodes(graph: LogitGraph, tensors: Sequence[torch.Tensor], batch: Ba
         return frozenset(shapes)
     changed = ids.clone()
     changed[0] = (ids[0] + 1) % (int(ids.max()) + 2)
-    fixed = graph.constants | {node: tensors[index].detach() for node, index in graph.parameters.items()}
-    two = [Evaluation(fixed | graph.placed(replace(batch, ids=tokens))) for tokens in (ids, changed)]
+    given = [graph.constants | graph.placed(replace(batch, ids=tokens)) for tokens in (ids, changed)]
+    two = [Evaluation(Placed(one, graph.parameters, tensors)) for one in given]
     isolated = set()
-    for (node, before), (_, after) in zip(*(interpret(graph, one) for one in two), strict=True):
+    for (node, before), (_, after) in zip(*(interpret(graph.trunk, one) for one in two), strict=True):
         whole = node.op == "call_function" and node in shapes and before.dim() and before.numel() % len(ids) == 0
         if whole and before.shape == after.shape:  # an expert's share depends on the tokens
             rows, others = (t.reshape(len(ids), -1) for t in (before, after))
             if torch.equal(rows[1:], others[1:]) and not torch.equal(rows[0], others[0]):
                 isolated.add(node)
-        if node is graph.head.features:
-            break
     return frozenset(isolated) if graph.head.features in isolated else frozenset()

@@ -26,9 +26,11 @@ from villani.curvature.products import (
     forward_product,
     product,
 )
+from villani.curvature.streamed import streamed_samples
 from villani.curvature.ways import ProductMethod, TraceMethod, Way
 from villani.errors import InputError
 from villani.objective.objective import Forward, Objective
+from villani.objective.weights import refuse_streamed
 from villani.statistics import Array
 from villani.streams import Purpose, stream
 
@@ -76,6 +78,8 @@ class HutchinsonSampler:
     """
 
     def __init__(self, objective: Objective, deflation: Deflation | None = None) -> None:
+        if deflation is not None:
+            refuse_streamed(objective.model, "deflation", "leave --deflate out")
         self.objective, self.deflation = objective, deflation
 
     def prepare(self, group: int) -> None:  # noqa: ARG002
@@ -91,6 +95,8 @@ class HutchinsonSampler:
         check_double_backward(self.objective)
         tensors = self.objective.parameters.tensors
         traces = np.zeros((probes, len(tensors)))
+        if self.objective.streamed:
+            return streamed_samples(group, probes, seed, residual=False)
         with self.objective.evaluating():
             for _, forward in group.forwards():
                 gradient = differentiable_gradient(forward.loss, tensors)
@@ -110,6 +116,7 @@ class ProductSampler:
     """
 
     def __init__(self, objective: Objective, products: ProductMethod) -> None:
+        refuse_streamed(objective.model, f"products={products!r}", "leave --products at reverse-over-reverse")
         self.objective = objective
         self.differences = products == "finite-differences"
 
@@ -167,6 +174,8 @@ class GaussNewtonSampler:
         """See `TraceSampler.sample`."""
         check_double_backward(self.objective)
         tensors = self.objective.parameters.tensors
+        if self.objective.streamed:
+            return streamed_samples(group, probes, seed, residual=True)
         residual, gauss_newton = np.zeros((2, probes, len(tensors)))
         labels = [stream(seed, Purpose.LABELS, group.group, probe) for probe in range(probes)]
         with self.objective.evaluating():

@@ -13,6 +13,7 @@ from villani.dynamics.network import NetworkTarget
 from villani.errors import InputError, check_whole
 from villani.objective.evaluation import plain_arithmetic
 from villani.objective.objective import Objective
+from villani.objective.weights import refuse_streamed
 from villani.statistics import Array
 
 
@@ -75,6 +76,7 @@ class Langevin:
         check_whole(0, seed=seed)
         if method == "mala" and batch is not None:
             raise InputError(f"batch={batch}: mala needs the gradient of the whole data set; use batch=None")
+        refuse_streamed(objective.model, "a chain", "load the model with streamed=False")
         self.rule = Kernel(objective.weight_decay, temperature, learning_rate, int(steps), method, momentum, schedule)
         self.target = NetworkTarget(objective, batch=batch, seed=int(seed))
         self.seed = int(seed)

@@ -19,6 +19,8 @@ from villani.errors import InputError, out_of_memory
 from villani.inputs.folders import inside, json_object, shortened
 from villani.inputs.hub import closed, quiet
 from villani.inputs.stored import Stored, gguf_remedy, other_formats, stored_tensors
+from villani.inputs.streaming import NEVER, Streaming, streamed_model
+from villani.objective.weights import streamed_weights
 from villani.work.budget import Needs, hold
 from villani.work.foreign import clipped, pattern_of
 
@@ -48,8 +50,9 @@ def absent_files(folder: Path) -> list[str]:
 
 
 def read_folder(
-    folder: Path, name: str, dtype: torch.dtype, *, trust: bool = False, allow_unused: str | None = None
-) -> tuple[Any, str]:
+    folder: Path, name: str, dtype: torch.dtype, *, trust: bool = False, allow_unused: str | None = None,
+    streamed: Streaming = NEVER, device: str = "cpu",
+) -> tuple[Any, str]:  # fmt: skip
     """The model in a folder, and what a reader of a record should know about how its weights were stored.
 
     Args:
@@ -58,6 +61,8 @@ def read_folder(
         dtype: of parameters.
         trust: whether it may run code of its own.
         allow_unused: regular expression on names of stored tensors that may go unused.
+        streamed: whether weights stay on disk (`inputs/streaming.py`).
+        device: where streamed weights are wanted.
 
     Raises:
         InputError: no checkpoint, or one that cannot be read, is damaged, or does not fit its configuration.
@@ -71,13 +76,16 @@ def read_folder(
         if tensor.dtype is None and key.endswith(".weight"):
             raise InputError(f"{name}: {key} is stored as {tensor.kind}: villani measures 16-bit or wider floats only")
     if trust and "auto_map" in content:
+        if streamed(0.0):
+            raise InputError(f"{name}: a checkpoint that runs code of its own is not streamed: leave streamed at False")
         model, info = _trusted(folder, name, dtype)
     else:
-        model, info = _built(folder, name, dtype, content, stored)
+        model, info = _built(folder, name, dtype, content, stored, streamed, device)
     _check_keys(info, name)
     unused = sorted(key for key in info["unexpected_keys"] if not _MADE.fullmatch(key))
     _check_unused(unused, allow_unused, name)
-    return model, _stored_words(stored, dtype, unused)
+    words = ", streamed from disk" if streamed_weights(model) else ""
+    return model, _stored_words(stored, dtype, unused) + words
 
 
 def _check_files(folder: Path, name: str) -> None:
@@ -165,6 +173,8 @@ def _built(
     dtype: torch.dtype,
     content: dict[str, Any],
     stored: dict[str, Stored],
+    streamed: Streaming,
+    device: str,
 ) -> tuple[Any, dict[str, Any]]:
     from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING
 
@@ -183,11 +193,14 @@ def _built(
                 drawn = builder(config)
             needed = dtype.itemsize * sum(p.numel() for p in drawn.parameters())
             needed += sum(buffer.numel() * buffer.element_size() for buffer in drawn.buffers())
+            _check_fit(drawn, stored, name)
+            if streamed(float(needed)):
+                model, left = streamed_model(builder, config, folder, stored, name, dtype, torch.device(device))
+                return model, {"missing_keys": (), "mismatched_keys": (), "unexpected_keys": left}
             hold(
                 Needs(memory=float(needed)), what=f"{name}: a model of these sizes",
                 instead="choose a smaller model",
             )  # fmt: skip
-            _check_fit(drawn, stored, name)
             state = {key: tensor.read(folder) for key, tensor in stored.items()}
             with torch.random.fork_rng(devices=[]):
                 model, info = builder.from_pretrained(

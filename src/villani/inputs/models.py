@@ -21,7 +21,9 @@ from villani.inputs.checkpoints import absent_files, check_pattern, is_adapter, 
 from villani.inputs.folders import local_path, shortened
 from villani.inputs.hub import hub_folder, looks_like_path
 from villani.inputs.stored import gguf_remedy
+from villani.inputs.streaming import NEVER, Streaming, stream_from_memory, when_larger
 from villani.objective.evaluation import plain_lookups
+from villani.objective.weights import streamed_weights
 from villani.work import foreign
 from villani.work.records import ModelRecord
 
@@ -61,6 +63,7 @@ def load_model(
     trust_remote_code: bool = False,
     allow_unused: str | None = None,
     adapter: str | os.PathLike[str] | None = None,
+    streamed: bool | Streaming | None = None,
 ) -> LoadedModel:
     """Load a causal language model; see the module for the state that it comes in.
 
@@ -76,6 +79,8 @@ def load_model(
         trust_remote_code: whether a checkpoint may run its own Python code.
         allow_unused: regular expression on names of stored tensors that the model may leave unused.
         adapter: folder or hub id of a PEFT adapter to merge into the weights, see `inputs/adapters.py`.
+        streamed: whether weights are read from their files as they are used, a layer at a time (docs/large-models.md);
+            a function of the bytes of θ that says so; by default where they do not fit into memory.
 
     Raises:
         InputError: no such model, or one that cannot be measured; the message says what to change.
@@ -87,13 +92,15 @@ def load_model(
     check_pattern(allow_unused)
     with foreign.reading(f"model {foreign.clipped(spec)!r}", "mend its files, or give another"):
         return _loaded(
-            spec, dtype, device, trust_remote_code, allow_unused, None if adapter is None else os.fspath(adapter)
-        )
+            spec, dtype, device, trust_remote_code, allow_unused, None if adapter is None else os.fspath(adapter),
+            when_larger(1.0, device) if streamed is None else streamed if callable(streamed) else (lambda _: streamed),
+        )  # fmt: skip
 
 
 def _loaded(
-    spec: str, dtype: torch.dtype, device: str, trust_remote_code: bool, allow_unused: str | None, adapter: str | None
-) -> LoadedModel:
+    spec: str, dtype: torch.dtype, device: str, trust_remote_code: bool, allow_unused: str | None, adapter: str | None,
+    streamed: Streaming,
+) -> LoadedModel:  # fmt: skip
     name, description, tokenizer = spec, "", spec
     if spec.startswith(("config:", "builtin:")):
         if adapter is not None:
@@ -102,9 +109,18 @@ def _loaded(
                 "for: give the base that it was trained on as the model"
             )
         model, description, tokenizer = random_model(spec)
+        if streamed(0.0):
+            _prepare(model, dtype, device)
+            stream_from_memory(model)
+            description += ", a segment at a time"
     else:
         folder, name = _locate(spec, "model", _HUB_FILES, lambda folder: is_adapter(folder) or not absent_files(folder))
-        model, stored = read_folder(folder, name, dtype, trust=trust_remote_code, allow_unused=allow_unused)
+        model, stored = read_folder(
+            folder, name, dtype, trust=trust_remote_code, allow_unused=allow_unused,
+            streamed=NEVER if adapter is not None else streamed, device=device,
+        )  # fmt: skip
+        if adapter is not None and streamed(0.0):
+            raise InputError(f"adapter {shortened(adapter)!r}: what is merged is not streamed: leave streamed at False")
         description = f"weights of {name} (safetensors{stored})"
         if adapter is not None:
             _check_weights(model, name)
@@ -144,7 +160,8 @@ def check_device(device: str) -> None:
 
 def _prepare(model: Any, dtype: torch.dtype, device: str) -> None:
     try:
-        model.to(device=device, dtype=dtype)
+        if streamed_weights(model) is None:
+            model.to(device=device, dtype=dtype)
     except (RuntimeError, AssertionError) as error:
         raise InputError(f"device {device!r} cannot be used: {first_line(error)}") from error
     model.eval()
@@ -157,6 +174,8 @@ def _prepare(model: Any, dtype: torch.dtype, device: str) -> None:
 
 
 def _check_weights(model: torch.nn.Module, name: str) -> None:
+    if streamed_weights(model) is not None:
+        return  # floats by their header, and `ParameterSpace.check` reads them
     for key, parameter in model.named_parameters():
         if not parameter.is_floating_point():
             raise InputError(f"{name}: {key} is {parameter.dtype}: villani measures floating-point weights only")

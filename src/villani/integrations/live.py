@@ -38,6 +38,7 @@ from villani.measurement.design import check_design, check_temperature
 from villani.measurement.measurement import Measurement
 from villani.objective.objective import LossFunction, Objective, check_weight_decay
 from villani.objective.parameters import ParameterSpace
+from villani.objective.weights import refuse_streamed
 from villani.statistics import Estimate
 from villani.streams import Purpose, word
 
@@ -94,6 +95,7 @@ class Live:
         replicas: Any = None,
         wrapped_later: bool = False,
     ) -> None:
+        refuse_streamed(model, "a training run", "load the model with streamed=False")
         self.groups, self.schedule = groups, schedule
         self._temperature, self._decay_asked, self._mask_asked = temperature, weight_decay, decay
         self._probes, self._trace, self._loss_fn, self._seed = probes, trace, loss_fn, seed

@@ -20,6 +20,8 @@ from villani.measurement.measurement import LayerStatistics, Measurement, Tensor
 from villani.measurement.rows import group_row, group_sums, naive_norm, samples, trace_estimates
 from villani.objective.objective import Objective, at_one_theta
 from villani.objective.parameters import ParameterSpace
+from villani.objective.spilled import Spilled
+from villani.objective.streamed import Tape
 from villani.statistics import Estimate, finite_statistics, sampled_statistics
 from villani.work.team import Rows
 from villani.work.work import Work
@@ -109,8 +111,23 @@ def _units(
 
 def _whole_gradient(objective: Objective, fused: bool) -> Rows:
     """‖∇L‖² over all groups: an exact second pass, since a sketch would add an error where there should be none."""
+    if objective.streamed:
+        return {"norm_squared": np.array([_streamed_norm(objective)])}
     gradient = objective.gradient(fused=fused)
     return {"norm_squared": np.array([sum(float(g.square().sum()) for g in gradient)])}
+
+
+def _streamed_norm(objective: Objective) -> float:
+    """‖∇L‖² over all groups, of a sum on disk."""
+    tokens = 0
+    with Spilled(objective.parameters, "the gradient over all groups") as total, objective.evaluating():
+        for group in range(len(objective.groups)):
+            for batch in objective.batches(group):
+                tokens += batch.tokens
+                for piece in Tape(objective, batch).back():
+                    total.add(piece.index, piece.gradient)
+        parts = (total.part(index) for index in range(len(objective.parameters.parameters)))
+        return sum(float((part / tokens).square().sum()) for part in parts)
 
 
 def _measurement(objective: Objective, way: Way, rows: Mapping[str, Rows], sketch: GradientSketch) -> Measurement:

@@ -13,6 +13,7 @@ from unittest.mock import patch
 
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx.proxy import TracerBase
 from torch.fx.subgraph_rewriter import replace_pattern_with_filters
 from torch.utils import _pytree as pytree
@@ -85,6 +86,7 @@ Exported = tuple[
 def export(objective: Objective, module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> Exported:
     """Nodes, parameters, constants, input placeholders and output of a module that wraps the objective's model."""
     with (
+        _traceable(objective, inputs) as (parameters_now, inputs),
         objective.evaluating(),
         of_every_expert() if isinstance(module, Loss) else nullcontext(),
         torch.no_grad(),
@@ -106,7 +108,7 @@ def export(objective: Objective, module: nn.Module, inputs: tuple[torch.Tensor, 
             graph.erase_node(node)
     graph.eliminate_dead_code()
     _fuse_gelu(exported.graph_module)
-    index = {id(p.tensor): i for i, p in enumerate(objective.parameters.parameters)}
+    index = {id(tensor): i for i, tensor in enumerate(parameters_now)}
     parameters: dict[torch.fx.Node, int] = {}
     constants: dict[torch.fx.Node, torch.Tensor] = {}
     users: list[torch.fx.Node] = []
@@ -122,8 +124,33 @@ def export(objective: Objective, module: nn.Module, inputs: tuple[torch.Tensor, 
             constants[node] = tensor.detach()
     outputs: Any = next(node for node in graph.nodes if node.op == "output").args[0]
     kinds = [spec.kind.name for spec in exported.graph_signature.output_specs]
+    if "PARAMETER_MUTATION" in kinds:
+        name = type(objective.model).__name__
+        raise InputError(f"{name} writes to its own weights in eval mode, so that no figure belongs to one θ")
     nodes = tuple(node for node in graph.nodes if node.op != "output")
     return nodes, parameters, constants, users, outputs[kinds.index("USER_OUTPUT")]  # buffers may be written as well
+
+
+@contextmanager
+def _traceable(
+    objective: Objective, inputs: tuple[torch.Tensor, ...]
+) -> Iterator[tuple[list[torch.Tensor], tuple[torch.Tensor, ...]]]:
+    """The tensors of θ, and the inputs, as the tracer is shown them: with no values where weights are streamed."""
+    space = objective.parameters
+    if space.weights is None:
+        yield list(space.tensors), inputs
+        return
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    fakes = [nn.Parameter(FakeTensor(mode, p.data, space.device), p.requires_grad) for p in space.tensors]
+    place = {id(p): fake for p, fake in zip(space.tensors, fakes, strict=True)}
+    owners = [(m, n, p) for m in objective.model.modules() for n, p in m._parameters.items() if id(p) in place]
+    for module, name, parameter in owners:
+        module._parameters[name] = place[id(parameter)]
+    try:
+        yield list(fakes), tuple(mode.from_tensor(t) for t in inputs)
+    finally:
+        for module, name, parameter in owners:
+            module._parameters[name] = parameter
 
 
 @contextmanager

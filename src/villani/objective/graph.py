@@ -15,7 +15,7 @@ from villani.errors import InputError
 from villani.objective.batches import Batch
 from villani.objective.export import Logits, Loss, export
 from villani.objective.families import CAST, COPIED
-from villani.objective.interpret import Evaluation, values_of
+from villani.objective.interpret import Evaluation, Placed, values_of
 from villani.objective.objective import Objective
 
 aten = torch.ops.aten
@@ -60,6 +60,11 @@ class LogitGraph:
     inputs: dict[str, torch.fx.Node]
     logits: torch.fx.Node
     head: Head
+
+    @property
+    def trunk(self) -> "LogitGraph":
+        """The same up to the features, after whose last use of it a tensor of θ may go."""
+        return replace(self, nodes=self.nodes[: self.nodes.index(self.head.features) + 1])
 
     def placed(self, batch: Batch) -> dict[torch.fx.Node, torch.Tensor]:
         """A batch's tensors by placeholder."""
@@ -108,7 +113,7 @@ class LossGraph:
             return tensor.to(recast) if recast and tensor.is_floating_point() else tensor
 
         given = {n: fit(t) for n, t in (*self.constants.items(), *self.inputs.items())}
-        return Evaluation(given | {node: tensors[index] for node, index in self.parameters.items()}, recast)
+        return Evaluation(Placed(given, self.parameters, tensors), recast)
 
     def values(self, tensors: Sequence[torch.Tensor], wanted: Collection[torch.fx.Node]) -> dict[torch.fx.Node, Any]:
         """Values of some nodes at θ = `tensors`, as `run` computes them; others are dropped after their last use."""

@@ -140,6 +140,31 @@ def values_of(graph: Graph, analysis: Analysis[V, R], wanted: Collection[Node]) 
     return {node: value for node, value in interpret(graph, analysis) if node in wanted}
 
 
+class Placed(Mapping[Node, torch.Tensor]):
+    """Tensors by placeholder; those of θ are taken from a sequence when they are asked for, which may read them then.
+
+    Args:
+        given: placeholder → tensor.
+        parameters: placeholder → index in θ.
+        tensors: θ.
+    """
+
+    def __init__(
+        self, given: Mapping[Node, torch.Tensor], parameters: Mapping[Node, int], tensors: Sequence[torch.Tensor]
+    ) -> None:
+        self._given, self._parameters, self._tensors = given, parameters, tensors
+
+    def __getitem__(self, node: Node) -> torch.Tensor:
+        index = self._parameters.get(node)
+        return self._given[node] if index is None else self._tensors[index]
+
+    def __iter__(self) -> Iterator[Node]:
+        return iter((*self._given, *self._parameters))
+
+    def __len__(self) -> int:
+        return len(self._given) + len(self._parameters)
+
+
 class Evaluation(Analysis[Any, Callable[..., Any]]):
     """The analysis that computes: values are tensors, and an operation is its own rule.
 

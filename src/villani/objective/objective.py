@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import wraps
+from functools import partial, wraps
 from typing import Any, TypeVar, cast
 
 import torch
@@ -16,6 +16,7 @@ from villani.objective.batches import logits_of, options, read_batch
 from villani.objective.evaluation import evaluating, plain_arithmetic
 from villani.objective.parameters import ParameterSpace
 from villani.objective.trial import check_forward
+from villani.objective.weights import refuse_streamed
 
 MICRO_TOKENS = 512  # tokens in one forward pass: what fits a 125M-parameter double backward into 8 GiB
 
@@ -96,7 +97,10 @@ class Objective:
         self.parameters.check()
         if loss_fn is None:
             check_frozen(model, self.parameters.dtype)
-        self.device = self.parameters.tensors[0].device
+        self.streamed = self.parameters.weights is not None
+        if self.streamed and loss_fn is not None:
+            refuse_streamed(model, "a loss_fn", "measure the language model's own loss, or load with streamed=False")
+        self.device = self.parameters.device
         self._watched = False
         self.traced: dict[Any, Any] = {}  # the graphs that objective/graph.py made of it
         self.doubly_checked = False  # by curvature/double_backward.py
@@ -106,7 +110,12 @@ class Objective:
             raise InputError("groups is empty: expected a tensor (G, B, T) or a sequence of groups")
         if loss_fn is None:
             self.groups = [read_batch(group, model, f"group {index}") for index, group in enumerate(self.groups)]
-        check_forward(self)
+        if self.streamed:
+            from villani.objective.streamed_trial import check_streamed  # which needs graphs, and they this module
+
+            check_streamed(self)
+        else:
+            check_forward(self)
 
     @contextmanager
     def evaluating(self, *, fused: bool = False) -> Iterator[None]:
@@ -168,6 +177,8 @@ class Objective:
         targets = batch.labels[:, 1:]
         predicted = targets != IGNORED
         labels = targets[predicted]  # (n,)
+        if self.streamed:
+            return self._streamed_forward(batch)
         try:
             logits = self.logits(batch)[:, :-1][predicted]  # (n, V)
             logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
@@ -184,6 +195,13 @@ class Objective:
                 "right: set labels to −100 in padding and at the first token after it, and give no other inputs"
             )
         return Forward(loss, float(len(labels)), logits, labels)
+
+    def _streamed_forward(self, batch: Batch) -> Forward:
+        """The same without a graph: of a model whose weights are streamed."""
+        from villani.objective.streamed import Tape
+
+        tape = Tape(self, batch)
+        return Forward(torch.tensor(tape.loss(), dtype=torch.float64), float(len(tape.labels)), None, tape.labels)
 
     def logits(self, batch: Batch) -> torch.Tensor:
         """What the model gives for a batch, (B, T, V).
@@ -213,7 +231,12 @@ class Objective:
         return [total / tokens for total in sums]
 
     def gradient_sum(self, groups: Iterable[int], *, fused: bool = False) -> tuple[list[torch.Tensor], float, float]:
-        """(∇ of the loss sum of some groups as `gradient` gives it, tokens, loss sum)."""
+        """(∇ of the loss sum of some groups as `gradient` gives it, tokens, loss sum).
+
+        Raises:
+            InputError: weights are streamed, so that no copy of θ fits into memory.
+        """
+        refuse_streamed(self.model, "a whole gradient", "load the model with streamed=False where it fits")
         sums = [torch.zeros(t.shape, dtype=torch.float64, device=self.device) for t in self.parameters.tensors]
         tokens = loss = 0.0
         with self.evaluating(fused=fused):
@@ -233,6 +256,12 @@ class Objective:
     def displaced(self, direction: list[torch.Tensor], radius: float) -> Iterator[None]:
         """θ + radius·direction for a while; θ comes back bit for bit."""
         tensors = self.parameters.tensors
+        if self.parameters.weights is not None:
+            names = [p.name for p in self.parameters.parameters]
+            moves = {n: partial(_moved, direction=u, radius=radius) for n, u in zip(names, direction, strict=True)}
+            with self.parameters.weights.changing(moves):
+                yield
+            return
         saved = [t.detach().clone() for t in tensors]
         try:
             with torch.no_grad():
@@ -243,6 +272,10 @@ class Objective:
             with torch.no_grad():
                 for t, original in zip(tensors, saved, strict=True):
                     t.copy_(original)
+
+
+def _moved(tensor: torch.Tensor, direction: torch.Tensor, radius: float) -> torch.Tensor:
+    return tensor + (radius * direction).reshape(tensor.shape).to(tensor)
 
 
 def at_one_theta(work: Work) -> Work:

@@ -2,7 +2,7 @@
 
 import hashlib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, cast
@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from villani.errors import InputError
+from villani.objective.weights import Values, streamed_weights
 from villani.work.foreign import clipped, pattern_of
 
 NAMED_MASKS = ("all", "hf", "nanogpt", "olmo")
@@ -24,7 +25,7 @@ class Parameter:
 
     Attributes:
         name: its first name in the module.
-        tensor: the tensor itself, shared with the module.
+        tensor: the tensor itself, shared with the module; on the meta device where weights are streamed.
         offset: position of its first entry in the flattened θ.
         decayed: whether the mask m is 1 (rather than 0) on it.
     """
@@ -66,6 +67,11 @@ class ParameterSpace:
         self.decay = decay
         self.parameters = tuple(parameters)
         self.size = offset  # d
+        self.weights = streamed_weights(model)
+        self._streamed_norms: np.ndarray | None = None
+        self._checked = False
+        if self.weights is not None and len(trainable) < sum(1 for _ in model.parameters()):
+            raise InputError("some parameters of a model with streamed weights are frozen: all of them are θ there")
 
     @staticmethod
     def matching(names: Iterable[str]) -> str:
@@ -84,6 +90,18 @@ class ParameterSpace:
     def tensors(self) -> list[nn.Parameter]:
         """The tensors of θ, in order."""
         return [p.tensor for p in self.parameters]
+
+    @property
+    def values(self) -> Sequence[torch.Tensor]:
+        """The values of θ, without a graph: the tensors themselves, or what reads them one by one."""
+        if self.weights is not None:
+            return Values(self.weights, [p.name for p in self.parameters])
+        return [p.tensor.detach() for p in self.parameters]
+
+    @property
+    def device(self) -> torch.device:
+        """Where θ is, or is wanted."""
+        return self.parameters[0].tensor.device if self.weights is None else self.weights.device
 
     @property
     def decayed(self) -> np.ndarray:
@@ -107,7 +125,11 @@ class ParameterSpace:
 
     def norms_squared(self) -> np.ndarray:
         """(P,) ‖θ_t‖² of each tensor, accumulated in float64."""
-        return np.array([_squared_norm(p.tensor) for p in self.parameters])
+        if self.weights is None or self.weights.changed:
+            return np.array([_squared_norm(t) for t in self.values])
+        if self._streamed_norms is None:  # a pass over the disk
+            self._streamed_norms = np.array([_squared_norm(t) for t in self.values])
+        return self._streamed_norms
 
     def check(self) -> None:
         """Refuse a θ that cannot be measured.
@@ -131,20 +153,24 @@ class ParameterSpace:
                     f"parameter {p.name} is {p.tensor.dtype} on {p.tensor.device}, others are {self.dtype} on "
                     f"{self.parameters[0].tensor.device}: use one dtype and one device"
                 )
-            if p.tensor.is_meta:
+            if p.tensor.is_meta and self.weights is None:
                 raise InputError(f"parameter {p.name} is on the meta device, without values: load or make the weights")
-            if not bool(torch.isfinite(p.tensor).all()):
-                bad = int((~torch.isfinite(p.tensor)).sum())
+        if self.weights is not None and self._checked and not self.weights.changed:
+            return  # what is stored stays as it is, or the fingerprint says so
+        for p, value in zip(self.parameters, self.values, strict=True):
+            if not bool(torch.isfinite(value).all()):
+                bad = int((~torch.isfinite(value)).sum())
                 raise InputError(
                     f"parameter {p.name} has {bad} non-finite entries: the checkpoint is damaged or diverged"
                 )
+        self._checked = True
 
     def checksum(self) -> str:
         """sha256 over names, shapes and values, in order."""
         digest = hashlib.sha256()
-        for p in self.parameters:
+        for p, value in zip(self.parameters, self.values, strict=True):
             digest.update(f"{p.name}:{tuple(p.tensor.shape)}:{p.tensor.dtype};".encode())
-            digest.update(p.tensor.detach().cpu().contiguous().numpy().data)
+            digest.update(value.cpu().contiguous().numpy().data)
         return digest.hexdigest()
 
     def fingerprint(self) -> list[int]:
@@ -152,7 +178,7 @@ class ParameterSpace:
 
         Σ_i (2i + 1)·bits_i mod 2⁶⁴, a piece at a time: a quarter of a second for 125M float32 numbers on one core.
         """
-        return [_fingerprint(p.tensor) for p in self.parameters]
+        return [_fingerprint(value) for value in self.values]
 
 
 def share_memory(one: torch.Tensor, other: torch.Tensor) -> bool:

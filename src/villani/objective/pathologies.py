@@ -14,6 +14,7 @@ from torch import nn
 
 from villani.errors import InputError
 from villani.objective.objective import IGNORED
+from villani.objective.weights import refuse_streamed
 from villani.statistics import Array, Estimate, exact, ratio_estimates
 
 ROWS = 1 << 14  # embedding rows in float64 at once
@@ -60,6 +61,7 @@ def measure_pathologies(
         InputError: fewer than two blocks with two tokens each, a model that shows no hidden states, or embeddings or
             activations that are mostly 0.
     """
+    refuse_streamed(model, "a look at activations", "load the model with streamed=False")
     real = labels != IGNORED
     keep = real.sum(dim=1) >= 2
     ids, real = ids[keep], real[keep]

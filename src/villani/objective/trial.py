@@ -53,17 +53,15 @@ def check_forward(objective: Objective) -> None:
     Raises:
         InputError: says what the forward pass does, and what to do; θ and buffers are as they were, to the bit.
     """
-    if _tried.get():
+    if was_tried():
         return
     name = type(objective.model).__name__
-    for path, module in objective.model.named_modules():
-        if isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.max_norm is not None:
-            raise InputError(f"{path} has max_norm={module.max_norm:g}: it rescales weights as it reads; set None")
+    check_max_norm(objective)
     if objective.loss_fn is not None:
         with _put_back(objective), uncompiled(), objective.evaluating(fused=True), torch.no_grad():
             _try_loss(objective, name)
         return
-    row = _row(objective.groups[0])
+    row = fullest_row(objective.groups[0])
     if row is None:
         return
     row = row.to(objective.device)
@@ -120,57 +118,93 @@ def _try_loss(objective: Objective, name: str) -> None:
             raise
 
 
+def was_tried() -> bool:
+    """Whether objectives that are made now are of a model that was tried out."""
+    return _tried.get()
+
+
+def check_max_norm(objective: Objective) -> None:
+    """Refuse embeddings that rescale rows as they are read."""
+    for path, module in objective.model.named_modules():
+        if isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.max_norm is not None:
+            raise InputError(f"{path} has max_norm={module.max_norm:g}: it rescales weights as it reads; set None")
+
+
 def _check_labels(objective: Objective, name: str) -> None:
     """Refuse labels made for a model whose own loss does not shift them, such as BART's; ids as labels are clear."""
     if "labels" not in takes(objective.model)[0]:
         return
+    row = labelled_row(objective)
+    if row is None:
+        return
+    row = row.to(objective.device)
+    try:
+        own = objective.model(**row.inputs, labels=row.labels, **objective.options).loss
+    except Exception:  # it has no loss of its own for them
+        return
+    if own is not None:
+        check_shift(row, float(own), objective.logits(row), name)
+
+
+def labelled_row(objective: Objective) -> Batch | None:
+    """The first block with labels that are not its token ids, if there is one."""
     for group in objective.groups:
         asked = group.labels != IGNORED
         others = (asked & (group.labels != group.ids))[:, 1:].any(dim=1)
-        if not bool(others.any()):
-            continue
-        first = int(others.int().argmax())
-        row = group.rows(first, first + 1).to(objective.device)
-        try:
-            own = objective.model(**row.inputs, labels=row.labels, **objective.options).loss
-        except Exception:  # it has no loss of its own for them
-            return
-        if own is None:
-            return
-        logits, targets = objective.logits(row), row.labels  # (1, T, V), (1, T)
-        shifted = nn.functional.cross_entropy(logits[0, :-1], targets[0, 1:], ignore_index=IGNORED)
-        unshifted = nn.functional.cross_entropy(logits[0], targets[0], ignore_index=IGNORED)
-        found = float(own)
-        if isclose(found, float(unshifted), rel_tol=ROUNDING) and not isclose(found, float(shifted), rel_tol=ROUNDING):
-            raise InputError(
-                f"{name}'s own loss holds label t against the logits at t, where here it is held against those at "
-                "t − 1: give token ids as labels, −100 where none is predicted, or loss_fn(model, group)"
-            )
-        return
+        if bool(others.any()):
+            first = int(others.int().argmax())
+            row: Batch = group.rows(first, first + 1)
+            return row
+    return None
+
+
+def check_shift(row: Batch, own: float, logits: torch.Tensor, name: str) -> None:
+    """Refuse a model whose `own` loss of a row holds labels against the `logits` (1, T, V) of their own positions."""
+    shifted = nn.functional.cross_entropy(logits[0, :-1], row.labels[0, 1:], ignore_index=IGNORED)
+    unshifted = nn.functional.cross_entropy(logits[0], row.labels[0], ignore_index=IGNORED)
+    if isclose(own, float(unshifted), rel_tol=ROUNDING) and not isclose(own, float(shifted), rel_tol=ROUNDING):
+        raise InputError(
+            f"{name}'s own loss holds label t against the logits at t, where here it is held against those at "
+            "t − 1: give token ids as labels, −100 where none is predicted, or loss_fn(model, group)"
+        )
 
 
 def _check_causality(objective: Objective, row: Batch, logits: torch.Tensor, name: str) -> None:
     """`logits` (n, V) are those of the row."""
-    places = torch.nonzero(row.labels[0, 1:] != IGNORED)[:, 0]  # (n,) where in the row each was made
-    real = places + 1
+    for j, other in other_rows(objective, row, logits.shape[-1]):
+        check_before(row, j, logits, _logits(objective, other), name)
+
+
+def other_rows(objective: Objective, row: Batch, vocabulary: int) -> Iterator[tuple[int, Batch]]:
+    """Positions, and the row with another token there: the first, one in the middle and the last predicted one."""
+    real = _places(row) + 1
     for j in sorted({int(real[0]), int(real[len(real) // 2]), int(real[-1])}):
-        other = _other_token(objective, row.ids[0], j, logits.shape[-1])
-        if other is None:
-            continue
-        ids = row.ids.clone()
-        ids[0, j] = other
-        before = places < j
-        moved = float((_logits(objective, replace(row, ids=ids)) - logits)[before].abs().max())
-        share = moved / float(logits[before].abs().max() or 1.0)
-        if share > ROUNDING:
-            raise InputError(
-                f"{name} is not causal: another token at position {j} moves logits before it, by {share:.1g} of the "
-                "largest (small weights scaled up), so that it sees what it is to predict; set is_decoder=True if its "
-                "config has that, or give loss_fn(model, group)"
-            )
+        other = _other_token(objective, row.ids[0], j, vocabulary)
+        if other is not None:
+            ids = row.ids.clone()
+            ids[0, j] = other
+            yield j, replace(row, ids=ids)
 
 
-def _row(group: Any) -> Batch | None:
+def check_before(row: Batch, j: int, logits: torch.Tensor, others: torch.Tensor, name: str) -> None:
+    """Refuse a model whose logits (n, V) before position j are `others` when the token there is another one."""
+    before = _places(row) < j
+    moved = float((others - logits)[before].abs().max())
+    share = moved / float(logits[before].abs().max() or 1.0)
+    if share > ROUNDING:
+        raise InputError(
+            f"{name} is not causal: another token at position {j} moves logits before it, by {share:.1g} of the "
+            "largest (small weights scaled up), so that it sees what it is to predict; set is_decoder=True if its "
+            "config has that, or give loss_fn(model, group)"
+        )
+
+
+def _places(row: Batch) -> torch.Tensor:
+    """(n,) where in the row each of its logits was made."""
+    return torch.nonzero(row.labels[0, 1:] != IGNORED)[:, 0]
+
+
+def fullest_row(group: Any) -> Batch | None:
     """The block with most pairs of neighbours that are no padding, with all of them to predict; None without any."""
     real = torch.ones_like(group.ids) if group.attention is None else group.attention
     pairs = (real[:, 1:] != 0) & (real[:, :-1] != 0)
@@ -203,12 +237,18 @@ def _unit_gain(tensors: Sequence[torch.Tensor]) -> None:
     """Scale matrices up to a root mean square of 1/√(their lesser side), so that what goes in comes out as large."""
     generator = torch.Generator().manual_seed(0)
     for tensor in tensors:
-        size = float(torch.linalg.vector_norm(tensor, dtype=torch.float64)) / tensor.numel() ** 0.5
-        wanted = min(tensor.shape[-2:]) ** -0.5 if tensor.dim() > 1 else _SMALL
-        if size == 0:
-            tensor.copy_(wanted * torch.randn(tensor.shape, generator=generator, dtype=tensor.dtype))
-        elif size < wanted and tensor.dim() > 1:
-            tensor.mul_(wanted / size)
+        to_unit_gain(tensor, generator)
+
+
+def to_unit_gain(tensor: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """One tensor of `_unit_gain`, in place."""
+    size = float(torch.linalg.vector_norm(tensor, dtype=torch.float64)) / tensor.numel() ** 0.5
+    wanted = min(tensor.shape[-2:]) ** -0.5 if tensor.dim() > 1 else _SMALL
+    if size == 0:
+        tensor.copy_(wanted * torch.randn(tensor.shape, generator=generator, dtype=tensor.dtype))
+    elif size < wanted and tensor.dim() > 1:
+        tensor.mul_(wanted / size)
+    return tensor
 
 
 @contextmanager

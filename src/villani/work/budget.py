@@ -106,6 +106,26 @@ class Shape:
             seconds=self.seconds(total, at_once, device), stages=stages,
         )  # fmt: skip
 
+    def streamed(
+        self, tokens: Mapping[str, float | None], *, at_once: int, block: int, largest: int, reading: float
+    ) -> Needs:
+        """What gradients take where weights are read as they are used.
+
+        Args:
+            tokens: of stages, as of `work`.
+            at_once, block: as of `work`.
+            largest: bytes of the largest tensor; what a segment holds is about as large (objective/segments.py).
+            reading: seconds to read all of θ once.
+        """
+        total = sum(each or 0.0 for each in tokens.values())
+        passes = total / max(at_once, 1)
+        kept = 2.0 * self.layers * at_once * self.width * self.itemsize
+        inside = self.activations(at_once, block) / self.layers
+        return Needs(
+            memory=_LIBRARIES + 6.0 * largest + kept + inside, disk=_PAGE,
+            seconds=self.seconds(4 / 3 * total, at_once) + 2 * passes * reading, stages=tokens,
+        )  # fmt: skip
+
     def activations(self, tokens: int, block: int) -> float:
         """Bytes kept by a forward pass over so many tokens in blocks, for its backward pass."""
         per_token = self.layers * (20 * self.width + 2 * self.heads * block) + 3 * self.vocabulary
@@ -117,7 +137,10 @@ class Shape:
         return 6.0 * self.parameters * tokens / _speed(device) + passes * self.layers * _OPERATIONS * _TOUCH
 
 
-def hold(needs: Needs, directory: Path | None = None, *, what: str, instead: str, device: str = "cpu") -> None:
+def hold(
+    needs: Needs, directory: Path | None = None, *, what: str, instead: str, device: str = "cpu",
+    most: float | None = None,
+) -> None:  # fmt: skip
     """Refuse work that does not fit.
 
     Args:
@@ -126,11 +149,12 @@ def hold(needs: Needs, directory: Path | None = None, *, what: str, instead: str
         what: what takes it, the subject of the sentence.
         instead: what to change.
         device: where the memory is.
+        most: GiB that the process may take, if that is stated.
 
     Raises:
         InputError: more memory or disk than there is, or than the limit.
     """
-    have, source = available_memory(device)
+    have, source = available_memory(device, most)
     if needs.memory > have:
         raise InputError(
             f"{what} would take about {size(needs.memory)} of memory, and {size(have)} are {source}: {instead}"
@@ -148,8 +172,8 @@ def hold(needs: Needs, directory: Path | None = None, *, what: str, instead: str
         )
 
 
-def available_memory(device: str = "cpu") -> tuple[float, str]:
-    """Bytes that this process may still take, and in words what sets that bound."""
+def available_memory(device: str = "cpu", most: float | None = None) -> tuple[float, str]:
+    """Bytes that this process may still take, of `most` GiB in all, and in words what sets that bound."""
     if device.startswith("cuda"):
         import torch
 
@@ -166,6 +190,8 @@ def available_memory(device: str = "cpu") -> tuple[float, str]:
     stated = _stated("VILLANI_MEMORY_GIB", float("inf"))
     if stated < float("inf"):
         bounds.append((stated - _resident(), "left of VILLANI_MEMORY_GIB"))
+    if most is not None:
+        bounds.append((most * 2**30 - _resident(), "left of --memory"))
     have, source = min(bounds)
     return max(have, 0.0), source
 

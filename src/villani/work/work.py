@@ -104,7 +104,7 @@ class Work:
     def open(
         self, name: str, about: str, determining: Mapping[str, Any], settings: Mapping[str, Any], *,
         named: Mapping[str, Any] | None = None, needs: Needs | None = None, what: str = "this run",
-        instead: str = LESS, device: str = "cpu",
+        instead: str = LESS, device: str = "cpu", most: float | None = None,
     ) -> Path:  # fmt: skip
         """Open the run directory: from now on finished units are kept there, and those of an interrupted run are used.
 
@@ -118,6 +118,7 @@ class Work:
             what: the subject of that sentence.
             instead: what to change if it does not fit.
             device: where it is done.
+            most: GiB that the process may take, if that is stated.
 
         Raises:
             InputError: it does not fit; the directory is another run's, damaged or in use; or processes differ.
@@ -128,7 +129,7 @@ class Work:
         self.directory = directory
         if self.team.main:
             if needs is not None:
-                hold(needs, directory, what=what, instead=instead, device=device)
+                hold(needs, directory, what=what, instead=instead, device=device, most=most)
                 self.progress.stage(f"{needs}")
             self._ledger = self._stack.enter_context(Ledger(directory, determining))
             write_settings(directory, settings)

@@ -20,7 +20,14 @@ from villani.commands.audit.witness import NAME, Claim, Witness, text_checksum
 from villani.commands.constants.run import constants_beside, read_head, spectral_gap
 from villani.commands.measure.run import psi_record
 from villani.commands.running import Outcome
-from villani.commands.subject import Subject, determining, load_subject, objective_record
+from villani.commands.subject import (
+    Subject,
+    determining,
+    load_subject,
+    objective_record,
+    streamed_needs,
+    streaming,
+)
 from villani.criteria.audit import Audit, audit, stages
 from villani.criteria.measured_orbits import MeasuredOrbit
 from villani.criteria.rays import Ray
@@ -32,21 +39,28 @@ from villani.work.budget import LESS, Needs, Shape
 from villani.work.records import CONFIDENCE
 from villani.work.work import Work
 
+_VECTORS = 6  # arrays of the size of θ, beside it
+
 
 @same_threads()
 def run(settings: AuditSettings, work: Work) -> Outcome:
     """Audit, and keep every finished unit of work; or evaluate a witness again."""
     if settings.replay is not None:
         return Outcome([replay(settings, work)])
-    subject = load_subject(settings, work, settings.weight_decay)
+    subject = load_subject(
+        settings, work, settings.weight_decay, streamed=streaming(settings, 1.0 + _VECTORS, settings.device)
+    )
     objective = subject.objective
     settings.check_design(objective.parameters.size)
     work.open(
         "audit", settings.about,
-        determining(settings, subject.text, subject.provenance, {"temperature"})  # it enters no measurement
+        determining(
+            settings, subject.text, subject.provenance, {"temperature"},  # it enters no measurement
+            objective.streamed,
+        )
         | {"decay": objective.parameters.mask},
         settings.model_dump(), needs=_needs(settings, subject), what="this audit", instead=LESS,
-        device=settings.device,
+        device=settings.device, most=settings.memory,
     )  # fmt: skip
     result = audit(
         objective, settings.temperature, seed=subject.provenance.seed, probes=settings.probes,
@@ -71,8 +85,8 @@ def _needs(settings: AuditSettings, subject: Subject) -> Needs:
         undecayed=undecayed,
     )  # fmt: skip
     tokens = {name: size and size * group for name, size in each.items()}
-    return Shape.of(subject.loaded.model).work(
-        tokens, at_once=settings.at_once, block=settings.block, vectors=6, device=settings.device
+    return streamed_needs(subject.loaded, settings, tokens) or Shape.of(subject.loaded.model).work(
+        tokens, at_once=settings.at_once, block=settings.block, vectors=_VECTORS, device=settings.device
     )
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import model_validator
 
-from villani.commands.blocks import DESIGN, MODEL, TEXT, SubjectSettings, Unused
+from villani.commands.blocks import DESIGN, MODEL, TEXT, StreamBlock, SubjectSettings, Unused
 from villani.commands.option import option
 from villani.errors import InputError, check_whole
 
@@ -14,7 +14,7 @@ SEARCH, RAYS, REPLAY = "Search for orbits", "Rays", "Replay"  # headings of --he
 _NAMED = {"text": "builtin", "seed": 0}  # what an audit takes where nothing is given, and a replay from its witness
 
 
-class AuditSettings(SubjectSettings):
+class AuditSettings(StreamBlock, SubjectSettings):
     """Is F a Villani function? Four criteria, each with evidence, and a witness of what is refuted.
 
     Exit code 1 if a --replay does not refute again what its witness claims.
@@ -67,6 +67,7 @@ class AuditSettings(SubjectSettings):
         if self.model_by_flag is not None:
             raise InputError(f"audit: {self.model!r} and --model {self.model_by_flag!r} are both models; give one")
         self.check_least()
+        self.check_memory()
         if self.seed is not None:
             check_whole(0, seed=self.seed)
         if self.replay is None:

@@ -16,7 +16,14 @@ from villani.commands.measure.record import (
 )
 from villani.commands.measure.settings import MeasureSettings
 from villani.commands.running import Outcome
-from villani.commands.subject import Subject, determining, load_subject, objective_record
+from villani.commands.subject import (
+    Subject,
+    determining,
+    load_subject,
+    objective_record,
+    streamed_needs,
+    streaming,
+)
 from villani.curvature.deflation import Deflation, deflation_from
 from villani.curvature.sketch import buckets_for
 from villani.measurement.measure import measure
@@ -29,23 +36,27 @@ from villani.work.budget import LESS, Needs, Shape
 from villani.work.records import CONFIDENCE, Cost, PsiRecord
 from villani.work.work import Work
 
+_VECTORS = 4  # arrays of the size of θ, beside it
+
 
 @same_threads()
 def run(settings: MeasureSettings, work: Work) -> Outcome:
     """Measure, and keep every finished group; the same settings resume a run."""
     planned = settings.target_error is not None
     subject = load_subject(
-        settings, work, settings.weight_decay[0], groups=settings.max_groups if planned else None, reuse=planned
-    )
+        settings, work, settings.weight_decay[0], groups=settings.max_groups if planned else None, reuse=planned,
+        streamed=streaming(settings, 1.0 + _VECTORS, settings.device),
+    )  # fmt: skip
     free = set() if settings.target == "psi" else {"weight_decay", "temperature"}  # neither enters a measurement
     deflation = deflation_from(Path(settings.deflate), subject.objective.parameters) if settings.deflate else None
-    keyed = determining(settings, subject.text, subject.provenance, free | {"deflate"})
+    keyed = determining(settings, subject.text, subject.provenance, free | {"deflate"}, subject.objective.streamed)
     if deflation:
         keyed["deflation_checksum"] = deflation.checksum
     work.open(
         "measure", settings.model, keyed,
         settings.model_dump() | {"parameter_checksum": subject.provenance.parameter_checksum},
         needs=_needs(settings, subject), what="this measurement", instead=LESS, device=settings.device,
+        most=settings.memory,
     )  # fmt: skip
     if not planned:
         work.stage(MEASURING)
@@ -58,8 +69,8 @@ def _needs(settings: MeasureSettings, subject: Subject) -> Needs:
     groups = settings.groups + (2 * PILOT if settings.target_error else 0)
     tokens = float(groups * settings.sequences * settings.block * (1 + 3 * settings.probes + int(settings.finite)))
     stages = {PILOTING: tokens, MEASURING: None} if settings.target_error else {MEASURING: tokens}
-    needs = Shape.of(subject.loaded.model).work(
-        stages, at_once=settings.at_once, block=settings.block, vectors=4, device=settings.device
+    needs = streamed_needs(subject.loaded, settings, stages) or Shape.of(subject.loaded.model).work(
+        stages, at_once=settings.at_once, block=settings.block, vectors=_VECTORS, device=settings.device
     )
     return replace(needs, disk=needs.disk + rows_bytes(subject.objective.parameters.size, groups))
 

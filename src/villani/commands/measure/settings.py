@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Literal
 
-from villani.commands.blocks import DESIGN, SubjectSettings, Unused
+from villani.commands.blocks import DESIGN, StreamBlock, SubjectSettings, Unused
 from villani.commands.option import Option
 from villani.curvature.ways import Blocks, ProductMethod, TraceMethod, Way
 from villani.errors import InputError
@@ -14,7 +14,7 @@ WAY = "Way to the trace"
 TARGET = "Wanted error"
 
 
-class MeasureSettings(SubjectSettings):
+class MeasureSettings(StreamBlock, SubjectSettings):
     """Measure Ψ_s and what it is made of at a model's weights, with intervals.
 
     λ and s enter no measurement: asked again with the same --run and another λ or s, the answer is immediate.
@@ -56,6 +56,7 @@ class MeasureSettings(SubjectSettings):
         from villani.objective.objective import check_weight_decay
 
         self.check_some("weight_decay", "temperature")
+        self.check_memory()
         for value in self.weight_decay:
             check_weight_decay(value)
         for value in self.temperature:

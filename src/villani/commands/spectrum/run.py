@@ -30,7 +30,7 @@ from villani.errors import InputError
 from villani.objective.evaluation import plain_arithmetic, same_threads
 from villani.statistics import Estimate, ratio_estimates
 from villani.work import foreign
-from villani.work.budget import LESS, Needs, Shape
+from villani.work.budget import LESS, Needs, Shape, available_memory, size
 from villani.work.memory import peak_memory
 from villani.work.records import CONFIDENCE, EstimateRecord
 from villani.work.team import Rows
@@ -41,11 +41,16 @@ _ENDS, _RESIDUALS, _HELD_OUT, _DENSITY, _BLOCKS = (
 )  # fmt: skip
 _FREE = {"memory", "learning_rate", "density_probes", "layers"}  # bits of rows do not depend on them
 
+_VECTORS = 6  # arrays of the size of θ, beside it
+
 
 @same_threads()
 def run(settings: SpectrumSettings, work: Work) -> Outcome:
     """Work out a spectrum, and keep every product and the eigenvectors; the same settings resume a run."""
-    subject = load_subject(settings, work, settings.weight_decay, groups=settings.groups + settings.held_out)
+    subject = load_subject(
+        settings, work, settings.weight_decay, groups=settings.groups + settings.held_out,
+        streamed=partial(_refuse, settings),
+    )  # fmt: skip
     of_loss = settings.matrix == "loss"
     keyed = determining(settings, subject.text, subject.provenance, _FREE | ({"weight_decay"} if of_loss else set()))
     if not of_loss:
@@ -57,6 +62,19 @@ def run(settings: SpectrumSettings, work: Work) -> Outcome:
     record = spectrum_of(subject, settings, work, directory)
     tokens = sum(subject.objective.groups[g].tokens for g in range(settings.groups))
     return Outcome([record], {0: work.cost(tokens, settings.density_probes * settings.density_shares)})
+
+
+def _refuse(settings: SpectrumSettings, theta: float) -> bool:
+    """Refuse a θ of so many bytes that does not fit with the vectors that every product takes; never stream it."""
+    have, source = available_memory(settings.device)
+    if (1 + _VECTORS) * theta > have:
+        columns = settings.basis or min(2 * (settings.top + settings.bottom) + 20, settings.most)
+        raise InputError(
+            f"a spectrum of {settings.model} would take about {size((1 + _VECTORS) * theta)} of memory for θ and "
+            f"{_VECTORS} vectors like it, and {size(columns * theta)} on disk for a basis, and {size(have)} are "
+            f"{source}: streamed weights do not serve it; choose a smaller model, or villani measure, which streams"
+        )
+    return False
 
 
 def _needs(settings: SpectrumSettings, subject: Subject) -> Needs:
@@ -72,8 +90,9 @@ def _needs(settings: SpectrumSettings, subject: Subject) -> Needs:
     }  # fmt: skip
     columns = settings.basis or min(2 * pairs + 20, settings.most)
     return Shape.of(subject.loaded.model).work(
-        stages, at_once=settings.at_once, block=settings.block, vectors=6, kept=columns + pairs, device=settings.device
-    )
+        stages, at_once=settings.at_once, block=settings.block, vectors=_VECTORS, kept=columns + pairs,
+        device=settings.device,
+    )  # fmt: skip
 
 
 def spectrum_of(subject: Subject, settings: SpectrumSettings, work: Work, directory: Path) -> SpectrumRecord:

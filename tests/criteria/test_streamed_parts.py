@@ -1,0 +1,113 @@
+"""The audit of orbits with streamed weights, against the same audit with the weights in memory."""
+
+import pytest
+import torch
+
+from tests.sharded import write
+from villani.criteria.coverage import audit_coverage
+from villani.criteria.differential import audit_differential
+from villani.criteria.orbits import replaced, rescaled
+from villani.criteria.parts import part_statistics, parts_of
+from villani.criteria.rays import directions
+from villani.criteria.search import descent
+from villani.errors import InputError
+from villani.inputs.models import load_model
+from villani.objective.objective import Objective
+from villani.objective.trial import already_tried
+
+IDS = torch.randint(0, 32, (9, 1, 9), generator=torch.Generator().manual_seed(1))
+
+FIELDS = ("tokens", "losses", "norms", "dots", "squares", "products", "totals", "traces", "gram", "rounding")
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory):
+    """(streamed, resident) GPT-2 in float64."""
+    folder = write("gpt-2", tmp_path_factory.mktemp("sharded") / "gpt-2")
+    with already_tried():
+        return [
+            Objective(load_model(folder, dtype=torch.float64, streamed=s).model, IDS, weight_decay=0.1)
+            for s in (True, False)
+        ]  # fmt: skip
+
+
+def test_parts_with_probes_of_their_own(pair):
+    space = pair[1].parameters
+    exponents = {
+        5: torch.cat([torch.ones(16), torch.zeros(16), -torch.ones(16)]),  # of queries, keys and values
+        4: torch.tensor(1.0), 8: torch.tensor(-1.0),
+    }  # fmt: skip
+    parts = parts_of(space, [exponents])
+    assert parts.count > len(space.parameters)
+    for blocks in ((), ([4, 5], [9])):
+        one, other = (part_statistics(o, parts, range(4), probes=2, blocks=blocks) for o in pair)
+        for name in (
+            "tokens",
+            "losses",
+            "norms",
+            "dots",
+            "squares",
+            "products",
+            "totals",
+            "traces",
+            "gram",
+            "rounding",
+        ):
+            a, b = getattr(one, name), getattr(other, name)
+            assert a.shape == b.shape
+            torch.testing.assert_close(
+                torch.tensor(a), torch.tensor(b), rtol=1e-9, atol=1e-11, equal_nan=True, msg=name
+            )
+
+
+def test_a_descent_moves_the_same_tensors(pair):
+    parts = parts_of(pair[1].parameters, [])
+    before = pair[0].parameters.checksum()
+    one, other = (descent(o, parts, [3, 8], range(3), 2) for o in pair)
+    assert list(one) == list(other) == [3, 8]
+    for index in one:
+        torch.testing.assert_close(one[index], other[index], rtol=1e-8, atol=1e-10)
+    assert pair[0].parameters.checksum() == before == pair[1].parameters.checksum()
+
+
+def test_orbits_are_found_measured_and_walked(pair):
+    one, other = (audit_differential(o, 10.0, search=0, confirmed=1, scales=(2.0,)) for o in pair)
+    assert one.outcome == other.outcome
+    assert one.symmetries == other.symmetries
+    found = {f.orbit.name: f for f in other.findings}
+    assert {f.orbit.name for f in one.findings} == found.keys()
+    for a in one.findings:
+        b = found[a.orbit.name]
+        assert a.confirmed == b.confirmed
+        assert a.threshold.laplacian.value == pytest.approx(b.threshold.laplacian.value, rel=1e-8, abs=1e-10)
+        assert a.threshold.upper == pytest.approx(b.threshold.upper, rel=1e-6)
+        assert [s.scale for s in a.walk] == [s.scale for s in b.walk]
+        for s, t in zip(a.walk, b.walk, strict=True):
+            assert s.measured.value == pytest.approx(t.measured.value, rel=1e-8)
+            assert s.loss_change <= 1e-12
+
+
+@pytest.mark.parametrize("scale", [2.0, 1.1])
+def test_a_rescaled_theta(pair, scale):
+    exponents = {4: torch.tensor(1.0), 5: torch.cat([torch.ones(16), torch.zeros(16), -torch.ones(16)])}
+    before = pair[0].parameters.checksum()
+    with rescaled(pair[0], exponents, scale), rescaled(pair[1], exponents, scale):
+        assert pair[0].parameters.checksum() == pair[1].parameters.checksum() != before
+        with replaced(pair[0], {4: torch.ones(16, 48)}), replaced(pair[1], {4: torch.ones(16, 48)}):
+            assert pair[0].parameters.checksum() == pair[1].parameters.checksum()
+    assert pair[0].parameters.checksum() == before
+
+
+def test_what_takes_copies_of_theta_is_left_out_with_a_line(pair, monkeypatch):
+    monkeypatch.setattr(pair[0], "weight_decay", 0.0)
+    coverage = audit_coverage(pair[0])
+    assert coverage.growth.verdict == "unknown"
+    for line in (coverage.growth.reason, *(_refusal(make) for make in directions(pair[0]).values())):
+        assert "streamed" in line
+        assert "\n" not in line
+
+
+def _refusal(call):
+    with pytest.raises(InputError) as caught:
+        call()
+    return str(caught.value)

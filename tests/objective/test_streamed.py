@@ -1,0 +1,205 @@
+"""Losses, gradients and products by segments, against transformers and autograd on the whole model."""
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from tests.sharded import write
+from villani.curvature.hessian import HessianOperator
+from villani.curvature.products import hessian_vector_product
+from villani.dynamics.sampler import Langevin
+from villani.errors import InputError
+from villani.inputs.models import load_model
+from villani.integrations.live import Live
+from villani.objective.graph import trace_logits
+from villani.objective.objective import Objective
+from villani.objective.segments import stretches
+from villani.objective.streamed import Tape, back_together
+from villani.objective.trial import already_tried
+
+KINDS = ["llama", "gpt-2", "gpt-neo", "qwen3", "gemma-2"]
+IDS = torch.randint(0, 32, (3, 1, 9), generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    root = tmp_path_factory.mktemp("sharded")
+    return {kind: write(kind, root / kind) for kind in KINDS}
+
+
+@pytest.fixture(scope="module")
+def objectives(folders):
+    """Streamed ones in float64, made once."""
+    made = {}
+
+    def of(kind):
+        if kind not in made:
+            made[kind] = streamed(folders[kind])
+        return made[kind]
+
+    return of
+
+
+def streamed(folder, dtype=torch.float64, ids=IDS, **options):
+    return Objective(load_model(folder, dtype=dtype, streamed=True).model, ids, **options)
+
+
+def oracle(folder, ids, dtype=torch.float64):
+    """(names, tensors, loss sum with its graph) of plain transformers."""
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="eager").to(dtype).eval()
+    model.get_input_embeddings().padding_idx = None  # it would leave a row out of the gradient
+    logits = model(input_ids=ids, use_cache=False).logits[:, :-1].flatten(0, 1)
+    loss = torch.nn.functional.cross_entropy(logits, ids[:, 1:].flatten(), reduction="sum")
+    names, tensors = zip(*model.named_parameters(), strict=True)
+    return names, tensors, loss
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_gradients_and_products_are_those_of_the_whole_model(folders, objectives, kind):
+    objective = objectives(kind)
+    names, tensors, loss = oracle(folders[kind], IDS[0])
+    assert [p.name for p in objective.parameters.parameters] == list(names)
+    generator = torch.Generator().manual_seed(2)
+    v = [torch.randn(t.shape, generator=generator, dtype=t.dtype) for t in tensors]
+    gradient = torch.autograd.grad(loss, tensors, create_graph=True)
+    curved = torch.autograd.grad(gradient, tensors, v, retain_graph=True)
+    with objective.evaluating():
+        tape = Tape(objective, next(objective.batches(0)), [lambda i: v[i], lambda i: v[i] if i == 3 else None])
+        pieces = {piece.index: piece for piece in tape.back()}
+        assert tape.loss() == pytest.approx(float(loss.detach()), rel=1e-6)
+    assert sorted(pieces) == list(range(len(names)))
+    of_one = torch.autograd.grad(gradient, tensors, [x if i == 3 else torch.zeros_like(x) for i, x in enumerate(v)])
+    exact = 1e-10 if kind in ("gpt-2", "gpt-neo") else 1e-5  # others go through float32 inside, whatever θ is
+    size, bend = (max(float(t.abs().max()) for t in of) for of in (gradient, curved))
+    for index in range(len(names)):
+        piece = pieces[index]
+        assert torch.equal(piece.value, tensors[index])
+        torch.testing.assert_close(piece.gradient, gradient[index].detach(), rtol=exact, atol=exact * size)
+        torch.testing.assert_close(piece.products[0][1], curved[index], rtol=10 * exact, atol=10 * exact * bend)
+    torch.testing.assert_close(pieces[3].products[1][1], of_one[3], rtol=10 * exact, atol=10 * exact * bend)
+
+
+def test_the_residual_part_holds_the_errors_fixed(folders, objectives):
+    """Its Hessian is that of ⟨p − y, z⟩: the whole one less the Gauss–Newton part."""
+    objective = objectives("gpt-2")
+    model = AutoModelForCausalLM.from_pretrained(
+        folders["gpt-2"], dtype=torch.float64, attn_implementation="eager"
+    ).eval()
+    logits = model(input_ids=IDS[0], use_cache=False).logits[:, :-1].flatten(0, 1)
+    errors = torch.softmax(logits.detach(), dim=-1) - torch.nn.functional.one_hot(IDS[0][:, 1:].flatten(), 32)
+    tensors = list(model.parameters())
+    v = [torch.ones_like(t) for t in tensors]
+    gradient = torch.autograd.grad((errors * logits).sum(), tensors, create_graph=True)
+    curved = torch.autograd.grad(gradient, tensors, v)
+    with objective.evaluating():
+        tape = Tape(objective, next(objective.batches(0)), [lambda i: v[i]])
+        for piece in tape.back(residual=True):
+            torch.testing.assert_close(piece.products[0][1], curved[piece.index], rtol=1e-9, atol=1e-9)
+
+
+def test_batches_of_one_group_are_summed_and_masked_positions_do_not_count(folders):
+    """Two rows in two passes, a part of one of them not predicted."""
+    labels = IDS[:2, 0].clone()
+    labels[1, 4:] = -100
+    objective = streamed(folders["gpt-2"], ids=[{"input_ids": IDS[:2, 0], "labels": labels}], micro_tokens=9)
+    _, tensors, first = oracle(folders["gpt-2"], IDS[0])
+    _, others, second = oracle(folders["gpt-2"], IDS[1][:, :4])
+    with objective.evaluating():
+        tapes = [Tape(objective, batch) for batch in objective.batches(0)]
+        assert [len(tape.labels) for tape in tapes] == [8, 3]
+        assert sum(tape.loss() for tape in tapes) == pytest.approx(float((first + second).detach()), rel=1e-12)
+        parts = {piece.index: piece.gradient for piece in back_together(tapes)}
+    one, two = torch.autograd.grad(first, tensors), torch.autograd.grad(second, others)
+    for index, part in parts.items():
+        torch.testing.assert_close(part, one[index] + two[index], rtol=1e-10, atol=1e-12)
+
+
+def test_a_layer_at_a_time_is_in_memory(objectives):
+    """What the source counts never exceeds the largest tensor and one segment; a pass leaves nothing behind."""
+    objective = objectives("llama")
+    weights, space = objective.parameters.weights, objective.parameters
+    graph = trace_logits(objective, next(objective.batches(0)).plain())
+    sizes = [8 * int(n) for n in space.sizes]
+    segments = stretches(graph, sizes).segments
+    bytes_of = [sum(sizes[i] for i in set(segment.parameters.values())) for segment in segments]
+    assert len(segments) >= 4
+    assert max(bytes_of) <= max(sizes)
+    assert {i for segment in segments for i in segment.parameters.values()} | {graph.head.weight} == set(
+        range(len(sizes))
+    )
+    weights.peak = weights.live
+    with objective.evaluating():
+        for batch in objective.batches(0):
+            for piece in Tape(
+                objective, batch, [lambda i: torch.ones(space.tensors[i].shape, dtype=torch.float64)]
+            ).back():
+                del piece
+    assert weights.live == 0
+    assert weights.peak <= max(sizes) + max(bytes_of)
+    assert weights.peak < sum(sizes) / 2
+
+
+def test_segments_are_cut_where_one_tensor_is_alive(objectives):
+    """Of a Transformer whose embedding is its largest tensor."""
+    for kind in ("llama", "gpt-2"):
+        objective = objectives(kind)
+        graph = trace_logits(objective, next(objective.batches(0)).plain())
+        sizes = [1] * len(objective.parameters.parameters)
+        sizes[0] = 6
+        segments = stretches(graph, sizes).segments
+        assert len(segments) >= 4
+        assert [len(segment.inputs) for segment in segments] == [0] + [1] * (len(segments) - 1)
+        assert segments[-1].outputs == (graph.head.features,)
+
+
+def test_theta_is_what_is_stored_displaced_or_not(folders, objectives):
+    objective = objectives("gpt-2")
+    resident = Objective(load_model(folders["gpt-2"], dtype=torch.float64, streamed=False).model, IDS)
+    one, other = objective.parameters, resident.parameters
+    assert np.array_equal(one.norms_squared(), other.norms_squared())
+    direction = [torch.full(t.shape, 0.01, dtype=torch.float64) for t in other.tensors]
+    before = objective.loss()
+    with objective.displaced(direction, 0.5), resident.displaced(direction, 0.5):
+        assert one.checksum() == other.checksum()
+        assert one.fingerprint() == other.fingerprint()
+        assert objective.loss() == pytest.approx(resident.loss(), rel=1e-12)
+        assert objective.loss() != pytest.approx(before, rel=1e-6)
+    assert objective.loss() == before
+    assert one.checksum() == other.checksum()
+
+
+def test_what_needs_all_of_theta_is_refused_in_a_line(folders):
+    with already_tried():
+        objective = streamed(folders["gpt-2"])
+    for call in (
+        objective.gradient,
+        lambda: HessianOperator(objective),
+        lambda: hessian_vector_product(objective, objective.parameters.tensors),
+        lambda: Langevin(objective, temperature=1.0, learning_rate=0.1, steps=1),
+        lambda: Live(objective.model, list(IDS), temperature=1e-3),
+    ):
+        with pytest.raises(InputError, match="needs all of θ in memory") as caught:
+            call()
+        assert "\n" not in str(caught.value)
+    with pytest.raises(InputError, match="loss_fn needs all of θ"):
+        Objective(objective.model, [0], loss_fn=lambda model, group: None)
+    objective.model.lm_head.weight.requires_grad_(False)
+    with pytest.raises(InputError, match="frozen"):
+        Objective(objective.model, IDS)
+
+
+def test_a_model_that_sees_what_it_predicts_is_refused(folders):
+    model = load_model(folders["gpt-2"], streamed=True).model
+    forward = model.transformer.wte.forward
+    model.transformer.wte.forward = lambda ids: forward(ids) + forward(ids).mean(dim=1, keepdim=True)
+    with pytest.raises(InputError, match="is not causal"):
+        Objective(model, IDS)
+
+
+def test_random_operations_are_refused(folders):
+    model = load_model(folders["gpt-2"], streamed=True).model
+    forward = model.transformer.wte.forward
+    model.transformer.wte.forward = lambda ids: forward(ids) * (1 + torch.rand(1))
+    with pytest.raises(InputError, match="random in eval mode"):
+        Objective(model, IDS)
