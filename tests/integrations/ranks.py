@@ -1,4 +1,4 @@
-"""Processes of one gloo group, forked from a test, with a hard limit of time."""
+"""Processes of one gloo group, forked from a test, with a hard limit of time; and a small network that they cut."""
 
 import os
 import pickle
@@ -10,7 +10,10 @@ from datetime import timedelta
 
 import pytest
 import torch
-from torch import distributed
+from torch import distributed, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
 
 SECONDS = 100.0  # what takes longer hangs
 
@@ -59,3 +62,30 @@ def _fork(rank, size, work, store):
     finally:
         sys.stdout.flush()
         os._exit(code)
+
+
+def own(tensor):
+    return (tensor.to_local() if isinstance(tensor, DTensor) else tensor).detach()
+
+
+def network():
+    """The same in every process; in four, some have no part of a bias."""
+    torch.manual_seed(3)
+    return nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 1)).double()
+
+
+def inputs():
+    """Groups for `mean_square`."""
+    return [torch.randn(4, 3, generator=torch.Generator().manual_seed(i), dtype=torch.float64) for i in range(3)]
+
+
+def cut_network(size):
+    model = network()
+    mesh = init_device_mesh("cpu", (size,))
+    for layer in model:
+        fully_shard(layer, mesh=mesh)
+    return fully_shard(model, mesh=mesh)
+
+
+def mean_square(model, x):
+    return model(x).square().mean()

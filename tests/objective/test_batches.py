@@ -305,13 +305,17 @@ def test_positions_stand_still_in_padding_on_the_right_of_a_row_that_keeps_its_l
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("more", [0, 1])  # with the padding token within the text, and without
 @pytest.mark.parametrize("name", ["OPT", "Roberta", "XLMRoberta"])
-def test_models_that_count_positions_by_themselves_do_so_in_padding_too(name, dtype):
-    """What is predicted from padding is what transformers predicts there for the same batch."""
-    model = counting(name).to(dtype)
+def test_models_that_count_positions_by_themselves_do_so_in_padding_too(name, more, dtype):
+    """What is predicted from padding is what transformers predicts there for the same batch.
+
+    Two tokens of it put RoBERTa's first real token at 2, where it is by its own count, too.
+    """
+    model, text = counting(name).to(dtype), IDS + more
     mask = torch.tensor([[0, 0, 1, 1, 1, 1], [1, 1, 1, 1, 1, 1]])
-    ids = IDS.masked_fill(mask == 0, 1)
-    labels = torch.cat([IDS[:, :3], ids[:, 3:]], 1)  # the first two asked of the row come from padding
+    ids = text.masked_fill(mask == 0, 1)
+    labels = torch.cat([text[:, :3], ids[:, 3:]], 1)  # the first two asked of the row come from padding
     group = {"input_ids": ids, "attention_mask": mask, "labels": labels}
     loss, gradient = transformers_loss(model, [group])
     objective = Objective(model, [group])

@@ -115,7 +115,8 @@ class ShardedSpace(ParameterSpace):
                 continue
             flat = g.detach().reshape(-1).double().cpu()
             if sketch.lossy:
-                flat *= shard.signs(p.tensor.numel(), stream(sketch.seed, Purpose.SKETCH, t)).double()
+                signs = shard.signs(p.tensor.numel(), stream(sketch.seed, Purpose.SKETCH, t))
+                flat = flat * signs.double()  # not in place: it may be the gradient's own memory
             for first, last in _pieces(len(flat)):
                 result.index_add_(0, (p.offset + shard.places(first, last)) % len(result), flat[first:last])
         return result
