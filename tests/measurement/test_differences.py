@@ -17,7 +17,12 @@ def sums(rng, groups=6, size=3, probes=2, sketched=False):
     noise = rng.standard_normal((groups, 3 + size))
     traces = tokens[:, None] * (40 + noise[:, 2:3] + rng.standard_normal((groups, probes)))
     return GroupSums(
-        tokens, tokens * (5 + noise[:, 0]), tokens[:, None] * (0.5 + noise[:, 3:]), tokens * noise[:, 1], traces, sketched
+        tokens,
+        tokens * (5 + noise[:, 0]),
+        tokens[:, None] * (0.5 + noise[:, 3:]),
+        tokens * noise[:, 1],
+        traces,
+        sketched,
     )
 
 
@@ -53,9 +58,7 @@ def test_paired_is_the_jackknife_of_the_difference():
     left_out = np.array([psi(np.delete(everything, g)) for g in everything])
     variance = (count - 1) / count * ((left_out - left_out.mean()) ** 2).sum()
     mean = [s.gradient.sum(axis=0) / s.tokens.sum() for s in (first, second)]
-    own = [
-        (s.gradient - s.tokens[:, None] * m) / s.tokens.mean() for s, m in zip((first, second), mean, strict=True)
-    ]
+    own = [(s.gradient - s.tokens[:, None] * m) / s.tokens.mean() for s, m in zip((first, second), mean, strict=True)]
     for i in range(count):
         for j in range(count):
             if i != j:

@@ -78,5 +78,5 @@ def test_what_is_no_ledger_is_refused(run, tmp_path, make):
         with Finished(other) as ledger, pytest.raises(InputError):
             ledger.get("group/0")
         return
-    with pytest.raises(InputError, match="ledger.sqlite"):
+    with pytest.raises(InputError, match=r"ledger\.sqlite"):
         Finished(other)

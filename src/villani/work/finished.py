@@ -47,3 +47,6 @@ class Finished(Ledger):
             self._connection.close()
             raise
         self._digest = hashlib.sha256(json.dumps(self.settings, sort_keys=True).encode()).digest()
+
+    def __enter__(self) -> "Finished":
+        return self

@@ -18,7 +18,7 @@ from villani.measurement.differences import Point, Relation, difference, psi_wei
 from villani.measurement.rows import group_sums
 from villani.statistics import Array, Estimate, GroupSums, JointEstimate, finite_statistics, sampled_statistics
 from villani.work.finished import Finished
-from villani.work.records import CONFIDENCE, EstimateRecord
+from villani.work.records import CONFIDENCE
 from villani.work.team import Rows
 
 STATISTICS = ("loss", "gradient_norm_squared", "gradient_dot_parameters", "hessian_trace")  # as in a JointEstimate
@@ -117,7 +117,7 @@ def _rows(ledger: Finished, place: str, keys: Sequence[int], tensors: int) -> It
         if row is None:
             return
         like = like or row
-        own: Rows = {name: _checked(row[name], (1,)) for name in ("tokens", "loss")}
+        own = {name: _checked(row[name], (1,)) for name in ("tokens", "loss")}
         own["dots"] = _checked(row["dots"], (tensors,))
         own["gradient"] = _checked(row["gradient"], like["gradient"].shape)
         own["traces"] = _checked(row["traces"], (*like["traces"].shape[:1], tensors))
@@ -253,11 +253,12 @@ def _recorded(one: _Difference, level: float) -> DifferenceRecord:
     change: Change = "unchanged" if one.same or low == high == 0 else "undecided"
     if not one.same and not low <= 0 <= high:
         change = "rises" if low > 0 else "falls"
-    both = {name: EstimateRecord.model_validate(getattr(one, name)) for name in ("reference", "other")}
-    return DifferenceRecord(
-        quantity=one.quantity, value=own.value, sem=own.sem, n=own.n, status=own.status, interval=(low, high),
-        degrees_of_freedom=own.degrees_of_freedom if own.sem else None, change=change, **both, **one.pair,
-    )  # fmt: skip
+    fields = {
+        "quantity": one.quantity, "value": own.value, "sem": own.sem, "n": own.n, "status": own.status,
+        "interval": (low, high), "degrees_of_freedom": own.degrees_of_freedom if own.sem else None, "change": change,
+        "reference": one.reference, "other": one.other,
+    }  # fmt: skip
+    return DifferenceRecord.model_validate(fields | one.pair)
 
 
 def _designs(first: MeasuredRun, second: MeasuredRun) -> Iterator[str]:

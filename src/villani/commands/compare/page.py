@@ -84,8 +84,8 @@ def pictures(record: ComparisonRecord) -> Pictures:
 
 
 _CAPTION = (
-    "Each difference in units of half its own interval: a bar that does not reach 0 is a change that was told apart; grey "
-    "bars reach 0. The values are in the table below."
+    "Each difference in units of half its own interval: a bar that does not reach 0 is a change that was told apart; "
+    "grey bars reach 0. The values are in the table below."
 )
 
 

@@ -7,6 +7,7 @@ from pydantic import Field
 from villani.commands.audit.record import Verdict
 from villani.work.records import EstimateRecord, ModelRecord, ObjectiveRecord, Record, TextRecord
 
+Kind = Literal["measurement", "spectrum", "audit"]
 Method = Literal["paired", "independent", "dependent"]
 Change = Literal["falls", "rises", "undecided", "unchanged"]
 
@@ -100,7 +101,7 @@ class ComparisonRecord(Record):
     """Runs side by side."""
 
     kind: Literal["comparison"] = "comparison"
-    compared: Literal["measurement", "spectrum", "audit"]
+    compared: Kind = Field(description="what the runs are of")
     command: str
     versions: dict[str, str]
     runs: list[ComparedRun]

@@ -7,7 +7,7 @@ from typing import Any
 
 from villani.commands.audit.record import AuditRecord
 from villani.commands.compare.measurements import compare_measurements, measured_run
-from villani.commands.compare.record import ComparedRun, ComparisonRecord
+from villani.commands.compare.record import ComparedRun, ComparisonRecord, Kind, PairRecord
 from villani.commands.compare.settings import CompareSettings
 from villani.commands.compare.spectra import audited, compare_spectra
 from villani.commands.compare.unlike import clean
@@ -22,7 +22,7 @@ from villani.work.records import CONFIDENCE
 from villani.work.work import Work
 
 _REMEDY = "give the folder of a finished run of villani measure, spectrum or audit"
-_KINDS: dict[str, type[Any]] = {"measurement": MeasurementRecord, "spectrum": SpectrumRecord, "audit": AuditRecord}
+_KINDS: dict[Kind, type[Any]] = {"measurement": MeasurementRecord, "spectrum": SpectrumRecord, "audit": AuditRecord}
 
 
 def run(settings: CompareSettings, work: Work) -> Outcome:
@@ -53,7 +53,7 @@ def _command(kind: str) -> str:
     return "measure" if kind == "measurement" else kind
 
 
-def _read(folder: Path) -> tuple[str, Any, str]:
+def _read(folder: Path) -> tuple[Kind, Any, str]:
     """What a run is of, its record, and the checksum of its records.json.
 
     Raises:
@@ -73,10 +73,11 @@ def _read(folder: Path) -> tuple[str, Any, str]:
 
 
 def _compared(
-    kind: str, settings: CompareSettings, folders: Sequence[Path], names: Sequence[str], records: Sequence[Any],
+    kind: Kind, settings: CompareSettings, folders: Sequence[Path], names: Sequence[str], records: Sequence[Any],
     checksums: Sequence[str],
 ) -> ComparisonRecord:  # fmt: skip
-    pairs, count = [], 0
+    pairs: list[PairRecord] = []
+    count = 0
     if kind == "measurement":
         triples = zip(folders, names, records, strict=True)
         pairs, count = compare_measurements([measured_run(folder, name, record) for folder, name, record in triples])

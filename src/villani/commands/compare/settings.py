@@ -7,6 +7,7 @@ from villani.commands.blocks import Settings
 from villani.commands.option import Option
 from villani.errors import InputError
 from villani.inputs.folders import local_path
+from villani.work import foreign
 
 
 class CompareSettings(Settings):
@@ -45,10 +46,13 @@ class CompareSettings(Settings):
         """See `Settings.check`."""
         if len(self.runs) < 2:
             raise InputError(f"{len(self.runs)} run to compare: give two or more, the first of which is the reference")
-        places = [local_path(run, "run").resolve() for run in self.runs]
-        for index, place in enumerate(places):
-            if place in places[:index]:
-                raise InputError(f"{self.runs[index]} is given twice: give runs of different folders")
+        places: set[Path] = set()
+        for run in self.runs:
+            with foreign.reading(f"run {run!r}", "check its name"):
+                place = local_path(run, "run").resolve()
+            if place in places:
+                raise InputError(f"{run} is given twice: give runs of different folders")
+            places.add(place)
 
 
 SETTINGS = CompareSettings

@@ -103,13 +103,16 @@ def _audits(audits: Sequence[AuditedRun]) -> str:
         if getattr(first, key) != getattr(other, key)
     ]
     verdicts = f"the verdicts differ in {'; '.join(changed)}" if changed else "all verdicts are the same"
-    return f"Of {len(audits)} audits {verdicts}. (iv) fails {listed([f'for {a.run} {_threshold(a)}' for a in audits])}."
+    return f"Of {len(audits)} audits {verdicts}. {_thresholds(audits)}"
 
 
-def _threshold(one: AuditedRun) -> str:
-    if one.refuted_above is None:
-        return "at no s that was shown"
-    return f"for every s > {upper(one.refuted_above, 3)}"
+def _thresholds(audits: Sequence[AuditedRun]) -> str:
+    fails = [f"for {a.run} for every s > {upper(a.refuted_above, 3)}" for a in audits if a.refuted_above is not None]
+    none = [a.run for a in audits if a.refuted_above is None]
+    said = [f"(iv) fails {listed(fails)}"] if fails else []
+    said += [f"for {listed(none)} no s was shown from which (iv) fails"] if none else []
+    text = "; ".join(said)
+    return f"{text[:1].upper()}{text[1:]}."
 
 
 def difference_rows(pair: PairRecord, reference: str, confidence: float) -> list[Row]:
@@ -138,12 +141,16 @@ def eigenvalue_rows(pair: SpectrumPair, reference: str) -> list[Row]:
 
 
 def audit_rows(audits: Sequence[AuditedRun]) -> list[Row]:
-    """A row a run."""
+    """A row a criterion, a column a run."""
+    cells: dict[str, list[str]] = {
+        "λ": [format_number(a.weight_decay) for a in audits],
+        "s": [format_number(a.temperature) for a in audits],
+        **{label: [Status(getattr(a, key)) for a in audits] for key, label in CRITERIA.items()},
+        "(iv) fails for every s above": [
+            UNAVAILABLE if a.refuted_above is None else upper(a.refuted_above, 3) for a in audits
+        ],
+    }
     return [
-        {
-            "run": a.run, "λ": format_number(a.weight_decay), "s": format_number(a.temperature),
-            **{label: Status(getattr(a, key)) for key, label in CRITERIA.items()},
-            "(iv) fails for every s above": UNAVAILABLE if a.refuted_above is None else upper(a.refuted_above, 3),
-        }
-        for a in audits
-    ]  # fmt: skip
+        {"criterion": label, **{a.run: cell for a, cell in zip(audits, row, strict=True)}}
+        for label, row in cells.items()
+    ]
