@@ -63,7 +63,7 @@ def test_paired_is_the_jackknife_of_the_difference():
         for j in range(count):
             if i != j:
                 kernel = weights[1][1] * own[1][i] @ own[1][j] - weights[0][1] * own[0][i] @ own[0][j]
-                variance += 2 * kernel**2 / (count * (count - 1)) ** 2
+                variance += 4 * kernel**2 / (count * (count - 1)) ** 2
     points = [Point.of(sampled_statistics(s), s) for s in (first, second)]
     assert same_groups(*points)
     estimate = difference(*points, weights, "paired", offset=7.0)

@@ -61,10 +61,10 @@ def difference(
 ) -> Estimate:
     """weights₂·x₂ − weights₁·x₁ + `offset`, for x₁ and x₂ the four statistics of two measurements.
 
-    The variance of ‖∇L‖² gets, beside the jackknife's, that of a U-statistic without a gradient: where the gradient is
-    about as large as its noise the jackknife alone can be far too small by chance. The interval is Student's, with
-    G − 1 degrees of freedom where pairs of groups are the draws, those of Welch and Satterthwaite where variances are
-    added that may differ, and the smaller number where standard errors are.
+    The variance of ‖∇L‖² gets, beside the jackknife's, twice that of a U-statistic without a gradient: where the
+    gradient is about as large as its noise the jackknife alone can be far too small by chance. The interval is
+    Student's, with G − 1 degrees of freedom where pairs of groups are the draws, those of Welch and Satterthwaite where
+    variances are added that may differ, and the smaller number where standard errors are.
 
     Args:
         first: subtracted.
@@ -115,10 +115,10 @@ def _variance(point: Point, weights: Array) -> float:
 
 
 def _degenerate(kernel: Array) -> float:
-    """Variance of a U-statistic over G groups whose kernel (G, G) has no linear part: 2·E[h²]/(G(G−1))."""
+    """Twice the variance, 2·E[h²]/(G(G−1)), of a U-statistic over G groups whose kernel h (G, G) has no linear part."""
     count = len(kernel)
     squares = float((kernel**2).sum() - (np.diag(kernel) ** 2).sum())
-    return 2 * squares / (count * (count - 1)) ** 2
+    return 2 * (2 * squares / (count * (count - 1)) ** 2)
 
 
 def _sketched(first: Point, second: Point, norms: tuple[float, float]) -> float:

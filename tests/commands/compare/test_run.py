@@ -180,6 +180,15 @@ def test_a_headline_gives_the_size_of_a_change(villani, runs):
     assert said == "Between before and after the loss falls by 0.50 ± 0.02, [0.440, 0.560]."
 
 
+def test_a_folder_may_have_the_name_of_a_column(villani, runs):
+    (runs / "before").rename(runs / "change")
+    (runs / "after").rename(runs / "statistic")
+    code, _, err = villani("compare", "change", "statistic", "--run", "out")
+    page = (runs / "out" / "report.html").read_text()
+    assert code == 0, err
+    assert all(f'<th scope="col">{name}</th>' in page for name in ("in change", "in statistic", "change", "statistic"))
+
+
 def change(run, **fields):
     path = run / "records.json"
     content = json.loads(path.read_text())

@@ -40,6 +40,7 @@ def test_what_cannot_be_compared_is_refused(runs, words):
         (["one/run", "two/run"], ["one/run", "two/run"]),
         (["a", "b/a"], ["a", "b/a"]),
         (["/x/a", "a"], ["x/a", "a"]),
+        (["a", "b\x1b[2J"], ["a", "run 2"]),
     ],
 )
 def test_names_are_as_short_as_tells_them_apart(runs, labels):

@@ -34,13 +34,15 @@ class CompareSettings(Settings):
 
     @property
     def labels(self) -> list[str]:
-        """A short name of each run: the last part of its path, or as many parts as tell them apart."""
+        """A short name of each run: the last part of its path, or as many as tell them apart; no control codes."""
         parts = [Path(run).parts for run in self.runs]
         for length in range(1, max(map(len, parts), default=0) + 1):
             names = [str(Path(*part[-length:])) if part else "." for part in parts]
             if len({*names}) == len(names):
-                return names
-        return list(self.runs)
+                break
+        else:
+            names = list(self.runs)
+        return [name if name.isprintable() else f"run {number}" for number, name in enumerate(names, 1)]
 
     def check(self) -> None:
         """See `Settings.check`."""

@@ -115,11 +115,16 @@ def _thresholds(audits: Sequence[AuditedRun]) -> str:
     return f"{text[:1].upper()}{text[1:]}."
 
 
+def _column(run: str) -> str:
+    """The heading of a run's column, which no other column has, whatever the folder is called."""
+    return f"in {run}"
+
+
 def difference_rows(pair: PairRecord, reference: str, confidence: float) -> list[Row]:
     """A row a difference."""
     return [
         {
-            "statistic": name(d), reference: uncertain(d.reference), pair.run: uncertain(d.other),
+            "statistic": name(d), _column(reference): uncertain(d.reference), _column(pair.run): uncertain(d.other),
             "difference ± standard error": uncertain(d), f"all hold at once, {100 * confidence:g} %": interval(d),
             "change": _CHANGES[d.change],
         }
@@ -131,8 +136,8 @@ def eigenvalue_rows(pair: SpectrumPair, reference: str) -> list[Row]:
     """A row a rank."""
     return [
         {
-            "rank": f"{e.rank}".replace("-", "−"), reference: format_bounded(e.reference, e.reference_bound),
-            pair.run: format_bounded(e.other, e.other_bound),
+            "rank": f"{e.rank}".replace("-", "−"), _column(reference): format_bounded(e.reference, e.reference_bound),
+            _column(pair.run): format_bounded(e.other, e.other_bound),
             "difference lies in": f"[{lower(e.interval[0], 4)}, {upper(e.interval[1], 4)}]",
             "change": _CHANGES[e.change],
         }
@@ -151,6 +156,6 @@ def audit_rows(audits: Sequence[AuditedRun]) -> list[Row]:
         ],
     }
     return [
-        {"criterion": label, **{a.run: cell for a, cell in zip(audits, row, strict=True)}}
+        {"criterion": label, **{_column(a.run): cell for a, cell in zip(audits, row, strict=True)}}
         for label, row in cells.items()
     ]
