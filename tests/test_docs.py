@@ -54,6 +54,8 @@ def shown() -> list[tuple[str, str]]:
 def filled(command: str, places: dict[str, str]) -> list[str]:
     """Its words, with files that exist in place of those that a reader has."""
     words = shlex.split(command)[1:]
+    if words[0] == "compare":
+        return ["compare", *(places[name] for name in ("measure", "other"))]
     for place, (before, word) in enumerate(zip(["", *words[:-1]], words, strict=True)):
         if before in FILES and not word.isdigit():
             words[place] = places[FILES[before]]
@@ -81,12 +83,14 @@ def small(settings: Settings) -> Settings:
 
 @pytest.fixture(scope="module")
 def places(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path) -> dict[str, str]:
-    """A witness, eigenvectors, an adapter and a study, as commands of the pages leave them."""
+    """A witness, eigenvectors, measurements, an adapter and a study, as commands of the pages leave them."""
     folder = tmp_path_factory.mktemp("docs")
     text = ["--sequences", "1", "--block", "16"]
     ways = {
         "audit": ["audit", TINY, "--groups", "12", *text, *REFUTED],
         "spectrum": ["spectrum", TINY, "--groups", "2", *text, "--top", "2", "--bottom", "1", "--tolerance", "0.1"],
+        "measure": ["measure", TINY, "--groups", "3", *text],
+        "other": ["measure", TINY, "--groups", "3", *text, "--seed", "1"],
     }  # fmt: skip
     for name, words in ways.items():
         execute(parse(words)[1], folder / name)
@@ -95,7 +99,7 @@ def places(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path) -> dict[s
     study = folder / "study.toml"
     study.write_text('text = "builtin"\n')
     (folder / "text").write_text("A few sentences that nobody trains on. " * 200)
-    places = {name: str(folder / name) for name in ("spectrum", "adapter", "text")}
+    places = {name: str(folder / name) for name in ("spectrum", "adapter", "text", "measure", "other")}
     witness = folder / "audit" / "witness.safetensors"
     return places | {"base": str(checkpoint), "witness": str(witness), "study": str(study)}
 

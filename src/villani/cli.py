@@ -138,7 +138,7 @@ def _parameter(form: Form) -> inspect.Parameter:
         words = f"{words}; default: {option.default}"
     shared: dict[str, Any] = {"help": words, "metavar": option.metavar or ("<float>" if form.kind is float else None)}
     if option.path:
-        shared |= {"parser": lambda text: str(path_of(text)), "metavar": "PATH"}
+        shared |= {"parser": lambda text: str(path_of(text)), "metavar": option.metavar or "PATH"}
     if option.argument:
         required = inspect.Parameter.empty if default is ... else default
         return _keyword(form.name, Annotated[kind, typer.Argument(**shared)], required)

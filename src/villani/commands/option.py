@@ -29,7 +29,7 @@ class Option:
         flags: its names, if not `--field-name`.
         argument: it has no flag, but a place.
         metavar: what stands for its value in `--help`.
-        each: the option is given once for each entry of a list or table, not once with commas.
+        each: the option is given once for each entry of a list or table, not once with commas; or several places are.
         path: its text is a path, `~` filled in.
         default: in words, where the field's own default only marks that nothing was given.
         hidden: not an option: a field that only files and Python set.
@@ -134,7 +134,8 @@ class Form:
             return [self.flags[0]] if value else []
         if self.option.each:
             parts = [f"{k}={written(v)}" for k, v in value.items()] if isinstance(value, Mapping) else map(str, value)
-            return [word for part in parts for word in (self.flags[0], part)]
+            lead = [] if self.option.argument else [self.flags[0]]
+            return [word for part in parts for word in (*lead, part)]
         if not self.option.always and self.option.names is not None:
             for name, whole in self.option.names.items():
                 if value == whole:

@@ -73,6 +73,7 @@ COMMANDS = [
     _own("converge"),
     _own("certify"),
     _own("recommend"),
+    _own("compare"),
     _own("constants"),
     _own("exact"),
     _own("study paper"),

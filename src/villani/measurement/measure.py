@@ -134,7 +134,7 @@ def _measurement(objective: Objective, way: Way, rows: Mapping[str, Rows], sketc
     """What the rows of all units say."""
     space, finite = objective.parameters, objective.finite
     groups, shares = ([row for key, row in rows.items() if key.startswith(kind)] for kind in ("group/", "share/"))
-    sums = group_sums(objective, groups, sketched=sketch.lossy)
+    sums = group_sums(objective.parameters.decayed, groups, sketched=sketch.lossy)
     tokens, gauss_newton = samples(groups, "gauss_newton")  # (G,), (G, m or 0, P)
     telling_tensors = groups if way.tells_tensors else shares
     telling_layers = groups if way.blocks == "layer" else telling_tensors

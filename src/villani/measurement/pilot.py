@@ -48,7 +48,7 @@ def pilot(
     trials = {}
     for way in ways:
         copies = [[rows_of[f"pilot/{way.key}/{copy}/{group}"] for group in range(PILOT)] for copy in (0, 1)]
-        sums = [group_sums(objective, rows, sketched=False) for rows in copies]
+        sums = [group_sums(objective.parameters.decayed, rows, sketched=False) for rows in copies]
         seconds = float(np.median([row["seconds"][0] for rows in copies for row in rows]))
         more = (float(rows_of[f"pilot/{way.key}/more"]["seconds"][0]) - seconds) / MORE
         trials[way] = Trial(
@@ -72,7 +72,7 @@ def rehearse(objective: Objective, plan: Plan, seed: int, target: Target, least:
         for group in range(plan.first, plan.first + size)
     }
     rows = (work or Work()).map(units)
-    figure = target.figure(objective, group_sums(objective, rows, sketched=False))
+    figure = target.figure(objective, group_sums(objective.parameters.decayed, rows, sketched=False))
     return settle(plan, target, figure, float(np.mean([row["seconds"][0] for row in rows])), least)
 
 

@@ -1,16 +1,19 @@
 """What a group leaves in a ledger, and what the rows of groups say together."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
-from villani.curvature.group import GroupStatistics
-from villani.objective.objective import Objective
 from villani.statistics import Array, Estimate, GroupSums, ratio_estimates
 from villani.work.team import Rows
 
+if TYPE_CHECKING:  # who reads a ledger needs no torch
+    from villani.curvature.group import GroupStatistics
 
-def group_row(statistics: GroupStatistics) -> Rows:
+
+def group_row(statistics: "GroupStatistics") -> Rows:
     """A group's statistics as a unit of work leaves them."""
     return {
         "tokens": np.array([statistics.tokens]),
@@ -22,15 +25,15 @@ def group_row(statistics: GroupStatistics) -> Rows:
     }
 
 
-def group_sums(objective: Objective, rows: Sequence[Rows], *, sketched: bool) -> GroupSums:
-    """What the rows of groups say for the objective's mask."""
+def group_sums(decayed: Sequence[bool] | NDArray[np.bool_], rows: Sequence[Rows], *, sketched: bool) -> GroupSums:
+    """What the rows of groups say where these of P tensors decay."""
     tokens, traces = samples(rows, "traces")
     dots = np.stack([row["dots"] for row in rows])  # (G, P)
     return GroupSums(
         tokens=tokens,
         loss=np.concatenate([row["loss"] for row in rows]),
         gradient=np.stack([row["gradient"] for row in rows]),
-        gradient_dot_parameters=dots[:, objective.parameters.decayed].sum(axis=1),
+        gradient_dot_parameters=dots[:, np.asarray(decayed, dtype=bool)].sum(axis=1),
         hessian_trace=traces.sum(axis=2),
         sketched=sketched,
     )
