@@ -206,7 +206,6 @@ def test_dropout_trains_with_another_loss_than_l():
         (lambda m: setattr(m.transformer.wte, "padding_idx", int(IDS[0, 1])), "padding_idx="),
         (lambda m: setattr(m.transformer.wte, "scale_grad_by_freq", True), "by frequency"),
         (lambda m: m.transformer.wpe.weight.register_hook(lambda g: 2 * g), "gradient hook"),
-        (lambda m: m.lm_head.register_full_backward_hook(lambda m, i, o: (2 * i[0],)), "backward hooks"),
     ],
 )
 def test_gradients_that_backward_alters_are_not_those_of_l(alter, words):
@@ -221,6 +220,17 @@ def test_gradients_that_backward_alters_are_not_those_of_l(alter, words):
     assert residual > 1e-3
     assert figures["lambda_is_of_F"] == 0.0
     assert words in live.descent.why["altered"]
+
+
+def test_a_backward_hook_that_makes_products_wrong_is_not_measured(caplog):
+    def retrace(model):
+        model.lm_head.register_full_backward_hook(lambda m, i, o: (2 * i[0],))
+
+    figures, _, live = one_step(retrace)
+    assert "psi" not in figures
+    assert live.measured == 0
+    assert "backward pass of its own" in caplog.text
+    assert "backward hooks" in live.descent.why["altered"]
 
 
 def test_a_lambda_that_was_given_is_of_f_only_where_the_run_has_it():

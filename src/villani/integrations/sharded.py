@@ -112,7 +112,7 @@ class ShardedObjective(Objective):
                 if not np.isfinite(row[name]).all():
                     raise InputError(f"group {group}: the {name} is not finite: the run has diverged, or needs float64")
             rows.append(row)
-        sums = group_sums(self, rows, sketched=sketch.lossy)
+        sums = group_sums(space.decayed, rows, sketched=sketch.lossy)
         norms = self.processes.summed(space.norms_squared())
         return Measurement(
             joint=sampled_statistics(sums), naive_gradient_norm_squared=naive_norm(sums), gauss_newton_trace=None,

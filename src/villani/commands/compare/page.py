@@ -139,8 +139,12 @@ def limits(record: ComparisonRecord) -> list[str]:
     made = [
         "A difference between two runs says what changed, not why: with one run a side, chance in training is in no "
         "interval.",
-        "The runs are taken at their word: that a folder's figures were measured as it says is checked against its own "
-        "ledger, not measured again.",
+        "The runs are taken at their word: "
+        + (
+            "that a folder's figures were measured as it says is checked against its own ledger, not measured again."
+            if record.compared == "measurement"
+            else "nothing is measured again."
+        ),
     ]
     if record.compared == "measurement":
         made.append(

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from villani.commands.audit.words import CRITERIA
+from villani.commands.audit.tables import CRITERIA
 from villani.commands.compare.record import (
     AuditedRun,
     ComparisonRecord,
