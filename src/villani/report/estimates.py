@@ -28,7 +28,7 @@ def at(record: Any) -> str:
 
 
 def rows_of(records: Iterable[Any], columns: Columns) -> list[Row]:
-    """A row of a table for each record: estimates with their errors, intervals, numbers to 6 digits, counts."""
+    """A row of a table for each record: estimates ± errors, intervals, numbers to 6 digits, counts with commas."""
     cells = {name: cell if callable(cell) else _field(cell) for name, cell in columns.items()}
     return [{name: cell(record) for name, cell in cells.items()} for record in records]
 
@@ -36,7 +36,7 @@ def rows_of(records: Iterable[Any], columns: Columns) -> list[Row]:
 def _field(name: str) -> Callable[[Any], str]:
     def cell(record: Any) -> str:
         value = reduce(lambda one, part: None if one is None else getattr(one, part), name.split("."), record)
-        return Status(value) if name.endswith("status") else _shown(value)
+        return Status(value) if value and name.endswith("status") else _shown(value)
 
     return cell
 
