@@ -5,12 +5,12 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from tests import zoo_checks
+from tests.products import hessian_vector_product
 from tests.zoo_checks import LIMITS, examine, product_error, rescaling_error, taylor_error
 from tests.zoo_models import all_in_float64, zoo_model, zoo_tokens
 from tests.zoo_symmetries import count_symmetries
 from villani.criteria.degrees import Degrees
 from villani.criteria.symmetries import Generator
-from villani.curvature.products import hessian_vector_product
 from villani.curvature.taylor import Sweep
 from villani.objective.graph import trace_loss
 from villani.objective.objective import Objective

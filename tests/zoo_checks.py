@@ -11,13 +11,13 @@ import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from tests.products import hessian_vector_product
 from tests.zoo_models import all_in_float64, zoo_model, zoo_tokens
 from tests.zoo_symmetries import count_symmetries, forward_options, token_losses
 from villani.criteria.degrees import Degrees
 from villani.criteria.symmetries import Generator, generators
 from villani.curvature.blocks import BlockTrace
 from villani.curvature.jets import Jet
-from villani.curvature.products import hessian_vector_product
 from villani.curvature.taylor import Sweep
 from villani.errors import InputError
 from villani.objective.batches import Batch

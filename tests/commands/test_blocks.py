@@ -1,13 +1,13 @@
 """Settings in common: what calls from Python may give, what is refused, and what another command takes over."""
 
-from typing import Annotated, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import pytest
 
 from villani.commands.audit.settings import AuditSettings
 from villani.commands.blocks import DESIGN, Settings, SubjectSettings, Unused, shared
-from villani.commands.option import Option
+from villani.commands.option import option
 from villani.commands.spectrum.settings import SpectrumSettings
 from villani.errors import InputError
 
@@ -16,9 +16,9 @@ class Dice(Settings):
     """Throw dice."""
 
     name: ClassVar[str] = "dice"
-    throws: Annotated[list[int], Option("how often", DESIGN)] = [3]  # noqa: RUF012
-    sides: Annotated[int, Option("of a die", DESIGN)] = 6
-    coins: Annotated[bool, Option("coins instead", DESIGN)] = False
+    throws: list[int] = option([3], "how often", DESIGN)
+    sides: int = option(6, "of a die", DESIGN)
+    coins: bool = option(False, "coins instead", DESIGN)
 
     def unused(self):
         if self.coins:

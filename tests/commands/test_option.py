@@ -1,32 +1,32 @@
 """A settings field as text: what each type reads, what it refuses, and that writing reads back."""
 
 import shlex
-from typing import Annotated, Literal
+from typing import Literal
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from villani.commands.option import Option, forms, option, words
+from villani.commands.option import REQUIRED, forms, option, words
 from villani.errors import InputError
 
 
 class Everything(BaseModel):
     """One field of each form."""
 
-    model: Annotated[str, Option("a place", argument=True)]
-    count: Annotated[int, Option("whole")] = 3
-    rate: Annotated[float, Option("real")] = 0.5
-    clip: Annotated[float | None, Option("none for none")] = 1.0
-    most: Annotated[int | None, Option("not given")] = None
-    kind: Annotated[Literal["a", "b"], Option("one of")] = "a"
-    many: Annotated[list[float], Option("several", always=True)] = [0.1]
-    names: Annotated[list[str], Option("several", names={"all": ["x", "y"]})] = ["x"]
-    table: Annotated[dict[str, float], Option("each", flags=("--set",), each=True)] = {}
-    rates: Annotated[dict[str, float], Option("with commas")] = {}
-    quick: Annotated[bool, Option("a flag")] = False
-    hidden: Annotated[int, Option(hidden=True)] = 0
+    model: str = option(REQUIRED, "a place", argument=True)
+    count: int = option(3, "whole")
+    rate: float = option(0.5, "real")
+    clip: float | None = option(1.0, "none for none")
+    most: int | None = option(None, "not given")
+    kind: Literal["a", "b"] = option("a", "one of")
+    many: list[float] = option([0.1], "several", always=True)
+    names: list[str] = option(["x"], "several", names={"all": ["x", "y"]})
+    table: dict[str, float] = option({}, "each", flags=("--set",), each=True)
+    rates: dict[str, float] = option({}, "with commas")
+    quick: bool = option(False, "a flag")
+    hidden: int = option(0, hidden=True)
 
 
 FORMS = forms(Everything)
@@ -109,7 +109,7 @@ def test_words_read_back_to_the_last_bit(asked):
 class Short(BaseModel):
     """The same option declared both ways."""
 
-    long: Annotated[list[float], Option("several", "Law", always=True)] = [0.1]
+    long: list[float] = option([0.1], "several", "Law", always=True)
     short: list[float] = option([0.1], "several", "Law", always=True)
     kept: int | None = option(None, "not told", default="as it comes", exclude=True)
 

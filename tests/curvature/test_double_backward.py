@@ -6,9 +6,9 @@ from torch import nn
 from transformers.modeling_outputs import CausalLMOutput
 
 from tests.conftest import make_model
+from tests.products import hessian_vector_product
 from villani.curvature.double_backward import own_backward
 from villani.curvature.operators import Curvature
-from villani.curvature.products import hessian_vector_product
 from villani.errors import InputError
 from villani.measurement.measure import measure
 from villani.objective.objective import Objective

@@ -7,11 +7,11 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from tests.conftest import dense, make_model, make_pool
+from tests.products import hessian_vector_product
 from villani.curvature.probes import rademacher_probe
 from villani.curvature.products import (
     differentiable_gradient,
     finite_difference_product,
-    hessian_vector_product,
     product,
 )
 from villani.errors import InputError

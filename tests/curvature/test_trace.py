@@ -5,10 +5,10 @@ from curvlinops import HessianLinearOperator
 from torch import nn
 
 from tests.conftest import dense, make_model, make_pool
+from tests.products import hessian_vector_product
 from villani.curvature.blocks import BlockTrace
 from villani.curvature.group import group_statistics
 from villani.curvature.probes import rademacher_probe
-from villani.curvature.products import hessian_vector_product
 from villani.curvature.sketch import GradientSketch
 from villani.curvature.trace import sample_rows, sampler_for
 from villani.curvature.ways import Way

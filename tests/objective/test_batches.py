@@ -9,9 +9,9 @@ import transformers
 from torch import nn
 
 from tests.conftest import BLOCK, VOCABULARY, make_model
+from tests.products import hessian_vector_product
 from villani.curvature.blocks import BlockTrace
 from villani.curvature.operators import Curvature
-from villani.curvature.products import hessian_vector_product
 from villani.errors import InputError
 from villani.inputs.models import load_model
 from villani.objective.graph import trace_loss

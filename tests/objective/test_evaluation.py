@@ -18,10 +18,10 @@ from transformers import (
 )
 
 from tests.conftest import dense, make_model, make_pool
+from tests.products import hessian_vector_product
 from villani.commands.measure.settings import MeasureSettings
 from villani.commands.running import execute
 from villani.curvature.operators import Curvature
-from villani.curvature.products import hessian_vector_product
 from villani.curvature.spectrum import quadrature, sphere_probe
 from villani.dynamics.training import train
 from villani.errors import InputError

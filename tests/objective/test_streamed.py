@@ -7,7 +7,6 @@ from transformers import AutoModelForCausalLM
 
 from tests.sharded import write
 from villani.curvature.hessian import HessianOperator
-from villani.curvature.products import hessian_vector_product
 from villani.dynamics.sampler import Langevin
 from villani.errors import InputError
 from villani.inputs.models import load_model
@@ -175,7 +174,6 @@ def test_what_needs_all_of_theta_is_refused_in_a_line(folders):
     for call in (
         objective.gradient,
         lambda: HessianOperator(objective),
-        lambda: hessian_vector_product(objective, objective.parameters.tensors),
         lambda: Langevin(objective, temperature=1.0, learning_rate=0.1, steps=1),
         lambda: Live(objective.model, list(IDS), temperature=1e-3),
     ):

@@ -7,6 +7,7 @@ import pytest
 from tests.records import estimate
 from villani.outwards import UNAVAILABLE
 from villani.report.colours import NEGATIVE, POSITIVE, UNRESOLVED, sign_colour
+from villani.report.elements import Status
 from villani.report.estimates import at, interval, rows_of, uncertain
 from villani.work.records import EstimateRecord
 
@@ -35,11 +36,13 @@ def test_a_field_is_shown_by_what_it_is():
     record = SimpleNamespace(name="a", count=12345, size=0.1234567, rate=known, fit=SimpleNamespace(rate=None))
     columns = {
         "what": "name", "how many": "count", "size": "size", "rate": "rate", "within": "fit.rate",
-        "own": lambda one: f"{one.count:.1e}",
+        "own": lambda one: f"{one.count:.1e}", "from, to": "rate.interval", "no reach": "fit.rate.interval",
+        "of the rate": "rate.status",
     }  # fmt: skip
     [row] = rows_of([record], columns)
-    shown = ["a", "12,345", "0.123457", "1.5 ± 0.2", UNAVAILABLE, "1.2e+04"]
+    shown = ["a", "12,345", "0.123457", "1.5 ± 0.2", UNAVAILABLE, "1.2e+04", "[1.00, 2.00]", UNAVAILABLE, "estimated"]
     assert row == dict(zip(columns, shown, strict=True))
+    assert isinstance(row["of the rate"], Status)
     assert rows_of([], columns) == []
 
 

@@ -4,12 +4,12 @@
 """
 
 from collections.abc import Iterator
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self, get_args, get_origin
+from typing import Any, ClassVar, Literal, NamedTuple, Self, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from villani.bounds import check_bounds
-from villani.commands.option import Option, forms, words
+from villani.commands.option import REQUIRED, Option, forms, option, words
 from villani.errors import InputError
 
 MODEL, TEXT, DESIGN, COMPUTE = "Model", "Text", "Design", "Compute"  # headings of --help
@@ -126,85 +126,81 @@ class Settings(BaseModel):
 class ModelBlock(BaseModel):
     """Which model."""
 
-    model: Annotated[
-        str, Option("folder, hub id, config:NAME[?layers=2&width=64] or builtin:tiny", MODEL, argument=True)
-    ]
+    model: str = option(
+        REQUIRED, "folder, hub id, config:NAME[?layers=2&width=64] or builtin:tiny", MODEL, argument=True
+    )
 
 
 class TextBlock(BaseModel):
     """Which text."""
 
-    text: Annotated[str, Option("builtin, ptb, wikitext-103, hub:NAME, or UTF-8 files", TEXT, always=True)] = "builtin"
-    tokenizer: Annotated[str | None, Option("builtin, gpt2, folder or hub id", TEXT, default="the model's own")] = None
+    text: str = option("builtin", "builtin, ptb, wikitext-103, hub:NAME, or UTF-8 files", TEXT, always=True)
+    tokenizer: str | None = option(None, "builtin, gpt2, folder or hub id", TEXT, default="the model's own")
 
 
 class DecayBlock(BaseModel):
     """Which parameters decay."""
 
-    decay: Annotated[str, Option("what decays: all, hf, nanogpt, olmo or match:REGEX", MODEL)] = "all"
+    decay: str = option("all", "what decays: all, hf, nanogpt, olmo or match:REGEX", MODEL)
 
 
 class DesignBlock(BaseModel):
     """How a text is cut into groups, and what is drawn on each."""
 
-    groups: Annotated[int, Option("independent groups of blocks, the unit of data noise", DESIGN)] = 16
-    sequences: Annotated[int, Option("blocks in a group", DESIGN)] = 4
-    block: Annotated[int, Option("tokens in a block", DESIGN)] = 128
-    probes: Annotated[int, Option("independent probes in each group", DESIGN)] = 1
-    finite: Annotated[bool, Option("the groups are the whole data set, not a sample of it", DESIGN)] = False
+    groups: int = option(16, "independent groups of blocks, the unit of data noise", DESIGN)
+    sequences: int = option(4, "blocks in a group", DESIGN)
+    block: int = option(128, "tokens in a block", DESIGN)
+    probes: int = option(1, "independent probes in each group", DESIGN)
+    finite: bool = option(False, "the groups are the whole data set, not a sample of it", DESIGN)
 
 
 class SeedBlock(BaseModel):
     """What everything random is drawn from."""
 
-    seed: Annotated[int, Option("of everything random", DESIGN)] = 0
+    seed: int = option(0, "of everything random", DESIGN)
 
 
 class SpecialTokensBlock(BaseModel):
     """What stands before every block."""
 
-    special_tokens: Annotated[
-        Literal["auto", "none", "bos"],
-        Option("before every block: what the tokenizer's template puts at a start, nothing, or its BOS token", TEXT),
-    ] = "auto"
+    special_tokens: Literal["auto", "none", "bos"] = option(
+        "auto", "before every block: what the tokenizer's template puts at a start, nothing, or its BOS token", TEXT
+    )
 
 
 class DeviceBlock(BaseModel):
     """Where a model is run, and in which precision."""
 
-    dtype: Annotated[Literal["float32", "float64"], Option("precision to measure in", COMPUTE)] = "float32"
-    device: Annotated[str, Option("cpu, cuda, cuda:1, …", COMPUTE)] = "cpu"
-    threads: Annotated[int | None, Option("CPU threads; rounding depends on it", COMPUTE, default="torch's choice")] = (
-        None
-    )
+    dtype: Literal["float32", "float64"] = option("float32", "precision to measure in", COMPUTE)
+    device: str = option("cpu", "cpu, cuda, cuda:1, …", COMPUTE)
+    threads: int | None = option(None, "CPU threads; rounding depends on it", COMPUTE, default="torch's choice")
 
 
 class ComputeBlock(DeviceBlock):
     """Where and how a model is run."""
 
-    micro_tokens: Annotated[int, Option("tokens in one forward pass at most: sets the memory needed", COMPUTE)] = 512
+    micro_tokens: int = option(512, "tokens in one forward pass at most: sets the memory needed", COMPUTE)
 
 
 class TrustBlock(BaseModel):
     """What a checkpoint may do and leave out, and what is merged into it."""
 
-    adapter: Annotated[
-        str | None, Option("folder or hub id of a PEFT adapter (LoRA), merged into the model's weights", MODEL)
-    ] = None
-    trust_remote_code: Annotated[bool, Option("let a checkpoint run its code", MODEL)] = False
-    allow_unused: Annotated[
-        str | None, Option("names of stored weights that the model may leave unused, a regular expression", MODEL)
-    ] = None
+    adapter: str | None = option(
+        None, "folder or hub id of a PEFT adapter (LoRA), merged into the model's weights", MODEL
+    )
+    trust_remote_code: bool = option(False, "let a checkpoint run its code", MODEL)
+    allow_unused: str | None = option(
+        None, "names of stored weights that the model may leave unused, a regular expression", MODEL
+    )
 
 
 class StreamBlock(BaseModel):
     """Where weights are while they are used."""
 
-    streamed: Annotated[
-        Literal["auto", "yes", "no"],
-        Option("read weights from disk as they are used, a layer at a time; auto: where memory is too small", COMPUTE),
-    ] = "auto"
-    memory: Annotated[float | None, Option("GiB that the process may take", COMPUTE, default="what is free")] = None
+    streamed: Literal["auto", "yes", "no"] = option(
+        "auto", "read weights from disk as they are used, a layer at a time; auto: where memory is too small", COMPUTE
+    )
+    memory: float | None = option(None, "GiB that the process may take", COMPUTE, default="what is free")
 
     def check_memory(self) -> None:
         """Refuse a limit that is none.

@@ -17,11 +17,12 @@ from pydantic.fields import FieldInfo
 from villani.errors import InputError
 
 T = TypeVar("T")
+REQUIRED: Any = ...  # in place of a default: the field must be given
 
 
 @dataclass(frozen=True)
 class Option:
-    """What a settings field is on the command line, in `Annotated[type, Option(…)]`.
+    """What a settings field is on the command line, declared by `option`.
 
     Attributes:
         help: what it is, in a few words.
@@ -224,10 +225,10 @@ def _table(flag: str, texts: list[str]) -> dict[str, float]:
 
 
 def option(default: T, /, help: str = "", group: str = "", *, exclude: bool = False, **more: Any) -> T:
-    """A settings field with a default, as `steps: int = option(200, "of a run", TRAINING)`.
+    """A settings field, as `steps: int = option(200, "of a run", TRAINING)`.
 
     Args:
-        default: of the field.
+        default: of the field, or `REQUIRED`.
         help: see `Option`.
         group: see there.
         exclude: whether nothing that is kept depends on it.

@@ -14,11 +14,8 @@ import torch
 from torch import nn
 from torch.func import functional_call, grad, jvp
 
-from villani.curvature.double_backward import check_double_backward
-from villani.curvature.ways import ProductMethod
 from villani.errors import InputError, first_line
 from villani.objective.objective import Objective, check_differentiable
-from villani.objective.weights import refuse_streamed
 
 Tensors = Sequence[torch.Tensor]
 
@@ -192,43 +189,6 @@ def _five_points(
     if size == 0:  # the loss is linear along v
         return curved, 0.0
     return curved, (norm(removed) / size) ** 2 + noise / size
-
-
-def hessian_vector_product(
-    objective: Objective, vector: Tensors, group: int | None = None, method: ProductMethod = "reverse-over-reverse"
-) -> list[torch.Tensor]:
-    """∇²L·v in float64, of one group or of all; without the λ term, which is exact and needs no product.
-
-    Args:
-        objective: F; only its L is differentiated.
-        vector: v, as tensors of θ's shapes and dtype.
-        group: index, or None for the token-weighted mean over all groups.
-        method: see the module.
-
-    Raises:
-        InputError: as `finite_difference_product`, with that method; else as `check_double_backward`.
-    """
-    refuse_streamed(objective.model, "a product with the Hessian", "load the model with streamed=False")
-    if method == "finite-differences":
-        return finite_difference_product(objective, vector, group)[0]
-    check_double_backward(objective)
-    tensors = objective.parameters.tensors
-    sums = [torch.zeros(t.shape, dtype=torch.float64, device=t.device) for t in tensors]
-    tokens = 0.0
-    with objective.evaluating():
-        for g in range(len(objective.groups)) if group is None else [group]:
-            for batch in objective.batches(g):
-                if method == "forward-over-reverse":
-                    pieces, count = forward_product(objective, batch, vector)
-                else:
-                    forward = objective.forward(batch)
-                    count = forward.tokens
-                    gradient = differentiable_gradient(forward.loss, tensors)
-                    pieces = product(gradient, vector, tensors, keep_graph=False)
-                tokens += count
-                for total, piece in zip(sums, pieces, strict=True):
-                    total.add_(piece)
-    return [total / tokens for total in sums]
 
 
 def _norm(tensors: Tensors) -> float:

@@ -1,11 +1,11 @@
 """Estimates and other figures of records for people, in cells and in sentences; a dash where there is none."""
 
 from collections.abc import Callable, Iterable, Mapping
-from operator import attrgetter
+from functools import reduce
 from typing import Any
 
 from villani.outwards import UNAVAILABLE
-from villani.report.elements import Row
+from villani.report.elements import Row, Status
 from villani.report.numbers import format_interval, format_number, format_uncertain
 from villani.work.records import EstimateRecord
 
@@ -28,13 +28,17 @@ def at(record: Any) -> str:
 
 
 def rows_of(records: Iterable[Any], columns: Columns) -> list[Row]:
-    """A row of a table for each record: estimates with their errors, other numbers to 6 digits, counts with commas."""
+    """A row of a table for each record: estimates ± errors, intervals, numbers to 6 digits, counts with commas."""
     cells = {name: cell if callable(cell) else _field(cell) for name, cell in columns.items()}
     return [{name: cell(record) for name, cell in cells.items()} for record in records]
 
 
 def _field(name: str) -> Callable[[Any], str]:
-    return lambda record: _shown(attrgetter(name)(record))
+    def cell(record: Any) -> str:
+        value = reduce(lambda one, part: None if one is None else getattr(one, part), name.split("."), record)
+        return Status(value) if value and name.endswith("status") else _shown(value)
+
+    return cell
 
 
 def _shown(value: Any) -> str:
@@ -42,4 +46,6 @@ def _shown(value: Any) -> str:
         return uncertain(value)
     if isinstance(value, float):
         return format_number(value)
+    if isinstance(value, tuple):
+        return format_interval(*value)
     return f"{value:,}" if isinstance(value, int) else str(value)

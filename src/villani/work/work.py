@@ -65,7 +65,6 @@ class Work:
         data: folder of text and tokenizer files; the environment variable VILLANI_DATA by default.
         progress: told where the work is.
         team: the processes that share units; this one alone by default.
-        within: where runs without a directory of their own are made.
 
     Attributes:
         directory: the run directory, once it is open.
@@ -76,13 +75,12 @@ class Work:
 
     def __init__(
         self, run: Path | None = None, data: Path | None = None, progress: Progress | None = None,
-        team: Team | None = None, within: Path = Path("runs"),
+        team: Team | None = None,
     ) -> None:  # fmt: skip
         self.run = run
         self.data = data
         self.progress: Progress = progress or Progress()
         self.team = team or Team()
-        self.within = within
         self.directory: Path | None = None
         self.device = "cpu"
         self.shared: dict[Any, Any] = {}
@@ -125,7 +123,7 @@ class Work:
         """
         self.device = device
         self.team.agree(determining)
-        directory = self.run or self.within / default_name(name, about, named or determining)
+        directory = self.run or Path("runs") / default_name(name, about, named or determining)
         self.directory = directory
         if self.team.main:
             if needs is not None:

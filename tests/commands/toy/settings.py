@@ -1,14 +1,12 @@
-from typing import Annotated
-
 from villani.commands.blocks import SeedBlock, Settings
-from villani.commands.option import Option
+from villani.commands.option import option
 
 
 class ToySettings(SeedBlock, Settings):
     """Throw dice. Example: villani toy --throws 6"""
 
     name = "toy"
-    throws: Annotated[int, Option("how many", "Dice")] = 3
+    throws: int = option(3, "how many", "Dice")
 
 
 SETTINGS = ToySettings

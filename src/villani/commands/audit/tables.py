@@ -15,7 +15,7 @@ from villani.commands.audit.record import (
 from villani.commands.constants import page as theory
 from villani.outwards import upper
 from villani.report.elements import Row, Status, facts, note, sections, table
-from villani.report.estimates import Columns, interval, rows_of, uncertain
+from villani.report.estimates import Columns, rows_of, uncertain
 from villani.report.numbers import format_number
 from villani.report.origin import decay_words, origin_rows, text_words
 from villani.work.records import Record
@@ -51,7 +51,7 @@ _SKIPPED_NOTE = (
 _STEPS: Columns = {
     "R": lambda step: f"{step.scale:g}",
     "change of the loss": lambda step: f"{step.loss_change:.1g}" if step.loss_change else "the same bits",
-    "Ψ predicted": "predicted", "Ψ measured": "measured", "interval": lambda step: interval(step.measured),
+    "Ψ predicted": "predicted", "Ψ measured": "measured", "interval": "measured.interval",
 }  # fmt: skip
 _RAYS: Columns = {
     "direction": "direction", "r² coefficient of Ψ": "fit.quadratic",

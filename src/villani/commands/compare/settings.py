@@ -1,10 +1,9 @@
 """What `villani compare` is asked."""
 
 from pathlib import Path
-from typing import Annotated
 
 from villani.commands.blocks import Settings
-from villani.commands.option import Option
+from villani.commands.option import REQUIRED, option
 from villani.errors import InputError
 from villani.inputs.folders import local_path
 from villani.work import foreign
@@ -20,12 +19,10 @@ class CompareSettings(Settings):
 
     name = "compare"
 
-    runs: Annotated[
-        list[str],
-        Option(
-            "run folders, two or more; the first is the reference", argument=True, each=True, path=True, metavar="RUN"
-        ),
-    ]
+    runs: list[str] = option(
+        REQUIRED, "run folders, two or more; the first is the reference",
+        argument=True, each=True, path=True, metavar="RUN",
+    )  # fmt: skip
 
     @property
     def about(self) -> str:

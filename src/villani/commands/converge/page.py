@@ -20,7 +20,7 @@ from villani.commands.exact.ladder import power
 from villani.outwards import lower, lower_power, upper, upper_power
 from villani.report import elements
 from villani.report.colours import NEGATIVE, POSITIVE, STATUSES, UNRESOLVED
-from villani.report.elements import Row, Status, note, prose, section
+from villani.report.elements import Row, note, prose, section
 from villani.report.estimates import Columns, at, interval, rows_of, uncertain
 from villani.report.figures import Rung, ladder, line, themed
 from villani.report.numbers import format_number, format_plain
@@ -235,14 +235,14 @@ def tables(record: ConvergenceRecord) -> str:
 
 _RATES: Columns = {
     "rate": "name", "the gap is": lambda rate: _SIDES[rate.side][0], "value": lambda rate: _rate(rate),
-    "status": lambda rate: Status(rate.status), "verdict": "verdict", "why": "sentence",
+    "status": "status", "verdict": "verdict", "why": "sentence",
 }  # fmt: skip
 _FITS: Columns = {
-    "fit of": lambda fit: named(fit.name), "rate": "rate", "interval over windows": lambda fit: interval(fit.rate),
+    "fit of": lambda fit: named(fit.name), "rate": "rate", "interval over windows": "rate.interval",
     "": "verdict", "why": "why",
 }  # fmt: skip
 _IDENTITIES: Columns = {
-    "identity": "name", "left over right": "ratio", "interval": lambda one: interval(one.ratio), "": "verdict",
+    "identity": "name", "left over right": "ratio", "interval": "ratio.interval", "": "verdict",
     "how": "note",
 }  # fmt: skip
 _MIXING: Columns = {

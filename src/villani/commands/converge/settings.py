@@ -2,11 +2,11 @@
 
 from collections.abc import Iterator
 from itertools import product
-from typing import Annotated, Any, Literal, Self
+from typing import Any, Literal, Self
 
 from villani.commands.blocks import COMPUTE, DESIGN, MODEL, TEXT, SubjectSettings, Unused
 from villani.commands.exact.settings import cases, check_names
-from villani.commands.option import Option, forms, option
+from villani.commands.option import REQUIRED, forms, option
 from villani.dynamics.kernel import Kernel, Method, Schedule
 from villani.dynamics.start import largest_curvature
 from villani.errors import InputError, check_positive
@@ -28,10 +28,9 @@ class ConvergeSettings(SubjectSettings):
 
     name = "converge"
 
-    model: Annotated[
-        str,
-        Option("a model as for measure, or exact:POTENTIAL, a name or expression as for exact", MODEL, argument=True),
-    ]
+    model: str = option(
+        REQUIRED, "a model as for measure, or exact:POTENTIAL, a name or expression as for exact", MODEL, argument=True
+    )
     groups: int = option(64, "groups of blocks that make up the data set", DESIGN)
     sequences: int = option(4, "blocks in a group, and in a mini-batch", DESIGN)
     probes: int = option(1, hidden=True)

@@ -1,9 +1,7 @@
 """What `villani demo` is asked."""
 
-from typing import Annotated
-
 from villani.commands.blocks import Settings
-from villani.commands.option import Option
+from villani.commands.option import option
 from villani.errors import InputError
 
 
@@ -15,8 +13,8 @@ class DemoSettings(Settings):
 
     name = "demo"
 
-    steps: Annotated[int, Option("training steps", always=True)] = 1000
-    seed: Annotated[int, Option("of everything random", always=True)] = 0
+    steps: int = option(1000, "training steps", always=True)
+    seed: int = option(0, "of everything random", always=True)
 
     def check(self) -> None:
         """See `Settings.check`."""

@@ -8,7 +8,7 @@ from villani.commands.exact.record import ConstantRecord
 from villani.outwards import lower_power, upper_power
 from villani.report import figures
 from villani.report.colours import EXACT, STATUSES
-from villani.report.elements import Row, Status
+from villani.report.elements import Row
 from villani.report.estimates import Columns, rows_of
 from villani.report.figures import Rung
 from villani.report.numbers import format_number
@@ -56,7 +56,7 @@ def constant_rows(constants: Sequence[ConstantRecord]) -> list[Row]:
 
 
 _COLUMNS: Columns = {
-    "bound": label, "value": lambda c: f"{sign(c)} {value(c)}", "on": "kind", "status": lambda c: Status(c.status),
+    "bound": label, "value": lambda c: f"{sign(c)} {value(c)}", "on": "kind", "status": "status",
     "if": lambda c: "—" if c.id == "truth" else c.hypotheses,
 }  # fmt: skip
 

@@ -2,10 +2,10 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
 from villani.commands.blocks import DESIGN, StreamBlock, SubjectSettings, Unused
-from villani.commands.option import Option
+from villani.commands.option import option
 from villani.curvature.ways import Blocks, ProductMethod, TraceMethod, Way
 from villani.errors import InputError
 from villani.measurement.design import Design, check_temperature
@@ -24,31 +24,24 @@ class MeasureSettings(StreamBlock, SubjectSettings):
 
     name = "measure"
 
-    weight_decay: Annotated[list[float], Option("λ ≥ 0; several with commas", DESIGN, always=True)] = [0.1]
-    temperature: Annotated[list[float], Option("s > 0; several with commas", DESIGN, always=True)] = [1e-3]
-    trace: Annotated[TraceMethod, Option("way to the Hessian trace", WAY)] = "gauss-newton"
-    blocks: Annotated[Blocks, Option("with --trace taylor, what has its own probe", WAY)] = "whole"
-    products: Annotated[ProductMethod, Option("with --trace hutchinson, way to Hessian-vector products", WAY)] = (
-        "reverse-over-reverse"
+    weight_decay: list[float] = option([0.1], "λ ≥ 0; several with commas", DESIGN, always=True)
+    temperature: list[float] = option([1e-3], "s > 0; several with commas", DESIGN, always=True)
+    trace: TraceMethod = option("gauss-newton", "way to the Hessian trace", WAY)
+    blocks: Blocks = option("whole", "with --trace taylor, what has its own probe", WAY)
+    products: ProductMethod = option(
+        "reverse-over-reverse", "with --trace hutchinson, way to Hessian-vector products", WAY
     )
-    shares: Annotated[
-        int, Option("groups sampled tensor by tensor too, where --trace taylor tells no tensors apart", WAY)
-    ] = 6
-    deflate: Annotated[
-        str | None,
-        Option(
-            "with --trace hutchinson, a run of villani spectrum whose eigenvectors are taken exactly", WAY, path=True
-        ),
-    ] = None
-    target_error: Annotated[
-        str | None,
-        Option("wanted standard error, planned for: a share of the figure, such as 0.05, or abs:NUMBER", TARGET),
-    ] = None
-    target: Annotated[
-        Literal["hessian_trace", "psi"],
-        Option("the figure that --target-error is about; psi: at the first λ and s", TARGET),
-    ] = "hessian_trace"
-    max_groups: Annotated[int, Option("with --target-error, the most groups to measure", TARGET)] = 4096
+    shares: int = option(6, "groups sampled tensor by tensor too, where --trace taylor tells no tensors apart", WAY)
+    deflate: str | None = option(
+        None, "with --trace hutchinson, a run of villani spectrum whose eigenvectors are taken exactly", WAY, path=True
+    )
+    target_error: str | None = option(
+        None, "wanted standard error, planned for: a share of the figure, such as 0.05, or abs:NUMBER", TARGET
+    )
+    target: Literal["hessian_trace", "psi"] = option(
+        "hessian_trace", "the figure that --target-error is about; psi: at the first λ and s", TARGET
+    )
+    max_groups: int = option(4096, "with --target-error, the most groups to measure", TARGET)
 
     def check(self) -> None:
         """See `Settings.check`."""

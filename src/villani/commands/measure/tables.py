@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 
 from villani.commands.constants.page import model_table
-from villani.commands.measure.figures import named_parts
+from villani.commands.measure.figures import PART_LABELS, named_parts
 from villani.commands.measure.record import MeasurementRecord, TrainingRecord
 from villani.outwards import UNAVAILABLE
 from villani.report.elements import Row, Status, code, details, facts, note, section, sections, table
-from villani.report.estimates import interval, uncertain
+from villani.report.estimates import Columns, interval, rows_of, uncertain
 from villani.report.numbers import format_count, format_number
 from villani.report.origin import decay_words, origin_rows, text_words
 from villani.work.records import Cost, EstimateRecord, PsiRecord
@@ -22,6 +22,18 @@ _STATUSES = {
 _STATUS_NOTE = "Status: " + "; ".join(f"{name}: {meaning}" for name, meaning in _STATUSES.items()) + "."
 
 
+_PSI: Columns = {
+    "λ": "weight_decay", "s": "temperature", "Ψ": uncertain, "interval": "interval",
+    **{label: f"parts.{name}" for name, label in PART_LABELS.items()}, "status": "status",
+}  # fmt: skip
+_POINTS: Columns = {
+    "direction": lambda point: point.displacement.direction if point.displacement else "the point itself",
+    "radius": lambda point: format_number(point.displacement.radius if point.displacement else 0), "loss": "loss",
+    "Ψ at the first λ, s": lambda point: uncertain(point.psi[0]) if point.psi else "",
+    "seconds": lambda point: format_number(point.cost.seconds, 3) if point.cost else "",
+}  # fmt: skip
+
+
 def tables(
     measured: Sequence[MeasurementRecord], trained: Sequence[TrainingRecord], main: MeasurementRecord | None
 ) -> str:
@@ -33,7 +45,7 @@ def tables(
                 "The five statistics": table(statistic_rows(main)) + note(_STATUS_NOTE),
                 "Ψ for each λ and s asked for": table(psi_rows(main)),
                 "What theory offers for each λ and s": model_table(main.constants) if main.constants else "",
-                "Every point measured": table(_points(measured)) if len(measured) > 1 else "",
+                "Every point measured": table(rows_of(measured, _POINTS)) if len(measured) > 1 else "",
                 "How it was measured": _how(main),
             }
         )
@@ -71,27 +83,7 @@ def psi_table(psi: PsiRecord) -> str:
 
 def psi_rows(record: MeasurementRecord) -> list[Row]:
     """Ψ and its parts at every λ and s."""
-    return [
-        {
-            "λ": format_number(psi.weight_decay), "s": format_number(psi.temperature), "Ψ": uncertain(psi),
-            "interval": interval(psi),
-            **{name: uncertain(part) for name, part in named_parts(psi.parts).items()},
-            "status": Status(psi.status),
-        }
-        for psi in record.psi
-    ]  # fmt: skip
-
-
-def _points(measured: Sequence[MeasurementRecord]) -> list[Row]:
-    return [
-        {
-            "direction": record.displacement.direction if record.displacement else "the point itself",
-            "radius": format_number(record.displacement.radius if record.displacement else 0),
-            "loss": uncertain(record.loss), "Ψ at the first λ, s": uncertain(record.psi[0]) if record.psi else "",
-            "seconds": format_number(record.cost.seconds, 3) if record.cost else "",
-        }
-        for record in measured
-    ]  # fmt: skip
+    return rows_of(record.psi, _PSI)
 
 
 def _how(record: MeasurementRecord) -> str:
@@ -149,13 +141,13 @@ def _undecayed(record: MeasurementRecord) -> str:
     tensors = record.objective.undecayed
     if not tensors:
         return note("Every tensor decays.")
-    rows = [{"tensor": tensor.name, "parameters": f"{tensor.parameters:,}"} for tensor in tensors]
+    rows = rows_of(tensors, {"tensor": "name", "parameters": "parameters"})
     return details(f"{len(tensors)} tensors that do not decay", table(rows))
 
 
 def _sources(record: MeasurementRecord) -> str:
     files = [*record.text.sources, *record.text.tokenizer_sources]
-    rows = [{"file": file.name, "bytes": f"{file.bytes:,}", "md5": code(file.md5)} for file in files]
+    rows = rows_of(files, {"file": "name", "bytes": "bytes", "md5": lambda file: code(file.md5)})
     return details("Files that the text and the tokenizer were read from", table(rows))
 
 

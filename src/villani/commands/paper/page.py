@@ -5,6 +5,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from villani.commands.converge.record import RateRecord
 from villani.commands.paper.figures import pictures as pictures  # a page has them
 from villani.commands.paper.record import ClaimRecord, PaperRecord, TrendRecord
 from villani.commands.recommend.page import rule_notes, rule_rows
@@ -12,8 +13,8 @@ from villani.commands.recommend.record import NAMES
 from villani.outwards import UNAVAILABLE, upper
 from villani.report import elements
 from villani.report.colours import NEGATIVE, POSITIVE
-from villani.report.elements import Markup, Row, Status, facts, note, sections
-from villani.report.estimates import interval, uncertain
+from villani.report.elements import Markup, Row, facts, note, sections
+from villani.report.estimates import Columns, interval, rows_of, uncertain
 from villani.report.numbers import format_number, format_plain, format_uncertain
 from villani.report.terminal import say, table
 from villani.statistics import resolved_sign
@@ -44,7 +45,7 @@ def show(record: PaperRecord, _: Path, console: Console) -> None:
     for words in (record.choice_sentence, record.decay_sentence):
         if words:
             say(console, words)
-    console.print(table(_claim_rows(record.claims), without=["from"]))
+    console.print(table(rows_of(record.claims, _CLAIMS), without=["from"]))
 
 
 def findings(record: PaperRecord) -> dict[str, str]:
@@ -60,43 +61,21 @@ def findings(record: PaperRecord) -> dict[str, str]:
 
 def tables(record: PaperRecord) -> str:
     """Sections of tables, as HTML; the claims come last."""
-    claims: list[Row] = [{**row, "verdict": _verdict(row["verdict"])} for row in _claim_rows(record.claims)]
-    training: list[Row] = [
-        {
-            "optimiser": _name(p.optimizer), "λ": format_number(p.weight_decay),
-            "seeds": f"{p.seeds} ({p.diverged} diverged)" if p.diverged else str(p.seeds),
-            "training": uncertain(p.train_loss), "held out": uncertain(p.held_out), "gap": uncertain(p.gap),
-            "Δ training": interval(p.train_change), "Δ held out": interval(p.held_out_change),
-            "Δ gap": interval(p.gap_change), "steps": format_plain(p.steps, ".0f"), "‖θ‖²": uncertain(p.norm_squared),
-        }
-        for p in record.training
-    ]  # fmt: skip
-    promises: list[Row] = [
-        {
-            "λ": format_number(p.weight_decay), "promise": promise.name, "rate at least": f"10^{promise.log10:.2f}",
-            "verdict": _verdict(promise.verdict or "not identifiable"), "why": promise.sentence,
-        }
+    claims = rows_of(record.claims, {**_CLAIMS, "verdict": _verdict})
+    promises = [
+        {"λ": format_number(p.weight_decay), **row}
         for p in record.convergence
-        for promise in p.promises
-    ]  # fmt: skip
-    certificates: list[Row] = [
-        {
-            "λ": format_number(p.weight_decay), "certified": upper(p.path.value, places=4),
-            "empirical": f"{p.path.empirical:.4f}", "excess": upper(p.path.excess, places=4),
-            "complexity": upper(p.path.complexity, places=1), "held-out loss": uncertain(p.held_out_loss),
-            "held-out bound": upper(p.held_out_bound, places=4), "": Status(p.path.status),
-        }
-        for p in record.certificates
-        if p.path
-    ]  # fmt: skip
+        for row in rows_of(p.promises, _PROMISES)
+    ]
+    certified = [p for p in record.certificates if p.path]
     return sections(
         {
-            "E4 and E6: training": _noted(_TRAINING_NOTE, training),
+            "E4 and E6: training": _noted(_TRAINING_NOTE, rows_of(record.training, _TRAINING)),
             "E6: where rules land": _noted(_choice_words(record), _choice_rows(record)),
             "E1: Ψ over λ and s": _noted(_LANDSCAPE_NOTE, _landscape_rows(record)),
             "E2: spectra": _spectra(record),
             "E3: what is promised": "".join(note(p.sentence) for p in record.convergence) + elements.table(promises),
-            "E4: certificates": elements.table(certificates),
+            "E4: certificates": elements.table(rows_of(certified, _CERTIFICATES)),
             "E5: ways to tr ∇²L": _estimators(record),
             "Pathologies": _pathologies(record),
             "What went in": facts(_about(record)),
@@ -136,19 +115,50 @@ def _name(optimizer: str) -> str:
     return NAMES.get(optimizer, optimizer)
 
 
-def _claim_rows(claims: Sequence[ClaimRecord]) -> list[Row]:
-    return [
-        {
-            "claim": c.claim, "what was measured": c.measured, "verdict": c.verdict,
-            "evidence": Status(c.status), "from": c.experiment,
-        }
-        for c in claims
-    ]  # fmt: skip
-
-
-def _verdict(verdict: str) -> Markup:
+def _verdict(judged: ClaimRecord | RateRecord) -> Markup:
+    verdict = judged.verdict or "not identifiable"
     colour = {"refuted": NEGATIVE, "consistent": POSITIVE}.get(verdict, "inherit")
     return Markup(f'<strong style="color:{colour}">{verdict}</strong>')
+
+
+def _bound(estimate: EstimateRecord | None) -> str:
+    if estimate is None:
+        return UNAVAILABLE
+    return format_uncertain(estimate.value, (estimate.interval[1] - estimate.interval[0]) / 2)
+
+
+_CLAIMS: Columns = {
+    "claim": "claim", "what was measured": "measured", "verdict": "verdict", "evidence": "status", "from": "experiment",
+}  # fmt: skip
+_TRAINING: Columns = {
+    "optimiser": lambda p: _name(p.optimizer), "λ": "weight_decay",
+    "seeds": lambda p: f"{p.seeds} ({p.diverged} diverged)" if p.diverged else str(p.seeds), "training": "train_loss",
+    "held out": "held_out", "gap": "gap", "Δ training": "train_change.interval",
+    "Δ held out": "held_out_change.interval", "Δ gap": "gap_change.interval",
+    "steps": lambda p: format_plain(p.steps, ".0f"), "‖θ‖²": "norm_squared",
+}  # fmt: skip
+_PROMISES: Columns = {
+    "promise": "name", "rate at least": lambda p: f"10^{p.log10:.2f}", "verdict": _verdict, "why": "sentence",
+}  # fmt: skip
+_CERTIFICATES: Columns = {
+    "λ": "weight_decay", "certified": lambda p: upper(p.path.value, places=4),
+    "empirical": lambda p: f"{p.path.empirical:.4f}", "excess": lambda p: upper(p.path.excess, places=4),
+    "complexity": lambda p: upper(p.path.complexity, places=1), "held-out loss": "held_out_loss",
+    "held-out bound": lambda p: upper(p.held_out_bound, places=4), "": "path.status",
+}  # fmt: skip
+_SPECTRA: Columns = {
+    "λ": "weight_decay", "seed": lambda p: str(p.seed), "λ₁(∇²L)": lambda p: _bound(p.largest),
+    "λ₁(∇²F)": lambda p: _bound(p.objective_largest), "least of ∇²L": lambda p: _bound(p.smallest), "tr ∇²L": "trace",
+    "effective rank": "effective_rank", "share below 0": "negative_share",
+}  # fmt: skip
+_LEARNED: Columns = {
+    "λ": "weight_decay", "the shift": "weight_decay", "learned: change of λ₁(∇²L)": "change.interval",
+    "seeds": lambda t: str(t.seeds),
+}  # fmt: skip
+_TREND: Columns = {
+    "optimiser": lambda t: _name(t.optimizer), "λ": "weight_decay", "mean": "value",
+    "change from the first λ": "change.interval",
+}  # fmt: skip
 
 
 def _choice_rows(record: PaperRecord) -> list[Row]:
@@ -192,23 +202,9 @@ def _landscape_rows(record: PaperRecord) -> list[Row]:
 
 
 def _spectra(record: PaperRecord) -> str:
-    rows: list[Row] = [
-        {
-            "λ": format_number(p.weight_decay), "seed": str(p.seed), "λ₁(∇²L)": _bound(p.largest),
-            "λ₁(∇²F)": _bound(p.objective_largest), "least of ∇²L": _bound(p.smallest), "tr ∇²L": uncertain(p.trace),
-            "effective rank": uncertain(p.effective_rank), "share below 0": uncertain(p.negative_share),
-        }
-        for p in record.spectra
-    ]  # fmt: skip
-    changes: list[Row] = [
-        {
-            "λ": format_number(t.weight_decay), "the shift": format_number(t.weight_decay),
-            "learned: change of λ₁(∇²L)": interval(t.change), "seeds": str(t.seeds),
-        }
-        for t in record.learned
-        if t.change is not None
-    ]  # fmt: skip
-    return _noted(_SPECTRUM_NOTE, rows) + elements.table(changes) if rows else ""
+    changed = rows_of((t for t in record.learned if t.change is not None), _LEARNED)
+    rows = rows_of(record.spectra, _SPECTRA)
+    return _noted(_SPECTRUM_NOTE, rows) + elements.table(changed) if rows else ""
 
 
 def _estimators(record: PaperRecord) -> str:
@@ -242,14 +238,7 @@ def _seconds(record: PaperRecord) -> dict[str, float]:
 
 
 def _pathologies(record: PaperRecord) -> str:
-    rows: list[Row] = [
-        {
-            "": name, "optimiser": _name(t.optimizer), "λ": format_number(t.weight_decay),
-            "mean": uncertain(t.value), "change from the first λ": interval(t.change),
-        }
-        for name, trend in record.trends.items()
-        for t in trend
-    ]  # fmt: skip
+    rows = [{"": name, **row} for name, trend in record.trends.items() for row in rows_of(trend, _TREND)]
     even = next((p.uniform for p in record.pathologies), 0.0)
     notes = "; ".join(sorted({p.note for p in record.pathologies} - {""}))
     words = (
@@ -276,12 +265,6 @@ def _about(record: PaperRecord) -> dict[str, str]:
         "command": record.provenance.command + " (settings.toml lies in the run directory)",
     }  # fmt: skip
     return about | ({"minutes": spent} if spent else {})
-
-
-def _bound(estimate: EstimateRecord | None) -> str:
-    if estimate is None:
-        return UNAVAILABLE
-    return format_uncertain(estimate.value, (estimate.interval[1] - estimate.interval[0]) / 2)
 
 
 def _moved(name: str, trend: Sequence[TrendRecord]) -> str:

@@ -7,7 +7,7 @@ import hashlib
 import tomllib
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -15,7 +15,7 @@ from villani.bounds import check_bounds
 from villani.commands.blocks import Settings, shared
 from villani.commands.certify.settings import CertifySettings
 from villani.commands.converge.settings import ConvergeSettings
-from villani.commands.option import Option
+from villani.commands.option import option
 from villani.commands.recommend.settings import SweepSettings
 from villani.errors import InputError, check_positive
 from villani.work import foreign
@@ -191,13 +191,11 @@ class PaperOptions(Settings):
 
     name = "study paper"
 
-    config: Annotated[str | None, Option("a study in TOML; a run's settings.toml is one", path=True)] = None
-    size: Annotated[Size | None, Option("a study that comes with villani")] = None
-    text: Annotated[str | None, Option("instead of the study's: ptb, wikitext, builtin, hub:NAME, or UTF-8 files")] = (
-        None
-    )
-    model: Annotated[str | None, Option("instead of the study's: folder, hub id or config:NAME")] = None
-    study: Annotated[PaperSettings | None, Option(hidden=True)] = None
+    config: str | None = option(None, "a study in TOML; a run's settings.toml is one", path=True)
+    size: Size | None = option(None, "a study that comes with villani")
+    text: str | None = option(None, "instead of the study's: ptb, wikitext, builtin, hub:NAME, or UTF-8 files")
+    model: str | None = option(None, "instead of the study's: folder, hub id or config:NAME")
+    study: PaperSettings | None = option(None, hidden=True)
 
     def check(self) -> None:
         """See `Settings.check`."""

@@ -10,7 +10,6 @@ from rich.console import Console
 from villani.commands.recommend.record import (
     NAMES,
     GridPoint,
-    MarginRecord,
     OptimizerRecord,
     RecommendationRecord,
     RuleRecord,
@@ -19,7 +18,7 @@ from villani.outwards import UNAVAILABLE, lower, upper
 from villani.report import elements
 from villani.report.colours import EXACT, NEGATIVE, POSITIVE, REMAINDER, TOTAL, UNRESOLVED
 from villani.report.elements import Row, Status, details, facts, note, sections
-from villani.report.estimates import uncertain
+from villani.report.estimates import Columns, rows_of
 from villani.report.figures import interval_bars, line, themed
 from villani.report.numbers import format_count, format_number
 from villani.report.origin import cost_words, origin_rows
@@ -99,7 +98,7 @@ def tables(record: RecommendationRecord) -> str:
 
 
 def _conventions(one: OptimizerRecord) -> str:
-    rows = [{"where": c.name, "value": format_number(c.weight_decay), "": c.note} for c in one.conventions]
+    rows = rows_of(one.conventions, {"where": "name", "value": "weight_decay", "": "note"})
     words = (
         f"The same decay, λ = {format_number(one.recommended)} of {NAMES[one.optimizer]}, as others write it. "
         f"Weights remember {'all steps' if one.memory is None else f'about {one.memory:,.0f} steps'}."
@@ -123,16 +122,7 @@ def show(record: RecommendationRecord, _: Path, console: Console) -> None:
 
 def grid_rows(one: OptimizerRecord) -> list[Row]:
     """Every λ of the grid, with whether it may be the best."""
-    return [
-        {
-            "λ": format_number(point.weight_decay), "held-out loss": uncertain(point.held_out),
-            **_margin(point.margin), "training loss": uncertain(point.train_loss),
-            "held-out bound": upper(point.held_out_bound), "document bound": upper(point.document_bound),
-            "certified": upper(point.certified), "‖θ‖²": format_number(point.norm_squared),
-            "": _standing(point, one.recommended),
-        }
-        for point in one.points
-    ]  # fmt: skip
+    return rows_of(one.points, {**_GRID, "": lambda point: _standing(point, one.recommended)})
 
 
 def _standing(point: GridPoint, recommended: float | None) -> str:
@@ -145,14 +135,7 @@ def _standing(point: GridPoint, recommended: float | None) -> str:
 
 def rule_rows(one: OptimizerRecord) -> list[Row]:
     """Every rule, with where it leads and the share of the grid's training; a status if it names a λ."""
-    return [
-        {
-            "rule": rule.name, "λ": _named(rule), "judged at": format_number(rule.judged_at), **_margin(rule.margin),
-            "share of training": f"{rule.share:.0%}" if rule.share else UNAVAILABLE,
-            "status": "" if rule.weight_decay is None else Status(rule.status),
-        }
-        for rule in one.rules
-    ]  # fmt: skip
+    return rows_of(one.rules, _RULES)
 
 
 def _named(rule: RuleRecord) -> str:
@@ -164,10 +147,26 @@ def _named(rule: RuleRecord) -> str:
     return words
 
 
-def _margin(margin: MarginRecord | None) -> Row:
-    """Of an interval that may be 0 at both ends, which is not the same as not being sampled."""
-    reach = f"{lower(margin.low, places=4)} to {upper(margin.high, places=4)}" if margin else UNAVAILABLE
-    return {"from the best, nats": f"{margin.value:.4f}" if margin else UNAVAILABLE, "interval": reach}
+def _reach(of: GridPoint | RuleRecord) -> str:
+    """An interval that may be 0 at both ends, which is not the same as not being sampled."""
+    margin = of.margin
+    return f"{lower(margin.low, places=4)} to {upper(margin.high, places=4)}" if margin else UNAVAILABLE
+
+
+_MARGIN: Columns = {
+    "from the best, nats": lambda of: f"{of.margin.value:.4f}" if of.margin else UNAVAILABLE, "interval": _reach,
+}  # fmt: skip
+_GRID: Columns = {
+    "λ": "weight_decay", "held-out loss": "held_out", **_MARGIN, "training loss": "train_loss",
+    "held-out bound": lambda point: upper(point.held_out_bound),
+    "document bound": lambda point: upper(point.document_bound), "certified": lambda point: upper(point.certified),
+    "‖θ‖²": "norm_squared",
+}  # fmt: skip
+_RULES: Columns = {
+    "rule": "name", "λ": _named, "judged at": "judged_at", **_MARGIN,
+    "share of training": lambda rule: f"{rule.share:.0%}" if rule.share else UNAVAILABLE,
+    "status": lambda rule: "" if rule.weight_decay is None else Status(rule.status),
+}  # fmt: skip
 
 
 def rule_notes(rule: RuleRecord) -> str:

@@ -1,7 +1,8 @@
 """What `villani recommend` is asked, and what any sweep over λ trains."""
 
 from collections.abc import Iterator
-from typing import Annotated, Any, ClassVar, Literal, get_args
+from functools import partial
+from typing import Any, ClassVar, Literal, get_args
 
 from pydantic import model_validator
 
@@ -19,7 +20,7 @@ from villani.commands.blocks import (
     TrustBlock,
     Unused,
 )
-from villani.commands.option import Option, written
+from villani.commands.option import REQUIRED, option, written
 from villani.errors import InputError, check_positive
 from villani.theory.constants import Smoothing
 
@@ -30,6 +31,12 @@ GRID = [0.0, 1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0]
 RATES = {"sgd": 0.1, "noisy-sgd": 0.5, "adamw": 2e-3}
 TEMPERATURE = 1e-6
 ALL = list(RULES)
+_grid = partial(
+    option, help="λ ≥ 0 as torch's optimiser takes it, several with commas; grid: 0 and 1e-4 to 10", group=TRAINING,
+    always=True, names={"grid": GRID},
+)  # fmt: skip
+_steps = partial(option, help="of each training run", group=TRAINING)
+_batch = partial(option, help="blocks in a step", group=TRAINING)
 
 
 class SweepSettings(
@@ -46,36 +53,28 @@ class SweepSettings(
         "seed": 0, "threads": 1,
     }  # fmt: skip
 
-    held_out: Annotated[str | None, Option("other text to judge by", TEXT, default="the last tenth")] = None
-    block: Annotated[int, Option("tokens in a block", DESIGN)] = 128
-    optimizers: Annotated[
-        list[OptimizerName],
-        Option("sgd (L2), noisy-sgd, adamw; several with commas", TRAINING, flags=("--optimizers", "--optimizer")),
-    ] = [*OPTIMIZERS]
-    weight_decay: Annotated[
-        list[float],
-        Option(
-            "λ ≥ 0 as torch's optimiser takes it, several with commas; grid: 0 and 1e-4 to 10", TRAINING, always=True,
-            names={"grid": GRID},
-        ),
-    ]  # fmt: skip
-    seeds: Annotated[int, Option("training seeds: order of batches, and weights where they are random", TRAINING)] = 3
-    steps: Annotated[int, Option("of each training run", TRAINING)]
-    batch: Annotated[int, Option("blocks in a step", TRAINING)]
-    learning_rate: Annotated[
-        dict[str, float],
-        Option(
-            "η at its peak: one number, or sgd=0.1,adamw=2e-3", TRAINING, default="sgd 0.1, noisy-sgd 0.5, adamw 2e-3"
-        ),
-    ]
-    momentum: Annotated[float, Option("of sgd", TRAINING)] = 0.9
-    temperature: Annotated[float | None, Option("s > 0 of noisy-sgd", TRAINING, default="1e-6")] = None
-    clip: Annotated[float | None, Option("largest norm of a step's gradient; none for none", TRAINING)] = 1.0
-    schedule: Annotated[Literal["warm-up-cosine", "constant"], Option("of learning rates", TRAINING)] = "warm-up-cosine"
-    evaluate_every: Annotated[int, Option("steps between points of the curves; 0: start and end", TRAINING)] = 0
-    train_blocks: Annotated[int | None, Option("train on the first so many blocks", DESIGN, default="all")] = None
-    held_out_blocks: Annotated[int | None, Option("judge by at most so many blocks; none: all", DESIGN)] = 256
-    alpha: Annotated[float, Option("prediction smoothing of the bounds", RULE)] = 0.1
+    held_out: str | None = option(None, "other text to judge by", TEXT, default="the last tenth")
+    block: int = option(128, "tokens in a block", DESIGN)
+    optimizers: list[OptimizerName] = option(
+        [*OPTIMIZERS], "sgd (L2), noisy-sgd, adamw; several with commas", TRAINING,
+        flags=("--optimizers", "--optimizer"),
+    )  # fmt: skip
+    weight_decay: list[float] = _grid(REQUIRED)
+    seeds: int = option(3, "training seeds: order of batches, and weights where they are random", TRAINING)
+    steps: int = _steps(REQUIRED)
+    batch: int = _batch(REQUIRED)
+    learning_rate: dict[str, float] = option(
+        REQUIRED, "η at its peak: one number, or sgd=0.1,adamw=2e-3", TRAINING,
+        default="sgd 0.1, noisy-sgd 0.5, adamw 2e-3",
+    )  # fmt: skip
+    momentum: float = option(0.9, "of sgd", TRAINING)
+    temperature: float | None = option(None, "s > 0 of noisy-sgd", TRAINING, default="1e-6")
+    clip: float | None = option(1.0, "largest norm of a step's gradient; none for none", TRAINING)
+    schedule: Literal["warm-up-cosine", "constant"] = option("warm-up-cosine", "of learning rates", TRAINING)
+    evaluate_every: int = option(0, "steps between points of the curves; 0: start and end", TRAINING)
+    train_blocks: int | None = option(None, "train on the first so many blocks", DESIGN, default="all")
+    held_out_blocks: int | None = option(256, "judge by at most so many blocks; none: all", DESIGN)
+    alpha: float = option(0.1, "prediction smoothing of the bounds", RULE)
 
     @property
     def from_scratch(self) -> bool:
@@ -132,18 +131,15 @@ class RecommendSettings(SweepSettings):
 
     name = "recommend"
 
-    weight_decay: Annotated[list[float], SweepSettings.model_fields["weight_decay"].metadata[0]] = GRID
-    steps: Annotated[int, SweepSettings.model_fields["steps"].metadata[0]] = 300
-    batch: Annotated[int, SweepSettings.model_fields["batch"].metadata[0]] = 8
-    rules: Annotated[
-        list[str], Option("which rules to ask, several with commas; all for all", RULE, names={"all": ALL})
-    ] = ALL
-    verify_rules: Annotated[bool, Option("train at the rules' own λ too, not only on the grid", RULE)] = False
-    audit: Annotated[
-        str | None,
-        Option("a run of villani audit, for the guard", RULE, path=True, default="a short audit at the start"),
-    ] = None
-    delta: Annotated[float, Option("δ: all bounds hold at once with probability 1 − δ", RULE)] = 0.05
+    weight_decay: list[float] = _grid(GRID)
+    steps: int = _steps(300)
+    batch: int = _batch(8)
+    rules: list[str] = option(ALL, "which rules to ask, several with commas; all for all", RULE, names={"all": ALL})
+    verify_rules: bool = option(False, "train at the rules' own λ too, not only on the grid", RULE)
+    audit: str | None = option(
+        None, "a run of villani audit, for the guard", RULE, path=True, default="a short audit at the start"
+    )
+    delta: float = option(0.05, "δ: all bounds hold at once with probability 1 − δ", RULE)
 
     @model_validator(mode="before")
     @classmethod

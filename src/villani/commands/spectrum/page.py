@@ -11,8 +11,8 @@ from villani.commands.spectrum.figures import pictures as pictures  # a page has
 from villani.commands.spectrum.record import DensityRecord, EigenvalueRecord, SharpnessRecord, SpectrumRecord
 from villani.outwards import UNAVAILABLE, lower, upper
 from villani.report import elements
-from villani.report.elements import Row, Status, facts, note, sections
-from villani.report.estimates import interval, uncertain
+from villani.report.elements import Status, facts, note, sections
+from villani.report.estimates import Columns, interval, rows_of, uncertain
 from villani.report.numbers import format_bounded, format_count, format_number
 from villani.report.origin import cost_words, decay_words, origin_rows, text_words
 from villani.report.terminal import print_findings, say, table
@@ -21,7 +21,9 @@ from villani.report.terminal import print_findings, say, table
 def show(record: SpectrumRecord, _: Path, console: Console) -> None:
     """The eigenvalues with their bounds, and what the whole spectrum comes to."""
     print_findings(console, headline(record), findings(record))
-    console.print(table(_eigenvalue_rows(record), without=["residual²/gap", "status", "95 % interval"]))
+    console.print(
+        table(rows_of(record.eigenvalues, _EIGENVALUES), without=["residual²/gap", "status", "95 % interval"])
+    )
     say(console, f"{record.products} products; {cost_words(record.cost)}")
 
 
@@ -143,19 +145,12 @@ def _rank_limit(eigenvalue: EigenvalueRecord) -> str:
 
 def tables(record: SpectrumRecord) -> str:
     """Sections of tables, as HTML."""
-    blocks: list[Row] = [
-        {
-            "layer": layer_name(b.name), "parameters": f"{b.parameters:,}",
-            "largest ± residual": format_bounded(b.largest, b.largest_residual),
-            "smallest ± residual": format_bounded(b.smallest, b.smallest_residual), "trace": uncertain(b.trace),
-        }
-        for b in record.layers
-    ]  # fmt: skip
     return sections(
         {
-            f"Eigenvalues of {matrix(record)}": elements.table(_eigenvalue_rows(record)) + note(_EIGENVALUE_NOTE),
+            f"Eigenvalues of {matrix(record)}": elements.table(rows_of(record.eigenvalues, _EIGENVALUES))
+            + note(_EIGENVALUE_NOTE),
             "Over the whole spectrum": _whole(record.density) if record.density else "",
-            "Blocks of layers": elements.table(blocks),
+            "Blocks of layers": elements.table(rows_of(record.layers, _BLOCKS)),
             "How it was worked out": _how(record),
         }
     )
@@ -169,17 +164,18 @@ _EIGENVALUE_NOTE = (
 )
 
 
-def _eigenvalue_rows(record: SpectrumRecord) -> list[Row]:
-    return [
-        {
-            "rank": format_number(e.rank), "value": format_number(e.value, 8), "residual": upper(e.residual, 2),
-            "bound": upper(e.bound, 2), "of that rank": _rank_limit(e),
-            "residual²/gap": "" if e.quadratic is None else upper(e.quadratic, 2), "status": Status(e.status),
-            "fresh groups": uncertain(e.held_out) if e.held_out else "",
-            "95 % interval": interval(e.held_out) if e.held_out else "",
-        }
-        for e in record.eigenvalues
-    ]  # fmt: skip
+_EIGENVALUES: Columns = {
+    "rank": lambda e: format_number(e.rank), "value": lambda e: format_number(e.value, 8),
+    "residual": lambda e: upper(e.residual, 2), "bound": lambda e: upper(e.bound, 2), "of that rank": _rank_limit,
+    "residual²/gap": lambda e: "" if e.quadratic is None else upper(e.quadratic, 2), "status": "status",
+    "fresh groups": lambda e: uncertain(e.held_out) if e.held_out else "",
+    "95 % interval": lambda e: interval(e.held_out) if e.held_out else "",
+}  # fmt: skip
+_BLOCKS: Columns = {
+    "layer": lambda b: layer_name(b.name), "parameters": "parameters",
+    "largest ± residual": lambda b: format_bounded(b.largest, b.largest_residual),
+    "smallest ± residual": lambda b: format_bounded(b.smallest, b.smallest_residual), "trace": "trace",
+}  # fmt: skip
 
 
 def _whole(density: DensityRecord) -> str:

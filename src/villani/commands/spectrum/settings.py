@@ -1,10 +1,10 @@
 """What `villani spectrum` is asked."""
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Literal
 
 from villani.commands.blocks import DESIGN, MODEL, SubjectSettings, Unused
-from villani.commands.option import Option
+from villani.commands.option import option
 from villani.errors import InputError
 
 if TYPE_CHECKING:
@@ -22,31 +22,28 @@ class SpectrumSettings(SubjectSettings):
 
     name = "spectrum"
 
-    groups: Annotated[int, Option("groups that make up the matrix", DESIGN)] = 4
-    probes: Annotated[int, Option(hidden=True)] = 1
-    weight_decay: Annotated[float, Option("λ ≥ 0", DESIGN, always=True)] = 0.1
-    operator: Annotated[
-        Literal["hessian", "gauss-newton"], Option("the whole Hessian, or its Gauss–Newton part", MODEL)
-    ] = "hessian"
-    matrix: Annotated[
-        Literal["loss", "objective"],
-        Option("loss: of ∇²L; objective: of ∇²F, with λ on the decayed coordinates", MODEL),
-    ] = "loss"
-    top: Annotated[int, Option("how many of the largest eigenvalues", ENDS)] = 10
-    bottom: Annotated[int, Option("how many of the smallest", ENDS)] = 4
-    tolerance: Annotated[float, Option("residual wanted, over the largest |eigenvalue| of its end", ENDS)] = 1e-3
-    basis: Annotated[int | None, Option("vectors before a restart; default 2(top + bottom) + 20", ENDS)] = None
-    most: Annotated[int, Option("products at most", ENDS)] = 1000
-    density_probes: Annotated[int, Option("probes for the density; 0 for none", DENSITY)] = 4
-    density_steps: Annotated[int, Option("products for each", DENSITY)] = 40
-    density_shares: Annotated[
-        int, Option("parts of the data, each with its own probes: errors then cover data too", DENSITY)
-    ] = 1
-    held_out: Annotated[int, Option("more groups, for uᵀHu of the eigenvectors on fresh data", ENDS)] = 0
-    layers: Annotated[bool, Option("the diagonal block of every layer too", DENSITY)] = False
-    layer_steps: Annotated[int, Option("products for each of two probes on a block", DENSITY)] = 12
-    learning_rate: Annotated[float | None, Option("η, to compare λ₁(∇²F) with 2/η", ENDS)] = None
-    memory: Annotated[float, Option("GiB that the process may take; the rest goes to disk", ENDS)] = 8.0
+    groups: int = option(4, "groups that make up the matrix", DESIGN)
+    probes: int = option(1, hidden=True)
+    weight_decay: float = option(0.1, "λ ≥ 0", DESIGN, always=True)
+    operator: Literal["hessian", "gauss-newton"] = option(
+        "hessian", "the whole Hessian, or its Gauss–Newton part", MODEL
+    )
+    matrix: Literal["loss", "objective"] = option(
+        "loss", "loss: of ∇²L; objective: of ∇²F, with λ on the decayed coordinates", MODEL
+    )
+    top: int = option(10, "how many of the largest eigenvalues", ENDS)
+    bottom: int = option(4, "how many of the smallest", ENDS)
+    tolerance: float = option(1e-3, "residual wanted, over the largest |eigenvalue| of its end", ENDS)
+    basis: int | None = option(None, "vectors before a restart; default 2(top + bottom) + 20", ENDS)
+    most: int = option(1000, "products at most", ENDS)
+    density_probes: int = option(4, "probes for the density; 0 for none", DENSITY)
+    density_steps: int = option(40, "products for each", DENSITY)
+    density_shares: int = option(1, "parts of the data, each with its own probes: errors then cover data too", DENSITY)
+    held_out: int = option(0, "more groups, for uᵀHu of the eigenvectors on fresh data", ENDS)
+    layers: bool = option(False, "the diagonal block of every layer too", DENSITY)
+    layer_steps: int = option(12, "products for each of two probes on a block", DENSITY)
+    learning_rate: float | None = option(None, "η, to compare λ₁(∇²F) with 2/η", ENDS)
+    memory: float = option(8.0, "GiB that the process may take; the rest goes to disk", ENDS)
 
     @property
     def ends(self) -> "Ends":
