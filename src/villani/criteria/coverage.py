@@ -28,6 +28,7 @@ from villani.measurement.design import check_temperature
 from villani.objective.graph import LossGraph, trace_loss
 from villani.objective.objective import Objective
 from villani.outwards import upper
+from villani.results import Content
 from villani.streams import Purpose, stream
 
 Orbit = Mapping[int, float | torch.Tensor]
@@ -65,8 +66,8 @@ class Slab:
     contradiction: str = ""
 
 
-@dataclass(frozen=True, eq=False)
-class OrbitWitness:
+@dataclass(frozen=True, eq=False, repr=False)
+class OrbitWitness(Content):
     """A curve to infinity with constant loss and bounded decayed norm.
 
     Attributes:
@@ -86,8 +87,8 @@ class OrbitWitness:
     norms_squared: tuple[float, ...]
 
 
-@dataclass(frozen=True, eq=False)
-class Coverage:
+@dataclass(frozen=True, eq=False, repr=False)
+class Coverage(Content):
     """What decays, and what follows for growth (ii) and tails (iii).
 
     Attributes:

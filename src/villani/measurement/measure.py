@@ -19,6 +19,7 @@ from villani.measurement.design import SHARES, Design, chosen_groups
 from villani.measurement.measurement import LayerStatistics, Measurement, TensorStatistics
 from villani.measurement.rows import group_row, group_sums, naive_norm, samples, trace_estimates
 from villani.objective.objective import Objective, at_one_theta
+from villani.objective.origin import Origin, origin_of
 from villani.objective.parameters import ParameterSpace
 from villani.statistics import Estimate, finite_statistics, sampled_statistics
 from villani.work.team import Rows
@@ -78,7 +79,11 @@ def measure(
     sampler.prepare(chosen[0])
     units = _units(objective, design, chosen, sampler, gradient_sketch)
     rows = (work or Work()).map(units)
-    return _measurement(objective, way, dict(zip(units, rows, strict=True)), gradient_sketch)
+    origin = None if objective.displacements else origin_of(
+        objective, "measure", int(seed), len(chosen), probes=int(probes), trace=way.trace, blocks=way.blocks,
+        products=way.products, deflated=deflate.checksum if deflate else None,
+    )  # fmt: skip
+    return _measurement(objective, way, dict(zip(units, rows, strict=True)), gradient_sketch, origin)
 
 
 def _units(
@@ -111,7 +116,9 @@ def _whole_gradient(objective: Objective, fused: bool) -> Rows:
     return {"norm_squared": np.array([sum(float(g.square().sum()) for g in gradient)])}
 
 
-def _measurement(objective: Objective, way: Way, rows: Mapping[str, Rows], sketch: GradientSketch) -> Measurement:
+def _measurement(
+    objective: Objective, way: Way, rows: Mapping[str, Rows], sketch: GradientSketch, origin: Origin | None
+) -> Measurement:
     """What the rows of all units say."""
     space, finite = objective.parameters, objective.finite
     groups, shares = ([row for key, row in rows.items() if key.startswith(kind)] for kind in ("group/", "share/"))
@@ -141,6 +148,7 @@ def _measurement(objective: Objective, way: Way, rows: Mapping[str, Rows], sketc
         ),
         layers=_by_layer(space, telling_layers, finite),
         sketch=sketch.buckets if sketch.lossy else None,
+        origin=origin,
     )
 
 

@@ -97,6 +97,7 @@ class Objective:
             _check_frozen(model, self.parameters.dtype)
         self.device = self.parameters.tensors[0].device
         self._watched = False
+        self.displacements = 0  # how many surround what is done now
         self.traced: dict[Any, Any] = {}  # the graphs that objective/graph.py made of it
         self.options = {} if loss_fn else options(model)
         self.groups: list[Any] = list(groups)
@@ -236,7 +237,11 @@ class Objective:
             with torch.no_grad():
                 for t, u in zip(tensors, direction, strict=True):
                     t.add_((radius * u).reshape(t.shape).to(t))
-            yield
+            self.displacements += 1
+            try:
+                yield
+            finally:
+                self.displacements -= 1
         finally:
             with torch.no_grad():
                 for t, original in zip(tensors, saved, strict=True):

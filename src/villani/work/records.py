@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from villani.results import Shown
 from villani.statistics import Estimate
 
 Status = Literal["certified", "statistical", "estimated", "as-claimed", "refuted"]
@@ -17,7 +18,7 @@ Status = Literal["certified", "statistical", "estimated", "as-claimed", "refuted
 CONFIDENCE = 0.95  # of all intervals in records
 
 
-class Record(BaseModel):
+class Record(Shown, BaseModel):
     """Base of all records: unknown keys and non-finite numbers are refused, and lists that should be of one length."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, from_attributes=True)
@@ -33,6 +34,9 @@ class Record(BaseModel):
         """
         names = [name for name in cls.model_fields if name not in fields and hasattr(source, name)]
         return cls.model_validate({name: getattr(source, name) for name in names} | fields)
+
+    def __hash__(self) -> int:
+        return hash(self.model_dump_json())
 
     @model_validator(mode="after")
     def _check_lengths(self) -> Self:

@@ -4,23 +4,55 @@ import math
 from typing import Any
 
 from villani.commands.audit.record import (
+    AuditDesign,
+    AuditRecord,
     BoundedOrbitRecord,
     CoverageRecord,
     DifferentialRecord,
     OrbitRecord,
     RayRecord,
+    ReplayRecord,
+    RescueRecord,
     SkippedRecord,
     StepRecord,
     ThresholdRecord,
 )
+from villani.commands.audit.words import outcomes
+from villani.commands.constants.run import constants_known
 from villani.criteria.audit import Audit
 from villani.criteria.coverage import Coverage
 from villani.criteria.measured_orbits import MeasuredOrbit
 from villani.criteria.orbits import Threshold
 from villani.criteria.rays import Ray
+from villani.criteria.rescue import rescues
 from villani.criteria.skipped import Skipped
-from villani.objective.parameters import ParameterSpace
+from villani.objective.origin import Origin, Tensors
 from villani.work.records import CONFIDENCE, PsiRecord
+
+
+def audit_record(result: Audit, weight_decay: float, temperature: float, space: Tensors, **fields: Any) -> AuditRecord:
+    """The record; `fields` are what the audit itself does not know."""
+    return AuditRecord.of(
+        result,
+        **result.outcomes,
+        temperature=temperature,
+        smoothness_evidence=result.smoothness,
+        coverage_evidence=coverage_record(result.coverage, temperature),
+        differential_evidence=differential_record(result, weight_decay, temperature, space),
+        rescues=[RescueRecord(name=name, text=text) for name, text in rescues(result.differential).items()],
+        **fields,
+    )
+
+
+def record(result: Audit, origin: Origin) -> AuditRecord:
+    """That of a call in Python: without a witness to replay, and without C10, for which the model would be traced."""
+    decay, s = result.coverage.weight_decay, result.differential.temperature
+    return audit_record(
+        result, decay, s, origin, model=origin.model, objective=origin.objective, text=origin.text,
+        design=AuditDesign.of(origin, **origin.call, seed=origin.provenance.seed, confidence=CONFIDENCE),
+        spectral_gap=None, constants=constants_known(origin, [decay], [s, 2.0]), witness=None,
+        provenance=origin.provenance,
+    )  # fmt: skip
 
 
 def coverage_record(coverage: Coverage, temperature: float) -> CoverageRecord:
@@ -32,9 +64,7 @@ def coverage_record(coverage: Coverage, temperature: float) -> CoverageRecord:
     )  # fmt: skip
 
 
-def differential_record(
-    audit: Audit, weight_decay: float, temperature: float, space: ParameterSpace
-) -> DifferentialRecord:
+def differential_record(audit: Audit, weight_decay: float, temperature: float, space: Tensors) -> DifferentialRecord:
     """The evidence against (iv), and rays, which are none either way."""
     differential = audit.differential
     return DifferentialRecord.of(
@@ -46,7 +76,7 @@ def differential_record(
     )
 
 
-def skipped_record(skipped: Skipped, space: ParameterSpace) -> SkippedRecord:
+def skipped_record(skipped: Skipped, space: Tensors) -> SkippedRecord:
     """What the search for symmetries passed over."""
     return SkippedRecord.of(skipped, tensors=_names(skipped.tensors, space))
 
@@ -57,7 +87,7 @@ def threshold_record(threshold: Threshold) -> ThresholdRecord:
     return ThresholdRecord.of(threshold, **infinite)
 
 
-def orbit_record(finding: MeasuredOrbit, space: ParameterSpace) -> OrbitRecord:
+def orbit_record(finding: MeasuredOrbit, space: Tensors) -> OrbitRecord:
     """One orbit with its s* and its walk."""
     return OrbitRecord.of(
         finding.orbit,
@@ -77,9 +107,19 @@ def ray_record(name: str, ray: Ray, weight_decay: float, temperature: float) -> 
     return RayRecord.of(series, direction=name, psi=psi)
 
 
-def _names(indices: Any, space: ParameterSpace) -> list[str]:
+def _names(indices: Any, space: Tensors) -> list[str]:
     return [space.parameters[i].name for i in indices]
 
 
 def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
+
+
+def rows(record: AuditRecord | ReplayRecord) -> list[dict[str, Any]]:
+    """A criterion a row with its verdict; or what a replay says, a sentence a row."""
+    if isinstance(record, ReplayRecord):
+        return [{"sentence": sentence} for sentence in record.sentences]
+    return [
+        {"criterion": name, "verdict": outcome.verdict, "reason": outcome.reason}
+        for name, outcome in outcomes(record).items()
+    ]

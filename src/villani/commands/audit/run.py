@@ -1,15 +1,14 @@
 """What `villani audit` does: the four criteria on a model and a text, and a witness of what is refuted; or a replay."""
 
-from villani.commands.audit.record import AuditDesign, AuditRecord, RescueRecord
+from villani.commands.audit.record import AuditDesign, AuditRecord
 from villani.commands.audit.replay import replay
-from villani.commands.audit.results import coverage_record, differential_record, threshold_record
+from villani.commands.audit.results import audit_record, threshold_record
 from villani.commands.audit.settings import AuditSettings
 from villani.commands.audit.witness import NAME, Claim, Witness, text_checksum
 from villani.commands.constants.run import constants_beside, read_head, spectral_gap
 from villani.commands.running import Outcome
 from villani.commands.subject import Subject, determining, load_subject, objective_record
 from villani.criteria.audit import Audit, audit, stages
-from villani.criteria.rescue import rescues
 from villani.objective.evaluation import same_threads
 from villani.work.budget import LESS, Needs, Shape
 from villani.work.records import CONFIDENCE
@@ -63,18 +62,15 @@ def _record(result: Audit, settings: AuditSettings, subject: Subject, witness: s
     space = subject.objective.parameters
     decay, s = settings.weight_decay, settings.temperature
     head = read_head(subject.objective) if decay > 0 else "λ = 0, so that there is no Gibbs law"
-    return AuditRecord.of(
+    return audit_record(
         result,
-        **result.outcomes,
+        decay,
+        s,
+        space,
         model=subject.loaded.record,
         objective=objective_record(subject.objective),
         text=subject.text,
         design=AuditDesign.of(settings, confidence=CONFIDENCE),
-        temperature=s,
-        smoothness_evidence=result.smoothness,
-        coverage_evidence=coverage_record(result.coverage, s),
-        differential_evidence=differential_record(result, decay, s, space),
-        rescues=[RescueRecord(name=name, text=text) for name, text in rescues(result.differential).items()],
         spectral_gap=spectral_gap(head, decay, s),
         constants=constants_beside(subject.loaded.model, space, [decay], [s, 2.0], head),
         witness=witness,
