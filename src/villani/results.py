@@ -251,6 +251,11 @@ def _short(value: Any) -> str:
     return text if len(text) <= 160 else f"{text[:159]}…"
 
 
+def told(record: Any) -> str:
+    """The record of a command in a line: its kind, and the sentence on top of its page."""
+    return f"{type(record).__name__}({_above().headline(record)})"
+
+
 def numbers() -> Any:
     """`report/numbers.py`, which rounds numbers for people; it lies above, too."""
     return import_module("villani.report.numbers")

@@ -130,7 +130,7 @@ def html_of(result: Any) -> str:
 def headline(record: Any) -> str:
     """The sentence on top of its page."""
     page = command_for(record).page
-    return str(page.headline(record)) if hasattr(page, "headline") else sections([record], {})[0].headline
+    return str(page.summary([record]).headline if hasattr(page, "summary") else page.headline(record))
 
 
 def plot(result: Any, name: str | None = None) -> Any:

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from villani.results import Shown
+from villani.results import Shown, told
 from villani.statistics import Estimate
 
 Status = Literal["certified", "statistical", "estimated", "as-claimed", "refuted"]
@@ -34,6 +34,9 @@ class Record(Shown, BaseModel):
         """
         names = [name for name in cls.model_fields if name not in fields and hasattr(source, name)]
         return cls.model_validate({name: getattr(source, name) for name in names} | fields)
+
+    def __repr__(self) -> str:
+        return told(self) if "kind" in type(self).model_fields else super().__repr__()
 
     def __hash__(self) -> int:
         return hash(self.model_dump_json())
