@@ -114,7 +114,10 @@ def test_the_dictionary_is_the_record_of_the_command(results, tmp_path):
     assert shown.keys() == command.keys()
     differ = {name for name in command if shown[name] != command[name]}
     assert differ <= {"model", "text", "provenance"}
-    assert shown["provenance"]["parameter_checksum"] == command["provenance"]["parameter_checksum"]
+    same = {
+        name: value for name, value in command["provenance"].items() if name not in ("command", "parameter_checksum")
+    }
+    assert {name: shown["provenance"][name] for name in same} == same
     assert villani.load(tmp_path) == read_records(tmp_path / "records.json").records[0]
 
 
@@ -146,6 +149,13 @@ def test_equality_is_a_bool_and_sees_every_figure(objective, results):
     assert (own == 3) is False
     assert (results["audit"] == results["refuted"]) is False
     assert (villani.measure(objective, seed=1) == own) is False
+    bits = own.origin.provenance.parameter_checksum
+    with torch.no_grad():
+        entry = objective.parameters.tensors[0].view(-1)[:1]
+        before = entry.clone()
+        entry.add_(1e-3)
+        assert villani.measure(objective).origin.provenance.parameter_checksum != bits
+        entry.copy_(before)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -317,6 +327,15 @@ def test_constants_of_one_law_have_a_page_too(tmp_path):
     assert "C1" in comparison._repr_html_()
     assert villani.report(comparison, tmp_path / "page.html").exists()
     assert comparison == compare([exact_quadratic(0.1, 1.0), preprint(0.1, 1.0, 10)])
+
+
+def test_the_documentation_of_results_runs(tmp_path, monkeypatch, capsys):
+    page = (Path(__file__).parents[2] / "docs" / "measuring.md").read_text(encoding="utf-8")
+    source = page.split("## Results in Python")[1].split("```python\n")[1].split("```")[0]
+    monkeypatch.chdir(tmp_path)
+    exec(compile(source.replace("builtin:tiny", MODEL).replace("block=64", "block=8"), "measuring.md", "exec"), {})
+    assert (tmp_path / "page.html").exists()
+    assert "tr ∇²L" in capsys.readouterr().out
 
 
 ANY = arrays.arrays(np.float64, arrays.array_shapes(max_dims=2, min_side=0), elements=st.floats(width=64))

@@ -97,6 +97,7 @@ class Objective:
             _check_frozen(model, self.parameters.dtype)
         self.device = self.parameters.tensors[0].device
         self._watched = False
+        self.bits: list[int] | None = None  # the fingerprint of θ, where `unchanged` holds it to be the same
         self.displacements = 0  # how many surround what is done now
         self.traced: dict[Any, Any] = {}  # the graphs that objective/graph.py made of it
         self.options = {} if loss_fn else options(model)
@@ -132,11 +133,11 @@ class Objective:
             return
         self.parameters.check()
         before = self.parameters.fingerprint()
-        self._watched = True
+        self._watched, self.bits = True, before
         try:
             yield
         finally:
-            self._watched = False
+            self._watched, self.bits = False, None
         pairs = zip(self.parameters.parameters, before, self.parameters.fingerprint(), strict=True)
         if changed := [p.name for p, old, new in pairs if old != new]:
             raise InputError(

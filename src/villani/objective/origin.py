@@ -68,7 +68,7 @@ def origin_of(objective: Objective, call: str, seed: int, chosen: int | None = N
         ),
         objective=objective_record(objective),
         text=_text(objective, shapes),
-        provenance=provenance_of(objective, f"villani.{call}(…) in Python", seed),
+        provenance=provenance_of(objective, f"villani.{call}(…) in Python", seed, _fingerprint(objective)),
         tensors=[TensorGroup(name=p.name, parameters=p.tensor.numel()) for p in space.parameters],
         outputs=_outputs(model),
         groups=len(objective.groups) if chosen is None else chosen,
@@ -88,16 +88,24 @@ def objective_record(objective: Objective) -> ObjectiveRecord:
     )
 
 
-def provenance_of(objective: Objective, command: str, seed: int) -> Provenance:
-    """What determines the bits of a measurement, beside its settings."""
+def provenance_of(objective: Objective, command: str, seed: int, checksum: str | None = None) -> Provenance:
+    """What determines the bits of a measurement, beside its settings; θ is hashed where no `checksum` is given."""
     return Provenance(
         command=command,
         seed=seed,
         device=_device_name(objective.device),
         threads=torch.get_num_threads(),
         versions={"python": platform.python_version(), **_versions()},
-        parameter_checksum=objective.parameters.checksum(),
+        parameter_checksum=checksum or objective.parameters.checksum(),
     )
+
+
+def _fingerprint(objective: Objective) -> str:
+    """sha256 over names, shapes and the fingerprint of each tensor, which is known already while θ is watched."""
+    space = objective.parameters
+    each = zip(space.parameters, objective.bits or space.fingerprint(), strict=True)
+    text = ";".join(f"{p.name}:{tuple(p.tensor.shape)}:{p.tensor.dtype}:{bits}" for p, bits in each)
+    return f"fingerprint {sha256(text.encode()).hexdigest()}"
 
 
 @cache

@@ -162,7 +162,10 @@ class Provenance(Record):
     device: str
     threads: int
     versions: dict[str, str]
-    parameter_checksum: str = Field(description="sha256 over names, shapes and values of θ")
+    parameter_checksum: str = Field(
+        description="sha256 over names, shapes and values of θ; of a result in Python `fingerprint` and a sha256 over "
+        "names, shapes and a sum of the bits of each tensor"
+    )
 
 
 class Cost(Record):
