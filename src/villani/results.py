@@ -38,7 +38,7 @@ class Content:
         return bool(_key(plain(self, whole=False)) == _key(plain(other, whole=False)))
 
     def __hash__(self) -> int:
-        return hash((type(self).__name__, _key(plain(self, whole=False))))
+        return hash_of(self)
 
     def __repr__(self) -> str:
         shown = [f"{field.name}={_short(getattr(self, field.name))}" for field in fields(self)]  # type: ignore[arg-type]
@@ -134,6 +134,11 @@ def plain(value: Any, *, whole: bool = True) -> Any:
     if whole:
         raise InputError(f"a {type(value).__name__} is no data and cannot be saved; save the other figures one by one")
     return f"{type(value).__qualname__} at {id(value)}"
+
+
+def hash_of(result: Any) -> int:
+    """A hash of all that a result or record holds."""
+    return hash((type(result).__name__, _key(plain(result, whole=False))))
 
 
 def restored(kind: Any, content: Any) -> Any:

@@ -6,6 +6,7 @@ import sys
 from contextlib import suppress
 from dataclasses import fields, replace
 from hashlib import sha256
+from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 
@@ -22,13 +23,15 @@ from tests.conftest import make_model, make_pool
 from tests.criteria.test_orbits import binary, factors
 from tests.records import build_measurement, build_training
 from villani import Estimate, InputError
+from villani.choice.selection import paired
 from villani.commands.content import read_records
 from villani.commands.measure.settings import MeasureSettings
 from villani.commands.running import execute
-from villani.results import plain, restored
-from villani.statistics import JointEstimate, exact
+from villani.results import LIMITS, plain, restored
+from villani.statistics import JointEstimate, Limits, exact
 from villani.theory.comparison import compare, model_constants
 from villani.theory.constants import exact_quadratic, preprint
+from villani.work.records import EstimateRecord
 
 NASTY = "<script>alert('&')</script>"
 GROUPS = {"groups": 12, "sequences": 2, "block": 8}
@@ -320,6 +323,22 @@ def test_a_displaced_measurement_has_figures_but_no_page(objective, results):
         ray.measurements[0].to_dict()
     assert "tr ∇²L" in repr(ray.measurements[0])
     assert villani.measure(objective).origin.provenance == results["measurement"].origin.provenance
+
+
+def test_every_law_of_intervals_is_data(tmp_path):
+    for name, module in LIMITS.items():
+        assert issubclass(getattr(import_module(module), name), Limits)
+    one = paired(np.random.default_rng(0).normal(size=(3, 8)), np.full(8, 4.0))
+    one.save(tmp_path / "e.json")
+    assert villani.load(tmp_path / "e.json").interval(0.9) == one.interval(0.9)
+
+
+def test_records_are_equal_and_have_a_hash():
+    assert build_measurement() == build_measurement()
+    assert hash(build_measurement()) == hash(build_measurement())
+    zero = {"sem": 0.0, "n": 1, "interval": (0.0, 0.0), "status": "certified"}
+    assert EstimateRecord(value=0.0, **zero) == EstimateRecord(value=-0.0, **zero)
+    assert hash(EstimateRecord(value=0.0, **zero)) == hash(EstimateRecord(value=-0.0, **zero))
 
 
 def test_constants_of_one_law_have_a_page_too(tmp_path):

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from villani.results import Shown, told
+from villani.results import Shown, hash_of, told
 from villani.statistics import Estimate
 
 Status = Literal["certified", "statistical", "estimated", "as-claimed", "refuted"]
@@ -39,7 +39,7 @@ class Record(Shown, BaseModel):
         return told(self) if "kind" in type(self).model_fields else super().__repr__()
 
     def __hash__(self) -> int:
-        return hash(self.model_dump_json())
+        return hash_of(self)
 
     @model_validator(mode="after")
     def _check_lengths(self) -> Self:
