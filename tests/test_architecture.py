@@ -11,8 +11,9 @@ import villani
 ROOT = Path(villani.__file__).parent
 # From the bottom; a folder may import those before it, and itself.
 LAYERS = [
-    "errors", "outwards", "bounds", "statistics", "streams", "theory", "work", "objective", "inputs", "curvature",
-    "measurement", "criteria", "dynamics", "choice", "integrations", "report", "commands", "cli", "__main__",
+    "errors", "outwards", "results", "bounds", "estimate", "statistics", "streams", "theory", "work", "objective",
+    "inputs", "curvature", "measurement", "criteria", "dynamics", "choice", "integrations", "report", "commands", "cli",
+    "__main__",
 ]  # fmt: skip
 UNORDERED = {"__init__", "_lazy"}  # the face names all, and imports nothing until it is used
 
@@ -149,7 +150,7 @@ def test_every_module_has_a_test_file_of_its_own():
 
 
 def is_private(name):
-    return name.startswith("_") and not name.startswith("__")
+    return name.startswith("_") and not name.startswith("__") and name != "_repr_html_"  # which notebooks call
 
 
 def private_names():

@@ -17,8 +17,8 @@ PACKAGE = Path(villani.__file__).parent
 CONTRACT = {  # names that outsiders rely on
     "Audit", "ConstantMemory", "Estimate", "GuardFollowing", "GuardMeter", "HessianOperator", "InputError", "Langevin",
     "LeastCertificate", "Measurement", "Objective", "Spectrum", "Target", "VillaniCallback", "__version__", "audit",
-    "certify", "converge", "eigenpairs", "groups_from_text", "load_model", "measure", "measure_to", "recommend",
-    "spectrum", "theory",
+    "certify", "converge", "eigenpairs", "groups_from_text", "load", "load_model", "measure", "measure_to", "recommend",
+    "report", "spectrum", "theory",
 }  # fmt: skip
 MATHEMATICS = {"constants", "exact", "pac_bayes", "rates"}
 
@@ -59,8 +59,8 @@ def test_names_are_all_there_and_listed():
 
 
 def test_no_name_is_that_of_another_module():
-    """`import villani.audit` would put a module in the function's place for good."""
-    for package, names in ((villani, CONTRACT - {"theory"}), (villani.theory, set())):
+    """`import villani.audit` would put a module in the function's place for good; of `report` the face sees to it."""
+    for package, names in ((villani, CONTRACT - {"theory", "report"}), (villani.theory, set())):
         modules = {module.name for module in pkgutil.iter_modules(package.__path__)}
         assert not names & modules
     assert {module.name for module in pkgutil.iter_modules(villani.theory.__path__)} >= MATHEMATICS
@@ -76,6 +76,21 @@ def test_names_survive_the_import_of_every_module():
         assert getattr(villani, name) is value
         if name not in ("theory", "__version__"):
             assert getattr(sys.modules[value.__module__], name) is value
+
+
+@pytest.mark.parametrize("first", ["villani.report.numbers", "villani.commands.pages", "villani.report"])
+def test_the_report_function_is_not_taken_by_the_folder(first):
+    code = f"""
+import importlib, villani
+importlib.import_module({first!r})
+before = villani.report
+from villani.report.numbers import format_number
+from villani.report import page
+from villani import report
+assert report is villani.report is before and report.__name__ == "report" and callable(report), report
+assert page.__name__ == "villani.report.page"
+"""
+    assert python(code) == ""
 
 
 def test_mathematics_without_torch():

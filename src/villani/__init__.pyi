@@ -3,6 +3,8 @@
 from villani.commands.calls import certify as certify
 from villani.commands.calls import converge as converge
 from villani.commands.calls import recommend as recommend
+from villani.commands.results import load as load
+from villani.commands.results import report as report
 from villani.criteria.audit import Audit as Audit
 from villani.criteria.audit import audit as audit
 from villani.criteria.guard import GuardMeter as GuardMeter

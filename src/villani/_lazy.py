@@ -1,8 +1,8 @@
 """The names that a package offers, read from its stub and imported when they are first used.
 
 A package's `__init__.pyi` is the one place that says which names it has and where they live: type checkers read it, and
-so does `attach`. No import of a submodule can put itself in a name's place, as long as no name is a submodule's of the
-same package, unless it stands for that submodule (`from . import …`).
+so does `attach`. No import of a submodule puts itself in the place of a name, unless the name stands for that submodule
+(`from . import …`): `villani.report` is the function, and the folder `report/` is imported by its full name.
 """
 
 import ast
@@ -10,7 +10,17 @@ import sys
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import Any
+
+
+class _Face(ModuleType):
+    """A package whose names stay what its stub says."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        taken = self.__dict__.get("_taken", frozenset())
+        if not (name in taken and isinstance(value, ModuleType)):  # the import system binds submodules to their names
+            super().__setattr__(name, value)
 
 
 def attach(package: str, file: str) -> tuple[Callable[[str], Any], Callable[[], list[str]], list[str]]:
@@ -27,6 +37,8 @@ def attach(package: str, file: str) -> tuple[Callable[[str], Any], Callable[[], 
                 name = alias.asname or alias.name
                 homes[name] = (f"{package}.{alias.name}", None) if node.module is None else (node.module, alias.name)
     names = sorted(homes)
+    sys.modules[package].__dict__["_taken"] = frozenset(n for n, (_, attribute) in homes.items() if attribute)
+    sys.modules[package].__class__ = _Face
 
     def __getattr__(name: str) -> Any:
         if name not in homes:

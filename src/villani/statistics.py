@@ -4,59 +4,18 @@ A *group* is the unit of data noise (DESIGN.md "Words"). What a group contribute
 groups of unequal size enter with the weight that they have in the loss.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Literal
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.stats import t as student_t
 
-Array = NDArray[np.float64]
-Status = Literal["certified", "statistical", "estimated", "as-claimed", "refuted"]
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A number, its standard error, and how it may be used.
-
-    Attributes:
-        value: the estimate.
-        sem: its standard error; 0 for a number that is not sampled.
-        n: groups behind it.
-        status: THEORY.md (top): certified | statistical | estimated | as-claimed | refuted.
-        degrees_of_freedom: of the t-interval; n − 1 unless given.
-        parts: addends of `value`, by name, where it is a sum.
-        limits: level → interval, where a t-interval would not hold its level.
-
-    The interval is a Student t-interval unless `limits` are given: its level is approximate, and it covers what was
-    sampled (data and probes), not what was held fixed (the parameters, the corpus).
-    """
-
-    value: float
-    sem: float
-    n: int
-    status: Status
-    degrees_of_freedom: float | None = None
-    parts: Mapping[str, "Estimate"] = field(default_factory=dict)
-    limits: Callable[[float], tuple[float, float]] | None = None
-
-    def interval(self, level: float = 0.95) -> tuple[float, float]:
-        """Two-sided interval at `level` in (0, 1); a point when nothing was sampled."""
-        if not 0 < level < 1:
-            raise ValueError(f"level={level}: expected a number between 0 and 1")
-        if self.limits is not None:
-            return self.limits(level)
-        if self.sem == 0:
-            return self.value, self.value
-        freedom = self.n - 1 if self.degrees_of_freedom is None else self.degrees_of_freedom
-        half = float(student_t.ppf(0.5 + level / 2, freedom)) * self.sem
-        return self.value - half, self.value + half
-
-
-def exact(value: float, n: int = 1) -> Estimate:
-    """A number that needs no sampling: exact up to floating-point rounding."""
-    return Estimate(float(value), 0.0, n, "certified")
+from villani.estimate import Array as Array
+from villani.estimate import Estimate as Estimate
+from villani.estimate import Limits as Limits
+from villani.estimate import Status as Status
+from villani.estimate import exact as exact
+from villani.results import Content
 
 
 def over_seeds(values: Sequence[float] | Array) -> Estimate:
@@ -79,8 +38,8 @@ def resolved_sign(value: float, sem: float, freedom: float, comparisons: int = 1
     return 0 if abs(value) <= half else 1 if value > 0 else -1
 
 
-@dataclass(frozen=True)
-class GroupSums:
+@dataclass(frozen=True, eq=False, repr=False)
+class GroupSums(Content):
     """What G groups contribute; every entry is a sum over the group's predicted tokens.
 
     Attributes:
@@ -100,8 +59,8 @@ class GroupSums:
     sketched: bool = False
 
 
-@dataclass(frozen=True)
-class JointEstimate:
+@dataclass(frozen=True, eq=False, repr=False)
+class JointEstimate(Content):
     """Loss, ‖∇L‖², ⟨∇L, mθ⟩ and tr ∇²L at one θ, with their joint covariance.
 
     Attributes:

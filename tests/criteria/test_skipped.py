@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from tests.criteria.models import make
-from villani.commands.audit.run import skipped_record
+from villani.commands.audit.results import skipped_record
 from villani.commands.audit.tables import skipped_table
 from villani.criteria.degrees import Degrees
 from villani.criteria.differential import audit_differential, short_batch

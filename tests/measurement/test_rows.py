@@ -32,7 +32,7 @@ def objective():
 
 def test_sums_are_over_decayed_tensors_where_decay_is_meant(objective):
     statistics, kept = rows(objective)
-    sums = group_sums(objective, kept, sketched=True)
+    sums = group_sums(objective.parameters.decayed, kept, sketched=True)
     mask = np.array([p.decayed for p in objective.parameters.parameters])
     assert 0 < mask.sum() < len(mask)
     assert sums.sketched
@@ -71,8 +71,8 @@ def test_of_all_the_data_only_probes_are_noise(objective):
 
 def test_the_norm_that_a_mini_batch_reports(objective):
     statistics, kept = rows(objective)
-    estimate = naive_norm(group_sums(objective, kept, sketched=False))
+    estimate = naive_norm(group_sums(objective.parameters.decayed, kept, sketched=False))
     norms = [s.gradient @ s.gradient / s.tokens**2 for s in statistics]
     assert estimate.value == pytest.approx(np.mean(norms))
     assert estimate.sem == pytest.approx(np.std(norms, ddof=1) / 6**0.5)
-    assert naive_norm(group_sums(objective, kept[:1], sketched=False)).sem == 0
+    assert naive_norm(group_sums(objective.parameters.decayed, kept[:1], sketched=False)).sem == 0

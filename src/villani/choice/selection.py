@@ -15,7 +15,8 @@ from scipy.special import stdtrit
 
 from villani.dynamics.certificate import Moments, token_bound
 from villani.errors import InputError
-from villani.statistics import Array, Estimate
+from villani.results import Content
+from villani.statistics import Array, Estimate, Limits
 from villani.theory.constants import Smoothing
 from villani.theory.pac_bayes import kl_inverse
 
@@ -102,6 +103,22 @@ def half_width(of_seeds: float, of_units: float, seeds: int, units: int, level: 
     return math.sqrt(of_all)
 
 
+@dataclass(frozen=True, eq=False, repr=False)
+class PairedLimits(Content, Limits):
+    """Of a mean over seeds and units, by `half_width`, whose arguments these are."""
+
+    value: float
+    of_seeds: float
+    of_units: float
+    seeds: int
+    units: int
+
+    def __call__(self, level: float) -> tuple[float, float]:
+        """Two-sided limits."""
+        half = half_width(self.of_seeds, self.of_units, self.seeds, self.units, level)
+        return self.value - half, self.value + half
+
+
 def paired(sums: Array, counts: Array) -> Estimate:
     """Mean per token of (K, U) sums, with the error over seeds and units; its interval is of `half_width`.
 
@@ -114,11 +131,7 @@ def paired(sums: Array, counts: Array) -> Estimate:
     residual = sums.mean(axis=0) - value * counts  # (U,) what a unit moves the ratio by, times tokens
     of_units = float((residual**2).sum()) * units / (units - 1) / tokens**2
     of_seeds = float(each.var(ddof=1)) / seeds if seeds > 1 else 0.0
-
-    def limits(level: float) -> tuple[float, float]:
-        half = half_width(of_seeds, of_units, seeds, units, level)
-        return value - half, value + half
-
+    limits = PairedLimits(value, of_seeds, of_units, seeds, units)
     freedom = float(min(seeds, units) - 1 if of_seeds else units - 1)  # the lesser: safe beside the standard error
     sem = math.sqrt(of_units + of_seeds)
     return Estimate(value, sem, seeds * units, "statistical", freedom, limits=limits)

@@ -3,7 +3,6 @@
 Each is loaded once for all parts of a command, and kept with its `Work`.
 """
 
-import platform
 import time
 from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
@@ -13,20 +12,21 @@ from typing import Any
 import torch
 
 from villani.commands.blocks import Settings, StreamBlock, SubjectSettings
-from villani.commands.running import versions
 from villani.inputs.corpora import Corpus, load_corpus
 from villani.inputs.models import LoadedModel, check_device, load_model
 from villani.inputs.streaming import Streaming
 from villani.inputs.text import Blocks, check_context, choose_groups, cut_corpus, text_record
 from villani.inputs.tokenizers import Tokenizer, load_tokenizer
 from villani.objective.objective import Objective
+from villani.objective.origin import objective_record as objective_record
+from villani.objective.origin import provenance_of as provenance_of
 from villani.objective.parameters import check_decay
 from villani.objective.weights import streamed_weights
 from villani.statistics import Array
 from villani.work import foreign
 from villani.work.budget import Needs, Shape, available_memory, size
 from villani.work.progress import duration
-from villani.work.records import ObjectiveRecord, Provenance, TensorGroup, TextRecord
+from villani.work.records import Provenance, TextRecord
 from villani.work.work import Work
 
 _DTYPES = {"float32": torch.float32, "float64": torch.float64}
@@ -253,31 +253,3 @@ def outputs(model: torch.nn.Module) -> int:
     causal: Any = model
     head = causal.get_output_embeddings()
     return int(causal.config.vocab_size if head is None else head.weight.shape[0])
-
-
-def objective_record(objective: Objective) -> ObjectiveRecord:
-    """λ and the mask as they stand in JSON."""
-    space = objective.parameters
-    left_out = [TensorGroup(name=p.name, parameters=p.tensor.numel()) for p in space.parameters if not p.decayed]
-    return ObjectiveRecord.of(
-        objective, decay=space.decay, parameters=space.size, decayed_parameters=space.decayed_size, undecayed=left_out
-    )
-
-
-def provenance_of(objective: Objective, command: str, seed: int) -> Provenance:
-    """What determines the bits of a measurement, beside its settings."""
-    return Provenance(
-        command=command,
-        seed=seed,
-        device=_device_name(objective.device),
-        threads=torch.get_num_threads(),
-        versions={"python": platform.python_version()}
-        | versions("villani", "torch", "transformers", "tokenizers", "numpy"),
-        parameter_checksum=objective.parameters.checksum(),
-    )
-
-
-def _device_name(device: torch.device) -> str:
-    if device.type == "cuda":
-        return f"cuda {torch.cuda.get_device_name(device)}"
-    return f"{device.type} {torch.backends.cpu.get_cpu_capability()}"

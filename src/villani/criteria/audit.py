@@ -1,5 +1,6 @@
 """Is F a Villani function? The four criteria together, each with its verdict and its evidence; THEORY.md §0, §2."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -18,16 +19,20 @@ from villani.criteria.verdicts import Outcome
 from villani.curvature.trace import fastest
 from villani.errors import InputError, check_whole
 from villani.objective.objective import Objective, at_one_theta
+from villani.objective.origin import Origin, origin_of
+from villani.outwards import upper
+from villani.results import Result
 from villani.work.work import Work
 
+CRITERIA = ("(i) smoothness", "(ii) growth", "(iii) tails", "(iv) differential growth")  # in the order of `outcomes`
 RAYS = ("random", "gradient", "parameters")
 RADII = (0.0, 1.0, 2.0, 4.0)  # in units of ‖θ‖
 RAY_GROUPS = 4
 _RANDOM = 2  # random directions
 
 
-@dataclass(frozen=True, eq=False)
-class Audit:
+@dataclass(frozen=True, eq=False, repr=False)
+class Audit(Result):
     """The criteria of the preprint's abstract, examined for one objective at one θ.
 
     Attributes:
@@ -36,6 +41,7 @@ class Audit:
         differential: (iv), with the orbits that refute it.
         rays: Ψ along straight rays, by direction: what looks quadratic, and decides nothing about (iv).
         notes: why a ray was left out, by direction.
+        origin: what was examined.
     """
 
     smoothness: Smoothness
@@ -43,6 +49,14 @@ class Audit:
     differential: Differential
     rays: Mapping[str, Ray]
     notes: Mapping[str, str]
+    origin: Origin | None = None
+
+    def __repr__(self) -> str:
+        names = zip(CRITERIA, self.outcomes.values(), strict=True)
+        verdicts = "; ".join(f"{name}: {outcome.verdict}" for name, outcome in names)
+        above, s = self.differential.refuted_above, self.differential.temperature
+        where = f"\n      (iv) fails for every s > {upper(above, 3)}" if above < math.inf else ""
+        return f"Audit(Villani: {self.villani}; {verdicts}{where}; λ = {self.coverage.weight_decay:g}, s = {s:g})"
 
     @property
     def outcomes(self) -> dict[str, Outcome]:
@@ -171,4 +185,7 @@ def audit(
             )  # fmt: skip
         except InputError as error:
             notes[name] = str(error)
-    return Audit(smoothness, coverage, differential, walked, notes)
+    origin = origin_of(
+        objective, "audit", int(seed), probes=int(probes), search=int(search), ray_groups=int(ray_groups)
+    )
+    return Audit(smoothness, coverage, differential, walked, notes, origin)

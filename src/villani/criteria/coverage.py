@@ -29,6 +29,7 @@ from villani.objective.graph import LossGraph, trace_loss
 from villani.objective.objective import Objective
 from villani.objective.weights import refuse_streamed
 from villani.outwards import upper
+from villani.results import Content
 from villani.streams import Purpose, stream
 
 Orbit = Mapping[int, float | torch.Tensor]
@@ -66,8 +67,8 @@ class Slab:
     contradiction: str = ""
 
 
-@dataclass(frozen=True, eq=False)
-class OrbitWitness:
+@dataclass(frozen=True, eq=False, repr=False)
+class OrbitWitness(Content):
     """A curve to infinity with constant loss and bounded decayed norm.
 
     Attributes:
@@ -87,8 +88,8 @@ class OrbitWitness:
     norms_squared: tuple[float, ...]
 
 
-@dataclass(frozen=True, eq=False)
-class Coverage:
+@dataclass(frozen=True, eq=False, repr=False)
+class Coverage(Content):
     """What decays, and what follows for growth (ii) and tails (iii).
 
     Attributes:

@@ -38,6 +38,7 @@ from villani.objective.batches import Batch
 from villani.objective.graph import LossGraph, trace_loss
 from villani.objective.objective import Objective
 from villani.outwards import upper
+from villani.results import Content
 from villani.work.work import Work
 
 CONFIRMED = 4  # orbits that are measured again
@@ -48,8 +49,8 @@ _LEAST = 4  # groups for each purpose
 _TOKENS = 4  # of a block that symmetries are looked for on: they do not depend on its length
 
 
-@dataclass(frozen=True, eq=False)
-class Differential:
+@dataclass(frozen=True, eq=False, repr=False)
+class Differential(Content):
     """What was found of criterion (iv).
 
     Attributes:

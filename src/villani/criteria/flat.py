@@ -12,6 +12,7 @@ import torch
 from villani.criteria.shifts import Proposal, Shifts, rounding
 from villani.objective.graph import LossGraph
 from villani.objective.objective import Objective
+from villani.results import Content
 from villani.streams import Purpose, stream
 
 aten = torch.ops.aten
@@ -21,8 +22,8 @@ _NORMALISED = 1e-6  # how far from 1 the largest entry of a stated direction may
 _SPREAD = 0.1  # how far from θ the point lies where gradients propose
 
 
-@dataclass(frozen=True, eq=False)
-class FlatDirection:
+@dataclass(frozen=True, eq=False, repr=False)
+class FlatDirection(Content):
     """θ + c·direction has the same loss for every θ and c.
 
     Attributes:

@@ -14,6 +14,7 @@ from villani.criteria.rounding import beyond, drift_allowed, laplacian_rounding
 from villani.criteria.search import descent
 from villani.criteria.walks import Step
 from villani.objective.objective import Objective
+from villani.results import Content
 from villani.statistics import Array
 from villani.work.team import Rows
 from villani.work.work import Work
@@ -22,8 +23,8 @@ SCREENING, FRESH = 0, 1  # probes
 _STEPS = 3  # of L-BFGS in a round of descent
 
 
-@dataclass(frozen=True, eq=False)
-class MeasuredOrbit:
+@dataclass(frozen=True, eq=False, repr=False)
+class MeasuredOrbit(Content):
     """One orbit and its s* at one θ.
 
     Attributes:

@@ -27,6 +27,7 @@ from villani.criteria.parts import Exponents, Parts, PartStatistics, parts_of
 from villani.criteria.symmetries import Generator
 from villani.objective.objective import Objective
 from villani.objective.parameters import ParameterSpace
+from villani.results import Content
 from villani.statistics import Array, Estimate
 
 LEVEL = 0.95
@@ -35,8 +36,8 @@ _EXACT = 1e-9  # rounding of combinations of small whole numbers
 _LAYERED = 3  # parts of a name, as in model.layers.0, that are worth naming once
 
 
-@dataclass(frozen=True, eq=False)
-class Orbit:
+@dataclass(frozen=True, eq=False, repr=False)
+class Orbit(Content):
     """One rescaling symmetry.
 
     Attributes:

@@ -23,6 +23,7 @@ from villani.measurement.measurement import Measurement
 from villani.objective.objective import Objective
 from villani.objective.parameters import ParameterSpace
 from villani.objective.weights import refuse_streamed
+from villani.results import Content
 from villani.statistics import Estimate
 from villani.streams import Purpose, stream
 from villani.work.work import Work
@@ -59,8 +60,8 @@ class RaySeries:
     exact_quadratic: float
 
 
-@dataclass(frozen=True, eq=False)
-class Ray:
+@dataclass(frozen=True, eq=False, repr=False)
+class Ray(Content):
     """Measurements at θ₀ + r·u with the same groups and probes, ready to answer for any λ and s.
 
     Attributes:

@@ -25,6 +25,7 @@ from villani.objective.batches import IGNORED, Batch
 from villani.objective.families import CAST, MOVED
 from villani.objective.graph import LogitGraph, aten, headless, trace_logits
 from villani.objective.objective import Objective
+from villani.objective.origin import Tensors
 from villani.objective.parameters import ParameterSpace
 from villani.statistics import Array
 from villani.streams import Purpose, stream
@@ -33,7 +34,7 @@ _GRAPHS = 4  # kept, of different forms of batch
 Key = tuple[int, ...]
 
 
-def layers_of(space: ParameterSpace) -> dict[str, list[int]]:
+def layers_of(space: Tensors) -> dict[str, list[int]]:
     """Indices of the tensors of each layer, by the first number in their names; without one, a tensor is a layer."""
     layers: dict[str, list[int]] = {}
     for index, p in enumerate(space.parameters):

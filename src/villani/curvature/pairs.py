@@ -15,6 +15,7 @@ from villani.curvature.basis import Basis, dot, norm
 from villani.curvature.lanczos import Ends, Ritz, krylov
 from villani.curvature.operators import Budget, Product
 from villani.objective.evaluation import plain_arithmetic
+from villani.results import Content, numbers
 from villani.statistics import Array
 from villani.work.ledger import writing
 from villani.work.work import Work
@@ -23,8 +24,8 @@ Rounding = Callable[[torch.Tensor, torch.Tensor], float]  # u, Hu → size of th
 _ROOM = 2  # columns that leave memory before pairs are examined: vectors are made then that the recurrence had not
 
 
-@dataclass(frozen=True, eq=False)
-class Eigenpair:
+@dataclass(frozen=True, eq=False, repr=False)
+class Eigenpair(Content):
     """A Ritz pair, examined by a product of its own.
 
     Attributes:
@@ -43,6 +44,12 @@ class Eigenpair:
     quadratic: float | None
     shares: Array
     vector: torch.Tensor | Path
+
+    def __float__(self) -> float:
+        return float(self.value)
+
+    def __str__(self) -> str:
+        return str(numbers().format_bounded(float(self.value), float(self.bound)))
 
 
 @plain_arithmetic()

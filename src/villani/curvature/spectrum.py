@@ -22,14 +22,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy.optimize import brentq
-from scipy.special import chdtr, chdtrc, chdtri, stdtrit
 
 from villani.curvature.basis import dot, norm
+from villani.curvature.limits import ShareLimits, SquareLimits, TraceLimits
 from villani.curvature.operators import Product
 from villani.errors import InputError
 from villani.objective.evaluation import plain_arithmetic
 from villani.objective.parameters import Parameter
+from villani.results import Content
 from villani.statistics import Array, Estimate, Status
 from villani.streams import Purpose, stream
 
@@ -38,8 +38,8 @@ _POINTS = 401
 _ROUNDING = 64  # times the rounding unit and the largest |node|: a node that near to 0 may be on either side of it
 
 
-@dataclass(frozen=True, eq=False)
-class Quadrature:
+@dataclass(frozen=True, eq=False, repr=False)
+class Quadrature(Content):
     """What one probe says about a spectrum.
 
     Attributes:
@@ -117,8 +117,8 @@ def quadrature(product: Product, probe: torch.Tensor, steps: int) -> Quadrature:
     return Quadrature(values, vectors[0] ** 2, betas[-1] * np.abs(vectors[-1]))
 
 
-@dataclass(frozen=True, eq=False)
-class Density:
+@dataclass(frozen=True, eq=False, repr=False)
+class Density(Content):
     """Quadratures of S shares of the data with m probes each.
 
     Attributes:
@@ -140,11 +140,7 @@ class Density:
         spread = max(float(squares.mean()) - value**2 / self.size, 0.0)  # ‖H − (tr H/d)I‖_F²
         of_probes = math.sqrt(2 * spread / values.size)
         sem, of_data = self._errors(values, of_probes)
-
-        def limits(level: float) -> tuple[float, float]:
-            half = math.hypot(trace_quantile(values.size, level) * of_probes, _quantile(n, level) * of_data)
-            return value - half, value + half
-
+        limits = TraceLimits(value, values.size, of_probes, n, of_data)
         return Estimate(value, sem, n, "statistical" if values.size > 1 else "estimated", limits=limits)
 
     @property
@@ -155,13 +151,7 @@ class Density:
         value, n = float(values.mean()), len(self._units(values))
         largest = self._largest**2
         sem, of_data = self._errors(values, math.sqrt(2 * float(fourth.mean()) / values.size))
-
-        def limits(level: float) -> tuple[float, float]:
-            low, high = square_limits(value, largest, values.size, level)
-            more = _quantile(n, level) * of_data
-            low, high = value - math.hypot(value - low, more), value + math.hypot(high - value, more)
-            return max(low, 0.0), high
-
+        limits = SquareLimits(value, largest, values.size, n, of_data)
         status: Status = "statistical" if values.size > 1 and len(values) == 1 else "estimated"
         return Estimate(value, sem, n, status, limits=limits)
 
@@ -224,12 +214,7 @@ class Density:
         count = bounds.shape[0] * bounds.shape[1]
         scatter = [self._errors(bounds[:, :, i], 0.0)[1] for i in (0, 1)]
         n = len(self._units(bounds[:, :, 0]))
-
-        def limits(level: float) -> tuple[float, float]:
-            of_probes = math.sqrt(math.log(2 / (1 - level)) / (count * (self.size + 2)))
-            left, right = (math.hypot(of_probes, _quantile(n, level) * s) for s in scatter)
-            return max(low - left, 0.0), min(high + right, 1.0)
-
+        limits = ShareLimits(low, high, count * (self.size + 2), n, scatter[0], scatter[1])
         sem = math.hypot((high - low) / 2, max(math.sqrt(1 / (2 * self.size + 4) / count), *scatter))
         status: Status = "statistical" if len(self.samples) == 1 else "estimated"
         return Estimate((low + high) / 2, sem, n, status, limits=limits)
@@ -252,50 +237,6 @@ class Density:
         n = len(units)
         sem = units.std(axis=0, ddof=1) / n**0.5 if n > 1 else np.zeros(points)
         return grid, units.mean(axis=0), sem, sigma
-
-
-def trace_quantile(probes: int, level: float) -> float:
-    """c such that |X̄ − tr H| ≤ c √(2 V̂/m) with probability ≥ `level`, V̂ the mean of ‖H̄v‖² over the m probes of X̄.
-
-    The worst matrix has one eigenvalue apart from all others: X̄ − tr H is then as S − 1 and V̂ as S, mS a χ² of m
-    degrees of freedom, and X̄ is far too small just where V̂ is small as well. S leaves the interval where √S or 1/√S is
-    (a + √(a² + 4))/2, a = c√(2/m). That no matrix is worse is shown by simulation (docs/coverage.md), and not
-    proved. 1.96 for many probes, 2.76 for four at 95 %.
-    """
-
-    def missed(c: float) -> float:
-        a = c * math.sqrt(2 / probes)
-        high = ((a + math.sqrt(a * a + 4)) / 2) ** 2
-        low = 1 / high
-        return float(chdtr(probes, probes * low) + chdtrc(probes, probes * high)) - (1 - level)
-
-    return float(brentq(missed, 0.0, 1e9, xtol=1e-9))
-
-
-def square_limits(value: float, largest: float, probes: int, level: float) -> tuple[float, float]:
-    """Limits of ‖H‖_F² from the mean of ‖Hv‖² over probes, where no eigenvalue's square is above `largest`.
-
-    The mean of Σ_i λ_i² g_i² scatters most, at a given ‖H‖_F² = F, where as many λ_i² as can be are as large as they
-    may. For F ≥ `largest` it is then `largest`/m times a χ² of mF/`largest` degrees of freedom, and below that F/m
-    times one of m; limits are the F at which what was seen is a quantile. `largest` is what quadratures saw: that
-    nothing larger was missed is not proved, nor is that no matrix scatters more, which is shown by simulation.
-    """
-    if not value > 0:
-        return 0.0, 0.0
-    seen = probes * value / largest
-
-    def limit(share: float) -> float:
-        if chdtr(probes, seen) <= share:
-            return float(value * probes / chdtri(probes, 1 - share))
-        most = max(2 * seen, probes) + 100 * (1 + math.sqrt(seen))
-        freedom = brentq(lambda freedom: float(chdtr(freedom, seen)) - share, probes, most)
-        return float(freedom) * largest / probes
-
-    return limit((1 + level) / 2), limit((1 - level) / 2)
-
-
-def _quantile(units: int, level: float) -> float:
-    return float(stdtrit(units - 1, 0.5 + level / 2)) if units > 1 else 0.0
 
 
 def _smooth(q: Quadrature, grid: Array, sigma: float) -> Array:

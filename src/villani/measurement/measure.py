@@ -19,6 +19,7 @@ from villani.measurement.design import SHARES, Design, chosen_groups
 from villani.measurement.measurement import LayerStatistics, Measurement, TensorStatistics
 from villani.measurement.rows import group_row, group_sums, naive_norm, samples, trace_estimates
 from villani.objective.objective import Objective, at_one_theta
+from villani.objective.origin import Origin, origin_of
 from villani.objective.parameters import ParameterSpace
 from villani.objective.spilled import Spilled
 from villani.objective.streamed import Tape
@@ -82,7 +83,11 @@ def measure(
         sampler_for(objective, Way("gauss-newton")).prepare(chosen[0])
     units = _units(objective, design, chosen, sampler, gradient_sketch)
     rows = (work or Work()).map(units)
-    return _measurement(objective, way, dict(zip(units, rows, strict=True)), gradient_sketch)
+    origin = None if objective.displacements else origin_of(
+        objective, "measure", int(seed), len(chosen), probes=int(probes), trace=way.trace, blocks=way.blocks,
+        products=way.products, deflated=deflate.checksum if deflate else None,
+    )  # fmt: skip
+    return _measurement(objective, way, dict(zip(units, rows, strict=True)), gradient_sketch, origin)
 
 
 def _units(
@@ -130,7 +135,9 @@ def _streamed_norm(objective: Objective) -> float:
         return sum(float((part / tokens).square().sum()) for part in parts)
 
 
-def _measurement(objective: Objective, way: Way, rows: Mapping[str, Rows], sketch: GradientSketch) -> Measurement:
+def _measurement(
+    objective: Objective, way: Way, rows: Mapping[str, Rows], sketch: GradientSketch, origin: Origin | None
+) -> Measurement:
     """What the rows of all units say."""
     space, finite = objective.parameters, objective.finite
     groups, shares = ([row for key, row in rows.items() if key.startswith(kind)] for kind in ("group/", "share/"))
@@ -160,6 +167,7 @@ def _measurement(objective: Objective, way: Way, rows: Mapping[str, Rows], sketc
         ),
         layers=_by_layer(space, telling_layers, finite),
         sketch=sketch.buckets if sketch.lossy else None,
+        origin=origin,
     )
 
 

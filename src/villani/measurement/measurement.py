@@ -11,6 +11,8 @@ import numpy as np
 
 from villani.measurement.design import check_temperature
 from villani.objective.objective import check_weight_decay
+from villani.objective.origin import Origin
+from villani.results import Result
 from villani.statistics import Array, Estimate, JointEstimate, exact
 
 
@@ -48,8 +50,8 @@ class LayerStatistics:
     hessian_trace: Estimate | None
 
 
-@dataclass(frozen=True)
-class Measurement:
+@dataclass(frozen=True, eq=False, repr=False)
+class Measurement(Result):
     """What was measured at one θ, ready to answer for any λ and s.
 
     Attributes:
@@ -64,6 +66,7 @@ class Measurement:
         tensors: per tensor, in θ's order.
         layers: per layer, in θ's order.
         sketch: buckets of the gradient sketch, or None where gradients were kept whole.
+        origin: what was measured; None at a displaced θ, as along a ray.
     """
 
     joint: JointEstimate
@@ -77,6 +80,15 @@ class Measurement:
     tensors: tuple[TensorStatistics, ...]
     layers: tuple[LayerStatistics, ...]
     sketch: int | None
+    origin: Origin | None = None
+
+    def __repr__(self) -> str:
+        return (
+            f"Measurement(loss {self.loss}, ‖∇L‖² {self.gradient_norm_squared}, "
+            f"⟨∇L, mθ⟩ {self.gradient_dot_parameters}, tr ∇²L {self.hessian_trace};\n"
+            f"            d = {self.parameters:,}, {self.decayed_parameters:,} decay, λ = {self.weight_decay:g}, "
+            f"{self.joint.n} groups; .psi(temperature=…) for Ψ)"
+        )
 
     @property
     def loss(self) -> Estimate:

@@ -1,5 +1,6 @@
 """Eigenvalues at both ends of a Hessian with bounds, and the density between them."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -13,14 +14,16 @@ from villani.curvature.pairs import Eigenpair, examine
 from villani.curvature.spectrum import Density, quadrature, sphere_probe
 from villani.errors import check_positive, check_whole
 from villani.objective.objective import Objective, at_one_theta
+from villani.objective.origin import Origin, origin_of
+from villani.results import Result
 from villani.work.memory import peak_memory
 
 PROBES, STEPS = 4, 40  # of the density
 MEMORY = 8.0  # GiB
 
 
-@dataclass(frozen=True, eq=False)
-class Eigenpairs:
+@dataclass(frozen=True, eq=False, repr=False)
+class Eigenpairs(Result):
     """Ritz pairs at both ends, each examined by a product of its own.
 
     Within `bound` of each value lies an eigenvalue, and the i-th largest eigenvalue is at least the i-th largest value.
@@ -31,16 +34,24 @@ class Eigenpairs:
         smallest: from the smallest on.
         products: matrix-vector products that were spent.
         converged: whether all residuals are as small as was asked.
+        origin: what they are of.
     """
 
     largest: tuple[Eigenpair, ...]
     smallest: tuple[Eigenpair, ...]
     products: int
     converged: bool
+    origin: Origin | None = None
+
+    def __repr__(self) -> str:
+        ends = {"largest": self.largest, "smallest": self.smallest}
+        said = [f"{name} {_listed(pairs)}" for name, pairs in ends.items() if pairs]
+        state = "" if self.converged else ", not converged"
+        return f"Eigenpairs({'; '.join(said)}; {self.products} products{state})"
 
 
-@dataclass(frozen=True, eq=False)
-class Spectrum:
+@dataclass(frozen=True, eq=False, repr=False)
+class Spectrum(Result):
     """The spectrum of one matrix at one θ.
 
     Attributes:
@@ -52,6 +63,19 @@ class Spectrum:
 
     eigenpairs: Eigenpairs
     density: Density
+
+    @property
+    def origin(self) -> Origin | None:
+        """What it is of."""
+        return self.eigenpairs.origin
+
+    def __repr__(self) -> str:
+        return f"Spectrum({self.eigenpairs!r}; d = {self.density.size:,}, tr H {self.density.trace})"
+
+
+def _listed(pairs: Sequence[Eigenpair], most: int = 3) -> str:
+    values = ", ".join(map(str, pairs[:most]))
+    return f"{values}, …" if len(pairs) > most else values
 
 
 @at_one_theta
@@ -99,7 +123,11 @@ def eigenpairs(
     with Basis(product.size, product.dtype, objective.device, budget=budget) as basis:
         ritz = krylov(product, basis, Ends(int(top), int(bottom), tolerance, int(most)), int(seed))
         pairs = examine(product, basis, ritz, product.sizes, rounding)
-    return Eigenpairs(tuple(pairs[: ritz.top]), tuple(pairs[ritz.top :]), ritz.products, ritz.converged)
+    origin = origin_of(
+        objective, "eigenpairs", int(seed), operator=operator, matrix=matrix, top=int(top), bottom=int(bottom),
+        tolerance=float(tolerance),
+    )  # fmt: skip
+    return Eigenpairs(tuple(pairs[: ritz.top]), tuple(pairs[ritz.top :]), ritz.products, ritz.converged, origin)
 
 
 @at_one_theta

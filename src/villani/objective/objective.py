@@ -102,6 +102,8 @@ class Objective:
             refuse_streamed(model, "a loss_fn", "measure the language model's own loss, or load with streamed=False")
         self.device = self.parameters.device
         self._watched = False
+        self.bits: list[int] | None = None  # the fingerprint of θ, where `unchanged` holds it to be the same
+        self.displacements = 0  # how many surround what is done now
         self.traced: dict[Any, Any] = {}  # the graphs that objective/graph.py made of it
         self.doubly_checked = False  # by curvature/double_backward.py
         self.options = {} if loss_fn else options(model)
@@ -142,11 +144,11 @@ class Objective:
             return
         self.parameters.check()
         before = self.parameters.fingerprint()
-        self._watched = True
+        self._watched, self.bits = True, before
         try:
             yield
         finally:
-            self._watched = False
+            self._watched, self.bits = False, None
         pairs = zip(self.parameters.parameters, before, self.parameters.fingerprint(), strict=True)
         if changed := [p.name for p, old, new in pairs if old != new]:
             raise InputError(
@@ -253,13 +255,21 @@ class Objective:
         return sums, tokens, loss
 
     @contextmanager
+    def _displacement(self) -> Iterator[None]:
+        self.displacements += 1
+        try:
+            yield
+        finally:
+            self.displacements -= 1
+
+    @contextmanager
     def displaced(self, direction: list[torch.Tensor], radius: float) -> Iterator[None]:
         """θ + radius·direction for a while; θ comes back bit for bit."""
         tensors = self.parameters.tensors
         if self.parameters.weights is not None:
             names = [p.name for p in self.parameters.parameters]
             moves = {n: partial(_moved, direction=u, radius=radius) for n, u in zip(names, direction, strict=True)}
-            with self.parameters.weights.changing(moves):
+            with self.parameters.weights.changing(moves), self._displacement():
                 yield
             return
         saved = [t.detach().clone() for t in tensors]
@@ -267,7 +277,8 @@ class Objective:
             with torch.no_grad():
                 for t, u in zip(tensors, direction, strict=True):
                     t.add_((radius * u).reshape(t.shape).to(t))
-            yield
+            with self._displacement():
+                yield
         finally:
             with torch.no_grad():
                 for t, original in zip(tensors, saved, strict=True):

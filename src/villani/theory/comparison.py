@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from villani import outwards
 from villani.errors import InputError
 from villani.outwards import lower_power, upper, upper_power
+from villani.results import Result
 from villani.theory.constants import (
     Constant,
     Smoothing,
@@ -20,8 +21,8 @@ _SOLID = ("certified", "statistical")
 _ROUNDING = 1e-9  # relative: closer constants do not contradict each other
 
 
-@dataclass(frozen=True)
-class Comparison:
+@dataclass(frozen=True, eq=False, repr=False)
+class Comparison(Result):
     """Constants of one law.
 
     Attributes:
@@ -34,6 +35,10 @@ class Comparison:
     constants: tuple[Constant, ...]
     log_looseness: float | None
     failed: tuple[Constant, ...] = ()
+
+    def __repr__(self) -> str:
+        shown = "\n           ".join(map(str, self.constants))
+        return f"Comparison({shown})"
 
     @property
     def best(self) -> Constant | None:
@@ -93,14 +98,32 @@ def _best(constants: Sequence[Constant]) -> Constant | None:
     return None
 
 
-@dataclass(frozen=True)
-class ModelConstants:
-    """What can be said of a model's Gibbs law, and the sentence that says it."""
+@dataclass(frozen=True, eq=False, repr=False)
+class ModelConstants(Result):
+    """What can be said of a model's Gibbs law, and the sentence that says it.
+
+    Attributes:
+        comparison: the constants.
+        smoothing: of the certified one.
+        visible: the largest constant that a run of length `time` can have seen; None without one.
+        sentence: in words.
+        dimension: d.
+        weight_decay: λ.
+        temperature: s.
+        time: length of a run, the sum of its learning rates, if one was given.
+    """
 
     comparison: Comparison
     smoothing: Smoothing
     visible: float | None
     sentence: str
+    dimension: int
+    weight_decay: float
+    temperature: float
+    time: float | None
+
+    def __repr__(self) -> str:
+        return f"ModelConstants({self.sentence})"
 
 
 def model_constants(
@@ -176,7 +199,9 @@ def model_constants(
         )
     for constant in comparison.failed:
         words += f" They show that the hypothesis of {constant.id} fails ({constant.hypotheses})."
-    return ModelConstants(comparison, smoothing, visible, words)
+    return ModelConstants(
+        comparison, smoothing, visible, words, int(dimension), float(weight_decay), float(temperature), time
+    )
 
 
 def powers(constant: Constant) -> str:

@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from villani.errors import InputError, check_nonnegative
-from villani.outwards import lower, upper
+from villani.outwards import lower, lower_power, upper, upper_power
+from villani.results import Result
 from villani.statistics import Status
 
 _LOG_ROUNDING = 1e-13  # relative, of a logarithm that a dozen operations give
@@ -20,8 +21,8 @@ Direction = Literal["upper", "lower"]
 Kind = Literal["log-Sobolev", "Poincaré"]
 
 
-@dataclass(frozen=True)
-class Constant:
+@dataclass(frozen=True, eq=False, repr=False)
+class Constant(Result):
     """One bound on a constant of the Gibbs law.
 
     Attributes:
@@ -44,6 +45,15 @@ class Constant:
     hypotheses: str
     status: Status
     source: str
+
+    def __repr__(self) -> str:
+        return f"Constant({self})"
+
+    def __str__(self) -> str:
+        sign = "=" if self.id == "truth" else "≤" if self.direction == "upper" else "≥"
+        size = upper_power(self.log10, 3) if self.direction == "upper" else lower_power(self.log10, 3)
+        symbol = "C_LS" if self.kind == "log-Sobolev" else "C_P"
+        return f"{self.id} {self.name}: {symbol} {sign} {size}, {self.status}"
 
     @property
     def value(self) -> float:

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from villani.results import Shown, hash_of, told
 from villani.statistics import Estimate
 
 Status = Literal["certified", "statistical", "estimated", "as-claimed", "refuted"]
@@ -17,7 +18,7 @@ Status = Literal["certified", "statistical", "estimated", "as-claimed", "refuted
 CONFIDENCE = 0.95  # of all intervals in records
 
 
-class Record(BaseModel):
+class Record(Shown, BaseModel):
     """Base of all records: unknown keys and non-finite numbers are refused, and lists that should be of one length."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, from_attributes=True)
@@ -33,6 +34,12 @@ class Record(BaseModel):
         """
         names = [name for name in cls.model_fields if name not in fields and hasattr(source, name)]
         return cls.model_validate({name: getattr(source, name) for name in names} | fields)
+
+    def __repr__(self) -> str:
+        return told(self) if "kind" in type(self).model_fields else super().__repr__()
+
+    def __hash__(self) -> int:
+        return hash_of(self)
 
     @model_validator(mode="after")
     def _check_lengths(self) -> Self:
@@ -155,7 +162,10 @@ class Provenance(Record):
     device: str
     threads: int
     versions: dict[str, str]
-    parameter_checksum: str = Field(description="sha256 over names, shapes and values of θ")
+    parameter_checksum: str = Field(
+        description="sha256 over names, shapes and values of θ; of a result in Python `fingerprint` and a sha256 over "
+        "names, shapes and a sum of the bits of each tensor"
+    )
 
 
 class Cost(Record):

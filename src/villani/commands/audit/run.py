@@ -1,24 +1,11 @@
 """What `villani audit` does: the four criteria on a model and a text, and a witness of what is refuted; or a replay."""
 
-from collections.abc import Iterable
-
-from villani.commands.audit.record import (
-    AuditDesign,
-    AuditRecord,
-    CoverageRecord,
-    DifferentialRecord,
-    OrbitRecord,
-    RayRecord,
-    RescueRecord,
-    SkippedRecord,
-    ThresholdRecord,
-    finite,
-)
+from villani.commands.audit.record import AuditDesign, AuditRecord, ThresholdRecord
 from villani.commands.audit.replay import replay
+from villani.commands.audit.results import audit_record
 from villani.commands.audit.settings import AuditSettings
 from villani.commands.audit.witness import NAME, Claim, Witness, text_checksum
 from villani.commands.constants.run import constants_beside, read_head, spectral_gap
-from villani.commands.measure.run import psi_record
 from villani.commands.running import Outcome
 from villani.commands.subject import (
     Subject,
@@ -29,12 +16,7 @@ from villani.commands.subject import (
     streaming,
 )
 from villani.criteria.audit import Audit, audit, stages
-from villani.criteria.measured_orbits import MeasuredOrbit
-from villani.criteria.rays import Ray
-from villani.criteria.rescue import rescues
-from villani.criteria.skipped import Skipped
 from villani.objective.evaluation import same_threads
-from villani.objective.parameters import ParameterSpace
 from villani.work.budget import LESS, Needs, Shape
 from villani.work.records import CONFIDENCE
 from villani.work.work import Work
@@ -91,55 +73,23 @@ def _needs(settings: AuditSettings, subject: Subject) -> Needs:
 
 
 def _record(result: Audit, settings: AuditSettings, subject: Subject, witness: str | None) -> AuditRecord:
-    space, coverage, differential = subject.objective.parameters, result.coverage, result.differential
+    space = subject.objective.parameters
     decay, s = settings.weight_decay, settings.temperature
     head = read_head(subject.objective) if decay > 0 else "λ = 0, so that there is no Gibbs law"
-    return AuditRecord.of(
+    return audit_record(
         result,
-        **result.outcomes,
+        decay,
+        s,
+        space,
         model=subject.loaded.record,
         objective=objective_record(subject.objective),
         text=subject.text,
         design=AuditDesign.of(settings, confidence=CONFIDENCE),
-        temperature=s,
-        smoothness_evidence=result.smoothness,
-        coverage_evidence=CoverageRecord.of(coverage, log_integral_bound=finite(coverage.log_integral_bound(s))),
-        differential_evidence=DifferentialRecord.of(
-            differential,
-            refuted_above=finite(differential.refuted_above),
-            skipped=[skipped_record(skipped, space) for skipped in differential.skipped],
-            orbits=[orbit_record(finding, space) for finding in differential.findings],
-            rays=[ray_record(name, ray, decay, s) for name, ray in result.rays.items()],
-        ),
-        rescues=[RescueRecord(name=name, text=text) for name, text in rescues(differential).items()],
         spectral_gap=spectral_gap(head, decay, s),
         constants=constants_beside(subject.loaded.model, space, [decay], [s, 2.0], head),
         witness=witness,
         provenance=subject.provenance,
     )
-
-
-def skipped_record(skipped: Skipped, space: ParameterSpace) -> SkippedRecord:
-    """What the search for symmetries passed over."""
-    return SkippedRecord.of(skipped, tensors=_names(skipped.tensors, space))
-
-
-def orbit_record(measured: MeasuredOrbit, space: ParameterSpace) -> OrbitRecord:
-    """One orbit with its s* and its walk."""
-    return OrbitRecord.of(
-        measured.orbit, confirmed=measured.confirmed, moved=_names(measured.moved, space), threshold=measured.threshold,
-        guard=finite(measured.guard), walk=measured.walk,
-    )  # fmt: skip
-
-
-def ray_record(name: str, ray: Ray, weight_decay: float, temperature: float) -> RayRecord:
-    """Ψ along one ray with its fits."""
-    psi = [psi_record(measurement, weight_decay, temperature) for measurement in ray.measurements]
-    return RayRecord.of(ray.psi(weight_decay, temperature=temperature), direction=name, psi=psi)
-
-
-def _names(indices: Iterable[int], space: ParameterSpace) -> list[str]:
-    return [space.parameters[i].name for i in indices]
 
 
 def _witness(result: Audit, settings: AuditSettings, subject: Subject) -> Witness | None:

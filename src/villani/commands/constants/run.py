@@ -14,6 +14,7 @@ from villani.commands.subject import load, outputs
 from villani.criteria.head import NormalisedHead, normalised_head
 from villani.errors import InputError
 from villani.objective.objective import Objective
+from villani.objective.origin import Origin
 from villani.objective.parameters import ParameterSpace
 from villani.outwards import upper_power
 from villani.theory.comparison import model_constants
@@ -50,15 +51,20 @@ def constants_of(
     model: nn.Module, space: ParameterSpace, settings: ConstantsSettings, head: NormalisedHead | str | None = None
 ) -> ModelConstants | None:
     """The comparison at every λ and s; None if some parameter does not decay. `head`: from `read_head`, if asked."""
-    if space.decayed_size < space.size:
-        return None
-    smoothing, variance = Smoothing(outputs(model), settings.alpha), settings.variance
+    return None if space.decayed_size < space.size else constants_for(space.size, outputs(model), settings, head)
+
+
+def constants_for(
+    size: int, rows: int, settings: ConstantsSettings, head: NormalisedHead | str | None = None
+) -> ModelConstants:
+    """As `constants_of`, of any model of so many parameters, all of which decay, and so many rows of outputs."""
+    smoothing, variance = Smoothing(rows, settings.alpha), settings.variance
     note = "a direction, from samples"
     lower = [] if variance is None else [variance_quotient(variance, 1.0, "statistical", note)]
     points = []
     for decay, s in product(settings.weight_decay, settings.temperature):
         bounds = model_constants(
-            space.size, decay, s, smoothing.vocabulary, smoothing.alpha, curvature=settings.curvature,
+            size, decay, s, smoothing.vocabulary, smoothing.alpha, curvature=settings.curvature,
             gradient_norms=settings.gradient_norms, lower=lower, time=settings.time,
         )  # fmt: skip
         points.append(
@@ -68,7 +74,7 @@ def constants_of(
             )
         )  # fmt: skip
     return ModelConstants.of(
-        smoothing, parameters=space.size, smoothing_cost=smoothing.cost, time=settings.time, points=points
+        smoothing, parameters=size, smoothing_cost=smoothing.cost, time=settings.time, points=points
     )
 
 
@@ -80,6 +86,17 @@ def constants_beside(
     positive = [decay for decay in weight_decay if decay > 0]
     settings = ConstantsSettings(model="", weight_decay=positive, temperature=list(temperature))
     return constants_of(model, space, settings, head) if positive else None
+
+
+def constants_known(
+    origin: Origin, weight_decay: Sequence[float], temperature: Sequence[float]
+) -> ModelConstants | None:
+    """As `constants_beside` for a result in Python; None as well if its outputs are no predictions."""
+    positive, objective = [decay for decay in weight_decay if decay > 0], origin.objective
+    if not positive or origin.outputs is None or objective.decayed_parameters < objective.parameters:
+        return None
+    settings = ConstantsSettings(model="", weight_decay=positive, temperature=list(temperature))
+    return constants_for(objective.parameters, origin.outputs, settings)
 
 
 def read_head(objective: Objective) -> NormalisedHead | str:

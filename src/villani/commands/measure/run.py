@@ -3,17 +3,9 @@
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-
 from villani.commands.constants.run import constants_beside
-from villani.commands.measure.record import (
-    DesignRecord,
-    Displacement,
-    LayerRecord,
-    MeasurementRecord,
-    PlanRecord,
-    TensorRecord,
-)
+from villani.commands.measure.record import DesignRecord, Displacement, MeasurementRecord, PlanRecord
+from villani.commands.measure.results import measurement_record
 from villani.commands.measure.settings import MeasureSettings
 from villani.commands.running import Outcome
 from villani.commands.subject import (
@@ -28,12 +20,11 @@ from villani.curvature.deflation import Deflation, deflation_from
 from villani.curvature.sketch import buckets_for
 from villani.measurement.measure import measure
 from villani.measurement.measure_to import MEASURING, PILOTING, measure_to
-from villani.measurement.measurement import Measurement
 from villani.measurement.plan import PILOT
 from villani.measurement.target import Target
 from villani.objective.evaluation import same_threads
 from villani.work.budget import LESS, Needs, Shape
-from villani.work.records import CONFIDENCE, Cost, PsiRecord
+from villani.work.records import CONFIDENCE, Cost
 from villani.work.work import Work
 
 _VECTORS = 4  # arrays of the size of θ, beside it
@@ -99,8 +90,10 @@ def measured(
         )
         chosen = {"trace": plan.way.trace, "blocks": plan.way.blocks, "probes": plan.probes}
         settings = settings.model_copy(update=chosen | {"groups": measurement.loss.n})
-    record = MeasurementRecord.of(
+    record = measurement_record(
         measurement,
+        settings.weight_decay,
+        settings.temperature,
         model=subject.loaded.record,
         objective=objective_record(objective),
         text=subject.text,
@@ -109,33 +102,17 @@ def measured(
             sketch=measurement.sketch,
         ),
         displacement=displacement,
-        covariance=measurement.joint.covariance.tolist(),
-        degrees_of_freedom=measurement.joint.degrees_of_freedom,
-        tensors=[
-            TensorRecord.of(t, shape=list(t.shape), parameters=int(torch.Size(t.shape).numel()))
-            for t in measurement.tensors
-        ],
-        layers=[LayerRecord.of(layer) for layer in measurement.layers],
         plan=PlanRecord.of(
             plan, quantity=target.quantity, error=target.error, relative=target.relative, pilot_groups=plan.first,
             planned_groups=plan.groups,
         ) if plan and target else None,
-        psi=[psi_record(measurement, decay, s) for decay in settings.weight_decay for s in settings.temperature],
         constants=None
         if displacement
         else constants_beside(subject.loaded.model, objective.parameters, settings.weight_decay, settings.temperature),
         provenance=subject.provenance,
-        cost=None,
     )  # fmt: skip
     cost = work.cost(
         measurement.tokens, settings.groups * settings.probes, pilot_seconds=work.spent("pilot/")[0] if plan else None,
         predicted_seconds=plan.seconds if plan else None,
     )  # fmt: skip
     return record, cost
-
-
-def psi_record(measurement: Measurement, weight_decay: float, temperature: float) -> PsiRecord:
-    """Ψ_s at one λ and s as it stands in JSON."""
-    psi = measurement.psi(weight_decay, temperature=temperature)
-    interval = psi.interval(CONFIDENCE)
-    return PsiRecord.of(psi, interval=interval, weight_decay=weight_decay, temperature=temperature)

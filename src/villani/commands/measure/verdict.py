@@ -135,6 +135,8 @@ def _coverage(record: MeasurementRecord) -> str:
 def _constants(record: MeasurementRecord) -> str:
     if record.constants:
         return model_finding(record.constants)
+    if record.objective.weight_decay > 0 and record.objective.decayed_parameters == record.objective.parameters:
+        return "No log-Sobolev constant is offered: that the outputs are predictions over a vocabulary is not known."
     return (
         "No log-Sobolev constant is offered: every one of them needs λ > 0 and decay on every parameter (THEORY.md §3)."
     )

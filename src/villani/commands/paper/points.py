@@ -8,8 +8,8 @@ import numpy as np
 import torch
 
 from villani.commands.audit.record import RayRecord
-from villani.commands.audit.run import orbit_record, ray_record
-from villani.commands.measure.run import psi_record
+from villani.commands.audit.results import orbit_record, ray_record
+from villani.commands.measure.results import psi_record
 from villani.commands.paper.record import (
     CriteriaRecord,
     EstimatorPoint,

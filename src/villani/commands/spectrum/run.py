@@ -13,11 +13,11 @@ from villani.commands.spectrum.record import (
     BlockRecord,
     DensityRecord,
     EigenvalueRecord,
-    QuadratureRecord,
     SharpnessRecord,
     SpectrumDesign,
     SpectrumRecord,
 )
+from villani.commands.spectrum.results import density_record
 from villani.commands.spectrum.settings import SpectrumSettings
 from villani.commands.subject import Subject, determining, load_subject, objective_record
 from villani.curvature.basis import Basis, dot, norm
@@ -221,16 +221,7 @@ class _Parts:
                 self.work.advance(s * settings.density_probes + probe + 1, total)
         parameters = self.objective.parameters
         density = Density(parameters.size, samples, torch.finfo(parameters.dtype).eps)
-        grid, values, sem, resolution = density.curve()
-        return DensityRecord.of(
-            density, shares=len(shares), probes=settings.density_probes, steps=settings.density_steps,
-            samples=[
-                [QuadratureRecord(nodes=q.nodes.tolist(), weights=q.weights.tolist()) for q in share]
-                for share in samples
-            ],
-            grid=grid.tolist(), density=values.tolist(), sem=sem.tolist(), resolution=resolution,
-            negative_share=density.negative_share(),
-        )  # fmt: skip
+        return density_record(density, settings.density_steps)
 
     def _blocks(self) -> list[BlockRecord]:
         """The ends and the trace of each layer's diagonal block, from two probes on it alone."""
