@@ -61,7 +61,7 @@ def filled(command: str, places: dict[str, str]) -> list[str]:
             words[place] = places[FILES[before]]
         elif before in ("--text", "--tokenizer"):
             words[place] = "builtin"
-        elif before != "--run" and re.fullmatch(r"MODEL|BASE|(runs|path)/\S+|gpt2", word):
+        elif before != "--run" and re.fullmatch(r"MODEL|BASE|(runs|path|\.)/\S+|gpt2", word):
             words[place] = places["base"] if "--adapter" in words else TINY
         elif word.startswith("config:"):
             words[place] = word if "?" in word else f"{word}?layers=1&width=32&heads=2&vocab=2048"
