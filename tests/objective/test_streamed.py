@@ -139,19 +139,6 @@ def test_a_layer_at_a_time_is_in_memory(objectives):
     assert weights.peak < sum(sizes) / 2
 
 
-def test_segments_are_cut_where_one_tensor_is_alive(objectives):
-    """Of a Transformer whose embedding is its largest tensor."""
-    for kind in ("llama", "gpt-2"):
-        objective = objectives(kind)
-        graph = trace_logits(objective, next(objective.batches(0)).plain())
-        sizes = [1] * len(objective.parameters.parameters)
-        sizes[0] = 6
-        segments = stretches(graph, sizes).segments
-        assert len(segments) >= 4
-        assert [len(segment.inputs) for segment in segments] == [0] + [1] * (len(segments) - 1)
-        assert segments[-1].outputs == (graph.head.features,)
-
-
 def test_theta_is_what_is_stored_displaced_or_not(folders, objectives):
     objective = objectives("gpt-2")
     resident = Objective(load_model(folders["gpt-2"], dtype=torch.float64, streamed=False).model, IDS)
