@@ -129,7 +129,6 @@ COVERED = {  # module → why it has no test file of its own
         "audit", "certify", "constants", "converge", "demo", "exact", "measure", "paper", "recommend", "spectrum",
     )], FIELDS),
     "objective/streamed_head.py": "a piece of streamed passes: objective/test_streamed.py, against whole models",
-    "curvature/streamed.py": "measurement/test_streamed_measure.py holds its traces against resident weights",
     **dict.fromkeys([f"commands/{name}.py" for name in (
         "audit/figures", "audit/tables", "certify/figures", "measure/figures", "measure/tables", "paper/figures",
         "spectrum/figures",
@@ -149,7 +148,7 @@ def test_every_module_has_a_test_file_of_its_own():
     assert sorted(files - own - COVERED.keys()) == [], "no test file, and no reason"
     assert sorted(own & COVERED.keys()) == [], "a reason, and a test file"
     assert sorted(COVERED.keys() - files) == [], "a reason for what is not there"
-    assert len(COVERED) <= 36
+    assert len(COVERED) <= 35
 
 
 def is_private(name):
