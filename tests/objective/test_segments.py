@@ -68,6 +68,15 @@ def test_more_is_alive_at_a_cut_only_where_that_makes_pieces_smaller():
     assert [s.inputs for s in p.cut(last, [90, 30, 30, 30]).segments][-1] == (first,), "one tensor is as large"
 
 
+@pytest.mark.parametrize("alive", [4, 5])
+def test_four_values_are_alive_at_a_cut_at_most(alive):
+    p = Pass(alive + 1)
+    values = [p.of(p.x, w) for w in p.w[:-1]]
+    end = p.of(*values, p.w[-1])
+    single, joined = [(v,) for v in values[:4]], (*values[4:], end)
+    assert [s.nodes for s in p.cut(end, [9] * (alive + 1)).segments] == [*single, joined]
+
+
 def test_what_is_no_tensor_crosses_no_cut():
     p = Pass(2)
     size = p.of(p.x, p.w[0], tensor=False)
