@@ -124,9 +124,12 @@ COVERED = {  # module → why it has no test file of its own
     "criteria/verdicts.py": "declares fields",
     "report/colours.py": "names of colours: report/test_estimates.py",
     "commands/running.py": "every command runs through it: test_registry.py has it run a toy",
+    "commands/compare/record.py": "declares fields, of which commands/compare/test_words.py makes sentences",
+    "commands/compare/page.py": "commands/compare/test_run.py reads the page and the terminal that it makes",
     **dict.fromkeys([f"commands/{name}/record.py" for name in (
         "audit", "certify", "constants", "converge", "demo", "exact", "measure", "paper", "recommend", "spectrum",
     )], FIELDS),
+    "objective/streamed_head.py": "a piece of streamed passes: objective/test_streamed.py, against whole models",
     **dict.fromkeys([f"commands/{name}.py" for name in (
         "audit/figures", "audit/tables", "certify/figures", "measure/figures", "measure/tables", "paper/figures",
         "spectrum/figures",

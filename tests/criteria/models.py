@@ -63,3 +63,22 @@ class Vector(nn.Module):
 def closed(function, *values, weight_decay=0.1, decay="all", groups=(0.0,)):
     """An objective with loss function(w)."""
     return Objective(Vector(*values), list(groups), weight_decay, decay, loss_fn=lambda m, _: function(m.w))
+
+
+class Two(nn.Module):
+    """L of a group x = Σ_i x_i·tanh(a_i·b_j)…: few enough entries for exact traces."""
+
+    def __init__(self):
+        super().__init__()
+        draw = torch.Generator().manual_seed(2)
+        self.a = nn.Parameter(torch.randn(2, 3, generator=draw, dtype=torch.float64))
+        self.b = nn.Parameter(torch.randn(3, generator=draw, dtype=torch.float64))
+
+
+def loss_of(a, b, x):
+    return (torch.tanh(a @ b) * x).sum() + (a.square().sum() * b.prod()).sin()
+
+
+def two(finite=False):
+    groups = list(torch.randn(4, 2, generator=torch.Generator().manual_seed(3), dtype=torch.float64))
+    return Objective(Two(), groups, 0.1, "match:a", finite, loss_fn=lambda m, x: loss_of(m.a, m.b, x))

@@ -1,15 +1,15 @@
-"""Statistics part by part against dense gradients and Hessians; the partition; directions of the noise."""
+"""Statistics part by part against dense gradients and Hessians; directions of the noise."""
 
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
 from tests.conftest import dense, flat_parameters, make_model, make_pool
-from tests.criteria.models import make
-from villani.criteria.parts import EXACT, PartStatistics, group_traces, part_statistics, parts_of
+from tests.criteria.models import loss_of, make, two
+from villani.criteria.partition import parts_of
+from villani.criteria.parts import EXACT, PartStatistics, group_traces, part_statistics
 from villani.criteria.symmetries import generators
 from villani.objective.graph import trace_loss
 from villani.objective.objective import Objective
@@ -82,49 +82,7 @@ def test_a_unit_of_work_that_is_kept_is_not_done_again():
     assert np.array_equal(first.gradient_norms(), again.gradient_norms())
 
 
-class Two(nn.Module):
-    """L of a group x = Σ_i x_i·tanh(a_i·b_j)…: few enough entries for exact traces."""
-
-    def __init__(self):
-        super().__init__()
-        draw = torch.Generator().manual_seed(2)
-        self.a = nn.Parameter(torch.randn(2, 3, generator=draw, dtype=torch.float64))
-        self.b = nn.Parameter(torch.randn(3, generator=draw, dtype=torch.float64))
-
-
-def loss_of(a, b, x):
-    return (torch.tanh(a @ b) * x).sum() + (a.square().sum() * b.prod()).sin()
-
-
-def two(finite=False):
-    groups = list(torch.randn(4, 2, generator=torch.Generator().manual_seed(3), dtype=torch.float64))
-    return Objective(Two(), groups, 0.1, "match:a", finite, loss_fn=lambda m, x: loss_of(m.a, m.b, x))
-
-
 BY_COLUMN = {0: torch.tensor([1.0, 1.0, -1.0])}  # the first two columns of a are scaled alike
-
-
-def test_the_partition_is_the_coarsest_one():
-    parts = parts_of(two().parameters, [BY_COLUMN, {1: torch.tensor(2.0)}])
-    assert parts.count == 3
-    a, b = (labels.expand(shape) for labels, shape in zip(parts.labels, ((2, 3), (3,)), strict=True))
-    assert len(set(a[:, :2].flatten().tolist())) == 1
-    assert len({int(a[0, 0]), int(a[0, 2]), int(b[0])}) == 3
-    assert b.unique().numel() == 1
-    assert parts.exponents[:, int(a[0, 0])].tolist() == [1, 0]
-    assert parts.exponents[:, int(a[1, 2])].tolist() == [-1, 0]
-    assert parts.exponents[:, int(b[1])].tolist() == [0, 2]
-    assert parts_of(two().parameters, []).count == 2, "one a tensor where nothing is told apart"
-
-
-def test_sums_and_confinement_by_hand():
-    parts = parts_of(two().parameters, [BY_COLUMN])
-    a, b = torch.arange(6.0).view(2, 3), torch.tensor([10.0, 20.0, 40.0])
-    left, right, rest = int(parts.labels[0].expand(2, 3)[0, 0]), int(parts.labels[0].expand(2, 3)[0, 2]), 2
-    assert parts.sums([a, b])[[left, right, rest]].tolist() == [0 + 1 + 3 + 4, 2 + 5, 70]
-    inside = parts.confine([a, b], [right, rest])
-    assert inside[0].tolist() == [[0, 0, 2], [0, 0, 5]]
-    assert inside[1].tolist() == b.tolist()
 
 
 @pytest.mark.parametrize("finite", [False, True])
