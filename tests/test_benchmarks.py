@@ -112,6 +112,8 @@ ELSEWHERE = {
     "frozen_commands": "test_frozen_commands_are_recorded_and_compared",
     "deflation": "test_deflation_takes_the_vectors_of_a_run",
     "gradient_norm_bias": "test_the_bias_of_a_mini_batch_is_drawn",
+    "sharded_jobs": "tests/integrations/test_sharded.py has each of its layouts, smaller",
+    "streamed": "makes gigabytes; tests/commands/measure/test_streamed.py has the command",
     "ranks": "tests/work/test_team.py has commands of two processes",
     "train_ptb": "needs a text that may not be passed on; `villani.dynamics.training` is tested",
 }

@@ -141,6 +141,7 @@ CASES = {
     aten.expand.default: of([2, 3, 4]),
     aten.repeat.default: of([2, 1]),
     aten.slice.Tensor: of(1, 1, 3),
+    aten.unfold.default: of(1, 2, 1),
     aten.select.int: of(0, 2),
     aten.split.Tensor: of(2),
     aten.split_with_sizes.default: of([1, 2]),

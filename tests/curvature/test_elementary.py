@@ -27,6 +27,7 @@ FUNCTIONS = {  # name in the module → (operation, what stands behind its argum
     "sqrt": [(aten.sqrt.default, (), {}, POSITIVE)],
     "reciprocal": [(aten.reciprocal.default, (), {}, ANYWHERE)],
     "softplus": [(aten.softplus.default, given, {}, ANYWHERE) for given in ((), (2.0,), (0.5, 1.0))],
+    "log_sigmoid": [(aten.log_sigmoid.default, (), {}, ANYWHERE)],
     "abs": [(aten.abs.default, (), {}, ANYWHERE)],
     "sin": [(aten.sin.default, (), {}, ANYWHERE)],
     "cos": [(aten.cos.default, (), {}, ANYWHERE)],

@@ -53,6 +53,8 @@ class ShardedObjective(Objective):
     ) -> None:  # fmt: skip
         # not Objective's own, which looks at θ whole; that the loss is one of next tokens is not tried out here
         self.processes, self.passes = layout.processes, passes
+        self.streamed, self.doubly_checked = False, True  # its products are differences of gradients
+        self.bits, self.displacements = None, 0
         self.model, self.loss_fn, self.weight_decay, self.finite = layout.model, loss_fn, weight_decay, False
         self.micro_tokens, self.traced, self._watched = MICRO_TOKENS, {}, False
         self._known: list[torch.Tensor] | None = None  # what `gradient` is going to be asked for next
