@@ -97,8 +97,9 @@ TRIALS = {
     "symmetry_scaling": Trial(["--layers", "1,2", "--width", "16", "--out", "figures.json"], HERE),
     "exact_hidden_features": Trial(sizes={"LINES": slice(0, 2), "PLANES": []}, writes=False),
     "hostile_files": Trial(["--count", "12", *OUTPUT]),
-    "kill_campaign": Trial(["--kills", "1", "--only", "constants", *OUTPUT]),
-    "zoo": Trial(["--only", "^gpt_neo$", "--out", "figures.json"]),
+    "kill_campaign": Trial(
+        ["--kills", "1", *OUTPUT], {"COMMANDS": {"exact": ["exact", "double-well", "--weight-decay", "0.5,1"]}}
+    ),
     "trace_against_peers": Trial(
         ["--model", TINY, "--text", "builtin", "--tokenizer", "builtin", "--samples", "4", "--ways", "taylor-whole",
          "--peers", "PyHessian", "--threads", "1", "--installed", "peers", *OUTPUT]
@@ -112,6 +113,7 @@ ELSEWHERE = {
     "frozen_commands": "test_frozen_commands_are_recorded_and_compared",
     "deflation": "test_deflation_takes_the_vectors_of_a_run",
     "gradient_norm_bias": "test_the_bias_of_a_mini_batch_is_drawn",
+    "zoo": "tests/test_zoo.py has what it does to a type, of 31 types",
     "sharded_jobs": "tests/integrations/test_sharded.py has each of its layouts, smaller",
     "streamed": "makes gigabytes; tests/commands/measure/test_streamed.py has the command",
     "ranks": "tests/work/test_team.py has commands of two processes",
@@ -192,7 +194,8 @@ def test_the_bias_of_a_mini_batch_is_drawn(script, monkeypatch, tmp_path):
     module = script("gradient_norm_bias")
     load_model(SMALLEST).model.save_pretrained(tmp_path / "demo" / "model")
     monkeypatch.setattr(module, "SIZES", (1, 2))
-    documents = load_corpus("builtin").documents[:6]
+    monkeypatch.setattr(module, "GROUPS", 8)
+    documents = load_corpus("builtin").documents[:2]
     monkeypatch.setattr(module, "load_corpus", lambda _: SimpleNamespace(documents=documents, boundaries=True))
     module.main("demo")
     row = json.loads((tmp_path / "figures.json").read_text())["rows"][0]
