@@ -1,8 +1,8 @@
 """Models whose weights are streamed: the same commands as with the weights in memory, under a limit of memory.
 
-python benchmarks/streamed.py make llama-1.1b --folder /tmp/streamed            (random bf16 weights in shards)
-python benchmarks/streamed.py run llama-1.1b measure --limit 3 --folder /tmp/streamed -- --groups 4 --sequences 4
-python benchmarks/streamed.py run llama-1.1b measure --folder /tmp/streamed -- --groups 4 --sequences 4 --streamed no
+python benchmarks/streamed.py make llama-1.1b --folder models            (random bf16 weights in shards)
+python benchmarks/streamed.py run llama-1.1b measure --limit 3 --folder models -- --groups 4 --sequences 4
+python benchmarks/streamed.py run llama-1.1b measure --folder models -- --groups 4 --sequences 4 --streamed no
 python benchmarks/streamed.py compare llama-1.1b                                  (the last two runs of a command)
 
 A run is a process of its own. `--limit` GiB is RLIMIT_DATA, which the kernel holds heap and private anonymous memory
@@ -173,7 +173,7 @@ def main() -> None:
     parser.add_argument("model", choices=SHAPES)
     parser.add_argument("command", nargs="?", default="measure")
     parser.add_argument("--limit", type=float)
-    parser.add_argument("--folder", type=Path, default=Path("/tmp/streamed"))
+    parser.add_argument("--folder", type=Path, default=Path("runs/streamed"))
     parser.add_argument("--keep", action="store_true", help="append the run to docs/results/streamed.json")
     arguments, options = parser.parse_known_args()
     runs = json.loads(PATH.read_text()) if PATH.exists() else []
