@@ -67,7 +67,7 @@ def test_a_headline_says_what_moved_then_what_is_open_then_what_is_the_same():
     other = difference("decayed_norm_squared", "rises", 1.0)
     assert headline("measurement", pairs=[pair(other, OPEN, SAME, FALLS, RISES)]) == (
         "Between before and after tr ∇²L rises by 3; the loss falls by 0.50 ± 0.02, [0.440, 0.560]; "
-        "Ψ (λ = 0.1, s = 0.001) cannot be told apart; the same weights give the same ‖∇L‖²."
+        "Ψ (λ = 0.1, s = 0.001) cannot be told apart; the same weights give the same figures: ‖∇L‖²."
     )
 
 

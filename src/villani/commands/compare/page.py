@@ -46,7 +46,7 @@ def findings(record: ComparisonRecord) -> dict[str, str]:
         "How far to trust them": f"The intervals of {format_count(record.comparisons, 'sampled difference')} hold at "
         f"once with {100 * record.confidence:g} % confidence: each alone is at {level:.4g} % (Bonferroni). {_SIMILAR}"
         if record.comparisons
-        else f"Nothing was sampled: the differences are exact up to rounding. {_SIMILAR}",
+        else "No difference here is a sampled one: each is exact up to rounding, which is what an interval is of.",
         "What else differs": _unlike([(pair.run, pair.unlike) for pair in record.pairs]),
         "The same weights": _same(record),
     }

@@ -45,7 +45,7 @@ def _pair(reference: str, pair: PairRecord) -> str:
     other = {change: [name(d) for d in told if d and d.change == change] for change in ("undecided", "unchanged")}
     said = ["; ".join(moved)] if moved else []
     said += [f"{listed(other['undecided'])} cannot be told apart"] if other["undecided"] else []
-    said += [f"the same weights give the same {listed(other['unchanged'])}"] if other["unchanged"] else []
+    said += [f"the same weights give the same figures: {listed(other['unchanged'])}"] if other["unchanged"] else []
     return f"Between {reference} and {pair.run} {'; '.join(said)}."
 
 
