@@ -9,8 +9,9 @@ from torch import nn
 from tests.conftest import make_model, make_pool
 from villani.dynamics.schedules import ConstantMemory
 from villani.integrations.descent import decay_of
+from villani.integrations.figures import PREFIX
 from villani.integrations.gradients import GradientWatch
-from villani.integrations.live import PREFIX, Live
+from villani.integrations.live import Live
 
 RATE, DECAY = 0.05, 0.1
 IDS = torch.randint(0, 11, (2, 6), generator=torch.Generator().manual_seed(3))

@@ -12,8 +12,8 @@ from tests.adapted import adapt
 from tests.integrations.ranks import run_ranks
 from villani.dynamics.schedules import ConstantMemory, GuardFollowing
 from villani.errors import InputError
+from villani.integrations.figures import PREFIX
 from villani.integrations.huggingface import VillaniCallback
-from villani.integrations.live import PREFIX
 from villani.objective.objective import Objective
 
 STEPS, VOCABULARY = 4, 17
@@ -78,7 +78,7 @@ def add(trainer, **settings):
         def on_step_begin(self, args, state, control, **kwargs):
             clock.now += 1.0
 
-    callback = VillaniCallback(trainer, groups(), temperature=0.1, clock=clock, **settings)
+    callback = VillaniCallback(trainer, groups(), temperature=0.1, clock=clock, **{"verbose": True} | settings)
     trainer.add_callback(callback)
     trainer.add_callback(Tick())
     return callback
@@ -122,6 +122,46 @@ def test_the_bits_are_the_same_and_every_logger_gets_the_figures(tmp_path):
     assert end[PREFIX + "measurements"] == STEPS
     assert PREFIX + "psi" not in end
     assert 0 < end[PREFIX + "overhead"] <= callback.live.budget.overhead * 1.01 <= 0.03
+
+
+class Closing(TrainerCallback):
+    """A logger as the Trainer's own: before other callbacks, and closed when training ends."""
+
+    def __init__(self):
+        self.rows, self.closed = [], False
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        assert not self.closed, "a second run would be opened"
+        self.rows.append((state.global_step, dict(logs)))
+
+    def on_train_end(self, args, state, control, **kwargs):
+        self.closed = True
+
+
+@pytest.mark.parametrize("stop_at", [None, 2])
+def test_loggers_get_eight_figures_where_asked_and_the_account_before_they_close(tmp_path, stop_at):
+    trainer = make_trainer(tmp_path)
+    logger = Closing()
+    trainer.callback_handler.callbacks.insert(1, logger)
+    add(trainer, every=3, at_start=True, at_end=True, verbose=False)
+
+    class Stop(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            control.should_training_stop |= state.global_step == stop_at
+
+    trainer.add_callback(Stop())
+    trainer.train()
+    own = [(step, row) for step, row in logger.rows if PREFIX + "psi" in row]
+    assert [step for step, _ in own] == ([0, 3, 4] if stop_at is None else [0, 2])
+    for _, row in own:
+        names = {name for name in row if name.startswith(PREFIX)}
+        assert len(names) == 8
+        assert {PREFIX + "psi", PREFIX + "psi_sem", PREFIX + "hessian_trace_sem"} <= names
+    last = make_trainer(tmp_path / "again", max_steps=stop_at or STEPS)
+    add(last, every=1)
+    last.train()
+    if stop_at is None:  # the learning rate's schedule is of max_steps
+        assert logged(last)[-1][PREFIX + "psi"] == own[-1][1][PREFIX + "psi"]
 
 
 def test_of_an_adapter_the_figures_are_those_of_what_is_trained(tmp_path):

@@ -8,7 +8,7 @@ from tests.conftest import make_model
 from tests.integrations.ranks import run_ranks
 from villani.dynamics.schedules import ConstantMemory
 from villani.errors import InputError
-from villani.integrations.live import PREFIX
+from villani.integrations.figures import PREFIX
 
 pl = pytest.importorskip("lightning.pytorch")
 STEPS = 4
@@ -76,7 +76,9 @@ def fit(folder, watched=True, steps=STEPS, resume=None, schedule=None, optimiser
     clock, logger = Clock(), Memory()
     task = Task(clock, optimisers)
     groups = tokens(6, 9).reshape(3, 2, 6)
-    callback = VillaniCallback(groups, temperature=0.1, module=lambda t: t.model, schedule=schedule, clock=clock)
+    callback = VillaniCallback(
+        groups, temperature=0.1, module=lambda t: t.model, schedule=schedule, clock=clock, verbose=True
+    )
     trainer = pl.Trainer(
         max_steps=steps, accumulate_grad_batches=2 if optimisers == 1 else 1, accelerator="cpu", logger=logger,
         enable_checkpointing=False,
@@ -122,6 +124,18 @@ def test_a_resumed_schedule_goes_on(tmp_path):
     }
 
 
+def test_a_module_without_forward_gets_a_hint(tmp_path):
+    from villani.integrations.lightning import VillaniCallback
+
+    trainer = pl.Trainer(
+        callbacks=[VillaniCallback(tokens(6, 9).reshape(3, 2, 6), temperature=0.1)], max_steps=1, logger=False,
+        default_root_dir=tmp_path, accelerator="cpu", enable_progress_bar=False, enable_model_summary=False,
+        enable_checkpointing=False,
+    )  # fmt: skip
+    with pytest.raises(InputError, match=r"Task has no forward of its own: .* module=lambda task: task\.model"):
+        trainer.fit(Task(Clock()), torch.utils.data.DataLoader(tokens(8, 3).reshape(8, 1, -1)[:, 0], batch_size=2))
+
+
 def test_several_optimisers_are_refused(tmp_path):
     with pytest.raises(InputError, match="2 optimisers"):
         fit(tmp_path, optimisers=2)
@@ -152,7 +166,9 @@ def test_clipping_inside_the_optimisers_closure_is_seen(tmp_path, clip, algorith
 
     clock, logger = Clock(), Memory()
     task = Plain(clock)
-    callback = VillaniCallback(tokens(6, 9).reshape(3, 2, 6), temperature=0.1, module=lambda t: t.model, clock=clock)
+    callback = VillaniCallback(
+        tokens(6, 9).reshape(3, 2, 6), temperature=0.1, module=lambda t: t.model, clock=clock, verbose=True
+    )
     trainer = pl.Trainer(
         max_steps=2, accelerator="cpu", logger=logger, enable_checkpointing=False, enable_progress_bar=False,
         enable_model_summary=False, callbacks=[callback], default_root_dir=tmp_path, gradient_clip_val=clip,

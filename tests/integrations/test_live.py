@@ -3,6 +3,8 @@ import random
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 from transformers import RwkvConfig, RwkvForCausalLM
 
@@ -11,7 +13,8 @@ from tests.integrations.test_budget import Clock
 from tests.integrations.test_untouched import Quirks, snapshot
 from villani.dynamics.schedules import ConstantMemory, GuardFollowing
 from villani.errors import InputError
-from villani.integrations.live import PREFIX, Live, decay_of
+from villani.integrations.figures import PREFIX
+from villani.integrations.live import Live, decay_of
 from villani.integrations.untouched import untouched
 from villani.measurement.measure import measure
 from villani.objective.objective import Objective
@@ -337,3 +340,35 @@ def test_a_step_before_the_start_is_told():
     assert live.finish() == {}
     with pytest.raises(InputError, match="no param_groups"):
         live.start(object())
+
+
+@pytest.mark.parametrize("every", [0, -3, 1.5, "10"])
+def test_steps_between_measurements_are_a_number(every):
+    model = make_model("gpt2")
+    with pytest.raises(InputError, match="every="):
+        Live(model, torch.randint(0, 11, (3, 2, 6)), temperature=1.0, every=every)
+
+
+@given(
+    every=st.integers(1, 5),
+    steps=st.integers(1, 7),
+    first=st.integers(0, 6),
+    ends=st.tuples(st.booleans(), st.booleans()),
+)
+@settings(max_examples=6, deadline=None)
+def test_it_measures_at_the_steps_asked_for(every, steps, first, ends):
+    model = make_model("gpt2")
+    live = Live(
+        model, torch.randint(0, 11, (3, 2, 6)), temperature=1.0, every=every, max_overhead=1e-9, at_start=ends[0],
+        at_end=ends[1],
+    )  # fmt: skip
+    seen = {first: live.start(torch.optim.SGD(model.parameters(), 0.1), step=first)}
+    for step in range(first + 1, first + steps + 1):
+        seen[step] = live.step(step)
+    last = first + steps
+    seen[last] = seen[last] | live.finish()
+    due = {step for step in range(first + 1, last + 1) if step % every == 0}
+    due |= {0} if ends[0] and first == 0 else set()
+    due |= {last} if ends[1] else set()
+    assert {step for step, figures in seen.items() if PREFIX + "psi" in figures} == due
+    assert live.measured == len(due)

@@ -9,7 +9,8 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 
 from tests.integrations.ranks import cut_network, inputs, mean_square, network, own, run_ranks
 from villani.errors import InputError
-from villani.integrations.live import PREFIX, Live
+from villani.integrations.figures import PREFIX
+from villani.integrations.live import Live
 from villani.integrations.passes import Passes
 
 SIZE, SECONDS = 2, 60.0

@@ -17,7 +17,8 @@ from tests.conftest import make_model, make_pool
 from tests.integrations.ranks import cut_network, inputs, mean_square, own, run_ranks
 from villani.curvature.probes import rademacher_probe
 from villani.errors import InputError
-from villani.integrations.live import PREFIX, Live
+from villani.integrations.figures import PREFIX
+from villani.integrations.live import Live
 from villani.objective.objective import Objective
 from villani.objective.parameters import ParameterSpace
 from villani.streams import Purpose, word

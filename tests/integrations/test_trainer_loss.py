@@ -23,7 +23,7 @@ from transformers import (
 )
 
 from tests.integrations.test_huggingface import add, groups
-from villani.integrations.live import PREFIX
+from villani.integrations.figures import PREFIX
 
 VOCABULARY, LENGTH, RATE, DECAY = 17, 8, 0.05, 0.1
 SPECIAL = {"bos_token_id": None, "eos_token_id": None}

@@ -25,7 +25,8 @@ from villani.curvature.operators import Curvature
 from villani.curvature.spectrum import quadrature, sphere_probe
 from villani.dynamics.training import train
 from villani.errors import InputError
-from villani.integrations.live import PREFIX, Live
+from villani.integrations.figures import PREFIX
+from villani.integrations.live import Live
 from villani.measurement.measure import measure
 from villani.objective.evaluation import evaluating, plain_arithmetic, same_threads
 from villani.objective.objective import Objective

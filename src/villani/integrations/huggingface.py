@@ -8,7 +8,8 @@ from transformers import TrainerCallback
 
 from villani.dynamics.schedules import DecaySchedule
 from villani.errors import InputError
-from villani.integrations.live import Figures, Live
+from villani.integrations.figures import Figures, logged
+from villani.integrations.live import Live
 from villani.integrations.trainer_loss import TrainerLoss
 
 _KEY = "villani"  # in TrainerState.stateful_callbacks, which is saved with every checkpoint
@@ -31,7 +32,9 @@ class VillaniCallback(TrainerCallback):
             the same in every process.
         temperature: s > 0 of Ψ_s.
         schedule: of the weight decay; goes on after a resume.
-        settings: further ones of `Live`: weight_decay, decay, probes, trace, loss_fn, max_overhead, seed, clock.
+        verbose: whether to log all figures, not the main eight of a measurement.
+        settings: further ones of `Live`: weight_decay, decay, probes, trace, loss_fn, max_overhead, every, at_start,
+            at_end, seed, clock.
 
     Raises:
         InputError: what `Live` refuses, other parallelism than those two, or a schedule in several processes. Where
@@ -40,14 +43,15 @@ class VillaniCallback(TrainerCallback):
 
     def __init__(
         self, trainer: Any, groups: torch.Tensor | Sequence[Any], *, temperature: float,
-        schedule: DecaySchedule | None = None, **settings: Any,
+        schedule: DecaySchedule | None = None, verbose: bool = False, **settings: Any,
     ) -> None:  # fmt: skip
         self._sharded = bool(trainer.is_fsdp_enabled)
         _check_parallelism(trainer)
         if trainer.args.world_size > 1 and schedule is not None:
             processes = trainer.args.world_size
             raise InputError(f"{processes} processes: a decay schedule would have to agree among them; use one")
-        self.trainer, self._loss = trainer, TrainerLoss(trainer)
+        self.trainer, self._loss, self._verbose = trainer, TrainerLoss(trainer), verbose
+        self._running = False
         self.live = Live(
             trainer.model, groups, temperature=temperature, schedule=schedule, wrapped_later=self._sharded, **settings
         )
@@ -63,12 +67,15 @@ class VillaniCallback(TrainerCallback):
         several = args.world_size > 1
         self.live.adopt(wrapped if several or self._sharded else kwargs["model"], try_out=several or self._sharded)
         scaler = getattr(self.trainer.accelerator, "scaler", None)
-        self.live.start(
+        figures = self.live.start(
             kwargs["optimizer"], state.stateful_callbacks.get(_KEY) if state.global_step else None,
-            scale=scaler.get_scale if scaler is not None else None, watch=args.world_size == 1,
+            scale=scaler.get_scale if scaler is not None else None, watch=args.world_size == 1, step=state.global_step,
         )  # fmt: skip
         self._loss.attach()
+        self._running = True
         self._keep(state)
+        if state.is_world_process_zero:
+            self._log(figures, control)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """An optimiser step is over; with gradient accumulation that is once for all its batches."""
@@ -77,8 +84,19 @@ class VillaniCallback(TrainerCallback):
             self._log(figures, control)
             self._keep(state)
 
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """After the last epoch, log what measuring took: in `on_train_end` loggers before this one have closed."""
+        if control.should_training_stop or state.global_step >= state.max_steps:
+            self._finish(state, control)
+
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Log what measuring took."""
+        """Log what measuring took, where no epoch ended."""
+        self._finish(state, control)
+
+    def _finish(self, state: Any, control: Any) -> None:
+        if not self._running:
+            return
+        self._running = False
         self._loss.detach()
         figures = self.live.finish()
         if state.is_world_process_zero:
@@ -91,7 +109,7 @@ class VillaniCallback(TrainerCallback):
     def _log(self, figures: Figures, control: Any) -> None:
         if figures:
             wanted = control.should_log  # Trainer.log takes the wish for the Trainer's own log of this step as granted
-            self.trainer.log(figures)
+            self.trainer.log(logged(figures, self._verbose))
             control.should_log = wanted
 
 

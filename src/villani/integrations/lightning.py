@@ -4,13 +4,15 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from lightning.pytorch import LightningModule
 from lightning.pytorch.callbacks import Callback
 from torch import nn
 
 from villani.dynamics.schedules import DecaySchedule
 from villani.errors import InputError
 from villani.integrations.descent import TrainingLoss
-from villani.integrations.live import Figures, Live
+from villani.integrations.figures import Figures, logged
+from villani.integrations.live import Live
 
 _STRATEGIES = ("DDPStrategy", "ModelParallelStrategy")  # for several processes
 
@@ -28,7 +30,9 @@ class VillaniCallback(Callback):  # type: ignore[misc] # its types are not looke
         temperature: s > 0 of Ψ_s.
         module: the model within the LightningModule, whose parameters are θ; itself by default.
         schedule: of the weight decay; goes on after a resume.
-        settings: further ones of `Live`: weight_decay, decay, probes, trace, loss_fn, max_overhead, seed, clock.
+        verbose: whether to log all figures, not the main eight of a measurement.
+        settings: further ones of `Live`: weight_decay, decay, probes, trace, loss_fn, max_overhead, every, at_start,
+            at_end, seed, clock.
 
     Raises:
         InputError: what `Live` refuses, when training starts.
@@ -36,9 +40,10 @@ class VillaniCallback(Callback):  # type: ignore[misc] # its types are not looke
 
     def __init__(
         self, groups: torch.Tensor | Sequence[Any], *, temperature: float,
-        module: Callable[[Any], nn.Module] = lambda task: task, schedule: DecaySchedule | None = None, **settings: Any,
+        module: Callable[[Any], nn.Module] = lambda task: task, schedule: DecaySchedule | None = None,
+        verbose: bool = False, **settings: Any,
     ) -> None:  # fmt: skip
-        self.groups, self.module = groups, module
+        self.groups, self.module, self._verbose = groups, module, verbose
         self.settings = {"temperature": temperature, "schedule": schedule} | settings
         self.live: Live | None = None
         self._state: dict[str, Any] | None = None
@@ -57,7 +62,9 @@ class VillaniCallback(Callback):  # type: ignore[misc] # its types are not looke
             raise InputError(
                 f"{type(strategy).__name__} in {trainer.world_size} processes: expected one of {', '.join(_STRATEGIES)}"
             )
-        self.live = Live(self.module(pl_module), self.groups, replicas=strategy.model, **self.settings)
+        module = self.module(pl_module)
+        _check_forward(module)
+        self.live = Live(module, self.groups, replicas=strategy.model, **self.settings)
         if trainer.world_size > self.live.processes.size:
             raise InputError(
                 f"the model of {self.live.processes.size} process is not what {trainer.world_size} train together: "
@@ -67,8 +74,9 @@ class VillaniCallback(Callback):  # type: ignore[misc] # its types are not looke
             why = f"gradients are clipped by value, at {trainer.gradient_clip_val:g}: not by a factor"
             self.live.training_loss = lambda _: TrainingLoss(None, {"clipped by value": why})
         scaler = getattr(trainer.precision_plugin, "scaler", None)
-        self.live.start(trainer.optimizers[0], self._state, scale=scaler.get_scale if scaler is not None else None)
+        scale = scaler.get_scale if scaler is not None else None
         self._seen = trainer.global_step
+        self._log(trainer, self.live.start(trainer.optimizers[0], self._state, scale=scale, step=self._seen))
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """A batch is over, and perhaps a step."""
@@ -92,4 +100,16 @@ class VillaniCallback(Callback):  # type: ignore[misc] # its types are not looke
     def _log(self, trainer: Any, figures: Figures) -> None:
         if figures and trainer.is_global_zero:  # not pl_module.log, which drops what comes between two of its own steps
             for logger in trainer.loggers:
-                logger.log_metrics(figures, step=trainer.global_step)
+                logger.log_metrics(logged(figures, self._verbose), step=trainer.global_step)
+
+
+def _check_forward(module: nn.Module) -> None:
+    """Refuse a LightningModule that has no `forward` of its own, and name what in it has one."""
+    if not isinstance(module, LightningModule) or type(module).forward is not LightningModule.forward:
+        return
+    within = [name for name, child in module.named_children() if any(True for _ in child.parameters())]
+    example = within[0] if within else "model"
+    raise InputError(
+        f"{type(module).__name__} has no forward of its own: say which module in it is the model, such as "
+        f"module=lambda task: task.{example}"
+    )

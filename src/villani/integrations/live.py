@@ -30,21 +30,18 @@ from villani.integrations.descent import (
     descent_of,
     same_in_training,
 )
+from villani.integrations.figures import PREFIX, Figures, figures_of
 from villani.integrations.gradients import GradientWatch
 from villani.integrations.processes import one_line
 from villani.integrations.run_model import RunModel
 from villani.integrations.untouched import untouched as untouched
 from villani.measurement.design import check_design, check_temperature
-from villani.measurement.measurement import Measurement
 from villani.objective.objective import LossFunction, Objective, check_weight_decay
 from villani.objective.parameters import ParameterSpace
 from villani.objective.weights import refuse_streamed
-from villani.statistics import Estimate
 from villani.streams import Purpose, word
 
-Figures = dict[str, float]
 log = logging.getLogger("villani")
-PREFIX = "villani/"
 
 
 class Live:
@@ -61,6 +58,9 @@ class Live:
         trace: see `measure`.
         loss_fn: see `Objective`.
         max_overhead: seconds of measuring for each second of everything else, at most.
+        every: steps from one measurement to the next, at those that it divides, whatever `max_overhead` says.
+        at_start: whether to measure before the first step as well, whatever `max_overhead` says.
+        at_end: whether to measure after the last, whatever `max_overhead` says.
         seed: of the probes, which are others at every step.
         schedule: of the weight decay. Its own measurements are made at its own steps and count as measuring.
         clock: seconds.
@@ -89,6 +89,9 @@ class Live:
         trace: TraceMethod | None = None,
         loss_fn: LossFunction | None = None,
         max_overhead: float = 0.03,
+        every: int | None = None,
+        at_start: bool = False,
+        at_end: bool = False,
         seed: int = 0,
         schedule: DecaySchedule | None = None,
         clock: Callable[[], float] = time.perf_counter,
@@ -100,6 +103,7 @@ class Live:
         self._temperature, self._decay_asked, self._mask_asked = temperature, weight_decay, decay
         self._probes, self._trace, self._loss_fn, self._seed = probes, trace, loss_fn, seed
         self._max_overhead, self._clock = max_overhead, clock
+        self._every, self._at_start, self._at_end = every, at_start, at_end
         self._tried = False
         self._optimizer: Any = None
         self._watch: GradientWatch | None = None
@@ -107,6 +111,8 @@ class Live:
         self._reason = ""
         self.budget: Budget | None = None
         self.measured = self.steps = 0
+        self._step = 0  # of the run, resumptions counted
+        self._measured_at: int | None = None
         self._silent = 0  # steps to come in which processes do not ask each other
         self._unheard: Exception | None = None
         self.descent: Descent | None = None
@@ -143,6 +149,8 @@ class Live:
             check_weight_decay(self._decay_asked)
         check_design(len(self.groups), self._probes, self._seed, finite=False)
         Budget(self._max_overhead)
+        if self._every is not None and (not isinstance(self._every, int) or self._every < 1):
+            raise InputError(f"every={self._every}: expected a number of steps, at least 1, such as 500")
         if self.processes.several and self.schedule is not None:
             raise InputError(
                 f"{self.processes.size} processes: a decay schedule would have to agree among them; use one process"
@@ -150,8 +158,8 @@ class Live:
 
     def start(
         self, optimizer: Any, state: dict[str, Any] | None = None, *, scale: Callable[[], float] | None = None,
-        watch: bool = True,
-    ) -> None:  # fmt: skip
+        watch: bool = True, step: int = 0,
+    ) -> Figures:  # fmt: skip
         """The run begins, or goes on.
 
         Args:
@@ -159,6 +167,10 @@ class Live:
             state: of `state_dict`, where the run goes on.
             scale: what the loss is multiplied by before `backward`, such as a GradScaler's `get_scale`.
             watch: see `GradientWatch`; not where several processes average gradients.
+            step: how many steps came before, where the run goes on.
+
+        Returns:
+            figures to log; empty without `at_start`, and where the run goes on.
 
         Raises:
             InputError: no `param_groups`, or what `DecaySchedule.attach` refuses.
@@ -176,6 +188,8 @@ class Live:
         alone = watch and not self.processes.several and not self._run.layout.sharded
         self._watch = GradientWatch(self.model, optimizer, scale) if alone else None
         self.budget, self._silent, self._unheard = Budget(self._max_overhead, self._clock), 0, None
+        self._step, self._measured_at = step, None
+        return self._measure_anyway(self.budget) if self._at_start and not step else {}
 
     def step(self, step: int) -> Figures:
         """An optimiser step is over.
@@ -190,17 +204,18 @@ class Live:
             raise InputError("call start(optimizer) before the first step")
         budget = self.budget
         self.steps += 1
+        self._step = step
         if self.processes.several:
             return self._step_together(step, budget)
         budget.step()
         figures = self._follow_schedule(step, budget)
-        if budget.may_try:
+        if self._may_try(budget):
             try:
                 self._try_cost(budget)
             except Exception as error:
                 budget.failed()
                 self._give_up("trial", step, error)
-        return figures | self._measure_within(step, budget) if budget.due else figures
+        return figures | self._measure_within(step, budget) if self._due(budget) else figures
 
     def _step_together(self, step: int, budget: Budget) -> Figures:
         """What process 0 decides by its clock; whatever goes wrong in one process is told to all, and stops nothing.
@@ -237,7 +252,14 @@ class Live:
         error, self._unheard = self._unheard, None
         if error:
             raise error
-        return self.budget.may_try, self.budget.due, self.budget.steps_to_wait
+        wait = self._every - 1 - self._step % self._every if self._every else self.budget.steps_to_wait
+        return self._may_try(self.budget), self._due(self.budget), wait
+
+    def _may_try(self, budget: Budget) -> bool:
+        return self._every is None and budget.may_try
+
+    def _due(self, budget: Budget) -> bool:
+        return self._step % self._every == 0 if self._every else budget.due
 
     def _try_cost(self, budget: Budget) -> None:
         """Time something short, to know what a measurement takes."""
@@ -249,6 +271,16 @@ class Live:
                 work()
                 self._wait()
             budget.expect((self._clock() - before) * times)
+
+    def _measure_anyway(self, budget: Budget) -> Figures:
+        """A measurement in which the budget has no say; all processes make it together."""
+        try:
+            with self.processes.together():
+                return self._measure_within(self._step, budget)
+        except Exception as error:
+            self._give_up("measurement", self._step, error)
+            budget.failed(whole=True)
+            return {PREFIX + "failed": 1.0}
 
     def _measure_within(self, step: int, budget: Budget) -> Figures:
         self._wait()  # what the run had still to do is not billed here
@@ -280,24 +312,26 @@ class Live:
                 step, asked, mask = self.processes.broadcast([step, asked, mask])
             objective = self._run.objective(mask, asked)
             found = self._run.measured(objective, word(self._seed, Purpose.LIVE, step))
-            told = _figures(found, asked, self._temperature)
+            told = figures_of(found, asked, self._temperature)
             if decay:
                 told |= self._descended(decay, objective)
         self.measured += 1
+        self._measured_at = step
         return {PREFIX + name: value for name, value in told.items()}
 
     def finish(self) -> Figures:
         """What measuring took of this session of the run: its seconds, and those for each second of everything else.
 
-        A run that was never measured is warned of.
+        With `at_end` it measures first, unless the last step was measured. A run that never was is warned of.
         """
         if self.budget is None:
             return {}
+        last = self._measure_anyway(self.budget) if self._at_end and self._measured_at != self._step else {}
         if self._watch:
             self._watch.close()
         if not self.measured:
             log.warning(self._never(self.budget))
-        return self._account()
+        return last | self._account()
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs, as JSON can hold it."""
@@ -363,6 +397,8 @@ class Live:
         words = f"no measurement was made in {self.steps} steps of {budget.total:.3g} s"
         if self._reason:
             return f"{words}: {self._reason}"
+        if self._every:
+            return f"{words}: every={self._every} divides none of them; give fewer, or at_end=True"
         spent = f"max_overhead={self._max_overhead:g} allowed {self._max_overhead * budget.total:.2g} s of them"
         if budget.expected is None:
             return f"{words}: {spent}, too few to try out what one takes; raise max_overhead, or call measure(step)"
@@ -381,15 +417,3 @@ class Live:
         if kind not in self._warned:
             self._warned.add(kind)
             log.warning(message)
-
-
-def _figures(found: Measurement, weight_decay: float, temperature: float) -> Figures:
-    psi = found.psi(weight_decay, temperature=temperature)
-    told: dict[str, Estimate] = {
-        "loss": found.loss, "gradient_norm_squared": found.gradient_norm_squared,
-        "gradient_dot_parameters": found.gradient_dot_parameters, "hessian_trace": found.hessian_trace, "psi": psi,
-    }  # fmt: skip
-    told |= {f"psi_{name}": part for name, part in psi.parts.items()}
-    figures = {name: estimate.value for name, estimate in told.items()}
-    figures |= {f"{name}_sem": estimate.sem for name, estimate in told.items() if estimate.sem}
-    return figures | {"decayed_norm_squared": found.decayed_norm_squared, "lambda": weight_decay, "s": temperature}
