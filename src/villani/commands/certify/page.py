@@ -94,7 +94,10 @@ def _bound_rows(record: CertificateRecord) -> list[Row]:
 
 def _run_rows(record: CertificateRecord) -> list[Row]:
     """The training behind the certificates."""
-    return rows_of(record.prequential.points, _PASSES) if record.prequential else rows_of(record.points, _RUNS)
+    if record.prequential:
+        return rows_of(record.prequential.points, _PASSES)
+    drifts = any(point.drift for point in record.points)
+    return rows_of(record.points, {**_RUNS, **_DRIFT} if drifts else _RUNS)
 
 
 _RUNS: Columns = {
@@ -104,6 +107,7 @@ _RUNS: Columns = {
     "noise": lambda p: format_number(p.noise, 3), "‖w‖": lambda p: format_number(p.moved, 3),
     "clipped": lambda p: f"{p.clipped:.0%}",
 }  # fmt: skip
+_DRIFT: Columns = {"path cost, were h = 0": lambda p: f"{p.drift.still_cost:,.1f}"}
 _PASSES: Columns = {
     "λ": "weight_decay", "η": "learning_rate", "loss before training on it": lambda p: f"{p.loss:.4f}",
     "last weights, held-out loss": "held_out_loss", "held-out bound": _RUNS["held-out bound"],

@@ -28,13 +28,23 @@ class BoundRecord(Record):
     status: Status
 
 
+class DriftRecord(Record):
+    """A reference that moves with gradients on the prior's text, THEORY.md §5 (c′)."""
+
+    blocks: int = Field(description="of the prior's text")
+    batch: int | None = Field(description="blocks in a gradient of the reference; null for all")
+    every: int = Field(description="steps from one to the next")
+    still_cost: float = Field(description="Σ η²‖g‖²/(2τ²): what path_cost would be on this path, were h = 0")
+
+
 class CertificatePoint(Record):
     """One λ: the certificates of its runs, and what they compete with."""
 
     weight_decay: float = Field(ge=0)
     chains: int
     log_ratio: float = Field(description="ln dQ/dP of the first chain's path")
-    path_cost: float = Field(description="Σ η²‖g‖²/(2τ²), what the log-ratio is on average")
+    path_cost: float = Field(description="Σ η²‖g − h‖²/(2τ²), what the log-ratio is on average")
+    drift: DriftRecord | None = Field(default=None, description="null where the reference stands still, h = 0")
     clip_complexity: float | None = Field(description="c4 from the clip alone, certified; null without one")
     noise: float = Field(description="standard deviation of a coordinate at the end, were there no directions")
     moved: float = Field(description="‖w‖ at the end of the first chain, in units of its scale")
