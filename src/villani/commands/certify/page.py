@@ -5,6 +5,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from villani.commands.certify.choices import advice, certificate_choices
 from villani.commands.certify.figures import pictures
 from villani.commands.certify.record import CertificateRecord, PassPoint
 from villani.commands.certify.results import best_bound
@@ -67,9 +68,13 @@ def findings(record: CertificateRecord) -> dict[str, str]:
 def tables(record: CertificateRecord) -> str:
     """Sections of tables, as HTML."""
     behind = "The passes behind them" if record.prequential else "The runs behind them"
+    choices = elements.prose(elements.table(certificate_choices(record))) + note(advice(record))
     return sections(
-        {"Certificates": elements.table(_bound_rows(record)), behind: elements.table(_run_rows(record))}
-    ) + _given(record)
+        {
+            "Certificates": elements.table(_bound_rows(record)), behind: elements.table(_run_rows(record)),
+            "Which certificate for whom": choices,
+        }
+    ) + _given(record)  # fmt: skip
 
 
 def _bound_rows(record: CertificateRecord) -> list[Row]:

@@ -180,7 +180,7 @@ def _point(
         clip_complexity=descent.clipped(clip).value if prior and descent and clip else None,
         noise=(plan.variance if prior else noise) ** 0.5, moved=float(first.row["moved"]),
         clipped=float(first.row["clipped"]), training_loss=first.training_loss, held_out_loss=first.held_out_loss,
-        held_out_bound=first.bound(level),
+        held_out_bound=first.bound(level), held_out_bound_of_as_many=first.bound(level, tokens=first.tokens()),
         path=first.certificate(
             path(log_ratio, settings.steps, moving_reference=plan.moving_reference), spending.path, _DRAWN, documents
         ),
