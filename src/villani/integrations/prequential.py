@@ -171,6 +171,7 @@ class RunScores:
             self._counts += torch.tensor(stored["counts"], device=device)
             self._vocabulary, self.refusal = stored["vocabulary"], stored["refusal"]
             self._scored = stored["steps"]
+        self._stop()  # a run before may have ended in an exception
         self._handle = model.register_forward_hook(self._listen, with_kwargs=True)
 
     def state_dict(self) -> dict[str, Any]:
@@ -197,9 +198,7 @@ class RunScores:
 
     def finish(self, state: Any) -> RunCertificate | None:
         """Training is over: the certificate, or None and a line in the log that says why."""
-        if self._handle is not None:
-            self._handle.remove()
-            self._handle = None
+        self._stop()
         tokens, other, padded = (int(value) for value in self._counts)
         if state.global_step < state.max_steps:
             self._refuse(f"training stopped at step {state.global_step} of {state.max_steps}, so that m was not fixed")
@@ -231,6 +230,11 @@ class RunScores:
             bound.status,
         )  # fmt: skip
 
+    def _stop(self) -> None:
+        if self._handle is not None:
+            self._handle.remove()
+            self._handle = None
+
     def _refuse(self, why: str) -> None:
         self.refusal = self.refusal or why
 
@@ -248,6 +252,9 @@ class RunScores:
         ids, labels, mask = (kwargs.get(name) for name in _INPUTS)
         if args or ids is None or labels is None:
             self._refuse("the model was not called with input_ids and labels by name")
+            return
+        if getattr(output, "logits", None) is None:
+            self._refuse("the model gives no logits, as with a fused loss: switch that off")
             return
         if mask is not None and mask.dim() != 2:
             self._refuse(f"an attention_mask of {mask.dim()} dimensions: expected (B, T)")
