@@ -83,6 +83,20 @@ ATTEMPTS: dict[str, dict[str, Any]] = {
         "text": "ptb:test", "held_out": None, "prior_steps": 150, "learning_rate": [0.1], "temperature": 5e-4,
         "steps": 20, "batch": 32, "micro_tokens": 2048, "threads": 1, "candidates": 1, "alpha": [0.01],
     },
+    # the same two with a reference that moves with the gradients of the first half; the first from random weights
+    "drift-init": BUILTIN
+    | {
+        "text": "ptb:test", "held_out": None, "prior": "text", "prior_steps": 0, "prior_drift": True, "drift_every": 2,
+        "drift_batch": 128, "learning_rate": [0.3], "temperature": 5e-4, "steps": 80, "batch": 64, "micro_tokens": 2048,
+        "threads": 1, "candidates": 1, "alpha": [0.1],
+    },
+    "drift-half": BUILTIN
+    | PRIOR
+    | {
+        "text": "ptb:test", "held_out": None, "prior_steps": 150, "prior_drift": True, "drift_every": 2,
+        "drift_batch": 64, "learning_rate": [0.1], "temperature": 5e-4, "steps": 20, "batch": 32, "micro_tokens": 2048,
+        "threads": 1, "candidates": 1, "alpha": [0.01],
+    },
     # weights of the norms and biases alone
     "pilot-half-norms": BUILTIN
     | PRIOR

@@ -23,7 +23,7 @@ _CENTRE = (
     "nothing but chance", "your word, or a text that came before",
 )  # fmt: skip
 _HELD_OUT = (
-    "held-out bound", "the last weights; held-out contexts", "the text that is held out, {tokens:,} tokens here",
+    "held-out bound", "the last weights; held-out contexts", "the text that is held out",
     "text that training never saw",
 )  # fmt: skip
 _SAME = (
@@ -43,7 +43,7 @@ def certificate_choices(record: CertificateRecord) -> list[Row]:
         _row(_PATH, noisy and noisy.path and noisy.path.value),
         _row(_LAW, noisy and noisy.chain and noisy.chain.value),
         _row(_CENTRE, record.prior_bound),
-        _row(_HELD_OUT, point and point.held_out_bound, tokens=record.held_out_tokens),
+        _row(_HELD_OUT, point and point.held_out_bound),
         _row(_SAME, point and point.held_out_bound_of_as_many),
     ]
 
@@ -54,20 +54,19 @@ def advice(record: CertificateRecord) -> str:
     if best is None:
         return ""
     point, bound = best
-    of = "as many tokens held out" if point.held_out_bound_of_as_many is not None else "the text held out here"
-    other = point.held_out_bound if point.held_out_bound_of_as_many is None else point.held_out_bound_of_as_many
+    held_out, as_many = point.held_out_bound, point.held_out_bound_of_as_many
     words = (
-        f"For the last weights, with {of}, a held-out bound of {upper(other, places=3)} at the same δ stands against "
-        f"{upper(bound.value, places=3)}: "
+        f"Of the last weights, the held-out bound at the same δ is {upper(held_out, places=3)}"
+        + (f" on {record.held_out_tokens:,} tokens" if record.held_out_tokens else "")
+        + (f", and would be {upper(as_many, places=3)} on {record.tokens:,}" if as_many is not None else "")
+        + f". What is certified, of {bound.predictor}, is {upper(bound.value, places=3)}: "
     )
-    if other < bound.value:
-        return words + "the held-out bound is better. A certificate's use is that all of the text was trained on."
+    if min(held_out, as_many or held_out) < bound.value:
+        return words + "a held-out bound is better. What a certificate has is that all of the text was trained on."
     return words + "the certificate is lower, and all of the text was trained on."
 
 
-def _row(words: tuple[str, ...], value: float | None, **more: int | None) -> Row:
+def _row(words: tuple[str, ...], value: float | None) -> Row:
     name, about, cost, need = words
     shown = upper(value, places=4) if value is not None else "not of this run"
-    held = more.get("tokens")
-    cost = cost.format(tokens=held) if held else cost.split(", {")[0]
     return dict(zip(_HEADINGS, (name, about, shown, cost, need), strict=True))
