@@ -3,6 +3,7 @@
 python benchmarks/certificates.py --list
 python benchmarks/certificates.py NAME [NAME …]           (VILLANI_DATA; each resumes, under runs/certificates)
 python benchmarks/certificates.py --overhead              (what the account costs, in per cent of a training step)
+python benchmarks/certificates.py --overhead-trainer      (the same of the callback's certificate in a Trainer's run)
 python benchmarks/certificates.py --exact                 (the complexity over λ where the true KL is known)
 
 Rows go to docs/results/certificates.json. Attempts may be chosen by the results of others, since δ = 0.05 is divided by
@@ -13,6 +14,7 @@ of steps, 10 batches (powers of 2), λ = 0 or 30 others, 10 clips, 10 models wit
 
 import argparse
 import json
+import tempfile
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -20,11 +22,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from transformers import Trainer, TrainingArguments
 
 from villani.commands.certify.settings import CertifySettings
 from villani.commands.running import execute
 from villani.dynamics.chain import Moving, batch_loss, run_chain
 from villani.inputs.models import load_model
+from villani.integrations.huggingface import VillaniCallback
 from villani.report.terminal import progress
 from villani.theory.catalogue import named
 from villani.theory.complexity import NoisyDescent
@@ -78,6 +82,20 @@ ATTEMPTS: dict[str, dict[str, Any]] = {
     | {
         "text": "ptb:test", "held_out": None, "prior_steps": 150, "learning_rate": [0.1], "temperature": 5e-4,
         "steps": 20, "batch": 32, "micro_tokens": 2048, "threads": 1, "candidates": 1, "alpha": [0.01],
+    },
+    # the same two with a reference that moves with the gradients of the first half; the first from random weights
+    "drift-init": BUILTIN
+    | {
+        "text": "ptb:test", "held_out": None, "prior": "text", "prior_steps": 0, "prior_drift": True, "drift_every": 2,
+        "drift_batch": 128, "learning_rate": [0.3], "temperature": 5e-4, "steps": 80, "batch": 64, "micro_tokens": 2048,
+        "threads": 1, "candidates": 1, "alpha": [0.1],
+    },
+    "drift-half": BUILTIN
+    | PRIOR
+    | {
+        "text": "ptb:test", "held_out": None, "prior_steps": 150, "prior_drift": True, "drift_every": 2,
+        "drift_batch": 64, "learning_rate": [0.1], "temperature": 5e-4, "steps": 20, "batch": 32, "micro_tokens": 2048,
+        "threads": 1, "candidates": 1, "alpha": [0.01],
     },
     # weights of the norms and biases alone
     "pilot-half-norms": BUILTIN
@@ -152,6 +170,45 @@ def overhead(model: str, steps: int = 30) -> None:
     )
 
 
+def overhead_trainer(model: str, steps: int = 12, block: int = 128) -> None:
+    """CPU seconds of a Trainer's run, and of those that its prequential certificate takes."""
+    loaded = load_model(model).model
+    size = loaded.config.vocab_size  # type: ignore[union-attr]
+    ids = torch.randint(0, size, (8 * steps, block), generator=torch.Generator().manual_seed(0))
+    rows = [{"input_ids": row, "labels": row} for row in ids]
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = TrainingArguments(
+            output_dir=folder, num_train_epochs=1, per_device_train_batch_size=8, train_sampling_strategy="sequential",
+            save_strategy="no", report_to="none", disable_tqdm=True, use_cpu=True,
+        )  # fmt: skip
+        trainer = Trainer(loaded, arguments, train_dataset=rows)  # type: ignore[arg-type]
+        callback = VillaniCallback(trainer, certificate="prequential")
+        trainer.add_callback(callback)
+        assert callback.scores
+        times = dict.fromkeys(("_listen", "batch", "state_dict", "finish"), 0.0)
+
+        def timed(name: str, own: Any) -> Any:
+            def call(*args: Any, **named: Any) -> Any:
+                start = time.process_time()
+                try:
+                    return own(*args, **named)
+                finally:
+                    times[name] += time.process_time() - start
+
+            return call
+
+        for name in times:
+            setattr(callback.scores, name, timed(name, getattr(callback.scores, name)))
+        start = time.process_time()
+        trainer.train()
+        whole, own = time.process_time() - start, sum(times.values())
+    assert callback.scores.certificate
+    print(
+        f"{sum(p.numel() for p in loaded.parameters()):,} parameters, {size:,} tokens: {own * 1e3 / steps:.2f} ms of "
+        f"{whole * 1e3 / steps:.0f} ms a step, {100 * own / whole:.2f} %"
+    )
+
+
 def known(beta: float = 100.0, step: float = 0.05, steps: int = 2000) -> list[dict[str, float]]:
     """KL of Gibbs laws over λ with its bounds, and of noisy gradient descent on ½(θ − 1)² from its prior with c4."""
     rows = []
@@ -179,6 +236,7 @@ def main() -> None:
     parser.add_argument("names", nargs="*")
     parser.add_argument("--list", action="store_true")
     parser.add_argument("--overhead", action="store_true")
+    parser.add_argument("--overhead-trainer", action="store_true")
     parser.add_argument("--exact", action="store_true")
     options = parser.parse_args()
     if options.list:
@@ -186,6 +244,9 @@ def main() -> None:
     if options.overhead:
         for model in ("builtin:tiny", SMALL, LARGE):
             overhead(model)
+    if options.overhead_trainer:
+        for model in ("builtin:tiny", SMALL, LARGE):
+            overhead_trainer(model)
     if options.exact:
         rows = known()
         content = json.loads(PATH.read_text())

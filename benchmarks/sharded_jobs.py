@@ -32,7 +32,8 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from villani.integrations.live import PREFIX, Live
+from villani.integrations.figures import PREFIX
+from villani.integrations.live import Live
 from villani.measurement.measure import measure
 from villani.objective.objective import Objective
 from villani.streams import Purpose, word

@@ -26,6 +26,7 @@ class Purpose(IntEnum):
     CHAIN_START = 20
     CHAIN_NOISE = 21
     DROPOUT = 22
+    DRIFT = 23
     LIVE = 40
     GUARD = 41
 

@@ -35,6 +35,8 @@ class ChainPlan:
         clip: directions are scaled down to this norm, in the coordinates that the noise is isotropic in; None: never.
         start: from the prior N(centre, vI), or at the centre itself.
         decays: (K,) λ_k of a schedule of its own, fixed like the rates; `weight_decay` then stands for v alone.
+        moving_reference: the reference makes steps h of its own, THEORY.md §5 (c′); g is then what is charged, the
+            direction less h, and has a norm of at most twice the clip.
 
     Raises:
         InputError: numbers out of range, or a start in a prior that does not exist.
@@ -46,6 +48,7 @@ class ChainPlan:
     clip: float | None
     start: Start
     decays: Array | None = None
+    moving_reference: bool = False
 
     def __post_init__(self) -> None:
         if not 0 < self.temperature < math.inf:
@@ -111,8 +114,8 @@ class Account:
         """One step that was made.
 
         Args:
-            gradient_squared: ‖g‖² of the direction that was used, after clipping.
-            inner: ⟨g, ξ⟩ with the standard normal ξ of this step.
+            gradient_squared: ‖g‖² of the direction that was used, after clipping, less the reference's.
+            inner: ⟨g, ξ⟩ of the same with the standard normal ξ of this step.
             rate: η that was used.
             noise: τ that was used.
             contraction: a that was used on every coordinate that moves; 1 where nothing decayed.
@@ -135,8 +138,9 @@ class Account:
             self._break(k, "the direction was computed from this step's own noise")
         if not (math.isfinite(gradient_squared) and math.isfinite(inner)):
             self._break(k, "the direction was not finite")
-        if plan.clip is not None and gradient_squared > plan.clip**2 * (1 + 1e-5):
-            self._break(k, f"‖g‖ = {gradient_squared**0.5:g} above the clip {plan.clip:g}")
+        most = math.inf if plan.clip is None else plan.clip * (2 if plan.moving_reference else 1)
+        if gradient_squared > most**2 * (1 + 1e-5):
+            self._break(k, f"‖g‖ = {gradient_squared**0.5:g} above the clip {most:g}")
         if noise > 0:
             self.log_ratio += rate**2 * gradient_squared / (2 * noise**2) - rate * inner / noise
 
@@ -158,7 +162,7 @@ class Account:
     def path(self) -> Complexity:
         """The complexity of the θ that came out; see `villani.theory.complexity.path`."""
         self.check()
-        return path(self.log_ratio, len(self.squares))
+        return path(self.log_ratio, len(self.squares), moving_reference=self.plan.moving_reference)
 
 
 def chain_complexity(plan: ChainPlan, squares: Sequence[Array], delta: float) -> Complexity:
@@ -177,6 +181,8 @@ def chain_complexity(plan: ChainPlan, squares: Sequence[Array], delta: float) ->
     descent = plan.descent
     if descent is None:
         raise InputError("c4: λ = 0, so that no prior is left as it is by decay and noise; use λ > 0")
+    if plan.moving_reference:
+        raise InputError("c4: the reference moves with the prior's gradients, so that its law is no Gaussian")
     if plan.start != "prior":
         raise InputError("c4: the chains start at the centre, not in the prior N(centre, vI); use --start prior")
     if plan.clip is None:

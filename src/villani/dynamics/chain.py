@@ -3,6 +3,7 @@
 θ₀ is the centre of the prior and S a diagonal scale, both fixed before the certified data. Noise is isotropic in w.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -90,18 +91,21 @@ class FinishedChain:
         losses: (K,) loss of each step's batch, mean nats per predicted token.
         clipped: share of steps whose direction was scaled down.
         account: what the certificate needs.
+        squares: (K,) ‖direction‖², of which the account has what the reference does not make itself.
     """
 
     w: torch.Tensor
     losses: Array
     clipped: float
     account: Account
+    squares: Array
 
 
 @plain_arithmetic()
 def run_chain(
     moving: Moving, ids: torch.Tensor, labels: torch.Tensor, plan: ChainPlan, *, batch: int, seed: int, index: int = 0,
-    direction: StepDirection = "sgd", work: Work | None = None,
+    direction: StepDirection = "sgd", reference: Callable[[int], torch.Tensor] | None = None,
+    work: Work | None = None,
 ) -> FinishedChain:  # fmt: skip
     """One run of the plan; the model is left at its last iterate.
 
@@ -114,19 +118,23 @@ def run_chain(
         seed: of everything random.
         index: which of J independent chains.
         direction: the gradient of the batch, an average of them (momentum 0.9), or Adam's; clipped afterwards.
+        reference: (k,) direction of the reference chain in a step, at the weights in the model, see `drift.Reference`;
+            None for 0. It goes with a plan of that kind.
         work: told of every step.
 
     Raises:
         InputError: a loss that is not finite, or a model that no bound is about: one that is not causal, is random or
             writes to its weights.
     """
+    if plan.moving_reference != (reference is not None):
+        raise InputError(f"moving_reference={plan.moving_reference}: a plan goes with a reference of its own kind")
     Objective(moving.model, ids[:1][None])  # refuses such a model
     moving.model.eval()  # dropout off
     w = torch.zeros_like(moving.centre)
     if plan.start == "prior":
         w += plan.variance**0.5 * _normal(stream(seed, Purpose.CHAIN_START, index), w)
     normals = stream(seed, Purpose.CHAIN_NOISE, index)
-    account, losses, clipped = Account(plan), [], 0
+    account, losses, squares, clipped = Account(plan), [], [], 0
     turn = Turning(direction, w)
     steps = len(plan.rates)
     for k, (rate, contraction, noise) in enumerate(zip(plan.rates, plan.contractions, plan.noises, strict=True)):
@@ -142,14 +150,18 @@ def run_chain(
             squared = plan.clip**2
             clipped += 1
         xi = _normal(normals, w)
-        inner = float(torch.dot(g, xi))
+        charged = g if reference is None else g - reference(k)
+        squares.append(squared)
+        if reference is not None:
+            squared = float(torch.linalg.vector_norm(charged, dtype=torch.float64)) ** 2
+        inner = float(torch.dot(charged, xi))
         w.mul_(contraction).sub_(g, alpha=rate).add_(xi, alpha=noise)
         account.step(squared, inner, rate=rate, noise=noise, contraction=contraction)
         losses.append(float(loss.detach()))
         if work:
             work.advance(k + 1, steps)
     moving.write(w)
-    return FinishedChain(w, np.array(losses), clipped / steps, account)
+    return FinishedChain(w, np.array(losses), clipped / steps, account, np.array(squares))
 
 
 def batch_loss(model: nn.Module, ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

@@ -1,17 +1,21 @@
 """Live figures in Hugging Face's Trainer (transformers 5)."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from transformers import TrainerCallback
 
 from villani.dynamics.schedules import DecaySchedule
 from villani.errors import InputError
-from villani.integrations.figures import Figures, logged
+from villani.integrations.figures import PREFIX, Figures, logged
 from villani.integrations.live import Live
+from villani.integrations.prequential import RunScores
 from villani.integrations.trainer_loss import TrainerLoss
+from villani.integrations.untouched import untouched
+from villani.objective.objective import Objective
 
+_SCORES = "villani-scores"  # beside it
 _KEY = "villani"  # in TrainerState.stateful_callbacks, which is saved with every checkpoint
 
 
@@ -26,71 +30,124 @@ class VillaniCallback(TrainerCallback):
     have the same bits as without the callback, unless a decay schedule is given. Several processes (DDP, or FSDP with
     `fsdp_version` 2) measure together.
 
+    With `certificate="prequential"` the run comes with a certified risk of its iterates, each on the blocks that it was
+    about to be trained on: one epoch in the text's order, by any optimiser, at no further forward pass. It is logged at
+    the end, written to `certificate.json` in the Trainer's output folder, and is `callback.scores.certificate`. Groups
+    and a temperature are not needed then:
+
+        trainer.add_callback(VillaniCallback(trainer, certificate="prequential"))
+
     Args:
         trainer: that it is added to.
         groups: fixed probe groups, (G, B, T) token ids or as `Objective` takes them; at least 3, 12 for good intervals;
-            the same in every process.
-        temperature: s > 0 of Ψ_s.
+            the same in every process. None to measure nothing, with a certificate alone.
+        temperature: s > 0 of Ψ_s; with groups.
         schedule: of the weight decay; goes on after a resume.
         verbose: whether to log all figures, not the main eight of a measurement.
+        certificate: what to certify the run by; see `integrations.prequential`.
+        delta: δ of the certificate.
+        candidates: settings that the run's were chosen from on this text; δ is divided by them.
         settings: further ones of `Live`: weight_decay, decay, probes, trace, loss_fn, max_overhead, every, at_start,
             at_end, seed, clock.
 
     Raises:
-        InputError: what `Live` refuses, other parallelism than those two, or a schedule in several processes. Where
-            weights are going to be sharded, what only they tell is refused when training begins.
+        InputError: what `Live` refuses, other parallelism than those two, or a schedule in several processes; what a
+            certificate cannot be had of, as blocks that are shuffled or a second epoch. What only the wrapped weights
+            or the batches tell is refused when training begins.
     """
 
+    live: Live | None
+
     def __init__(
-        self, trainer: Any, groups: torch.Tensor | Sequence[Any], *, temperature: float,
-        schedule: DecaySchedule | None = None, verbose: bool = False, **settings: Any,
+        self, trainer: Any, groups: torch.Tensor | Sequence[Any] | None = None, *, temperature: float | None = None,
+        schedule: DecaySchedule | None = None, verbose: bool = False,
+        certificate: Literal["prequential"] | None = None, delta: float = 0.05, candidates: int = 1, **settings: Any,
     ) -> None:  # fmt: skip
+        if certificate not in (None, "prequential"):
+            raise InputError(f"certificate={certificate!r}: expected 'prequential', or None for none")
+        if (groups is None) != (temperature is None) or (groups is None and (certificate is None or settings)):
+            raise InputError("groups and temperature go together; without them give certificate='prequential' alone")
+        if groups is None and schedule is not None:
+            raise InputError("schedule: give groups and a temperature with it")
         self._sharded = bool(trainer.is_fsdp_enabled)
         _check_parallelism(trainer)
         if trainer.args.world_size > 1 and schedule is not None:
             processes = trainer.args.world_size
             raise InputError(f"{processes} processes: a decay schedule would have to agree among them; use one")
-        self.trainer, self._loss, self._verbose = trainer, TrainerLoss(trainer), verbose
-        self._running = False
-        self.live = Live(
-            trainer.model, groups, temperature=temperature, schedule=schedule, wrapped_later=self._sharded, **settings
-        )
-        self.live.training_loss = self._loss.compare
+        self.trainer, self._loss, self.live = trainer, TrainerLoss(trainer), None
+        self._verbose, self._running, self._tried = verbose, False, False
+        self.scores = RunScores(trainer, delta=delta, candidates=candidates) if certificate else None
+        if groups is not None and temperature is not None:
+            self.live = Live(
+                trainer.model, groups, temperature=temperature, schedule=schedule, wrapped_later=self._sharded,
+                **settings,
+            )  # fmt: skip
+            self.live.training_loss = self._loss.compare
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """The optimiser is there, with its state if the run resumes.
 
         Raises:
-            InputError: what a decay schedule refuses, or sharded weights, or processes that differ.
+            InputError: what a decay schedule refuses, or sharded weights, or processes that differ; blocks out of
+                order, or more than one epoch of them, with a certificate.
         """
         wrapped = self.trainer.model_wrapped  # hyperparameter search makes a new one
-        several = args.world_size > 1
-        self.live.adopt(wrapped if several or self._sharded else kwargs["model"], try_out=several or self._sharded)
-        scaler = getattr(self.trainer.accelerator, "scaler", None)
-        figures = self.live.start(
-            kwargs["optimizer"], state.stateful_callbacks.get(_KEY) if state.global_step else None,
-            scale=scaler.get_scale if scaler is not None else None, watch=args.world_size == 1, step=state.global_step,
-        )  # fmt: skip
+        stored = state.stateful_callbacks if state.global_step else {}
+        figures: Figures = {}
+        if self.scores:
+            self.scores.start(wrapped, state, kwargs["train_dataloader"], stored.get(_SCORES))
+        if self.live:
+            several = args.world_size > 1
+            self.live.adopt(wrapped if several or self._sharded else kwargs["model"], try_out=several or self._sharded)
+            scaler = getattr(self.trainer.accelerator, "scaler", None)
+            figures = self.live.start(
+                kwargs["optimizer"], stored.get(_KEY), scale=scaler.get_scale if scaler is not None else None,
+                watch=args.world_size == 1, step=state.global_step,
+            )  # fmt: skip
         self._loss.attach()
         self._running = True
         self._keep(state)
         if state.is_world_process_zero:
             self._log(figures, control)
 
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """A certificate is of one epoch."""
+        if self.scores:
+            self.scores.epoch()
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Before the first step of a certificate, see whether the model is causal.
+
+        Raises:
+            InputError: it is not, or its loss is none of next tokens.
+        """
+        row = self._loss.first_row() if self.scores and not self._tried else None
+        if row is not None and self.live is None:  # whose groups were tried out
+            with untouched(kwargs["model"]):
+                Objective(kwargs["model"], [row])
+        self._tried = True
+
+    def on_substep_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """A batch of an accumulated gradient is over."""
+        if self.scores:
+            self.scores.batch()
+
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """An optimiser step is over; with gradient accumulation that is once for all its batches."""
-        figures = self.live.step(state.global_step)
+        if self.scores:
+            self.scores.batch(state.global_step)
+        figures = self.live.step(state.global_step) if self.live else {}
         if state.is_world_process_zero:
             self._log(figures, control)
             self._keep(state)
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """After the last epoch, log what measuring took: in `on_train_end` loggers before this one have closed."""
+        """After the last epoch, log what comes at the end: in `on_train_end` loggers before this one have closed."""
         if control.should_training_stop or state.global_step >= state.max_steps:
             self._finish(state, control)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Log what measuring took, where no epoch ended."""
+        """Log what measuring took, and the certificate, where no epoch ended."""
         self._finish(state, control)
 
     def _finish(self, state: Any, control: Any) -> None:
@@ -98,13 +155,23 @@ class VillaniCallback(TrainerCallback):
             return
         self._running = False
         self._loss.detach()
-        figures = self.live.finish()
+        figures = self.live.finish() if self.live else {}
+        certificate = self.scores.finish(state) if self.scores else None
+        if certificate:
+            certificate.write(self.trainer.args.output_dir)
+            figures = figures | {
+                PREFIX + "certificate": certificate.value, PREFIX + "certificate_empirical": certificate.empirical,
+                PREFIX + "certificate_excess": certificate.excess, PREFIX + "certificate_tokens": certificate.tokens,
+            }  # fmt: skip
         if state.is_world_process_zero:
             self._log(figures, control)
 
     def _keep(self, state: Any) -> None:
-        # as an entry of its own: ExportableState would make the Trainer construct this callback anew, without its data
-        state.stateful_callbacks[_KEY] = self.live.state_dict()
+        # as entries of their own: ExportableState would make the Trainer construct this callback anew, without its data
+        if self.live:
+            state.stateful_callbacks[_KEY] = self.live.state_dict()
+        if self.scores:
+            state.stateful_callbacks[_SCORES] = self.scores.state_dict()
 
     def _log(self, figures: Figures, control: Any) -> None:
         if figures:

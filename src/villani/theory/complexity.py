@@ -274,8 +274,11 @@ def certificate_decay(rates: ArrayLike, weight_decay: float) -> Array:
     return np.asarray(scale / (1 + scale * to_come), dtype=np.float64)
 
 
-def path(log_ratio: float, steps: int) -> Complexity:
+def path(log_ratio: float, steps: int, *, moving_reference: bool = False) -> Complexity:
     """ln dQ/dP of the realised path, Σ_k [‖η_k g_k‖²/(2τ_k²) − ⟨η_k g_k, ξ_k⟩/τ_k], in the place of KL.
+
+    With a reference that moves by h_k, g_k is the direction less h_k, and h_k a function of the path so far and of data
+    that are not certified: THEORY.md §5 (c′).
 
     For the one θ_K that training ended at, with probability over data, batches and noise together; any start that the
     data had no part in, with or without decay, no clip and no expectation. Proof: docs/certificates.md. The value has
@@ -286,6 +289,8 @@ def path(log_ratio: float, steps: int) -> Complexity:
     hypotheses = (
         f"Gaussian noise independent of state and direction at all {steps} steps, start independent of the data"
     )
+    if moving_reference:
+        hypotheses += ", the reference's directions functions of the path so far and of the prior's text alone"
     return Complexity("path", "path", max(log_ratio, 0.0), hypotheses, "certified", "docs/certificates.md")
 
 

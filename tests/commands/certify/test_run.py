@@ -12,15 +12,19 @@ import torch
 from tests.commands.certify.conftest import QUICK, SMALL
 from villani.commands import subject
 from villani.commands.certify import path as path_kind
+from villani.commands.certify.certified_text import moments
 from villani.commands.certify.path import Spending
 from villani.commands.certify.record import CertificateRecord
+from villani.commands.certify.results import ScoredModel
 from villani.commands.certify.settings import CertifySettings
 from villani.commands.running import perform
+from villani.dynamics.certificate import Moments, token_bound
 from villani.inputs.corpora import load_corpus
 from villani.inputs.models import load_model
 from villani.inputs.text import cut_corpus
 from villani.inputs.tokenizers import load_tokenizer
 from villani.theory.complexity import NoisyDescent
+from villani.theory.constants import Smoothing
 from villani.work.work import Work
 
 WORDS = [*QUICK, "--steps", "4", "--batch", "2"]
@@ -167,3 +171,16 @@ def test_model_and_text_are_loaded_once_and_come_back_as_they_were(kind, text, m
     again, fresh = subject.load(settings, work).model, load_model(SMALL).model
     assert again is loaded[0]  # whoever loads it next has it as it was
     assert all(torch.equal(p, q) for p, q in zip(again.parameters(), fresh.parameters(), strict=True))
+
+
+def test_the_held_out_bound_of_as_many_tokens_is_that_bound_at_their_number(certified):
+    logs, counts = np.log(np.random.default_rng(0).uniform(0.01, 0.9, 40)), np.full(4, 10.0)
+    scored = ScoredModel(moments("held_out", logs, counts, [0.1], 50), [0.1])
+    losses = -np.log(0.9 * np.exp(logs) + 0.1 / 50)
+    one = Moments(Smoothing(50, 0.1), losses.mean(), (losses**2).mean())
+    assert scored.bound(0.05) == pytest.approx(token_bound(one, 40, 0.0, 0.05).value)
+    assert scored.bound(0.05, tokens=4000) == pytest.approx(token_bound(one, 4000, 0.0, 0.05).value)
+    record = certified("--steps", "2", "--batch", "2", "--alpha", "0.1", "--blocks", "90")
+    (point,) = record["points"]
+    assert record["held_out_tokens"] < record["tokens"]
+    assert point["held_out_loss"]["value"] < point["held_out_bound_of_as_many"] < point["held_out_bound"]

@@ -105,7 +105,7 @@ def _cut(settings: CertifySettings, loaded: LoadedModel, work: Work) -> tuple[Bl
 
 def to_centre(settings: CertifySettings, prepared: Prepared, work: Work) -> None:
     """Put the model at the centre of the prior; whoever loads it next has it at its own weights, see `load`."""
-    if prepared.prior is None:
+    if prepared.prior is None or not settings.prior_steps:
         return
     model, blocks = prepared.loaded.model, prepared.prior
     tensors = list(model.parameters())

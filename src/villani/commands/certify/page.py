@@ -5,6 +5,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from villani.commands.certify.choices import advice, certificate_choices
 from villani.commands.certify.figures import pictures
 from villani.commands.certify.record import CertificateRecord, PassPoint
 from villani.commands.certify.results import best_bound
@@ -67,9 +68,13 @@ def findings(record: CertificateRecord) -> dict[str, str]:
 def tables(record: CertificateRecord) -> str:
     """Sections of tables, as HTML."""
     behind = "The passes behind them" if record.prequential else "The runs behind them"
+    choices = elements.prose(elements.table(certificate_choices(record))) + note(advice(record))
     return sections(
-        {"Certificates": elements.table(_bound_rows(record)), behind: elements.table(_run_rows(record))}
-    ) + _given(record)
+        {
+            "Certificates": elements.table(_bound_rows(record)), behind: elements.table(_run_rows(record)),
+            "Which certificate for whom": choices,
+        }
+    ) + _given(record)  # fmt: skip
 
 
 def _bound_rows(record: CertificateRecord) -> list[Row]:
@@ -94,7 +99,10 @@ def _bound_rows(record: CertificateRecord) -> list[Row]:
 
 def _run_rows(record: CertificateRecord) -> list[Row]:
     """The training behind the certificates."""
-    return rows_of(record.prequential.points, _PASSES) if record.prequential else rows_of(record.points, _RUNS)
+    if record.prequential:
+        return rows_of(record.prequential.points, _PASSES)
+    drifts = any(point.drift for point in record.points)
+    return rows_of(record.points, {**_RUNS, **_DRIFT} if drifts else _RUNS)
 
 
 _RUNS: Columns = {
@@ -104,6 +112,7 @@ _RUNS: Columns = {
     "noise": lambda p: format_number(p.noise, 3), "‖w‖": lambda p: format_number(p.moved, 3),
     "clipped": lambda p: f"{p.clipped:.0%}",
 }  # fmt: skip
+_DRIFT: Columns = {"path cost, were h = 0": lambda p: f"{p.drift.still_cost:,.1f}"}
 _PASSES: Columns = {
     "λ": "weight_decay", "η": "learning_rate", "loss before training on it": lambda p: f"{p.loss:.4f}",
     "last weights, held-out loss": "held_out_loss", "held-out bound": _RUNS["held-out bound"],

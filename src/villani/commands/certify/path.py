@@ -7,13 +7,15 @@ from functools import partial
 import numpy as np
 
 from villani.commands.certify.certified_text import START, Prepared, judge, needs_of, opening
-from villani.commands.certify.record import BoundRecord, CertificatePoint, CertificateRecord
+from villani.commands.certify.record import BoundRecord, CertificatePoint, CertificateRecord, DriftRecord
 from villani.commands.certify.results import ScoredModel, beaten, best_bound, bound_record, certificate_record
 from villani.commands.certify.settings import CertifySettings
 from villani.dynamics.certificate import ChainPlan, Moments, chain_complexity, token_bound
 from villani.dynamics.chain import Moving, run_chain
+from villani.dynamics.drift import PriorDrift, Reference
 from villani.errors import InputError
 from villani.outwards import upper
+from villani.statistics import Array
 from villani.theory.complexity import path
 from villani.theory.pac_bayes import monte_carlo, weaken
 from villani.work.budget import Needs
@@ -62,8 +64,11 @@ def needs(settings: CertifySettings, prepared: Prepared) -> Needs:
     """A gradient a step, and a pass over all blocks, a third of one, after every chain."""
     decays = settings.weight_decay
     chains = settings.chains * (settings.steps * settings.batch * settings.block + opening(settings, prepared)[START])
+    if settings.prior_drift and prepared.prior is not None:
+        fresh = -(-settings.steps // settings.drift_every)
+        chains += settings.chains * fresh * (settings.drift_batch or len(prepared.prior.ids)) * settings.block
     stages = {_stage(decay): chains for decay in decays}
-    gradients = needs_of(settings, prepared, stages, vectors=6, kept=len(decays))
+    gradients = needs_of(settings, prepared, stages, vectors=10 if settings.prior_drift else 6, kept=len(decays))
     return replace(gradients, memory=gradients.memory + 16.0 * settings.batch * settings.block)
 
 
@@ -74,7 +79,8 @@ def _chain(
     certified = prepared.certified
     chain = run_chain(
         moving, certified.ids, certified.labels, settings.plan(weight_decay), batch=settings.batch,
-        seed=settings.seed, index=index, direction=settings.direction, work=work,
+        seed=settings.seed, index=index, direction=settings.direction,
+        reference=_reference(settings, prepared, moving, index), work=work,
     )  # fmt: skip
     chain.account.check()
     work.stage("losses where it ended")
@@ -86,9 +92,23 @@ def _chain(
         "clipped": np.array(chain.clipped),
         "moved": np.array(float(chain.w.double().norm())),
     }
+    if settings.prior_drift and prepared.prior is not None:
+        row |= {"own_squares": chain.squares, "prior_blocks": np.array(len(prepared.prior.ids))}
     if index == 0:
         row["w"] = chain.w.cpu().numpy()
     return row
+
+
+def _reference(settings: CertifySettings, prepared: Prepared, moving: Moving, index: int) -> Reference | None:
+    """What a chain is held against: nothing that moves, or gradients on the prior's text."""
+    if not settings.prior_drift:
+        return None
+    prior = prepared.prior
+    assert prior is not None
+    drift = PriorDrift(prior.ids, prior.labels, settings.drift_batch, settings.drift_every, settings.at_once)
+    return Reference(
+        drift, moving, prepared.certified.ids, settings.direction, settings.clip, seed=settings.seed, index=index
+    )
 
 
 @dataclass(frozen=True)
@@ -156,13 +176,29 @@ def _point(
     prior, descent, clip = plan.start == "prior", plan.descent, plan.clip
     return CertificatePoint(
         weight_decay=decay, chains=len(runs), log_ratio=log_ratio,
-        path_cost=float((plan.rates**2 * first.row["squares"] / (2 * plan.noises**2)).sum()),
+        path_cost=_cost(plan, first.row["squares"]), drift=_drift(settings, plan, first),
         clip_complexity=descent.clipped(clip).value if prior and descent and clip else None,
         noise=(plan.variance if prior else noise) ** 0.5, moved=float(first.row["moved"]),
         clipped=float(first.row["clipped"]), training_loss=first.training_loss, held_out_loss=first.held_out_loss,
-        held_out_bound=first.bound(level),
-        path=first.certificate(path(log_ratio, settings.steps), spending.path, _DRAWN, documents), chain=chain,
+        held_out_bound=first.bound(level), held_out_bound_of_as_many=first.bound(level, tokens=first.tokens()),
+        path=first.certificate(
+            path(log_ratio, settings.steps, moving_reference=plan.moving_reference), spending.path, _DRAWN, documents
+        ),
+        chain=chain,
         refusals=refusals,
+    )  # fmt: skip
+
+
+def _cost(plan: ChainPlan, squares: Array) -> float:
+    return float((plan.rates**2 * squares / (2 * plan.noises**2)).sum())
+
+
+def _drift(settings: CertifySettings, plan: ChainPlan, run: ScoredModel) -> DriftRecord | None:
+    if not settings.prior_drift:
+        return None
+    return DriftRecord(
+        blocks=int(run.row["prior_blocks"]), batch=settings.drift_batch, every=settings.drift_every,
+        still_cost=_cost(plan, run.row["own_squares"]),
     )  # fmt: skip
 
 

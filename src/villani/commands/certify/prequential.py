@@ -82,7 +82,7 @@ def certify(settings: CertifySettings, prepared: Prepared, work: Work) -> tuple[
             weight_decay=rule.weight_decay, learning_rate=rule.rate, certificate=bound,
             below_start=prior_bound(settings, start.scored) - bound.value, gain=max(gains, key=lambda g: g.value),
             loss=own.training_loss, moved=one.moved, clipped=one.clipped, held_out_loss=own.held_out_loss,
-            held_out_bound=own.bound(share),
+            held_out_bound=own.bound(share), held_out_bound_of_as_many=own.bound(share, tokens=own.tokens()),
         )  # fmt: skip
 
     prequential = PrequentialRecord.of(

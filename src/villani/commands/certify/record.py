@@ -28,13 +28,26 @@ class BoundRecord(Record):
     status: Status
 
 
+_AS_MANY = "what held_out_bound would be on as many tokens as are certified, were their losses alike; no certificate"
+
+
+class DriftRecord(Record):
+    """A reference that moves with gradients on the prior's text, THEORY.md §5 (c′)."""
+
+    blocks: int = Field(description="of the prior's text")
+    batch: int | None = Field(description="blocks in a gradient of the reference; null for all")
+    every: int = Field(description="steps from one to the next")
+    still_cost: float = Field(description="Σ η²‖g‖²/(2τ²): what path_cost would be on this path, were h = 0")
+
+
 class CertificatePoint(Record):
     """One λ: the certificates of its runs, and what they compete with."""
 
     weight_decay: float = Field(ge=0)
     chains: int
     log_ratio: float = Field(description="ln dQ/dP of the first chain's path")
-    path_cost: float = Field(description="Σ η²‖g‖²/(2τ²), what the log-ratio is on average")
+    path_cost: float = Field(description="Σ η²‖g − h‖²/(2τ²), what the log-ratio is on average")
+    drift: DriftRecord | None = Field(default=None, description="null where the reference stands still, h = 0")
     clip_complexity: float | None = Field(description="c4 from the clip alone, certified; null without one")
     noise: float = Field(description="standard deviation of a coordinate at the end, were there no directions")
     moved: float = Field(description="‖w‖ at the end of the first chain, in units of its scale")
@@ -42,6 +55,7 @@ class CertificatePoint(Record):
     training_loss: float = Field(description="of the first chain's last iterate on the certified tokens, not smoothed")
     held_out_loss: EstimateRecord = Field(description="of the same on held-out text, not smoothed")
     held_out_bound: float = Field(description="on held-out text at the same δ, by the same bounds without complexity")
+    held_out_bound_of_as_many: float | None = Field(default=None, description=_AS_MANY)
     path: BoundRecord | None = Field(description="about the first chain's last iterate itself")
     chain: BoundRecord | None = Field(description="c4: about a fresh draw from the law of the last iterate")
     refusals: list[str] = Field(description="certificates that were not given, and the hypothesis that failed")
@@ -77,6 +91,7 @@ class PassPoint(Record):
     clipped: float = Field(description="share of steps whose gradient was clipped")
     held_out_loss: EstimateRecord = Field(description="of the last weights on held-out text, not smoothed")
     held_out_bound: float = Field(description="of the same at the same δ: a bound for the last weights")
+    held_out_bound_of_as_many: float | None = Field(default=None, description=_AS_MANY)
 
     @property
     def bounds(self) -> dict[str, BoundRecord]:
@@ -116,6 +131,7 @@ class CertificateRecord(Record):
     train: str = Field(description="which tensors move")
     moving: int = Field(description="k, coordinates that move; the rest stays at the centre")
     tokens: int = Field(description="m, certified tokens")
+    held_out_tokens: int | None = Field(default=None, description="that the held-out bounds are of")
     vocabulary: int
     log_vocabulary: float = Field(description="ln V, nats: the risk of guessing")
     unigram_entropy: float = Field(description="of the held-out tokens, by their own frequencies, nats")

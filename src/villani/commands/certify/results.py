@@ -26,6 +26,12 @@ _PRIORS = {
 }
 
 
+_DRIFT = (
+    "; the reference moves with the gradients of the first {share:.0%} of the text, which comes before all certified "
+    "tokens, at the weights that the run passes"
+)
+
+
 @dataclass(frozen=True, eq=False)
 class ScoredModel:
     """What the ledger holds of one model: losses on `certified` and `held_out` tokens, and the account of its run.
@@ -65,9 +71,12 @@ class ScoredModel:
             raise InputError("the held-out text has one block: give more, so that its error can be told")
         return EstimateRecord.model_validate(mean_per_token(sums, counts))
 
-    def bound(self, delta: float, part: str = "held_out") -> float:
-        """The least bound without complexity of all α, on tokens that it has not seen, each at δ."""
-        return min(token_bound(losses, self.tokens(part), 0.0, delta).value for losses in self.losses(part))
+    def bound(self, delta: float, part: str = "held_out", tokens: int | None = None) -> float:
+        """The least bound without complexity of all α, on tokens that it has not seen, each at δ.
+
+        With `tokens` it is what that would be on so many of them, were their losses alike.
+        """
+        return min(token_bound(losses, tokens or self.tokens(part), 0.0, delta).value for losses in self.losses(part))
 
     def certificate(self, complexity: Complexity, delta: float, predictor: str, documents: int) -> BoundRecord:
         """The least bound of all α on certified tokens, each at δ."""
@@ -103,13 +112,21 @@ def certificate_record(
     text, other = prepared.records
     record = CertificateRecord(
         model=prepared.loaded.record, text=text, held_out=other, train=settings.train, tokens=centre.tokens(),
-        prior=_PRIORS[settings.prior].format(steps=settings.prior_steps, share=settings.prior_share), vocabulary=size,
+        held_out_tokens=centre.tokens("held_out"),
+        prior=_prior(settings), vocabulary=size,
         log_vocabulary=math.log(size), unigram_entropy=float(-(seen * np.log(seen)).sum()),
         prior_loss=centre.training_loss, prior_bound=prior_bound(settings, centre), delta=settings.delta,
         prior_held_out_loss=centre.held_out_loss, candidates=settings.candidates, alphas=settings.alpha, sentence="",
         provenance=prepared.provenance, **own,
     )  # fmt: skip
     return record.model_copy(update={"sentence": sentence(record)})
+
+
+def _prior(settings: CertifySettings) -> str:
+    """Where the prior comes from, in words."""
+    steps, share = settings.prior_steps, settings.prior_share
+    words = _PRIORS["init" if settings.prior == "text" and not steps else settings.prior]
+    return words.format(steps=steps, share=share) + (_DRIFT.format(share=share) if settings.prior_drift else "")
 
 
 def prior_bound(settings: CertifySettings, centre: ScoredModel) -> float:

@@ -50,7 +50,14 @@ class CertifySettings(TrustBlock, ComputeBlock, SpecialTokensBlock, SeedBlock, T
         PRIOR,
     )
     prior_share: float = option(0.5, "with --prior text, the share that trains the centre", PRIOR)
-    prior_steps: int = option(500, "with --prior text, AdamW steps", PRIOR)
+    prior_steps: int = option(500, "with --prior text, AdamW steps; 0 with --prior-drift for random weights", PRIOR)
+    prior_drift: bool = option(
+        False, "with --prior text, the reference of a path certificate moves with that text's gradients", PRIOR
+    )
+    drift_batch: int | None = option(
+        None, "with --prior-drift, blocks in a gradient of the reference", PRIOR, default="all of the prior's"
+    )
+    drift_every: int = option(1, "with --prior-drift, steps from one gradient of the reference to the next", PRIOR)
     kind: Literal["path", "prequential"] = option(
         "path",
         "path: noisy training, its path and c4 certificates; prequential: one pass, each block scored before it "
@@ -98,7 +105,10 @@ class CertifySettings(TrustBlock, ComputeBlock, SpecialTokensBlock, SeedBlock, T
         """See `Settings.check`."""
         from villani.theory.constants import Smoothing
 
-        self.check_least(steps=1, chains=1, batch=1, seed=0, blocks=1, prior_steps=1, candidates=1)
+        self.check_least(
+            steps=1, chains=1, batch=1, seed=0, blocks=1, prior_steps=0 if self.prior_drift else 1, candidates=1,
+            drift_batch=1, drift_every=1,
+        )  # fmt: skip
         for name in ("delta", "prior_share"):
             if not 0 < getattr(self, name) < 1:
                 raise InputError(f"{name}={getattr(self, name):g}: expected a number between 0 and 1")
@@ -127,9 +137,11 @@ class CertifySettings(TrustBlock, ComputeBlock, SpecialTokensBlock, SeedBlock, T
     def unused(self) -> Iterator[Unused]:
         """See `Settings.unused`."""
         if self.prior != "text":
-            yield Unused("without --prior text", ("prior_share", "prior_steps"))
+            yield Unused("without --prior text", ("prior_share", "prior_steps", "prior_drift"))
+        if not self.prior_drift:
+            yield Unused("without --prior-drift", ("drift_batch", "drift_every"))
         if self.kind == "prequential":
-            yield Unused("with --kind prequential", ("scale", "start", "temperature", "steps", "chains"))
+            yield Unused("with --kind prequential", ("scale", "start", "temperature", "steps", "chains", "prior_drift"))
         else:
             yield Unused("without --kind prequential", ("towards", "warm_up"))
 
@@ -140,7 +152,9 @@ class CertifySettings(TrustBlock, ComputeBlock, SpecialTokensBlock, SeedBlock, T
         from villani.dynamics.certificate import ChainPlan
 
         rates = np.full(self.steps, self.learning_rate[0])
-        return ChainPlan(rates, weight_decay, self.temperature, self.clip, self.start)
+        return ChainPlan(
+            rates, weight_decay, self.temperature, self.clip, self.start, moving_reference=self.prior_drift
+        )
 
     def rules(self) -> "list[UpdateRule]":
         """How the prequential passes move, one at every λ and η."""
