@@ -372,3 +372,10 @@ def test_special_tokens_are_measured_and_recorded(villani, checkpoint, tmp_path)
     plain = measured("none")
     assert plain["text"]["token_checksum"] != record["text"]["token_checksum"]
     assert plain["text"]["blocks"] == 3
+
+
+@pytest.mark.parametrize(("words", "command"), [((), "measure"), (("study",), "paper")])
+def test_no_command_is_shown_what_there_is_and_is_no_success(villani, words, command):
+    code, out, err = villani(*words)
+    assert (code, err) == (2, "")
+    assert f" {command} " in out

@@ -150,7 +150,7 @@ def _studies(ctx: typer.Context) -> None:
     """Studies of several experiments, by one command."""
     if ctx.invoked_subcommand is None:
         typer.echo(ctx.get_help())
-        raise typer.Exit
+        raise typer.Exit(2)  # nothing was asked for
 
 
 def report(run: Annotated[Path, typer.Argument(help="run directory", parser=path_of, metavar="RUN")]) -> None:
