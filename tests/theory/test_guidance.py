@@ -90,9 +90,7 @@ def test_a_law_of_noise_is_told_from_one_of_these_weights():
 
 def test_a_run_in_which_decay_cannot_act_is_told():
     """η = 1e-5, λ = 0.1: 10⁶ steps; 300 of them take 0.03 % away. 1 % goes from λ = 0.01005/0.003 on."""
-    words = next_step(
-        0.1, 1e-3, dimension=400, norm_squared=4.0, run=Run("adamw", 1e-5, steps=300)
-    )
+    words = next_step(0.1, 1e-3, dimension=400, norm_squared=4.0, run=Run("adamw", 1e-5, steps=300))
     assert "forgets over 1/(ηλ) = 1e+06 steps: it cannot act in 300" in words
     assert "look from λ = 3.4 on" in words
     assert "resembles at most s = 1e-05 (heuristic), at which decay alone holds them at 0.071 times the rms" in words
