@@ -1,13 +1,11 @@
 """Learning rates of a checkpoint: from the user, from JSON beside its weights, or a default; never one for scratch."""
 
 import json
-import pickle
 
 import pytest
 
 from villani.commands.recommend.rates import TUNING_RATES, settle
 from villani.commands.recommend.settings import RATES, RecommendSettings
-from villani.errors import InputError
 
 
 def settled(folder, **options):
@@ -62,45 +60,3 @@ def test_the_state_of_a_trainer_gives_its_highest_rate(tmp_path):
 def test_a_rate_belongs_to_its_optimiser(tmp_path, optim, adamw, sgd):
     write(tmp_path, "training_args.json", {"learning_rate": 1e-3, "optim": optim})
     assert settled(tmp_path, optimizers=["adamw", "sgd"])[0] == {"adamw": adamw, "sgd": sgd}
-
-
-def test_nothing_is_unpickled(tmp_path):
-    class Trap:
-        def __reduce__(self):
-            return (pytest.fail, ("unpickled",))
-
-    (tmp_path / "training_args.bin").write_bytes(pickle.dumps(Trap()))
-    assert settled(tmp_path)[0] == {"adamw": TUNING_RATES["adamw"]}
-
-
-@pytest.mark.parametrize(
-    ("text", "line"),
-    [
-        ('{"learning_rate": -1}', "learning_rate=-1: expected"),
-        ('{"learning_rate": 50}', "learning_rate=50: expected"),
-        ('{"learning_rate": "fast"}', "learning_rate='fast': expected"),
-        ('{"learning_rate": true}', "learning_rate=True: expected"),
-        ('{"learning_rate": NaN}', "NaN is no number of JSON"),
-        ('{"learning_rate": 1, "learning_rate": 2}', "there twice"),
-        ('{"learning_rate": [' + "1," * 60 + "1]}", "expected a number"),
-        ("[" * 100_000, "JSON"),
-        ("", "JSON"),
-        ("[1]", "expected a JSON object"),
-    ],
-)
-def test_a_damaged_file_is_a_line_that_says_what_to_do(tmp_path, text, line):
-    (tmp_path / "training_args.json").write_text(text)
-    with pytest.raises(InputError, match="give --learning-rate") as caught:
-        settled(tmp_path)
-    assert line in str(caught.value)
-    assert len(str(caught.value)) < 250
-    assert settled(tmp_path, learning_rate=1e-4)[0] == {"adamw": 1e-4}  # nobody looks
-
-
-def test_a_link_leads_nowhere_else(tmp_path):
-    (tmp_path / "secret.json").write_text('{"learning_rate": 1e-3}')
-    folder = tmp_path / "model"
-    folder.mkdir()
-    (folder / "training_args.json").symlink_to(tmp_path / "secret.json")
-    with pytest.raises(InputError, match="leads out of the folder"):
-        settled(folder)

@@ -29,7 +29,8 @@ def test_the_command_reads_back(asked):
 @given(
     settings_of(
         RecommendSettings, model=st.sampled_from(["gpt2", "./folder", "builtin:tiny"]),
-        steps=st.sampled_from([100, 300]), seeds=st.sampled_from([2, 3]), must=("steps", "seeds", "learning_rate"), **OPTIONS,
+        steps=st.sampled_from([100, 300]), seeds=st.sampled_from([2, 3]),
+        must=("steps", "seeds", "learning_rate"), **OPTIONS,
     )
 )  # fmt: skip
 def test_defaults_that_follow_from_the_model_read_back(asked):
