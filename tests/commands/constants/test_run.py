@@ -159,7 +159,7 @@ def test_sgd_resembles_the_temperature_of_its_noise(villani):
         (["--steps", "3"], "--steps is not used without --learning-rate"),
         (["--learning-rate", "0"], "learning_rate=0"),
         (["--learning-rate", "1", "--momentum", "0.9"], "goes with sgd"),
-        (["--learning-rate", "1", "--gradient-noise", "2"], "--gradient-noise is not used of adamw"),
+        (["--learning-rate", "1", "--gradient-noise", "2"], "--gradient-noise is not used by adamw"),
         (["--learning-rate", "1", "--optimizer", "sgd", "--momentum", "1"], "momentum=1"),
         (["--learning-rate", "1", "--optimizer", "sgd", "--batch-tokens", "-1"], "batch=-1"),
     ],

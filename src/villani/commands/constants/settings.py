@@ -67,7 +67,7 @@ class ConstantsSettings(TrustBlock, ModelBlock, Settings):
         if self.learning_rate is None:
             yield Unused("without --learning-rate", OWN_RUN)
         elif self.optimizer == "adamw":
-            yield Unused("of adamw", ("momentum", "batch_tokens", "gradient_noise"))
+            yield Unused("by adamw", ("momentum", "batch_tokens", "gradient_noise"))
 
 
 SETTINGS = ConstantsSettings

@@ -64,9 +64,10 @@ def tokens(settings: PaperSettings, held_out: int, train: int) -> dict[str, floa
     if certified := settings.certificates:
         blocks = certified.steps * certified.batch + 2 * LOSS * ((certified.blocks or train) + held_out)
         made["certificates"] = len(certified.weight_decay) * blocks * block
-    if part5 := settings.estimators:
-        each = part5.repeats * len(part5.ways) * (2.0 + SAMPLED * part5.probes) + SAMPLED * part5.reference_probes
-        made["estimators"] = each * part5.groups * part5.sequences * block
+    if several := settings.estimators:
+        estimates = several.repeats * len(several.ways) * (2.0 + SAMPLED * several.probes)
+        each = estimates + SAMPLED * several.reference_probes
+        made["estimators"] = each * several.groups * several.sequences * block
     if seen := settings.pathologies:
         made["pathologies"] = units(settings)["pathologies"] * 2 * LOSS * seen.blocks * block
     made["choice"] = _GUARD * block if "noisy-sgd" in settings.sweep.optimizers else block

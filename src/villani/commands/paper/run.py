@@ -49,17 +49,7 @@ from villani.work.team import Rows
 from villani.work.work import Work
 
 T = TypeVar("T")
-KINDS = (
-    "sweep",
-    "criteria",
-    "landscape",
-    "spectra",
-    "convergence",
-    "certificates",
-    "estimators",
-    "pathologies",
-    "choice",
-)
+KINDS = ("sweep", "criteria", *PARTS, "choice")  # of units
 _FREE = {"threads", "trust_remote_code", "adapter"}  # fields of a sweep that its trained models do not depend on
 
 
@@ -83,10 +73,10 @@ def run(options: PaperOptions, work: Work) -> Outcome:
         trained, loaded.model, counts["sweep"], text, tokens(settings, len(text.held_out.ids), len(text.train.ids)),
         kept=ceil(weights(settings)),
     )  # fmt: skip
-    least = ", ".join(name for name in PARTS if getattr(settings, name) is not None)
+    present = ",".join(name for name in PARTS if getattr(settings, name) is not None)
     work.open(
         "study-paper", trained.model, keyed, settings.model_dump(mode="json"), needs=needs, what="this study",
-        instead=f"leave parts out (--without {least})" if least else f"train fewer cells, or {LESS}",
+        instead=f"leave parts out (--without {present})" if present else f"train fewer cells, or {LESS}",
         device=trained.device, agreed=options.yes,
     )  # fmt: skip
     study = _Run(settings, text, work, options.keep_weights)
@@ -118,9 +108,8 @@ class _Run(Study):
         """All fields of the record that are measured."""
         settings = self.settings
         optimizers, grid = [*settings.sweep.optimizers], settings.sweep.weight_decay
-        cells = sweep(
-            settings.sweep, self.work.scope("sweep"), keep=lambda cell: self.keep_weights or self._looks(cell)
-        )
+        wanted: Callable[[CellKey], bool] | bool = True if self.keep_weights else self._looks
+        cells = sweep(settings.sweep, self.work.scope("sweep"), keep=wanted)
         trained = [c for c in cells if not c.diverged]
         descended = [c for c in trained if c.optimizer == "sgd"]
         examined: list[CriteriaRecord] = []

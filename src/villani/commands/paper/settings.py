@@ -159,16 +159,8 @@ class PaperSettings(_Part):
         for value in self.temperature:
             check_positive(temperature=value)
         least: dict[str, dict[str, int]] = {
-            "landscape": {"groups": 8, "sequences": 1, "ray_groups": 3, "confirmed": 1, "search": 0, "seeds": 1},
-            "spectra": {
-                "seeds": 1,
-                "groups": 1,
-                "sequences": 1,
-                "top": 1,
-                "bottom": 0,
-                "density_probes": 0,
-                "density_steps": 2,
-            },
+            "landscape": {"groups": 8, "sequences": 1, "ray_groups": 3, "confirmed": 1, "search": 0},
+            "spectra": {"groups": 1, "sequences": 1, "top": 1, "bottom": 0, "density_probes": 0, "density_steps": 2},
             "convergence": {"steps": 8, "chains": 1, "groups": 1, "sequences": 1, "log_every": 1},
             "certificates": {"steps": 1, "batch": 1, "candidates": 1},
             "estimators": {"groups": 1, "sequences": 1, "probes": 2, "repeats": 2, "reference_probes": 2, "exact": 0},
@@ -177,9 +169,10 @@ class PaperSettings(_Part):
         for part, fields in least.items():
             given = getattr(self, part)
             for field, low in fields.items() if given else ():
-                value = getattr(given, field)
-                if value is not None and value < low:
+                if getattr(given, field) < low:
                     raise InputError(f"{part}.{field}={getattr(given, field)}: expected at least {low}")
+            if getattr(given, "seeds", None) is not None and given.seeds < 1:
+                raise InputError(f"{part}.seeds={given.seeds}: expected at least 1")
         if self.landscape and self.landscape.search and self.landscape.groups < 12:
             raise InputError(f"landscape.groups={self.landscape.groups}: expected at least 12 with search")
         if self.landscape and len({0.0, *self.landscape.radii}) < 4:

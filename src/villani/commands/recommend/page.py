@@ -26,7 +26,7 @@ from villani.report.page import Pictures
 from villani.report.terminal import say, table
 
 _LIMITS = (
-    "Decay alone would take so much of the weights away: what it does to the loss is what the grid measures.",
+    "What decay takes away is arithmetic, of decay without gradients: what it does to the loss only the grid tells.",
     "The recommendation is for this model, text, budget and learning rate. Decay and learning rate interact: only λ "
     "was varied here, and at another learning rate another λ may be best.",
     "A λ that cannot be told apart from the best may still be worse, by as much as its interval says.",

@@ -30,7 +30,7 @@ OptimizerName = Literal["sgd", "noisy-sgd", "adamw"]
 OPTIMIZERS: tuple[OptimizerName, ...] = get_args(OptimizerName)
 GRID = [0.0, 1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0]
 RATES = {"sgd": 0.1, "noisy-sgd": 0.5, "adamw": 2e-3}  # η for random weights
-TUNING = {"optimizers": ["adamw"], "seeds": 2, "steps": 100}  # where nobody says: about an hour at 135M parameters
+TUNING = {"optimizers": ["adamw"], "seeds": 2, "steps": 100}  # of a checkpoint, where nobody says
 TEMPERATURE = 1e-6
 ALL = list(RULES)
 _grid = partial(
@@ -120,11 +120,11 @@ class SweepSettings(
         for name in self.optimizers:
             if name in self.learning_rate:
                 check_positive(**{f"learning rate of {name}": self.learning_rate[name]})
-            elif self._rates_told:
+            elif self._rates_complete:
                 raise InputError(f"learning_rate: none for {name}")
 
     @property
-    def _rates_told(self) -> bool:
+    def _rates_complete(self) -> bool:
         """Whether every optimiser's rate stands here, and none is looked up beside the model."""
         return True
 
@@ -196,7 +196,7 @@ class RecommendSettings(ConsentBlock, SweepSettings):
         return {} if self.from_scratch else self._of_checkpoint(self.learning_rate) | {"learning_rate": {}}
 
     @property
-    def _rates_told(self) -> bool:
+    def _rates_complete(self) -> bool:
         return self.from_scratch
 
     def check(self) -> None:

@@ -160,9 +160,9 @@ def sweep(
     directory = work.folder()
     _same_work(settings, text, work)
     work.stage("training runs", stage)
-    kept = {cell for cell in cells if (keep(cell) if callable(keep) else keep)}
+    lasting = {cell for cell in cells if (keep(cell) if callable(keep) else keep)}
     rows = {cell: work.get(_key(*cell)) for cell in cells}
-    missing = [cell for cell in cells if _is_missing(rows[cell], _weights(directory, *cell), cell in kept)]
+    missing = [cell for cell in cells if _is_missing(rows[cell], _weights(directory, *cell), cell in lasting)]
     order = list(dict.fromkeys(cell[0] for cell in missing))
     missing.sort(key=lambda cell: (order.index(cell[0]), cell[2]))  # the start of one seed is held at a time
     for number, cell in enumerate(missing, len(cells) - len(missing)):
@@ -172,17 +172,17 @@ def sweep(
         make = partial(_train_cell, settings, text, cell, model, weights, part)
         if rows[cell] is None:
             work.once(_key(*cell), make)
-        elif not np.array_equal(make()["weights"], cast(dict[str, Array], rows[cell])["weights"]):
+        elif not np.array_equal(make().get("weights", np.zeros(0)), cast(dict[str, Array], rows[cell])["weights"]):
             weights.unlink(missing_ok=True)
             raise InputError(f"{weights}: training this cell again led to other weights than before: use another --run")
-        if cell not in kept:
+        if cell not in lasting:
             weights.unlink(missing_ok=True)
     return [_cell(directory, cell, text, cast(dict[str, Array], work.get(_key(*cell)))) for cell in cells]
 
 
-def _is_missing(row: Mapping[str, Array] | None, weights: Path, kept: bool) -> bool:
+def _is_missing(row: Mapping[str, Array] | None, weights: Path, lasting: bool) -> bool:
     """Whether a cell has to be trained: it never was, or its weights are to be kept and are not there."""
-    return row is None or (kept and not bool(row["diverged"]) and not weights.exists())
+    return row is None or (lasting and not bool(row["diverged"]) and not weights.exists())
 
 
 def needs_of(
