@@ -43,7 +43,6 @@ from villani.objective.evaluation import same_threads
 from villani.objective.objective import Objective
 from villani.objective.parameters import ParameterSpace
 from villani.theory.constants import Smoothing
-from villani.work.budget import LESS
 from villani.work.records import CONFIDENCE
 from villani.work.team import Rows
 from villani.work.work import Work
@@ -76,7 +75,7 @@ def run(options: PaperOptions, work: Work) -> Outcome:
     present = ",".join(name for name in PARTS if getattr(settings, name) is not None)
     work.open(
         "study-paper", trained.model, keyed, settings.model_dump(mode="json"), needs=needs, what="this study",
-        instead=f"leave parts out (--without {present})" if present else f"train fewer cells, or {LESS}",
+        instead=f"leave parts out (--without {present})" if present else "train fewer cells or a smaller model",
         device=trained.device, agreed=options.yes,
     )  # fmt: skip
     study = _Run(settings, text, work, options.keep_weights)

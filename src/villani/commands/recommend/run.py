@@ -30,7 +30,6 @@ from villani.objective.evaluation import same_threads
 from villani.objective.objective import Objective
 from villani.objective.parameters import ParameterSpace
 from villani.theory.constants import Smoothing
-from villani.work.budget import LESS
 from villani.work.work import Work
 
 _GROUPS, _SEQUENCES = 12, 2  # of the audit at the start
@@ -125,7 +124,8 @@ def run(settings: RecommendSettings, work: Work) -> Outcome:
         needs=needs_of(
             settings, loaded.model, count, text, _more(settings, text), kept=count if settings.keep_weights else 1
         ),
-        what=f"a sweep of {count:,} training runs", instead=f"train fewer cells, lower --steps or --batch, or {LESS}",
+        what=f"a sweep of {count:,} training runs",
+        instead="train fewer cells (--seeds, --weight-decay), lower --steps, --batch or --block, or choose a smaller model",
         device=settings.device, agreed=settings.yes,
     )  # fmt: skip
     swept = sweep(
