@@ -125,7 +125,7 @@ def run(settings: RecommendSettings, work: Work) -> Outcome:
             settings, loaded.model, count, text, _more(settings, text), kept=count if settings.keep_weights else 1
         ),
         what=f"a sweep of {count:,} training runs",
-        instead="train fewer cells (--seeds, --weight-decay), lower --steps, --batch or --block, or choose a smaller model",
+        instead="train fewer cells (--seeds, --weight-decay), lower --steps or --batch, or choose a smaller model",
         device=settings.device, agreed=settings.yes,
     )  # fmt: skip
     swept = sweep(
