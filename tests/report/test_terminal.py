@@ -2,6 +2,9 @@
 
 import io
 
+import pytest
+from rich.console import Console
+
 from villani.report import terminal
 from villani.work.work import Work
 
@@ -31,3 +34,24 @@ def test_progress_is_lines_where_stderr_is_no_terminal(capsys):
         shown.stage("loading")
         shown.advance(1, 2)
     assert capsys.readouterr().err.endswith("loading\n")
+
+
+@pytest.mark.parametrize(
+    ("typed", "answer"), [("y\n", True), ("YES \n", True), ("\n", False), ("no\n", False), ("", None)]
+)
+def test_a_question_is_answered_at_a_terminal(monkeypatch, typed, answer):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    stream = io.StringIO()
+    bar = terminal.Bar(Console(file=stream, force_terminal=True, width=100))
+    monkeypatch.setattr("sys.stdin", Terminal(typed))
+    with bar.bars:
+        bar.stage("working")
+        assert bar.confirm("It would take 3 h [and more]. Begin?") is answer
+        assert "It would take 3 h [and more]. Begin? [y/N]" in stream.getvalue()
+        assert bar.bars.live.is_started
+    monkeypatch.setattr("sys.stdin", io.StringIO("y\n"))  # a pipe: nobody sits there
+    assert bar.confirm("Begin?") is None
+    assert terminal.Lines(stream).confirm("Begin?") is None

@@ -10,7 +10,7 @@ import pytest
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from villani.errors import InputError
-from villani.work.budget import Needs, Shape, available_disk, available_memory, hold, size
+from villani.work.budget import Needs, Shape, agree, available_disk, available_memory, hold, size
 
 GIB = 2.0**30
 
@@ -94,3 +94,24 @@ def test_work_grows_as_it_should():
 def test_bytes_for_people(count, words):
     assert size(count) == words
     assert math.isfinite(count)
+
+
+@pytest.mark.parametrize("needs", [Needs(seconds=3601.0), Needs(memory=5.1 * 2**30), Needs(disk=5.1 * 2**30)])
+def test_long_and_large_work_is_agreed_to_or_refused(needs):
+    asked = []
+
+    def answering(answer):
+        return lambda question: asked.append(question) or answer
+
+    agree(needs, answering(True), what="it", instead="do less")
+    assert asked[0].startswith("it would take roughly ")
+    assert asked[0].endswith(". Begin?")
+    with pytest.raises(InputError, match="give yes=True to begin all the same, or do less"):
+        agree(needs, answering(None), what="it", instead="do less")
+    with pytest.raises(InputError, match="was not agreed to: nothing was begun"):
+        agree(needs, answering(False), what="it", instead="do less")
+
+
+def test_short_and_small_work_is_begun_unasked():
+    agree(Needs(seconds=3599.0, memory=2.0**30, disk=2.0**30), pytest.fail, what="it", instead="")
+    agree(Needs(), pytest.fail, what="it", instead="")

@@ -3,7 +3,7 @@
 `Settings` is what all have in common: how they are checked, and which of the options that were given do nothing.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar, Literal, NamedTuple, Self, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
@@ -120,7 +120,11 @@ class Settings(BaseModel):
     def command(self) -> str:
         """The command that does this again, without where it is kept."""
         idle = {name for unused in self.unused() for name in unused.fields}
-        return words(self.name, self, lambda name: name not in idle)
+        return words(self.name, self, lambda name: name not in idle, self.assumed())
+
+    def assumed(self) -> Mapping[str, Any]:
+        """Defaults that follow from other settings, where they are not those of the fields."""
+        return {}
 
 
 class ModelBlock(BaseModel):
@@ -191,6 +195,14 @@ class TrustBlock(BaseModel):
     trust_remote_code: bool = option(False, "let a checkpoint run its code", MODEL)
     allow_unused: str | None = option(
         None, "names of stored weights that the model may leave unused, a regular expression", MODEL
+    )
+
+
+class ConsentBlock(BaseModel):
+    """Whether long and large work may begin unasked."""
+
+    yes: bool = option(
+        False, "begin without being asked, however long it takes and much it needs", COMPUTE, exclude=True
     )
 
 

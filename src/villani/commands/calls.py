@@ -66,7 +66,8 @@ def recommend(
         data: as `certify`.
         progress: told where the work is.
         options: those of `villani recommend`: weight_decay (at least two, fixed beforehand), optimizers, seeds, steps,
-            batch, learning_rate (one number, or optimiser → number), momentum, temperature, rules, seed, ….
+            batch, learning_rate (one number, or optimiser → number), momentum, temperature, rules, seed, …, and
+            yes=True to begin work of more than an hour or 5 GiB.
 
     Returns:
         losses over the grid with errors over seeds and held-out text, and where rules would have led.

@@ -188,19 +188,23 @@ def _form(name: str, field: FieldInfo, option: Option) -> Form:
     return Form(name, option, kind, optional, default)
 
 
-def words(command: str, settings: BaseModel, fields: Callable[[str], bool] = bool) -> str:
+def words(
+    command: str, settings: BaseModel, fields: Callable[[str], bool] = bool,
+    defaults: Mapping[str, Any] = types.MappingProxyType({}),
+) -> str:  # fmt: skip
     """The command with these settings: those that are not the defaults, and those that are always named.
 
     Args:
         command: its name.
         settings: of it.
         fields: which of them.
+        defaults: of these settings, where they are not those of the fields.
     """
     places: list[str] = []
     options: list[str] = []
     for name, form in forms(type(settings)).items():
         value = getattr(settings, name)
-        if not fields(name) or (value == form.default and not form.option.always):
+        if not fields(name) or (value == defaults.get(name, form.default) and not form.option.always):
             continue
         (places if form.option.argument else options).extend(form.write(value))
     lead = ["--"] if any(place.startswith("-") for place in places) else []

@@ -72,6 +72,18 @@ class Bar(Progress):
         assert self.present is not None
         self.bars.update(self.present.id, completed=done, total=total)
 
+    def confirm(self, question: str) -> bool | None:
+        """Ask whoever sits at the terminal; anything but yes is no."""
+        if not sys.stdin.isatty():
+            return None
+        self.bars.stop()
+        try:
+            self.bars.console.print(f"{question} [y/N] ", end="", markup=False, highlight=False, soft_wrap=True)
+            answer = sys.stdin.readline()
+        finally:
+            self.bars.start()
+        return answer.strip().lower() in ("y", "yes") if answer else None
+
 
 class _Remaining(bars.ProgressColumn):
     def __init__(self, bar: Bar) -> None:

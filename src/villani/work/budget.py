@@ -9,7 +9,7 @@ import os
 import resource
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from villani.errors import InputError
 from villani.work.progress import duration
 
 LESS = "choose a smaller model, or lower --micro-tokens or --block"
+LONG, LARGE = 3600.0, 5.0 * 2**30  # seconds, and bytes of memory or disk, beyond which consent is asked for
 DISK_LIMIT = 24.0  # GiB that one command may keep, unless VILLANI_DISK_GIB says otherwise
 _LIBRARIES = 1.5e8  # bytes that libraries take when they are first used
 _PAGE = 5e6  # bytes of a page, most of which is plotly
@@ -48,10 +49,20 @@ class Needs:
         scale = self.seconds / known if known and self.seconds else 1.0
         return {name: None if size is None else scale * size for name, size in self.stages.items()}
 
-    def __str__(self) -> str:
+    @property
+    def large(self) -> bool:
+        """Whether somebody should agree to it before it begins."""
+        return (self.seconds or 0.0) > LONG or max(self.memory + _resident(), self.disk) > LARGE
+
+    @property
+    def words(self) -> str:
+        """Time, memory and disk."""
         parts = [] if self.seconds is None else [duration(max(self.seconds, 1.0))]
         parts += [f"{size(self.memory + _resident())} of memory", f"{size(self.disk)} on disk"]
-        return f"expecting roughly {', '.join(parts)}"
+        return ", ".join(parts)
+
+    def __str__(self) -> str:
+        return f"expecting roughly {self.words}"
 
 
 @dataclass(frozen=True)
@@ -170,6 +181,28 @@ def hold(
             f"{what} would keep about {size(needs.disk)} on disk, and {size(free)} are free at {directory}: {instead}, "
             "or choose another --run"
         )
+
+
+def agree(needs: Needs, confirm: Callable[[str], bool | None], *, what: str, instead: str) -> None:
+    """Have somebody agree to long or large work before it begins.
+
+    Args:
+        needs: what it takes.
+        confirm: asks them, see `Progress.confirm`.
+        what: what takes it, the subject of the sentence.
+        instead: what to change.
+
+    Raises:
+        InputError: nobody is there to agree, or they do not.
+    """
+    if not needs.large:
+        return
+    cost = f"{what} would take roughly {needs.words}"
+    answer = confirm(f"{cost}. Begin?")
+    if answer is None:
+        raise InputError(f"{cost}: give yes=True to begin all the same, or {instead}")
+    if not answer:
+        raise InputError(f"{cost}, and was not agreed to: nothing was begun; to need less, {instead}")
 
 
 def available_memory(device: str = "cpu", most: float | None = None) -> tuple[float, str]:

@@ -18,6 +18,10 @@ class Progress:
     def advance(self, done: int, total: int) -> None:
         """`done` of `total` steps of this piece are finished."""
 
+    def confirm(self, question: str) -> bool | None:  # noqa: ARG002 - of those who show it
+        """What somebody answers to a question; None where there is nobody to ask."""
+        return None
+
 
 def duration(seconds: float) -> str:
     """Seconds for people, to two digits."""

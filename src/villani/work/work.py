@@ -19,7 +19,7 @@ import numpy as np
 from pydantic import TypeAdapter
 
 from villani.statistics import Array
-from villani.work.budget import LESS, Needs, hold
+from villani.work.budget import LESS, Needs, agree, hold
 from villani.work.ledger import Ledger, write_settings
 from villani.work.memory import peak_memory
 from villani.work.progress import Progress
@@ -102,7 +102,7 @@ class Work:
     def open(
         self, name: str, about: str, determining: Mapping[str, Any], settings: Mapping[str, Any], *,
         named: Mapping[str, Any] | None = None, needs: Needs | None = None, what: str = "this run",
-        instead: str = LESS, device: str = "cpu", most: float | None = None,
+        instead: str = LESS, device: str = "cpu", most: float | None = None, agreed: bool = True,
     ) -> Path:  # fmt: skip
         """Open the run directory: from now on finished units are kept there, and those of an interrupted run are used.
 
@@ -117,9 +117,11 @@ class Work:
             instead: what to change if it does not fit.
             device: where it is done.
             most: GiB that the process may take, if that is stated.
+            agreed: whether it may begin unasked; else somebody has to agree to a new run that is long or large.
 
         Raises:
-            InputError: it does not fit; the directory is another run's, damaged or in use; or processes differ.
+            InputError: it does not fit, or nobody agreed; the directory is another run's, damaged or in use; or
+                processes differ.
         """
         self.device = device
         self.team.agree(determining)
@@ -129,6 +131,8 @@ class Work:
             if needs is not None:
                 hold(needs, directory, what=what, instead=instead, device=device, most=most)
                 self.progress.stage(f"{needs}")
+                if not (agreed or (directory / "ledger.sqlite").exists()):  # what was begun was agreed to
+                    agree(needs, self.progress.confirm, what=what, instead=instead)
             self._ledger = self._stack.enter_context(Ledger(directory, determining))
             write_settings(directory, settings)
         self.stages.declare((needs.sizes() if needs else {}) | {PAGE: _PAGE_SECONDS})

@@ -6,10 +6,12 @@ import re
 import sys
 
 import pytest
+import torch
 
 from villani.cli import main
 from villani.commands.constants.settings import ConstantsSettings
 from villani.commands.running import execute
+from villani.inputs.models import load_model
 
 SMALL = "builtin:tiny?layers=1&width=8&context=32"
 
@@ -120,3 +122,49 @@ def test_a_tied_head_is_told_why_not(tmp_path, name):
     assert found.constant is None
     assert "as a tied one is: also in aten.embedding.default" in found.text
     assert "open" in found.text
+
+
+def test_it_ends_in_what_to_do_next_about_lambda(villani, tmp_path):
+    """√(s/2λ) beside the rms of the weights, worked out from the model itself."""
+    weights = torch.cat([p.detach().flatten() for p in load_model(SMALL).model.parameters()]).double()
+    ratio = math.sqrt(2 / 0.2) / float((weights**2).mean().sqrt())
+    code, out, err = villani(SMALL, "--run", "r")
+    assert code == 0, err
+    told = [line for line in out.splitlines() if line.startswith("What to do next about λ: ")]
+    assert len(told) == 1
+    assert f"{ratio:.2g} times their rms" in told[0]
+    assert "No figure here sets λ" in told[0]
+    page = (tmp_path / "r" / "report.html").read_text(encoding="utf-8")
+    assert f"{ratio:.2g} times their rms" in page
+    code, out, err = villani(SMALL, "--learning-rate", "1e-5", "--steps", "300", "--json")
+    assert code == 0, err
+    following = json.loads(out)["next_step"]
+    assert "forgets over 1/(ηλ) = 1e+06 steps: it cannot act in 300" in following
+    assert "s = 1e-05 (heuristic)" in following
+
+
+def test_sgd_resembles_the_temperature_of_its_noise(villani):
+    size = sum(p.numel() for p in load_model(SMALL).model.parameters())
+    own = ["--optimizer", "sgd", "--learning-rate", "0.1", "--momentum", "0.9"]
+    noise = ["--batch-tokens", "512", "--gradient-noise", "4000"]
+    code, out, err = villani(SMALL, *own, *noise, "--json")
+    assert code == 0, err
+    assert f"Your SGD resembles s = {0.1 * 4000 / (0.1 * 512 * size):.2g} (heuristic)" in json.loads(out)["next_step"]
+    assert "takes the noise of its gradients" in json.loads(villani(SMALL, *own, "--json")[1])["next_step"]
+
+
+@pytest.mark.parametrize(
+    ("words", "fragment"),
+    [
+        (["--steps", "3"], "--steps is not used without --learning-rate"),
+        (["--learning-rate", "0"], "learning_rate=0"),
+        (["--learning-rate", "1", "--momentum", "0.9"], "goes with sgd"),
+        (["--learning-rate", "1", "--gradient-noise", "2"], "--gradient-noise is not used by adamw"),
+        (["--learning-rate", "1", "--optimizer", "sgd", "--momentum", "1"], "momentum=1"),
+        (["--learning-rate", "1", "--optimizer", "sgd", "--batch-tokens", "-1"], "batch=-1"),
+    ],
+)
+def test_a_run_that_cannot_be_is_one_line(villani, words, fragment):
+    code, out, err = villani(SMALL, *words)
+    assert (code, out) == (2, "")
+    assert fragment in err

@@ -86,3 +86,80 @@ def test_a_study_that_is_stopped_goes_on_to_the_same_bytes(villani, monkeypatch,
     assert (len(done), len(looked)) == (0, 4)  # what was changed is done again, and nothing else
     kept = read_settings(directory / "settings.toml", None)
     assert kept.model_dump() == changed.model_dump()
+
+
+CHECKPOINT = """
+temperature = [1e-4, 1.0]
+cut = ["one λ fewer"]
+[sweep]
+model = "{model}"
+text = "builtin"
+tokenizer = "builtin"
+block = 16
+optimizers = ["sgd"]
+weight_decay = [0.0, 0.1]
+seeds = 2
+steps = 3
+batch = 2
+train_blocks = 60
+held_out_blocks = 8
+learning_rate = {{ sgd = 0.1 }}
+[spectra]
+groups = 1
+sequences = 1
+top = 1
+bottom = 0
+basis = 6
+most = 12
+density_probes = 0
+seeds = 1
+[pathologies]
+blocks = 3
+"""
+
+
+def test_a_study_of_a_checkpoint_is_killed_twice_and_says_what_was_cut(villani, monkeypatch, tmp_path):
+    """A saved GPT-Neo of two layers: weights of cells come back where a part still needs them, and go at the end."""
+    folder = tmp_path / "model"
+    load_model("config:gpt-neo-125m?layers=2&width=8&heads=2&context=32&vocab=2048").model.save_pretrained(folder)
+    words = ["study", "paper", "--config", write(CHECKPOINT.format(model=folder)), "--json", "--run"]
+    code, out, err = villani(*words, "whole")
+    assert code == 0, err
+    found = PaperRecord.model_validate_json(out)
+    assert [(p.weight_decay, p.seed) for p in found.spectra] == [(0.0, 0), (0.1, 0)]
+    assert len(found.training) == 2
+    assert "one λ fewer" in found.cut
+    assert "E2, spectra: at 1 of 2 training seeds" in found.cut
+    assert "E4, certificates: left out; E5, ways to the trace: left out; E2" in (
+        tmp_path / "whole" / "report.html"
+    ).read_text(encoding="utf-8")
+    assert not [*(tmp_path / "whole").rglob("models/*.safetensors")]
+
+    for kind, at in (("spectrum_point", 2), ("pathology_point", 1)):
+        real, calls = getattr(paper_points, kind), []
+
+        def stopping(*arguments, real=real, calls=calls, at=at):
+            calls.append(arguments)
+            if len(calls) == at:
+                raise KeyboardInterrupt
+            return real(*arguments)
+
+        monkeypatch.setattr(paper_points, kind, stopping)
+        assert villani(*words, "stopped")[0] == 1
+        monkeypatch.setattr(paper_points, kind, real)
+        if kind == "spectrum_point":  # somebody makes room
+            for path in (tmp_path / "stopped").rglob("models/*.safetensors"):
+                path.unlink()
+    code, _, err = villani(*words, "stopped")
+    assert code == 0, err
+    whole, resumed = (tmp_path / name / "records.json" for name in ("whole", "stopped"))
+    assert whole.read_bytes() == resumed.read_bytes()
+
+
+def test_a_long_study_is_agreed_to_first(villani, monkeypatch):
+    monkeypatch.setattr("villani.work.budget.LONG", 0.0)
+    code, _, err = villani("study", "paper", "--config", write(QUICK), "--run", "r")
+    assert code == 2
+    assert "this study would take roughly" in err
+    assert "give --yes to begin all the same" in err
+    assert not Path("r").exists()

@@ -1,5 +1,6 @@
 """Settings of a study: files and sizes, and what is wrong with one told in a line."""
 
+import hashlib
 from pathlib import Path
 
 import pytest
@@ -77,6 +78,8 @@ def write(text):
         (QUICK.replace("steps = 4", 'steps = "many"'), ["sweep.steps", "'many'"]),
         (QUICK.replace("temperature = [1e-3, 1.0]", ""), ["temperature is missing"]),
         (QUICK.replace("1e-3", "-1e-3"), ["temperature=-0.001"]),
+        (QUICK + "[landscape]\nradii = [0, 1, 2]\n", ["landscape.radii=[0.0, 1.0, 2.0]", "at least 3"]),
+        (QUICK + "[landscape]\nseeds = 0\n", ["landscape.seeds=0"]),
         (QUICK + "[pathologies]\nblocks = 1\n", ["pathologies.blocks=1"]),
         ("temperature = [", ["not a TOML file"]),
     ],
@@ -97,7 +100,7 @@ def test_a_study_is_a_file_or_a_size(villani):
     assert villani("study", "paper", "--size", "huge")[0] == 2
 
 
-@pytest.mark.parametrize("size", ["tiny", "small", "125m"])
+@pytest.mark.parametrize("size", ["tiny", "small", "125m", "long"])
 def test_sizes_can_be_read_and_cover_what_they_should(size):
     settings = read_settings(None, size, text="wikitext", model="config:gpt-neo-125m")
     assert (settings.sweep.text, settings.sweep.held_out) == ("wikitext-103", "wikitext-103:test")
@@ -108,6 +111,57 @@ def test_sizes_can_be_read_and_cover_what_they_should(size):
         assert max(positive) / min(positive) >= 1e4
         assert settings.sweep.seeds >= 3
         assert set(settings.sweep.optimizers) == {"sgd", "noisy-sgd", "adamw"}
+
+
+def test_the_pretrained_size_wants_a_checkpoint_and_looks_at_it_from_all_sides(villani):
+    code, _, err = villani("study", "paper", "--size", "pretrained")
+    assert code == 2
+    assert "which checkpoint? give --model FOLDER" in err
+    study = read_settings(None, "pretrained", model="folder")
+    assert len(study.sweep.weight_decay) >= 4  # E2
+    assert len(study.temperature) >= 3  # E1
+    assert study.chains().weight_decay == study.convergence.weight_decay != study.sweep.weight_decay
+    assert read_settings(None, "tiny").chains().weight_decay == [0.0, 1e-3, 1e-1]
+    assert None not in (study.landscape, study.spectra, study.convergence, study.estimators, study.pathologies)
+    assert study.certificates is None
+    assert any("certificates: left out" in words for words in study.cuts())
+
+
+def test_the_long_size_reaches_where_decay_acts():
+    """λ whose memory (1 − μ)/(ηλ) is from 0.03 to 30 times the run, with AdamW and with SGD."""
+    sweep = read_settings(None, "long").sweep
+    assert sweep.steps * sweep.batch >= 20 * sweep.train_blocks
+    assert sweep.train_blocks * sweep.block >= 200_000
+    assert sweep.seeds >= 3
+    for optimizer, momentum in (("adamw", 0.0), ("sgd", 0.9), ("noisy-sgd", 0.0)):
+        rate = sweep.learning_rate[optimizer]
+        runs = [(1 - momentum) / (rate * decay * sweep.steps) for decay in sweep.weight_decay if decay]
+        assert min(runs) < 0.1
+        assert max(runs) > 10
+        assert sum(0.01 < run < 100 for run in runs) >= 3
+
+
+def test_parts_are_left_out_by_name(villani):
+    whole, less = (read_settings(None, "tiny", without=names) for names in ((), ["spectra", "certificates"]))
+    assert (less.spectra, less.certificates) == (None, None)
+    assert less.landscape == whole.landscape
+    code, _, err = villani("study", "paper", "--size", "long", "--without", "spectra")
+    assert code == 2
+    assert "--without spectra: --size long has no such part" in err
+    code, _, err = villani("study", "paper", "--size", "tiny", "--without", "sweep")
+    assert code == 2
+    assert "'sweep'" in err
+
+
+def test_what_came_later_changes_no_rows_of_older_studies():
+    """A digest is of what its rows depend on: not of how many seeds are looked at, nor of options not used."""
+    tiny = read_settings(None, "tiny")
+    fewer = tiny.model_copy(update={"spectra": tiny.spectra.model_copy(update={"seeds": 1, "memory": 2.0})})
+    assert tiny.digest("spectra") == fewer.digest("spectra")
+    other = tiny.model_copy(update={"spectra": tiny.spectra.model_copy(update={"basis": 9})})
+    assert tiny.digest("spectra") != other.digest("spectra")
+    old = '{"temperature":0.0001,"learning_rate":0.1,"steps":12,"chains":3,"groups":2,"sequences":2,"log_every":1}'
+    assert tiny.digest("convergence") == hashlib.sha256(old.encode()).hexdigest()[:8]
 
 
 def test_a_file_says_the_rest_of_what_a_size_leaves_open():

@@ -1,8 +1,13 @@
 """What a reader of a recommendation sees: λ by optimiser, which it belongs to, what diverged, where rules land."""
 
+import io
+from pathlib import Path
+
 import pytest
+from rich.console import Console
 
 from tests.commands.synthetic import estimate, made, told
+from villani.commands.recommend import page
 from villani.commands.recommend.record import (
     ConventionRecord,
     GridPoint,
@@ -21,7 +26,7 @@ def optimizer(name, recommended, **changes):
         )
         for decay in (0.0, 0.1, 1.0)
     ]  # fmt: skip
-    fields = {"points": grid, "rules": [], "refusals": [], "sentence": f"{name} says so."}
+    fields = {"points": grid, "rules": [], "refusals": [], "kept": [], "sentence": f"{name} says so."}
     return made(OptimizerRecord, optimizer=name, recommended=recommended, **fields | changes)
 
 
@@ -34,6 +39,28 @@ def test_the_headline_has_a_lambda_for_each_optimiser():
     assert section.headline == "Least held-out loss of the grid: AdamW: λ = 0.1; SGD with L2: λ = 0.0001."
     assert section.findings["AdamW"] == "adamw says so."
     assert set(section.pictures) == {f"{kind}-{name}" for kind in ("decay", "steps") for name in ("adamw", "sgd")}
+
+
+def test_the_headline_names_no_winner_that_its_grid_denies():
+    sure = optimizer("adamw", 0.1, kept=[0.1])
+    half = optimizer("sgd", 0.1, kept=[0.0, 0.1])
+    none = optimizer("noisy-sgd", 0.1, kept=[0.0, 0.1, 1.0], undecided=True)
+    assert recommendation(sure).headline == "Least held-out loss of the grid: AdamW: λ = 0.1."
+    assert recommendation(half).headline == "Least held-out loss of the grid: SGD with L2: λ = 0.1 (not told from 0)."
+    assert recommendation(none).headline == "Undecided: no λ of the grid can be told from another."
+    assert recommendation(sure, none).headline == (
+        "Least held-out loss of the grid: AdamW: λ = 0.1; noisy SGD with L2: undecided."
+    )
+
+
+def test_the_first_line_says_what_decides():
+    slow = optimizer("adamw", 0.1, undecided=True, action="at η = 1e-05 decay cannot act: …")
+    assert recommendation(slow).headline.endswith("from another. AdamW: at η = 1e-05 decay cannot act: ….")
+    console = Console(record=True, width=200, file=io.StringIO())
+    page.show(made(RecommendationRecord, optimizers=[slow]), Path("r"), console)
+    first = console.export_text().splitlines()[0]
+    assert first.startswith("Undecided")
+    assert "cannot act" in first
 
 
 def test_where_all_diverged_there_is_no_lambda():

@@ -1,7 +1,9 @@
 """`villani recommend MODEL`: the record, the page, where rules land, resuming, and bad input in one line."""
 
 import json
+import math
 import shlex
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -226,3 +228,90 @@ def test_a_sweep_loads_its_model_once_and_reads_its_text_once(villani, checkpoin
     code, _, err = villani("recommend", SMALL, *words[:-1], "own")  # and certificates
     assert code == 0, err
     assert counts == {"model": 1 + 2, "text": 2, "tokenised": 2}  # a random start for each of two seeds
+
+
+SLOW = [*QUICK, "--optimizer", "adamw", "--rules", "constants,held-out"]
+
+
+def test_weights_stay_only_where_they_are_asked_for(villani, tmp_path, monkeypatch):
+    assert villani("recommend", SMALL, *SLOW, "--run", "r")[0] == 0
+    before = (tmp_path / "r" / "records.json").read_bytes()
+    assert not [*(tmp_path / "r").rglob("*.safetensors")]
+    assert villani("recommend", SMALL, *SLOW, "--keep-weights", "--run", "r")[0] == 0  # trained again, to the same bits
+    assert villani("recommend", SMALL, *SLOW, "--keep-weights", "--run", "kept")[0] == 0
+    first, other = (sorted((tmp_path / run / "models").glob("*.safetensors")) for run in ("r", "kept"))
+    assert len(first) == 4
+    assert [path.read_bytes() for path in first] == [path.read_bytes() for path in other]
+
+    def stripped(run):
+        return (tmp_path / run / "records.json").read_bytes().replace(b" --keep-weights", b"")
+
+    assert stripped("r") == stripped("kept") == before
+    train = sweeping.train
+    first[0].unlink()
+    monkeypatch.setattr(sweeping, "train", lambda *a, **named: train(*a, **named | {"learning_rate": 0.5}))
+    code, _, err = villani("recommend", SMALL, *SLOW, "--keep-weights", "--run", "r")
+    assert code == 2
+    assert "led to other weights than before" in err
+    assert not first[0].exists()
+
+
+def test_long_or_large_work_is_agreed_to_first(villani, tmp_path, monkeypatch):
+    """Without a terminal a refusal that names the cost and the option; what was begun goes on unasked."""
+    monkeypatch.setattr("villani.work.budget.LONG", 0.0)
+    code, out, err = villani("recommend", SMALL, *SLOW, "--run", "r")
+    assert (code, out) == (2, "")
+    line = err.strip().splitlines()[-1]
+    assert line.startswith("villani: a sweep of 4 training runs would take roughly ")
+    assert "of memory, " in line
+    assert "on disk: give --yes to begin all the same, or train fewer cells" in line
+    assert not (tmp_path / "r").exists()
+    assert villani("recommend", SMALL, *SLOW, "--yes", "--run", "r")[0] == 0
+    assert villani("recommend", SMALL, *SLOW, "--run", "r")[0] == 0
+    monkeypatch.setattr("villani.work.budget.LONG", 3600.0)
+    monkeypatch.setattr("villani.work.budget.LARGE", 1e6)
+    assert "give --yes" in villani("recommend", SMALL, *SLOW, "--run", "other")[2]
+
+
+@pytest.mark.parametrize(("optimizer", "momentum"), [("adamw", 0.0), ("sgd", 0.9)])
+def test_the_first_line_tells_that_decay_cannot_act(villani, capsys, optimizer, momentum):
+    """1/(ηλ) and what decay takes away, from the schedule written out again."""
+    words = [*QUICK[:-1], "0,0.001,1000", "--optimizer", optimizer, "--rules", "constants,held-out"]
+    code, out, err = villani("recommend", SMALL, *words, "--learning-rate", "1e-8", "--run", "r", "--json")
+    assert code == 0, err
+    record = RecommendationRecord.model_validate_json(out)
+    (one,) = record.optimizers
+    rates = [1e-8] + [1e-8 * (1 + math.cos(math.pi * k / 3)) / 2 for k in range(3)]  # one step of warm-up, at its end
+    for point in one.points:
+        left = math.prod(1 - rate * point.weight_decay / (1 - momentum) for rate in rates)
+        assert point.forgotten == pytest.approx(1 - left, rel=1e-3, abs=1e-15)
+    assert one.undecided
+    assert f"even at λ = 1000 decay forgets over {'(1 − μ)/(ηλ)' if momentum else '1/(ηλ)'} = " in one.action
+    assert f"{(1 - momentum) / (1e-8 * 1000):,.3g} steps" in one.action
+    assert one.sentence.startswith(f"{'SGD with L2' if momentum else 'AdamW'}: undecided; no λ at which training held")
+    show(record, Path("r"), Console())
+    first = capsys.readouterr().out.splitlines()[0]
+    assert first.startswith("Undecided: no λ of the grid can be told from another.")
+    assert "decay cannot act" in first
+    page = Path("r/report.html").read_text(encoding="utf-8")
+    assert "Undecided: no λ of the grid can be told from another." in page
+    fast = villani("recommend", SMALL, *words, "--learning-rate", "1e-2", "--run", "fast", "--json")
+    (one,) = json.loads(fast[1])["optimizers"]
+    assert "decay acts from λ = 1000 on, and cannot below" in one["action"]
+
+
+def test_a_checkpoint_is_trained_at_the_rate_that_its_files_tell(villani, checkpoint, tmp_path):
+    folder = tmp_path / "tuned"
+    shutil.copytree(checkpoint, folder)
+    (folder / "training_args.json").write_text('{"learning_rate": 1.5e-4, "optim": "adamw_torch"}')
+    words = [*QUICK, "--rules", "constants", "--tokenizer", "builtin"]
+    code, out, err = villani("recommend", folder, *words, "--run", "r", "--json")
+    assert code == 0, err
+    record = RecommendationRecord.model_validate_json(out)
+    (one,) = record.optimizers
+    assert (one.optimizer, one.learning_rate) == ("adamw", 1.5e-4)
+    assert "training_args.json of the checkpoint" in one.learning_rate_source
+    assert "AdamW 0.00015 (the highest in training_args.json of the checkpoint)" in Path("r/report.html").read_text()
+    again = shlex.split(record.provenance.command)[1:]
+    assert villani(*again, "--run", "again")[0] == 0
+    assert Path("r/records.json").read_bytes() == Path("again/records.json").read_bytes()

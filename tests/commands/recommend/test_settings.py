@@ -25,6 +25,18 @@ def test_the_command_reads_back(asked):
     assert cli.parse(shlex.split(asked.command())[1:])[1] == asked
 
 
+@settings(max_examples=100, deadline=None)
+@given(
+    settings_of(
+        RecommendSettings, model=st.sampled_from(["gpt2", "./folder", "builtin:tiny"]),
+        steps=st.sampled_from([100, 300]), seeds=st.sampled_from([2, 3]),
+        must=("steps", "seeds", "learning_rate"), **OPTIONS,
+    )
+)  # fmt: skip
+def test_defaults_that_follow_from_the_model_read_back(asked):
+    assert cli.parse(shlex.split(asked.command())[1:])[1] == asked
+
+
 STRAY = "^--learning-rate 'sgd=0.2': expected NAME=VALUE with a name out of adamw$"
 
 

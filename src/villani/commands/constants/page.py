@@ -17,6 +17,8 @@ from villani.report.numbers import format_number
 from villani.report.page import Pictures
 from villani.report.terminal import say, table
 
+NEXT = "What to do next about λ"
+
 
 def headline(record: ModelConstantsRecord) -> str:
     """One sentence, about the first λ and s."""
@@ -32,7 +34,10 @@ def findings(record: ModelConstantsRecord) -> dict[str, str]:
     """Title → paragraph."""
     first = record.points[0]
     gap = first.spectral_gap.text if first.spectral_gap else ""
-    return {"In full": first.sentence, "What it costs": _price(record), "Without smoothing": gap}
+    return {
+        "In full": first.sentence, "What it costs": _price(record), "Without smoothing": gap,
+        NEXT: record.next_step,
+    }  # fmt: skip
 
 
 def pictures(record: ModelConstantsRecord) -> Pictures:
@@ -69,6 +74,8 @@ def show(record: ModelConstantsRecord, _: Path, console: Console) -> None:
         console.print(table(constant_rows(point.constants)))
         if point.spectral_gap:
             say(console, point.spectral_gap.text)
+    if record.next_step:
+        say(console, f"{NEXT}: {record.next_step}")
 
 
 def model_finding(constants: ModelConstants) -> str:

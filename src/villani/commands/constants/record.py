@@ -44,6 +44,9 @@ class ModelConstantsRecord(ModelConstants):
 
     kind: Literal["constants"] = "constants"
     model: ModelRecord
+    next_step: str = Field(
+        default="", description="what to do next about λ, at the first λ and s; what a run resembles is heuristic"
+    )
 
 
 RECORDS = (ModelConstantsRecord,)

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from villani.commands.constants.record import ModelConstants, ModelConstantsRecord, ModelPointRecord, SpectralGapRecord
-from villani.commands.constants.settings import ConstantsSettings
+from villani.commands.constants.settings import OWN_RUN, ConstantsSettings
 from villani.commands.exact.record import ConstantRecord
 from villani.commands.running import Outcome, versions
 from villani.commands.subject import load, outputs
@@ -19,6 +19,7 @@ from villani.objective.parameters import ParameterSpace
 from villani.outwards import upper_power
 from villani.theory.comparison import model_constants
 from villani.theory.constants import Smoothing, homogeneous_head, variance_quotient
+from villani.theory.guidance import next_step
 from villani.work.work import Work
 
 _TOKENS = 4  # of the block that the graph is read on; shapes do not matter
@@ -41,10 +42,14 @@ def run(settings: ConstantsSettings, work: Work) -> Outcome:
             f"decay={settings.decay}: {free:,} parameters do not decay, so exp(−βF) need not be integrable and no "
             "constant is certain to exist (THEORY.md §2.1); use --decay all"
         )
-    own = {"allow_unused"} if settings.adapter else {"allow_unused", "adapter"}
+    own = {"allow_unused", "learning_rate", *OWN_RUN} | (set() if settings.adapter else {"adapter"})
     keyed = settings.model_dump(exclude=own) | versions("villani", "numpy", "scipy")
     work.open("constants", settings.model, keyed | {"parameters": space.size}, settings.model_dump())
-    return Outcome([ModelConstantsRecord.of(constants, model=loaded.record)])
+    following = next_step(
+        settings.weight_decay[0], settings.temperature[0], dimension=space.size,
+        norm_squared=float(space.norms_squared().sum()), run=settings.own_run,
+    )  # fmt: skip
+    return Outcome([ModelConstantsRecord.of(constants, model=loaded.record, next_step=following)])
 
 
 def constants_of(

@@ -45,6 +45,8 @@ def show(record: PaperRecord, _: Path, console: Console) -> None:
     for words in (record.choice_sentence, record.decay_sentence):
         if words:
             say(console, words)
+    if record.cut:
+        say(console, f"What was cut: {'; '.join(record.cut)}.")
     console.print(table(rows_of(record.claims, _CLAIMS), without=["from"]))
 
 
@@ -56,6 +58,7 @@ def findings(record: PaperRecord) -> dict[str, str]:
         "What decay does": record.decay_sentence,
         "Pathologies": " ".join(words for words in moved if words),
         "E4: the best certificate": record.certificate_sentence,
+        "What was cut": "; ".join(record.cut) + "." if record.cut else "",
     }
 
 

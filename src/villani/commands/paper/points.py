@@ -127,7 +127,7 @@ def spectrum_point(study: Study, part: SpectraPart, cell: SweepCell) -> Spectrum
     subject = study.subject(cell, part.groups, part.sequences)
     asked = SpectrumSettings(
         model=sweep.model, text=sweep.text, decay=sweep.decay, weight_decay=cell.weight_decay, block=sweep.block,
-        seed=sweep.seed, micro_tokens=subject.objective.micro_tokens, **part.model_dump(),
+        seed=sweep.seed, micro_tokens=subject.objective.micro_tokens, **part.model_dump(exclude={"seeds"}),
     )  # fmt: skip
     products = work.scope(f"products/{folder}")
     directory = work.folder("spectra") / folder

@@ -152,6 +152,7 @@ class PaperRecord(Record):
     seeds: int
     optimizers: list[str]
     steps: int
+    cut: list[str] = Field(default_factory=list, description="what this study leaves out or does less of, in words")
     temperatures: list[float]
     confidence: float
     criteria: list[CriteriaRecord]

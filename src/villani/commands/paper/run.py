@@ -5,10 +5,12 @@ experiment at one trained model; convergence and certificates are runs of `villa
 folders of their own, with their own ledgers and pages. Nothing is measured here: it is done by those that do it anyway.
 """
 
+import shutil
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from itertools import product
+from math import ceil
 from typing import Any, TypeVar
 
 from villani.commands.blocks import Settings
@@ -16,6 +18,7 @@ from villani.commands.certify.record import CertificatePoint
 from villani.commands.converge.record import ConvergenceRecord
 from villani.commands.paper import points
 from villani.commands.paper.claims import claims, sentence
+from villani.commands.paper.needs import tokens, units, weights
 from villani.commands.paper.points import Study
 from villani.commands.paper.record import (
     ConvergencePoint,
@@ -27,30 +30,25 @@ from villani.commands.paper.record import (
     SpectrumPoint,
 )
 from villani.commands.paper.sentences import choice_sentence, decay_sentence
-from villani.commands.paper.settings import EstimatorsPart, PaperOptions, PaperSettings, Ways
+from villani.commands.paper.settings import PARTS, EstimatorsPart, PaperOptions, Ways
 from villani.commands.paper.training import best_decay, learned_curvature, pathology_trends, training_points
 from villani.commands.recommend.record import OptimizerRecord
 from villani.commands.recommend.results import Certificates
 from villani.commands.recommend.run import Evidence, judge, pairs_of
 from villani.commands.recommend.settings import RecommendSettings
-from villani.commands.recommend.sweep import SweepCell, needs_of, read_sweep_text, sweep
+from villani.commands.recommend.sweep import CellKey, SweepCell, needs_of, read_sweep_text, sweep
 from villani.commands.running import Outcome, perform
 from villani.commands.subject import begin, bits_of, load, outputs, provenance_of
 from villani.objective.evaluation import same_threads
 from villani.objective.objective import Objective
 from villani.objective.parameters import ParameterSpace
 from villani.theory.constants import Smoothing
-from villani.work.budget import LESS
 from villani.work.records import CONFIDENCE
 from villani.work.team import Rows
 from villani.work.work import Work
 
 T = TypeVar("T")
-_NOMINAL = {  # rough seconds of a unit on one core at --size small: ratios matter, until units have been timed
-    "sweep": 30.0, "criteria": 5.0, "landscape": 30.0, "spectra": 20.0, "convergence": 600.0, "certificates": 300.0,
-    "estimators": 3.0, "pathologies": 1.0, "choice": 60.0,
-}  # fmt: skip
-
+KINDS = ("sweep", "criteria", *PARTS, "choice")  # of units
 _FREE = {"threads", "trust_remote_code", "adapter"}  # fields of a sweep that its trained models do not depend on
 
 
@@ -70,24 +68,28 @@ def run(options: PaperOptions, work: Work) -> Outcome:
         **bits_of(provenance),
     }
     counts = units(settings)
-    needs = needs_of(trained, loaded.model, counts["sweep"], text)
-    stages: dict[str, float | None] = {kind: _NOMINAL[kind] * count for kind, count in counts.items()}
-    whole = sum(size or 0.0 for size in stages.values()) / (_NOMINAL["sweep"] * counts["sweep"])
-    work.open(
-        "study-paper", trained.model, keyed, settings.model_dump(mode="json"),
-        needs=replace(needs, seconds=whole * (needs.seconds or 0.0), stages=stages), what="this study",
-        instead=f"train fewer cells, or {LESS}", device=trained.device,
+    needs = needs_of(
+        trained, loaded.model, counts["sweep"], text, tokens(settings, len(text.held_out.ids), len(text.train.ids)),
+        kept=ceil(weights(settings)),
     )  # fmt: skip
-    study = _Run(settings, text, work)
+    present = ",".join(name for name in PARTS if getattr(settings, name) is not None)
+    work.open(
+        "study-paper", trained.model, keyed, settings.model_dump(mode="json"), needs=needs, what="this study",
+        instead=f"leave parts out (--without {present})" if present else "train fewer cells or a smaller model",
+        device=trained.device, agreed=options.yes,
+    )  # fmt: skip
+    study = _Run(settings, text, work, options.keep_weights)
     record = PaperRecord.of(
         model=loaded.record, parameters=objective.parameters.size, text=text.records[0], held_out=text.records[1],
         grid=trained.weight_decay, seeds=trained.seeds, optimizers=[*trained.optimizers], steps=trained.steps,
-        temperatures=settings.temperature, confidence=CONFIDENCE, provenance=provenance, claims=[], sentence="",
-        **study.measured(objective.parameters.size),
+        temperatures=settings.temperature, cut=settings.cuts(), confidence=CONFIDENCE, provenance=provenance,
+        claims=[], sentence="", **study.measured(objective.parameters.size),
     )  # fmt: skip
     judged = claims(record)
     record = record.model_copy(update={"claims": judged, "sentence": sentence(judged)})
-    spent = {kind: work.spent(f"{kind}/") for kind in _NOMINAL}
+    if not options.keep_weights:
+        shutil.rmtree(work.folder("models"), ignore_errors=True)
+    spent = {kind: work.spent(f"{kind}/") for kind in KINDS}
     parts = {kind: seconds for kind, (seconds, _, count) in spent.items() if count}
     for way in settings.estimators.ways if settings.estimators else ():
         parts[f"estimators/{way}"] = work.spent(f"estimators/{way}/")[0]
@@ -95,32 +97,18 @@ def run(options: PaperOptions, work: Work) -> Outcome:
     return Outcome([record], {0: cost}, title=f"villani study paper · {trained.model} · {trained.text}")
 
 
-def units(settings: PaperSettings) -> dict[str, int]:
-    """How many units of each kind a study has."""
-    trained = settings.sweep.seeds * len(settings.sweep.weight_decay)
-    estimators = settings.estimators
-    return {
-        "sweep": trained * len(settings.sweep.optimizers),
-        "criteria": 1 if settings.landscape else 0,
-        "landscape": trained if settings.landscape else 0,
-        "spectra": trained if settings.spectra else 0,
-        "convergence": 1 if settings.convergence else 0,
-        "certificates": 1 if settings.certificates else 0,
-        "estimators": 1 + len(estimators.ways) * estimators.repeats if estimators else 0,
-        "pathologies": trained * len(settings.sweep.optimizers) if settings.pathologies else 0,
-        "choice": 1,
-    }
-
-
 @dataclass(frozen=True, eq=False)
 class _Run(Study):
     """One run of a study: what it does, in order, and what it says while it does it."""
+
+    keep_weights: bool = False
 
     def measured(self, parameters: int) -> dict[str, Any]:
         """All fields of the record that are measured."""
         settings = self.settings
         optimizers, grid = [*settings.sweep.optimizers], settings.sweep.weight_decay
-        cells = sweep(settings.sweep, self.work.scope("sweep"))
+        wanted: Callable[[CellKey], bool] | bool = True if self.keep_weights else self._looks
+        cells = sweep(settings.sweep, self.work.scope("sweep"), keep=wanted)
         trained = [c for c in cells if not c.diverged]
         descended = [c for c in trained if c.optimizer == "sgd"]
         examined: list[CriteriaRecord] = []
@@ -174,12 +162,33 @@ class _Run(Study):
         if part is None:
             return []
         made = []
+        if kind in ("landscape", "spectra"):
+            cells = [cell for cell in cells if cell.seed in self.settings.examined(kind)]
         for number, cell in enumerate(cells):
-            key = f"{kind}/{self.settings.digest(kind)}/{cell.optimizer}/{cell.weight_decay!r}/{cell.seed}"
+            key = self._key(kind, cell.optimizer, cell.weight_decay, cell.seed)
             self.work.stage(words, kind)
             self.work.advance(number, len(cells))
             made.append(self.work.once_record(key, record, partial(make, self, part, cell)))
         return made
+
+    def _key(self, kind: str, optimizer: str, decay: float, seed: int) -> str:
+        return f"{kind}/{self.settings.digest(kind)}/{optimizer}/{decay!r}/{seed}"
+
+    def _looks(self, cell: CellKey) -> bool:
+        """Whether something that is not finished looks at the weights of a cell."""
+        optimizer, decay, seed = cell
+        settings, descended = self.settings, cell[0] == "sgd"
+        kinds = ["pathologies"] if settings.pathologies else []
+        if descended:
+            kinds += [k for k in ("landscape", "spectra") if getattr(settings, k) and seed in settings.examined(k)]
+            kinds += ["criteria"] if settings.landscape and not self.work.spent("criteria/")[2] else []
+        if any(kind == "criteria" or self.work.get(self._key(kind, optimizer, decay, seed)) is None for kind in kinds):
+            return True
+        if not (settings.estimators and descended):
+            return False
+        mark, part = settings.digest("estimators"), settings.estimators
+        rows = [f"reference/{mark}", *(f"{way}/{mark}/{k}" for way in part.ways for k in range(part.repeats))]
+        return any(self.work.get(f"estimators/{row}") is None for row in rows)
 
     def _inner(self, part: str, settings: Settings, kind: Any, read: Callable[[Any], T], words: str) -> T:
         """What is read off the record of another command's run, in a folder of its own."""

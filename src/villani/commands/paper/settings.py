@@ -5,6 +5,7 @@
 
 import hashlib
 import tomllib
+from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -12,7 +13,7 @@ from typing import Any, Literal, get_args
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from villani.bounds import check_bounds
-from villani.commands.blocks import Settings, shared
+from villani.commands.blocks import ConsentBlock, Settings, shared
 from villani.commands.certify.settings import CertifySettings
 from villani.commands.converge.settings import ConvergeSettings
 from villani.commands.option import option
@@ -20,7 +21,12 @@ from villani.commands.recommend.settings import SweepSettings
 from villani.errors import InputError, check_positive
 from villani.work import foreign
 
-Size = Literal["tiny", "small", "125m"]
+Size = Literal["tiny", "small", "125m", "pretrained", "long"]
+PartName = Literal["landscape", "spectra", "convergence", "certificates", "estimators", "pathologies"]
+PARTS: dict[PartName, str] = {
+    "landscape": "E1, Ψ along rays and orbits", "spectra": "E2, spectra", "convergence": "E3, chains of noisy SGD",
+    "certificates": "E4, certificates", "estimators": "E5, ways to the trace", "pathologies": "pathologies",
+}  # fmt: skip
 Ways = Literal["hutchinson", "gauss-newton", "taylor", "taylor-layer", "taylor-tensor"]
 _HELD_OUT = {  # named corpora have a split of their own to judge by
     "ptb": "ptb:valid", "ptb:train": "ptb:valid", "wikitext": "wikitext-103:test", "wikitext-103": "wikitext-103:test",
@@ -42,6 +48,7 @@ class LandscapePart(_Part):
     radii: list[float] = Field(default_factory=lambda: [0.0, 1.0, 2.0, 4.0])
     search: int = 0
     confirmed: int = 2
+    seeds: int | None = None  # only models of the first so many training seeds
 
 
 class SpectraPart(_Part):
@@ -55,11 +62,15 @@ class SpectraPart(_Part):
     most: int = 400
     density_probes: int = 4
     density_steps: int = 20
+    basis: int | None = None
+    memory: float = 8.0
+    seeds: int | None = None
 
 
 class ConvergencePart(_Part):
-    """E3: chains of noisy SGD from where training starts; see `villani converge`."""
+    """E3: chains of noisy SGD from where training starts, at the λ of the sweep or fewer; see `villani converge`."""
 
+    weight_decay: list[float] = Field(default_factory=list)
     temperature: float = 1e-4
     learning_rate: float = 0.1
     steps: int = 400
@@ -107,12 +118,32 @@ class PaperSettings(_Part):
 
     sweep: SweepSettings
     temperature: list[float]
+    cut: list[str] = Field(default_factory=list)  # what was made smaller than it should be, in words
     landscape: LandscapePart | None = None
     spectra: SpectraPart | None = None
     convergence: ConvergencePart | None = None
     certificates: CertificatesPart | None = None
     estimators: EstimatorsPart | None = None
     pathologies: PathologiesPart | None = None
+
+    def examined(self, part: str) -> range:
+        """Training seeds whose models E1 or E2 looks at."""
+        most = getattr(self, part).seeds
+        return self.sweep.training_seeds[: self.sweep.seeds if most is None else most]
+
+    def cuts(self) -> list[str]:
+        """What this study leaves out or does less of, in words."""
+        left = [f"{words}: left out" for name, words in PARTS.items() if getattr(self, name) is None]
+        fewer = [
+            f"{PARTS[name]}: at {len(self.examined(name))} of {self.sweep.seeds} training seeds"
+            for name in ("landscape", "spectra")
+            if getattr(self, name) is not None and len(self.examined(name)) < self.sweep.seeds
+        ]
+        if self.convergence and 0 < len(self.convergence.weight_decay) < len(self.sweep.weight_decay):
+            fewer.append(
+                f"{PARTS['convergence']}: at {len(self.convergence.weight_decay)} of {len(self.sweep.weight_decay)} λ"
+            )
+        return [*left, *fewer, *self.cut]
 
     def check(self) -> None:
         """Refuse what cannot be done, before anything is loaded.
@@ -140,8 +171,12 @@ class PaperSettings(_Part):
             for field, low in fields.items() if given else ():
                 if getattr(given, field) < low:
                     raise InputError(f"{part}.{field}={getattr(given, field)}: expected at least {low}")
+            if getattr(given, "seeds", None) is not None and given.seeds < 1:
+                raise InputError(f"{part}.seeds={given.seeds}: expected at least 1")
         if self.landscape and self.landscape.search and self.landscape.groups < 12:
             raise InputError(f"landscape.groups={self.landscape.groups}: expected at least 12 with search")
+        if self.landscape and len({0.0, *self.landscape.radii}) < 4:
+            raise InputError(f"landscape.radii={self.landscape.radii}: expected at least 3 that differ and are not 0")
         if self.convergence:
             check_positive(**{"convergence.temperature": self.convergence.temperature})
             self.chains().filled()
@@ -154,11 +189,11 @@ class PaperSettings(_Part):
     def chains(self) -> ConvergeSettings:
         """What `villani converge` is asked for E3."""
         assert self.convergence is not None
-        sweep = self.sweep
+        sweep, part = self.sweep, self.convergence
+        given = {"temperature": [part.temperature], "weight_decay": part.weight_decay or sweep.weight_decay}
         return ConvergeSettings(
-            **shared(sweep, ConvergeSettings), decay=sweep.decay, block=sweep.block, weight_decay=sweep.weight_decay,
-            **(self.convergence.model_dump() | {"temperature": [self.convergence.temperature]}),
-        )  # fmt: skip
+            **shared(sweep, ConvergeSettings), decay=sweep.decay, block=sweep.block, **(part.model_dump() | given)
+        )
 
     def certified(self) -> CertifySettings:
         """What `villani certify` is asked for E4."""
@@ -173,7 +208,9 @@ class PaperSettings(_Part):
     def digest(self, part: str) -> str:
         """Of what determines the rows of a part, beside the sweep: a part may be changed, and only it is done again."""
         given = getattr(self, part, None)
-        text = "" if given is None else given.model_dump_json()
+        # what no row depends on, and what came later, where it changes nothing
+        later = {"seeds", "memory"} | {n for n in ("basis", "weight_decay") if not getattr(given, n, None)}
+        text = "" if given is None else given.model_dump_json(exclude=later)
         if part == "landscape":
             text += repr(self.temperature)
         if part == "choice":  # its rules look at the certificates
@@ -181,10 +218,11 @@ class PaperSettings(_Part):
         return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
-class PaperOptions(Settings):
+class PaperOptions(ConsentBlock, Settings):
     """Rerun the preprint's experiments, with seeds and intervals, and judge its abstract claim by claim.
 
-    Killed or interrupted, the same command goes on where it was.
+    Killed or interrupted, the same command goes on where it was. Sizes: tiny, small; pretrained, for --model FOLDER
+    of about 135M parameters, and 125m, random weights, each sized to four hours of two cores; long, about decay alone.
 
     Example: villani study paper --size small --text ptb
     """
@@ -195,6 +233,8 @@ class PaperOptions(Settings):
     size: Size | None = option(None, "a study that comes with villani")
     text: str | None = option(None, "instead of the study's: ptb, wikitext, builtin, hub:NAME, or UTF-8 files")
     model: str | None = option(None, "instead of the study's: folder, hub id or config:NAME")
+    without: list[PartName] = option([], f"parts to leave out, several with commas: {', '.join(PARTS)}")
+    keep_weights: bool = option(False, "keep the weights of every training run, in RUN/models", exclude=True)
     study: PaperSettings | None = option(None, hidden=True)
 
     def check(self) -> None:
@@ -214,24 +254,26 @@ class PaperOptions(Settings):
         if self.study is not None:
             return self.study
         config = Path(self.config) if self.config else None
-        return read_settings(config, self.size, text=self.text, model=self.model)
+        return read_settings(config, self.size, text=self.text, model=self.model, without=self.without)
 
 
 def _check_one(config: Any, size: str | None) -> None:
     if (config is None) == (size is None):
-        raise InputError("study paper: give either --config FILE.toml or --size tiny, small or 125m")
+        raise InputError(f"study paper: give either --config FILE.toml or --size {', '.join(get_args(Size))}")
 
 
 def read_settings(
-    config: Path | None, size: str | None, *, text: str | None = None, model: str | None = None
-) -> PaperSettings:
+    config: Path | None, size: str | None, *, text: str | None = None, model: str | None = None,
+    without: Sequence[PartName] = (),
+) -> PaperSettings:  # fmt: skip
     """The study in a file, or the one of a size that comes with villani.
 
     Args:
         config: a TOML file.
-        size: tiny, small or 125m, if there is no file.
+        size: one of `Size`, if there is no file.
         text: instead of the file's; of PTB and WikiText the next split is then held out, of others the last tenth.
-        model: instead of the file's.
+        model: instead of the file's; `pretrained` names none of its own.
+        without: parts that are left out.
 
     Raises:
         InputError: both or neither are given, no such file, no TOML, a wrong key or value, by its name.
@@ -252,6 +294,11 @@ def read_settings(
         changes = {"text": named, "held_out": _HELD_OUT.get(named)}
     if model is not None:
         changes["model"] = model
+    if size == "pretrained" and model is None:
+        raise InputError("--size pretrained: which checkpoint? give --model FOLDER, or a hub id")
+    for part in without:
+        if content.pop(part, None) is None:
+            raise InputError(f"--without {part}: {name} has no such part, or it is given twice; leave it out")
     if isinstance(content.get("sweep"), dict):
         content["sweep"] = {k: v for k, v in (content["sweep"] | changes).items() if v is not None}
     with foreign.reading(name, "mend that key"):

@@ -20,12 +20,13 @@ from villani.report.colours import EXACT, NEGATIVE, POSITIVE, REMAINDER, TOTAL, 
 from villani.report.elements import Row, Status, details, facts, note, sections
 from villani.report.estimates import Columns, rows_of
 from villani.report.figures import interval_bars, line, themed
-from villani.report.numbers import format_count, format_number
+from villani.report.numbers import format_count, format_number, format_plain
 from villani.report.origin import cost_words, origin_rows
 from villani.report.page import Pictures
 from villani.report.terminal import say, table
 
 _LIMITS = (
+    "What decay takes away is arithmetic, of decay without gradients: what it does to the loss only the grid tells.",
     "The recommendation is for this model, text, budget and learning rate. Decay and learning rate interact: only λ "
     "was varied here, and at another learning rate another λ may be best.",
     "A λ that cannot be told apart from the best may still be worse, by as much as its interval says.",
@@ -41,13 +42,24 @@ _LIMITS = (
 
 
 def headline(record: RecommendationRecord) -> str:
-    """What to use, with the first optimiser; the rest follows below."""
-    best = [
-        f"{NAMES[one.optimizer]}: λ = {one.recommended:g}" for one in record.optimizers if one.recommended is not None
-    ]
-    if not best:
+    """Whether the grid decides, and what does where it does not; the rest follows below."""
+    held = [one for one in record.optimizers if one.recommended is not None]
+    if not held:
         return "Training diverged at every λ: lower the learning rate."
-    return f"Least held-out loss of the grid: {'; '.join(best)}."
+    if all(one.undecided for one in held):
+        words = "Undecided: no λ of the grid can be told from another."
+    else:
+        words = f"Least held-out loss of the grid: {'; '.join(f'{NAMES[o.optimizer]}: {_best(o)}' for o in held)}."
+    return words + "".join(f" {NAMES[one.optimizer]}: {one.action}." for one in held if one.action)
+
+
+def _best(one: OptimizerRecord) -> str:
+    """The λ of the least loss with those that may be as good; no λ where none can be told from another."""
+    if one.undecided:
+        return "undecided"
+    others = [format_number(value) for value in one.kept if value != one.recommended]
+    words = f"λ = {one.recommended:g}"
+    return f"{words} (not told from {', '.join(others)})" if others else words
 
 
 def findings(record: RecommendationRecord) -> dict[str, str]:
@@ -89,12 +101,17 @@ def tables(record: RecommendationRecord) -> str:
         f"and {record.units} held-out {record.unit}",
         "training": f"{record.steps} steps of {record.batch} × {record.block} tokens ({record.epochs:.3g} epochs)",
         "parameters": f"{record.parameters:,}, of which {record.decayed_parameters:,} decay",
-        "learning rates": ", ".join(f"{NAMES[one.optimizer]} {one.learning_rate:g}" for one in record.optimizers),
+        "learning rates": ", ".join(_rate(one) for one in record.optimizers),
         "held-out and certified bounds": f"all at once with probability {1 - record.delta:g}, half of δ each; losses "
         f"smoothed with α = {record.alpha:g}; guessing costs {record.log_vocabulary:.4f} nats",
         **origin_rows(record.provenance, record.cost),
     }
     return sections({**bodies, "How it was found": facts(about)})
+
+
+def _rate(one: OptimizerRecord) -> str:
+    source = f" ({one.learning_rate_source})" if one.learning_rate_source else ""
+    return f"{NAMES[one.optimizer]} {one.learning_rate:g}{source}"
 
 
 def _conventions(one: OptimizerRecord) -> str:
@@ -113,8 +130,9 @@ def limits(_: RecommendationRecord) -> Iterable[str]:
 
 def show(record: RecommendationRecord, _: Path, console: Console) -> None:
     """For every optimiser: the sentence, the grid, and where every rule leads."""
+    say(console, headline(record), "bold")
     for one in record.optimizers:
-        say(console, one.sentence, "bold")
+        say(console, one.sentence)
         console.print(table(grid_rows(one), without=["document bound", "certified", "‖θ‖²"]))
         console.print(table(rule_rows(one)))
     say(console, cost_words(record.cost))
@@ -157,7 +175,8 @@ _MARGIN: Columns = {
     "from the best, nats": lambda of: f"{of.margin.value:.4f}" if of.margin else UNAVAILABLE, "interval": _reach,
 }  # fmt: skip
 _GRID: Columns = {
-    "λ": "weight_decay", "held-out loss": "held_out", **_MARGIN, "training loss": "train_loss",
+    "λ": "weight_decay", "decay takes away": lambda point: format_plain(point.forgotten, ".2%"),
+    "held-out loss": "held_out", **_MARGIN, "training loss": "train_loss",
     "held-out bound": lambda point: upper(point.held_out_bound),
     "document bound": lambda point: upper(point.document_bound), "certified": lambda point: upper(point.certified),
     "‖θ‖²": "norm_squared",

@@ -27,6 +27,9 @@ class GridPoint(Record):
     train_loss: EstimateRecord | None = Field(description="on a fixed sample of the training blocks")
     norm_squared: float | None = Field(description="‖θ‖² at the end, mean over seeds")
     margin: MarginRecord | None
+    forgotten: float | None = Field(
+        default=None, description="share of the weights that decay alone takes away in the run, 1 − exp(−λΣη/(1 − μ))"
+    )
     held_out_bound: float | None = Field(
         description="of the smoothed risk on the held-out contexts, mean over seeds; all cells at once"
     )
@@ -68,11 +71,16 @@ class OptimizerRecord(Record):
 
     optimizer: OptimizerName
     learning_rate: float
+    learning_rate_source: str = Field(default="", description="who says so")
     momentum: float
     temperature: float | None
     meaning: str = Field(description="which λ of F its decay is, THEORY.md §8")
     recommended: float | None = Field(description="λ of the least held-out loss; null if training diverged at every λ")
     kept: list[float] = Field(description="λ that cannot be told apart from the best")
+    undecided: bool = Field(default=False, description="whether no λ can be told from another")
+    action: str = Field(
+        default="", description="what decides: over how many steps decay forgets, beside those of the run"
+    )
     least_bound: float | None = Field(description="λ of the least held-out bound")
     memory: float | None = Field(description="steps that weights remember at the recommended λ; null for ever")
     points: list[GridPoint]

@@ -24,6 +24,7 @@ from villani.outwards import lower, upper
 from villani.statistics import Array, Estimate
 from villani.theory.constants import Smoothing
 from villani.theory.conventions import conventions, memory
+from villani.theory.guidance import ACTS, acting_from, forgotten
 
 SHARED_START = "All training began at the same weights: seeds that share a start speak of that start only."
 _MEANING = {
@@ -61,7 +62,7 @@ def _sums(cells: Sequence[SweepCell], units: int) -> Array:
 
 def optimizer_record(
     settings: RecommendSettings, run: Training, grid: Cells, beyond: Cells, rules: Sequence[Rule],
-    certificates: Certificates, smoothing: Smoothing, level: float,
+    certificates: Certificates, smoothing: Smoothing, level: float, source: str = "",
 ) -> OptimizerRecord:  # fmt: skip
     """What was found with one optimiser.
 
@@ -74,17 +75,24 @@ def optimizer_record(
         certificates: of noisy runs.
         smoothing: of the bounds.
         level: δ of each bound on held-out text.
+        source: who says at which learning rate.
     """
     losses = _losses(grid)
     noisy = run.optimizer == "noisy-sgd"
-    points = _points(grid, losses, certificates.bounds if noisy else {}, smoothing, level)
+    points = [
+        point.model_copy(update={"forgotten": forgotten(point.weight_decay, run.time, run.momentum)})
+        for point in _points(grid, losses, certificates.bounds if noisy else {}, smoothing, level)
+    ]
+    held = [point for point in points if not point.diverged]
     best = losses.weight_decay[losses.best] if losses.finite else None
     bounded = [p for p in points if p.held_out_bound is not None]
     judged = [_judged(rule, losses, beyond, len(certificates.bounds)) for rule in rules]
     if "held-out" in settings.rules:
         judged.append(_held_out(losses, best))
     record = OptimizerRecord.of(
-        run, meaning=_meaning(run), recommended=best, kept=[point.weight_decay for point in points if point.kept],
+        run, meaning=_meaning(run), learning_rate_source=source, recommended=best,
+        undecided=len(held) > 1 and all(point.kept for point in held), action=action(run, sorted(grid)),
+        kept=[point.weight_decay for point in points if point.kept],
         least_bound=min(bounded, key=lambda p: p.held_out_bound or 0.0).weight_decay if bounded else None,
         memory=memory(best, run.learning_rate, run.momentum) if best else None, points=points, rules=judged,
         conventions=[
@@ -95,6 +103,32 @@ def optimizer_record(
     )  # fmt: skip
     words = "" if settings.from_scratch else f" {SHARED_START}"
     return record.model_copy(update={"sentence": _sentence(record) + words})
+
+
+def action(run: Training, grid: Sequence[float]) -> str:
+    """Whether decay can act in a run at all, at which λ of a grid, and over how many steps it forgets: what decides."""
+    positive = [decay for decay in grid if decay > 0]
+    if not positive:
+        return ""
+
+    def over(decay: float) -> str:
+        formula = "(1 − μ)/(ηλ)" if run.momentum else "1/(ηλ)"
+        steps = memory(decay, run.learning_rate, run.momentum)
+        return f"at λ = {decay:g} decay forgets over {formula} = {steps:,.3g} steps"
+
+    acting = [decay for decay in positive if forgotten(decay, run.time, run.momentum) >= ACTS]
+    steps = f"{run.steps:,}"
+    if not acting:
+        least = acting_from(run.time, run.momentum)
+        return (
+            f"at η = {run.learning_rate:g} decay cannot act: even {over(positive[-1])}, of which {steps} are done; to "
+            f"take {ACTS:.0%} of the weights away in them needs λ ≥ {upper(least, 2)}"
+        )
+    share = forgotten(acting[0], run.time, run.momentum)
+    takes = f"{over(acting[0])}, and takes {share:.2g} of the weights away in {steps}"
+    if acting == positive:
+        return f"at η = {run.learning_rate:g} decay acts at every λ > 0 of the grid: {takes}"
+    return f"at η = {run.learning_rate:g} decay acts from λ = {acting[0]:g} on, and cannot below: {takes}"
 
 
 def _meaning(run: Training) -> str:
@@ -194,21 +228,26 @@ def _sentence(record: OptimizerRecord) -> str:
     by = {point.weight_decay: point for point in record.points}
     best = by[record.recommended]
     assert best.held_out is not None
-    words += f" λ = {record.recommended:g} has the least held-out loss, {best.held_out.value:.4f} nats per token;"
+    least = f"λ = {record.recommended:g} has the least held-out loss, {best.held_out.value:.4f} nats per token"
+    words += f" {'undecided' if record.undecided else least};"
     others = [value for value in record.kept if value != record.recommended]
-    finite = [point for point in record.points if not point.diverged]
     if not others:
         words += f" no other λ of the grid is within what {LEVEL:.0%} confidence allows."
-    elif len(record.kept) == len(finite):
-        words += " no λ at which training held can be told apart from it, so that this sweep shows no effect of decay."
+    elif record.undecided:
+        words += (
+            f" no λ at which training held can be told from another at {LEVEL:.0%}, so that this sweep shows no "
+            f"effect of decay. That {least} says nothing."
+        )
     else:
         words += f" {_listed(others)} cannot be told apart from it at {LEVEL:.0%}."
     if gone := [point.weight_decay for point in record.points if point.diverged]:
         words += f" Training diverged at {_listed(gone)}."
-    if record.recommended and record.recommended in (min(by), max(by)):
+    if record.recommended and record.recommended in (min(by), max(by)) and not record.undecided:
         words += " It lies at an end of the grid: the best may be beyond."
     tried = [rule for rule in record.rules if rule.margin is not None and rule.id != "held-out"]
-    if tried:
+    if record.undecided and tried and not any(rule.margin and rule.margin.low > 0 for rule in tried):
+        words += f" Nor can it tell apart the {len(tried)} rules that name a λ."
+    elif tried:
         first = min(tried, key=lambda rule: rule.margin.value if rule.margin else math.inf)
         last = max(tried, key=lambda rule: rule.margin.value if rule.margin else -math.inf)
         assert first.margin is not None

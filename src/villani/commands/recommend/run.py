@@ -1,8 +1,8 @@
 """What `villani recommend` does: a sweep over λ, what rules say without one, and the evidence for both."""
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from villani.commands.blocks import shared
 from villani.commands.certify.results import best_bound
 from villani.commands.certify.settings import CertifySettings
 from villani.commands.content import read_records
+from villani.commands.recommend.rates import settle
 from villani.commands.recommend.record import OptimizerRecord, RecommendationRecord
 from villani.commands.recommend.results import Certificates, optimizer_record
 from villani.commands.recommend.settings import RecommendSettings
@@ -29,7 +30,6 @@ from villani.objective.evaluation import same_threads
 from villani.objective.objective import Objective
 from villani.objective.parameters import ParameterSpace
 from villani.theory.constants import Smoothing
-from villani.work.budget import LESS
 from villani.work.work import Work
 
 _GROUPS, _SEQUENCES = 12, 2  # of the audit at the start
@@ -50,6 +50,7 @@ class Evidence:
         certificates: of noisy runs.
         pairs: rescalings, for the guard; None where there was no audit.
         source: where they come from, or why there are none.
+        rates: optimiser → who says at which learning rate.
     """
 
     settings: RecommendSettings
@@ -59,6 +60,7 @@ class Evidence:
     certificates: Certificates
     pairs: list[Pair] | None
     source: str
+    rates: Mapping[str, str] = field(default_factory=dict)
 
     def training(self, optimizer: Optimizer) -> Training:
         """What rules are told of a run with one optimiser."""
@@ -98,38 +100,45 @@ def judge(
     beyond = by_decay(trained(optimizer, [*own]), optimizer) if trained else {}
     level = evidence.settings.delta / 2 / len(cells)  # half of δ is the certificates'
     return optimizer_record(
-        evidence.settings, run, grid, beyond, answers, evidence.certificates, evidence.smoothing, level
-    )
+        evidence.settings, run, grid, beyond, answers, evidence.certificates, evidence.smoothing, level,
+        evidence.rates.get(optimizer, ""),
+    )  # fmt: skip
 
 
 @same_threads()
 def run(settings: RecommendSettings, work: Work) -> Outcome:
     """Sweep and judge the rules; every finished cell is kept."""
+    command, (settings, rates) = settings.command(), settle(settings)
     audited = _read_audit(Path(settings.audit)) if settings.audit and "guard" in settings.rules else None
     begin(settings)
     text = read_sweep_text(settings, work)
     loaded = load(settings, work)
     objective = Objective(loaded.model, text.train.ids[:1][None], decay=settings.decay)
-    provenance = provenance_of(objective, settings.command(), settings.seed)
+    provenance = provenance_of(objective, command, settings.seed)
     keyed = settings.model_dump(mode="json", exclude=_QUESTIONS) | bits_of(provenance)
     keyed["checksums"] = [record.token_checksum for record in text.records]
     grid = sorted(settings.weight_decay)
     count = len(settings.optimizers) * len(grid) * settings.seeds
     work.open(
         "recommend", settings.model, keyed, settings.model_dump(),
-        needs=needs_of(settings, loaded.model, count, text, _more(settings, text)),
-        what=f"a sweep of {count:,} training runs", instead=f"train fewer cells, lower --batch, or {LESS}",
-        device=settings.device,
+        needs=needs_of(
+            settings, loaded.model, count, text, _more(settings, text), kept=count if settings.keep_weights else 1
+        ),
+        what=f"a sweep of {count:,} training runs",
+        instead="train fewer cells (--seeds, --weight-decay), lower --steps or --batch, or choose a smaller model",
+        device=settings.device, agreed=settings.yes,
     )  # fmt: skip
-    swept = sweep(settings, work, [*product(settings.optimizers, grid, settings.training_seeds)])
+    swept = sweep(
+        settings, work, [*product(settings.optimizers, grid, settings.training_seeds)], keep=settings.keep_weights
+    )
     certificates = _certificates(settings, text, work)
     space, smoothing = objective.parameters, Smoothing(outputs(loaded.model), settings.alpha)
-    evidence = Evidence(settings, text, space, smoothing, certificates, *pairs_of(settings, audited, work))
+    evidence = Evidence(settings, text, space, smoothing, certificates, *pairs_of(settings, audited, work), rates)
 
     def trained(optimizer: Optimizer, decays: Sequence[float]) -> list[SweepCell]:
         """At the rules' own λ, with --verify-rules."""
         cells = [*product([optimizer], decays, settings.training_seeds)]
-        return sweep(settings, work, cells, f"{_VERIFYING}: {optimizer}")
+        return sweep(settings, work, cells, f"{_VERIFYING}: {optimizer}", keep=settings.keep_weights)
 
     records = [judge(evidence, o, swept, trained if settings.verify_rules else None) for o in settings.optimizers]
     blocks = len(text.documents)

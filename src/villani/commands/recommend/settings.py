@@ -1,6 +1,6 @@
 """What `villani recommend` is asked, and what any sweep over λ trains."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any, ClassVar, Literal, get_args
 
@@ -10,6 +10,7 @@ from villani.choice.rules import RULES
 from villani.commands.blocks import (
     DESIGN,
     TEXT,
+    ConsentBlock,
     DecayBlock,
     DeviceBlock,
     ModelBlock,
@@ -28,7 +29,8 @@ TRAINING, RULE = "Training", "Rules"
 OptimizerName = Literal["sgd", "noisy-sgd", "adamw"]
 OPTIMIZERS: tuple[OptimizerName, ...] = get_args(OptimizerName)
 GRID = [0.0, 1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0]
-RATES = {"sgd": 0.1, "noisy-sgd": 0.5, "adamw": 2e-3}
+RATES = {"sgd": 0.1, "noisy-sgd": 0.5, "adamw": 2e-3}  # η for random weights
+TUNING = {"optimizers": ["adamw"], "seeds": 2, "steps": 100}  # of a checkpoint, where nobody says
 TEMPERATURE = 1e-6
 ALL = list(RULES)
 _grid = partial(
@@ -65,7 +67,7 @@ class SweepSettings(
     batch: int = _batch(REQUIRED)
     learning_rate: dict[str, float] = option(
         REQUIRED, "η at its peak: one number, or sgd=0.1,adamw=2e-3", TRAINING,
-        default="sgd 0.1, noisy-sgd 0.5, adamw 2e-3",
+        default="sgd 0.1, noisy-sgd 0.5, adamw 2e-3; of a checkpoint what its own files say, or 0.01, 0.03, 5e-5",
     )  # fmt: skip
     momentum: float = option(0.9, "of sgd", TRAINING)
     temperature: float | None = option(None, "s > 0 of noisy-sgd", TRAINING, default="1e-6")
@@ -79,7 +81,7 @@ class SweepSettings(
     @property
     def from_scratch(self) -> bool:
         """Whether training starts at random weights."""
-        return self.model.startswith(("config:", "builtin:"))
+        return _random(self.model)
 
     @property
     def training_seeds(self) -> range:
@@ -116,15 +118,27 @@ class SweepSettings(
         if stray := self.learning_rate.keys() - set(self.optimizers):
             raise InputError(f"learning_rate: one for {sorted(stray)[0]!r}, which is not among the optimizers")
         for name in self.optimizers:
-            if name not in self.learning_rate:
+            if name in self.learning_rate:
+                check_positive(**{f"learning rate of {name}": self.learning_rate[name]})
+            elif self._rates_complete:
                 raise InputError(f"learning_rate: none for {name}")
-            check_positive(**{f"learning rate of {name}": self.learning_rate[name]})
+
+    @property
+    def _rates_complete(self) -> bool:
+        """Whether every optimiser's rate stands here, and none is looked up beside the model."""
+        return True
 
 
-class RecommendSettings(SweepSettings):
+def _random(model: Any) -> bool:
+    """Whether a model has random weights, and is no checkpoint."""
+    return str(model).startswith(("config:", "builtin:"))
+
+
+class RecommendSettings(ConsentBlock, SweepSettings):
     """Which weight decay? Train over a grid of λ, and see where rules of thumb and of theory would have led.
 
-    Fix the grid before the held-out text is looked at. Cost: optimisers × λ × seeds training runs.
+    Fix the grid before the held-out text is looked at. Cost: optimisers × λ × seeds training runs. A checkpoint is
+    tuned by AdamW alone, with 2 seeds of 100 steps, unless you say otherwise.
 
     Example: villani recommend config:gpt-neo-125m?layers=2 --text ptb --optimizers adamw --steps 500
     """
@@ -140,17 +154,19 @@ class RecommendSettings(SweepSettings):
         None, "a run of villani audit, for the guard", RULE, path=True, default="a short audit at the start"
     )
     delta: float = option(0.05, "δ: all bounds hold at once with probability 1 − δ", RULE)
+    keep_weights: bool = option(False, "keep the weights of every training run, in RUN/models", TRAINING, exclude=True)
 
     @model_validator(mode="before")
     @classmethod
     def _fill_in(cls, values: Any) -> Any:
-        """Learning rates and a temperature for the optimisers that there are."""
+        """Optimisers, learning rates and a temperature; a checkpoint's rates are looked up when it is read."""
         if not isinstance(values, dict):
             return values
-        named = values.get("optimizers", OPTIMIZERS)
+        random, rates = _random(values.get("model")), values.get("learning_rate", {})
+        filled = {} if random else cls._of_checkpoint(rates) | values
+        named = (filled or values).get("optimizers", OPTIMIZERS)
         several = named if isinstance(named, list | tuple) else [named]
         optimizers = [name for name in several if isinstance(name, str) and name in RATES]
-        rates = values.get("learning_rate", {})
         if isinstance(rates, int | float):
             rates = {"": rates}
         if isinstance(rates, dict) and "" in rates:
@@ -163,11 +179,25 @@ class RecommendSettings(SweepSettings):
                         f"--learning-rate '{name}={value}': expected NAME=VALUE with a name out of "
                         f"{', '.join(optimizers)}"
                     )
-            rates = {name: RATES[name] for name in optimizers} | rates
-        filled = {"learning_rate": rates}
+            rates = ({name: RATES[name] for name in optimizers} if random else {}) | rates
+        filled["learning_rate"] = rates
         if values.get("temperature") is None and "noisy-sgd" in optimizers:
             filled["temperature"] = TEMPERATURE
         return values | filled
+
+    @classmethod
+    def _of_checkpoint(cls, rates: Any) -> dict[str, Any]:
+        """What is trained of a checkpoint unless somebody says otherwise: `TUNING`, by the optimisers with a rate."""
+        named = [name for name in OPTIMIZERS if name in rates] if isinstance(rates, Mapping) else []
+        return {**TUNING, "optimizers": named or TUNING["optimizers"]}
+
+    def assumed(self) -> Mapping[str, Any]:
+        """See `Settings.assumed`."""
+        return {} if self.from_scratch else self._of_checkpoint(self.learning_rate) | {"learning_rate": {}}
+
+    @property
+    def _rates_complete(self) -> bool:
+        return self.from_scratch
 
     def check(self) -> None:
         """As of a sweep, and of what is asked about it."""

@@ -1,12 +1,12 @@
 """A sweep over weight decay: the same start and batches at every λ, a cell for each optimiser, λ and training seed.
 
-A cell is a unit of work: a kill loses one. Its weights go into a safetensors file before the ledger has its row, so
-that a row without weights means that somebody removed them. A cell that diverges is a result, and has no weights.
+A cell is a unit of work: a kill loses one. Its weights go into a safetensors file before the ledger has its row, which
+knows their checksum, and stay there where they were asked for. A cell that diverges is a result, and has no weights.
 """
 
 import hashlib
 import platform
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
@@ -136,8 +136,9 @@ def _read_text(settings: SweepSettings, work: Work) -> SweepText:
 
 @same_threads()
 def sweep(
-    settings: SweepSettings, work: Work, cells: Sequence[CellKey] | None = None, stage: str = SWEEP
-) -> list[SweepCell]:
+    settings: SweepSettings, work: Work, cells: Sequence[CellKey] | None = None, stage: str = SWEEP, *,
+    keep: Callable[[CellKey], bool] | bool = True,
+) -> list[SweepCell]:  # fmt: skip
     """Train cells, or take them from the ledger.
 
     Args:
@@ -146,6 +147,7 @@ def sweep(
             and training.
         cells: on the grid or off it; by default all of the grid: optimisers in order, λ in its order, then seeds.
         stage: of the work, among those that the command declared.
+        keep: of which cells the weights stay; where they are not, a cell is trained again, to the same bits.
 
     Raises:
         InputError: settings or input that cannot be used, or a ledger that was begun with others.
@@ -158,28 +160,44 @@ def sweep(
     directory = work.folder()
     _same_work(settings, text, work)
     work.stage("training runs", stage)
-    missing = [cell for cell in cells if work.get(_key(*cell)) is None]
+    lasting = {cell for cell in cells if (keep(cell) if callable(keep) else keep)}
+    rows = {cell: work.get(_key(*cell)) for cell in cells}
+    missing = [cell for cell in cells if _is_missing(rows[cell], _weights(directory, *cell), cell in lasting)]
     order = list(dict.fromkeys(cell[0] for cell in missing))
     missing.sort(key=lambda cell: (order.index(cell[0]), cell[2]))  # the start of one seed is held at a time
     for number, cell in enumerate(missing, len(cells) - len(missing)):
         model = load(settings, work, start_spec(settings, cell[2]), train=True).model
         work.stage(f"{cell[0]}: {sum(other[0] == cell[0] for other in missing)} training runs", stage)
         part, weights = work.part(number, len(cells)), _weights(directory, *cell)
-        work.once(_key(*cell), partial(_train_cell, settings, text, cell, model, weights, part))
+        make = partial(_train_cell, settings, text, cell, model, weights, part)
+        if rows[cell] is None:
+            work.once(_key(*cell), make)
+        elif not np.array_equal(make().get("weights", np.zeros(0)), cast(dict[str, Array], rows[cell])["weights"]):
+            weights.unlink(missing_ok=True)
+            raise InputError(f"{weights}: training this cell again led to other weights than before: use another --run")
+        if cell not in lasting:
+            weights.unlink(missing_ok=True)
     return [_cell(directory, cell, text, cast(dict[str, Array], work.get(_key(*cell)))) for cell in cells]
 
 
+def _is_missing(row: Mapping[str, Array] | None, weights: Path, lasting: bool) -> bool:
+    """Whether a cell has to be trained: it never was, or its weights are to be kept and are not there."""
+    return row is None or (lasting and not bool(row["diverged"]) and not weights.exists())
+
+
 def needs_of(
-    settings: SweepSettings, model: Any, cells: int, text: SweepText, more: Mapping[str, float | None] | None = None
-) -> Needs:
-    """Of so many cells, and of `more` stages; a loss is a third of a gradient, and weights lie on disk."""
+    settings: SweepSettings, model: Any, cells: int, text: SweepText, more: Mapping[str, float | None] | None = None,
+    *, kept: int | None = None,
+) -> Needs:  # fmt: skip
+    """Of so many cells, and of `more` stages; a loss is a third of a gradient; weights of `kept` cells lie on disk."""
     points = 2 + (settings.steps // settings.evaluate_every if settings.evaluate_every else 0)
     blocks = cells * (settings.steps * settings.batch + points * len(text.held_out.ids) / 3)
     starts = settings.from_scratch and any(settings.training_seeds)  # others than the model's own
     needs = Shape.of(model).work(
         {SWEEP: blocks * settings.block, **(more or {})},
         at_once=max(settings.block, min(MICRO_TOKENS, settings.batch * settings.block)),
-        block=settings.block, vectors=7 if starts else 5, kept=cells, device=settings.device,
+        block=settings.block, vectors=7 if starts else 5, kept=cells if kept is None else kept,
+        device=settings.device,
     )  # fmt: skip
     return replace(needs, memory=needs.memory + 16.0 * settings.batch * settings.block)
 
@@ -188,7 +206,7 @@ def load_cell(settings: SweepSettings, cell: SweepCell, work: Work) -> LoadedMod
     """The model of a cell, as `load_model` gives it, with the weights that it was trained to.
 
     Raises:
-        InputError: the cell diverged, or its file is gone or damaged.
+        InputError: the cell diverged, or its file was not kept, is gone or damaged.
     """
     if cell.diverged:
         raise InputError(f"{cell.optimizer}, λ = {cell.weight_decay:g}, seed {cell.seed} diverged: it has no weights")

@@ -1,0 +1,86 @@
+"""What a study is going to take, part by part, in tokens that gradients are taken over; it is told before any work.
+
+Factors are gradients that a unit takes for every token it looks at, held against timed studies: right within about two.
+"""
+
+from villani.commands.paper.settings import PaperSettings
+
+MEASURED = 4.0  # a group measured with one probe
+ORBITS = 20.0  # a group in the audit of orbits, over all parts of θ
+PRODUCT = 2.0  # with the Hessian
+SAMPLED = 3.0  # a probe of the trace, beside a gradient
+LOSS = 1 / 3
+_PAIR = 20  # products for an eigenvalue
+_GUARD = 12.0 * 24  # blocks of the short audit at the start, times its factor (`villani recommend`)
+
+
+def units(settings: PaperSettings) -> dict[str, int]:
+    """How many units of each kind a study has."""
+    trained = settings.sweep.seeds * len(settings.sweep.weight_decay)
+    estimators = settings.estimators
+    return {
+        "sweep": trained * len(settings.sweep.optimizers),
+        "criteria": 1 if settings.landscape else 0,
+        "landscape": models(settings, "landscape"),
+        "spectra": models(settings, "spectra"),
+        "convergence": 1 if settings.convergence else 0,
+        "certificates": 1 if settings.certificates else 0,
+        "estimators": 1 + len(estimators.ways) * estimators.repeats if estimators else 0,
+        "pathologies": trained * len(settings.sweep.optimizers) if settings.pathologies else 0,
+        "choice": 1,
+    }
+
+
+def models(settings: PaperSettings, part: str) -> int:
+    """How many trained models of SGD E1 or E2 look at."""
+    given = getattr(settings, part)
+    if given is None:
+        return 0
+    return len(settings.examined(part)) * len(settings.sweep.weight_decay)
+
+
+def tokens(settings: PaperSettings, held_out: int, train: int) -> dict[str, float]:
+    """Of every part but the sweep.
+
+    Args:
+        settings: the study.
+        held_out: blocks that are judged by.
+        train: blocks that are trained on.
+    """
+    block = float(settings.sweep.block)
+    made = {"criteria": MEASURED * block if settings.landscape else 0.0}
+    if land := settings.landscape:
+        directions = sum(2 if kind == "random" else 1 for kind in land.rays)
+        rays = MEASURED * directions * len({0.0, *land.radii}) * land.ray_groups
+        made["landscape"] = models(settings, "landscape") * (rays + ORBITS * land.groups) * land.sequences * block
+    if spectra := settings.spectra:
+        products = _PAIR * (spectra.top + spectra.bottom) + spectra.density_probes * spectra.density_steps
+        again = _PAIR * (len(settings.sweep.weight_decay) - 1)  # λ₁(∇²F) at the first seed
+        whole = PRODUCT * (models(settings, "spectra") * products + again)
+        made["spectra"] = whole * spectra.groups * spectra.sequences * block
+    if part := settings.convergence:
+        runs = part.chains * len(part.weight_decay or settings.sweep.weight_decay)
+        made["convergence"] = runs * part.steps * part.sequences * block
+    if certified := settings.certificates:
+        blocks = certified.steps * certified.batch + 2 * LOSS * ((certified.blocks or train) + held_out)
+        made["certificates"] = len(certified.weight_decay) * blocks * block
+    if several := settings.estimators:
+        estimates = several.repeats * len(several.ways) * (2.0 + SAMPLED * several.probes)
+        each = estimates + SAMPLED * several.reference_probes
+        made["estimators"] = each * several.groups * several.sequences * block
+    if seen := settings.pathologies:
+        made["pathologies"] = units(settings)["pathologies"] * 2 * LOSS * seen.blocks * block
+    made["choice"] = _GUARD * block if "noisy-sgd" in settings.sweep.optimizers else block
+    return made
+
+
+def weights(settings: PaperSettings) -> float:
+    """Vectors of θ's size that lie on disk at once: cells that a part looks at, and what E2 or E3 lays there."""
+    counts = units(settings)
+    looked = any((settings.landscape, settings.spectra, settings.estimators))
+    cells = counts["pathologies"] or (counts["sweep"] // len(settings.sweep.optimizers) if looked else 1)
+    own = [3.0] if settings.convergence else [0.0]
+    if spectra := settings.spectra:
+        pairs = spectra.top + spectra.bottom
+        own.append(float((spectra.basis or min(2 * pairs + 20, spectra.most)) + pairs))
+    return cells + max(own)

@@ -1,0 +1,46 @@
+"""What a study takes: units counted, parts beside each other as timed studies had them, and what lies on disk."""
+
+import pytest
+
+from villani.commands.paper.needs import tokens, units, weights
+from villani.commands.paper.settings import PARTS, read_settings
+
+MINUTES = {"landscape": 4, "spectra": 6, "convergence": 5, "certificates": 2, "estimators": 2}  # docs/rerunning.md
+
+
+def sweep_tokens(settings):
+    sweep = settings.sweep
+    points = 2 + sweep.steps // sweep.evaluate_every
+    return units(settings)["sweep"] * (sweep.steps * sweep.batch + points * sweep.held_out_blocks / 3) * sweep.block
+
+
+def test_parts_take_what_they_took_beside_the_sweep():
+    """14 minutes of size small were training; every part within a factor of three, and all within 1.5."""
+    settings = read_settings(None, "small")
+    each = sweep_tokens(settings) / 14
+    told = {part: value / each for part, value in tokens(settings, 64, 600).items()}
+    for part, minutes in MINUTES.items():
+        assert minutes / 3 < told[part] < 3 * minutes, part
+    assert sum(told[part] for part in MINUTES) == pytest.approx(sum(MINUTES.values()), rel=0.5)
+
+
+@pytest.mark.parametrize("size", ["125m", "pretrained"])
+def test_large_sizes_fit_a_machine_of_two_cores(size):
+    """At 4 seconds for a gradient over 512 tokens of 135M parameters: four hours, and the limit of the disk."""
+    settings = read_settings(None, size, model="m")
+    whole = sweep_tokens(settings) + sum(tokens(settings, settings.sweep.held_out_blocks, 7000).values())
+    assert whole / 512 * 4.0 < 4 * 3600
+    assert weights(settings) * 4 * 1.345e8 < 24 * 2**30
+    assert settings.cuts()
+
+
+def test_a_part_that_is_left_out_takes_nothing_and_is_named():
+    whole = read_settings(None, "pretrained", model="m")
+    less = read_settings(None, "pretrained", model="m", without=["spectra", "landscape"])
+    before, after = (tokens(one, 16, 100) for one in (whole, less))
+    assert {"spectra", "landscape"} == {part for part in before if not after.get(part)} - {"criteria"}
+    assert units(less)["landscape"] == units(less)["spectra"] == units(less)["criteria"] == 0
+    assert units(whole)["landscape"] == len(whole.sweep.weight_decay)  # of one training seed
+    assert f"{PARTS['spectra']}: left out" in less.cuts()
+    assert f"{PARTS['spectra']}: left out" not in whole.cuts()
+    assert weights(less) < weights(whole)
