@@ -18,7 +18,6 @@ from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).parents[2]
 CARRIED = ["CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", *sorted(f"examples/{p.name}" for p in ROOT.glob("examples/*.py"))]
-FORWARD = "constructors"  # of dataclasses, whose fields are their arguments
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -27,7 +26,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         "index.md": re.sub(r"(?<=\()docs/", "", (ROOT / "README.md").read_text(encoding="utf-8")),
         "notebook.md": notebook(ROOT / "docs" / "notebook.ipynb"),
         "reference/python.md": python_reference(),
-        "reference/commands.md": command_reference(),
+        "reference/options.md": option_reference(),
         "reference/records.md": record_reference(),
     }
     for name in CARRIED:
@@ -80,9 +79,9 @@ def sections() -> dict[str, str]:
 
 def slug(heading: str) -> str:
     """The anchor of a heading."""
-    from markdown.extensions.toc import slugify
+    from pymdownx.slugs import slugify
 
-    return str(slugify(heading, "-"))
+    return str(slugify(case="lower")(heading, "-"))
 
 
 def on_post_build(config: MkDocsConfig) -> None:
@@ -105,6 +104,8 @@ def notebook(path: Path) -> str:
             if "application/vnd.plotly.v1+json" in data:
                 figures += 1
                 parts.append(figure(data["application/vnd.plotly.v1+json"], figures))
+            elif "image/svg+xml" in data:
+                parts.append('<div class="output">' + re.sub(r"\n\s*", " ", "".join(data["image/svg+xml"])) + "</div>")
             elif "text/html" in data:
                 parts.append('<div class="output">' + re.sub(r"\n\s*", " ", "".join(data["text/html"])) + "</div>")
             else:
@@ -146,12 +147,12 @@ def python_reference() -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def command_reference() -> str:
+def option_reference() -> str:
     """Every command with its options, from the fields of its settings."""
     from villani.commands.option import forms
     from villani.commands.registry import COMMANDS
 
-    parts = ["# Commands", "What `villani COMMAND --help` says, of every command. Exit codes: 0 done, 2 bad input, 1 anything else."]
+    parts = ["# Options of every command", "What `villani COMMAND --help` says, of every command. Exit codes: 0 done, 2 bad input, 1 anything else."]
     for command in COMMANDS:
         settings = command.settings
         parts += [f"## villani {command.name}", escaped(re.sub(r"\n\s*", "\n", settings.__doc__ or ""))]
