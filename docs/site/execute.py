@@ -18,8 +18,9 @@ def executed(path: Path = NOTEBOOK, timeout: int = 300) -> Any:
     NotebookClient(notebook, timeout=timeout, kernel_name="python3").execute()
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)  # times of day
-        outputs = cell.get("outputs", [])
-        cell["outputs"] = [output for output in outputs if output.get("name") != "stderr"]
+        if cell.cell_type != "code":
+            continue
+        cell["outputs"] = [output for output in cell["outputs"] if output.get("name") != "stderr"]
         for output in cell["outputs"]:
             figures = output.get("data", {}).get("application/vnd.plotly.v1+json")
             if figures:

@@ -1,7 +1,7 @@
 """Pages of the site that are made of other files: README, the notebook, the public names, settings and schemas.
 
-Nothing here is written by hand twice: the home page is README.md, the Python reference lists the names of `villani/__init__.pyi`,
-the reference of commands the fields of their settings, that of records the published JSON schemas.
+Nothing is written by hand twice: the home page is README.md, the Python reference lists the names of
+`villani/__init__.pyi`, that of options the fields of settings, that of records the published JSON schemas.
 """
 
 import ast
@@ -17,7 +17,12 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).parents[2]
-CARRIED = ["CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", *sorted(f"examples/{p.name}" for p in ROOT.glob("examples/*.py"))]
+CARRIED = [
+    "CHANGELOG.md",
+    "CONTRIBUTING.md",
+    "SECURITY.md",
+    *sorted(f"examples/{p.name}" for p in ROOT.glob("examples/*.py")),
+]
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -53,7 +58,7 @@ def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: 
 
     markdown = re.sub(r"\]\(((?:\.\./)*)([\w./-]+)(#[\w-]+)?\)", target, markdown)
     markdown = re.sub(r"\]\((?:\.\./)*docs/", f"]({up}", markdown)
-    return markdown
+    return markdown if page.file.src_uri == "notebook.md" else markdown.replace("](notebook.ipynb)", "](notebook.md)")
 
 
 def on_page_content(content: str, *, page: Page, config: MkDocsConfig, files: Files) -> str:
@@ -119,10 +124,9 @@ def figure(data: dict[str, Any], number: int) -> str:
     """A plotly figure, drawn in the browser by the script that lies beside the page."""
     script = '<script src="assets/plotly.min.js"></script>' if number == 1 else ""
     drawn = json.dumps({"data": data["data"], "layout": data["layout"] | {"autosize": True}}).replace("</", "<\\/")
-    return (
-        f'{script}<div id="figure-{number}" class="figure" role="img" aria-label="figure {number}"></div>'
-        f"<script>Plotly.newPlot('figure-{number}', {drawn}, undefined, {{displayModeBar: false, responsive: true}})</script>"
-    )
+    place = f'<div id="figure-{number}" class="figure" role="img" aria-label="figure {number}"></div>'
+    options = "undefined, {displayModeBar: false, responsive: true}"
+    return f"{script}{place}<script>Plotly.newPlot('figure-{number}', {drawn}, {options})</script>"
 
 
 def public_names(stub: Path) -> list[tuple[str, str]]:
@@ -134,11 +138,14 @@ def public_names(stub: Path) -> list[tuple[str, str]]:
 def python_reference() -> str:
     """Every public name, from its docstring, and the modules of theory."""
     parts = [
-        "# Python", "Every public name of `villani`, from its docstring. Each is imported when it is first used, so that"
-        " `import villani` loads no torch.",
-    ]  # fmt: skip
+        "# Python",
+        "Every public name of `villani`, from its docstring. Each is imported when it is first used.",
+    ]
     for module, name in sorted(public_names(ROOT / "src/villani/__init__.pyi"), key=lambda pair: pair[1].lower()):
-        parts += [f"## villani.{name}", f"::: {module}.{name}\n    options:\n      show_root_heading: false\n      heading_level: 3"]
+        parts += [
+            f"## villani.{name}",
+            f"::: {module}.{name}\n    options:\n      show_root_heading: false\n      heading_level: 3",
+        ]
     for name in ("constants", "exact", "pac_bayes", "rates"):
         parts += [
             f"## villani.theory.{name}",
@@ -152,7 +159,10 @@ def option_reference() -> str:
     from villani.commands.option import forms
     from villani.commands.registry import COMMANDS
 
-    parts = ["# Options of every command", "What `villani COMMAND --help` says, of every command. Exit codes: 0 done, 2 bad input, 1 anything else."]
+    parts = [
+        "# Options of every command",
+        "What `villani COMMAND --help` says, of every command. Exit codes: 0 done, 2 bad input, 1 anything else.",
+    ]
     for command in COMMANDS:
         settings = command.settings
         parts += [f"## villani {command.name}", escaped(re.sub(r"\n\s*", "\n", settings.__doc__ or ""))]
@@ -160,7 +170,9 @@ def option_reference() -> str:
         for form in forms(settings).values():
             if form.option.hidden:
                 continue
-            default = form.option.default or ("required" if form.default is ... else " ".join(form.write(form.default)[1:]) or "no")
+            default = form.option.default or (
+                "required" if form.default is ... else " ".join(form.write(form.default)[1:]) or "no"
+            )
             name = form.name.upper() if form.option.argument else ", ".join(form.flags)
             rows = groups.setdefault(form.option.group or "Arguments", ["| option | | default |", "|---|---|---|"])
             rows.append(f"| `{name}` | {cell(form.option.help)} | {cell(str(default))} |")
@@ -171,9 +183,10 @@ def option_reference() -> str:
 def record_reference() -> str:
     """Every kind of record with its fields, from the published schemas."""
     parts = [
-        "# Records", "A run folder holds `records.json`, a list of records, and `cost.json`. `--json` prints the same records."
-        " Their JSON schemas: [measurement](../schema/measurement.schema.json), [all](../schema/run.schema.json).",
-    ]  # fmt: skip
+        "# Records",
+        "A run folder holds `records.json`, a list of records, and `cost.json`; `--json` prints the same records. JSON"
+        " schemas: [measurement](../schema/measurement.schema.json), [all](../schema/run.schema.json).",
+    ]
     schema = json.loads((ROOT / "docs/schema/run.schema.json").read_text(encoding="utf-8"))
     for name, definition in sorted(schema["$defs"].items()):
         if "properties" not in definition:
