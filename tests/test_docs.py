@@ -43,7 +43,7 @@ def shown() -> list[tuple[str, str]]:
         lines = [line for block in re.findall(r"```\w*\n(.*?)```", text, re.DOTALL) for line in block.splitlines()]
         pieces = re.findall(r"`([^`]+)`", re.sub(r"```.*?```", "", text, flags=re.DOTALL))
         for piece in [*lines, *(" ".join(piece.split()) for piece in pieces)]:
-            if not re.match(r"\s*(\.venv/bin/)?villani \w", piece) or "…" in piece:
+            if not re.match(r"\s*(\.venv/bin/)?villani [a-z]", piece) or "…" in piece:
                 continue
             words = shlex.split(piece.replace(".venv/bin/", ""), comments=True)
             if len(words) > (3 if words[1] == "study" else 2):
