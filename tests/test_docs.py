@@ -75,6 +75,8 @@ def small(settings: Settings) -> Settings:
     values |= {name: given[name][:1] for name in ("dimension", "temperature") if isinstance(given.get(name), list)}
     if settings.name in ("certify", "recommend"):
         values |= {name: SMALL[name] for name in ("blocks", "train_blocks") if name in given}
+    if settings.name == "converge" and settings.model.startswith("exact:"):
+        values["steps"] = 50
     if given.get("target_error"):
         values["target_error"] = "abs:1e6" if "abs" in given["target_error"] else "20"
     if isinstance(given.get("weight_decay"), list):
@@ -109,7 +111,10 @@ def parts(settings: Settings) -> set[str]:
     """What a run tries out: options with their values, but for numbers, files and places, and the kind of model."""
     words = [settings.name, *shlex.split(settings.command())[1:]]
     free = re.compile(r"(abs:|[\w-]+=)?[\d.e,+-]+(,[\w-]+=[\d.e,+-]+)*|.*/.*|--(threads|seed|tokenizer|set)")
-    return {f"{settings.name} {re.sub(r'[?].*', '', word)}" for word in words if not free.fullmatch(word)}
+    kinds = (
+        re.sub(r"[?].*|(?<=^config:).*|.*[(].*|(?<=^ce)\d", "", word) for word in words if not free.fullmatch(word)
+    )
+    return {f"{settings.name} {kind}" for kind in kinds}
 
 
 def test_every_command_of_the_pages_runs(places, tmp_path, monkeypatch):
@@ -145,7 +150,7 @@ def test_every_block_of_a_guide_runs_or_says_why_not(page, capsys):
     blocks = re.findall(r"(<!-- not run: .+ -->\n)?```(\w+)\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
     for reason, language, block in blocks:
         if language == "python" and not reason and page.name != "README.md":  # that one: tests/test_face.py
-            source = block.replace('"builtin:tiny"', f'"{TINY}"').replace("block=64", "block=8")
+            source = block.replace('"builtin:tiny"', f'"{TINY}"').replace("block=64", "block=8").replace("=12,", "=8,")
             exec(compile(source, page.name, "exec"), space)
             assert capsys.readouterr().out
         elif language == "sh":

@@ -132,7 +132,7 @@ def figure(data: dict[str, Any], number: int) -> str:
 def public_names(stub: Path) -> list[tuple[str, str]]:
     """(module, name) of every name of a stub."""
     nodes = [node for node in ast.parse(stub.read_text(encoding="utf-8")).body if isinstance(node, ast.ImportFrom)]
-    return [(node.module, alias.name) for node in nodes if node.module for alias in node.names]
+    return [(node.module or "", alias.name) for node in nodes for alias in node.names if alias.name != "theory"]
 
 
 def python_reference() -> str:
@@ -141,17 +141,16 @@ def python_reference() -> str:
         "# Python",
         "Every public name of `villani`, from its docstring. Each is imported when it is first used.",
     ]
-    for module, name in sorted(public_names(ROOT / "src/villani/__init__.pyi"), key=lambda pair: pair[1].lower()):
-        parts += [
-            f"## villani.{name}",
-            f"::: {module}.{name}\n    options:\n      show_root_heading: false\n      heading_level: 3",
-        ]
-    for name in ("constants", "exact", "pac_bayes", "rates"):
-        parts += [
-            f"## villani.theory.{name}",
-            f"::: villani.theory.{name}\n    options:\n      show_root_heading: false\n      heading_level: 3",
-        ]
+    names = sorted(public_names(ROOT / "src/villani/__init__.pyi"), key=lambda pair: pair[1].lower())
+    parts += [documented(f"{module}.{name}", f"villani.{name}") for module, name in names]
+    modules = [f"villani.theory.{name}" for _, name in public_names(ROOT / "src/villani/theory/__init__.pyi")]
+    parts += [documented(name, name) for name in modules]
     return "\n\n".join(parts) + "\n"
+
+
+def documented(place: str, name: str) -> str:
+    """What mkdocstrings makes a section of, under the name that users import."""
+    return f"::: {place}\n    options:\n      heading_level: 2\n      heading: {name}\n      toc_label: {name}"
 
 
 def option_reference() -> str:
@@ -165,7 +164,9 @@ def option_reference() -> str:
     ]
     for command in COMMANDS:
         settings = command.settings
-        parts += [f"## villani {command.name}", escaped(re.sub(r"\n\s*", "\n", settings.__doc__ or ""))]
+        text, _, example = (settings.__doc__ or "").partition("Example: ")
+        parts += [f"## villani {command.name}", escaped(re.sub(r"\n *", "\n", text.strip()))]
+        parts += [f"```sh\n{' '.join(example.split())}\n```"] if example else []
         groups: dict[str, list[str]] = {}
         for form in forms(settings).values():
             if form.option.hidden:
