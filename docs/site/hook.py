@@ -90,7 +90,9 @@ def slug(heading: str) -> str:
 
 
 def on_post_build(config: MkDocsConfig) -> None:
-    """Lay plotly's script beside the notebook, whose figures are drawn from their data."""
+    """Lay plotly's script beside the notebook, if it has figures: they are drawn from their data."""
+    if "vnd.plotly" not in (ROOT / "docs" / "notebook.ipynb").read_text(encoding="utf-8"):
+        return
     import plotly
 
     source = Path(plotly.__file__).parent / "package_data" / "plotly.min.js"
@@ -123,10 +125,11 @@ def notebook(path: Path) -> str:
 def figure(data: dict[str, Any], number: int) -> str:
     """A plotly figure, drawn in the browser by the script that lies beside the page."""
     script = '<script src="assets/plotly.min.js"></script>' if number == 1 else ""
-    drawn = json.dumps({"data": data["data"], "layout": data["layout"] | {"autosize": True}}).replace("</", "<\\/")
+    settings = {"displayModeBar": False, "responsive": True}
+    drawn = json.dumps({"data": data["data"], "layout": data["layout"] | {"autosize": True}, "config": settings})
+    drawn = drawn.replace("</", "<\\/")  # no end of the script inside it
     place = f'<div id="figure-{number}" class="figure" role="img" aria-label="figure {number}"></div>'
-    options = "undefined, {displayModeBar: false, responsive: true}"
-    return f"{script}{place}<script>Plotly.newPlot('figure-{number}', {drawn}, {options})</script>"
+    return f"{script}{place}<script>Plotly.newPlot('figure-{number}', {drawn})</script>"
 
 
 def public_names(stub: Path) -> list[tuple[str, str]]:
