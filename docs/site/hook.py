@@ -72,7 +72,7 @@ def on_page_content(content: str, *, page: Page, config: MkDocsConfig, files: Fi
 
     if page.file.src_uri == "theory.md":
         return content
-    return re.sub(r"THEORY\.md §(\d(?:\.\d)?)", link, content)
+    return re.sub(r"(?<!>)THEORY\.md §(\d(?:\.\d)?)", link, content)
 
 
 def sections() -> dict[str, str]:
