@@ -49,8 +49,9 @@ def page_of(name: str) -> str:
 
 def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: Files) -> str:
     """Point links that leave docs/ to where the site has them, and citations of the theory to its page."""
-    depth = page.file.src_uri.count("/")
-    up = "../" * depth
+    up = "../" * page.file.src_uri.count("/")
+    if page.file.src_uri == "theory.md":
+        markdown = typeset(markdown)
 
     def target(match: re.Match[str]) -> str:
         path, anchor = match[2], match[3] or ""
@@ -59,6 +60,19 @@ def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: 
     markdown = re.sub(r"\]\(((?:\.\./)*)([\w./-]+)(#[\w-]+)?\)", target, markdown)
     markdown = re.sub(r"\]\((?:\.\./)*docs/", f"]({up}", markdown)
     return markdown if page.file.src_uri == "notebook.md" else markdown.replace("](notebook.ipynb)", "](notebook.md)")
+
+
+def typeset(text: str) -> str:
+    """Plain-text formulas with their indices below and their exponents above the line; code is left as it is."""
+    parts = text.split("`")
+    for index in range(0, len(parts), 2):
+        part, before = parts[index], ""
+        while part != before:  # from the innermost braces outwards
+            before = part
+            part = re.sub(r"\\?_(?:\{([^{}]*)\}|(LS|[^\s{}<(]))", lambda m: f"<sub>{m[1] or m[2]}</sub>", part)
+            part = re.sub(r"\^(?:\{([^{}]*)\}|([^\s{}<(]))", lambda m: f"<sup>{m[1] or m[2]}</sup>", part)
+        parts[index] = part
+    return "`".join(parts)
 
 
 def on_page_content(content: str, *, page: Page, config: MkDocsConfig, files: Files) -> str:
