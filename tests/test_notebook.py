@@ -12,7 +12,6 @@ def test_notebook_runs_and_has_its_outputs(monkeypatch):
     pytest.importorskip("ipykernel")
     nbformat = pytest.importorskip("nbformat")
     pytest.importorskip("nbclient")
-    monkeypatch.setenv("PYTHONPATH", str(DOCS.parent / "src"))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     path = DOCS / "notebook.ipynb"
     assert path.stat().st_size < 300_000
