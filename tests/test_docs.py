@@ -184,9 +184,7 @@ def test_questions_are_answered_two_links_from_the_readme():
     first = {target for target, _ in links(ROOT / "README.md")}
     questions = ROOT / "docs" / "questions.md"
     assert questions in first
-    answers = [
-        links_of for links_of in questions.read_text(encoding="utf-8").splitlines() if re.match(r"\d+\. ", links_of)
-    ]
+    answers = re.findall(r"^\d+\. .*", questions.read_text(encoding="utf-8"), re.MULTILINE)
     assert len(answers) == 10
     for answer in answers:
         path, _, anchor = re.findall(r"→ \[.+\]\((.+?)\)", answer)[0].partition("#")
