@@ -17,7 +17,7 @@ lint: .venv/tested
 
 # The site, in site/: strict, so that a link or an anchor that leads nowhere stops it.
 docs: .venv/documented
-	NO_MKDOCS_2_WARNING=true .venv/bin/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=true .venv/bin/mkdocs build --strict
 	@echo "The site: site/index.html; with search: .venv/bin/python -m http.server --directory site"
 
 .venv/installed: pyproject.toml constraints.txt
