@@ -2,7 +2,7 @@
 PYTHON ?= python3.11
 PIP := .venv/bin/pip --disable-pip-version-check
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint docs clean
 
 demo: .venv/installed
 	.venv/bin/villani demo --run runs/demo
@@ -14,6 +14,11 @@ lint: .venv/tested
 	.venv/bin/ruff check --no-cache .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
+
+# The site, in site/: strict, so that a link or an anchor that leads nowhere stops it.
+docs: .venv/documented
+	NO_MKDOCS_2_WARNING=true .venv/bin/mkdocs build --strict
+	@echo "The site: site/index.html; with search: .venv/bin/python -m http.server --directory site"
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -27,5 +32,9 @@ lint: .venv/tested
 	$(PIP) install --quiet --constraint constraints.txt --no-deps curvlinops-for-pytorch backpack-for-pytorch
 	touch $@
 
+.venv/documented: .venv/installed
+	$(PIP) install --quiet --constraint constraints.txt --editable '.[docs]'
+	touch $@
+
 clean:
-	rm -rf .venv .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf .venv site .pytest_cache .ruff_cache .mypy_cache .hypothesis

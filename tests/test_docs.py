@@ -1,4 +1,4 @@
-"""Every command that README and docs/ show: it is read as it stands, and runs, on a tiny model and at a tiny size."""
+"""What README and docs/ show and say: commands and code run, at a tiny size; links and citations lead somewhere."""
 
 import re
 import runpy
@@ -13,7 +13,7 @@ from villani.commands.running import execute
 from villani.errors import InputError
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "docs" / "results" / "README.md"]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 TINY = "builtin:tiny?layers=1&width=8&context=32"
 SMALL = {
     "groups": 12, "sequences": 1, "block": 16, "steps": 8, "blocks": 24, "train_blocks": 24, "held_out_blocks": 8,
@@ -43,9 +43,9 @@ def shown() -> list[tuple[str, str]]:
         lines = [line for block in re.findall(r"```\w*\n(.*?)```", text, re.DOTALL) for line in block.splitlines()]
         pieces = re.findall(r"`([^`]+)`", re.sub(r"```.*?```", "", text, flags=re.DOTALL))
         for piece in [*lines, *(" ".join(piece.split()) for piece in pieces)]:
-            if not re.match(r"\s*villani \w", piece) or "…" in piece:
+            if not re.match(r"\s*(\.venv/bin/)?villani [a-z]", piece) or "…" in piece:
                 continue
-            words = shlex.split(piece, comments=True)
+            words = shlex.split(piece.replace(".venv/bin/", ""), comments=True)
             if len(words) > (3 if words[1] == "study" else 2):
                 commands[page.name, shlex.join(words)] = None
     return list(commands)
@@ -72,12 +72,15 @@ def small(settings: Settings) -> Settings:
     """The same at a size that takes a second."""
     given = settings.model_dump()
     values = {name: most for name, most in SMALL.items() if isinstance(given.get(name), int) and given[name] > most}
+    values |= {name: given[name][:1] for name in ("dimension", "temperature") if isinstance(given.get(name), list)}
     if settings.name in ("certify", "recommend"):
         values |= {name: SMALL[name] for name in ("blocks", "train_blocks") if name in given}
+    if settings.name == "converge" and settings.model.startswith("exact:"):
+        values["steps"] = 50
     if given.get("target_error"):
         values["target_error"] = "abs:1e6" if "abs" in given["target_error"] else "20"
     if isinstance(given.get("weight_decay"), list):
-        values["weight_decay"] = given["weight_decay"][:2]
+        values["weight_decay"] = given["weight_decay"][: 1 if settings.name == "exact" else 2]
     return settings.model_copy(update=values)
 
 
@@ -104,19 +107,112 @@ def places(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path) -> dict[s
     return places | {"base": str(checkpoint), "witness": str(witness), "study": str(study)}
 
 
+def parts(settings: Settings) -> set[str]:
+    """What a run tries out: options with their values, but for numbers, files and places, and the kind of model."""
+    words = [settings.name, *shlex.split(settings.command())[1:]]
+    free = re.compile(r"(abs:|[\w-]+=)?[\d.e,+-]+(,[\w-]+=[\d.e,+-]+)*|.*/.*|--(threads|seed|tokenizer|set)")
+    kinds = (
+        re.sub(r"[?].*|(?<=^config:).*|.*[(].*|(?<=^ce)\d", "", word) for word in words if not free.fullmatch(word)
+    )
+    return {f"{settings.name} {kind}" for kind in kinds}
+
+
 def test_every_command_of_the_pages_runs(places, tmp_path, monkeypatch):
+    """All are read and checked; those run that bring an option or a value that no longer command of their kind had."""
     monkeypatch.chdir(tmp_path)
-    done: set[str] = set()  # one of those that differ in numbers alone
     commands = shown()
     assert len(commands) > 40
+    read: list[tuple[str, Settings]] = []
     for page, command in commands:
-        words = filled(command, places)
         try:
-            _, settings, _ = parse(words)
-            settings = small(settings)
-            kind = re.sub(r"( --(threads|tokenizer) \S+)|(?<= )[\d.e,-]+(?= |$)", "", settings.command())
-            if kind not in done and not any(f"villani {name}" in kind for name in READ_ONLY):
-                execute(settings, tmp_path / f"run-{len(done)}")
+            read.append((f"{page}: {command}", small(parse(filled(command, places))[1])))
         except InputError as error:
             pytest.fail(f"{page}: {command}: {error}")
-        done.add(kind)
+    ways = [entry for entry in read if not any(f"villani {name}" in entry[1].command() for name in READ_ONLY)]
+    done: set[str] = set()
+    while ways := [entry for entry in ways if not parts(entry[1]) <= done]:
+        line, settings = max(ways, key=lambda entry: len(parts(entry[1]) - done))
+        try:
+            execute(settings, tmp_path / f"run-{len(done)}")
+        except InputError as error:
+            pytest.fail(f"{line}: {error}")
+        done |= parts(settings)
+
+
+GUIDES = [ROOT / "README.md", ROOT / "docs" / "tutorial.md", *sorted((ROOT / "docs" / "how-to").glob("*.md"))]
+ELSEWHERE = {"make demo": "tests/commands/demo", "make test": "these", "make docs": "itself", "torchrun": "tests/work"}
+
+
+@pytest.mark.parametrize("page", GUIDES, ids=lambda page: page.stem)
+def test_every_block_of_a_guide_runs_or_says_why_not(page, capsys):
+    """Python blocks of a page follow each other; commands of the shell are those that another test runs."""
+    space: dict[str, object] = {}
+    blocks = re.findall(r"(<!-- not run: .+ -->\n)?```(\w+)\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+    for reason, language, block in blocks:
+        if language == "python" and not reason and page.name != "README.md":  # that one: tests/test_face.py
+            source = block.replace('"builtin:tiny"', f'"{TINY}"').replace("block=64", "block=8").replace("=12,", "=8,")
+            exec(compile(source, page.name, "exec"), space)
+            assert capsys.readouterr().out
+        elif language == "sh":
+            for line in re.sub(r"\\\n\s*", " ", block).splitlines():
+                assert re.match(rf"(\.venv/bin/)?(villani|{'|'.join(ELSEWHERE)}) ?", line), line
+
+
+def anchors(page: Path) -> set[str]:
+    """What the headings of a page are called in links, on a Git host and on the site."""
+    text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    headings = [re.sub(r"\]\(.*?\)|[`*\[\\]", "", line) for line in re.findall(r"^#+ (.+)$", text, re.MULTILINE)]
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
+
+
+def links(page: Path) -> list[tuple[Path, str]]:
+    """(file, anchor) of every relative link of a page."""
+    text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    targets = [target for target in re.findall(r"\]\(([^)\s]+)\)", text) if "://" not in target]
+    parts = [target.partition("#") for target in targets]
+    return [((page.parent / path).resolve() if path else page, anchor) for path, _, anchor in parts]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_links_lead_somewhere(page):
+    for target, anchor in links(page):
+        assert target.exists(), target
+        assert not anchor or anchor in anchors(target), f"{target.name}#{anchor}"
+
+
+def test_questions_are_answered_two_links_from_the_readme():
+    first = {target for target, _ in links(ROOT / "README.md")}
+    questions = ROOT / "docs" / "questions.md"
+    assert questions in first
+    answers = re.findall(r"^\d+\. .*", questions.read_text(encoding="utf-8"), re.MULTILINE)
+    assert len(answers) == 10
+    for answer in answers:
+        path, _, anchor = re.findall(r"→ \[.+\]\((.+?)\)", answer)[0].partition("#")
+        page = (questions.parent / path).resolve()
+        assert page in first, page  # one link to the page, or two by way of the question
+        assert not anchor or anchor in anchors(page)
+
+
+def test_every_page_is_on_the_site():
+    site = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    for page in PAGES[1:]:
+        assert f" {page.relative_to(ROOT / 'docs').as_posix()}\n" in site, page
+
+
+def test_what_code_cites_of_the_theory_is_there():
+    """Sections by number, and what they name: lemmas, constants, certificates, reference rows."""
+    theory = (ROOT / "docs" / "theory.md").read_text(encoding="utf-8")
+    sections = set(re.findall(r"^##+ (\d+(?:\.\d)?)", theory, re.MULTILINE))
+    assert sections == {"0", "1", "2", "2.1", "2.2", "2.3", *map(str, range(3, 11))}
+    cited = 0
+    for file in sorted([*(ROOT / "src").rglob("*.py"), *(ROOT / "tests").rglob("*.py"), *PAGES]):
+        text = file.read_text(encoding="utf-8")
+        for number in re.findall(r"§\s?(\d+(?:\.\d)?)", text):
+            assert number in sections, f"{file}: §{number}"
+            cited += 1
+        names = re.findall(r"(?:Lemma|Theorem) [A-E]\b|\b(?:CE[12]|R[12]|C10|[CT][1-9]\d?|c[1-4])(?=[),;:.]? )", text)
+        for name in {name for name in names if "THEORY.md" in text}:
+            assert re.search(rf"\b{name}\b", theory), f"{file}: {name}"
+        for part in re.findall(r"§5 ?\((c?[a-e1-4′″]+)\)", text):
+            assert f"({part})" in theory, f"{file}: §5({part})"
+    assert cited > 129

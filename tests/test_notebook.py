@@ -1,0 +1,24 @@
+"""The notebook of docs/ runs from a fresh kernel, and carries the outputs of such a run."""
+
+import runpy
+from pathlib import Path
+
+import pytest
+
+DOCS = Path(__file__).parents[1] / "docs"
+
+
+def test_notebook_runs_and_has_its_outputs(monkeypatch):
+    pytest.importorskip("ipykernel")
+    nbformat = pytest.importorskip("nbformat")
+    pytest.importorskip("nbclient")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    path = DOCS / "notebook.ipynb"
+    assert path.stat().st_size < 300_000
+    run = runpy.run_path(str(DOCS / "site" / "execute.py"))["executed"](path)  # raises where a cell does
+    saved = nbformat.read(path, as_version=4)
+    for before, after in zip(saved.cells, run.cells, strict=True):
+        assert [output.output_type for output in before.get("outputs", [])] == [
+            output.output_type for output in after.get("outputs", [])
+        ], before.source
+    assert sum(bool(cell.get("outputs")) for cell in saved.cells) > 8
