@@ -44,7 +44,8 @@ def page(records: Any, costs: Mapping[int, Cost]) -> str:
         for record in records.records
         if getattr(record, "model", None)
     )
-    return render(records.title, " · ".join([*models, f"villani {records.villani}"]), sections(records.records, costs))
+    subtitle = " · ".join([*models, f"villani {records.villani}"])
+    return render(records.title, subtitle, sections(records.records, costs), records.records)
 
 
 def sections(records: Sequence[Any], costs: Mapping[int, Cost]) -> list[Section]:
@@ -61,9 +62,11 @@ def sections(records: Sequence[Any], costs: Mapping[int, Cost]) -> list[Section]
             made.append(page.summary(own))
             continue
         for one in own:
-            figures = page.pictures(guarded(one))
-            limits = [*page.limits(one)]
-            made.append(Section(page.headline(one), page.findings(one), figures, page.tables(one), limits))
+            figures, limits = page.pictures(guarded(one)), [*page.limits(one)]
+            steps = [*page.steps(one)] if hasattr(page, "steps") else []
+            made.append(
+                Section(page.headline(one), page.findings(one), figures, page.tables(one), limits, steps=steps)
+            )
     return made
 
 

@@ -4,11 +4,14 @@ The page does the same rounding in JavaScript (`template.html`); `tests/report` 
 """
 
 import math
+import re
 from collections.abc import Sequence
 from decimal import ROUND_CEILING, ROUND_FLOOR, ROUND_HALF_EVEN, Decimal
 
 from villani.outwards import UNAVAILABLE, decimal, lower, plain, ten_to, upper
 
+BEYOND = 300  # powers of ten that no float holds
+_POWER = re.compile(r"(?<![\w^.])10\^([−-]?)(\d[\d,]*\.\d+|\d{1,3}(?:,\d{3})+)(?![\d^])")  # in sentences of records
 _MOST_DIGITS = 12  # an error this far below the value is shown beside it, not by rounding the value to it
 
 
@@ -73,6 +76,33 @@ def format_interval(low: float, high: float) -> str:
 def format_plain(value: float | None, specification: str) -> str:
     """`value` as Python's format specification has it; a dash if there is none."""
     return UNAVAILABLE if value is None else f"{value:{specification}}"
+
+
+def format_power(log10: float, outwards: int = 0) -> str:
+    """10^`log10` beyond floats as 7.9·10⁸⁵²⁸; `outwards` is 1 for an upper bound, −1 for a lower one, 0 for the nearest."""
+    if not math.isfinite(log10):
+        return UNAVAILABLE
+    if abs(log10) >= 1e6:
+        return f"10^({format_number(log10, 3)})"
+    exponent = math.floor(log10)
+    tenths = 10 * 10.0 ** (log10 - exponent)
+    mantissa = round(tenths) if not outwards else math.ceil(tenths) if outwards > 0 else math.floor(tenths)
+    if mantissa >= 100:
+        mantissa, exponent = 10, exponent + 1
+    return ten_to(exponent) if mantissa == 10 else f"{mantissa / 10:g}·{ten_to(exponent)}"
+
+
+def readable(text: str) -> str:
+    """Powers of ten with broken or long exponents, as sentences of records have them, for people: 10^8,528.9 is 8·10⁸⁵²⁸.
+
+    What is large is rounded up and what is small down, as bounds on constants and on rates are.
+    """
+    return _POWER.sub(_person, text)
+
+
+def _person(power: re.Match[str]) -> str:
+    size = float(power[2].replace(",", ""))
+    return format_power(-size, -1) if power[1] else format_power(size, 1)
 
 
 def format_count(count: int, thing: str) -> str:
