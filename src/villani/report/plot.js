@@ -11,7 +11,10 @@ const Plot = (() => {
   const raised = text => text.replace(/<sup>(.*?)<\/sup>/g, (_, power) => power.replace(/[−\d-]/g, c => SUPERSCRIPTS[c]));
   const bare = text => decoded(raised(String(text)).replace(/<extra>.*?<\/extra>/g, "").replace(/<br>/g, " ").replace(/<\/?b>/g, ""));
   const pen = document.createElement("canvas").getContext("2d");
-  const wide = (text, size = 12) => { pen.font = `${size}px system-ui, sans-serif`; return pen.measureText(bare(text)).width; };
+  const wide = (text, size = 12) => {
+    pen.font = `${String(text).includes("<b>") ? 650 : 400} ${size}px system-ui, sans-serif`;
+    return pen.measureText(bare(text)).width;
+  };
 
   function make(parent, name, attributes = {}) {
     const node = document.createElementNS("http://www.w3.org/2000/svg", name);
@@ -73,9 +76,10 @@ const Plot = (() => {
       range = [zero && low === 0 ? 0 : low - pad, zero && high === 0 ? 0 : high + pad];
     }
     if (settings.autorange === "reversed") range.reverse();
-    return {settings, words, log, names, at, range, ticks: ticks(settings, words, log, names, at, range)};
+    const whole = !words && values.filter(known).every(Number.isInteger);
+    return {settings, words, log, names, at, range, ticks: ticks(settings, words, log, names, at, range, whole)};
   }
-  function ticks(settings, words, log, names, at, range) {
+  function ticks(settings, words, log, names, at, range, whole) {
     const [low, high] = [Math.min(...range), Math.max(...range)];
     const inside = tick => tick.at >= low - 1e-9 && tick.at <= high + 1e-9;
     if (settings.tickvals) {
@@ -89,7 +93,8 @@ const Plot = (() => {
     }
     const [from, to] = log ? [10 ** low, 10 ** high] : [low, high];
     const rough = settings.dtick ?? (to - from) / ((settings.nticks ?? 6) - 1);
-    const decade = 10 ** Math.floor(Math.log10(rough)), step = settings.dtick ?? decade * [1, 2, 5, 10].find(n => n * decade >= rough * 0.999);
+    const decade = 10 ** Math.floor(Math.log10(rough)), round = decade * [1, 2, 5, 10].find(n => n * decade >= rough * 0.999);
+    const step = settings.dtick ?? (whole ? Math.max(round, 1) : round);
     const made = [];
     for (let k = Math.ceil(from / step - 1e-9); k * step <= to * (1 + 1e-9); k++) {
       const value = Number((k * step).toPrecision(12));
@@ -137,9 +142,10 @@ const Plot = (() => {
       const error = t[`error_${letter}`];
       return error?.array ? t[letter].flatMap((v, i) => known(v) && typeof v === "number" ? [v + error.array[i], v - (error.arrayminus ?? error.array)[i]] : []) : [];
     });
+    const marked = letter => (layout.shapes ?? []).filter(s => s[`${letter}ref`] === letter).map(s => s[`${letter}0`]);
     const padded = cells ? 0 : 0.06;
-    const x = axis(layout.xaxis, data.flatMap(t => t.x), [...ends("x"), ...(bars ? [0] : [])], padded);
-    const y = axis(layout.yaxis, data.flatMap(t => t.y), ends("y").filter(v => layout.yaxis.type !== "log" || v > 0), padded);
+    const x = axis(layout.xaxis, data.flatMap(t => t.x), [...ends("x"), ...(bars ? [0] : []), ...marked("x")], padded);
+    const y = axis(layout.yaxis, data.flatMap(t => t.y), [...ends("y").filter(v => layout.yaxis.type !== "log" || v > 0), ...marked("y")], padded);
 
     // Room: names of rows stand beside the picture where they leave most of the width to it, and above their marks else.
     const labels = layout.yaxis.showticklabels === false ? [] : y.ticks;

@@ -27,8 +27,16 @@ def headline(record: AuditRecord | ReplayRecord) -> str:
     refuted = [name.split(" ")[0] for name, outcome in outcomes(record).items() if outcome.verdict == "refuted"]
     where = f"λ = {format_number(record.objective.weight_decay)}"
     if not refuted:
-        known = "all four criteria hold" if record.villani else "no criterion is refuted, and not all are proved"
-        return f"Whether F is a Villani function at {where}: {known}."
+        if record.villani:
+            return f"F is a Villani function at {where}: all four criteria hold."
+        verdicts = {name.split(" ")[0]: outcome.verdict for name, outcome in outcomes(record).items()}
+        proved = [name for name, verdict in verdicts.items() if verdict == "holds"]
+        rest = [name for name in verdicts if name not in proved]
+        holding = f"{_listed(proved)} {'holds' if len(proved) == 1 else 'hold'}, and " if proved else ""
+        return (
+            f"It is undecided whether F is a Villani function at {where}: {holding}{_listed(rest)} "
+            f"{'is' if len(rest) == 1 else 'are'} neither proved nor refuted."
+        )
     above = record.differential_evidence.refuted_above
     if "(iv)" not in refuted or above is None:
         return f"F is not a Villani function at {where}: {_are_refuted(refuted)}."
