@@ -45,7 +45,11 @@ def prose(table: str) -> str:
 
 def facts(rows: Mapping[str, str]) -> str:
     """Names and what they are, as a definition list."""
-    return "<dl>" + "".join(f"<dt>{escape(name)}</dt><dd>{html(value)}</dd>" for name, value in rows.items()) + "</dl>"
+    cells = {
+        name: value if isinstance(value, Markup) else html(value) if isinstance(value, Status) else escape(value)
+        for name, value in rows.items()
+    }  # settings and commands stay as they were typed
+    return "<dl>" + "".join(f"<dt>{escape(name)}</dt><dd>{cell}</dd>" for name, cell in cells.items()) + "</dl>"
 
 
 def sections(bodies: Mapping[str, str]) -> str:

@@ -47,5 +47,5 @@ WORDS = {
 def words_of(text: str) -> Iterator[tuple[str, str]]:
     """The words that stand in a text, with what they mean."""
     for word, meaning in WORDS.items():
-        if re.search(rf"(?<![^\W_]){re.escape(word)}(?![^\W_])", text):
+        if re.search(rf"(?<![\w'’]){re.escape(word)}(?![\w*])", text):
             yield word, meaning

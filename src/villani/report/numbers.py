@@ -12,6 +12,7 @@ from villani.outwards import UNAVAILABLE, decimal, lower, plain, ten_to, upper
 
 BEYOND = 300  # powers of ten that no float holds
 _POWER = re.compile(r"(?<![\w^.])10\^([−-]?)(\d[\d,]*\.\d+|\d{1,3}(?:,\d{3})+)(?![\d^])")  # in sentences of records
+_SCIENTIFIC = re.compile(r"(?<![\w.])(\d(?:\.\d+)?)e([+-]\d{2,3})(?![\w.])")
 _MOST_DIGITS = 12  # an error this far below the value is shown beside it, not by rounding the value to it
 
 
@@ -79,25 +80,26 @@ def format_plain(value: float | None, specification: str) -> str:
 
 
 def format_power(log10: float, outwards: int = 0) -> str:
-    """10^`log10` beyond floats as 7.9·10⁸⁵²⁸; `outwards` is 1 for an upper bound, −1 for a lower one, 0 for the nearest."""
+    """10^`log10` beyond floats as 8·10⁸⁵²⁸; `outwards` is 1 for an upper bound, −1 for a lower one, 0 for the nearest."""
     if not math.isfinite(log10):
         return UNAVAILABLE
     if abs(log10) >= 1e6:
         return f"10^({format_number(log10, 3)})"
     exponent = math.floor(log10)
-    tenths = 10 * 10.0 ** (log10 - exponent)
-    mantissa = round(tenths) if not outwards else math.ceil(tenths) if outwards > 0 else math.floor(tenths)
-    if mantissa >= 100:
-        mantissa, exponent = 10, exponent + 1
-    return ten_to(exponent) if mantissa == 10 else f"{mantissa / 10:g}·{ten_to(exponent)}"
+    size = float(f"{10.0 ** (log10 - exponent):.9g}")  # a logarithm of that length has no further digits
+    mantissa = round(size) if not outwards else math.ceil(size) if outwards > 0 else math.floor(size)
+    if mantissa == 10:
+        mantissa, exponent = 1, exponent + 1
+    return ten_to(exponent) if mantissa == 1 else f"{mantissa}·{ten_to(exponent)}"
 
 
 def readable(text: str) -> str:
-    """Powers of ten with broken or long exponents, as sentences of records have them, for people: 10^8,528.9 is 8·10⁸⁵²⁸.
+    """Powers of ten as sentences of records have them, for people: 10^8,528.9 is 8·10⁸⁵²⁸, and 7.3e+04 is 7.3·10⁴.
 
-    What is large is rounded up and what is small down, as bounds on constants and on rates are.
+    Of broken exponents, what is large is rounded up and what is small down, as bounds on constants and on rates are.
     """
-    return _POWER.sub(_person, text)
+    text = _POWER.sub(_person, text)
+    return _SCIENTIFIC.sub(lambda number: f"{number[1]}·{ten_to(int(number[2]))}", text)
 
 
 def _person(power: re.Match[str]) -> str:

@@ -6,17 +6,23 @@
 
   const box = name => get("figure-" + name);
   const heading = name => box(name).closest("figure")?.querySelector("h3")?.textContent || "Ψ and its five parts";
-  const draw = name => { if (box(name)?.clientWidth) Plot.draw(box(name), figures[name], heading(name)); };
+  const draw = (name, most) => { if (box(name)?.clientWidth) Plot.draw(box(name), figures[name], heading(name), most); };
   if (point) sliders();
   const seen = new ResizeObserver(entries => entries.forEach(one => draw(one.target.id.replace("figure-", ""))));
-  Object.keys(figures).filter(box).forEach(name => { draw(name); seen.observe(box(name)); });
-  addEventListener("beforeprint", () => document.querySelectorAll("details").forEach(one => { one.open = true; }));
+  const drawAll = most => Object.keys(figures).forEach(name => draw(name, most));
+  drawAll();
+  Object.keys(figures).filter(box).forEach(name => seen.observe(box(name)));
+  addEventListener("beforeprint", () => {
+    document.querySelectorAll("details").forEach(one => { one.open = true; });
+    drawAll(640);  // pixels across a sheet of paper
+  });
+  addEventListener("afterprint", () => drawAll());
 
   // The first time a word of the glossary stands on the page, it is explained where the pointer rests.
   const words = new Map([...document.querySelectorAll("#words dt")].map(one => [one.textContent, one.nextElementSibling.textContent]));
   const spots = document.querySelectorAll(".headline, .findings p, th, .note, figcaption");
   for (const [word, meaning] of words) {
-    const pattern = new RegExp(`(?<![\\p{L}\\p{N}_])${word.replace(/[.*+?^${}()|[\]\\]/g, "\\$&")}(?![\\p{L}\\p{N}_])`, "u");
+    const pattern = new RegExp(`(?<![\\p{L}\\p{N}_'’])${word.replace(/[.*+?^${}()|[\]\\]/g, "\\$&")}(?![\\p{L}\\p{N}_*])`, "u");
     explain: for (const spot of spots) {
       const texts = document.createTreeWalker(spot, NodeFilter.SHOW_TEXT);
       while (texts.nextNode()) {

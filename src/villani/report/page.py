@@ -76,7 +76,7 @@ def render(title: str, subtitle: str, sections: Sequence[Section], records: Sequ
     }
     packed = _packed(records)
     content = {
-        "title": title, "subtitle": subtitle, "answer": readable(sections[0].headline) if sections else "",
+        "title": title, "subtitle": subtitle, "answer": readable(_first(sections[0].headline)[0]) if sections else "",
         "parts": parts, "live": Markup(live),
         "steps": [_marked(step) for step in dict.fromkeys(chain.from_iterable(s.steps for s in sections))],
         "limits": [*dict.fromkeys(chain.from_iterable(s.limits for s in sections))],
@@ -120,15 +120,22 @@ def _part(index: int, section: Section, sliders: bool) -> dict[str, Any]:
     ]  # fmt: skip
     shown = [p for p in pictures if p["name"] not in ("parts", "constants")]
     lead = [p for p in shown if p["name"].startswith(("side", "truth"))] or shown[: 0 if sliders else 1]
+    answer, more = _first(section.headline)
     findings = [(title, text) for title, text in section.findings.items() if text]
     return {
         "all": pictures if sliders else [p for p in pictures if p["name"] != "parts"],
-        "headline": section.headline, "sliders": sliders, "lead": lead,
+        "headline": answer, "more": more, "sliders": sliders, "lead": lead,
         "findings": [pair for pair in findings if not isinstance(pair[0], Folded)],
         "pictures": [p for p in shown if p not in lead], "tables": Markup(section.tables),
         "theory": [pair for pair in findings if isinstance(pair[0], Folded)],
         "theory_pictures": [p for p in pictures if p["name"] == "constants"],
     }  # fmt: skip
+
+
+def _first(text: str) -> tuple[str, str]:
+    """The first sentence, and the rest."""
+    first, mark, rest = re.sub(r"\. (?=[A-Z])", ".\0", text, count=1).partition("\0")
+    return first, rest if mark else ""
 
 
 def _marked(step: str) -> Markup:

@@ -46,6 +46,14 @@ const Plot = (() => {
     return node;
   }
 
+  // In two lines, parted next to the middle, where one is too long; what is bold is then not.
+  function folded(text, room) {
+    if (wide(text) <= room) return text;
+    const plain = text.replace(/<\/?b>/g, ""), breaks = [...plain.matchAll(/[ .](?=\S)/g)].map(found => found.index + 1);
+    const at = breaks.sort((a, b) => Math.abs(a - plain.length / 2) - Math.abs(b - plain.length / 2))[0];
+    return at ? `${plain.slice(0, at)}<br>${plain.slice(at)}` : plain;
+  }
+
   function formatted(value, specification) {
     if (typeof value !== "number") return bare(value ?? "");
     const [, digits, kind] = specification?.match(/^\.(\d+)([fg])$/) ?? [];
@@ -130,8 +138,8 @@ const Plot = (() => {
   const each = (value, i, otherwise) => (Array.isArray(value) ? value[i] : value) ?? otherwise;
   const DASHES = {dash: "7 5", dot: "2 4"};
 
-  function draw(box, {data, layout}, title) {
-    const width = Math.max(Math.round(box.clientWidth), 240);
+  function draw(box, {data, layout}, title, most = Infinity) {
+    const width = Math.min(Math.max(Math.round(box.clientWidth), 240), most);
     if (box.dataset.width === String(width) && box.figure === data) return;
     box.dataset.width = width;
     box.figure = data;
@@ -176,7 +184,7 @@ const Plot = (() => {
       if (!cells) make(grid, "line", {x1: place, x2: place, y1: top, y2: bottom});
       if (i % sparse) return;
       if (slanted) {
-        write(ink, tick.text, {x: place, y: bottom + 14, "text-anchor": "end", transform: `rotate(-45 ${place} ${bottom + 14})`}, 130);
+        write(ink, tick.text, {x: place, y: bottom + 14, "text-anchor": "end", transform: `rotate(-45 ${place} ${bottom + 14})`}, Math.min(130, place / 0.71));
       } else {
         const half = wide(tick.text) / 2, anchor = place + half > width ? "end" : place - half < 0 ? "start" : "middle";
         write(ink, tick.text, {x: anchor === "end" ? width - 1 : anchor === "start" ? 1 : place, y: bottom + 17, "text-anchor": anchor});
@@ -188,7 +196,10 @@ const Plot = (() => {
       if (layout.yaxis.showgrid !== false && !cells && !bars) make(grid, "line", {x1: left, x2: left + inner, y1: place, y2: place});
       if (!labels.length || (i % dense && !y.words)) return;
       const lines = tick.text.split("<br>").length;
-      if (above) write(ink, tick.text.replace("<br>", " "), {x: left, y: place - (bars ? 15 : 11)}, inner);
+      if (above) {
+        const text = folded(tick.text.replace("<br>", " "), inner), more = text.includes("<br>") ? 12 : 0;
+        write(ink, text, {x: left, y: place - (bars ? 15 : 11) - more}, inner);
+      }
       else write(ink, tick.text, {x: left - 8, y: place + 4 - 7 * (lines - 1), "text-anchor": "end"}, left - 10);
     });
     for (const [a, to, line] of [[x, toX, p => ({x1: p, x2: p, y1: top, y2: bottom})], [y, toY, p => ({x1: left, x2: left + inner, y1: p, y2: p})]]) {
@@ -196,7 +207,7 @@ const Plot = (() => {
       if (a.settings.zeroline && zero >= Math.min(...a.range) && zero <= Math.max(...a.range)) make(grid, "line", {...line(to(0)), class: "zero"});
     }
     if (layout.xaxis.title?.text) write(ink, layout.xaxis.title.text, {x: left + inner / 2, y: height - 4, "text-anchor": "middle", class: "axis"}, width - 8);
-    if (layout.yaxis.title?.text) write(ink, `↑ ${layout.yaxis.title.text}`, {x: 2, y: 14, class: "axis"}, width - 4);
+    if (layout.yaxis.title?.text) write(ink, y.words || above ? layout.yaxis.title.text : `↑ ${layout.yaxis.title.text}`, {x: 2, y: 14, class: "axis"}, width - 4);
 
     // What is drawn.
     const clip = `clip${box.id}`;
@@ -277,10 +288,10 @@ const Plot = (() => {
     }
     for (const note of layout.annotations ?? []) {
       const at = note.xref === "x domain" ? left + note.x * inner : toX(x.log ? note.x : x.at(note.x));
-      const up = (note.yref === "y domain" ? top + (1 - note.y) * (bottom - top) : py(note.y)) - (note.yshift ?? 0) + (note.yref === "y domain" ? -3 : 4);
-      const long = wide(note.text), row = note.yshift !== undefined;
+      const up = (note.yref === "y domain" ? top + (1 - note.y) * (bottom - top) : py(note.y)) - (note.yshift ?? 0) + (note.yref === "y domain" ? -3 : note.yshift === undefined ? -6 : 4);
+      const row = note.yshift !== undefined, text = row ? folded(note.text, width - 4) : note.text, long = wide(text);
       const from = row ? 2 : Math.min(Math.max(note.xanchor === "right" ? at - long : at, 2), Math.max(width - long - 2, 2));
-      write(ink, note.text, {x: from, y: Math.max(up, 11)}, row ? width - 4 : width - from);
+      write(ink, text, {x: from, y: Math.max(up - (text === note.text ? 0 : 13), 11)}, row ? width - 4 : width - from);
     }
     if (layout.showlegend) legend(box, data);
     point(box, svg, points, width);
