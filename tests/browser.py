@@ -1,7 +1,4 @@
-"""Chromium without a window, over the DevTools protocol on two pipes: no driver, no port, and no network.
-
-`python -m tests.browser` makes `docs/figures/pages` (see `benchmarks/page_figures.py`).
-"""
+"""Chromium without a window, over the DevTools protocol on two pipes: no driver, no port, and no network."""
 
 import base64
 import json
@@ -27,7 +24,8 @@ class Browser:
         read, from_it = os.pipe()
         words = [
             program() or "chromium", "--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars",
-            "--disable-dev-shm-usage", "--disable-background-networking", "--disable-component-update", "--no-first-run",
+            "--disable-dev-shm-usage", "--disable-background-networking", "--disable-component-update",
+            "--no-first-run",
             f"--user-data-dir={profile}", "--remote-debugging-pipe",
         ]  # fmt: skip
         # The protocol is spoken on descriptors 3 and 4.
@@ -60,7 +58,9 @@ class Browser:
         message = {"id": self._number, "method": method, "params": parameters}
         if self._session:
             message["sessionId"] = self._session
-        os.write(self._write, json.dumps(message).encode() + b"\0") if len(json.dumps(message)) < 60_000 else self._long(message)
+        data = json.dumps(message).encode() + b"\0"
+        while data:
+            data = data[os.write(self._write, data) :]
         while (answer := self._next()).get("id") != self._number:
             pass
         if "error" in answer:
@@ -94,21 +94,14 @@ class Browser:
         """The whole page as WebP."""
         size = self.call("Page.getLayoutMetrics")["cssContentSize"]
         area = {"x": 0, "y": 0, "width": size["width"], "height": min(size["height"], most), "scale": 1}
-        image = self.call(
-            "Page.captureScreenshot", format="webp" if path.suffix == ".webp" else "png", clip=area, captureBeyondViewport=True,
-            **({"quality": quality} if path.suffix == ".webp" else {}),
-        )  # fmt: skip
+        how = {"format": "webp", "quality": quality} if path.suffix == ".webp" else {"format": "png"}
+        image = self.call("Page.captureScreenshot", clip=area, captureBeyondViewport=True, **how)
         path.write_bytes(base64.b64decode(image["data"]))
 
     def pdf(self, path: Path) -> None:
         """The page as it is printed."""
         made = self.call("Page.printToPDF", preferCSSPageSize=True, printBackground=False)
         path.write_bytes(base64.b64decode(made["data"]))
-
-    def _long(self, message: dict[str, Any]) -> None:
-        data = json.dumps(message).encode() + b"\0"
-        while data:
-            data = data[os.write(self._write, data) :]
 
     def _next(self) -> dict[str, Any]:
         while b"\0" not in self._rest:

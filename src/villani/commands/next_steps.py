@@ -30,7 +30,7 @@ STEPS = {
         "To vary one number: `--dimension 5,10,20`, or several values of `--weight-decay`.",
     ),
     "constants": (
-        "What was measured at the weights of a model, and not only from its shapes: `villani measure MODEL --text TEXT`.",
+        "To measure at the weights of a model, and not only by its shapes: `villani measure MODEL --text TEXT`.",
         "Whether the criteria behind such constants hold: `villani audit MODEL --text TEXT`.",
     ),
     "compare": (
@@ -41,5 +41,5 @@ STEPS = {
         "Where several λ cannot be told apart: more `--seeds`, or take the one that is convenient.",
         "What a trained model is certified to reach: `villani certify MODEL --text TEXT`.",
     ),
-    "study paper": ("Any number here can be had alone: `villani measure`, `audit`, `spectrum`, `converge`, `certify`.",),
+    "study paper": ("Every part can be run alone: `villani measure`, `audit`, `spectrum`, `converge` or `certify`.",),
 }  # fmt: skip

@@ -64,9 +64,7 @@ def sections(records: Sequence[Any], costs: Mapping[int, Cost]) -> list[Section]
             made.append(page.summary(own))
         for one in () if hasattr(page, "summary") else own:
             figures, limits = page.pictures(guarded(one)), [*page.limits(one)]
-            made.append(
-                Section(page.headline(one), page.findings(one), figures, page.tables(one), limits)
-            )
+            made.append(Section(page.headline(one), page.findings(one), figures, page.tables(one), limits))
         made[first:] = [replace(section, steps=STEPS.get(name, ())) for section in made[first:]]
     return made
 

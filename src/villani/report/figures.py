@@ -133,7 +133,7 @@ def rows(
 
 
 def ladder(rungs: Sequence[Rung], title: str) -> go.Figure:
-    """One number a row, the least on top, on a logarithmic scale; what lies far beyond stands as an arrow at its edge."""
+    """One number a row, the least on top, on a logarithmic scale; what lies far beyond is an arrow at its edge."""
     rungs = sorted(rungs, key=lambda rung: rung.log10)
     logs = _within([rung.log10 for rung in rungs])
     rungs = [

@@ -12,7 +12,7 @@ WORDS = {
     "Ψ": "‖∇F‖²/s − ΔF at a point: the quantity that condition (iv) says must grow without end as θ goes to infinity",
     "d_m": "how many parameters decay",
     "mθ": "the parameters that decay; the others are replaced by 0",
-    "tr ∇²L": "the sum of all eigenvalues of the loss's matrix of second derivatives: its curvature, all directions together",
+    "tr ∇²L": "the sum of the eigenvalues of the loss's second derivatives: its curvature, all directions together",
     "‖∇L‖²": "the squared length of the loss's gradient",
     "Villani function": "a function with four properties, (i) to (iv), from which the preprint derives its guarantees",
     "(i)": "F is smooth",

@@ -80,7 +80,7 @@ def format_plain(value: float | None, specification: str) -> str:
 
 
 def format_power(log10: float, outwards: int = 0) -> str:
-    """10^`log10` beyond floats as 8·10⁸⁵²⁸; `outwards` is 1 for an upper bound, −1 for a lower one, 0 for the nearest."""
+    """10^`log10` beyond floats as 8·10⁸⁵²⁸; `outwards` is 1 for an upper bound, −1 for a lower one, else 0."""
     if not math.isfinite(log10):
         return UNAVAILABLE
     if abs(log10) >= 1e6:

@@ -70,7 +70,7 @@ def render(title: str, subtitle: str, sections: Sequence[Section], records: Sequ
     live, point = next(((s.live, s.point) for s in sections if s.point), ("", None))
     parts = [_part(i, section, point is not None and section.point is point) for i, section in enumerate(sections)]
     figures = {
-        picture["id"]: drawn(_rounded(json.loads(picture["figure"].to_json())))
+        picture["id"]: drawn(rounded(json.loads(picture["figure"].to_json())))
         for part in parts
         for picture in part["all"]
     }
@@ -143,13 +143,13 @@ def _marked(step: str) -> Markup:
     return Markup(re.sub(r"`([^`]*)`", r"<code>\1</code>", html(step)))
 
 
-def _rounded(value: Any) -> Any:
+def rounded(value: Any) -> Any:
     """Plain JSON values with fewer digits."""
     if isinstance(value, float):
         return float(f"{value:.{_DIGITS}g}")
     if isinstance(value, list):
-        return [_rounded(one) for one in value]
-    return {key: _rounded(one) for key, one in value.items()} if isinstance(value, dict) else value
+        return [rounded(one) for one in value]
+    return {key: rounded(one) for key, one in value.items()} if isinstance(value, dict) else value
 
 
 def _packed(records: Sequence[Any]) -> str:

@@ -50,7 +50,8 @@ def orbit(walk: Sequence[StepRecord], temperature: float, own: OrbitRecord | Non
 def failure(orbit: OrbitRecord, above: float, temperature: float) -> Picture:
     """Title, figure and caption of what Ψ comes to far out on an orbit, at an s where it falls and at the audit's.
 
-    Of Ψ_s(θ_R), R^(2k) times (λ²‖mA‖² + ‖∇_B L‖²)/s − Δ_B L is left as R grows, where B shrinks by R^−k (THEORY.md §2.2).
+    Of Ψ_s(θ_R), R^(2k) times (λ²‖mA‖² + ‖∇_B L‖²)/s − Δ_B L is left as R grows, where B shrinks by R^−k (THEORY.md
+    §2.2).
     """
     fails = _above(above)
     squares = orbit.threshold.norm_squared + orbit.threshold.gradient_norm_squared.value
@@ -66,7 +67,7 @@ def failure(orbit: OrbitRecord, above: float, temperature: float) -> Picture:
     traces = [
         line(
             places, map(up, heights), f"s = {format_number(s)}, {styles[s][2]}", styles[s][0], dash=styles[s][1],
-            text=[f"R = {w}, s = {format_number(s)}: {format_number(y, 3)}" for w, y in zip(words, heights, strict=True)],
+            text=[f"R = {w}, s = {s:g}: {format_number(y, 3)}" for w, y in zip(words, heights, strict=True)],
         )
         for s, heights in series.items()
     ]  # fmt: skip

@@ -134,7 +134,8 @@ _RAYS_CAPTION = "Ψ at θ + r·u; bars are intervals. The same λ, s, model and 
 _THRESHOLDS = "Above which s does (iv) fail?"
 _THRESHOLDS_CAPTION = (
     "s* of the orbits; a bar reaches up to its confidence bound, (iv) is refuted for every s to the right of it. "
-    "Green: confirmed on fresh groups, with a bound; hollow and grey: without a bound, or screened only, and no evidence."
+    "Green: confirmed on fresh groups, with a bound; hollow and grey: without a bound, or screened only, and no "
+    "evidence."
 )
 _RAY_CAPTION = "Each part of Ψ by itself; the data-dependent part is Ψ − λ²‖mθ‖²/s + λ·d_m."
 _LIMITS = (

@@ -30,9 +30,8 @@ CRITERIA = {
 _LISTED = 40  # rows of a table
 _NAMED = 4  # tensors in a cell
 _ORBITS: Columns = {
-    "orbit": "name", "theorem": "theorem",
-    "evidence": lambda o: "fresh groups" if bounded(o) else muted("none: no bound" if o.confirmed else "none: screened"),
-    "s* (bound)": lambda o: threshold_words(o.threshold) if bounded(o) else muted(threshold_words(o.threshold)), "‖∇_B L‖²": "threshold.gradient_norm_squared",
+    "orbit": "name", "theorem": "theorem", "evidence": lambda o: _seen(o, _evidence(o)),
+    "s* (bound)": lambda o: _seen(o, threshold_words(o.threshold)), "‖∇_B L‖²": "threshold.gradient_norm_squared",
     "Δ_B L": "threshold.laplacian", "λ²‖mA‖²": lambda o: format_number(o.threshold.norm_squared, 4),
     "directions of noise": lambda o: format_number(o.threshold.directions, 2),
     "θ": lambda o: ", ".join(o.moved) or "the given θ",
@@ -182,6 +181,15 @@ def threshold_words(threshold: ThresholdRecord) -> str:
     if threshold.upper is None:
         return f"{value} (no bound)"
     return f"{value} (up to rounding)" if threshold.level == 1 else f"{value} (< {upper(threshold.upper, 3)})"
+
+
+def _evidence(orbit: OrbitRecord) -> str:
+    return "fresh groups" if bounded(orbit) else "none: no bound" if orbit.confirmed else "none: screened"
+
+
+def _seen(orbit: OrbitRecord, text: str) -> str:
+    """As evidence looks, or as what is none."""
+    return text if bounded(orbit) else muted(text)
 
 
 def bounded(orbit: OrbitRecord) -> bool:

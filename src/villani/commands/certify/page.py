@@ -48,7 +48,7 @@ def headline(record: CertificateRecord) -> str:
     point, bound = best
     where = f"λ = {format_number(point.weight_decay)}"
     where += f", η = {format_number(point.learning_rate)}" if isinstance(point, PassPoint) else ""
-    against = "below guessing" if bound.value < record.log_vocabulary else "which guessing beats"
+    against = "below guessing" if bound.value < record.log_vocabulary else "no better than guessing"
     return (
         f"At most {upper(bound.value, places=3)} nats per token at {where}, with probability {1 - record.delta:g} "
         f"({bound.status}): {against}, which costs {record.log_vocabulary:.3f}."

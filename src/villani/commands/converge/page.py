@@ -181,8 +181,8 @@ def rates(rows: Sequence[RateRecord]) -> go.Figure:
     edge = min((row.log10 for row in rows if row.side != "at least"), default=-math.inf) - _REACH
     rungs = [
         Rung(
-            max(row.log10, edge), row.name, _rate(row).partition(" (")[0], row.verdict or row.status, STATUSES[row.status],
-            _SIDES[row.side][1], 2,
+            max(row.log10, edge), row.name, _rate(row).partition(" (")[0], row.verdict or row.status,
+            STATUSES[row.status], _SIDES[row.side][1], 2,
         )
         for row in sorted(rows, key=lambda row: row.log10)
     ]  # fmt: skip

@@ -18,7 +18,10 @@ SYMBOLS = {
     "C8": "star", "C9": "triangle-down", "truth": "diamond",
 }  # fmt: skip
 PREPRINT = "C8 is the preprint's formula read at β = 1, that is with βλ for λ. Nothing is ever derived from it."
-LEGEND = "Green is certified, blue statistical, amber estimated, grey as claimed, red refuted; an arrow at an edge: beyond the picture"
+LEGEND = (
+    "Green is certified, blue statistical, amber estimated, grey as claimed, red refuted; an arrow at an edge: beyond "
+    "the picture"
+)
 
 
 def ladder(constants: Sequence[ConstantRecord], marks: Mapping[str, float] | None = None) -> go.Figure:
