@@ -1,6 +1,7 @@
 """Chromium without a window, over the DevTools protocol on two pipes: no driver, no port, and no network."""
 
 import base64
+import fcntl
 import json
 import os
 import shutil
@@ -28,11 +29,18 @@ class Browser:
             "--no-first-run",
             f"--user-data-dir={profile}", "--remote-debugging-pipe",
         ]  # fmt: skip
-        # The protocol is spoken on descriptors 3 and 4.
-        shell = ["sh", "-c", f'exec "$@" 3<&{to_it} 4>&{from_it}', "sh", *words]
+        ends = [fcntl.fcntl(end, fcntl.F_DUPFD, 10) for end in (to_it, from_it)]
+
+        def speak() -> None:
+            """The protocol is spoken on descriptors 3 and 4."""
+            for place, end in zip((3, 4), ends, strict=True):
+                os.dup2(end, place)
+
         self._process = subprocess.Popen(
-            shell, pass_fds=(to_it, from_it), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            words, preexec_fn=speak, pass_fds=(3, 4), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
+        for end in ends:
+            os.close(end)
         os.close(to_it)
         os.close(from_it)
         self._write, self._read, self._rest = write, read, b""

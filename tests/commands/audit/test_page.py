@@ -92,7 +92,7 @@ def test_the_picture_shows_where_it_fails_beside_the_user_s_walk():
     assert [*pictures][:2] == ["side-fails", "side-orbit"]
     assert title.startswith("At s = 2:")
     fails, yours = figure.data
-    # s* = ‖∇_B L‖²/Δ_B L = 1/2: at s = 2 what is left of Ψ is (1/2 − 2)·R^(2k), which falls; at s = 0.001 it is 998·R^(2k).
+    # ‖∇_B L‖² = 1 and Δ_B L = 2: what is left of Ψ is (1/2 − 2)·R^(2k) at s = 2, and 998·R^(2k) at s = 0.001.
     assert all(later < earlier < 0 for earlier, later in zip(fails.y, fails.y[1:], strict=False))
     assert all(later > earlier > 0 for earlier, later in zip(yours.y, yours.y[1:], strict=False))
     assert fails.text[0].endswith(": −1.5")

@@ -59,7 +59,7 @@ def findings(record: AuditRecord | ReplayRecord) -> dict[str, str]:
         **{f"{name}: {one.verdict}": f"{_sentence(one.reason)}{_more(record, key)}" for key, (name, one) in criteria},
         Folded("What still holds without (iv)"): gap.text if gap else "",
         "Why rays look fine": _rays_words(record),
-        **{f"What would rescue (iv): {rescue.name}": rescue.text for rescue in record.rescues},
+        **{Folded(f"What would rescue (iv): {rescue.name}"): rescue.text for rescue in record.rescues},
         Folded("Constants"): constants.points[0].sentence if constants else "",
     }
 
