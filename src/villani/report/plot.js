@@ -160,7 +160,7 @@ const Plot = (() => {
     const widest = Math.max(0, ...labels.map(t => Math.max(...t.text.split("<br>").map(line => wide(line)))));
     const above = widest > 0.3 * width && !cells;
     const left = above ? 10 : Math.min(widest, 0.3 * width) + 12;
-    const right = bars || layout.margin.r > 40 ? 52 : 16;
+    const right = bars ? 52 : 16;
     const inner = width - left - right;
     const crowded = x.ticks.length * (Math.max(0, ...x.ticks.map(t => wide(t.text))) + 10) > inner * x.ticks.length / Math.max(x.ticks.length - 1, 1);
     const slanted = layout.xaxis.tickangle || (crowded && x.words);
