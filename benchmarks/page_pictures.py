@@ -13,6 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from tests.browser import Browser
+
 from villani.commands.pages import write_report
 
 FIGURES = Path(__file__).parents[1] / "docs" / "figures" / "pages"

@@ -5,6 +5,7 @@ Skipped where there is no Chromium. Where axe-core is installed (from the packag
 
 import json
 from importlib.util import find_spec
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -61,11 +62,18 @@ CUT = """[...document.querySelectorAll('.chart text')].filter(text => {
   const own = text.getBoundingClientRect(), all = text.ownerSVGElement.getBoundingClientRect();
   return own.left < all.left - 1.5 || own.right > all.right + 1.5;
 }).map(text => text.textContent)"""
+WIDER = """[...document.querySelectorAll('.scroll')]
+  .filter(box => box.firstElementChild.offsetWidth > box.clientWidth + 1).length"""
+BOXES = """[...document.querySelectorAll('.scroll')]
+  .map(box => [box.tabIndex, box.getAttribute('aria-label').length])"""
+RULES = """axe.run().then(all =>
+  all.violations.map(one => [one.id, one.impact, one.nodes.map(node => node.html.slice(0, 90))]))"""
 SHARES = """[...document.querySelectorAll('.chart')].map(chart =>
   (chart.querySelector('clipPath rect').width.baseVal.value - 16) / chart.viewBox.baseVal.width)"""
 CONTRAST = """(() => {
   const channels = text => text.match(/[\\d.]+/g).map(Number);
-  const light = ([r, g, b]) => [r, g, b].map(c => c / 255).map(c => c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4)
+  const linear = c => c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4;
+  const light = colour => colour.slice(0, 3).map(c => linear(c / 255))
     .reduce((sum, c, i) => sum + c * [0.2126, 0.7152, 0.0722][i], 0);
   const behind = node => {
     for (let one = node; one; one = one.parentElement) {
@@ -76,7 +84,8 @@ CONTRAST = """(() => {
   };
   const poor = {};
   for (const node of document.querySelectorAll('main *')) {
-    if (![...node.childNodes].some(one => one.nodeType === 3 && one.data.trim()) || !node.getClientRects().length) continue;
+    const own = [...node.childNodes].some(one => one.nodeType === 3 && one.data.trim());
+    if (!own || !node.getClientRects().length) continue;
     const style = getComputedStyle(node), svg = node.closest('svg');
     const front = channels(svg ? style.fill : style.color);
     const [a, b] = [light(front), light(behind(svg ? svg.parentElement : node))].sort((a, b) => b - a);
@@ -111,9 +120,7 @@ def test_axe_finds_nothing(browser, pages):
         browser.open(page, 390)
         browser.evaluate(OPEN)
         browser.evaluate(axe + ";0")
-        violations = browser.evaluate(
-            "axe.run().then(all => all.violations.map(one => [one.id, one.impact, one.nodes.map(n => n.html.slice(0, 90))]))"
-        )
+        violations = browser.evaluate(RULES)
         assert violations == [], name
 
 
@@ -124,10 +131,8 @@ def test_headings_do_not_skip_a_level_and_boxes_that_scroll_can_be_reached(brows
         levels = browser.evaluate("[...document.querySelectorAll('h1, h2, h3')].map(one => Number(one.tagName[1]))")
         assert levels[0] == 1, name
         assert levels.count(1) == 1, name
-        assert all(after <= before + 1 for before, after in zip(levels, levels[1:], strict=False)), name
-        boxes = browser.evaluate(
-            "[...document.querySelectorAll('.scroll')].map(box => [box.tabIndex, box.getAttribute('aria-label').length])"
-        )
+        assert all(after <= before + 1 for before, after in pairwise(levels)), name
+        boxes = browser.evaluate(BOXES)
         assert boxes, name
         assert all(index == 0 and label > len("table of ") for index, label in boxes), name
 
@@ -140,7 +145,7 @@ def test_sliders_say_their_value_and_an_address_keeps_it(browser, pages):
     assert browser.evaluate(read) == "λ = 0.5"
     before = browser.evaluate("document.getElementById('figure-parts').innerHTML")
     browser.evaluate(
-        "(() => { const one = document.getElementById('decay'); one.value = 2; one.dispatchEvent(new Event('input')); })()"
+        "(one => { one.value = 2; one.dispatchEvent(new Event('input')); })(document.getElementById('decay'))"
     )
     assert browser.evaluate(read) == "λ = 2"
     assert browser.evaluate("location.hash") == "#decay=2&temperature=0.01"
@@ -155,7 +160,8 @@ def test_sliders_say_their_value_and_an_address_keeps_it(browser, pages):
 def test_what_is_downloaded_are_the_records(browser, pages, demo_run):
     browser.open(pages["demo"])
     browser.evaluate(
-        "window.saved = []; const make = URL.createObjectURL; URL.createObjectURL = blob => { saved.push(blob); return make(blob); };"
+        "window.saved = []; const make = URL.createObjectURL;"
+        "URL.createObjectURL = blob => { saved.push(blob); return make(blob); };"
         "HTMLAnchorElement.prototype.click = () => {}; document.getElementById('json').click();"
     )
     wait = "new Promise(done => setTimeout(done, 200)).then(() => saved.at(-1).text())"
@@ -176,8 +182,7 @@ def test_a_page_is_printed_whole(browser, pages, tmp_path):
         assert browser.evaluate("document.querySelectorAll('details:not([open])').length") == 0, name
         browser.open(page, 690)
         browser.call("Emulation.setEmulatedMedia", media="print")
-        wider = "[...document.querySelectorAll('.scroll')].filter(box => box.firstElementChild.offsetWidth > box.clientWidth + 1).length"
-        assert browser.evaluate(OPEN + wider) == 0, name
+        assert browser.evaluate(OPEN + WIDER) == 0, name
         browser.call("Emulation.setEmulatedMedia", media="")
 
 
