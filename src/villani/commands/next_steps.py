@@ -34,8 +34,8 @@ STEPS = {
         "Whether the criteria behind such constants hold: `villani audit MODEL --text TEXT`.",
     ),
     "compare": (
-        "Where a difference cannot be told apart from 0: measure both with more `--groups` and the same `--seed`, so "
-        "that they share their groups.",
+        "Where a difference cannot be told apart from 0: measure both again on more groups of the same seed, which are "
+        "then compared in pairs: `villani measure MODEL --groups 64 --seed 0`.",
     ),
     "recommend": (
         "Where several λ cannot be told apart: more `--seeds`, or take the one that is convenient.",

@@ -1,6 +1,6 @@
 """Numbers for people: rounded by their own error. Machines read the raw ones in `records.json`.
 
-The page does the same rounding in JavaScript (`template.html`); `tests/report` holds the two together.
+The page does the same rounding in JavaScript (`numbers.js`); `tests/report` holds the two together.
 """
 
 import math
@@ -8,7 +8,7 @@ import re
 from collections.abc import Sequence
 from decimal import ROUND_CEILING, ROUND_FLOOR, ROUND_HALF_EVEN, Decimal
 
-from villani.outwards import UNAVAILABLE, decimal, lower, plain, ten_to, upper
+from villani.outwards import UNAVAILABLE, decimal, lower, lower_power, plain, ten_to, upper, upper_power
 
 BEYOND = 300  # powers of ten that no float holds
 _POWER = re.compile(r"(?<![\w^.])10\^([−-]?)(\d[\d,]*\.\d+|\d{1,3}(?:,\d{3})+)(?![\d^])")  # in sentences of records
@@ -84,7 +84,7 @@ def format_power(log10: float, outwards: int = 0) -> str:
     if not math.isfinite(log10):
         return UNAVAILABLE
     if abs(log10) >= 1e6:
-        return f"10^({format_number(log10, 3)})"
+        return lower_power(log10, 3) if outwards < 0 else upper_power(log10, 3)
     exponent = math.floor(log10)
     size = float(f"{10.0 ** (log10 - exponent):.9g}")  # a logarithm of that length has no further digits
     mantissa = round(size) if not outwards else math.ceil(size) if outwards > 0 else math.floor(size)
