@@ -18,7 +18,7 @@ from villani.commands.pages import write_report
 
 FIGURES = Path(__file__).parents[1] / "docs" / "figures" / "pages"
 LOOKS = {"desktop": (1280, False), "phone": (390, False), "dark": (1280, True), "print": (690, False)}
-TALL = {"desktop": 1900, "phone": 2600, "dark": 1900, "print": 1900}  # pixels of a picture, at most
+TALL = {"desktop": 1250, "phone": 1700, "dark": 1250, "print": 1000}  # pixels of a picture, at most
 
 
 def look(browser: Browser, run: Path, folder: Path) -> None:
@@ -35,7 +35,7 @@ def look(browser: Browser, run: Path, folder: Path) -> None:
         if name == "print":
             browser.call("Emulation.setEmulatedMedia", media="print")
             browser.evaluate("document.querySelectorAll('details').forEach(one => { one.open = true; })")
-        browser.picture(FIGURES / f"{run.name}-{name}.webp", quality=55, most=TALL[name])
+        browser.picture(FIGURES / f"{run.name}-{name}.webp", quality=42, most=TALL[name])
         browser.call("Emulation.setEmulatedMedia", media="")
         found[name] = (browser.evaluate("document.documentElement.scrollWidth - innerWidth"), len(browser.errors))
     over, errors = (max(one[k] for one in found.values()) for k in (0, 1))

@@ -133,7 +133,9 @@ def test_the_picture_shows_every_constant_and_points_to_what_is_too_far(tmp_path
     assert figure.layout.xaxis.title.text == "weight decay λ"
     assert figure.layout.xaxis.type == "log"
     own = sorted(c.log10 for c in record.points[0].constants)
-    assert ladder(record.points[0].constants).data[0].x[:-1] == tuple(own[:-1])
+    near = [log10 for log10 in own if log10 < 30]  # what is further stands as an arrow at the edge
+    assert ladder(record.points[0].constants).data[0].x[: len(near)] == tuple(near)
+    assert len(near) < len(own)
 
 
 def test_the_reference_values_as_json(villani, monkeypatch, tmp_path):
