@@ -22,7 +22,6 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from villani.report.elements import Folded, Markup, html
 from villani.report.glossary import words_of
-from villani.report.numbers import readable
 from villani.report.plain import drawn, written
 
 Picture = tuple[str, go.Figure | None, str]  # title, figure if there is one, caption
@@ -76,7 +75,7 @@ def render(title: str, subtitle: str, sections: Sequence[Section], records: Sequ
     }
     packed = _packed(records)
     content = {
-        "title": title, "subtitle": subtitle, "answer": readable(_first(sections[0].headline)[0]) if sections else "",
+        "title": title, "subtitle": subtitle, "answer": _first(sections[0].headline)[0] if sections else "",
         "parts": parts, "live": Markup(live),
         "steps": [_marked(step) for step in dict.fromkeys(chain.from_iterable(s.steps for s in sections))],
         "limits": [*dict.fromkeys(chain.from_iterable(s.limits for s in sections))],
@@ -104,7 +103,7 @@ def _own(name: str) -> str:
 @functools.cache
 def _environment() -> Environment:
     made = Environment(loader=PackageLoader("villani.report", ""), autoescape=True, undefined=StrictUndefined)
-    made.finalize = lambda value: readable(value) if type(value) is str else value
+    made.finalize = lambda value: Markup(html(value)) if type(value) is str else value
     return made
 
 

@@ -74,7 +74,7 @@ const Plot = (() => {
     const names = words ? [...new Set([...(settings.categoryarray ?? []), ...values.filter(known).map(String)])] : [];
     const at = value => words ? names.indexOf(String(value)) : log ? Math.log10(value) : Number(value);
     let range = settings.range?.slice();
-    if (!range && words) range = [-0.5, names.length - 0.5];
+    if (!range && words) range = [-0.5, Math.max(names.length, 1) - 0.5];
     if (!range) {
       const all = [...values, ...ends].filter(known).map(at).filter(Number.isFinite);
       if (settings.rangemode === "tozero" && !log) all.push(0);
