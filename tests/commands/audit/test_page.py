@@ -91,12 +91,14 @@ def test_the_picture_shows_where_it_fails_beside_the_user_s_walk():
     title, figure, caption = pictures["side-fails"]
     assert [*pictures][:2] == ["side-fails", "side-orbit"]
     assert title.startswith("At s = 2:")
-    fails, yours = figure.data
+    yours, fails = figure.data
     # ‖∇_B L‖² = 1 and Δ_B L = 2: what is left of Ψ is (1/2 − 2)·R^(2k) at s = 2, and 998·R^(2k) at s = 0.001.
     assert all(later < earlier < 0 for earlier, later in zip(fails.y, fails.y[1:], strict=False))
     assert all(later > earlier > 0 for earlier, later in zip(yours.y, yours.y[1:], strict=False))
-    assert fails.text[0].endswith(": −1.5")
-    assert yours.text[0].endswith(": 998")
+    # With the bound 3/4 of s* in place of 1/2: 2·(0.375 − 1), still below 0, and 2·(750 − 1).
+    assert fails.text[0].endswith(": −1.5, at most −1.25")
+    assert yours.text[0].endswith(": 998, at most 1498")
+    assert all(y + bar < 0 for y, bar in zip(fails.y, fails.error_y.array, strict=True))
     assert "s* = 0.5" in caption
     assert "side-fails" not in failing(2.0, 0.75).pictures or failing(2.0, 0.75).pictures["side-fails"] is None
 

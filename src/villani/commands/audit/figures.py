@@ -8,7 +8,7 @@ import plotly.graph_objects as go
 
 from villani.commands.audit.record import OrbitRecord, RayRecord, StepRecord
 from villani.commands.audit.tables import bounded, threshold_words
-from villani.outwards import upper
+from villani.outwards import ten_to, upper
 from villani.report.colours import NEGATIVE, POSITIVE, REMAINDER, TOTAL, UNRESOLVED
 from villani.report.estimates import uncertain
 from villani.report.figures import LEGEND, SignedLog, curve, error_bars, line, rows, themed
@@ -50,32 +50,40 @@ def orbit(walk: Sequence[StepRecord], temperature: float, own: OrbitRecord | Non
 def failure(orbit: OrbitRecord, above: float, temperature: float) -> Picture:
     """Title, figure and caption of what Ψ comes to far out on an orbit, at an s where it falls and at the audit's.
 
-    Of Ψ_s(θ_R), R^(2k) times (λ²‖mA‖² + ‖∇_B L‖²)/s − Δ_B L is left as R grows, where B shrinks by R^−k (THEORY.md
-    §2.2).
+    Of Ψ_s(θ_R), Δ_B L·(s*/s − 1)·R^(2k) is left as R grows, where B shrinks by R^−k (THEORY.md §2.2). It may be as
+    large as with the confidence bound of s* in place of s*: so far bars reach, and below 0 where (iv) is refuted.
     """
-    fails = _above(above)
-    squares = orbit.threshold.norm_squared + orbit.threshold.gradient_norm_squared.value
+    fails, own, power = _above(above), orbit.threshold, 2 * orbit.down
     scales = [step.scale for step in orbit.walk] or [2.0**k for k in range(5)]
     places, words = [math.log2(scale) for scale in scales], [f"{scale:g}" for scale in scales]
-    series = {
-        s: [(squares / s - orbit.threshold.laplacian.value) * scale ** (2 * orbit.down) for scale in scales]
-        for s in (fails, temperature)
-    }
-    values = [value for heights in series.values() for value in heights]
+    styles = {temperature: (UNRESOLVED, "dash", "yours"), fails: (NEGATIVE, "solid", "fails")}
+    heights = {
+        s: [
+            tuple(own.laplacian.value * ((end or 0.0) / s - 1) * scale**power for end in (own.value, own.upper))
+            for scale in scales
+        ]
+        for s in styles
+    }  # fmt: skip
+    values = [value for pairs in heights.values() for pair in pairs for value in pair]
     up = SignedLog(max(map(abs, values)))
-    styles = {fails: (NEGATIVE, "solid", "fails"), temperature: (UNRESOLVED, "dash", "yours")}
     traces = [
         line(
-            places, map(up, heights), f"s = {format_number(s)}, {styles[s][2]}", styles[s][0], dash=styles[s][1],
-            text=[f"R = {w}, s = {s:g}: {format_number(y, 3)}" for w, y in zip(words, heights, strict=True)],
+            places, [up(value) for value, _ in heights[s]], f"s = {format_number(s)}, {name}", colour, dash=dash,
+            error_y=error_bars([0.0] * len(scales), [up(most) - up(value) for value, most in heights[s]], colour),
+            text=[
+                f"R = {word}, s = {format_number(s)}: {format_number(value, 3)}, at most {upper(most, 3)}"
+                for word, (value, most) in zip(words, heights[s], strict=True)
+            ],
         )
-        for s, heights in series.items()
+        for s, (colour, dash, name) in styles.items()
     ]  # fmt: skip
     across = {"title": "scale R", "tickvals": places, "ticktext": words}
     figure = themed(traces, 430, across, {"title": "leading part of Ψ", "zeroline": True, **up.ticks(values)}, LEGEND)
     caption = (
-        f"What Ψ comes to as R grows, R^{2 * orbit.down}·((λ²‖mA‖² + ‖∇_B L‖²)/s − Δ_B L), from what was measured at "
-        f"R = 1 on the orbit {orbit.name}. Its sign turns at s* = {threshold_words(orbit.threshold)}."
+        f"What Ψ comes to as R grows, Δ_B L·(s*/s − 1)·{ten_to(power).replace('10', 'R')}, from what was measured at "
+        f"R = 1 on the orbit {orbit.name}: s* = {threshold_words(own)}. Bars reach as far as the confidence bound of s* "
+        f"allows: below 0 at s = {format_number(fails)}, and above it at s = {format_number(temperature)}, where "
+        "nothing is decided."
     )
     return f"At s = {format_number(fails)}: Ψ falls without end", figure, caption
 
