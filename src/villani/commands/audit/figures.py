@@ -81,8 +81,8 @@ def failure(orbit: OrbitRecord, above: float, temperature: float) -> Picture:
     figure = themed(traces, 430, across, {"title": "leading part of Ψ", "zeroline": True, **up.ticks(values)}, LEGEND)
     caption = (
         f"What Ψ comes to as R grows, Δ_B L·(s*/s − 1)·{ten_to(power).replace('10', 'R')}, from what was measured at "
-        f"R = 1 on the orbit {orbit.name}: s* = {threshold_words(own)}. Bars reach as far as the confidence bound of s* "
-        f"allows: below 0 at s = {format_number(fails)}, and above it at s = {format_number(temperature)}, where "
+        f"R = 1 on the orbit {orbit.name}: s* = {threshold_words(own)}. Bars reach as far as the bound of s* allows: "
+        f"below 0 at s = {format_number(fails)}, and above it at s = {format_number(temperature)}, where "
         "nothing is decided."
     )
     return f"At s = {format_number(fails)}: Ψ falls without end", figure, caption
