@@ -34,7 +34,8 @@ def point(decay, path=None, chain=None, refusals=()):
 def test_the_least_bound_of_all_is_the_one_that_is_explained(points, best):
     section = told(made(CertificateRecord, points=points, sentence="The best of them."))
     least = min(b.value for p in points for b in (p.path, p.chain) if b)
-    assert section.headline.startswith(f"At most {least:.3f} nats per token at λ = {best.split()[-1]}, ")
+    where = f"λ = {best.split()[-1]}"
+    assert section.headline.startswith(f"On this text the risk is at most {least:.3f} nats per token at {where}, ")
     assert section.findings["In full"] == "The best of them."
     assert section.findings["What the predictor is"].startswith(f"Predictor {best}")
     assert section.findings["What the bound is about"] == f"About {best}."

@@ -50,8 +50,8 @@ def headline(record: CertificateRecord) -> str:
     where += f", η = {format_number(point.learning_rate)}" if isinstance(point, PassPoint) else ""
     against = "below guessing" if bound.value < record.log_vocabulary else "no better than guessing"
     return (
-        f"At most {upper(bound.value, places=3)} nats per token at {where}, with probability {1 - record.delta:g} "
-        f"({bound.status}): {against}, which costs {record.log_vocabulary:.3f}."
+        f"On this text the risk is at most {upper(bound.value, places=3)} nats per token at {where}, with probability "
+        f"{1 - record.delta:g} ({bound.status}): {against}, which costs {record.log_vocabulary:.3f}."
     )
 
 
