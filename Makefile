@@ -26,10 +26,12 @@ docs: .venv/documented
 	touch $@
 
 # curvlinops, an independent oracle for tests, comes without its dependencies: one of them asks for torchvision, which
-# would replace the pinned torch. What it really imports is in the `test` extra.
+# would replace the pinned torch. What it really imports is in the `test` extra. Of axe-playwright-python only axe-core, a
+# file of JavaScript, is used: pages are examined in the Chromium of the machine, without playwright.
 .venv/tested: .venv/installed
 	$(PIP) install --quiet --constraint constraints.txt --editable '.[test]'
 	$(PIP) install --quiet --constraint constraints.txt --no-deps curvlinops-for-pytorch backpack-for-pytorch
+	$(PIP) install --quiet --constraint constraints.txt --no-deps axe-playwright-python
 	touch $@
 
 .venv/documented: .venv/installed

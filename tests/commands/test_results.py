@@ -24,6 +24,7 @@ from villani import Estimate, InputError
 from villani.commands.content import read_records
 from villani.commands.measure.settings import MeasureSettings
 from villani.commands.running import execute
+from villani.report.page import rounded
 from villani.statistics import exact
 from villani.theory.comparison import compare, model_constants
 from villani.theory.constants import exact_quadratic, preprint
@@ -176,7 +177,7 @@ def test_the_picture_is_the_page_s_own(results, tmp_path):
     text = (tmp_path / "page.html").read_text(encoding="utf-8")
     data = json.loads(text.split('type="application/json"')[1].split(">", 1)[1].split("</script>")[0])
     for name, figure in data["figures"].items():
-        assert json.loads(results["audit"].plot(name).to_json())["data"] == figure["data"]
+        assert rounded(json.loads(results["audit"].plot(name).to_json())["data"]) == figure["data"]
 
 
 def test_several_results_share_a_page(results, tmp_path):

@@ -2,7 +2,14 @@ import math
 
 import pytest
 
-from villani.report.numbers import format_count, format_interval, format_number, format_uncertain
+from villani.report.numbers import (
+    format_count,
+    format_interval,
+    format_number,
+    format_power,
+    format_uncertain,
+    readable,
+)
 
 
 @pytest.mark.parametrize(
@@ -55,3 +62,28 @@ def test_format_interval(low, high, text):
 @pytest.mark.parametrize(("count", "text"), [(0, "0 groups"), (1, "1 group"), (2048, "2,048 groups")])
 def test_format_count_has_a_singular(count, text):
     assert format_count(count, "group") == text
+
+
+@pytest.mark.parametrize(
+    ("log10", "way", "text"),
+    [
+        (8528.89, 0, "8·10⁸⁵²⁸"), (8528.89, 1, "8·10⁸⁵²⁸"), (8528.89, -1, "7·10⁸⁵²⁸"), (-4000.3, -1, "5·10⁻⁴⁰⁰¹"),
+        (500.0, 1, "10⁵⁰⁰"), (500.99, 1, "10⁵⁰¹"), (math.inf, 1, "—"), (7.17e9, 1, "10^(7.17·10⁹)"),
+    ],
+)  # fmt: skip
+def test_powers_beyond_floats_have_one_digit_rounded_outwards(log10, way, text):
+    """10^0.89 = 7.76; 10^−4000.3 = 10^0.7 · 10^−4001 = 5.01 · 10^−4001."""
+    assert format_power(log10, way) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("at most 10^8,528.9, for", "at most 8·10⁸⁵²⁸, for"), ("a gap of 10^-43.5 to", "a gap of 3·10⁻⁴⁴ to"),
+        ("it would take λ = 10^8,531,192: the", "it would take λ = 10^(8.54·10⁶): the"),
+        ("takes 7.32e+04 times", "takes 7.32·10⁴ times"), ("by 9.46e-06 nats", "by 9.46·10⁻⁶ nats"),
+        ("L = x^10 + 10^2 and 10^5", "L = x^10 + 10^2 and 10^5"), ("sha 3e10, v1.2e+03x", "sha 3e10, v1.2e+03x"),
+    ],
+)  # fmt: skip
+def test_sentences_of_records_have_powers_that_people_read(text, shown):
+    assert readable(text) == shown

@@ -30,11 +30,8 @@ def embedded(page):
 
 
 def ours(page):
-    """The page without plotly.js, which is not ours to check."""
-    from plotly.offline import get_plotlyjs
-
-    assert page.count(get_plotlyjs()) == 1
-    return page.replace(get_plotlyjs(), "")
+    """The page without the name of SVG's elements, which is no address that anything is fetched from."""
+    return page.replace('"http://www.w3.org/2000/svg"', '""')
 
 
 def node(page, expression):
@@ -170,7 +167,7 @@ def test_demo_shows_training_and_rays(demo_run, cost):
 def test_training_alone_is_a_page(demo_run, run_records):
     page = page_of(run_records, demo_run.records[0])
     assert "holds no measurement of Ψ yet" in page
-    assert '<section hidden id="sliders">' in page
+    assert 'id="sliders"' not in page
 
 
 def test_main_point_is_the_undisplaced_one(measurement_record, run_records):
@@ -228,7 +225,12 @@ def test_constants_are_shown_or_their_absence_explained(measurement_record, run_
     assert "At s = 0.001. Nothing measured here enters." in page
     assert "<td>11,305.1 more</td>" in page
     drawn = json.loads(embedded(page))["figures"]["constants"]
-    assert sorted(drawn["data"][0]["x"]) == pytest.approx([math.log10(0.005), math.log10(0.05), 3.5, 11308.6])
+    x, symbols = drawn["data"][0]["x"], drawn["data"][0]["marker"]["symbol"]
+    assert sorted(x) == pytest.approx(
+        [math.log10(0.005), math.log10(0.05), 3.5, 7.5]
+    )  # 10^11308.6 is beyond the picture
+    assert symbols[3] == "triangle-right"
+    assert "4·10¹¹³⁰⁸" in drawn["layout"]["annotations"][3]["text"]
     assert "No log-Sobolev constant is offered" in page_of(run_records, measurement_record(undecayed=2))
 
 
@@ -251,7 +253,7 @@ def test_page_needs_no_network(demo_run):
     page = ours(render(demo_run, {}))
     assert "http:" not in page
     assert "https:" not in page
-    assert not re.search(r"<(link|iframe|img)\b|\bsrc=|\bhref=|@import|url\(", page)
+    assert not re.search(r"<(link|iframe|img)\b|\bsrc=|\bhref=|@import|url\((?!#)", page)
     assert "default-src 'none'" in page
 
 

@@ -87,6 +87,18 @@ def test_a_folder_is_named_after_what_determines_it(tmp_path, monkeypatch):
     assert all(name.startswith("measure-a-b-c-1-") for name in names)
 
 
+@pytest.mark.parametrize(
+    ("about", "slug"),
+    [
+        ("builtin:tiny?layers=1&width=8&context=16&seed=3", "tiny-layers-1-width-8-context-16-seed-3"),
+        ("/home/someone/checkpoints/of-a-long-study/step-2000", "checkpoints-of-a-long-study-step-2000"),
+        ("x" * 60, "x" * 40), ("gpt2", "gpt2"),
+    ],
+)  # fmt: skip
+def test_the_name_of_a_folder_has_whole_words(about, slug):
+    assert default_name("recommend", about, {}).rsplit("-", 1)[0] == f"recommend-{slug}"
+
+
 def test_memory_counts_what_is_under_a_prefix():
     units = InMemory()
     units.put("a/1", {}, seconds=1.0, peak_memory_bytes=5)

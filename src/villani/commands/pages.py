@@ -1,12 +1,14 @@
 """The page of a run, from its records: each command tells of its own kinds, in the order in which they stand."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter
 
 from villani.commands.content import read_records
+from villani.commands.next_steps import STEPS
 from villani.commands.registry import command_for
 from villani.errors import InputError
 from villani.report.page import Section, render
@@ -44,7 +46,8 @@ def page(records: Any, costs: Mapping[int, Cost]) -> str:
         for record in records.records
         if getattr(record, "model", None)
     )
-    return render(records.title, " · ".join([*models, f"villani {records.villani}"]), sections(records.records, costs))
+    subtitle = " · ".join([*models, f"villani {records.villani}"])
+    return render(records.title, subtitle, sections(records.records, costs), records.records)
 
 
 def sections(records: Sequence[Any], costs: Mapping[int, Cost]) -> list[Section]:
@@ -54,16 +57,15 @@ def sections(records: Sequence[Any], costs: Mapping[int, Cost]) -> list[Section]
         if "cost" in type(record).model_fields:
             record = record.model_copy(update={"cost": costs.get(i)})
         belonging.setdefault(command_for(record).name, []).append(record)
-    made = []
-    for own in belonging.values():
-        page = command_for(own[0]).page
+    made: list[Section] = []
+    for name, own in belonging.items():
+        page, first = command_for(own[0]).page, len(made)
         if hasattr(page, "summary"):
             made.append(page.summary(own))
-            continue
-        for one in own:
-            figures = page.pictures(guarded(one))
-            limits = [*page.limits(one)]
+        for one in () if hasattr(page, "summary") else own:
+            figures, limits = page.pictures(guarded(one)), [*page.limits(one)]
             made.append(Section(page.headline(one), page.findings(one), figures, page.tables(one), limits))
+        made[first:] = [replace(section, steps=STEPS.get(name, ())) for section in made[first:]]
     return made
 
 

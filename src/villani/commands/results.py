@@ -168,7 +168,7 @@ def report(result: Any, path: str | os.PathLike[str]) -> Path:
     records: list[Any] = [r for one in results if not isinstance(one, Estimate) and (r := record_of(one))]
     models = dict.fromkeys(f"{r.model.spec} ({r.model.architecture})" for r in records if getattr(r, "model", None))
     names = dict.fromkeys(command_for(r).name for r in records) or {"in Python": None}
-    text = render(f"villani {', '.join(names)}", " · ".join([*models, f"villani {version('villani')}"]), made)
+    text = render(f"villani {', '.join(names)}", " · ".join([*models, f"villani {version('villani')}"]), made, records)
     return _write(Path(path), text)
 
 

@@ -15,6 +15,7 @@ _BAR_COLOUR = "#7a8494"  # legible on light and dark
 DENSITY_FLOOR = 1e-6  # of the largest density: what is drawn below it would be noise of a few nodes
 LEGEND = {"orientation": "h", "y": -0.2, "x": 0}  # below the axis
 _BAND = "rgba(139,147,161,0.35)"
+_REACH = 30  # decades of a ladder; what is further stands at its edge
 _DECADES = 4  # of a signed logarithmic axis, either side of zero
 
 
@@ -132,9 +133,13 @@ def rows(
 
 
 def ladder(rungs: Sequence[Rung], title: str) -> go.Figure:
-    """One number a row, the least on top, on a logarithmic scale of any length."""
+    """One number a row, the least on top, on a logarithmic scale; what lies far beyond is an arrow at its edge."""
     rungs = sorted(rungs, key=lambda rung: rung.log10)
-    logs = [rung.log10 for rung in rungs]
+    logs = _within([rung.log10 for rung in rungs])
+    rungs = [
+        rung if rung.log10 == log else rung._replace(symbol=f"triangle-{'right' if rung.log10 > log else 'left'}")
+        for rung, log in zip(rungs, logs, strict=True)
+    ]
     labels = [f"{r.name}: <b>{r.value}</b>" + (f" ({r.remark})" if r.remark else "") for r in rungs]
     marker = {
         "size": 13, "color": [r.colour for r in rungs], "symbol": [r.symbol for r in rungs],
@@ -143,6 +148,13 @@ def ladder(rungs: Sequence[Rung], title: str) -> go.Figure:
     axis = {"title_text": title, "zeroline": False, **log_axis(min(logs), max(logs))}
     texts = [f"{r.name}: {r.value}" for r in rungs]
     return rows(logs, labels, texts, marker, 110 + 44 * len(rungs), axis, cliponaxis=False)
+
+
+def _within(logs: Sequence[float]) -> list[float]:
+    """Sorted logarithms, with those that are further than `_REACH` from the middle one moved to 4 beyond the others."""
+    middle = min(logs, key=lambda log: (abs(log) > _REACH, abs(log - logs[len(logs) // 2])))
+    near = [log for log in logs if abs(log - middle) <= _REACH]
+    return [min(max(log, near[0] - 4), near[-1] + 4) if log not in near else log for log in logs]
 
 
 def themed(

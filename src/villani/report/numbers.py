@@ -1,14 +1,18 @@
 """Numbers for people: rounded by their own error. Machines read the raw ones in `records.json`.
 
-The page does the same rounding in JavaScript (`template.html`); `tests/report` holds the two together.
+The page does the same rounding in JavaScript (`numbers.js`); `tests/report` holds the two together.
 """
 
 import math
+import re
 from collections.abc import Sequence
 from decimal import ROUND_CEILING, ROUND_FLOOR, ROUND_HALF_EVEN, Decimal
 
-from villani.outwards import UNAVAILABLE, decimal, lower, plain, ten_to, upper
+from villani.outwards import UNAVAILABLE, decimal, lower, lower_power, plain, ten_to, upper, upper_power
 
+BEYOND = 300  # powers of ten that no float holds
+_POWER = re.compile(r"(?<![\w^.])10\^([−-]?)(\d[\d,]*\.\d+|\d{1,3}(?:,\d{3})+)(?![\d^])")  # in sentences of records
+_SCIENTIFIC = re.compile(r"(?<![\w.])(\d(?:\.\d+)?)e([+-]\d{2,3})(?![\w.])")
 _MOST_DIGITS = 12  # an error this far below the value is shown beside it, not by rounding the value to it
 
 
@@ -73,6 +77,34 @@ def format_interval(low: float, high: float) -> str:
 def format_plain(value: float | None, specification: str) -> str:
     """`value` as Python's format specification has it; a dash if there is none."""
     return UNAVAILABLE if value is None else f"{value:{specification}}"
+
+
+def format_power(log10: float, outwards: int = 0) -> str:
+    """10^`log10` beyond floats as 8·10⁸⁵²⁸; `outwards` is 1 for an upper bound, −1 for a lower one, else 0."""
+    if not math.isfinite(log10):
+        return UNAVAILABLE
+    if abs(log10) >= 1e6:
+        return lower_power(log10, 3) if outwards < 0 else upper_power(log10, 3)
+    exponent = math.floor(log10)
+    size = float(f"{10.0 ** (log10 - exponent):.9g}")  # a logarithm of that length has no further digits
+    mantissa = round(size) if not outwards else math.ceil(size) if outwards > 0 else math.floor(size)
+    if mantissa == 10:
+        mantissa, exponent = 1, exponent + 1
+    return ten_to(exponent) if mantissa == 1 else f"{mantissa}·{ten_to(exponent)}"
+
+
+def readable(text: str) -> str:
+    """Powers of ten as sentences of records have them, for people: 10^8,528.9 is 8·10⁸⁵²⁸, and 7.3e+04 is 7.3·10⁴.
+
+    Of broken exponents, what is large is rounded up and what is small down, as bounds on constants and on rates are.
+    """
+    text = _POWER.sub(_person, text)
+    return _SCIENTIFIC.sub(lambda number: f"{number[1]}·{ten_to(int(number[2]))}", text)
+
+
+def _person(power: re.Match[str]) -> str:
+    size = float(power[2].replace(",", ""))
+    return format_power(-size, -1) if power[1] else format_power(size, 1)
 
 
 def format_count(count: int, thing: str) -> str:

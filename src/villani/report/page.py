@@ -7,20 +7,28 @@ recomputed in the page for any λ and s, since the five statistics and their cov
 import functools
 import json
 import re
+import zlib
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
-from html import escape
+from html import unescape
 from importlib import resources
+from itertools import chain
+from typing import Any
 
 import plotly.graph_objects as go
-from plotly.offline import get_plotlyjs
+from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from villani.report.elements import Folded, Markup, html
+from villani.report.glossary import words_of
 from villani.report.plain import drawn, written
 
 Picture = tuple[str, go.Figure | None, str]  # title, figure if there is one, caption
 Pictures = Mapping[str, Picture | None]  # by name
+_DIGITS = 7  # of numbers in pictures: more than a screen resolves
+_MOST_RECORDS = 500_000  # characters of packed records in a page; larger ones lie beside it
+_SCRIPTS = {"numbers": "numbers.js", "plot": "plot.js", "behaviour": "page.js"}
 
 
 @dataclass(frozen=True)
@@ -29,12 +37,14 @@ class Section:
 
     Attributes:
         headline: the answer in one sentence.
-        findings: title → paragraph; an empty one is left out.
-        pictures: of it; one named `parts` stands beside the sliders.
+        findings: title → paragraph; an empty one is left out, one whose title is `Folded` is theory.
+        pictures: of it. One named `parts` stands beside the sliders; those whose names begin with `side`, or `truth`,
+            stand under the answer, or else the first; `constants` is theory.
         tables: HTML.
         limits: what it does not prove.
         live: HTML of the table beside sliders over λ and s, whose cells the page rewrites.
         point: what it recomputes Ψ from: the statistics, their covariance, and where the sliders begin.
+        steps: what to do next, a sentence each.
     """
 
     headline: str
@@ -44,81 +54,108 @@ class Section:
     limits: Sequence[str]
     live: str = ""
     point: dict[str, object] | None = None
+    steps: Sequence[str] = ()
 
 
-def render(title: str, subtitle: str, sections: Sequence[Section]) -> str:
-    """The page as a string of HTML: the first section's answer on top, all others below it."""
-    pictures = {
-        f"{i}-{name}" if i else name: (picture[0], picture[1], picture[2])
-        for i, section in enumerate(sections)
-        for name, picture in section.pictures.items()
-        if picture and picture[1]
-    }
+def render(title: str, subtitle: str, sections: Sequence[Section], records: Sequence[Any] = ()) -> str:
+    """The page as a string of HTML: the first section's answer on top, all others below it.
+
+    Args:
+        title: of the page.
+        subtitle: the models, and which villani this is.
+        sections: what it says.
+        records: what can be downloaded from it.
+    """
     live, point = next(((s.live, s.point) for s in sections if s.point), ("", None))
-    limits = dict.fromkeys(limit for s in sections for limit in s.limits)
-    filled = {
-        "title": escape(title),
-        "subtitle": escape(subtitle),
-        "verdict": _verdict(sections[0]) if sections else "This run holds no record.",
-        "slider_section": "" if point else "hidden",
-        "live": live,
-        "pictures": _gallery(pictures),
-        "tables": "".join(
-            f"<section>{_verdict(s)}</section>{s.tables}" if i else s.tables for i, s in enumerate(sections)
-        ),
-        "limits": "".join(f"<li>{escape(limit)}</li>" for limit in limits),
-        "data": _json(
-            {
-                "figures": {name: drawn(json.loads(figure.to_json())) for name, (_, figure, _) in pictures.items()},
-                "point": point,
-            }
-        ),
-        "plotly": _plotly(),
-        "scripts": script_hashes(),
+    parts = [_part(i, section, point is not None and section.point is point) for i, section in enumerate(sections)]
+    figures = {
+        picture["id"]: drawn(rounded(json.loads(picture["figure"].to_json())))
+        for part in parts
+        for picture in part["all"]
     }
-    # One pass, so that nothing that comes from a record is ever taken for a placeholder.
-    return re.sub(r"\{\{(\w+)\}\}", lambda name: filled[name[1]], _template())
+    packed = _packed(records)
+    content = {
+        "title": title, "subtitle": subtitle, "answer": _first(sections[0].headline)[0] if sections else "",
+        "parts": parts, "live": Markup(live),
+        "steps": [_marked(step) for step in dict.fromkeys(chain.from_iterable(s.steps for s in sections))],
+        "limits": [*dict.fromkeys(chain.from_iterable(s.limits for s in sections))],
+        "packed": bool(packed), "data": Markup(_json({"figures": figures, "point": point, "records": packed})),
+        "hashes": Markup(script_hashes()), "css": Markup(_own("page.css")),
+        **{name: Markup(_own(file)) for name, file in _SCRIPTS.items()},
+    }  # fmt: skip
+    template = _environment().get_template("page.html")
+    body = re.sub(r"<(style|script)\b.*?</\1>|<[^>]*>", " ", template.render(content, words=[]), flags=re.DOTALL)
+    return template.render(content, words=[*words_of(unescape(body))])
 
 
 @functools.cache
 def script_hashes() -> str:
     """The page's own scripts, as its Content-Security-Policy names them: nothing else runs."""
-    scripts = re.findall(r"<script(?![^>]*application/json)[^>]*>(.*?)</script>", _template(), re.DOTALL)
-    texts = [text.replace("{{plotly}}", _plotly()) for text in scripts]
+    texts = ["\n" + _own(file) for file in _SCRIPTS.values()]
     return " ".join(f"'sha256-{b64encode(sha256(text.encode()).digest()).decode()}'" for text in texts)
 
 
 @functools.cache
-def _template() -> str:
-    return resources.files("villani.report").joinpath("template.html").read_text(encoding="utf-8")
+def _own(name: str) -> str:
+    return resources.files("villani.report").joinpath(name).read_text(encoding="utf-8")
 
 
 @functools.cache
-def _plotly() -> str:
-    return str(get_plotlyjs()).replace("\r\n", "\n").replace("\r", "\n")  # as a browser reads it before it hashes
+def _environment() -> Environment:
+    made = Environment(loader=PackageLoader("villani.report", ""), autoescape=True, undefined=StrictUndefined)
+    made.finalize = lambda value: Markup(html(value)) if type(value) is str else value
+    return made
 
 
-def _gallery(pictures: Mapping[str, tuple[str, go.Figure, str]]) -> str:
-    """Figures in columns; those whose names begin with `side` stand beside each other above."""
-    made = {True: "", False: ""}
-    for name, (title, _, caption) in pictures.items():
-        made[name.startswith("side")] += _picture(name, title, caption)
-    return (f'<div class="beside">{made[True]}</div>' if made[True] else "") + made[False]
+def _part(index: int, section: Section, sliders: bool) -> dict[str, Any]:
+    """A section as the template has it."""
+    pictures = [
+        {
+            "id": f"{index}-{name}" if index else name, "name": name, "title": written(picture[0]),
+            "caption": written(picture[2]), "figure": picture[1], "wide": name in ("grid", "truth"),
+        }
+        for name, picture in section.pictures.items()
+        if picture and picture[1]
+    ]  # fmt: skip
+    shown = [p for p in pictures if p["name"] not in ("parts", "constants")]
+    lead = [p for p in shown if p["name"].startswith(("side", "truth"))] or shown[: 0 if sliders else 1]
+    answer, more = _first(section.headline)
+    findings = [(title, text) for title, text in section.findings.items() if text]
+    return {
+        "all": pictures if sliders else [p for p in pictures if p["name"] != "parts"],
+        "headline": answer, "more": more, "sliders": sliders, "lead": lead,
+        "findings": [pair for pair in findings if not isinstance(pair[0], Folded)],
+        "pictures": [p for p in shown if p not in lead], "tables": Markup(section.tables),
+        "theory": [pair for pair in findings if isinstance(pair[0], Folded)],
+        "theory_pictures": [p for p in pictures if p["name"] == "constants"],
+    }  # fmt: skip
 
 
-def _picture(name: str, title: str, caption: str) -> str:
-    if name == "parts":
-        return ""
-    plot = f'<div class="plot" id="figure-{name}"></div>'
-    wide = ' class="wide"' if name in ("grid", "truth") else ""
-    above, below = escape(written(title)), escape(written(caption))
-    return f"<figure{wide}><h3>{above}</h3>{plot}<figcaption>{below}</figcaption></figure>"
+def _first(text: str) -> tuple[str, str]:
+    """The first sentence, and the rest."""
+    first, mark, rest = re.sub(r"\. (?=[A-Z])", ".\0", text, count=1).partition("\0")
+    return first, rest if mark else ""
 
 
-def _verdict(section: Section) -> str:
-    said = [(title, text) for title, text in section.findings.items() if text]
-    items = "".join(f"<div><h3>{escape(title)}</h3><p>{escape(text)}</p></div>" for title, text in said)
-    return f'<p class="headline">{escape(section.headline)}</p><div class="findings">{items}</div>'
+def _marked(step: str) -> Markup:
+    """A sentence whose commands stand between backticks."""
+    return Markup(re.sub(r"`([^`]*)`", r"<code>\1</code>", html(step)))
+
+
+def rounded(value: Any) -> Any:
+    """Plain JSON values with fewer digits."""
+    if isinstance(value, float):
+        return float(f"{value:.{_DIGITS}g}")
+    if isinstance(value, list):
+        return [rounded(one) for one in value]
+    return {key: rounded(one) for key, one in value.items()} if isinstance(value, dict) else value
+
+
+def _packed(records: Sequence[Any]) -> str:
+    """Records as JSON, deflated, in base 64; nothing where that is too long for a page."""
+    text = json.dumps([record.model_dump(mode="json") for record in records], ensure_ascii=False)
+    packed = b64encode(zlib.compress(text.encode(), 9)).decode() if records else ""
+    return packed if len(packed) <= _MOST_RECORDS else ""
 
 
 def _json(content: object) -> str:

@@ -21,7 +21,7 @@ LESS = "choose a smaller model, or lower --micro-tokens or --block"
 LONG, LARGE = 3600.0, 5.0 * 2**30  # seconds, and bytes of memory or disk, beyond which consent is asked for
 DISK_LIMIT = 24.0  # GiB that one command may keep, unless VILLANI_DISK_GIB says otherwise
 _LIBRARIES = 1.5e8  # bytes that libraries take when they are first used
-_PAGE = 5e6  # bytes of a page, most of which is plotly
+_PAGE = 5e6  # bytes of a page, at most
 _TOUCH = 40e-6  # seconds that an operation takes however small it is: Python, autograd and dispatch
 _OPERATIONS = 60  # of a layer, forward and backward
 

@@ -30,6 +30,7 @@ from villani.work.team import Rows, Team
 T = TypeVar("T")
 PAGE = "writing the page"
 _PAGE_SECONDS = 0.5
+_SLUG = 40  # characters of what a run is about, in the name of its folder
 
 
 class InMemory:
@@ -254,6 +255,9 @@ def _within(places: tuple[tuple[int, int], ...], done: int, total: int) -> tuple
 
 def default_name(command: str, about: str, determining: Mapping[str, Any]) -> str:
     """A directory name from what was asked: readable, and the same for the same settings."""
-    slug = re.sub(r"[^A-Za-z0-9.]+", "-", about).strip("-.")[-40:]
+    words = re.sub(r"[^A-Za-z0-9.]+", "-", about).strip("-.").split("-")
+    while len(words) > 1 and len("-".join(words)) > _SLUG:
+        words.pop(0)  # whole words; the end of a path tells more than its beginning
+    slug = "-".join(words)[:_SLUG].strip("-.")
     digest = hashlib.sha256(json.dumps(determining, sort_keys=True).encode()).hexdigest()[:8]
     return f"{command}-{slug}-{digest}"

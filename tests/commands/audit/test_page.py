@@ -36,7 +36,8 @@ def test_the_headline_names_what_is_refuted_and_nothing_else(refuted):
     outcomes = {CRITERIA[i]: OutcomeRecord(verdict="refuted", reason="seen.") for i in refuted}
     section = told(audit(**outcomes, villani=False if refuted else None))
     if not refuted:
-        assert section.headline.endswith("at λ = 0.25: no criterion is refuted, and not all are proved.")
+        assert section.headline.startswith("It is undecided whether F is a Villani function at λ = 0.25: ")
+        assert section.headline.endswith("(i), (ii), (iii) and (iv) are neither proved nor refuted.")
         return
     assert section.headline.startswith("F is not a Villani function at λ = 0.25")
     named = section.headline.partition(": ")[2]
@@ -58,6 +59,63 @@ def test_every_verdict_stands_with_its_reason():
     assert section.findings[title].endswith("Finding nothing proves nothing.")
 
 
+def test_what_holds_is_told_where_nothing_is_refuted():
+    held = OutcomeRecord(verdict="holds", reason="proved")
+    assert told(audit(smoothness=held, growth=held, tails=held)).headline.endswith(
+        ": (i), (ii) and (iii) hold, and (iv) is neither proved nor refuted."
+    )
+
+
+def failing(temperature, above, *others):
+    """(iv) is refuted for every s > `above`, on an orbit with s* = 0.5 and the same bound."""
+    refuted = OutcomeRecord(verdict="refuted", reason="seen")
+    orbits = [orbit(True, upper=None), orbit(True, upper=above, value=0.5, norm_squared=0.0)]
+    evidence = made(DifferentialRecord, refuted_above=above, orbits=orbits, rays=[])
+    more = dict.fromkeys((*others, "differential_growth"), refuted)
+    return told(audit(**more, villani=False, temperature=temperature, differential_evidence=evidence))
+
+
+def test_the_headline_has_the_condition_of_the_refutation_and_the_user_s_own_s():
+    assert failing(0.001, 0.75).headline.endswith(
+        "(iv) fails for every s > 0.75; at your s = 0.001 nothing is refuted."
+    )
+    assert failing(2.0, 0.75).headline.endswith("(iv) fails for every s > 0.75, your s = 2 among them.")
+    both = failing(0.001, 0.75, "growth", "tails").headline
+    assert both.endswith(
+        ": (ii) and (iii) are refuted, and (iv) fails for every s > 0.75; at your s = 0.001 (iv) is not refuted."
+    )
+
+
+def test_the_picture_shows_where_it_fails_beside_the_user_s_walk():
+    pictures = failing(0.001, 0.75).pictures
+    title, figure, caption = pictures["side-fails"]
+    assert [*pictures][:2] == ["side-fails", "side-orbit"]
+    assert title.startswith("At s = 2:")
+    yours, fails = figure.data
+    # ‖∇_B L‖² = 1 and Δ_B L = 2: what is left of Ψ is (1/2 − 2)·R^(2k) at s = 2, and 998·R^(2k) at s = 0.001.
+    assert all(later < earlier < 0 for earlier, later in zip(fails.y, fails.y[1:], strict=False))
+    assert all(later > earlier > 0 for earlier, later in zip(yours.y, yours.y[1:], strict=False))
+    # With the bound 3/4 of s* in place of 1/2: 2·(0.375 − 1), still below 0, and 2·(750 − 1).
+    assert fails.text[0].endswith(": −1.5, at most −1.25")
+    assert yours.text[0].endswith(": 998, at most 1498")
+    assert all(y + bar < 0 for y, bar in zip(fails.y, fails.error_y.array, strict=True))
+    assert "s* = 0.5" in caption
+    assert "side-fails" not in failing(2.0, 0.75).pictures or failing(2.0, 0.75).pictures["side-fails"] is None
+
+
+def test_orbits_without_a_bound_look_like_no_evidence():
+    section = failing(0.001, 0.75)
+    assert '<span class="muted">none: no bound</span>' in section.tables
+    marks = section.pictures["thresholds"][1].data[0].marker
+    assert [*marks.symbol] == ["circle-open", "circle"]
+    assert marks.color[0] != marks.color[1]
+
+
+def test_not_refuted_has_no_red_badge():
+    assert '<span class="badge not-refuted"' in told(audit()).tables
+    assert '"badge not refuted"' not in told(audit()).tables
+
+
 def test_normalisations_are_told_with_what_their_least_eps_allows():
     norms = [made(NormalisationRecord, eps=eps) for eps in (1e-4, 1e-6)]
     smooth = OutcomeRecord(verdict="holds", reason="all are smooth")
@@ -69,11 +127,12 @@ def test_normalisations_are_told_with_what_their_least_eps_allows():
     assert "ε = 1·10⁻⁶, Jacobians reach 1000 and second derivatives 1000000" in text
 
 
-def orbit(**threshold):
+def orbit(confirmed=False, **threshold):
     fields = {"value": 0.5, "upper": 0.75, "level": 0.95, "norm_squared": 0.1, "laplacian": estimate(2.0),
               "gradient_norm_squared": estimate(1.0)}  # fmt: skip
     walk = [made(StepRecord, scale=s, predicted=estimate(-s), measured=estimate(-s)) for s in (1.0, 2.0, 4.0)]
-    return made(OrbitRecord, name="q ↑ k ↓", theorem="C", walk=walk, threshold=ThresholdRecord(**fields | threshold))
+    own = ThresholdRecord(**fields | threshold)
+    return made(OrbitRecord, name="q ↑ k ↓", theorem="C", walk=walk, threshold=own, confirmed=confirmed)
 
 
 @pytest.mark.parametrize(

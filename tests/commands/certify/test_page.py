@@ -33,9 +33,12 @@ def point(decay, path=None, chain=None, refusals=()):
 )
 def test_the_least_bound_of_all_is_the_one_that_is_explained(points, best):
     section = told(made(CertificateRecord, points=points, sentence="The best of them."))
-    assert section.headline == "The best of them."
-    assert section.findings["What the predictor is"].startswith(f"predictor {best}")
-    assert section.findings["What the bound is about"] == f"about {best}."
+    least = min(b.value for p in points for b in (p.path, p.chain) if b)
+    where = f"λ = {best.split()[-1]}"
+    assert section.headline.startswith(f"On this text the risk is at most {least:.3f} nats per token at {where}, ")
+    assert section.findings["In full"] == "The best of them."
+    assert section.findings["What the predictor is"].startswith(f"Predictor {best}")
+    assert section.findings["What the bound is about"] == f"About {best}."
     assert "α = 0.125" in section.findings["What the predictor is"]
 
 
@@ -58,7 +61,7 @@ def test_a_pass_speaks_of_its_iterates_and_not_of_the_last_weights():
     record = made(CertificateRecord, points=[], prequential=passed, delta=0.0625)
     section = told(record)
     assert any("It is not about the last weights" in limit for limit in section.limits)
-    assert section.findings["What the predictor is"].startswith("predictor pass")
+    assert section.findings["What the predictor is"].startswith("Predictor pass")
     assert "It holds with probability 0.9375 on its own" in section.findings["What the gain is about"]
     noisy = told(made(CertificateRecord, points=[point(0.1, 2.0)]))
     assert not any("It is not about the last weights" in limit for limit in noisy.limits)

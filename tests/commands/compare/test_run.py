@@ -136,8 +136,9 @@ def test_the_page_and_the_terminal_answer_first(villani, runs):
     page = (runs / "out" / "report.html").read_text()
     assert out.startswith("Between before and after ")
     assert out.splitlines()[0] == headline(record)
-    assert f'<p class="headline">{escape(headline(record))}</p>' in page
-    assert page.count('<div class="scroll">') >= 2
+    first, _, rest = headline(record).partition(". ")
+    assert f'<h2 class="headline">{escape(first)}.</h2><p class="more">{escape(rest)}</p>' in page
+    assert page.count('<div class="scroll"') >= 2
     assert "(Bonferroni)" in page
     assert "nan" not in json.dumps([record.model_dump(mode="json")])
     again = (runs / "out" / "records.json").read_bytes()

@@ -21,8 +21,10 @@ def test_a_power_of_ten_reads_back(log10):
 def test_beyond_floats_the_exponent_is_told():
     assert power(6.5) == "3.16228·10⁶"
     assert power(250.0) == "1·10²⁵⁰"
-    assert power(11308.61) == "10^11,308.6"
-    assert power(-4000.0) == "10^-4,000.0"
+    assert power(11308.61) == "4·10¹¹³⁰⁸"  # 10^0.61 = 4.07
+    assert (power(11308.61, way=1), power(11308.61, way=-1)) == ("5·10¹¹³⁰⁸", "4·10¹¹³⁰⁸")
+    assert (power(-4000.0), power(400.97)) == ("10⁻⁴⁰⁰⁰", "9·10⁴⁰⁰")
+    assert power(400.999, way=1) == "10⁴⁰¹"
 
 
 @pytest.mark.parametrize("log10", [0.30103, 1.23456, -1.2, 500.26, 11308.64])
@@ -30,8 +32,9 @@ def test_bounds_round_away_from_safety(log10):
     """An upper bound is not printed below itself, a lower one not above."""
 
     def shown(text):
-        text = text.replace(",", "").replace("−", "-")
-        return float(text[3:]) if text.startswith("10^") else math.log10(float(text))
+        mantissa, _, exponent = text.partition("·10") if "·" in text else ("1", "", text[2:])
+        powers = exponent.translate(str.maketrans("⁻⁰¹²³⁴⁵⁶⁷⁸⁹", "-0123456789"))
+        return math.log10(float(mantissa)) + int(powers) if log10 > 300 else math.log10(float(text))
 
     slack = 1e-9
     assert shown(value(constant("C3", log10))) >= log10 - slack
@@ -50,6 +53,7 @@ def test_rows_say_what_a_bound_is_and_rests_on():
 
 def test_a_picture_has_the_least_on_top_and_marks_among_them():
     drawn = ladder([constant("C8", 9.0), constant("C3", 400.0)], {"decay alone": 2.0}).to_dict()
-    assert list(drawn["data"][0]["x"]) == [2.0, 9.0, 400.0]
+    assert list(drawn["data"][0]["x"]) == [2.0, 9.0, 13.0]  # what is far beyond stands as an arrow at the edge
+    assert drawn["data"][0]["marker"]["symbol"][2] == "triangle-right"
     texts = [a["text"] for a in drawn["layout"]["annotations"]]
     assert [t.split(":")[0] for t in texts] == ["decay alone", "C8 name of C8", "C3 name of C3"]

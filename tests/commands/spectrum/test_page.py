@@ -46,7 +46,14 @@ def test_a_step_is_judged_only_where_the_bounds_tell(unstable, words):
 )  # fmt: skip
 def test_the_matrix_is_called_by_its_name(operator, matrix, name):
     section = spectrum(design={"operator": operator, "matrix": matrix})
-    assert f"The eigenvalues of {name} that were sought" in section.headline
+    assert f"eigenvalues of {name} at its ends" in section.headline
+
+
+def test_the_headline_has_the_ends_of_the_table_whatever_its_order():
+    """Ranks −1 and −2 are the least and the next: the last row of the table need not be the least."""
+    section = spectrum(pair(1, 8.0), pair(-1, -15.66), pair(-2, -11.95))
+    assert "from −15.66" in section.headline
+    assert "to 8" in section.headline
 
 
 def test_the_first_vector_lives_in_the_layer_of_its_largest_share():

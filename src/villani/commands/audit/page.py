@@ -7,10 +7,11 @@ from rich.console import Console
 
 from villani.commands.audit import figures
 from villani.commands.audit.record import AuditRecord, ReplayRecord
-from villani.commands.audit.tables import CRITERIA, outcomes, tables, walk_rows, worst_orbit, worst_walk
+from villani.commands.audit.tables import CRITERIA, failing_orbit, outcomes, tables, walk_rows, worst_orbit, worst_walk
 from villani.commands.constants import page as theory
 from villani.commands.measure.figures import ray
 from villani.outwards import upper
+from villani.report.elements import Folded
 from villani.report.estimates import uncertain
 from villani.report.numbers import format_number
 from villani.report.page import Pictures
@@ -26,9 +27,26 @@ def headline(record: AuditRecord | ReplayRecord) -> str:
     refuted = [name.split(" ")[0] for name, outcome in outcomes(record).items() if outcome.verdict == "refuted"]
     where = f"λ = {format_number(record.objective.weight_decay)}"
     if not refuted:
-        known = "all four criteria hold" if record.villani else "no criterion is refuted, and not all are proved"
-        return f"Whether F is a Villani function at {where}: {known}."
-    return f"F is not a Villani function at {where}: {_listed(refuted)} {'is' if len(refuted) == 1 else 'are'} refuted."
+        if record.villani:
+            return f"F is a Villani function at {where}: all four criteria hold."
+        verdicts = {name.split(" ")[0]: outcome.verdict for name, outcome in outcomes(record).items()}
+        proved = [name for name, verdict in verdicts.items() if verdict == "holds"]
+        rest = [name for name in verdicts if name not in proved]
+        holding = f"{_listed(proved)} {'holds' if len(proved) == 1 else 'hold'}, and " if proved else ""
+        return (
+            f"It is undecided whether F is a Villani function at {where}: {holding}{_listed(rest)} "
+            f"{'is' if len(rest) == 1 else 'are'} neither proved nor refuted."
+        )
+    above = record.differential_evidence.refuted_above
+    if "(iv)" not in refuted or above is None:
+        return f"F is not a Villani function at {where}: {_are_refuted(refuted)}."
+    others, here = refuted[:-1], f"your s = {format_number(record.temperature)}"
+    if record.temperature > above:
+        here = f", {here} among them"
+    else:
+        here = f"; at {here} {'(iv) is not refuted' if others else 'nothing is refuted'}"
+    also = f"{_are_refuted(others)}, and " if others else ""
+    return f"F is not a Villani function at {where}: {also}(iv) fails for every s > {upper(above, 3)}{here}."
 
 
 def findings(record: AuditRecord | ReplayRecord) -> dict[str, str]:
@@ -39,10 +57,10 @@ def findings(record: AuditRecord | ReplayRecord) -> dict[str, str]:
     gap, constants = record.spectral_gap, record.constants
     return {
         **{f"{name}: {one.verdict}": f"{_sentence(one.reason)}{_more(record, key)}" for key, (name, one) in criteria},
-        "What still holds without (iv)": gap.text if gap else "",
+        Folded("What still holds without (iv)"): gap.text if gap else "",
         "Why rays look fine": _rays_words(record),
-        **{f"What would rescue (iv): {rescue.name}": rescue.text for rescue in record.rescues},
-        "Constants": constants.points[0].sentence if constants else "",
+        **{Folded(f"What would rescue (iv): {rescue.name}"): rescue.text for rescue in record.rescues},
+        Folded("Constants"): constants.points[0].sentence if constants else "",
     }
 
 
@@ -95,25 +113,29 @@ def _rays_words(record: AuditRecord) -> str:
 def pictures(record: AuditRecord | ReplayRecord) -> Pictures:
     """Name → title, figure, caption; rays and orbits stand side by side."""
     if isinstance(record, ReplayRecord):
-        return {"orbit": figures.orbit(record.walk, record.temperature)} if record.walk else {}
+        return {"side-orbit": figures.orbit(record.walk, record.temperature)} if record.walk else {}
     rays, orbits = record.differential_evidence.rays, record.differential_evidence.orbits
     walk, s = worst_walk(record), record.temperature
     points = [*zip(rays[0].radii, rays[0].psi, strict=True)] if rays else []
+    above, failing = record.differential_evidence.refuted_above, failing_orbit(record)
     bounded = any(orbit.threshold.value is not None for orbit in orbits)
+    beside = "rays" if failing else "side-rays"  # beside the walk stands what shows the failure, else what hides it
     return {
-        "side-rays": ("On straight rays: growth", figures.rays(rays), _RAYS_CAPTION) if rays else None,
-        "side-orbit": figures.orbit(walk, s) if walk else None,
+        "side-fails": figures.failure(failing, above, s) if failing and above else None,
+        "side-orbit": figures.orbit(walk, s, orbits[0]) if walk else None,
+        beside: ("On straight rays: growth", figures.rays(rays), _RAYS_CAPTION) if rays else None,
         "thresholds": (_THRESHOLDS, figures.thresholds(orbits, s), _THRESHOLDS_CAPTION) if bounded else None,
         "ray": (f"Part by part along the ray “{rays[0].direction}”", ray(points), _RAY_CAPTION) if rays else None,
         "constants": theory.model_picture(record.constants) if record.constants else None,
     }
 
 
-_RAYS_CAPTION = "Ψ at θ + r·u; bars are intervals. The same λ, s, model and text as beside, on fewer groups."
+_RAYS_CAPTION = "Ψ at θ + r·u; bars are intervals. The same λ, s, model and text as on orbits, on fewer groups."
 _THRESHOLDS = "Above which s does (iv) fail?"
 _THRESHOLDS_CAPTION = (
     "s* of the orbits; a bar reaches up to its confidence bound, (iv) is refuted for every s to the right of it. "
-    "Green: confirmed on fresh groups; grey: screened only, after a choice, and no evidence by itself."
+    "Green: confirmed on fresh groups, with a bound; hollow and grey: without a bound, or screened only, and no "
+    "evidence."
 )
 _RAY_CAPTION = "Each part of Ψ by itself; the data-dependent part is Ψ − λ²‖mθ‖²/s + λ·d_m."
 _LIMITS = (
@@ -155,6 +177,10 @@ def exit_code(record: AuditRecord | ReplayRecord) -> int:
 
 def _sentence(text: str) -> str:
     return text[0].upper() + text[1:] + ("" if text.endswith(".") else ".")
+
+
+def _are_refuted(names: Sequence[str]) -> str:
+    return f"{_listed(names)} {'is' if len(names) == 1 else 'are'} refuted"
 
 
 def _listed(names: Sequence[str]) -> str:

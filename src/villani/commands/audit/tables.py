@@ -1,5 +1,6 @@
 """The tables of the page of an audit, and of a replay, as HTML, and words that they share with the rest of it."""
 
+import math
 from collections.abc import Sequence
 
 from villani.commands.audit.record import (
@@ -14,7 +15,7 @@ from villani.commands.audit.record import (
 )
 from villani.commands.constants import page as theory
 from villani.outwards import upper
-from villani.report.elements import Row, Status, facts, note, sections, table
+from villani.report.elements import Folded, Row, Status, facts, muted, note, sections, table
 from villani.report.estimates import Columns, rows_of, uncertain
 from villani.report.numbers import format_number
 from villani.report.origin import decay_words, origin_rows, text_words
@@ -29,8 +30,8 @@ CRITERIA = {
 _LISTED = 40  # rows of a table
 _NAMED = 4  # tensors in a cell
 _ORBITS: Columns = {
-    "orbit": "name", "theorem": "theorem", "measured on": lambda o: "fresh groups" if o.confirmed else "screened",
-    "s* (bound)": lambda o: threshold_words(o.threshold), "‖∇_B L‖²": "threshold.gradient_norm_squared",
+    "orbit": "name", "theorem": "theorem", "evidence": lambda o: _seen(o, _evidence(o)),
+    "s* (bound)": lambda o: _seen(o, threshold_words(o.threshold)), "‖∇_B L‖²": "threshold.gradient_norm_squared",
     "Δ_B L": "threshold.laplacian", "λ²‖mA‖²": lambda o: format_number(o.threshold.norm_squared, 4),
     "directions of noise": lambda o: format_number(o.threshold.directions, 2),
     "θ": lambda o: ", ".join(o.moved) or "the given θ",
@@ -116,7 +117,7 @@ def _audited(record: AuditRecord) -> dict[str, str]:
         "Orbits to infinity with bounded decay": _table(coverage.orbits, _UNBOUNDED),
         "Operations that are not smooth": _table(smoothness.findings, _OPERATIONS),
         "Normalisations": _table(smoothness.normalisations, _NORMALISATIONS),
-        "What theory offers": theory.model_table(record.constants) if record.constants else "",
+        Folded("What theory offers"): theory.model_table(record.constants) if record.constants else "",
         "How it was audited": _how(record),
     }
 
@@ -180,6 +181,29 @@ def threshold_words(threshold: ThresholdRecord) -> str:
     if threshold.upper is None:
         return f"{value} (no bound)"
     return f"{value} (up to rounding)" if threshold.level == 1 else f"{value} (< {upper(threshold.upper, 3)})"
+
+
+def _evidence(orbit: OrbitRecord) -> str:
+    return "fresh groups" if bounded(orbit) else "none: no bound" if orbit.confirmed else "none: screened"
+
+
+def _seen(orbit: OrbitRecord, text: str) -> str:
+    """As evidence looks, or as what is none."""
+    return text if bounded(orbit) else muted(text)
+
+
+def bounded(orbit: OrbitRecord) -> bool:
+    """Whether the orbit is evidence: with a bound on s*, from groups that had no part in choosing it."""
+    return orbit.confirmed and orbit.threshold.upper is not None
+
+
+def failing_orbit(record: AuditRecord) -> OrbitRecord | None:
+    """The orbit on which (iv) is refuted, where it is, but not at the s of the audit."""
+    above = record.differential_evidence.refuted_above
+    if record.differential_growth.verdict != "refuted" or above is None or record.temperature > above:
+        return None
+    shown = [orbit for orbit in record.differential_evidence.orbits if bounded(orbit)]
+    return min(shown, key=lambda orbit: orbit.threshold.upper or math.inf, default=None)
 
 
 def worst_orbit(record: AuditRecord) -> OrbitRecord:

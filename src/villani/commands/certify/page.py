@@ -43,7 +43,17 @@ _PASS_LIMITS = (
 
 def headline(record: CertificateRecord) -> str:
     """The best certificate, and what it beats."""
-    return record.sentence
+    best = best_bound(record)
+    if best is None:
+        return record.sentence
+    point, bound = best
+    where = f"λ = {format_number(point.weight_decay)}"
+    where += f", η = {format_number(point.learning_rate)}" if isinstance(point, PassPoint) else ""
+    against = "below guessing" if bound.value < record.log_vocabulary else "no better than guessing"
+    return (
+        f"On this text the risk is at most {upper(bound.value, places=3)} nats per token at {where}, with probability "
+        f"{1 - record.delta:g} ({bound.status}): {against}, which costs {record.log_vocabulary:.3f}."
+    )
 
 
 def findings(record: CertificateRecord) -> dict[str, str]:
@@ -55,7 +65,8 @@ def findings(record: CertificateRecord) -> dict[str, str]:
         gain = (
             f"{point.gain.about}; α = {point.gain.alpha:g}. It holds with probability {1 - record.delta:g} on its own."
         )
-    return {
+    made = {
+        "In full": record.sentence if point else "",
         "The prior": f"{record.prior}. {record.moving:,} coordinates move (tensors: {record.train}).",
         "What the gain is about": gain,
         "What the predictor is": f"{bound.predictor}; predictions smoothed with α = {bound.alpha:g}." if bound else "",
@@ -63,6 +74,7 @@ def findings(record: CertificateRecord) -> dict[str, str]:
         "What has to hold": f"{bound.hypotheses}." if bound else "",
         "Not given": "; ".join(refused) + "." if refused else "",
     }
+    return {title: f"{text[:1].upper()}{text[1:]}" if text[:1].isascii() else text for title, text in made.items()}
 
 
 def tables(record: CertificateRecord) -> str:

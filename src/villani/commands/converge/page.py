@@ -17,7 +17,7 @@ from villani.commands.converge.record import (
     RateRecord,
 )
 from villani.commands.exact.ladder import power
-from villani.outwards import lower, lower_power, upper, upper_power
+from villani.outwards import lower, upper
 from villani.report import elements
 from villani.report.colours import NEGATIVE, POSITIVE, STATUSES, UNRESOLVED
 from villani.report.elements import Row, note, prose, section
@@ -181,8 +181,8 @@ def rates(rows: Sequence[RateRecord]) -> go.Figure:
     edge = min((row.log10 for row in rows if row.side != "at least"), default=-math.inf) - _REACH
     rungs = [
         Rung(
-            max(row.log10, edge), row.name, _rate(row), row.verdict or row.status, STATUSES[row.status],
-            _SIDES[row.side][1], 2,
+            max(row.log10, edge), row.name, _rate(row).partition(" (")[0], row.verdict or row.status,
+            STATUSES[row.status], _SIDES[row.side][1], 2,
         )
         for row in sorted(rows, key=lambda row: row.log10)
     ]  # fmt: skip
@@ -269,7 +269,7 @@ def limits(record: ConvergenceRecord) -> list[str]:
 
 
 def _rate(row: RateRecord) -> str:
-    value = lower_power(row.log10, 3) if row.side == "at least" else power(row.log10, 3)
+    value = power(row.log10, 3, -1 if row.side == "at least" else 0)
     if row.limit_log10 is None:
         return value
-    return f"{value} (at most {upper_power(row.limit_log10, 3)}: 95 %, all such bounds at once)"
+    return f"{value} (at most {power(row.limit_log10, 3, 1)}: 95 %, all such bounds at once)"

@@ -11,14 +11,17 @@ from villani.report.colours import EXACT, STATUSES
 from villani.report.elements import Row
 from villani.report.estimates import Columns, rows_of
 from villani.report.figures import Rung
-from villani.report.numbers import format_number
+from villani.report.numbers import BEYOND, format_number, format_power
 
 SYMBOLS = {
     "C1": "hexagon", "C2": "square", "C3": "circle", "C4": "bowtie", "C5": "cross", "C6": "x", "C7": "pentagon",
     "C8": "star", "C9": "triangle-down", "truth": "diamond",
 }  # fmt: skip
 PREPRINT = "C8 is the preprint's formula read at β = 1, that is with βλ for λ. Nothing is ever derived from it."
-LEGEND = "Green is certified, blue statistical, amber estimated, grey as claimed, red refuted"
+LEGEND = (
+    "Green is certified, blue statistical, amber estimated, grey as claimed, red refuted; an arrow at an edge: beyond "
+    "the picture"
+)
 
 
 def ladder(constants: Sequence[ConstantRecord], marks: Mapping[str, float] | None = None) -> go.Figure:
@@ -30,9 +33,7 @@ def ladder(constants: Sequence[ConstantRecord], marks: Mapping[str, float] | Non
 
 def value(constant: ConstantRecord) -> str:
     """A constant for people, as a power of ten beyond floats; bounds are rounded outwards."""
-    if constant.id == "truth":
-        return power(constant.log10)
-    return upper_power(constant.log10) if constant.direction == "upper" else lower_power(constant.log10)
+    return power(constant.log10, way=0 if constant.id == "truth" else 1 if constant.direction == "upper" else -1)
 
 
 def sign(constant: ConstantRecord) -> str:
@@ -61,8 +62,10 @@ _COLUMNS: Columns = {
 }  # fmt: skip
 
 
-def power(log10: float, digits: int = 6) -> str:
-    """A number by its logarithm to base 10, as a power of ten beyond floats."""
-    if abs(log10) >= 300:
-        return f"10^{log10:,.1f}"
+def power(log10: float, digits: int = 6, way: int = 0) -> str:
+    """A number by its logarithm to base 10; `way` is 1 for an upper bound, −1 for a lower one, 0 for the nearest."""
+    if abs(log10) >= BEYOND:
+        return format_power(log10, way)
+    if way:
+        return upper_power(log10, digits) if way > 0 else lower_power(log10, digits)
     return f"{format_number(10 ** (log10 - 6))}·10⁶" if 6 <= log10 < 7 else format_number(10**log10, digits)

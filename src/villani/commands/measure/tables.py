@@ -6,7 +6,7 @@ from villani.commands.constants.page import model_table
 from villani.commands.measure.figures import PART_LABELS, named_parts
 from villani.commands.measure.record import MeasurementRecord, TrainingRecord
 from villani.outwards import UNAVAILABLE
-from villani.report.elements import Row, Status, code, details, facts, note, section, sections, table
+from villani.report.elements import Folded, Row, Status, code, details, facts, note, section, sections, table
 from villani.report.estimates import Columns, interval, rows_of, uncertain
 from villani.report.numbers import format_count, format_number
 from villani.report.origin import decay_words, origin_rows, text_words
@@ -44,7 +44,7 @@ def tables(
             {
                 "The five statistics": table(statistic_rows(main)) + note(_STATUS_NOTE),
                 "Ψ for each λ and s asked for": table(psi_rows(main)),
-                "What theory offers for each λ and s": model_table(main.constants) if main.constants else "",
+                Folded("What theory offers for each λ and s"): model_table(main.constants) if main.constants else "",
                 "Every point measured": table(rows_of(measured, _POINTS)) if len(measured) > 1 else "",
                 "How it was measured": _how(main),
             }

@@ -5,6 +5,7 @@ import re
 from villani.commands.constants.page import model_finding
 from villani.commands.measure.figures import data_part
 from villani.commands.measure.record import MeasurementRecord
+from villani.report.elements import Folded
 from villani.report.estimates import uncertain
 from villani.report.numbers import format_interval, format_number
 from villani.work.records import EstimateRecord, PsiRecord
@@ -21,7 +22,7 @@ def findings(record: MeasurementRecord) -> dict[str, str]:
         "What decays": _coverage(record),
         "The gradient": _gradient(record),
         "The curvature": _curvature(record),
-        "What theory offers": _constants(record),
+        Folded("What theory offers"): _constants(record),
     }
 
 

@@ -12,8 +12,7 @@ from villani.commands.recommend.page import rule_notes, rule_rows
 from villani.commands.recommend.record import NAMES
 from villani.outwards import UNAVAILABLE, upper
 from villani.report import elements
-from villani.report.colours import NEGATIVE, POSITIVE
-from villani.report.elements import Markup, Row, facts, note, sections
+from villani.report.elements import Row, Status, facts, note, sections
 from villani.report.estimates import Columns, interval, rows_of, uncertain
 from villani.report.numbers import format_number, format_plain, format_uncertain
 from villani.report.terminal import say, table
@@ -118,10 +117,8 @@ def _name(optimizer: str) -> str:
     return NAMES.get(optimizer, optimizer)
 
 
-def _verdict(judged: ClaimRecord | RateRecord) -> Markup:
-    verdict = judged.verdict or "not identifiable"
-    colour = {"refuted": NEGATIVE, "consistent": POSITIVE}.get(verdict, "inherit")
-    return Markup(f'<strong style="color:{colour}">{verdict}</strong>')
+def _verdict(judged: ClaimRecord | RateRecord) -> Status:
+    return Status(judged.verdict or "not identifiable")
 
 
 def _bound(estimate: EstimateRecord | None) -> str:

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 import plotly.graph_objects as go
 
 from villani.commands.spectrum.record import DensityRecord, SpectrumRecord
-from villani.report.colours import NEGATIVE, POSITIVE, REMAINDER
+from villani.report.colours import NEGATIVE, POSITIVE, REMAINDER, UNRESOLVED
 from villani.report.estimates import uncertain
 from villani.report.figures import DENSITY_FLOOR, SignedLog, band, error_bars, line, themed
 from villani.report.numbers import format_bounded, format_number
@@ -44,7 +44,14 @@ def _ends(record: SpectrumRecord) -> go.Figure:
         traces.append(line(held, heights, "fresh groups", REMAINDER, "markers", marker=marker, text=text))
     ranks = [format_number(e.rank) for e in values]
     across = {"title": "rank: from the largest, from the smallest", "tickvals": [*range(len(ranks))], "ticktext": ranks}
-    return themed(traces, 380, across, {"zeroline": True, **up.ticks([e.value for e in values])})
+    figure = themed(traces, 380, across, {"zeroline": True, **up.ticks([e.value for e in values])})
+    sharp, space = record.sharpness, record.objective
+    shift = 0.0 if record.design.matrix == "objective" else space.weight_decay
+    if sharp is None or (shift and space.decayed_parameters < space.parameters):
+        return figure
+    label = f"2/η{' − λ' if shift else ''} = {format_number(sharp.threshold - shift, 4)}"
+    line_of = {"color": UNRESOLVED, "dash": "dash"}
+    return figure.add_hline(y=up(sharp.threshold - shift), line=line_of, annotation_text=label)
 
 
 def _bounded(

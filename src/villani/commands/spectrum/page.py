@@ -47,11 +47,10 @@ def headline(record: SpectrumRecord) -> str:
             f"A step of η = {format_number(sharp.learning_rate)} is {state}: λ₁(∇²F) is {value} 2/η = "
             f"{format_number(sharp.threshold, 4)}."
         )
-    first, last = record.eigenvalues[0], record.eigenvalues[-1]
-    ends = f"λ = {_value(first)}" if first is last else f"from {_value(last)} to {_value(first)}"
-    return (
-        f"The eigenvalues of {matrix(record)} that were sought: {ends}, on {record.objective.parameters:,} parameters."
-    )
+    least, largest = (end(record.eigenvalues, key=lambda e: e.value) for end in (min, max))
+    ends = _value(largest) if least is largest else f"from {_value(least)} to {_value(largest)}"
+    count = format_count(len(record.eigenvalues), "eigenvalue")
+    return f"{count} of {matrix(record)} at its ends: {ends}, on {record.objective.parameters:,} parameters."
 
 
 def findings(record: SpectrumRecord) -> dict[str, str]:
