@@ -67,11 +67,16 @@ class GroupPass:
 
     def _forward(self, batch: object) -> Forward:
         forward = self.objective.forward(batch)
-        self._add_loss(float(forward.loss.detach().double()), forward.tokens)
+        self.add_loss(float(forward.loss.detach().double()), forward.tokens)
         check_differentiable(forward.loss)
         return forward
 
-    def _add_loss(self, loss: float, tokens: float) -> None:
+    def add_loss(self, loss: float, tokens: float) -> None:
+        """Add a batch's loss sum.
+
+        Raises:
+            InputError: it is not finite.
+        """
         if not math.isfinite(loss):
             raise InputError(
                 f"group {self.group}: the loss is {loss}: check the checkpoint, or load it in a wider dtype"
@@ -97,7 +102,7 @@ class GroupPass:
     def tape(self, batch: Any, vectors: Sequence[Vector] = ()) -> Tape:
         """A batch's forward pass, of a model whose weights are streamed; as `forwards`."""
         tape = Tape(self.objective, batch, vectors)
-        self._add_loss(tape.loss(), float(len(tape.labels)))
+        self.add_loss(tape.loss(), float(len(tape.labels)))
         return tape
 
     def add_piece(self, piece: Piece) -> None:
