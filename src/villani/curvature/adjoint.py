@@ -23,6 +23,7 @@ import torch
 from villani.curvature import elementary
 from villani.curvature.algebra import JetAlgebra
 from villani.curvature.blocks import BlockTrace, Key
+from villani.curvature.group import row_dot
 from villani.curvature.head import LABELS, TiedRows
 from villani.curvature.head_adjoint import head_adjoint
 from villani.curvature.jets import Jet, Probed, mapped
@@ -32,6 +33,8 @@ from villani.objective.batches import IGNORED, Batch
 from villani.objective.families import SOFTMAX
 from villani.statistics import Array
 from villani.streams import Purpose, stream
+
+aten = torch.ops.aten
 
 Take = Callable[[int, torch.Tensor], None]
 """Takes a part of the gradient of the loss sum: index of a tensor in θ, values of its shape."""
@@ -106,6 +109,12 @@ def _softmax(sweep: JetAlgebra, op: Any, a: Jet, dim: int, *rest: Any) -> Jet:
     return Jet(out[0], {0: out[1]})
 
 
+def _embedding(sweep: JetAlgebra, op: Any, weight: Any, ids: torch.Tensor, *rest: Any) -> Any:
+    if isinstance(weight, _Tracked):
+        return weight.looked_up(ids)
+    return RULES[aten.embedding.default](sweep, op, weight, ids, *rest)
+
+
 class _Tracked(Probed):
     """A parameter that hands out its share and its gradient.
 
@@ -122,38 +131,54 @@ class _Tracked(Probed):
 
     def drawn(self) -> Jet:
         """With one probe for all sequences."""
-        return self.ledger.leaves(self.index, self.x.detach(), self.draw(0, self.x.shape))
+        return self.ledger.leaves(self.index, self.x.detach(), self.draw(0, self.x.shape), lambda slope: slope)
 
     def spread(self, sequences: int, shape: torch.Size) -> Jet:
         """With one for each; see `Probed.spread`."""
         size = shape[-1]
         rows = shape.numel() // size // sequences
         each = self.x.detach().expand(sequences, 1, size).contiguous()
-        jet = self.ledger.leaves(self.index, each, self.draw(0, (sequences, 1, size)))
+        probes = self.draw(0, (sequences, 1, size))
+        jet = self.ledger.leaves(self.index, each, probes, lambda slope: slope.sum(dim=0).view(self.x.shape))
         return mapped(jet, lambda t: t.expand(sequences, rows, size).reshape(shape))
+
+
+    def looked_up(self, ids: torch.Tensor) -> Jet:
+        """Its rows with these numbers, of which only those that occur have a probe."""
+        rows, places = ids.unique(return_inverse=True)
+
+        def whole(slope: torch.Tensor) -> torch.Tensor:
+            other = self.ledger.waiting.pop(self.index, None)
+            total = torch.zeros_like(self.x) if other is None else other
+            return total.index_add_(0, rows, slope)
+
+        jet = self.ledger.leaves(self.index, self.x.detach()[rows], self.draw(0, (len(rows), self.x.shape[1])), whole)
+        return mapped(jet, lambda t: torch.nn.functional.embedding(places, t))
 
 
 class _Ledger:
     """Shares as they add up, and where gradients go."""
 
-    def __init__(self, shapes: Sequence[torch.Size], take: Take | None) -> None:
-        self.traces = np.zeros(len(shapes))
-        self.shapes, self.take = shapes, take
+    def __init__(self, count: int, take: Take | None) -> None:
+        self.traces = np.zeros(count)
+        self.take = take
+        self.waiting: dict[int, torch.Tensor] = {}  # gradients that a lookup adds to
 
-    def leaves(self, index: int, x: torch.Tensor, v: torch.Tensor) -> Jet:
-        """A parameter's values and its probe as the ends of a graph."""
+    def leaves(
+        self, index: int, x: torch.Tensor, v: torch.Tensor, whole: Callable[[torch.Tensor], torch.Tensor]
+    ) -> Jet:
+        """A parameter's values and its probe as the ends of a graph; `whole` makes a slope in v one in the tensor."""
         x.requires_grad_()
         v.requires_grad_()
 
         def turned(leaf: torch.Tensor) -> None:
             if leaf.grad is not None:
-                self.traces[index] += _dot(leaf.grad, v)
+                self.traces[index] += row_dot(leaf.grad, v)
             leaf.grad = None
 
         def sloped(leaf: torch.Tensor) -> None:
             if leaf.grad is not None and self.take:
-                shape = self.shapes[index]  # each sequence may have a leaf of its own
-                self.take(index, leaf.grad if leaf.grad.shape == shape else leaf.grad.reshape(-1, *shape).sum(dim=0))
+                self.take(index, whole(leaf.grad))
             leaf.grad = None
 
         x.register_post_accumulate_grad_hook(turned)
@@ -164,7 +189,7 @@ class _Ledger:
         """Of a linear map by a parameter."""
 
         def take(turned: torch.Tensor, adjoint: torch.Tensor, x: torch.Tensor, noise: torch.Tensor) -> None:
-            self.traces[index] += _dot(turned, noise)
+            self.traces[index] += row_dot(turned, noise)
             if self.take:
                 left, right = adjoint.flatten(0, -2), x.flatten(0, -2)
                 self.take(index, right.T @ left if transposed else left.T @ right)
@@ -183,12 +208,17 @@ class AdjointSweep(Sweep):
     """
 
     second = False
-    table = RULES.with_rules((_softmax, SOFTMAX))
+    table = RULES.with_rules((_softmax, SOFTMAX), (_embedding, [aten.embedding.default]))
 
     def __init__(self, graph: Any, parameter: Callable[[int], Jet], isolated: Any, ledger: _Ledger) -> None:
         super().__init__(graph, parameter, [0], None, isolated)
         self._ledger = ledger
         self._anchor = torch.zeros((), requires_grad=True)
+
+    def argument(self, value: Any, user: torch.fx.Node) -> Any:
+        """See `Sweep.argument`; tables are looked up as they are."""
+        table = isinstance(value, _Tracked) and user.target is aten.embedding.default
+        return value if table else super().argument(value, user)
 
     def apply(self, rule: TaylorRule, node: torch.fx.Node, arguments: Any, options: Any) -> Any:
         """See `Sweep.apply`; functions of one number have a derivative of their own."""
@@ -217,10 +247,6 @@ class AdjointSweep(Sweep):
         take = self._ledger.map(weight.index, op is torch.mm)
         out: Any = _Own.apply(self._anchor, y.x, y.first.get(0), x.detach(), noise, take)  # type: ignore[no-untyped-call]
         return Jet(out[0], {0: out[1]})
-
-
-def _dot(a: torch.Tensor, b: torch.Tensor) -> float:
-    return float((a.detach() * b.detach()).sum(dtype=torch.float64))
 
 
 @dataclass(frozen=True)
@@ -257,19 +283,22 @@ class AdjointTrace:
         space, head = self.objective.parameters, graph.head
         uses = Counter(graph.parameters[a] for n in graph.nodes if n is not head.node for a in n.all_input_nodes
                        if a in graph.parameters)  # fmt: skip
-        ledger = _Ledger([t.shape for t in space.tensors], take)
+        ledger = _Ledger(len(space.parameters), take)
         rows = batch.ids.unique()
         tied: list[TiedRows] = []
         if isinstance(head.weight, int) and head.weight in uses:
             tied = [TiedRows(0, rows, self.sweeps.signs(head.weight, (len(rows), -1), seed, key))]
 
+        values = space.values
+
         def parameter(index: int) -> Jet:
-            tensor = space.values[index]
-            if tied and index == head.weight:
-                return ledger.leaves(
-                    index, tensor.detach(), torch.zeros_like(tensor).index_copy_(0, rows, tied[0].values)
-                )
-            one = _Tracked(index, tensor, lambda _, shape: self.sweeps.signs(index, shape, seed, key), ledger)
+            def draw(_: int, shape: Sequence[int]) -> torch.Tensor:
+                if tied and index == head.weight:
+                    own = tied[0].values
+                    return own if len(own) == shape[0] else values[index].new_zeros(shape).index_copy_(0, rows, own)
+                return self.sweeps.signs(index, shape, seed, key)
+
+            one = _Tracked(index, values[index], draw, ledger)
             return one if uses[index] == 1 else one.drawn()
 
         with torch.enable_grad():
@@ -278,20 +307,24 @@ class AdjointTrace:
             h, moved = (t[:, :-1][wanted] for t in (jet.x, jet.first.get(0, torch.zeros_like(jet.x))))
         labels = batch.labels[:, 1:][wanted]
         uniform = torch.from_numpy(stream(seed, Purpose.LABELS, *key).random((len(labels), LABELS)))
-        weight, bias = (space.values[t] if isinstance(t, int) else t for t in (head.weight, head.bias))
+        weight, bias = (values[t] if isinstance(t, int) else t for t in (head.weight, head.bias))
         del jet
+        own = [take is not None and isinstance(t, int) for t in (head.weight, head.bias)]
         with torch.no_grad():
             terms = head_adjoint(h.detach(), moved.detach(), labels, weight, bias, tied[0] if tied else None, uniform,
-                                 gradient=take is not None and isinstance(head.weight, int))  # fmt: skip
+                                 slopes=(own[0], own[1]))  # fmt: skip
         for index, exact, slope in ((head.weight, terms.weight, terms.of_weight), (head.bias, terms.bias, terms.of_bias)):
             if isinstance(index, int):
                 ledger.traces[index] += exact
                 if take and slope is not None:
-                    take(index, slope)
+                    ledger.waiting[index] = slope
         if tied and isinstance(head.weight, int):
             ledger.traces[head.weight] += terms.tied
         pairs = [(t, s) for t, s in ((h, terms.turned), (moved, terms.adjoint)) if t.requires_grad]
-        terms.of_weight = None
+        del terms.of_weight, terms.of_bias
         if pairs:
             torch.autograd.backward([t for t, _ in pairs], [s for _, s in pairs])
+        for index, slope in ledger.waiting.items():
+            if take:
+                take(index, slope)
         return AdjointSample(terms.loss, ledger.traces, terms.gauss_newton)

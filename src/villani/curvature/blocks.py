@@ -107,18 +107,15 @@ class BlockTrace:
 
     def _trace(self, batch: Batch) -> tuple[LogitGraph, frozenset[torch.fx.Node]]:
         graph = trace_logits(self.objective, batch)
-        key = ("swept", id(graph))
-        if key not in self.objective.traced:
-            self.objective.traced[key] = self._checked(graph, batch)
-        return self.objective.traced[key]  # type: ignore[no-any-return]
-
-    def _checked(self, graph: LogitGraph, batch: Batch) -> tuple[LogitGraph, frozenset[torch.fx.Node]]:
+        key = ("isolated", id(graph))
         shared = _used_elsewhere(graph)
         if shared is not None:
             graph = replace(graph, head=headless(graph.logits, f"the head's tensors are also used by {shared}"))
         check_rules(graph)
-        with self.objective.evaluating(), torch.no_grad():
-            return graph, isolated_nodes(graph, self.objective.parameters.values, batch)
+        if key not in self.objective.traced:
+            with self.objective.evaluating(), torch.no_grad():
+                self.objective.traced[key] = isolated_nodes(graph, self.objective.parameters.values, batch)
+        return graph, self.objective.traced[key]
 
     def check(self, batch: Batch) -> None:
         """Refuse a model for which blocks of this batch's shape cannot be sampled, before any work is done.
@@ -152,8 +149,10 @@ class BlockTrace:
             if isinstance(head.weight, int) and head.weight in uses
         ]
 
+        values = space.values
+
         def parameter(index: int) -> Jet:
-            tensor = space.values[index]
+            tensor = values[index]
             probes = [index + r * stride for r in range(len(keys))]
             probed = Probed(tensor, probes, lambda k, shape: self.signs(index, shape, seed, keys[k // stride]))
             if tied and index == head.weight:
@@ -170,7 +169,7 @@ class BlockTrace:
                            {c: t[:, :-1][wanted] for c, t in jet.second.items()})  # fmt: skip
             labels = batch.labels[:, 1:][wanted]
             uniform = torch.from_numpy(stream(seed, Purpose.LABELS, *keys[0]).random((len(labels), LABELS)))
-            weight, bias = (space.values[t] if isinstance(t, int) else t for t in (head.weight, head.bias))
+            weight, bias = (values[t] if isinstance(t, int) else t for t in (head.weight, head.bias))
             tied = [replace(t, probe=sweep.probe(t.probe)) for t in tied]
             if weight is None:
                 terms = logit_terms(features, labels)

@@ -89,6 +89,11 @@ class GroupPass:
         self.gradient += self._sketch(gradient)
         self.dots += inner_products(gradient, self.objective.parameters.tensors)
 
+    def add_part(self, index: int, gradient: torch.Tensor) -> None:
+        """Add a part of one tensor's gradient."""
+        self._sketch.add(self.gradient, index, gradient)
+        self.dots[index] += row_dot(gradient, self.objective.parameters.tensors[index])
+
     def differentiated(self) -> Iterator[Any]:
         """Each batch when its gradient has been added, of whose graph and logits nothing is left; as `forwards`."""
         for batch in self.objective.batches(self.group):
@@ -161,6 +166,13 @@ def group_statistics(
 def inner_products(left: Tensors, right: Tensors) -> Array:
     """(P,) in float64, tensor by tensor."""
     return np.array([double_dot(a, b) for a, b in zip(left, right, strict=True)])
+
+
+def row_dot(a: torch.Tensor, b: torch.Tensor) -> float:
+    """⟨a, b⟩, in float64 but for the last dimension, in which sums of float32 are pairwise: no wide copy is made."""
+    if a.dim() < 2:
+        return double_dot(a, b)
+    return float((a.detach() * b.detach()).sum(dim=-1).sum(dtype=torch.float64))
 
 
 def double_dot(a: torch.Tensor, b: torch.Tensor) -> float:

@@ -37,7 +37,7 @@ class HeadAdjoint:
 
 def head_adjoint(
     h: torch.Tensor, moved: torch.Tensor, labels: torch.Tensor, weight: torch.Tensor | None, bias: torch.Tensor | None,
-    tied: TiedRows | None, uniform: torch.Tensor, *, gradient: bool,
+    tied: TiedRows | None, uniform: torch.Tensor, *, slopes: tuple[bool, bool],
 ) -> HeadAdjoint:  # fmt: skip
     """Take a head, or logits where there is none, to the loss and back.
 
@@ -49,12 +49,12 @@ def head_adjoint(
         bias: (V,) or None.
         tied: the probe on a tied head, if it is tied.
         uniform: (n, LABELS) independent uniform numbers, for the sampled labels.
-        gradient: whether that of the head's own tensors is wanted.
+        slopes: whether the gradients in W and in the bias are wanted.
     """
     whole = HeadAdjoint(
         0.0, torch.zeros_like(h), torch.zeros_like(h),
-        torch.zeros_like(weight) if gradient and weight is not None else None,
-        torch.zeros_like(bias) if gradient and bias is not None else None,
+        torch.zeros_like(weight) if slopes[0] and weight is not None else None,
+        torch.zeros_like(bias) if slopes[1] and bias is not None else None,
     )  # fmt: skip
     for start in range(0, len(labels), POSITIONS):
         part = slice(start, start + POSITIONS)
@@ -71,7 +71,8 @@ def head_adjoint(
             _through(whole, part, (x, t, y, p), weight, tied, uniform[part])
         errors = p
         errors[torch.arange(len(y), device=y.device), y] -= 1.0
-        whole.adjoint[part] = errors if weight is None else errors @ weight
+        if weight is None:
+            whole.adjoint[part] = errors
         if whole.of_weight is not None:
             whole.of_weight.addmm_(errors.T, x)
         if whole.of_bias is not None:
@@ -90,7 +91,9 @@ def _through(
     whole.weight += _sum(h.square().sum(dim=-1) * spread)
     whole.bias += _sum(spread)
     drawn = draw_labels(p, uniform)  # (b, LABELS)
-    scores = weight[drawn] - (p @ weight)[:, None]  # (b, LABELS, D)
+    mean_row = p @ weight  # (b, D)
+    whole.adjoint[part] = mean_row - weight[y]
+    scores = weight[drawn] - mean_row[:, None]  # (b, LABELS, D)
     steps = along(scores, t)  # (b, LABELS)
     whole.turned[part] = torch.matmul(steps[:, None], scores)[:, 0] / steps.shape[1]
     whole.gauss_newton += _sum(steps.square()) / steps.shape[1]

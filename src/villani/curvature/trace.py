@@ -34,7 +34,6 @@ from villani.curvature.ways import ProductMethod, TraceMethod, Way
 from villani.errors import InputError
 from villani.objective.batches import Batch
 from villani.objective.objective import Forward, Objective
-from villani.objective.streamed_head import Piece
 from villani.objective.weights import refuse_streamed
 from villani.statistics import Array
 from villani.streams import Purpose, stream
@@ -279,15 +278,11 @@ class AdjointSampler:
         """See `TraceSampler.sample`."""
         space = self.objective.parameters
         traces, gauss_newton = np.zeros((2, probes, len(space.parameters)))
-
-        def take(index: int, gradient: torch.Tensor) -> None:
-            group.add_piece(Piece(index, space.values[index], gradient, []))
-
         with self.objective.evaluating():
             for place, piece in enumerate(self.pieces(group.group)):
                 for probe in range(probes):
                     key = (group.group, probe, place)
-                    one = self._adjoint.sample(piece, seed, key, None if probe else take)
+                    one = self._adjoint.sample(piece, seed, key, None if probe else group.add_part)
                     if not probe:
                         group.add_loss(one.loss, float(piece.tokens))
                     traces[probe] += one.traces
