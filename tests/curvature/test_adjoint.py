@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from tests.conftest import dense, make_model, make_pool
+from tests.conftest import dense, make_pool
 from villani.curvature.adjoint import AdjointTrace
 from villani.curvature.blocks import BlockTrace
 from villani.inputs.models import load_model
@@ -28,7 +28,7 @@ def sampled(sweeps, batch, key, gradient=True):
 
 @pytest.mark.parametrize("group", [0, 1, 2])
 def test_samples_are_unbiased_tensor_by_tensor(model, group):
-    """Plain, padded and −100-labelled groups: loss and gradient exactly, traces and their Gauss–Newton part on average."""
+    """Plain, padded and −100-labelled groups: loss and gradient exactly, traces on average."""
     pool = make_pool(3)
     objective = Objective(model, pool)
     oracle = dense(model, pool[group], second=True)
@@ -49,7 +49,7 @@ def test_samples_are_unbiased_tensor_by_tensor(model, group):
 
 
 def test_a_sample_is_the_probe_times_the_product_with_it(model, monkeypatch):
-    """Where nothing is left out, since no matrix has a probe for every sequence and no label is drawn: v_iᵀ(∇²L·v)_i."""
+    """v_iᵀ(∇²L·v)_i, where nothing is left out: no matrix has a probe for every sequence, and no label is drawn."""
     pool = make_pool(2)
     objective = Objective(model, pool)
     sweeps, batch = BlockTrace(objective), next(objective.batches(0))

@@ -23,7 +23,13 @@ def loss(h, weight, bias, y):
 
 
 def test_slopes_and_exact_traces_are_those_of_autograd():
-    h, t, weight, bias, y = normal(N, WIDTH), normal(N, WIDTH), normal(VOCABULARY, WIDTH), normal(VOCABULARY), torch.arange(N)
+    h, t, weight, bias, y = (
+        normal(N, WIDTH),
+        normal(N, WIDTH),
+        normal(VOCABULARY, WIDTH),
+        normal(VOCABULARY),
+        torch.arange(N),
+    )
     found = head_adjoint(h, t, y, weight, bias, None, uniform(N), slopes=(True, True))
     of_h, of_weight, of_bias = torch.func.grad(loss, argnums=(0, 1, 2))(h, weight, bias, y)
     assert found.loss == pytest.approx(float(loss(h, weight, bias, y)))

@@ -9,8 +9,8 @@ from tests.products import hessian_vector_product
 from villani.curvature.blocks import BlockTrace
 from villani.curvature.group import group_statistics
 from villani.curvature.probes import rademacher_probe
-from villani.curvature.sketch import GradientSketch
 from villani.curvature.rules import RULES
+from villani.curvature.sketch import GradientSketch
 from villani.curvature.trace import default_way, sample_rows, sampler_for
 from villani.curvature.ways import Way
 from villani.objective.objective import Objective

@@ -5,6 +5,7 @@ import torch
 
 from tests.conftest import make_model, make_pool
 from tests.sharded import write
+from villani.curvature.trace import default_way
 from villani.inputs.models import load_model
 from villani.measurement.measure import measure
 from villani.objective.objective import Objective

@@ -23,7 +23,7 @@ import torch
 from villani.curvature import elementary
 from villani.curvature.algebra import JetAlgebra
 from villani.curvature.blocks import BlockTrace, Key
-from villani.curvature.group import row_dot
+from villani.curvature.group import quick_dot
 from villani.curvature.head import LABELS, TiedRows
 from villani.curvature.head_adjoint import head_adjoint
 from villani.curvature.jets import Jet, Probed, mapped
@@ -101,7 +101,7 @@ class _Softmax(torch.autograd.Function):
         return y * slope, y * level, None, None
 
 
-def _softmax(sweep: JetAlgebra, op: Any, a: Jet, dim: int, *rest: Any) -> Jet:
+def _softmax(_: JetAlgebra, op: Any, a: Jet, dim: int, *rest: Any) -> Jet:
     """As the rule of Taylor sweeps."""
     with torch.no_grad():
         y = op(a.x, dim, *rest)
@@ -142,7 +142,6 @@ class _Tracked(Probed):
         jet = self.ledger.leaves(self.index, each, probes, lambda slope: slope.sum(dim=0).view(self.x.shape))
         return mapped(jet, lambda t: t.expand(sequences, rows, size).reshape(shape))
 
-
     def looked_up(self, ids: torch.Tensor) -> Jet:
         """Its rows with these numbers, of which only those that occur have a probe."""
         rows, places = ids.unique(return_inverse=True)
@@ -173,7 +172,7 @@ class _Ledger:
 
         def turned(leaf: torch.Tensor) -> None:
             if leaf.grad is not None:
-                self.traces[index] += row_dot(leaf.grad, v)
+                self.traces[index] += quick_dot(leaf.grad, v)
             leaf.grad = None
 
         def sloped(leaf: torch.Tensor) -> None:
@@ -189,7 +188,7 @@ class _Ledger:
         """Of a linear map by a parameter."""
 
         def take(turned: torch.Tensor, adjoint: torch.Tensor, x: torch.Tensor, noise: torch.Tensor) -> None:
-            self.traces[index] += row_dot(turned, noise)
+            self.traces[index] += quick_dot(turned, noise)
             if self.take:
                 left, right = adjoint.flatten(0, -2), x.flatten(0, -2)
                 self.take(index, right.T @ left if transposed else left.T @ right)
@@ -313,7 +312,10 @@ class AdjointTrace:
         with torch.no_grad():
             terms = head_adjoint(h.detach(), moved.detach(), labels, weight, bias, tied[0] if tied else None, uniform,
                                  slopes=(own[0], own[1]))  # fmt: skip
-        for index, exact, slope in ((head.weight, terms.weight, terms.of_weight), (head.bias, terms.bias, terms.of_bias)):
+        for index, exact, slope in (
+            (head.weight, terms.weight, terms.of_weight),
+            (head.bias, terms.bias, terms.of_bias),
+        ):
             if isinstance(index, int):
                 ledger.traces[index] += exact
                 if take and slope is not None:

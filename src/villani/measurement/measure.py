@@ -53,8 +53,8 @@ def measure(
         probes: independent probes (with `gauss-newton`, label samples too) in each group; at least 1, or 2 when
             `objective.finite`.
         seed: a non-negative integer; the same seed gives the same bits.
-        trace: `gauss-newton`, `hutchinson`, `taylor`, `adjoint`, or `auto`: `adjoint` where every operation of the model
-            has a rule, else as None: `gauss-newton` for language models and `hutchinson` for a custom loss.
+        trace: `gauss-newton`, `hutchinson`, `taylor`, `adjoint`, or `auto`: `adjoint` where every operation has a rule,
+            else as None: `gauss-newton` for language models and `hutchinson` for a custom loss.
         blocks: with `taylor`, what gets a probe of its own: the `whole` of θ, each `layer` or each `tensor`.
         products: with `hutchinson`, how ∇²L·v is had: `reverse-over-reverse`, `forward-over-reverse`, or
             `finite-differences` of gradients, which leave fused attention and compiled models as they are.

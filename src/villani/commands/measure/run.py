@@ -76,7 +76,11 @@ def _needs(settings: MeasureSettings, subject: Subject) -> Needs:
     tokens = float(groups * settings.sequences * settings.block * (each + int(settings.finite)))
     stages = {PILOTING: tokens, MEASURING: None} if settings.target_error else {MEASURING: tokens}
     needs = streamed_needs(subject.loaded, settings, stages) or Shape.of(subject.loaded.model).work(
-        stages, at_once=settings.at_once, block=settings.block, vectors=_SWEPT if swept else _VECTORS, device=settings.device
+        stages,
+        at_once=settings.at_once,
+        block=settings.block,
+        vectors=_SWEPT if swept else _VECTORS,
+        device=settings.device,
     )
     return replace(needs, disk=needs.disk + rows_bytes(subject.objective.parameters.size, groups))
 

@@ -26,7 +26,9 @@ class MeasureSettings(StreamBlock, SubjectSettings):
 
     weight_decay: list[float] = option([0.1], "λ ≥ 0; several with commas", DESIGN, always=True)
     temperature: list[float] = option([1e-3], "s > 0; several with commas", DESIGN, always=True)
-    trace: Trace = option("auto", "way to the Hessian trace; auto: adjoint where every operation has a Taylor rule", WAY)
+    trace: Trace = option(
+        "auto", "way to the Hessian trace; auto: adjoint where every operation has a Taylor rule", WAY
+    )
     blocks: Blocks = option("whole", "with --trace taylor, what has its own probe", WAY)
     products: ProductMethod = option(
         "reverse-over-reverse", "with --trace hutchinson, way to Hessian-vector products", WAY
