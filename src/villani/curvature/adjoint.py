@@ -242,7 +242,7 @@ class AdjointSweep(Sweep):
         """See `JetAlgebra.own`."""
         assert isinstance(weight, _Tracked)
         with torch.no_grad():
-            noise = self.through(x.detach(), weight, y.x.shape)[0]
+            noise = self.through(x, weight, y.x.shape)[0]  # which knows x by its identity
         take = self._ledger.map(weight.index, op is torch.mm)
         out: Any = _Own.apply(self._anchor, y.x, y.first.get(0), x.detach(), noise, take)  # type: ignore[no-untyped-call]
         return Jet(out[0], {0: out[1]})
