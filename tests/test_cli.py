@@ -105,6 +105,19 @@ def test_finite_and_hutchinson_and_float64(villani, tmp_path):
     assert record["model"]["dtype"] == "float64"
 
 
+def test_the_way_that_the_model_chooses_is_told_and_recorded(villani, tmp_path):
+    words = ["measure", "builtin:tiny?width=8&layers=1", *SMALL, "--json", "--run"]
+    code, out, err = villani(*words, tmp_path / "auto")
+    design = json.loads(out)["design"]
+    assert code == 0
+    assert (design["trace"], design["trace_reason"]) == ("adjoint", "every operation has a Taylor rule")
+    assert "trace by adjoint: every operation has a Taylor rule" in err
+    assert all(tensor["hessian_trace"]["n"] == design["groups"] for tensor in json.loads(out)["tensors"])
+    code, out, _ = villani(*words, tmp_path / "asked", "--trace", "gauss-newton")
+    design = json.loads(out)["design"]
+    assert (code, design["trace"], design["trace_reason"]) == (0, "gauss-newton", None)
+
+
 def test_taylor_tells_tensors_apart_by_shares(villani, tmp_path):
     words = ["measure", "builtin:tiny?width=8&layers=1", *SMALL, "--trace", "taylor", "--json", "--run"]
     code, out, _ = villani(*words, tmp_path / "whole")

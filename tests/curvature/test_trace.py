@@ -9,8 +9,9 @@ from tests.products import hessian_vector_product
 from villani.curvature.blocks import BlockTrace
 from villani.curvature.group import group_statistics
 from villani.curvature.probes import rademacher_probe
+from villani.curvature.rules import RULES
 from villani.curvature.sketch import GradientSketch
-from villani.curvature.trace import sample_rows, sampler_for
+from villani.curvature.trace import default_way, sample_rows, sampler_for
 from villani.curvature.ways import Way
 from villani.objective.objective import Objective
 from villani.streams import Purpose, stream
@@ -160,3 +161,32 @@ def test_many_probes_take_several_sweeps():
     sweeps = [sampler.sample(batch, 5, *keys[:4]), sampler.sample(batch, 5, *keys[4:])]
     assert np.allclose(found.traces[0], (4 * sweeps[0].traces + 2 * sweeps[1].traces) / 6, rtol=1e-12)
     assert np.allclose(found.gauss_newton[0], (4 * sweeps[0].gauss_newton + 2 * sweeps[1].gauss_newton) / 6, rtol=1e-12)
+
+
+def test_the_default_way_follows_from_the_model(monkeypatch):
+    """Sweeps there and back where every operation has a rule and shapes are few; else reverse passes, and why."""
+    objective = Objective(make_model("gpt2"), make_pool(3))
+    assert default_way(objective, range(3)) == ("adjoint", "every operation has a Taylor rule")
+    ragged = [{"input_ids": torch.ones(1, length, dtype=torch.long)} for length in range(2, 8)]
+    assert default_way(Objective(make_model("gpt2"), ragged), range(6))[0] == "gauss-newton"
+    assert default_way(Objective(make_model("gpt2"), ragged), range(4))[0] == "adjoint"
+    custom = Objective(make_model("gpt2"), ragged, loss_fn=lambda m, g: m(g["input_ids"]).logits.square().mean())
+    assert default_way(custom, range(6)) == ("hutchinson", "a custom loss_fn has no traced graph")
+    monkeypatch.delitem(RULES, torch.ops.aten.gelu.default)
+    way, reason = default_way(objective, range(3))
+    assert way == "gauss-newton"
+    assert "no Taylor rule for aten.gelu.default" in reason
+
+
+@pytest.mark.parametrize("probes", [1, 2])
+def test_the_way_moves_neither_loss_nor_gradient(model, probes, monkeypatch):
+    """In pieces of one sequence each, too; the trace is the same within its noise, and is told tensor by tensor."""
+    monkeypatch.setattr("villani.curvature.trace.TOKENS", 1)
+    objective = Objective(model, make_pool())
+    swept, plain = (statistics(objective, 1, way, probes) for way in ("adjoint", "gauss-newton"))
+    assert swept.tokens == plain.tokens
+    assert swept.loss == pytest.approx(plain.loss, rel=1e-12)
+    assert np.allclose(swept.gradient, plain.gradient, atol=1e-10)
+    assert np.allclose(swept.dots, plain.dots, atol=1e-10)
+    assert swept.traces.shape == plain.traces.shape
+    assert swept.gauss_newton.shape == plain.gauss_newton.shape

@@ -32,6 +32,7 @@ def test_only_choices_that_go_together_make_a_way():
         [("gauss-newton", "whole", first, False), ("hutchinson", "whole", first, True)]
         + [("hutchinson", "whole", products, False) for products in get_args(ProductMethod)]
         + [("taylor", blocks, first, False) for blocks in get_args(Blocks)]
+        + [("adjoint", "whole", first, False)]
     )
 
 

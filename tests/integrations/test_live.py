@@ -60,7 +60,7 @@ def test_figures_are_those_of_measure_with_probes_of_the_step():
     live = Live(model, pool, temperature=0.2, seed=7)
     live.start(optimizer)
     found = live.measure(5)
-    oracle = measure(Objective(model, pool, 0.3, "nanogpt"), 1, word(7, Purpose.LIVE, 5), shares=0)
+    oracle = measure(Objective(model, pool, 0.3, "nanogpt"), 1, word(7, Purpose.LIVE, 5), trace=None, shares=0)
     psi = oracle.psi(temperature=0.2)
     assert found[PREFIX + "psi"] == psi.value
     assert found[PREFIX + "psi_sem"] == psi.sem

@@ -5,6 +5,7 @@ import torch
 
 from tests.conftest import make_model, make_pool
 from tests.sharded import write
+from villani.curvature.trace import default_way
 from villani.inputs.models import load_model
 from villani.measurement.measure import measure
 from villani.objective.objective import Objective
@@ -44,9 +45,10 @@ def test_what_is_measured_at_a_displaced_point_has_no_origin(pair, place):
     with objective.displaced(direction, 0.5), objective.displaced(direction, 0.25):
         assert measure(objective, shares=0).origin is None
     own = measure(objective, shares=0).origin
+    trace, reason = default_way(objective, range(len(objective.groups)))
     assert own == origin_of(
-        objective, "measure", 0, probes=1, trace="gauss-newton", blocks="whole", products="reverse-over-reverse",
-        deflated=None,
+        objective, "measure", 0, probes=1, trace=trace, blocks="whole", products="reverse-over-reverse",
+        trace_reason=reason, deflated=None,
     )  # fmt: skip
 
 

@@ -15,7 +15,12 @@ class JetAlgebra:
         classes: probe → class of its second-order term.
         joins: probe → the probe that it becomes part of at the next linear map with weights, for independent probes.
         sequences: of the batch; they lie side by side in the first dimension of every value.
+
+    Attributes:
+        second: whether second-order terms are carried.
     """
+
+    second = True
 
     def __init__(self, classes: Sequence[int], joins: Mapping[int, int] | None = None, sequences: int = 1) -> None:
         self.classes = classes
@@ -45,6 +50,11 @@ class JetAlgebra:
                 add_to(first, self.probe(k), t)
             a.first = first
 
+    def own(self, y: Jet, x: torch.Tensor, weight: Probed, op: Any) -> Jet:  # noqa: ARG002
+        """A linear map y = op(x, W) with what its own matrix's probes, one for every sequence, add to its tangents."""
+        y.first |= self.through(x, weight, y.x.shape)
+        return y
+
     def through(self, x: torch.Tensor, weight: Probed, shape: torch.Size) -> Tangents:
         """Tangents, of this shape, of a linear map of x by its own matrix's probes, one for every sequence."""
         factor = self._factor(x)  # (B, N, R)
@@ -66,7 +76,7 @@ class JetAlgebra:
     def squares(self, first: Tangents, square: Callable[[torch.Tensor], torch.Tensor]) -> Tangents:
         """Σ over the probes of each class of a quadratic function of their tangents."""
         sums: Tangents = {}
-        for k, tangent in first.items():
+        for k, tangent in first.items() if self.second else ():
             add_to(sums, self.classes[k], square(tangent))
         return sums
 
@@ -90,6 +100,6 @@ class JetAlgebra:
         for terms, sums in ((b.first, first), (b.second, second)):
             for k, t in terms.items():
                 add_to(sums, k, f(a.x, t))
-        for k in a.first.keys() & b.first.keys():
+        for k in a.first.keys() & b.first.keys() if self.second else ():
             add_to(second, self.classes[k], 2 * f(a.first[k], b.first[k]))
         return Jet(f(a.x, b.x), first, second)

@@ -30,7 +30,7 @@ from villani.objective.parameters import ParameterSpace
 from villani.statistics import Array
 from villani.streams import Purpose, stream
 
-_GRAPHS = 4  # kept, of different forms of batch
+GRAPHS = 4  # kept, of different forms of batch
 Key = tuple[int, ...]
 
 
@@ -98,21 +98,24 @@ class BlockTrace:
         self._first = [block[0] for block in self.blocks]
         self._graphs: dict[tuple[Any, ...], tuple[LogitGraph, frozenset[torch.fx.Node]]] = {}
 
-    def _graph(self, batch: Batch) -> tuple[LogitGraph, frozenset[torch.fx.Node]]:
+    def graph(self, batch: Batch) -> tuple[LogitGraph, frozenset[torch.fx.Node]]:
         """The graph for blocks of this form, and the nodes that keep sequences apart."""
         if batch.form not in self._graphs:
-            self._graphs = dict([*self._graphs.items()][1 - _GRAPHS :])  # the oldest goes
+            self._graphs = dict([*self._graphs.items()][1 - GRAPHS :])  # the oldest goes
             self._graphs[batch.form] = self._trace(batch.plain())
         return self._graphs[batch.form]
 
     def _trace(self, batch: Batch) -> tuple[LogitGraph, frozenset[torch.fx.Node]]:
         graph = trace_logits(self.objective, batch)
+        key = ("isolated", id(graph))
         shared = _used_elsewhere(graph)
         if shared is not None:
             graph = replace(graph, head=headless(graph.logits, f"the head's tensors are also used by {shared}"))
         check_rules(graph)
-        with self.objective.evaluating(), torch.no_grad():
-            return graph, isolated_nodes(graph, self.objective.parameters.values, batch)
+        if key not in self.objective.traced:
+            with self.objective.evaluating(), torch.no_grad():
+                self.objective.traced[key] = isolated_nodes(graph, self.objective.parameters.values, batch)
+        return graph, self.objective.traced[key]
 
     def check(self, batch: Batch) -> None:
         """Refuse a model for which blocks of this batch's shape cannot be sampled, before any work is done.
@@ -120,14 +123,14 @@ class BlockTrace:
         Raises:
             InputError: see the class.
         """
-        self._graph(batch)
+        self.graph(batch)
 
     def sample(self, batch: Batch, seed: int, *keys: Key) -> BlockSample:
         """The mean of one sample from each (seed, key), by one sweep for all of them.
 
         Probes, and labels for the Gauss–Newton part of the head, are drawn from the keys alone.
         """
-        graph, isolated = self._graph(batch)
+        graph, isolated = self.graph(batch)
         space = self.objective.parameters
         head, count = graph.head, len(space.parameters)
         uses = Counter(graph.parameters[a] for n in graph.nodes if n is not head.node for a in n.all_input_nodes
@@ -141,15 +144,17 @@ class BlockTrace:
                                   for i in range(count) for r in range(len(keys))}  # fmt: skip
         rows = batch.ids.unique()
         tied = [
-            TiedRows(head.weight + r * stride, rows, self._signs(head.weight, (len(rows), -1), seed, key))
+            TiedRows(head.weight + r * stride, rows, self.signs(head.weight, (len(rows), -1), seed, key))
             for r, key in enumerate(keys)
             if isinstance(head.weight, int) and head.weight in uses
         ]
 
+        values = space.values
+
         def parameter(index: int) -> Jet:
-            tensor = space.values[index]
+            tensor = values[index]
             probes = [index + r * stride for r in range(len(keys))]
-            probed = Probed(tensor, probes, lambda k, shape: self._signs(index, shape, seed, keys[k // stride]))
+            probed = Probed(tensor, probes, lambda k, shape: self.signs(index, shape, seed, keys[k // stride]))
             if tied and index == head.weight:
                 return Jet(
                     tensor, {own.probe: torch.zeros_like(tensor).index_copy_(0, rows, own.values) for own in tied}
@@ -164,7 +169,7 @@ class BlockTrace:
                            {c: t[:, :-1][wanted] for c, t in jet.second.items()})  # fmt: skip
             labels = batch.labels[:, 1:][wanted]
             uniform = torch.from_numpy(stream(seed, Purpose.LABELS, *keys[0]).random((len(labels), LABELS)))
-            weight, bias = (space.values[t] if isinstance(t, int) else t for t in (head.weight, head.bias))
+            weight, bias = (values[t] if isinstance(t, int) else t for t in (head.weight, head.bias))
             tied = [replace(t, probe=sweep.probe(t.probe)) for t in tied]
             if weight is None:
                 terms = logit_terms(features, labels)
@@ -182,7 +187,7 @@ class BlockTrace:
                 gauss_newton[index] += exact
         return BlockSample(gauss_newton + residual, gauss_newton)
 
-    def _signs(self, index: int, shape: Sequence[int], seed: int, key: Key) -> torch.Tensor:
+    def signs(self, index: int, shape: Sequence[int], seed: int, key: Key) -> torch.Tensor:
         """Random signs for one tensor's probe, of any shape; −1 stands for the tensor's columns."""
         tensor = self.objective.parameters.tensors[index]
         shape = [n if n >= 0 else tensor.shape[1] for n in shape]

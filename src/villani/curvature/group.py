@@ -67,11 +67,16 @@ class GroupPass:
 
     def _forward(self, batch: object) -> Forward:
         forward = self.objective.forward(batch)
-        self._add_loss(float(forward.loss.detach().double()), forward.tokens)
+        self.add_loss(float(forward.loss.detach().double()), forward.tokens)
         check_differentiable(forward.loss)
         return forward
 
-    def _add_loss(self, loss: float, tokens: float) -> None:
+    def add_loss(self, loss: float, tokens: float) -> None:
+        """Add a batch's loss sum.
+
+        Raises:
+            InputError: it is not finite.
+        """
         if not math.isfinite(loss):
             raise InputError(
                 f"group {self.group}: the loss is {loss}: check the checkpoint, or load it in a wider dtype"
@@ -83,6 +88,11 @@ class GroupPass:
         """Add a batch's gradient of the loss sum, as tensors of θ's shapes."""
         self.gradient += self._sketch(gradient)
         self.dots += inner_products(gradient, self.objective.parameters.tensors)
+
+    def add_part(self, index: int, gradient: torch.Tensor) -> None:
+        """Add a part of one tensor's gradient."""
+        self._sketch.add(self.gradient, index, gradient)
+        self.dots[index] += quick_dot(gradient, self.objective.parameters.tensors[index])
 
     def differentiated(self) -> Iterator[Any]:
         """Each batch when its gradient has been added, of whose graph and logits nothing is left; as `forwards`."""
@@ -97,7 +107,7 @@ class GroupPass:
     def tape(self, batch: Any, vectors: Sequence[Vector] = ()) -> Tape:
         """A batch's forward pass, of a model whose weights are streamed; as `forwards`."""
         tape = Tape(self.objective, batch, vectors)
-        self._add_loss(tape.loss(), float(len(tape.labels)))
+        self.add_loss(tape.loss(), float(len(tape.labels)))
         return tape
 
     def add_piece(self, piece: Piece) -> None:
@@ -156,6 +166,12 @@ def group_statistics(
 def inner_products(left: Tensors, right: Tensors) -> Array:
     """(P,) in float64, tensor by tensor."""
     return np.array([double_dot(a, b) for a, b in zip(left, right, strict=True)])
+
+
+def quick_dot(a: torch.Tensor, b: torch.Tensor) -> float:
+    """⟨a, b⟩: products in the precision of a and b, sums in float64, a piece at a time that stays in the cache."""
+    pairs = zip(a.detach().reshape(-1).split(1 << 18), b.detach().reshape(-1).split(1 << 18), strict=True)
+    return sum(float((x * y).sum(dtype=torch.float64)) for x, y in pairs)
 
 
 def double_dot(a: torch.Tensor, b: torch.Tensor) -> float:

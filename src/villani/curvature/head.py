@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from villani.curvature.jets import Jet
 
-_POSITIONS = 128  # logits of so many positions at a time: 26 MB at V = 50,257
+POSITIONS = 128  # logits of so many positions at a time: 26 MB at V = 50,257
 _RUN = 128  # labels
 LABELS = 64  # labels sampled at every position: their noise is then well below that of the probes
 
@@ -72,8 +72,8 @@ def head_terms(
     tied_residual = dict.fromkeys([own.probe for own in tied], 0.0)
     gauss_newton = dict.fromkeys(features.first, 0.0)
     total_weight = total_bias = 0.0
-    for start in range(0, len(labels), _POSITIONS):
-        part = slice(start, start + _POSITIONS)
+    for start in range(0, len(labels), POSITIONS):
+        part = slice(start, start + POSITIONS)
         h, y = features.x[part], labels[part]
         p = torch.softmax(F.linear(h, weight, bias), dim=-1)
         spread = 1 - torch.linalg.vector_norm(p, dim=-1).square()
@@ -95,9 +95,9 @@ def head_terms(
             place = torch.searchsorted(own.rows, drawn).clamp_(max=len(own.rows) - 1)
             hit = own.rows[place] == drawn
             shift = torch.where(hit, on_rows.gather(1, place), 0.0) - (p_rows * on_rows).sum(-1, keepdim=True)
-            gauss_newton[own.probe] += 2 * _sum(_along(scores, t) * shift) / LABELS
+            gauss_newton[own.probe] += 2 * _sum(along(scores, t) * shift) / LABELS
         for k, t in features.first.items():
-            gauss_newton[k] += _sum(_along(scores, t[part]).square()) / LABELS
+            gauss_newton[k] += _sum(along(scores, t[part]).square()) / LABELS
     return HeadTerms(residual, tied_residual, gauss_newton, total_weight, total_bias if bias is not None else 0.0)
 
 
@@ -110,8 +110,8 @@ def logit_terms(logits: Jet, labels: torch.Tensor) -> HeadTerms:
     """
     residual = dict.fromkeys(logits.second, 0.0)
     gauss_newton = dict.fromkeys(logits.first, 0.0)
-    for start in range(0, len(labels), _POSITIONS):
-        part = slice(start, start + _POSITIONS)
+    for start in range(0, len(labels), POSITIONS):
+        part = slice(start, start + POSITIONS)
         y = labels[part, None]
         p = torch.softmax(logits.x[part], dim=-1)
         for c, t in logits.second.items():
@@ -122,7 +122,7 @@ def logit_terms(logits: Jet, labels: torch.Tensor) -> HeadTerms:
     return HeadTerms(residual, {}, gauss_newton, 0.0, 0.0)
 
 
-def _along(scores: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+def along(scores: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
     """(b, LABELS) inner products of each score with its position's tangent."""
     return torch.matmul(scores, t[:, :, None])[:, :, 0]
 

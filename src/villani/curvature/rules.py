@@ -84,8 +84,7 @@ def _linear(sweep: JetAlgebra, op: Any, a: Any, weight: Any, bias: Any = None) -
         if isinstance(bias, Jet) and len(bias.first) == len(own):
             sweep.join(bias, into=own)
     if isinstance(weight, Probed):
-        y = sweep.bilinear(op, a, weight.x)
-        y.first |= sweep.through(as_jet(a).x, weight, y.x.shape)
+        y = sweep.own(sweep.bilinear(op, a, weight.x), as_jet(a).x, weight, op)
     else:
         y = sweep.bilinear(op, a, weight)
     return y if bias is None else _add(sweep, aten.add.Tensor, y, bias)
@@ -264,12 +263,13 @@ def _layer_norm(
     dims = tuple(range(-len(shape), 0))
     centred = mapped(a, lambda t: t - t.mean(dims, keepdim=True))
     c = centred.x
-    r = (c.square().mean(dims, keepdim=True) + eps).rsqrt()
+    spread = c.square().mean(dims, keepdim=True) + eps
+    r = spread.rsqrt()
     q1 = {k: 2 * (c * t).mean(dims, keepdim=True) for k, t in centred.first.items()}
     q2 = {k: 2 * (c * t).mean(dims, keepdim=True) for k, t in centred.second.items()}
     for k, t in sweep.squares(centred.first, lambda t: 2 * t.square().mean(dims, keepdim=True)).items():
         add_to(q2, k, t)
-    variance = Jet(c, q1, q2)  # only its tangents are used
+    variance = Jet(spread, q1, q2)
     scale = sweep.elementwise(variance, r, -0.5 * r**3, 0.75 * r**5)
     normed = sweep.bilinear(torch.mul, centred, scale)
     if weight is not None:

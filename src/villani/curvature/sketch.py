@@ -15,6 +15,7 @@ from villani.objective.parameters import ParameterSpace
 from villani.streams import Purpose, stream
 
 BUCKETS = 262_139  # the largest prime below 2¹⁸: 2 MiB a group
+_PART = 1 << 21  # entries of a tensor at a time, so that no wide copy of a large one is made; of whole words of signs
 _MEMORY = 1 << 28  # bytes that the sketches of all groups may take
 
 
@@ -62,9 +63,12 @@ class GradientSketch:
 
     def _add(self, total: torch.Tensor, index: int, gradient: torch.Tensor) -> None:
         """Of one that is lossy."""
-        signs = rademacher(gradient.numel(), stream(self.seed, Purpose.SKETCH, index), gradient.dtype)
-        signed = signs.to(gradient.device).mul_(gradient.detach().reshape(-1))
-        total += _fold(signed, self.space.parameters[index].offset % self.buckets, self.buckets).cpu()
+        generator = stream(self.seed, Purpose.SKETCH, index)
+        offset = self.space.parameters[index].offset
+        for part in gradient.detach().reshape(-1).split(_PART):
+            signed = rademacher(len(part), generator, part.dtype).to(part.device).mul_(part)
+            total += _fold(signed, offset % self.buckets, self.buckets).cpu()
+            offset += len(part)
 
 
 def _fold(flat: torch.Tensor, start: int, buckets: int) -> torch.Tensor:

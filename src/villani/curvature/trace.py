@@ -5,15 +5,18 @@
   the model's own p, one ordinary backward pass; only the second, residual, part meets probes. It is the Hessian of
   ⟨p − y, z⟩ with p − y held fixed, whose gradient equals ∇L, so that one graph serves both.
 - `taylor`: vᵀ∇²L v by a forward sweep that stores nothing (`curvature/taylor.py`), in half the memory.
+- `adjoint`: v_iᵀ(∇²L v)_i of every tensor i and the gradient by one sweep there and back (`curvature/adjoint.py`).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from villani.curvature.blocks import BlockTrace
+from villani.curvature.adjoint import AdjointTrace
+from villani.curvature.blocks import GRAPHS, BlockTrace
 from villani.curvature.deflation import Deflation
 from villani.curvature.double_backward import check_double_backward
 from villani.curvature.group import GroupPass, TraceSampler, double_dot, inner_products
@@ -29,12 +32,14 @@ from villani.curvature.products import (
 from villani.curvature.streamed import streamed_samples
 from villani.curvature.ways import ProductMethod, TraceMethod, Way
 from villani.errors import InputError
+from villani.objective.batches import Batch
 from villani.objective.objective import Forward, Objective
 from villani.objective.weights import refuse_streamed
 from villani.statistics import Array
 from villani.streams import Purpose, stream
 
 SWEPT = 4  # probes in one Taylor sweep at most: memory grows with them, and most of what sharing a sweep saves is saved
+TOKENS = 256  # in one `adjoint` sweep: memory grows with them, and larger products are hardly faster
 _ROWS = 64  # positions whose cumulative distribution is held in float64 at a time: 26 MB at V = 50,257
 _NO_LOGITS = "a custom loss_fn has no logits to sample labels from: use trace='hutchinson'"
 
@@ -67,6 +72,26 @@ def fastest(objective: Objective) -> TraceMethod:
     if objective.loss_fn is not None:
         return "hutchinson"
     return "gauss-newton" if refusal(objective, Way("taylor")) else "taylor"
+
+
+def default_way(objective: Objective, groups: Iterable[int]) -> tuple[TraceMethod, str]:
+    """The way of `auto`, and why: one sweep there and back where every operation has a rule, else reverse passes."""
+    if objective.loss_fn is not None:
+        return "hutchinson", "a custom loss_fn has no traced graph"
+    if objective.streamed:
+        return "gauss-newton", "weights are streamed"
+    sampler = AdjointSampler(objective)
+    forms: dict[tuple[Any, ...], Batch] = {}
+    for group in groups:
+        forms |= {piece.form: piece for piece in sampler.pieces(group)}
+        if len(forms) > GRAPHS:
+            return "gauss-newton", f"a graph is traced for every shape of batch, and there are more than {GRAPHS}"
+    try:
+        for piece in forms.values():
+            sampler.sweeps.check(piece)
+    except InputError as error:
+        return "gauss-newton", str(error)
+    return "adjoint", "every operation has a Taylor rule"
 
 
 class HutchinsonSampler:
@@ -225,6 +250,57 @@ class TaylorSampler:
         return residual + gauss_newton, gauss_newton
 
 
+class AdjointSampler:
+    """Probes, by sweeps there and back, the first of which gives the gradient too.
+
+    Args:
+        objective: of a language model.
+
+    Raises:
+        InputError: a custom loss, or streamed weights.
+    """
+
+    def __init__(self, objective: Objective) -> None:
+        refuse_streamed(objective.model, "trace='adjoint'", "use 'taylor' or 'gauss-newton'")
+        self.objective = objective
+        self.sweeps = BlockTrace(objective)
+        self._adjoint = AdjointTrace(self.sweeps)
+
+    def prepare(self, group: int) -> None:
+        """Refuse a model that cannot be traced or has an operation without a rule."""
+        self.sweeps.check(next(self.pieces(group)))
+
+    def cost(self, probes: int) -> float:
+        """Five products of every matrix where a gradient takes three; four in a further sweep."""
+        return 0.3 + 1.4 * probes
+
+    def sample(self, group: GroupPass, probes: int, seed: int) -> tuple[Array, Array]:
+        """See `TraceSampler.sample`."""
+        space = self.objective.parameters
+        traces, gauss_newton = np.zeros((2, probes, len(space.parameters)))
+        with self.objective.evaluating():
+            for place, piece in enumerate(self.pieces(group.group)):
+                for probe in range(probes):
+                    key = (group.group, probe, place)
+                    one = self._adjoint.sample(piece, seed, key, None if probe else group.add_part)
+                    if not probe:
+                        group.add_loss(one.loss, float(piece.tokens))
+                    traces[probe] += one.traces
+                    gauss_newton[probe, 0] += one.gauss_newton
+        return traces, gauss_newton
+
+    def pieces(self, group: int) -> Iterator[Batch]:
+        """A group's batches, in pieces of about `TOKENS` tokens and of as few sizes as may be."""
+        for batch in self.objective.batches(group):
+            count, length = batch.ids.shape
+            pieces = min(count, -(-count * length // TOKENS))
+            step = -(-count // pieces)
+            for start in range(0, count, step):
+                piece = batch.rows(start, start + step)
+                if piece.tokens:
+                    yield piece
+
+
 def _hutchinson(objective: Objective, way: Way, deflation: Deflation | None) -> TraceSampler:
     if way.products == "reverse-over-reverse":
         return HutchinsonSampler(objective, deflation)
@@ -234,6 +310,7 @@ def _hutchinson(objective: Objective, way: Way, deflation: Deflation | None) -> 
 SAMPLERS: dict[TraceMethod, Callable[[Objective, Way, Deflation | None], TraceSampler]] = {
     "gauss-newton": lambda objective, _way, _deflation: GaussNewtonSampler(objective),
     "hutchinson": _hutchinson,
+    "adjoint": lambda objective, _way, _deflation: AdjointSampler(objective),
     "taylor": lambda objective, way, _deflation: TaylorSampler(objective, BlockTrace(objective, way.blocks)),
 }
 

@@ -9,7 +9,9 @@ from typing import Any, Literal, get_args
 
 from villani.errors import InputError
 
-TraceMethod = Literal["gauss-newton", "hutchinson", "taylor"]
+TraceMethod = Literal["gauss-newton", "hutchinson", "taylor", "adjoint"]
+Auto = Literal["auto"]  # the way is chosen from the model: `curvature/trace.py`
+Trace = Literal[Auto, TraceMethod]
 Blocks = Literal["whole", "layer", "tensor"]
 ProductMethod = Literal["reverse-over-reverse", "forward-over-reverse", "finite-differences"]
 
@@ -21,7 +23,7 @@ class Way:
     """One way to tr ∇²L.
 
     Attributes:
-        trace: `gauss-newton`, `hutchinson` or `taylor`; see `curvature/trace.py`.
+        trace: `gauss-newton`, `hutchinson`, `taylor` or `adjoint`; see `curvature/trace.py`.
         blocks: with `taylor`, what gets a probe of its own: the `whole` of θ, each `layer` or each `tensor`.
         products: with `hutchinson`, how ∇²L·v is had; see `curvature/products.py`.
         deflated: with `hutchinson` and products of the first kind, whether some directions are taken exactly.

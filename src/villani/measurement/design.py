@@ -20,7 +20,7 @@ class Design:
         seed: of everything random, ≥ 0.
         finite: whether the groups are the whole data set.
         way: to the trace.
-        shares: groups that are also sampled by `gauss-newton` where the way does not tell tensors apart; 0 for none.
+        shares: groups that are also sampled by a way that tells tensors apart, where `way` does not; 0 for none.
         sketch: buckets of the gradient sketch; None for the default.
 
     Raises:

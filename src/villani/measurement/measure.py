@@ -13,9 +13,9 @@ from villani.curvature.blocks import layers_of
 from villani.curvature.deflation import Deflation
 from villani.curvature.group import TraceSampler, group_statistics
 from villani.curvature.sketch import GradientSketch, buckets_for
-from villani.curvature.trace import sampler_for
-from villani.curvature.ways import Blocks, ProductMethod, TraceMethod, Way
-from villani.measurement.design import SHARES, Design, chosen_groups
+from villani.curvature.trace import default_way, sampler_for
+from villani.curvature.ways import Auto, Blocks, ProductMethod, TraceMethod, Way
+from villani.measurement.design import SHARES, Design, check_design, chosen_groups
 from villani.measurement.measurement import LayerStatistics, Measurement, TensorStatistics
 from villani.measurement.rows import group_row, group_sums, naive_norm, samples, trace_estimates
 from villani.objective.objective import Objective, at_one_theta
@@ -34,7 +34,7 @@ def measure(
     probes: int = 1,
     seed: int = 0,
     *,
-    trace: TraceMethod | None = None,
+    trace: TraceMethod | Auto | None = "auto",
     blocks: Blocks = "whole",
     products: ProductMethod = "reverse-over-reverse",
     groups: Sequence[int] | None = None,
@@ -53,13 +53,14 @@ def measure(
         probes: independent probes (with `gauss-newton`, label samples too) in each group; at least 1, or 2 when
             `objective.finite`.
         seed: a non-negative integer; the same seed gives the same bits.
-        trace: `gauss-newton` (default for language models), `hutchinson` (default for a custom loss) or `taylor`.
+        trace: `gauss-newton`, `hutchinson`, `taylor`, `adjoint`, or `auto`: `adjoint` where every operation has a rule,
+            else as None: `gauss-newton` for language models and `hutchinson` for a custom loss.
         blocks: with `taylor`, what gets a probe of its own: the `whole` of θ, each `layer` or each `tensor`.
         products: with `hutchinson`, how ∇²L·v is had: `reverse-over-reverse`, `forward-over-reverse`, or
             `finite-differences` of gradients, which leave fused attention and compiled models as they are.
         groups: which of the objective's groups to measure; all by default.
-        shares: where the way does not tell tensors apart, how many of the groups are also sampled by `gauss-newton`,
-            which does; 0 for none. Takes the memory of a double backward pass.
+        shares: where the way does not tell tensors apart, how many of the groups are also sampled by `adjoint`, which
+            does, or by `gauss-newton` where weights are streamed; 0 for none.
         sketch: buckets of the gradient sketch, used when d is larger; by default 262,139, and fewer beyond 128 groups.
         deflate: with `hutchinson`, directions whose share of the trace is taken exactly; made without these groups.
         work: keeps finished groups, supplies those of an interrupted run, and has the processes that share them, each
@@ -72,22 +73,31 @@ def measure(
     """
     supply = len(objective.groups)
     chosen = list(range(supply)) if groups is None else chosen_groups(groups, supply)
-    default: TraceMethod = "hutchinson" if objective.loss_fn else "gauss-newton"
-    way = Way(trace or default, blocks, products, deflated=deflate is not None)
+    check_design(len(chosen), probes, seed, objective.finite)
+    free = trace == "auto" and deflate is None and Way(blocks=blocks, products=products) == Way()
+    method, reason = default_way(objective, chosen) if free else (_asked(objective, trace), None)
+    way = Way(method, blocks, products, deflated=deflate is not None)
     design = Design(len(chosen), probes, seed, objective.finite, way=way, shares=shares, sketch=sketch)
     buckets = sketch or buckets_for(supply)
     gradient_sketch = GradientSketch(objective.parameters, int(seed), buckets)
     sampler = sampler_for(objective, way, deflate)
     sampler.prepare(chosen[0])
     if design.shares and not way.tells_tensors:
-        sampler_for(objective, Way("gauss-newton")).prepare(chosen[0])
+        sampler_for(objective, _sharing(objective)).prepare(chosen[0])
     units = _units(objective, design, chosen, sampler, gradient_sketch)
     rows = (work or Work()).map(units)
     origin = None if objective.displacements else origin_of(
         objective, "measure", int(seed), len(chosen), probes=int(probes), trace=way.trace, blocks=way.blocks,
-        products=way.products, deflated=deflate.checksum if deflate else None,
+        products=way.products, trace_reason=reason, deflated=deflate.checksum if deflate else None,
     )  # fmt: skip
     return _measurement(objective, way, dict(zip(units, rows, strict=True)), gradient_sketch, origin)
+
+
+def _asked(objective: Objective, trace: TraceMethod | Auto | None) -> TraceMethod:
+    """The way by name, else that of reverse passes."""
+    if trace and trace != "auto":
+        return trace
+    return "hutchinson" if objective.loss_fn else "gauss-newton"
 
 
 def _units(
@@ -95,6 +105,7 @@ def _units(
 ) -> dict[str, Callable[[], Rows]]:
     """The units of work: each group; some again for the shares of tensors; with `finite`, the whole gradient."""
     probes, seed, way = int(design.probes), int(design.seed), design.way
+    sharing = _sharing(objective)
 
     def statistics(group: int) -> Rows:
         return group_row(group_statistics(objective, group, probes, seed, sampler, sketch))
@@ -102,16 +113,20 @@ def _units(
     def share(group: int) -> Rows:
         own = 2 if objective.finite else 1
         nothing = GradientSketch(objective.parameters, seed, 1)
-        gauss_newton = sampler_for(objective, Way("gauss-newton"))
-        return group_row(group_statistics(objective, group, own, seed, gauss_newton, nothing))
+        return group_row(group_statistics(objective, group, own, seed, sampler_for(objective, sharing), nothing))
 
     units: dict[str, Callable[[], Rows]] = {f"group/{group}": partial(statistics, group) for group in chosen}
     if design.shares and not way.tells_tensors:
         least = len(chosen) if objective.finite else max(design.shares, 3)  # a whole data set has no group to leave out
-        units |= {f"share/{group}": partial(share, group) for group in chosen[:least]}
+        units |= {f"share/{sharing.trace}/{group}": partial(share, group) for group in chosen[:least]}
     if objective.finite:
         units["gradient"] = partial(_whole_gradient, objective, way.products == "finite-differences")
     return units
+
+
+def _sharing(objective: Objective) -> Way:
+    """The way that tells tensors apart where that of the whole trace, Taylor sweeps, does not."""
+    return Way("gauss-newton" if objective.streamed else "adjoint")
 
 
 def _whole_gradient(objective: Objective, fused: bool) -> Rows:

@@ -71,6 +71,6 @@ def _planned(objective: Objective, target: Target, seed: int, least: int, shares
     """The best way on `PILOT` groups, then rehearsed on others to know its noise and its cost."""
     ways, note = ways_for(objective)
     if not shares:  # no double backward passes, then
-        ways = tuple(way for way in ways if way.trace == "taylor") or ways
+        ways = tuple(way for way in ways if way.trace in ("taylor", "adjoint")) or ways
     plan = make_plan(pilot(objective, ways, seed, target, work.part(0, 2)), target, least=least, note=note)
     return rehearse(objective, plan, seed, target, least, work.part(1, 2))

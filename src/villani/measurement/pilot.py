@@ -18,7 +18,8 @@ from villani.statistics import Array, GroupSums, sampled_statistics
 from villani.work.team import Rows
 from villani.work.work import Work
 
-FORWARD = (Way("taylor"), Way("taylor", "layer"), Way("gauss-newton"))
+FORWARD = (Way("taylor"), Way("taylor", "layer"), Way("adjoint"))
+STREAMED = (*FORWARD[:2], Way("gauss-newton"))
 REVERSE = (Way("gauss-newton"), Way("hutchinson"))
 MORE = 2  # further probes by which their cost is told
 
@@ -28,7 +29,7 @@ def ways_for(objective: Objective) -> tuple[tuple[Way, ...], str]:
     if objective.loss_fn is not None:
         return (Way("hutchinson"),), "a custom loss_fn has neither logits nor a traced graph"
     note = refusal(objective, Way("taylor"))
-    return (REVERSE, note) if note else (FORWARD, "")
+    return (REVERSE, note) if note else (STREAMED if objective.streamed else FORWARD, "")
 
 
 def pilot(

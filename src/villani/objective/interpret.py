@@ -49,6 +49,14 @@ class Table(dict[Any, R]):
                 self[operation] = rule
         self._by_name = any(isinstance(operation, str) for operation in self)
 
+    def with_rules(self, *rows: tuple[R, Iterable[Any]]) -> "Table[R]":
+        """The same with other rules for some operations."""
+        other: Table[R] = Table(*rows)
+        for operation in self.keys() - other.keys():
+            other[operation] = self[operation]
+        other._by_name |= self._by_name
+        return other
+
     def rule(self, operation: Any) -> R | None:
         """The rule of an operation, if there is one."""
         rule = self.get(operation)

@@ -28,7 +28,13 @@ from villani.work.work import Work
 MODEL = "builtin:tiny"
 BATCH, LEARNING_RATE = 16, 3e-3
 MEASURED = MeasureSettings(
-    model=MODEL, weight_decay=[0.1, 0.01, 1.0], temperature=[1e-3, 1e-1, 10.0], groups=16, sequences=4, block=128
+    model=MODEL,
+    weight_decay=[0.1, 0.01, 1.0],
+    temperature=[1e-3, 1e-1, 10.0],
+    groups=16,
+    sequences=4,
+    block=128,
+    trace="gauss-newton",
 )
 _TRAINING, _POINT, _RAY = "training", "measuring at the trained point", "measuring along a ray"
 RADII = (0.1, 0.3, 1.0, 3.0, 10.0)  # in units of ‖θ‖

@@ -24,7 +24,10 @@ class DesignRecord(Record):
     sequences: int = Field(description="blocks in each group")
     block: int = Field(description="tokens in each block")
     probes: int = Field(description="independent probes in each group")
-    trace: Literal["gauss-newton", "hutchinson", "taylor"]
+    trace: Literal["gauss-newton", "hutchinson", "taylor", "adjoint"]
+    trace_reason: str | None = Field(
+        default=None, description="why this way, where it was left to the model; null where it was asked for"
+    )
     blocks: Literal["whole", "layer", "tensor"] = Field(description="what had a probe of its own")
     products: Literal["reverse-over-reverse", "forward-over-reverse", "finite-differences"] = Field(
         default="reverse-over-reverse", description="how products of the Hessian with probes were had, with hutchinson"

@@ -18,6 +18,7 @@ from villani.commands.subject import (
 )
 from villani.curvature.deflation import Deflation, deflation_from
 from villani.curvature.sketch import buckets_for
+from villani.curvature.trace import default_way
 from villani.measurement.measure import measure
 from villani.measurement.measure_to import MEASURING, PILOTING, measure_to
 from villani.measurement.plan import PILOT
@@ -28,40 +29,58 @@ from villani.work.records import CONFIDENCE, Cost
 from villani.work.work import Work
 
 _VECTORS = 4  # arrays of the size of θ, beside it
+_SWEPT = 2  # the same where no gradient is kept
 
 
 @same_threads()
 def run(settings: MeasureSettings, work: Work) -> Outcome:
     """Measure, and keep every finished group; the same settings resume a run."""
-    planned = settings.target_error is not None
+    own, planned = settings, settings.target_error is not None
     subject = load_subject(
         settings, work, settings.weight_decay[0], groups=settings.max_groups if planned else None, reuse=planned,
         streamed=streaming(settings, 1.0 + _VECTORS, settings.device),
     )  # fmt: skip
     free = set() if settings.target == "psi" else {"weight_decay", "temperature"}  # neither enters a measurement
+    settings, reason = _with_trace(settings, subject, work)
     deflation = deflation_from(Path(settings.deflate), subject.objective.parameters) if settings.deflate else None
     keyed = determining(settings, subject.text, subject.provenance, free | {"deflate"}, subject.objective.streamed)
     if deflation:
         keyed["deflation_checksum"] = deflation.checksum
     work.open(
         "measure", settings.model, keyed,
-        settings.model_dump() | {"parameter_checksum": subject.provenance.parameter_checksum},
+        own.model_dump() | {"parameter_checksum": subject.provenance.parameter_checksum},
         needs=_needs(settings, subject), what="this measurement", instead=LESS, device=settings.device,
         most=settings.memory,
     )  # fmt: skip
     if not planned:
         work.stage(MEASURING)
-    record, cost = measured(subject, settings, work.scope("measure"), deflation=deflation)
+    record, cost = measured(subject, settings, work.scope("measure"), deflation=deflation, reason=reason)
     return Outcome([record], {0: cost})
+
+
+def _with_trace(settings: MeasureSettings, subject: Subject, work: Work) -> tuple[MeasureSettings, str | None]:
+    """The settings with the way to the trace, and why it is chosen; a plan chooses by itself."""
+    if settings.trace != "auto" or settings.target_error is not None:
+        return settings, None
+    way, reason = default_way(subject.objective, range(settings.groups))
+    if work.team.main:
+        work.progress.stage(f"trace by {way}: {reason}")
+    return settings.model_copy(update={"trace": way}), reason
 
 
 def _needs(settings: MeasureSettings, subject: Subject) -> Needs:
     """A gradient and about three for every probe on each group; on few groups for a pilot."""
     groups = settings.groups + (2 * PILOT if settings.target_error else 0)
-    tokens = float(groups * settings.sequences * settings.block * (1 + 3 * settings.probes + int(settings.finite)))
+    swept = settings.trace == "adjoint"
+    each = 0.3 + 1.4 * settings.probes if swept else 1 + 3 * settings.probes  # of a gradient
+    tokens = float(groups * settings.sequences * settings.block * (each + int(settings.finite)))
     stages = {PILOTING: tokens, MEASURING: None} if settings.target_error else {MEASURING: tokens}
     needs = streamed_needs(subject.loaded, settings, stages) or Shape.of(subject.loaded.model).work(
-        stages, at_once=settings.at_once, block=settings.block, vectors=_VECTORS, device=settings.device
+        stages,
+        at_once=settings.at_once,
+        block=settings.block,
+        vectors=_SWEPT if swept else _VECTORS,
+        device=settings.device,
     )
     return replace(needs, disk=needs.disk + rows_bytes(subject.objective.parameters.size, groups))
 
@@ -73,7 +92,7 @@ def rows_bytes(parameters: int, groups: int) -> float:
 
 def measured(
     subject: Subject, settings: MeasureSettings, work: Work, displacement: Displacement | None = None,
-    deflation: Deflation | None = None,
+    deflation: Deflation | None = None, reason: str | None = None,
 ) -> tuple[MeasurementRecord, Cost]:  # fmt: skip
     """Measure an objective, and make its record and cost."""
     objective = subject.objective
@@ -99,7 +118,7 @@ def measured(
         text=subject.text,
         design=DesignRecord.of(
             settings, deflated=deflation.checksum if deflation else None, confidence=CONFIDENCE,
-            sketch=measurement.sketch,
+            sketch=measurement.sketch, trace_reason=reason,
         ),
         displacement=displacement,
         plan=PlanRecord.of(

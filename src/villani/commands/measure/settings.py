@@ -6,7 +6,7 @@ from typing import Literal
 
 from villani.commands.blocks import DESIGN, StreamBlock, SubjectSettings, Unused
 from villani.commands.option import option
-from villani.curvature.ways import Blocks, ProductMethod, TraceMethod, Way
+from villani.curvature.ways import Blocks, ProductMethod, Trace, Way
 from villani.errors import InputError
 from villani.measurement.design import Design, check_temperature
 
@@ -26,7 +26,9 @@ class MeasureSettings(StreamBlock, SubjectSettings):
 
     weight_decay: list[float] = option([0.1], "λ ≥ 0; several with commas", DESIGN, always=True)
     temperature: list[float] = option([1e-3], "s > 0; several with commas", DESIGN, always=True)
-    trace: TraceMethod = option("gauss-newton", "way to the Hessian trace", WAY)
+    trace: Trace = option(
+        "auto", "way to the Hessian trace; auto: adjoint where every operation has a Taylor rule", WAY
+    )
     blocks: Blocks = option("whole", "with --trace taylor, what has its own probe", WAY)
     products: ProductMethod = option(
         "reverse-over-reverse", "with --trace hutchinson, way to Hessian-vector products", WAY
@@ -66,7 +68,8 @@ class MeasureSettings(StreamBlock, SubjectSettings):
             self.wanted()
         elif self.target != "hessian_trace":
             raise InputError(f"target={self.target}: goes with target_error")
-        way = Way(self.trace, self.blocks, self.products, deflated=self.deflate is not None)
+        method = "gauss-newton" if self.trace == "auto" else self.trace
+        way = Way(method, self.blocks, self.products, deflated=self.deflate is not None)
         Design(self.groups, self.probes, self.seed, self.finite, way=way, shares=self.shares)
         if self.deflate is not None and not Path(self.deflate).is_dir():
             raise InputError(
