@@ -93,7 +93,7 @@ def test_half_of_a_head_and_a_custom_loss_are_left_to_products():
     assert not sweeps(objective).serves(parts, [[0]])
     diagonal = np.diag(dense(objective.model, make_pool(1)[0], second=True).hessian)
     shape = objective.parameters.tensors[0].shape
-    own = [k for k in (0, 1) if bool((parts.labels[0].expand(shape)[:, 0] == k).all())][0]
+    own = next(k for k in (0, 1) if bool((parts.labels[0].expand(shape)[:, 0] == k).all()))
     found = group_traces(objective, parts, 0, seed=1, probes=_PROBES, blocks=[[own]])["traces"][:, own]
     exact = diagonal[: shape.numel()].reshape(shape)[:, : shape[1] // 2].sum()
     assert abs(found.mean() - exact) < 4.5 * found.std(ddof=1) / _PROBES**0.5

@@ -289,9 +289,9 @@ def _descended(
     for index in range(rounds):
         work = measured.work.scope(f"descent/{index}").part(index, rounds)
         with replaced(measured.objective, place):
-            place = measured.descent(work, block)
+            place = measured.descent(work.part(0, 2), block)
         with replaced(measured.objective, place):
-            there = measured.statistics(work, measured.screening, SCREENING, [block])
+            there = measured.statistics(work.part(1, 2), measured.screening, SCREENING, [block])
         now = promise(measured.threshold(orbit, there))
         if now >= best:
             break

@@ -100,8 +100,15 @@ class KeptGradients:
             yield slice(start, start + size), found
 
     def drop(self) -> None:
-        """Delete the files."""
+        """Delete the files, and the folders that are empty then."""
+        if self._temporary:
+            self._temporary.cleanup()
+            return
         shutil.rmtree(self._folder, ignore_errors=True)
+        for above in self._folder.parents:
+            if "scratch" not in above.parts or any(above.iterdir()):
+                break
+            above.rmdir()
 
     def _path(self, group: int) -> Path:
         return self._folder / f"{group}.gradient"
@@ -174,8 +181,8 @@ def _computed_twice(objective: Objective, parts: Parts, groups: Sequence[int]) -
             parts.add_product(squares, index, g, g)
             if sketched:
                 sketch_into(sketch, parts, index, g, BUCKETS)
-        values = (tokens, loss, dots, squares)
-        for name, value in zip(("tokens", "losses", "dots", "squares"), values, strict=True):
+        one: dict[str, Array | float] = {"tokens": tokens, "losses": loss, "dots": dots, "squares": squares}
+        for name, value in one.items():
             rows[name].append(value)
         if sketched:
             sketches.append(sketch.cpu().numpy().reshape(parts.count, BUCKETS))

@@ -118,10 +118,11 @@ class PartSweeps(BlockTrace):
         uses = Counter(graph.parameters[a] for n in graph.nodes if n is not head.node for a in n.all_input_nodes
                        if a in graph.parameters)  # fmt: skip
         rows = batch.ids.unique()
-        tied = [
-            TiedRows(number, rows, self._signs(head.weight, (len(rows), -1), seed, (*key, number)))
-            for number in of.get(head.weight, []) if isinstance(head.weight, int) and head.weight in uses
-        ]  # fmt: skip
+        tied: list[TiedRows] = []
+        if isinstance(head.weight, int) and head.weight in uses:
+            for number in of.get(head.weight, []):
+                signs = self._signs(head.weight, (len(rows), -1), seed, (*key, number))
+                tied.append(TiedRows(number, rows, signs))
 
         def parameter(index: int) -> Jet:
             tensor, own = space.values[index], of.get(index, [])
