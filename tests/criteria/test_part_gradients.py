@@ -125,5 +125,5 @@ def test_a_full_disk_is_one_line(tmp_path, monkeypatch):
 
     objective = Objective(make_model("gpt2"), make_pool(1))
     monkeypatch.setattr(Path, "mkdir", full)
-    with pytest.raises(InputError, match="cannot write to .*gradients"):
+    with pytest.raises(InputError, match=r"cannot write to .*gradients"):
         KeptGradients(objective, tmp_path / "gradients").make(0)

@@ -13,7 +13,7 @@ from villani.criteria.differential import (
     audit_differential,
     check_search,
 )
-from villani.criteria.rays import Ray, check_kinds, directions, kinds, walk
+from villani.criteria.rays import Ray, UnitVector, check_kinds, directions, kinds, walk
 from villani.criteria.smoothness import Smoothness, audit_smoothness
 from villani.criteria.verdicts import Outcome
 from villani.curvature.trace import fastest
@@ -125,6 +125,13 @@ def stages(
     }  # fmt: skip
 
 
+def _narrowed(direction: UnitVector, objective: Objective) -> UnitVector:
+    """A direction in θ's precision, in which it is added to θ; no more than one copy of it is held."""
+    for index, piece in enumerate(direction):
+        direction[index] = piece.to(objective.parameters.dtype)
+    return direction
+
+
 @at_one_theta
 def audit(
     objective: Objective,
@@ -184,7 +191,7 @@ def audit(
     for index, (name, direction) in enumerate(wanted.items()):
         try:
             walked[name] = walk(
-                objective, direction(), [unit * r for r in RADII], groups=chosen,
+                objective, _narrowed(direction(), objective), [unit * r for r in RADII], groups=chosen,
                 probes=max(probes, 2) if objective.finite else probes, seed=seed, trace=method,
                 work=work.scope("rays").part(index, len(wanted)), name=name,
             )  # fmt: skip
