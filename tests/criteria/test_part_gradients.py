@@ -57,7 +57,7 @@ def dense_rows(objective, parts):
 @pytest.mark.parametrize("at_once", [1 << 24, 100], ids=["whole tensors", "pieces"])
 def test_they_say_what_whole_gradients_say(monkeypatch, most, at_once):
     monkeypatch.setattr(part_gradients, "MOST", most)
-    monkeypatch.setattr(part_gradients, "_AT_ONCE", at_once)
+    monkeypatch.setattr(part_gradients, "AT_ONCE", at_once)
     objective = Objective(make_model("gpt2"), make_pool(4), decay="all")
     parts = split(objective)
     assert parts.count > len(objective.parameters.parameters)

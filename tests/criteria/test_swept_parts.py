@@ -11,10 +11,10 @@ from villani.criteria.parts import group_traces, part_statistics
 from villani.criteria.swept_parts import sweeps
 from villani.objective.objective import Objective
 
-_PROBES = 150
+PROBES = 150
 
 
-def _rows(tensor):
+def halves(tensor):
     """Exponents that cut a tensor into the upper and the lower half of its last dimension."""
     size = tensor.shape[-1]
     return torch.cat([torch.ones(size // 2), -torch.ones(size - size // 2)])
@@ -28,7 +28,7 @@ def test_sets_are_sampled_without_bias(architecture):
     space = objective.parameters
     names = [p.name for p in space.parameters]
     cut = next(i for i, p in enumerate(space.parameters) if p.tensor.dim() == 2 and ".0." in p.name)
-    parts = parts_of(space, [{cut: _rows(space.tensors[cut])}])
+    parts = parts_of(space, [{cut: halves(space.tensors[cut])}])
     inside = {i: sorted(set(labels.flatten().tolist())) for i, labels in enumerate(parts.labels)}
     rest = [i for i in range(len(names)) if i != cut]
     head = next(i for i, name in enumerate(names) if "lm_head" in name or "wte" in name or "embed" in name)
@@ -42,9 +42,9 @@ def test_sets_are_sampled_without_bias(architecture):
     labels = torch.cat([label.expand(t.shape).flatten() for label, t in zip(parts.labels, space.tensors, strict=True)])
     diagonal = np.diag(dense(model, pool[0], second=True).hessian)
     exact = np.array([diagonal[torch.isin(labels, torch.tensor(block)).numpy()].sum() for block in blocks])
-    found = group_traces(objective, parts, 0, seed=3, probes=_PROBES, blocks=blocks)
+    found = group_traces(objective, parts, 0, seed=3, probes=PROBES, blocks=blocks)
     sums = np.stack([found["traces"][:, block].sum(axis=1) for block in blocks], axis=1)  # (m, sets)
-    errors = sums.std(axis=0, ddof=1) / _PROBES**0.5 + 1e-12
+    errors = sums.std(axis=0, ddof=1) / PROBES**0.5 + 1e-12
     assert np.all(np.abs(sums.mean(axis=0) - exact) < 4.5 * errors)
     assert np.all(found["rounding"][[block[0] for block in blocks]] > 0)
     assert np.all(found["rounding"] < 1e-10 * (1 + np.abs(exact).max()))
@@ -54,10 +54,10 @@ def test_one_set_of_everything_is_the_whole_trace():
     model, pool = make_model("gpt2"), make_pool(1)
     objective = Objective(model, pool)
     parts = parts_of(objective.parameters, [])
-    found = group_traces(objective, parts, 0, seed=1, probes=_PROBES, blocks=[range(parts.count)])["traces"]
+    found = group_traces(objective, parts, 0, seed=1, probes=PROBES, blocks=[range(parts.count)])["traces"]
     totals = found.sum(axis=2)[:, None] if found.ndim == 3 else found.sum(axis=1)
     exact = np.trace(dense(model, pool[0], second=True).hessian)
-    assert abs(totals.mean() - exact) < 4.5 * totals.std(ddof=1) / _PROBES**0.5
+    assert abs(totals.mean() - exact) < 4.5 * totals.std(ddof=1) / PROBES**0.5
 
 
 def test_parts_of_no_set_are_not_numbers():
@@ -89,14 +89,14 @@ def test_the_same_draws_give_the_same_numbers_on_an_orbit():
 
 def test_half_of_a_head_and_a_custom_loss_are_left_to_products():
     objective = Objective(make_model("gpt2"), make_pool(1))
-    parts = parts_of(objective.parameters, [{0: _rows(objective.parameters.tensors[0])}])
+    parts = parts_of(objective.parameters, [{0: halves(objective.parameters.tensors[0])}])
     assert not sweeps(objective).serves(parts, [[0]])
     diagonal = np.diag(dense(objective.model, make_pool(1)[0], second=True).hessian)
     shape = objective.parameters.tensors[0].shape
     own = next(k for k in (0, 1) if bool((parts.labels[0].expand(shape)[:, 0] == k).all()))
-    found = group_traces(objective, parts, 0, seed=1, probes=_PROBES, blocks=[[own]])["traces"][:, own]
+    found = group_traces(objective, parts, 0, seed=1, probes=PROBES, blocks=[[own]])["traces"][:, own]
     exact = diagonal[: shape.numel()].reshape(shape)[:, : shape[1] // 2].sum()
-    assert abs(found.mean() - exact) < 4.5 * found.std(ddof=1) / _PROBES**0.5
+    assert abs(found.mean() - exact) < 4.5 * found.std(ddof=1) / PROBES**0.5
     assert sweeps(closed(lambda w: (w**2).sum())) is None
 
 

@@ -25,7 +25,7 @@ from villani.work.work import Work
 BUCKETS = 1021  # of a part's sketch: tells up to about so many directions of noise apart
 PAIRED = 32  # groups whose pairs are compared, at most
 MOST = 8 << 30  # bytes of gradients that are written at most; beyond it each is computed twice
-_AT_ONCE = 1 << 24  # entries of gradients, of all groups together, that are read at a time
+AT_ONCE = 1 << 24  # entries of gradients, of all groups together, that are read at a time
 _HEAD = 16  # bytes of a file before the gradient: tokens and loss, in float64
 
 
@@ -89,7 +89,7 @@ class KeptGradients:
     def rows(self, groups: Sequence[int], index: int) -> Iterator[tuple[slice, torch.Tensor]]:
         """Some entries of one tensor at a time: which, and those of every group in float64, (G, n)."""
         parameter, width = self._space.parameters[index], self._space.dtype.itemsize
-        count, step = parameter.tensor.numel(), max(1, _AT_ONCE // len(groups))
+        count, step = parameter.tensor.numel(), max(1, AT_ONCE // len(groups))
         kind = np.dtype(str(self._space.dtype).removeprefix("torch."))
         for start in range(0, count, step):
             size = min(step, count - start)
