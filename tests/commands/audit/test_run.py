@@ -24,7 +24,7 @@ MODEL = "builtin:tiny?layers=1&width=8&context=32"
 SMALL = ["--groups", "12", "--sequences", "1", "--block", "16", "--ray-groups", "3"]
 SETTINGS = AuditSettings(
     model="builtin:tiny", groups=18, probes=6, sequences=4, block=32, temperature=10.0, search=1, ray_groups=3,
-    rays=["parameters"], confirmed=30, threads=1,
+    rays=["parameters"], threads=1,
 )  # fmt: skip
 QUICK = AuditSettings(
     model=MODEL, groups=12, sequences=1, block=16, temperature=10.0, search=1, ray_groups=3,
