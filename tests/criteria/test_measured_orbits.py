@@ -21,7 +21,7 @@ def audited(finite, search):
         return torch.nn.functional.softplus(product) - product / 2 + 0.01 * slopes[int(group)] * product
 
     objective = Objective(model, list(range(12)), 0.1, finite=finite, loss_fn=loss)
-    return here, elsewhere, audit_differential(objective, 0.1, search=search, scales=(2.0,), confirmed=1)
+    return here, elsewhere, audit_differential(objective, 0.1, search=search, scales=(2.0,), confirmed=2)
 
 
 @pytest.mark.parametrize(("search", "fresh"), [(0, range(6, 12)), (1, range(8, 12))])

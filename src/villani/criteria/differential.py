@@ -31,7 +31,7 @@ from villani.criteria.search import candidate, pool, promise
 from villani.criteria.skipped import Skipped, incomplete
 from villani.criteria.symmetries import generators
 from villani.criteria.verdicts import Outcome
-from villani.criteria.walks import Step, walk_orbit
+from villani.criteria.walks import Step, walk_orbit, walked_sets
 from villani.errors import InputError, check_whole
 from villani.measurement.design import check_temperature
 from villani.objective.batches import Batch
@@ -260,8 +260,9 @@ def _examine(
     if chosen:
         work.stage("confirming orbits")
         second = first if exact else measured.statistics(
-            work.scope("confirming"), measured.fresh, FRESH, _disjoint([measured.shrinking(o) for o in chosen])
+            work.scope("confirming"), measured.fresh, FRESH, _atoms([measured.shrinking(o) for o in chosen])
         )  # fmt: skip
+        measured.confirmed[False] = second
         findings += [finding(orbit, second, {}) for orbit in chosen]
     if further and moved:
         work.stage("confirming the descent")
@@ -269,6 +270,7 @@ def _examine(
             there = measured.statistics(
                 work.scope("descended"), measured.fresh, FRESH, [measured.shrinking(further)]
             )  # fmt: skip
+        measured.confirmed[True] = there
         findings.append(finding(further, there, moved))
     findings.sort(key=_promise)
     rest = [MeasuredOrbit(o, screened[o.name], False, math.nan, {}) for o in ranked if o not in chosen]
@@ -287,9 +289,9 @@ def _descended(
     for index in range(rounds):
         work = measured.work.scope(f"descent/{index}").part(index, rounds)
         with replaced(measured.objective, place):
-            place = measured.descent(work, block)
+            place = measured.descent(work.part(0, 2), block)
         with replaced(measured.objective, place):
-            there = measured.statistics(work, measured.screening, SCREENING, [block])
+            there = measured.statistics(work.part(1, 2), measured.screening, SCREENING, [block])
         now = promise(measured.threshold(orbit, there))
         if now >= best:
             break
@@ -300,30 +302,29 @@ def _descended(
 def _walk(
     measured: OrbitMeasurements, worst: MeasuredOrbit, temperature: float, scales: Sequence[float]
 ) -> tuple[Step, ...]:
-    """On the groups that confirmed the orbit, and with their probes."""
+    """On the groups that confirmed the orbit, whose gradients at R = 1 are known."""
 
     measured.work.stage("walking the orbit")
-    parts = count()
+    parts, along = count(), measured.exponents(worst.orbit)
 
     def at(scale: float) -> PartStatistics:
         work = measured.work.scope(f"walk/{scale:g}").part(next(parts), 1 + len(scales))
-        return measured.statistics(work, measured.fresh, FRESH, [])
+        known = measured.confirmed.get(bool(worst.moved)) if scale == 1 else None
+        return measured.statistics(work, measured.fresh, FRESH, walked_sets(along, scale), known)
 
     with replaced(measured.objective, worst.moved):
         return walk_orbit(
-            measured.objective, worst.orbit, measured.exponents(worst.orbit), at, temperature, scales,
+            measured.objective, worst.orbit, along, at, temperature, scales,
             until=FURTHEST if temperature > worst.threshold.upper else 0.0,
         )  # fmt: skip
 
 
-def _disjoint(blocks: list[list[int]]) -> list[list[int]]:
-    """Blocks without what earlier ones have; those that are left empty go."""
-    seen: set[int] = set()
-    found = []
-    for block in blocks:
-        found.append([part for part in block if part not in seen])
-        seen.update(block)
-    return [block for block in found if block]
+def _atoms(blocks: Sequence[Sequence[int]]) -> list[list[int]]:
+    """The sets of parts that lie in the same blocks: each block is a union of some, no two share a part."""
+    atoms: dict[tuple[int, ...], list[int]] = {}
+    for part in sorted({part for block in blocks for part in block}):
+        atoms.setdefault(tuple(n for n, block in enumerate(blocks) if part in block), []).append(part)
+    return [*atoms.values()]
 
 
 def short_batch(objective: Objective) -> object:

@@ -55,6 +55,7 @@ class OrbitMeasurements:
         chunks = [every[a:b] for a, b in pairwise(cuts)]
         self.screening, self.fresh = (every, every) if objective.finite else (chunks[0], chunks[-1])
         self.descending = every if objective.finite else chunks[1]
+        self.confirmed: dict[bool, PartStatistics] = {}  # of the groups that confirm; True: where the search led to
 
     def exponents(self, orbit: Orbit) -> Array:
         """(A,) of every part."""
@@ -88,17 +89,20 @@ class OrbitMeasurements:
             row = scope.once("rounding", unit)
         return beyond(finding.threshold, float(row["error"]))
 
-    def statistics(self, work: Work, groups: range, kind: int, blocks: list[list[int]]) -> PartStatistics:
-        """Of the parts, at the θ of the moment."""
+    def statistics(
+        self, work: Work, groups: range, kind: int, blocks: list[list[int]], gradients: PartStatistics | None = None
+    ) -> PartStatistics:
+        """Of the parts, at the θ of the moment; see `part_statistics`."""
         return part_statistics(
-            self.objective, self.parts, groups, seed=2 * self.seed + kind, probes=self.probes, blocks=blocks, work=work
-        )
+            self.objective, self.parts, groups, seed=2 * self.seed + kind, probes=self.probes, blocks=blocks,
+            gradients=gradients, work=work,
+        )  # fmt: skip
 
     def descent(self, work: Work, chosen: list[int]) -> dict[int, torch.Tensor]:
         """Tensors after a round of it."""
 
         def unit() -> Rows:
-            found = descent(self.objective, self.parts, chosen, self.descending, _STEPS)
+            found = descent(self.objective, self.parts, chosen, self.descending, _STEPS, work)
             return {str(i): value.cpu().numpy() for i, value in found.items()}
 
         return {int(name): torch.from_numpy(value) for name, value in work.once("descent", unit).items()}

@@ -45,6 +45,9 @@ class Parts:
     def add_product(self, totals: Array, index: int, a: torch.Tensor, b: torch.Tensor) -> None:
         """The same of a·b in float64, some rows at a time, so that no float64 copy of a large tensor is made."""
         labels = self.labels[index]
+        if a.dim() == 0:
+            self._add(totals, labels, a.double() * b.double())
+            return
         rows = max(1, _PIECE // max(a[0].numel(), 1))
         for start in range(0, len(a), rows):
             part = slice(start, start + rows)
@@ -58,6 +61,19 @@ class Parts:
         flat = labels.to(tensor.device).expand(tensor.shape).reshape(-1)
         sums = torch.zeros(self.count, dtype=torch.float64, device=tensor.device)
         totals += sums.index_add_(0, flat, tensor.detach().reshape(-1).double()).cpu().numpy()
+
+    def flat_labels(self, index: int, shape: torch.Size) -> torch.Tensor:
+        """(n,) the part of every entry of one tensor of this shape, or (1,) where it is one part."""
+        labels = self.labels[index]
+        return labels.reshape(1) if labels.numel() == 1 else labels.expand(shape).reshape(-1)
+
+    def add_rows(self, totals: Array, labels: torch.Tensor, values: torch.Tensor) -> None:
+        """Add values (G, n) in float64 of entries with these `flat_labels` to `totals` (G, count)."""
+        if len(labels) == 1:
+            totals[:, int(labels)] += values.sum(dim=1).cpu().numpy()
+        else:
+            sums = torch.zeros(len(values), self.count, dtype=torch.float64, device=values.device)
+            totals += sums.index_add_(1, labels.to(values.device), values).cpu().numpy()
 
     def confine(self, tensors: Sequence[torch.Tensor], chosen: Sequence[int]) -> list[torch.Tensor]:
         """Tensors of θ's shapes with zeros outside the chosen parts."""
@@ -91,11 +107,38 @@ def parts_of(space: ParameterSpace, rescalings: Sequence[Exponents]) -> Parts:
 
 def sketch_into(total: torch.Tensor, parts: Parts, index: int, tensor: torch.Tensor, buckets: int) -> None:
     """Add the entries of one tensor, with random signs, to `total` (A·k,): k buckets for every part."""
-    labels, flat = parts.labels[index], tensor.detach().reshape(-1)
-    signs = rademacher(len(flat), stream(0, Purpose.SKETCH, index), flat.dtype)
-    where = labels.reshape(-1) if labels.numel() == 1 else labels.expand(tensor.shape).reshape(-1)
-    for start in range(0, len(flat), _PIECE):
-        piece = slice(start, min(start + _PIECE, len(flat)))
-        part = where if len(where) == 1 else where[piece]
-        places = torch.arange(piece.start, piece.stop) % buckets + buckets * part
-        total.index_add_(0, places.to(flat.device), (flat[piece] * signs[piece].to(flat.device)).double())
+    flat = tensor.detach().reshape(1, -1)
+    labels, signs = parts.flat_labels(index, tensor.shape), sketch_signs(index, flat.shape[1]).to(flat.device)
+    for start in range(0, flat.shape[1], _PIECE):
+        place = slice(start, min(start + _PIECE, flat.shape[1]))
+        own = labels if len(labels) == 1 else labels[place]
+        fold_into(total[None], own, flat[:, place].double() * signs[place], start, buckets)
+
+
+def sketch_signs(index: int, size: int) -> torch.Tensor:
+    """(n,) the signs of one tensor's entries in sketches, the same for every group."""
+    return rademacher(size, stream(0, Purpose.SKETCH, index), torch.float32)
+
+
+def fold_into(totals: torch.Tensor, labels: torch.Tensor, signed: torch.Tensor, start: int, buckets: int) -> None:
+    """Add entries of one tensor, from `start` on and with their signs, to sketches.
+
+    Args:
+        totals: (G, A·k).
+        labels: (n,) the part of each entry, or (1,) that of all.
+        signed: (G, n) in float64.
+        start: place of the first entry in its tensor; entry i goes to bucket i mod k.
+        buckets: k.
+    """
+    if len(labels) > 1:
+        places = torch.arange(start, start + signed.shape[1]) % buckets + buckets * labels
+        totals.index_add_(1, places.to(signed.device), signed)
+        return
+    own = totals[:, buckets * int(labels) : buckets * (int(labels) + 1)]
+    head = min(-start % buckets, signed.shape[1])
+    whole = (signed.shape[1] - head) // buckets * buckets
+    first = start % buckets
+    own[:, first : first + head] += signed[:, :head]
+    own += signed[:, head : head + whole].unflatten(1, (-1, buckets)).sum(dim=1)
+    tail = signed[:, head + whole :]
+    own[:, : tail.shape[1]] += tail

@@ -1,9 +1,10 @@
 """‖∇L‖², tr ∇²L and norms part by part, where a part is a set of entries of θ that every orbit scales alike.
 
-Gradients are not sketched: one pass adds them up, then their products with the sum are taken, and all that the
-U-statistic of ‖∇_B L‖² needs is there (THEORY.md §6). They are kept in between where memory allows, and else computed
-again. Where all of θ is small, traces are exact, one product for each entry; else they are sampled, by a probe on all
-of θ or by one on each of a few parts.
+Gradients are not sketched: each is held against their sum, which is all that the U-statistic of ‖∇_B L‖² needs
+(`part_gradients`). Where all of θ is small, traces are exact, one product for each entry. Else they are sampled: of
+every part by products with a probe on all of θ, segment by segment (`streamed_parts`); of a few sets of parts by sweeps
+with a probe on each (`swept_parts`). Neither keeps a graph of the whole model. Only a loss that cannot be traced, or an
+operation that those have no derivative of, has products by autograd.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -13,14 +14,16 @@ from functools import partial
 import numpy as np
 import torch
 
+from villani.criteria.part_gradients import BUCKETS, PAIRED, gradient_units
 from villani.criteria.partition import Exponents as Exponents
 from villani.criteria.partition import Parts as Parts
 from villani.criteria.partition import parts_of as parts_of
-from villani.criteria.partition import sketch_into
 from villani.criteria.streamed_parts import streamed_gradients, streamed_traces
+from villani.criteria.swept_parts import sweeps
 from villani.curvature.double_backward import check_double_backward
 from villani.curvature.probes import rademacher_probe
 from villani.curvature.products import differentiable_gradient, product
+from villani.errors import InputError
 from villani.objective.objective import Objective
 from villani.objective.weights import refuse_streamed
 from villani.statistics import Array
@@ -29,9 +32,7 @@ from villani.work.work import Work
 
 _ROUNDINGS = 16  # by an ulp, of each entry of a product with the Hessian
 EXACT = 512  # entries of θ up to which traces are exact
-_KEPT = 4 << 30  # bytes of gradients that are kept at most
-_BUCKETS = 1021  # of a part's sketch: tells up to about so many directions of noise apart
-_PAIRED = 32  # groups whose pairs are compared, at most
+_OF_GRADIENTS = ("tokens", "losses", "dots", "squares", "products", "totals", "gram")
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,7 +47,8 @@ class PartStatistics:
         squares: (G, A) ‖h_g,a‖² of the groups' gradients h_g.
         products: (G, A) ⟨h_g,a, Σ h_a⟩.
         totals: (A,) ‖Σ h_a‖².
-        traces: (G, m, A) samples of the trace; NaN in parts that were not probed. m = 1 where they are exact.
+        traces: (G, m, A) samples of the trace; NaN in parts that were not probed. m = 1 where they are exact. Where
+            sets of parts were swept, a set's figure stands at its first part, and 0 at its others.
         gram: (G, G, A) ⟨h_g,a, h_g',a⟩, sketched; None where it was not worked out.
         finite: the groups are all there is.
         exact: the traces are exact, up to rounding.
@@ -72,7 +74,7 @@ class PartStatistics:
         Both from differences of disjoint pairs of groups, which are independent and know no mean; None of fewer than
         four groups, and where the groups are all there is.
         """
-        count = min(len(self.tokens), _PAIRED)
+        count = min(len(self.tokens), PAIRED)
         if self.gram is None or self.finite or count < 4:
             return None
         n = self.tokens[:count]
@@ -135,6 +137,7 @@ def part_statistics(
     seed: int = 0,
     probes: int = 1,
     blocks: Sequence[Sequence[int]] = (),
+    gradients: PartStatistics | None = None,
     work: Work | None = None,
 ) -> PartStatistics:
     """Measure at the current θ, which is left as it was.
@@ -145,20 +148,26 @@ def part_statistics(
         groups: which groups to use; at least 3 unless `objective.finite`.
         seed: of the probes.
         probes: in each group.
-        blocks: disjoint sets of parts that get probes of their own; by default one probe for all of θ.
+        blocks: disjoint sets of parts that get probes of their own, and need not be told apart inside; by default one
+            probe for all of θ, and every part told apart.
+        gradients: statistics of these groups at this θ, whose gradients are taken; measured by default.
         work: keeps what is finished, for this θ, these groups, parts and probes alone; in memory by default.
     """
-    space = objective.parameters
+    space, work = objective.parameters, work or Work()
 
     def traces(group: int) -> Rows:
         return group_traces(objective, parts, group, seed=seed, probes=probes, blocks=blocks)
 
-    gradients = partial(_gradients, objective, parts, groups)
-    if objective.streamed:
-        gradients = partial(streamed_gradients, objective, parts, groups, _PAIRED, _BUCKETS)
-    units: dict[str, Callable[[], Rows]] = {"gradients": gradients}
-    units |= {f"trace/{group}": partial(traces, group) for group in groups}
-    first, *rest = (work or Work()).map(units)
+    units: dict[str, Callable[[], Rows]] = {}
+    if gradients is None and objective.streamed:
+        units["gradients"] = partial(streamed_gradients, objective, parts, groups, PAIRED, BUCKETS)
+    elif gradients is None:
+        units.update(gradient_units(objective, parts, groups, work))
+    last = {key: units.pop(key) for key in ("gradients",) if key in units}  # when all that it is made of is there
+    units |= {f"trace/{group}": partial(traces, group) for group in groups} | last
+    rows = dict(zip(units, work.map(units), strict=True))
+    first = {name: getattr(gradients, name) for name in _OF_GRADIENTS} if gradients else rows["gradients"]
+    rest = [rows[f"trace/{group}"] for group in groups]
     norms = np.zeros(parts.count)
     for index, (p, value) in enumerate(zip(space.parameters, space.values, strict=True)):
         if p.decayed and objective.streamed:
@@ -171,51 +180,6 @@ def part_statistics(
         finite=objective.finite, exact=space.size <= EXACT,
         rounding=rounding,
     )  # fmt: skip
-
-
-def _gradients(objective: Objective, parts: Parts, groups: Sequence[int]) -> Rows:
-    """What needs first derivatives alone."""
-    space = objective.parameters
-    keep = len(groups) * space.size * space.dtype.itemsize <= _KEPT and not objective.finite
-    kept: list[list[torch.Tensor]] = []
-    sketches: list[Array] = []
-    total = [torch.zeros(t.shape, dtype=torch.float64, device=t.device) for t in space.tensors]
-    rows: dict[str, list[Array | float]] = {name: [] for name in ("tokens", "losses", "dots", "squares", "products")}
-    for group in groups:
-        gradient, tokens, loss = objective.gradient_sum([group])
-        for t, g in zip(total, gradient, strict=True):
-            t.add_(g)
-        decayed = [
-            g * p.tensor.detach() if p.decayed else g.new_zeros(()).expand_as(g)
-            for g, p in zip(gradient, space.parameters, strict=True)
-        ]
-        rows["tokens"].append(tokens)
-        rows["losses"].append(loss)
-        rows["dots"].append(parts.sums(decayed))
-        rows["squares"].append(parts.sums([g.square() for g in gradient]))
-        if keep:
-            kept.append([g.to(space.dtype) for g in gradient])
-        if not objective.finite and len(sketches) < _PAIRED:
-            sketches.append(_sketch(parts, gradient))
-    for number, group in enumerate(groups):
-        if objective.finite:
-            rows["products"].append(np.zeros(parts.count))
-        else:
-            gradient = kept[number] if keep else objective.gradient_sum([group])[0]
-            rows["products"].append(parts.sums([g * t for g, t in zip(gradient, total, strict=True)]))
-    found = {name: np.array(row) for name, row in rows.items()}
-    found["totals"] = parts.sums([t.square() for t in total])
-    if sketches:
-        found["gram"] = np.einsum("gak,hak->gha", *[np.array(sketches)] * 2)
-    return found
-
-
-def _sketch(parts: Parts, tensors: Sequence[torch.Tensor]) -> Array:
-    """(A, k) every part of tensors of θ's shapes, its entries added up with random signs in k buckets."""
-    total = torch.zeros(parts.count * _BUCKETS, dtype=torch.float64, device=tensors[0].device)
-    for index, tensor in enumerate(tensors):
-        sketch_into(total, parts, index, tensor, _BUCKETS)
-    return np.asarray(total.cpu().numpy().reshape(parts.count, _BUCKETS))
 
 
 def _products(
@@ -243,8 +207,8 @@ def group_traces(
     if space.size <= EXACT:
         refuse_streamed(objective.model, "an exact trace", "load so small a model with streamed=False")
         traces, rounding = _exact_traces(objective, parts, group)
-    elif objective.streamed:
-        traces, rounding = streamed_traces(objective, parts, group, seed, probes, blocks, _ROUNDINGS)
+    elif blocks and (swept := sweeps(objective)) and swept.serves(parts, blocks):
+        traces, rounding = swept.traces(parts, group, seed, probes, blocks, _ROUNDINGS)
     else:
         traces, rounding = _sampled_traces(objective, parts, group, seed, probes, blocks)
     return {"traces": traces, "rounding": rounding * torch.finfo(space.dtype).eps}
@@ -272,6 +236,14 @@ def _exact_traces(objective: Objective, parts: Parts, group: int) -> tuple[Array
 def _sampled_traces(
     objective: Objective, parts: Parts, group: int, seed: int, probes: int, blocks: Sequence[Sequence[int]]
 ) -> tuple[Array, Array]:
+    """Of every part, by products: segment by segment, or by autograd where the loss is none of a language model."""
+    if objective.loss_fn is None and objective.traced.get("segments") != "none":
+        try:
+            return streamed_traces(objective, parts, group, seed, probes, blocks, _ROUNDINGS)
+        except InputError:
+            if objective.streamed:
+                raise
+            objective.traced["segments"] = "none"  # no graph, or an operation without a forward derivative
     space = objective.parameters
     supports: list[Sequence[int]] = list(blocks) or [range(parts.count)]
 

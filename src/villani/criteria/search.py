@@ -6,14 +6,19 @@ leaves λ²‖mA‖²/Δ_B L of s* under Theorem C, and nothing at all under The
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from itertools import count
 
+import numpy as np
 import torch
 
 from villani.criteria.orbits import Orbit, Threshold, pooled, replaced, threshold
+from villani.criteria.part_gradients import batch_gradients
 from villani.criteria.parts import Parts, PartStatistics
 from villani.criteria.streamed_parts import streamed_slopes
 from villani.objective.objective import Objective
 from villani.statistics import Array
+from villani.work.team import Rows
+from villani.work.work import Work
 
 _CLEAR = 2.0  # standard errors that Δ_B L has to be above 0 for a descent to be worth its cost
 
@@ -56,30 +61,50 @@ def candidate(orbits: Sequence[Orbit], screened: Mapping[str, Threshold]) -> Orb
 
 
 def descent(
-    objective: Objective, parts: Parts, chosen: Sequence[int], groups: Sequence[int], steps: int
-) -> dict[int, torch.Tensor]:
+    objective: Objective, parts: Parts, chosen: Sequence[int], groups: Sequence[int], steps: int,
+    work: Work | None = None,
+) -> dict[int, torch.Tensor]:  # fmt: skip
     """The values of tensors after some steps of L-BFGS on L of some groups, over the chosen parts alone.
 
-    θ is left as it was.
+    θ is left as it was. Every evaluation of L and its slopes is a unit of work; in memory by default.
     """
-    space = objective.parameters
+    space, work = objective.parameters, work or Work()
     moving = [i for i, labels in enumerate(parts.labels) if bool(torch.isin(labels, torch.tensor(chosen)).any())]
     free = [space.values[i].clone().requires_grad_() for i in moving]
-    optimizer = torch.optim.LBFGS(
-        free, max_iter=steps, max_eval=3 * steps, line_search_fn="strong_wolfe", tolerance_grad=0
-    )
+    most = 3 * steps
+    optimizer = torch.optim.LBFGS(free, max_iter=steps, max_eval=most, line_search_fn="strong_wolfe", tolerance_grad=0)
+    inside, number = parts.mask(chosen), count()
+
+    def evaluation() -> Rows:
+        with replaced(objective, {i: value.detach() for i, value in zip(moving, free, strict=True)}):
+            slopes, tokens, loss = _slopes(objective, groups, moving)
+        rows = {str(i): (slopes[i] / tokens).to(space.dtype).cpu().numpy() for i in moving}
+        return rows | {"loss": np.array(loss / tokens)}
 
     def closure() -> float:
-        with replaced(objective, {i: value.detach() for i, value in zip(moving, free, strict=True)}):
-            if objective.streamed:
-                slopes, tokens, loss = streamed_slopes(objective, groups, moving)
-            else:
-                gradient, tokens, loss = objective.gradient_sum(groups)
-                slopes = {i: gradient[i] for i in moving}
-        inside = parts.mask(chosen)
+        done = next(number)
+        rows = work.once(f"evaluation/{done}", evaluation)
+        work.advance(min(done + 1, most), most)
         for i, value in zip(moving, free, strict=True):
-            value.grad = (slopes[i] * inside[parts.labels[i]].to(slopes[i]) / tokens).to(value)
-        return loss / tokens if math.isfinite(loss) else math.inf
+            value.grad = torch.from_numpy(rows[str(i)]).to(value) * inside[parts.labels[i]].to(value)
+        loss = float(rows["loss"])
+        return loss if math.isfinite(loss) else math.inf
 
     optimizer.step(closure)
     return {i: value.detach() for i, value in zip(moving, free, strict=True)}
+
+
+def _slopes(
+    objective: Objective, groups: Sequence[int], moving: Sequence[int]
+) -> tuple[dict[int, torch.Tensor], float, float]:
+    """(∇ of the loss sum of some groups in some tensors, in float64, tokens, loss sum)."""
+    if objective.streamed:
+        return streamed_slopes(objective, groups, moving)
+    sums: dict[int, torch.Tensor] = {}
+    tokens = loss = 0.0
+    for group in groups:
+        gradient, predicted, nats = batch_gradients(objective, group, moving)
+        for i, g in zip(moving, gradient, strict=True):
+            sums[i] = sums[i] + g if i in sums else g.double()
+        tokens, loss = tokens + predicted, loss + nats
+    return sums, tokens, loss

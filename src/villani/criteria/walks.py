@@ -73,6 +73,12 @@ def walk_orbit(
     return tuple(steps)
 
 
+def walked_sets(along: Array, scale: float) -> list[list[int]]:
+    """The sets of parts whose traces a point of a walk needs: at R = 1 those of each exponent, else all together."""
+    kinds = np.unique(along) if scale == 1 else [None]
+    return [np.flatnonzero(along == kind if kind is not None else np.ones(len(along))).tolist() for kind in kinds]
+
+
 def _fallen(steps: Sequence[Step]) -> bool:
     """Whether the last point is below zero and below the first beyond its error."""
     return steps[-1].measured.interval()[1] < min(0.0, steps[0].measured.value)

@@ -41,6 +41,7 @@ class HeadTerms:
         gauss_newton: probe → z_kᵀ S z_k, averaged over sampled labels.
         weight: exact trace over the head's weight matrix.
         bias: exact trace over its bias.
+        moduli, squares: class → Σ of |terms| and of terms² of `residual`, which tell what rounding may have put there.
     """
 
     residual: dict[int, float]
@@ -48,6 +49,8 @@ class HeadTerms:
     gauss_newton: dict[int, float]
     weight: float
     bias: float
+    moduli: dict[int, float]
+    squares: dict[int, float]
 
 
 def head_terms(
@@ -68,7 +71,7 @@ def head_terms(
         tied: the probes on a tied head, if it is tied.
         uniform: (n, LABELS) independent uniform numbers, for the sampled labels.
     """
-    residual = dict.fromkeys(features.second, 0.0)
+    residual, moduli, squares = (dict.fromkeys(features.second, 0.0) for _ in range(3))
     tied_residual = dict.fromkeys([own.probe for own in tied], 0.0)
     gauss_newton = dict.fromkeys(features.first, 0.0)
     total_weight = total_bias = 0.0
@@ -83,7 +86,10 @@ def head_terms(
         mean_row = p @ weight  # (b, D)
         pull = mean_row - weight[y]  # Wᵀ(p − y)
         for c, t in features.second.items():
-            residual[c] += _sum(pull * t[part])
+            sums = pull * t[part]
+            residual[c] += _sum(sums)
+            moduli[c] += _sum(sums.abs())
+            squares[c] += _sum(sums.square())
         scores = weight[drawn] - mean_row[:, None]  # (b, LABELS, D)
         for own in tied:
             t = features.first[own.probe][part]
@@ -98,7 +104,8 @@ def head_terms(
             gauss_newton[own.probe] += 2 * _sum(along(scores, t) * shift) / LABELS
         for k, t in features.first.items():
             gauss_newton[k] += _sum(along(scores, t[part]).square()) / LABELS
-    return HeadTerms(residual, tied_residual, gauss_newton, total_weight, total_bias if bias is not None else 0.0)
+    total_bias = total_bias if bias is not None else 0.0
+    return HeadTerms(residual, tied_residual, gauss_newton, total_weight, total_bias, moduli, squares)
 
 
 def logit_terms(logits: Jet, labels: torch.Tensor) -> HeadTerms:
@@ -108,18 +115,22 @@ def logit_terms(logits: Jet, labels: torch.Tensor) -> HeadTerms:
         logits: z (n, V) with its tangents; z_kᵀ S z_k is the variance of z_k under p.
         labels: (n,) y.
     """
-    residual = dict.fromkeys(logits.second, 0.0)
+    residual, moduli, squares = (dict.fromkeys(logits.second, 0.0) for _ in range(3))
     gauss_newton = dict.fromkeys(logits.first, 0.0)
     for start in range(0, len(labels), POSITIONS):
         part = slice(start, start + POSITIONS)
         y = labels[part, None]
         p = torch.softmax(logits.x[part], dim=-1)
         for c, t in logits.second.items():
-            residual[c] += _sum(p * t[part]) - _sum(t[part].gather(1, y))
+            sums = p * t[part]
+            sums.scatter_add_(1, y, -t[part].gather(1, y))
+            residual[c] += _sum(sums)
+            moduli[c] += _sum(sums.abs())
+            squares[c] += _sum(sums.square())
         for k, t in logits.first.items():
             centred = t[part] - (p * t[part]).sum(dim=-1, keepdim=True)
             gauss_newton[k] += _sum(p * centred.square())
-    return HeadTerms(residual, {}, gauss_newton, 0.0, 0.0)
+    return HeadTerms(residual, {}, gauss_newton, 0.0, 0.0, moduli, squares)
 
 
 def along(scores: torch.Tensor, t: torch.Tensor) -> torch.Tensor:

@@ -32,4 +32,4 @@ def random_direction(space: ParameterSpace, seed: int, index: int = 0) -> list[t
         for t, p in enumerate(space.parameters)
     ]
     norm = float(sum(float(piece.square().sum()) for piece in pieces)) ** 0.5
-    return [(piece / norm).to(p.tensor.device) for piece, p in zip(pieces, space.parameters, strict=True)]
+    return [piece.div_(norm).to(p.tensor.device) for piece, p in zip(pieces, space.parameters, strict=True)]

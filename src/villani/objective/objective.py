@@ -230,7 +230,7 @@ class Objective:
         `fused` is that of `evaluating`.
         """
         sums, tokens, _ = self.gradient_sum(range(len(self.groups)) if group is None else [group], fused=fused)
-        return [total / tokens for total in sums]
+        return [total.div_(tokens) for total in sums]
 
     def gradient_sum(self, groups: Iterable[int], *, fused: bool = False) -> tuple[list[torch.Tensor], float, float]:
         """(∇ of the loss sum of some groups as `gradient` gives it, tokens, loss sum).

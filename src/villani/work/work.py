@@ -151,6 +151,10 @@ class Work:
         assert self.directory is not None
         return self.directory / name
 
+    def scratch(self, name: str) -> Path | None:
+        """A folder of this scope for what a killed run goes on from; None where nothing outlives the process."""
+        return self.directory / "scratch" / self._prefix / name if self.directory else None
+
     def scope(self, prefix: str) -> "Work":
         """The same work with all keys under `prefix/`."""
         other = copy(self)

@@ -203,6 +203,9 @@ class DifferentialRecord(Record):
     )
     orbits: list[OrbitRecord] = Field(description="confirmed ones first, smallest s* first")
     rays: list[RayRecord] = Field(description="growth on them neither supports nor contradicts the criterion")
+    rays_left_out: dict[str, str] | None = Field(
+        default=None, description="direction → why it was not walked along; null in older records"
+    )
 
 
 class RescueRecord(Record):

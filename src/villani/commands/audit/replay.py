@@ -29,7 +29,7 @@ from villani.criteria.parts import PartStatistics, part_statistics, parts_of
 from villani.criteria.patterns import pieces
 from villani.criteria.rounding import beyond, drift_allowed, laplacian_rounding
 from villani.criteria.symmetries import generators
-from villani.criteria.walks import Step, walk_orbit
+from villani.criteria.walks import Step, walk_orbit, walked_sets
 from villani.errors import InputError
 from villani.objective.batches import Batch
 from villani.objective.graph import LossGraph, trace_loss
@@ -152,7 +152,12 @@ class _Replay:
             bound = threshold(along, measured("threshold", [block]), settings.weight_decay)
             bound = beyond(bound, laplacian_rounding(objective, parts, orbit, [0], self.seed))
             walk = walk_orbit(
-                objective, orbit, along, lambda scale: measured(f"walk/{scale:g}", []), settings.temperature, scales
+                objective,
+                orbit,
+                along,
+                lambda scale: measured(f"walk/{scale:g}", walked_sets(along, scale)),
+                settings.temperature,
+                scales,
             )
         estimates = [bound.gradient_norm_squared, bound.laplacian]
         estimates += [estimate for step in walk for estimate in (step.predicted, step.measured)]

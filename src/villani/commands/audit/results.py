@@ -42,6 +42,7 @@ def audit_record(result: Audit, weight_decay: float, temperature: float, space: 
             skipped=[skipped_record(skipped, space) for skipped in differential.skipped],
             orbits=[orbit_record(finding, space) for finding in differential.findings],
             rays=[ray_record(name, ray, weight_decay, s) for name, ray in result.rays.items()],
+            rays_left_out=dict(result.notes),
         ),
         rescues=[RescueRecord(name=name, text=text) for name, text in rescues(differential).items()],
         **fields,
