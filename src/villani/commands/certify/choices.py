@@ -36,15 +36,16 @@ def certificate_choices(record: CertificateRecord) -> list[Row]:
     """Every kind, with its figure at the best λ and η of this run and the record's δ, where there is one."""
     best = best_bound(record)
     point = best[0] if best else record.points[0] if record.points else None
-    figures: list[tuple[tuple[str, ...], float | None]] = [
-        (_PASS, point.certificate.value if isinstance(point, PassPoint) else None),
-        (_PATH, point.path.value if isinstance(point, CertificatePoint) and point.path else None),
-        (_LAW, point.chain.value if isinstance(point, CertificatePoint) and point.chain else None),
-        (_CENTRE, record.prior_bound),
-        (_HELD_OUT, point.held_out_bound if point else None),
-        (_SAME, point.held_out_bound_of_as_many if point else None),
+    noisy = point if isinstance(point, CertificatePoint) else None
+    passed = point if isinstance(point, PassPoint) else None
+    return [
+        _row(_PASS, passed.certificate.value if passed else None),
+        _row(_PATH, noisy.path.value if noisy and noisy.path else None),
+        _row(_LAW, noisy.chain.value if noisy and noisy.chain else None),
+        _row(_CENTRE, record.prior_bound),
+        _row(_HELD_OUT, point.held_out_bound if point else None),
+        _row(_SAME, point.held_out_bound_of_as_many if point else None),
     ]
-    return [_row(words, value) for words, value in figures]
 
 
 def advice(record: CertificateRecord) -> str:
