@@ -66,14 +66,3 @@ def test_a_pass_speaks_of_its_iterates_and_not_of_the_last_weights():
     noisy = told(made(CertificateRecord, points=[point(0.1, 2.0)]))
     assert not any("It is not about the last weights" in limit for limit in noisy.limits)
     assert any("path certificate" in limit for limit in noisy.limits)
-
-
-@pytest.mark.parametrize(("held_out", "words"), [(1.5, "a held-out bound is better"), (2.5, "certificate is lower")])
-def test_which_certificate_for_whom_says_when_a_held_out_bound_is_better(held_out, words):
-    one = made(
-        CertificatePoint, path=bound(2.0, "p"), chain=None, held_out_bound=3.25, held_out_bound_of_as_many=held_out
-    )
-    section = told(made(CertificateRecord, points=[one], held_out_tokens=4321, prior_bound=2.75)).tables
-    assert words in section
-    for figure in ("2.0000", "3.2500", f"{held_out:.4f}", "2.7500", "on 4,321 tokens", "not of this run"):
-        assert figure in section

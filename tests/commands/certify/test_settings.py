@@ -48,6 +48,12 @@ def test_the_command_reads_back_to_the_settings(values):
     assert read == made
 
 
+@pytest.mark.parametrize("values", [{}, {"drift_every": 3}, {"drift_batch": 5, "prior_steps": 0}])
+def test_the_command_of_a_moving_reference_reads_back_too(values):
+    made = CertifySettings.given(model="config:x", prior="text", prior_drift=True, **values)
+    assert cli.parse(shlex.split(made.command())[1:])[1] == made
+
+
 @pytest.mark.parametrize(
     ("values", "weight_decay", "learning_rate"),
     [
