@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from villani import cli
+from villani import cli, groups_from_text, load_model
 from villani.commands.audit.settings import AuditSettings
 from villani.commands.audit.tables import outcomes
 from villani.commands.content import run_records
@@ -22,10 +22,6 @@ from villani.objective.parameters import ParameterSpace
 
 MODEL = "builtin:tiny?layers=1&width=8&context=32"
 SMALL = ["--groups", "12", "--sequences", "1", "--block", "16", "--ray-groups", "3"]
-SETTINGS = AuditSettings(
-    model="builtin:tiny", groups=18, probes=6, sequences=4, block=32, temperature=10.0, search=1, ray_groups=3,
-    rays=["parameters"], threads=1,
-)  # fmt: skip
 QUICK = AuditSettings(
     model=MODEL, groups=12, sequences=1, block=16, temperature=10.0, search=1, ray_groups=3,
     rays=["parameters", "gradient"], threads=1,
@@ -34,9 +30,27 @@ LOOKS = {"checksum": 0, "fingerprint": 0, "check": 0}  # at all of θ, in the qu
 
 
 @pytest.fixture(scope="module")
-def audited(tmp_path_factory):
+def trained(tmp_path_factory):
+    """A checkpoint of some training: at random weights Δ_B L is too near to 0 to tell its sign."""
+    folder = tmp_path_factory.mktemp("models") / "trained"
+    loaded = load_model("builtin:tiny")
+    optimizer = torch.optim.AdamW(loaded.model.parameters(), lr=3e-3)
+    for batch in groups_from_text("builtin", loaded, groups=200, sequences=8, block=32):
+        loaded.model(input_ids=batch["input_ids"], labels=batch["input_ids"]).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    loaded.model.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def audited(trained, tmp_path_factory):
     """A run directory and its record."""
-    return execute(SETTINGS, tmp_path_factory.mktemp("audits") / "run")
+    settings = AuditSettings(
+        model=trained, tokenizer="builtin", groups=18, probes=6, sequences=4, block=32, temperature=10.0, search=1,
+        ray_groups=3, rays=["parameters"], threads=1,
+    )  # fmt: skip
+    return execute(settings, tmp_path_factory.mktemp("audits") / "run")
 
 
 @pytest.fixture(scope="module")
@@ -140,9 +154,10 @@ def test_decay_on_matrices_alone_is_refuted_and_replayed(villani, tmp_path):
     assert "What was claimed, and what came out" in page
 
 
-def test_a_witness_of_an_orbit_is_evaluated_again(audited, tmp_path):
+def test_a_witness_of_an_orbit_is_evaluated_again(trained, audited, tmp_path):
     directory, record = audited
-    settings = AuditSettings(replay=str(directory / "witness.safetensors"), threads=1)
+    witness = str(directory / "witness.safetensors")
+    settings = AuditSettings(model=trained, tokenizer="builtin", replay=witness, threads=1)
     where, again = execute(settings, tmp_path / "again")
     assert again.sentences
     assert again.orbit == record.differential_evidence.orbits[0].name
