@@ -85,9 +85,10 @@ def _more(record: AuditRecord, key: str) -> str:
 
 
 def _rays_words(record: AuditRecord) -> str:
-    rays = record.differential_evidence.rays
+    rays, left_out = record.differential_evidence.rays, record.differential_evidence.rays_left_out or {}
+    skipped = "".join(f" The ray along {name} was left out: {why}." for name, why in left_out.items())
     if not rays:
-        return "No ray was walked along. Rays cannot decide (iv) either way."
+        return f"No ray was walked along.{skipped} Rays cannot decide (iv) either way."
     growing = [ray for ray in rays if ray.psi[-1].value > 0 and ray.psi[-1].value > ray.psi[0].value]
     text = (
         f"On {len(growing)} of {len(rays)} straight rays Ψ grows as far as was looked, "
@@ -107,7 +108,7 @@ def _rays_words(record: AuditRecord) -> str:
             f" On the orbit beside them, through the same {'or a nearby ' if worst_orbit(record).moved else ''}weights "
             f"and with the same loss, Ψ goes from {uncertain(walk[0].measured)} to {uncertain(walk[-1].measured)}."
         )
-    return text
+    return text + skipped
 
 
 def pictures(record: AuditRecord | ReplayRecord) -> Pictures:

@@ -119,9 +119,12 @@ def spent(cost: Cost | None) -> str:
 
 def _way(record: MeasurementRecord) -> str:
     design = record.design
-    if design.trace == "taylor":
-        return f"taylor, a probe for {'the whole' if design.blocks == 'whole' else 'each ' + design.blocks}"
-    return design.trace if design.trace != "hutchinson" else f"hutchinson, {design.products}"
+    way: str = design.trace
+    if way == "taylor":
+        way = f"taylor, a probe for {'the whole' if design.blocks == 'whole' else 'each ' + design.blocks}"
+    elif way == "hutchinson":
+        way = f"hutchinson, {design.products}"
+    return f"{way} ({design.trace_reason})" if design.trace_reason else way
 
 
 def _plan(record: MeasurementRecord) -> str:

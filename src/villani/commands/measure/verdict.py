@@ -2,12 +2,13 @@
 
 import re
 
-from villani.commands.constants.page import model_finding
+from villani.commands.constants.page import NEXT, model_finding
 from villani.commands.measure.figures import data_part
 from villani.commands.measure.record import MeasurementRecord
 from villani.report.elements import Folded
 from villani.report.estimates import uncertain
 from villani.report.numbers import format_interval, format_number
+from villani.theory.guidance import gradient_noise, next_step
 from villani.work.records import EstimateRecord, PsiRecord
 
 _FLAT_BIAS = re.compile(r"(attn|attention|mlp).*\b(c_proj|out_proj|o_proj|fc2|down_proj|dense|dense_4h_to_h)\.bias$")
@@ -22,6 +23,7 @@ def findings(record: MeasurementRecord) -> dict[str, str]:
         "What decays": _coverage(record),
         "The gradient": _gradient(record),
         "The curvature": _curvature(record),
+        NEXT: _next_step(record, psi),
         Folded("What theory offers"): _constants(record),
     }
 
@@ -43,6 +45,27 @@ def headline(record: MeasurementRecord) -> str:
             f"and the {percent} interval {format_interval(low, high)} contains 0."
         )
     return f"Ψ is {_sign(psi)} {where}: {value}, {percent} interval {format_interval(low, high)}."
+
+
+def _next_step(record: MeasurementRecord, psi: PsiRecord) -> str:
+    objective, design = record.objective, record.design
+    words = next_step(
+        psi.weight_decay, psi.temperature, dimension=objective.decayed_parameters,
+        norm_squared=record.decayed_norm_squared,
+    )  # fmt: skip
+    if objective.finite:
+        return words
+    naive, unbiased = record.naive_gradient_norm_squared.value, record.gradient_norm_squared.value
+    noise = gradient_noise(naive, unbiased, design.sequences * (design.block - 1))
+    return (
+        f"{words} Gradients of single tokens scatter by about {format_number(noise, 2)}; which s your SGD resembles: "
+        f"villani constants MODEL --gradient-noise {_digits(noise)} --optimizer sgd --learning-rate η --batch-tokens B."
+    )
+
+
+def _digits(value: float) -> str:
+    """Two significant digits that a command line takes, whatever a page makes of powers."""
+    return f"{float(f'{value:.2g}'):.12f}".rstrip("0").rstrip(".")
 
 
 def _sign(estimate: EstimateRecord) -> str:
