@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Literal
 
-from villani.commands.blocks import DESIGN, MODEL, SubjectSettings, Unused
+from villani.commands.blocks import COMPUTE, DESIGN, MODEL, SubjectSettings, Unused
 from villani.commands.option import option
 from villani.errors import InputError
 
@@ -43,6 +43,7 @@ class SpectrumSettings(SubjectSettings):
     layers: bool = option(False, "the diagonal block of every layer too", DENSITY)
     layer_steps: int = option(12, "products for each of two probes on a block", DENSITY)
     learning_rate: float | None = option(None, "η, to compare λ₁(∇²F) with 2/η", ENDS)
+    micro_tokens: int = option(128, "tokens in one product at most: sets the memory needed", COMPUTE)
     memory: float = option(8.0, "GiB that the process may take; the rest goes to disk", ENDS)
 
     @property
