@@ -78,6 +78,7 @@ def load_subject(
         blocks, groups or settings.groups, settings.sequences, settings.seed, disjoint=settings.finite, reuse=reuse
     )
     text = text_record(corpus, tokenizer, blocks, ids, labels)
+    work.stage("trying out the model")
     objective = Objective(
         loaded.model,
         as_groups(ids, labels),
