@@ -59,7 +59,8 @@ def one(steps: int, limit: float | None) -> tuple[dict[str, Any], list[torch.Ten
         trainer.train()
         told |= {"cpu_seconds": time.process_time() - cpu, "wall_seconds": time.perf_counter() - wall}
         if limit is not None:
-            told |= {k: v for k, v in trainer.state.log_history[-1].items() if k.startswith("villani/")}
+            last = next(row for row in reversed(trainer.state.log_history) if "villani/measurements" in row)
+            told |= {k: v for k, v in last.items() if k.startswith("villani/")}
             told["measured_at"] = [row["step"] for row in trainer.state.log_history if "villani/psi" in row]
     return told, [p.detach().clone() for p in model.parameters()]
 

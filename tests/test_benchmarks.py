@@ -117,6 +117,7 @@ ELSEWHERE = {
     "sharded_jobs": "tests/integrations/test_sharded.py has each of its layouts, smaller",
     "streamed": "makes gigabytes; tests/commands/measure/test_streamed.py has the command",
     "ranks": "tests/work/test_team.py has commands of two processes",
+    "page_pictures": "tests/report/test_browser.py looks at a page in the browser, where there is one",
     "train_ptb": "needs a text that may not be passed on; `villani.dynamics.training` is tested",
 }
 

@@ -261,11 +261,13 @@ def test_a_weight_that_is_not_finite(villani, copy, tmp_path):
 
 
 def test_a_loss_that_is_not_finite_names_the_group_and_keeps_the_rest(villani, copy, tmp_path):
-    """Weights so large that float32 overflows: finite parameters, infinite logits."""
+    """Weights so large that float32 overflows: finite parameters, logits that are hardly or not."""
     tensors = load_file(copy / "model.safetensors")
     tensors = {name: torch.full_like(t, 1e38) if "ln_f" in name else t for name, t in tensors.items()}
     save_file(tensors, copy / "model.safetensors", metadata={"format": "pt"})
-    refused(villani("measure", copy, "--tokenizer", "builtin", *SMALL, "--run", tmp_path / "run"), "group 0: the loss")
+    words = ["measure", copy, "--tokenizer", "builtin", *SMALL]
+    refused(villani(*words, "--run", tmp_path / "run"), "group 0: the ", "not finite")
+    refused(villani(*words, "--trace", "gauss-newton", "--run", tmp_path / "again"), "group 0: the loss")
 
 
 def test_a_run_of_other_settings(villani, tmp_path):

@@ -20,6 +20,9 @@ CALLS = {  # a call of each mode, and for each type of option a value that it ta
     "without --prior text": ["certify", TINY],
     "with --kind prequential": ["certify", TINY, "--kind", "prequential"],
     "without --kind prequential": ["certify", TINY],
+    "without --prior-drift": ["certify", TINY],
+    "without --learning-rate": ["constants", TINY],
+    "by adamw": ["constants", TINY, "--learning-rate", "1e-3"],
     "without sgd": ["recommend", TINY, "--optimizers", "adamw"],
     "without the rule guard": ["recommend", TINY, "--rules", "constants"],
 }

@@ -27,6 +27,8 @@ from villani.statistics import Estimate, finite_statistics, sampled_statistics
 from villani.work.team import Rows
 from villani.work.work import Work
 
+SHARING = Way("gauss-newton")  # tells tensors apart where the way of the whole trace, a Taylor sweep, does not
+
 
 @at_one_theta
 def measure(
@@ -59,8 +61,8 @@ def measure(
         products: with `hutchinson`, how ∇²L·v is had: `reverse-over-reverse`, `forward-over-reverse`, or
             `finite-differences` of gradients, which leave fused attention and compiled models as they are.
         groups: which of the objective's groups to measure; all by default.
-        shares: where the way does not tell tensors apart, how many of the groups are also sampled by `adjoint`, which
-            does, or by `gauss-newton` where weights are streamed; 0 for none.
+        shares: where the way does not tell tensors apart, how many of the groups are also sampled by `gauss-newton`,
+            which does; 0 for none. Takes the memory of a double backward pass.
         sketch: buckets of the gradient sketch, used when d is larger; by default 262,139, and fewer beyond 128 groups.
         deflate: with `hutchinson`, directions whose share of the trace is taken exactly; made without these groups.
         work: keeps finished groups, supplies those of an interrupted run, and has the processes that share them, each
@@ -74,7 +76,7 @@ def measure(
     supply = len(objective.groups)
     chosen = list(range(supply)) if groups is None else chosen_groups(groups, supply)
     check_design(len(chosen), probes, seed, objective.finite)
-    free = trace == "auto" and deflate is None and Way(blocks=blocks, products=products) == Way()
+    free = trace == "auto" and deflate is None and (blocks, products) == ("whole", "reverse-over-reverse")
     method, reason = default_way(objective, chosen) if free else (_asked(objective, trace), None)
     way = Way(method, blocks, products, deflated=deflate is not None)
     design = Design(len(chosen), probes, seed, objective.finite, way=way, shares=shares, sketch=sketch)
@@ -83,7 +85,7 @@ def measure(
     sampler = sampler_for(objective, way, deflate)
     sampler.prepare(chosen[0])
     if design.shares and not way.tells_tensors:
-        sampler_for(objective, _sharing(objective)).prepare(chosen[0])
+        sampler_for(objective, SHARING).prepare(chosen[0])
     units = _units(objective, design, chosen, sampler, gradient_sketch)
     rows = (work or Work()).map(units)
     origin = None if objective.displacements else origin_of(
@@ -105,7 +107,6 @@ def _units(
 ) -> dict[str, Callable[[], Rows]]:
     """The units of work: each group; some again for the shares of tensors; with `finite`, the whole gradient."""
     probes, seed, way = int(design.probes), int(design.seed), design.way
-    sharing = _sharing(objective)
 
     def statistics(group: int) -> Rows:
         return group_row(group_statistics(objective, group, probes, seed, sampler, sketch))
@@ -113,20 +114,15 @@ def _units(
     def share(group: int) -> Rows:
         own = 2 if objective.finite else 1
         nothing = GradientSketch(objective.parameters, seed, 1)
-        return group_row(group_statistics(objective, group, own, seed, sampler_for(objective, sharing), nothing))
+        return group_row(group_statistics(objective, group, own, seed, sampler_for(objective, SHARING), nothing))
 
     units: dict[str, Callable[[], Rows]] = {f"group/{group}": partial(statistics, group) for group in chosen}
     if design.shares and not way.tells_tensors:
         least = len(chosen) if objective.finite else max(design.shares, 3)  # a whole data set has no group to leave out
-        units |= {f"share/{sharing.trace}/{group}": partial(share, group) for group in chosen[:least]}
+        units |= {f"share/{group}": partial(share, group) for group in chosen[:least]}
     if objective.finite:
         units["gradient"] = partial(_whole_gradient, objective, way.products == "finite-differences")
     return units
-
-
-def _sharing(objective: Objective) -> Way:
-    """The way that tells tensors apart where that of the whole trace, Taylor sweeps, does not."""
-    return Way("gauss-newton" if objective.streamed else "adjoint")
 
 
 def _whole_gradient(objective: Objective, fused: bool) -> Rows:

@@ -34,7 +34,7 @@ def test_attention_that_disagrees_fails(monkeypatch):
         def hessian_trace(self):
             return type("Trace", (), {"value": next(values)})()
 
-    monkeypatch.setattr(module, "measure", lambda *_: Other())
+    monkeypatch.setattr(module, "measure", lambda *_, **__: Other())
     [attention] = [f for f in doctor.examine() if f.name == "second derivatives"]
     assert not attention.ok
     assert "differ" in attention.text

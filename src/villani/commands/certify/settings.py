@@ -136,14 +136,14 @@ class CertifySettings(TrustBlock, ComputeBlock, SpecialTokensBlock, SeedBlock, T
 
     def unused(self) -> Iterator[Unused]:
         """See `Settings.unused`."""
-        if self.prior != "text":
-            yield Unused("without --prior text", ("prior_share", "prior_steps", "prior_drift"))
-        if not self.prior_drift:
-            yield Unused("without --prior-drift", ("drift_batch", "drift_every"))
         if self.kind == "prequential":
             yield Unused("with --kind prequential", ("scale", "start", "temperature", "steps", "chains", "prior_drift"))
         else:
             yield Unused("without --kind prequential", ("towards", "warm_up"))
+        if self.prior != "text":
+            yield Unused("without --prior text", ("prior_share", "prior_steps", "prior_drift"))
+        if not self.prior_drift:
+            yield Unused("without --prior-drift", ("drift_batch", "drift_every"))
 
     def plan(self, weight_decay: float) -> "ChainPlan":
         """What the noisy runs at one λ are going to do."""
