@@ -186,7 +186,7 @@ def test_gauss_newton_part_is_reported_apart(few):
     model, pool = few
     oracles = [dense(model, group, second=True) for group in pool]
     truth = sum(np.trace(o.gauss_newton) for o in oracles) / sum(o.tokens for o in oracles)
-    found = measure(Objective(model, pool, finite=True), probes=60).gauss_newton_trace
+    found = measure(Objective(model, pool, finite=True), probes=60, trace="gauss-newton").gauss_newton_trace
     assert abs(found.value - truth) < 4 * found.sem
     assert found.sem < 0.1 * truth
     assert measure(Objective(model, pool), trace="hutchinson").gauss_newton_trace is None
@@ -194,14 +194,15 @@ def test_gauss_newton_part_is_reported_apart(few):
 
 def test_sketched_norm_stays_within_its_stated_error(few):
     """41 buckets for 700 coordinates: over seeds the sketched estimate is unbiased, and its stated error larger."""
-    model, pool = few
-    whole = measure(Objective(model, pool), seed=0, trace="hutchinson")
-    values = [measure(Objective(model, pool), seed=s, sketch=41).gradient_norm_squared for s in range(30)]
+    objective = Objective(*few)
+    whole = measure(objective, seed=0, trace="hutchinson")
+    sketched = [measure(objective, seed=s, trace="hutchinson", sketch=41) for s in range(30)]
+    values = [one.gradient_norm_squared for one in sketched]
     spread = np.std([v.value for v in values])
     assert abs(np.mean([v.value for v in values]) - whole.gradient_norm_squared.value) < 4 * spread / np.sqrt(30)
     added = np.mean([v.sem**2 for v in values]) - whole.gradient_norm_squared.sem**2
     assert spread**2 < 2 * added
-    assert measure(Objective(model, pool), sketch=41).sketch == 41
+    assert sketched[0].sketch == 41
     assert whole.sketch is None
 
 
