@@ -4,6 +4,7 @@ import pytest
 
 from tests.commands.synthetic import estimate, made, told
 from villani.commands.paper.record import ClaimRecord, LandscapePoint, PaperRecord, TrainingPoint, TrendRecord
+from villani.commands.recommend.record import OptimizerRecord, RuleRecord
 
 
 def study(**changes):
@@ -65,3 +66,17 @@ def test_losses_of_training_stand_by_optimiser_and_lambda():
 def test_orbits_through_models_are_told_with_their_bound():
     point = made(LandscapePoint, weight_decay=0.5, refuted_above=0.0123, level=0.95)
     assert "0.0123" in study(landscape=[point], temperatures=[0.5]).tables
+
+
+def test_rules_are_marked_by_where_they_land():
+    rules = [
+        made(RuleRecord, name=name, judged_at=at, weight_decay=at, interval=None, margin=None)
+        for name, at in (("first", 0.1), ("second", 1.0), ("third", None))
+    ]
+    section = study(choices=[made(OptimizerRecord, optimizer="sgd", rules=rules, kept=[0.0, 0.1])])
+    words = section.findings["E6: the grid against rules"]
+    assert "cannot be told from the best: 0, 0.1; 1 of the 2 rules that name a λ land there, 1 more name none" in words
+    rows = section.tables.split("<tr")
+    for name, mark in (("first", "✓"), ("second", "✗"), ("third", "–")):
+        [row] = [r for r in rows if f"{name}<" in r]
+        assert f">{mark}<" in row

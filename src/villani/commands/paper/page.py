@@ -9,7 +9,7 @@ from villani.commands.converge.record import RateRecord
 from villani.commands.paper.figures import pictures as pictures  # a page has them
 from villani.commands.paper.record import ClaimRecord, PaperRecord, TrendRecord
 from villani.commands.recommend.page import rule_notes, rule_rows
-from villani.commands.recommend.record import NAMES
+from villani.commands.recommend.record import NAMES, OptimizerRecord, RuleRecord
 from villani.outwards import UNAVAILABLE, upper
 from villani.report import elements
 from villani.report.elements import Row, Status, facts, note, sections
@@ -41,11 +41,13 @@ def headline(record: PaperRecord) -> str:
 def show(record: PaperRecord, _: Path, console: Console) -> None:
     """The claims with their verdicts, and what was found about λ."""
     say(console, record.sentence, "bold")
-    for words in (record.choice_sentence, record.decay_sentence):
+    for words in (_choice_words(record), record.decay_sentence):
         if words:
             say(console, words)
     if record.cut:
         say(console, f"What was cut: {'; '.join(record.cut)}.")
+    if record.choices:
+        console.print(table(_choice_rows(record), without=["notes", "steps", "gap"]))
     console.print(table(rows_of(record.claims, _CLAIMS), without=["from"]))
 
 
@@ -53,7 +55,7 @@ def findings(record: PaperRecord) -> dict[str, str]:
     """Title → paragraph."""
     moved = [_moved(name, trend) for name, trend in record.trends.items()]
     return {
-        "E6: the grid against rules": record.choice_sentence,
+        "E6: the grid against rules": _choice_words(record),
         "What decay does": record.decay_sentence,
         "Pathologies": " ".join(words for words in moved if words),
         "E4: the best certificate": record.certificate_sentence,
@@ -73,7 +75,7 @@ def tables(record: PaperRecord) -> str:
     return sections(
         {
             "E4 and E6: training": _noted(_TRAINING_NOTE, rows_of(record.training, _TRAINING)),
-            "E6: where rules land": _noted(_choice_words(record), _choice_rows(record)),
+            "E6: where rules land": _noted(_CHOICE_NOTE, _choice_rows(record)),
             "E1: Ψ over λ and s": _noted(_LANDSCAPE_NOTE, _landscape_rows(record)),
             "E2: spectra": _spectra(record),
             "E3: what is promised": "".join(note(p.sentence) for p in record.convergence) + elements.table(promises),
@@ -98,6 +100,10 @@ _CLAIMS_NOTE = (
 _TRAINING_NOTE = (
     "Means over training seeds ± standard error, nats per token. Δ: 95 % intervals of the change from the first λ, "
     "seed by seed. Steps: to nine tenths of the way from the start to the grid's best held-out loss."
+)
+_CHOICE_NOTE = (
+    "✓: lands where no λ can be told from the grid's best, at 95 %; ✗: elsewhere; –: names no λ that can be used. "
+    "Margins are nats above the grid's best, at the λ of the grid nearest to what a rule names."
 )
 _LANDSCAPE_NOTE = (
     "Models that SGD with L2 led to. s*: Ψ_s → −∞ along an orbit for every s above, at 95 % for one model at a time. A "
@@ -171,15 +177,31 @@ def _choice_rows(record: PaperRecord) -> list[Row]:
                 "steps": format_plain(point.steps if point else None, ".0f"),
                 "gap": uncertain(point.gap if point else None),
             }
-            rows.append({"optimiser": _name(of.optimizer), **row, **speed, "notes": rule_notes(rule)})
+            rows.append(
+                {"optimiser": _name(of.optimizer), "": _mark(of, rule), **row, **speed, "notes": rule_notes(rule)}
+            )
     return rows
 
 
+def _mark(of: OptimizerRecord, rule: RuleRecord) -> str:
+    """Whether a rule lands among the λ that cannot be told from the best."""
+    if rule.judged_at is None:
+        return "–"
+    return "✓" if rule.judged_at in of.kept else "✗"
+
+
 def _choice_words(record: PaperRecord) -> str:
-    near = "; ".join(
-        f"{_name(of.optimizer)}: {', '.join(format_number(x, 3) for x in of.kept) or 'none'}" for of in record.choices
-    )
-    return f"λ that cannot be told apart from the best, at 95 %: {near}. Margins are nats above the grid's best."
+    """Per optimiser, the λ that may be the best, and how many of the rules that name one land there."""
+    words = []
+    for of in record.choices:
+        near = ", ".join(format_number(x, 3) for x in of.kept) or "none"
+        named = [rule for rule in of.rules if rule.judged_at is not None]
+        land = sum(rule.judged_at in of.kept for rule in named)
+        words.append(
+            f"{_name(of.optimizer)}: λ that cannot be told from the best: {near}; {land} of the {len(named)} rules "
+            f"that name a λ land there, {len(of.rules) - len(named)} more name none that can be used."
+        )
+    return " ".join(words)
 
 
 def _landscape_rows(record: PaperRecord) -> list[Row]:
