@@ -58,7 +58,7 @@ def _next_step(record: MeasurementRecord, psi: PsiRecord) -> str:
     naive, unbiased = record.naive_gradient_norm_squared.value, record.gradient_norm_squared.value
     noise = gradient_noise(naive, unbiased, design.sequences * (design.block - 1))
     return (
-        f"{words} Gradients of single tokens scatter by about {format_number(noise, 2)}; which s your SGD resembles: "
+        f"{words} Gradients of single tokens scatter by about {_digits(noise)} nats²; which s your SGD resembles: "
         f"villani constants MODEL --gradient-noise {_digits(noise)} --optimizer sgd --learning-rate η --batch-tokens B."
     )
 
