@@ -21,7 +21,7 @@ from villani.errors import InputError
 from villani.estimate import Estimate
 from villani.report import elements, figures
 from villani.report.colours import sign_colour
-from villani.report.numbers import format_bounded, format_interval, format_number, format_uncertain
+from villani.report.numbers import format_bounded, format_interval, format_number, format_uncertain, readable
 from villani.report.page import Section, render
 from villani.report.plain import drawn
 from villani.results import plain, restored
@@ -130,7 +130,7 @@ def html_of(result: Any) -> str:
 def headline(record: Any) -> str:
     """The sentence on top of its page."""
     page = command_for(record).page
-    return str(page.summary([record]).headline if hasattr(page, "summary") else page.headline(record))
+    return readable(page.summary([record]).headline if hasattr(page, "summary") else page.headline(record))
 
 
 def plot(result: Any, name: str | None = None) -> Any:

@@ -168,7 +168,7 @@ def show(record: AuditRecord | ReplayRecord, directory: Path, console: Console) 
     if record.cost:
         console.print(f"{record.cost.seconds:.0f} s, peak memory {record.cost.peak_memory_bytes / 2**30:.2f} GiB")
     if record.witness:
-        say(console, f"The witness: villani audit --replay {directory / record.witness}")
+        say(console, "The witness: villani audit --replay ", path=directory / record.witness)
 
 
 def exit_code(record: AuditRecord | ReplayRecord) -> int:
