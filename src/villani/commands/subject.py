@@ -50,6 +50,12 @@ class Subject:
     objective: Objective
     provenance: Provenance
 
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What every record of a subject has, by the names of its fields."""
+        measured = objective_record(self.objective)
+        return {"model": self.loaded.record, "objective": measured, "text": self.text, "provenance": self.provenance}
+
 
 def load_subject(
     settings: SubjectSettings, work: Work, weight_decay: float, *, groups: int | None = None, reuse: bool = False,
@@ -113,15 +119,18 @@ def streaming(settings: StreamBlock, copies: float, device: str) -> bool | Strea
     return lambda size: copies * size > available_memory(device, settings.memory)[0]
 
 
-def streamed_needs(loaded: LoadedModel, settings: SubjectSettings, tokens: Mapping[str, float | None]) -> Needs | None:
-    """What gradients over the tokens of stages take where weights are read as they are used; else None."""
-    weights = streamed_weights(loaded.model)
-    if weights is None:
-        return None
-    largest = max(p.numel() * p.element_size() for p in loaded.model.parameters())
-    return Shape.of(loaded.model).streamed(
-        tokens, at_once=settings.at_once, block=settings.block, largest=largest, reading=_reading(loaded.model)
-    )
+def needs_of(
+    settings: Any, model: torch.nn.Module, tokens: Mapping[str, float | None], *, vectors: float, kept: float = 0.0
+) -> Needs:
+    """What gradients over the tokens of stages take, with so many vectors of θ's size held and `kept` on disk.
+
+    Where weights are read as they are used, a largest tensor takes the place of these vectors.
+    """
+    shape, sizes = Shape.of(model), {"at_once": settings.at_once, "block": settings.block}
+    if streamed_weights(model) is None:
+        return shape.work(tokens, **sizes, vectors=vectors, kept=kept, device=settings.device)
+    largest = max(p.numel() * p.element_size() for p in model.parameters())
+    return shape.streamed(tokens, **sizes, largest=largest, reading=_reading(model))
 
 
 def _reading(model: torch.nn.Module) -> float:
