@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from villani.commands.content import read_records, run_records
-from villani.commands.pages import sections
+from villani.commands.pages import sections, subtitle
 from villani.commands.registry import command_for
 from villani.errors import InputError
 from villani.estimate import Estimate
@@ -166,9 +166,8 @@ def report(result: Any, path: str | os.PathLike[str]) -> Path:
         raise InputError("there is no result in the list: give at least one")
     made = _sections(results)
     records: list[Any] = [r for one in results if not isinstance(one, Estimate) and (r := record_of(one))]
-    models = dict.fromkeys(f"{r.model.spec} ({r.model.architecture})" for r in records if getattr(r, "model", None))
     names = dict.fromkeys(command_for(r).name for r in records) or {"in Python": None}
-    text = render(f"villani {', '.join(names)}", " · ".join([*models, f"villani {version('villani')}"]), made, records)
+    text = render(f"villani {', '.join(names)}", subtitle(records, version("villani")), made, records)
     return _write(Path(path), text)
 
 

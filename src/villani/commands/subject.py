@@ -13,6 +13,8 @@ import torch
 
 from villani.commands.blocks import Settings, StreamBlock, SubjectSettings
 from villani.inputs.corpora import Corpus, load_corpus
+from villani.inputs.groups import as_groups as as_groups
+from villani.inputs.groups import vocabulary as vocabulary
 from villani.inputs.models import LoadedModel, check_device, load_model
 from villani.inputs.streaming import Streaming
 from villani.inputs.text import Blocks, check_context, choose_groups, cut_corpus, text_record
@@ -245,17 +247,6 @@ def begin(settings: Any) -> None:
     check_device(settings.device)
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
-
-
-def as_groups(ids: torch.Tensor, labels: torch.Tensor) -> list[dict[str, torch.Tensor]]:
-    """(G, B, T) ids and labels as the groups that `Objective` takes."""
-    return [{"input_ids": i, "labels": y} for i, y in zip(ids, labels, strict=True)]
-
-
-def vocabulary(model: torch.nn.Module) -> int:
-    """How many token ids a model knows."""
-    find: Any = model.get_input_embeddings
-    return int(find().num_embeddings)
 
 
 def outputs(model: torch.nn.Module) -> int:

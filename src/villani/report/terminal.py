@@ -123,7 +123,7 @@ def print_findings(console: Console, headline: str, findings: Mapping[str, str] 
 def table(rows: Sequence[Row], without: Collection[str] = (), title: str | None = None) -> Table:
     """Rows as a page has them, but for the columns that a terminal has no room for."""
     shown = [{name: cell for name, cell in row.items() if name not in without} for row in rows]
-    made = Table(*(shown[0] if shown else ()), title=title, title_justify="left")
+    made = Table(*(shown[0] if shown else ()), title=title and escape(title), title_justify="left")
     for row in shown:
         made.add_row(*(escape(readable(cell)) for cell in row.values()))
     return made

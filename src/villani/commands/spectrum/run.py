@@ -23,7 +23,7 @@ from villani.commands.subject import Subject, determining, load_subject, needs_o
 from villani.curvature.basis import Basis, dot, norm
 from villani.curvature.blocks import layers_of
 from villani.curvature.lanczos import krylov
-from villani.curvature.operators import Budget, Curvature, resident
+from villani.curvature.operators import Budget, Curvature
 from villani.curvature.pairs import examine
 from villani.curvature.spectrum import Density, Quadrature, quadrature, sphere_probe
 from villani.errors import InputError
@@ -31,7 +31,7 @@ from villani.objective.evaluation import plain_arithmetic, same_threads
 from villani.statistics import Estimate, ratio_estimates
 from villani.work import foreign
 from villani.work.budget import LESS, Needs, available_memory, size
-from villani.work.memory import peak_memory
+from villani.work.memory import peak_memory, resident
 from villani.work.records import CONFIDENCE, EstimateRecord
 from villani.work.team import Rows
 from villani.work.work import Work
@@ -68,10 +68,10 @@ def _refuse(settings: SpectrumSettings, theta: float) -> bool:
     """Refuse a θ of so many bytes that does not fit with the vectors that every product takes; never stream it."""
     have, source = available_memory(settings.device)
     if (1 + _VECTORS) * theta > have:
-        columns = settings.basis or min(2 * (settings.top + settings.bottom) + 20, settings.most)
+        basis = size(settings.columns * theta)
         raise InputError(
             f"a spectrum of {settings.model} would take about {size((1 + _VECTORS) * theta)} of memory for θ and "
-            f"{_VECTORS} vectors like it, and {size(columns * theta)} on disk for a basis, and {size(have)} are "
+            f"{_VECTORS} vectors like it, and {basis} on disk for a basis, and {size(have)} are "
             f"{source}: streamed weights do not serve it; choose a smaller model, or villani measure, which streams"
         )
     return False
@@ -88,8 +88,7 @@ def _needs(settings: SpectrumSettings, subject: Subject) -> Needs:
         _DENSITY: whole * settings.density_probes * settings.density_steps,
         _BLOCKS: whole * blocks * 2 * settings.layer_steps,
     }  # fmt: skip
-    columns = settings.basis or min(2 * pairs + 20, settings.most)
-    return needs_of(settings, subject.loaded.model, stages, vectors=_VECTORS, kept=columns + pairs)
+    return needs_of(settings, subject.loaded.model, stages, vectors=_VECTORS, kept=settings.columns + pairs)
 
 
 def spectrum_of(subject: Subject, settings: SpectrumSettings, work: Work, directory: Path) -> SpectrumRecord:
