@@ -181,9 +181,8 @@ def relation(first: MeasuredRun, second: MeasuredRun) -> tuple[Relation, str]:
     )
 
 
-_Difference = tuple[
-    Estimate, bool, dict[str, Any]
-]  # of a quantity; whether it cannot differ; other fields of its record
+# of a quantity, whether nothing differs that it depends on, and other fields of its record
+_Difference = tuple[Estimate, bool, dict[str, Any]]
 
 
 def compare_measurements(runs: Sequence[MeasuredRun]) -> tuple[list[PairRecord], int]:
