@@ -215,8 +215,8 @@ def _differences(first: MeasuredRun, second: MeasuredRun) -> Iterator[_Differenc
         **pair: tuple[float, float],
     ) -> _Difference:  # fmt: skip
         own = difference(first.point, second.point, weights, method, offsets[1] - offsets[0])
-        ends = [run.estimate(*at) for run, *at in zip((first, second), weights, offsets, strict=True)]
-        fields = {"quantity": quantity, "reference": ends[0], "other": ends[1], **pair}
+        reference, changed = first.estimate(weights[0], offsets[0]), second.estimate(weights[1], offsets[1])
+        fields = {"quantity": quantity, "reference": reference, "other": changed, **pair}
         return own, same and equal and (masked or quantity not in _MASKED), fields
 
     for quantity, unit in zip(STATISTICS, np.eye(4), strict=True):
