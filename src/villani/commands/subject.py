@@ -58,6 +58,20 @@ class Subject:
         measured = objective_record(self.objective)
         return {"model": self.loaded.record, "objective": measured, "text": self.text, "provenance": self.provenance}
 
+    def needs(
+        self, settings: SubjectSettings, tokens: Mapping[str, float | None], *, vectors: float, kept: float = 0.0
+    ) -> Needs:
+        """What gradients over the tokens of stages take, with so many vectors of θ's size held and `kept` on disk.
+
+        Where weights are read as they are used, a largest tensor takes the place of these vectors.
+        """
+        model, sizes = self.loaded.model, {"at_once": settings.at_once, "block": settings.block}
+        shape = Shape.of(model)
+        if streamed_weights(model) is None:
+            return shape.work(tokens, **sizes, vectors=vectors, kept=kept, device=settings.device)
+        largest = max(p.numel() * p.element_size() for p in model.parameters())
+        return shape.streamed(tokens, **sizes, largest=largest, reading=_reading(model))
+
 
 def load_subject(
     settings: SubjectSettings, work: Work, weight_decay: float, *, groups: int | None = None, reuse: bool = False,
@@ -119,20 +133,6 @@ def streaming(settings: StreamBlock, copies: float, device: str) -> bool | Strea
     if settings.streamed != "auto":
         return settings.streamed == "yes"
     return lambda size: copies * size > available_memory(device, settings.memory)[0]
-
-
-def needs_of(
-    settings: Any, model: torch.nn.Module, tokens: Mapping[str, float | None], *, vectors: float, kept: float = 0.0
-) -> Needs:
-    """What gradients over the tokens of stages take, with so many vectors of θ's size held and `kept` on disk.
-
-    Where weights are read as they are used, a largest tensor takes the place of these vectors.
-    """
-    shape, sizes = Shape.of(model), {"at_once": settings.at_once, "block": settings.block}
-    if streamed_weights(model) is None:
-        return shape.work(tokens, **sizes, vectors=vectors, kept=kept, device=settings.device)
-    largest = max(p.numel() * p.element_size() for p in model.parameters())
-    return shape.streamed(tokens, **sizes, largest=largest, reading=_reading(model))
 
 
 def _reading(model: torch.nn.Module) -> float:

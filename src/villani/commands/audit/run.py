@@ -7,7 +7,7 @@ from villani.commands.audit.settings import AuditSettings
 from villani.commands.audit.witness import NAME, Claim, Witness, text_checksum
 from villani.commands.constants.run import constants_beside, read_head, spectral_gap
 from villani.commands.running import Outcome
-from villani.commands.subject import Subject, determining, load_subject, needs_of, outputs, streaming
+from villani.commands.subject import Subject, determining, load_subject, outputs, streaming
 from villani.criteria.audit import Audit, audit, stages
 from villani.criteria.part_gradients import kept_bytes
 from villani.objective.evaluation import same_threads
@@ -63,7 +63,7 @@ def _needs(settings: AuditSettings, subject: Subject) -> Needs:
     tokens = {name: size and size * group for name, size in each.items()}
     share = settings.groups // (3 if settings.search else 2)  # whose gradients lie on disk at the same time
     kept = kept_bytes(subject.objective, share) / (space.size * space.dtype.itemsize)
-    return needs_of(settings, subject.loaded.model, tokens, vectors=_VECTORS, kept=kept)
+    return subject.needs(settings, tokens, vectors=_VECTORS, kept=kept)
 
 
 def _record(result: Audit, settings: AuditSettings, subject: Subject, witness: str | None) -> AuditRecord:

@@ -14,7 +14,7 @@ import torch
 from villani.commands.converge.chains import CHAINS, COUPLED, Ensemble, Theory, run_chains
 from villani.commands.converge.coupling import Apart, coupled
 from villani.commands.converge.settings import ConvergeSettings
-from villani.commands.subject import Subject, determining, load_subject, needs_of, vocabulary
+from villani.commands.subject import Subject, determining, load_subject, vocabulary
 from villani.dynamics.kernel import Kernel
 from villani.dynamics.network import NetworkTarget
 from villani.measurement.measure import measure
@@ -78,7 +78,7 @@ def _needs(settings: ConvergeSettings, subject: Subject) -> Needs:
         stages[COUPLED.format(*place)] = 2 * settings.coupled * tokens * whole
     moving = 2 if settings.momentum else 1
     vectors = 3 * moving + 4 * settings.coupled
-    return needs_of(settings, subject.loaded.model, stages, vectors=vectors, kept=1 + 2 * moving)
+    return subject.needs(settings, stages, vectors=vectors, kept=1 + 2 * moving)
 
 
 @contextmanager

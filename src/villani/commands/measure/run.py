@@ -8,7 +8,7 @@ from villani.commands.measure.record import DesignRecord, Displacement, Measurem
 from villani.commands.measure.results import measurement_record
 from villani.commands.measure.settings import MeasureSettings
 from villani.commands.running import Outcome
-from villani.commands.subject import Subject, determining, load_subject, needs_of, outputs, streaming
+from villani.commands.subject import Subject, determining, load_subject, outputs, streaming
 from villani.curvature.deflation import Deflation, deflation_from
 from villani.curvature.sketch import buckets_for
 from villani.curvature.trace import default_way
@@ -68,7 +68,7 @@ def _needs(settings: MeasureSettings, subject: Subject) -> Needs:
     each = 0.3 + 1.4 * settings.probes if swept else 1 + 3 * settings.probes  # of a gradient
     tokens = float(groups * settings.sequences * settings.block * (each + int(settings.finite)))
     stages = {PILOTING: tokens, MEASURING: None} if settings.target_error else {MEASURING: tokens}
-    needs = needs_of(settings, subject.loaded.model, stages, vectors=_SWEPT if swept else _VECTORS)
+    needs = subject.needs(settings, stages, vectors=_SWEPT if swept else _VECTORS)
     return replace(needs, disk=needs.disk + rows_bytes(subject.objective.parameters.size, groups))
 
 

@@ -19,7 +19,7 @@ from villani.commands.spectrum.record import (
 )
 from villani.commands.spectrum.results import density_record, eigenvalue_records, pair_rows
 from villani.commands.spectrum.settings import SpectrumSettings
-from villani.commands.subject import Subject, determining, load_subject, needs_of
+from villani.commands.subject import Subject, determining, load_subject
 from villani.curvature.basis import Basis, dot, norm
 from villani.curvature.blocks import layers_of
 from villani.curvature.lanczos import krylov
@@ -88,7 +88,7 @@ def _needs(settings: SpectrumSettings, subject: Subject) -> Needs:
         _DENSITY: whole * settings.density_probes * settings.density_steps,
         _BLOCKS: whole * blocks * 2 * settings.layer_steps,
     }  # fmt: skip
-    return needs_of(settings, subject.loaded.model, stages, vectors=_VECTORS, kept=settings.columns + pairs)
+    return subject.needs(settings, stages, vectors=_VECTORS, kept=settings.columns + pairs)
 
 
 def spectrum_of(subject: Subject, settings: SpectrumSettings, work: Work, directory: Path) -> SpectrumRecord:
