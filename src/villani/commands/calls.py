@@ -60,8 +60,11 @@ def recommend(
         print(record.sentence)
 
     Args:
-        model, run, data, progress: as of `certify`.
-        text: as of `certify`; its last tenth is held out, unless `held_out` names another text.
+        model: as `certify`.
+        text: as `certify`; its last tenth is held out, unless `held_out` names another text.
+        run: as `certify`.
+        data: as `certify`.
+        progress: told where the work is.
         options: those of `villani recommend`: weight_decay (at least two, fixed beforehand), optimizers, seeds, steps,
             batch, learning_rate (one number, or optimiser → number), momentum, temperature, rules, seed, …, and
             yes=True to begin work of more than an hour or 5 GiB.
@@ -85,8 +88,11 @@ def converge(
         record = villani.converge("exact:tied", weight_decay=0.1, temperature=0.2, steps=2000)
 
     Args:
-        model: as of `certify`, or `exact:POTENTIAL`.
-        text, run, data, progress: as of `certify`.
+        model: as `certify`, or `exact:POTENTIAL`.
+        text: as `certify`.
+        run: as `certify`.
+        data: as `certify`.
+        progress: told where the work is.
         options: those of `villani converge`: weight_decay and temperature (one or several), learning_rate, steps,
             chains, method, parameters (of a potential: name → number), seed, ….
 
