@@ -17,13 +17,11 @@ from typing import Any
 
 import numpy as np
 
-from villani.commands.subject import as_groups
 from villani.criteria import orbits
 from villani.criteria.orbits import threshold
 from villani.criteria.parts import PartStatistics
+from villani.inputs.groups import groups_from_text
 from villani.inputs.models import load_model
-from villani.inputs.text import load_groups
-from villani.inputs.tokenizers import load_tokenizer
 from villani.objective.objective import Objective
 
 PATH = Path(__file__).parents[1] / "docs" / "results" / "coverage-threshold.json"
@@ -85,10 +83,8 @@ def table() -> None:
 def directions(folder: str, count: int = 40) -> None:
     """Of the gradients' noise on PTB, groups of 4 × 128 tokens, tensor by tensor."""
     loaded = load_model(folder)
-    ids, labels, _ = load_groups(
-        "ptb", load_tokenizer("gpt2"), block=128, groups=count, sequences=4, seed=0, vocabulary=50257, context=128
-    )
-    objective = Objective(loaded.model, as_groups(ids, labels))
+    groups = groups_from_text("ptb", loaded, tokenizer="gpt2", groups=count, sequences=4, block=128)
+    objective = Objective(loaded.model, groups)
     kept = [[g.reshape(-1).float().numpy() for g in objective.gradient(group)] for group in range(count)]
     for index, parameter in enumerate(objective.parameters.parameters):
         rows = np.stack([gradient[index] for gradient in kept]).astype(np.float64)

@@ -185,7 +185,7 @@ def perform(command: Command, settings: Settings, invocation: dict[str, Any]) ->
     from villani.report.terminal import progress, say
     from villani.work.team import Team, join
 
-    if settings.lists and invocation["run"] is None:
+    if settings.lists and not (invocation["run"] or invocation["json"]):  # a list is no record to keep or to print
         command.page.show_names(Console(highlight=False))
         return 0
     device = getattr(settings, "device", "cpu")
@@ -201,7 +201,7 @@ def perform(command: Command, settings: Settings, invocation: dict[str, Any]) ->
     else:
         console = Console(highlight=False)
         page.show(record, directory, console)
-        say(console, f"The page: {directory / 'report.html'}")
+        say(console, "The page: ", path=directory / "report.html")
     exit_code = getattr(page, "exit_code", None)
     return exit_code(record) if exit_code else 0
 

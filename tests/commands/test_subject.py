@@ -55,6 +55,19 @@ def test_the_mask_as_it_stands_in_a_record():
     assert (record.weight_decay, record.decay) == (0.3, "nanogpt")
 
 
+def test_needs_count_vectors_of_the_size_of_theta_and_records_have_its_facts():
+    given = load_subject(SETTINGS, Work(), 0.3)
+    one, two = (given.needs(SETTINGS, {"ends": 1e3}, vectors=v, kept=k) for v, k in ((2, 0), (3, 4)))
+    theta = 4 * sum(p.numel() for p in given.loaded.model.parameters())  # bytes
+    assert two.memory - one.memory == pytest.approx(theta)
+    assert two.disk - one.disk == pytest.approx(4 * theta)
+    assert [*one.stages] == ["ends"]
+    assert given.facts == {
+        "model": given.loaded.record, "text": given.text, "provenance": given.provenance,
+        "objective": objective_record(given.objective),
+    }  # fmt: skip
+
+
 def test_sizes_of_the_vocabulary():
     model = load(SETTINGS, Work()).model
     assert vocabulary(model) == outputs(model) == model.get_input_embeddings().weight.shape[0]

@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from tests.conftest import dense, make_model, make_pool
-from villani.curvature.operators import Budget, Curvature, resident
+from villani.curvature.operators import Budget, Curvature
 from villani.errors import InputError
 from villani.objective.objective import Objective
+from villani.work.memory import resident
 
 
 def mean_matrices(model, pool):

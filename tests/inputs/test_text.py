@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from tests.inputs.conftest import refused
 from villani.inputs.corpora import load_corpus
 from villani.inputs.models import load_model
-from villani.inputs.text import choose_groups, cut_blocks, load_groups, remarks
+from villani.inputs.text import check_context, choose_groups, cut_blocks, cut_corpus, remarks, text_record
 from villani.inputs.tokenizers import load_tokenizer
 
 
@@ -86,8 +86,12 @@ def test_too_little_text_is_refused_with_the_counts():
 
 
 def groups(**changes):
-    options = {"block": 64, "groups": 4, "sequences": 2, "seed": 0, "vocabulary": 2048, "context": 256}
-    return load_groups("builtin", load_tokenizer("builtin"), **(options | changes))
+    made = {"block": 64, "groups": 4, "sequences": 2, "seed": 0, "vocabulary": 2048, "context": 256} | changes
+    corpus, tokenizer = load_corpus("builtin"), load_tokenizer("builtin")
+    check_context(made["block"], made["context"])
+    blocks, _ = cut_corpus(corpus, tokenizer, made["block"], made["vocabulary"])
+    ids, labels = choose_groups(blocks, made["groups"], made["sequences"], made["seed"])
+    return ids, labels, text_record(corpus, tokenizer, blocks, ids, labels)
 
 
 def test_groups_of_builtin_text_are_reproducible_and_recorded():

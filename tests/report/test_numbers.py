@@ -8,6 +8,7 @@ from villani.report.numbers import (
     format_number,
     format_power,
     format_uncertain,
+    listed,
     readable,
 )
 
@@ -87,3 +88,7 @@ def test_powers_beyond_floats_have_one_digit_rounded_outwards(log10, way, text):
 )  # fmt: skip
 def test_sentences_of_records_have_powers_that_people_read(text, shown):
     assert readable(text) == shown
+
+
+def test_lists_in_a_sentence():
+    assert [listed("abc"[:n]) for n in (1, 2, 3)] == ["a", "a and b", "a, b and c"]

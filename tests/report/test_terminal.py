@@ -37,6 +37,27 @@ def test_progress_is_lines_where_stderr_is_no_terminal(capsys):
 
 
 @pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("at most 10^11,289.3 here", "at most 2·10¹¹²⁸⁹ here"),  # 10^0.3 = 1.995
+        ("a gap of 10^-43.5", "a gap of 3·10⁻⁴⁴"),  # 10^0.5 = 3.16, and a rate is rounded down
+        ("by 9.46e-06 nats", "by 9.46·10⁻⁶ nats"),
+    ],
+)
+def test_sizes_read_as_on_pages_and_paths_stay_as_they_are(text, shown):
+    stream = io.StringIO()
+    console = Console(file=stream, width=100, highlight=False)
+    terminal.print_findings(console, text, {"Why": text, "None": ""})
+    console.print(terminal.table([{"size": text}], title="runs/1e-05"))
+    terminal.say(console, "The page: ", path="runs/1e-05/10^11,289.3")
+    lines = stream.getvalue().splitlines()
+    assert lines[:2] == [shown, f"Why. {shown}"]
+    assert lines[-1] == "The page: runs/1e-05/10^11,289.3"
+    assert sum(shown in line for line in lines) == 3
+    assert lines[2].strip() == "runs/1e-05"
+
+
+@pytest.mark.parametrize(
     ("typed", "answer"), [("y\n", True), ("YES \n", True), ("\n", False), ("no\n", False), ("", None)]
 )
 def test_a_question_is_answered_at_a_terminal(monkeypatch, typed, answer):

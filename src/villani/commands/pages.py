@@ -41,13 +41,14 @@ def page_of(run: Path) -> str:
 
 def page(records: Any, costs: Mapping[int, Cost]) -> str:
     """The page of the content of a `records.json`; `costs[i]` belongs to `records.records[i]`."""
-    models = dict.fromkeys(
-        f"{record.model.spec} ({record.model.architecture})"
-        for record in records.records
-        if getattr(record, "model", None)
-    )
-    subtitle = " · ".join([*models, f"villani {records.villani}"])
-    return render(records.title, subtitle, sections(records.records, costs), records.records)
+    made = sections(records.records, costs)
+    return render(records.title, subtitle(records.records, records.villani), made, records.records)
+
+
+def subtitle(records: Sequence[Any], version: str) -> str:
+    """The models of records, and the villani that made them."""
+    models = [model for record in records if (model := getattr(record, "model", None))]
+    return " · ".join([*dict.fromkeys(f"{m.spec} ({m.architecture})" for m in models), f"villani {version}"])
 
 
 def sections(records: Sequence[Any], costs: Mapping[int, Cost]) -> list[Section]:

@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from villani.commands.content import read_records, run_records
-from villani.commands.pages import sections
+from villani.commands.pages import sections, subtitle
 from villani.commands.registry import command_for
 from villani.errors import InputError
 from villani.estimate import Estimate
 from villani.report import elements, figures
 from villani.report.colours import sign_colour
-from villani.report.numbers import format_bounded, format_interval, format_number, format_uncertain
+from villani.report.numbers import format_bounded, format_interval, format_number, format_uncertain, readable
 from villani.report.page import Section, render
 from villani.report.plain import drawn
 from villani.results import plain, restored
@@ -130,7 +130,7 @@ def html_of(result: Any) -> str:
 def headline(record: Any) -> str:
     """The sentence on top of its page."""
     page = command_for(record).page
-    return str(page.summary([record]).headline if hasattr(page, "summary") else page.headline(record))
+    return readable(page.summary([record]).headline if hasattr(page, "summary") else page.headline(record))
 
 
 def plot(result: Any, name: str | None = None) -> Any:
@@ -166,9 +166,8 @@ def report(result: Any, path: str | os.PathLike[str]) -> Path:
         raise InputError("there is no result in the list: give at least one")
     made = _sections(results)
     records: list[Any] = [r for one in results if not isinstance(one, Estimate) and (r := record_of(one))]
-    models = dict.fromkeys(f"{r.model.spec} ({r.model.architecture})" for r in records if getattr(r, "model", None))
     names = dict.fromkeys(command_for(r).name for r in records) or {"in Python": None}
-    text = render(f"villani {', '.join(names)}", " · ".join([*models, f"villani {version('villani')}"]), made, records)
+    text = render(f"villani {', '.join(names)}", subtitle(records, version("villani")), made, records)
     return _write(Path(path), text)
 
 

@@ -13,6 +13,8 @@ import torch
 
 from villani.commands.blocks import Settings, StreamBlock, SubjectSettings
 from villani.inputs.corpora import Corpus, load_corpus
+from villani.inputs.groups import as_groups as as_groups
+from villani.inputs.groups import vocabulary as vocabulary
 from villani.inputs.models import LoadedModel, check_device, load_model
 from villani.inputs.streaming import Streaming
 from villani.inputs.text import Blocks, check_context, choose_groups, cut_corpus, text_record
@@ -49,6 +51,26 @@ class Subject:
     text: TextRecord
     objective: Objective
     provenance: Provenance
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What every record of a subject has, by the names of its fields."""
+        measured = objective_record(self.objective)
+        return {"model": self.loaded.record, "objective": measured, "text": self.text, "provenance": self.provenance}
+
+    def needs(
+        self, settings: SubjectSettings, tokens: Mapping[str, float | None], *, vectors: float, kept: float = 0.0
+    ) -> Needs:
+        """What gradients over the tokens of stages take, with so many vectors of θ's size held and `kept` on disk.
+
+        Where weights are read as they are used, a largest tensor takes the place of these vectors.
+        """
+        model, sizes = self.loaded.model, {"at_once": settings.at_once, "block": settings.block}
+        shape = Shape.of(model)
+        if streamed_weights(model) is None:
+            return shape.work(tokens, **sizes, vectors=vectors, kept=kept, device=settings.device)
+        largest = max(p.numel() * p.element_size() for p in model.parameters())
+        return shape.streamed(tokens, **sizes, largest=largest, reading=_reading(model))
 
 
 def load_subject(
@@ -111,17 +133,6 @@ def streaming(settings: StreamBlock, copies: float, device: str) -> bool | Strea
     if settings.streamed != "auto":
         return settings.streamed == "yes"
     return lambda size: copies * size > available_memory(device, settings.memory)[0]
-
-
-def streamed_needs(loaded: LoadedModel, settings: SubjectSettings, tokens: Mapping[str, float | None]) -> Needs | None:
-    """What gradients over the tokens of stages take where weights are read as they are used; else None."""
-    weights = streamed_weights(loaded.model)
-    if weights is None:
-        return None
-    largest = max(p.numel() * p.element_size() for p in loaded.model.parameters())
-    return Shape.of(loaded.model).streamed(
-        tokens, at_once=settings.at_once, block=settings.block, largest=largest, reading=_reading(loaded.model)
-    )
 
 
 def _reading(model: torch.nn.Module) -> float:
@@ -236,17 +247,6 @@ def begin(settings: Any) -> None:
     check_device(settings.device)
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
-
-
-def as_groups(ids: torch.Tensor, labels: torch.Tensor) -> list[dict[str, torch.Tensor]]:
-    """(G, B, T) ids and labels as the groups that `Objective` takes."""
-    return [{"input_ids": i, "labels": y} for i, y in zip(ids, labels, strict=True)]
-
-
-def vocabulary(model: torch.nn.Module) -> int:
-    """How many token ids a model knows."""
-    find: Any = model.get_input_embeddings
-    return int(find().num_embeddings)
 
 
 def outputs(model: torch.nn.Module) -> int:

@@ -5,10 +5,8 @@ fits the budget: a product is then a double backward pass alone, two thirds of t
 """
 
 import math
-import mmap
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -20,6 +18,7 @@ from villani.errors import InputError
 from villani.objective.batches import Batch
 from villani.objective.objective import Forward, Objective, check_weight_decay
 from villani.objective.weights import refuse_streamed
+from villani.work.memory import resident
 
 OperatorKind = Literal["hessian", "gauss-newton"]
 Product = Callable[[torch.Tensor], torch.Tensor]  # (d,) → (d,), symmetric and linear
@@ -202,9 +201,3 @@ class Curvature:
 def _check_finite(loss: float) -> None:
     if not math.isfinite(loss):
         raise InputError(f"the loss is {loss}: check the checkpoint, or load it in a wider dtype")
-
-
-def resident() -> int:
-    """Memory of this process right now, in bytes; 0 where the system does not tell."""
-    statm = Path("/proc/self/statm")
-    return int(statm.read_text().split()[1]) * mmap.PAGESIZE if statm.exists() else 0

@@ -11,7 +11,7 @@ from torch import nn
 from villani.errors import InputError, check_whole
 from villani.inputs.corpora import Corpus, load_corpus
 from villani.inputs.models import LoadedModel
-from villani.inputs.text import load_groups
+from villani.inputs.text import check_context, choose_groups, cut_corpus
 from villani.inputs.tokenizers import load_tokenizer, text_source
 
 
@@ -63,12 +63,16 @@ def groups_from_text(
     if name is None:
         raise InputError("tokenizer=None: expected builtin, gpt2, a folder or a hub id, where model is a plain module")
     folder = None if data is None else Path(data)
-    ids, labels, _ = load_groups(
-        _corpus(text, folder),
-        load_tokenizer(os.fspath(name), data=folder, special_tokens=special_tokens),
-        block=int(block), groups=int(groups), sequences=int(sequences), seed=int(seed), finite=finite,
-        vocabulary=_vocabulary(module), context=model.record.context if isinstance(model, LoadedModel) else None,
-    )  # fmt: skip
+    corpus, cutter = _corpus(text, folder), load_tokenizer(os.fspath(name), data=folder, special_tokens=special_tokens)
+    known = vocabulary(module)
+    check_context(int(block), model.record.context if isinstance(model, LoadedModel) else None)
+    blocks, _ = cut_corpus(corpus, cutter, int(block), known)
+    ids, labels = choose_groups(blocks, int(groups), int(sequences), int(seed), disjoint=finite)
+    return as_groups(ids, labels)
+
+
+def as_groups(ids: torch.Tensor, labels: torch.Tensor) -> list[dict[str, torch.Tensor]]:
+    """(G, B, T) ids and labels as the groups that `Objective` takes."""
     return [{"input_ids": i, "labels": y} for i, y in zip(ids, labels, strict=True)]
 
 
@@ -84,7 +88,7 @@ def _corpus(text: Any, data: Path | None) -> Corpus:
     return Corpus("documents", tuple(text), (source,), "documents are given")
 
 
-def _vocabulary(model: Any) -> int:
+def vocabulary(model: Any) -> int:
     """How many token ids a model knows."""
     find = getattr(model, "get_input_embeddings", None)
     size = getattr(find(), "num_embeddings", None) if callable(find) else None

@@ -3,13 +3,12 @@
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
 
 from villani.errors import InputError
-from villani.inputs.corpora import Corpus, load_corpus
+from villani.inputs.corpora import Corpus
 from villani.inputs.tokenizers import Tokenizer
 from villani.objective.objective import IGNORED
 from villani.streams import Purpose, stream
@@ -151,48 +150,6 @@ def choose_groups(
         draws = (stream(seed, Purpose.GROUPS, group) for group in range(groups))
         chosen = np.stack([draw.choice(available, size=sequences, replace=False) for draw in draws])
     return blocks.ids[chosen], blocks.labels[chosen]
-
-
-def load_groups(
-    text: str | Corpus,
-    tokenizer: Tokenizer,
-    *,
-    block: int,
-    groups: int,
-    sequences: int,
-    seed: int,
-    finite: bool = False,
-    reuse: bool = False,
-    vocabulary: int,
-    context: int | None,
-    data: Path | None = None,
-) -> tuple[torch.Tensor, torch.Tensor, TextRecord]:
-    """Read, tokenise, cut and choose: the token groups that a measurement is over.
-
-    Args:
-        text: a corpus, or the spec of one, see `load_corpus`.
-        tokenizer: from `load_tokenizer`.
-        block: T, tokens in a block.
-        groups: G.
-        sequences: B, blocks in a group.
-        seed: of the choice of blocks.
-        reuse: groups may come to more tokens than the text has, being independent draws from it.
-        finite: the groups are the whole data set, so they share no block; else they are independent draws.
-        vocabulary: token ids that the model knows.
-        context: longest sequence that the model accepts, or None.
-        data: see `load_corpus`.
-
-    Returns:
-        ids and labels, each (G, B, T) int64, and the record of where they come from.
-
-    Raises:
-        InputError: the text, its length, the block or the vocabulary does not fit.
-    """
-    check_context(block, context)
-    corpus = load_corpus(text, data=data) if isinstance(text, str) else text
-    blocks, _ = cut_corpus(corpus, tokenizer, block, vocabulary)
-    ids, labels = choose_groups(blocks, groups, sequences, seed, disjoint=finite, reuse=reuse)
-    return ids, labels, text_record(corpus, tokenizer, blocks, ids, labels)
 
 
 def check_context(block: int, context: int | None) -> None:

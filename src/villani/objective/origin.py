@@ -45,6 +45,11 @@ class Origin(Record):
         """The tensors of θ, in order."""
         return self.tensors
 
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What every record of a result has, by the names of its fields."""
+        return {name: getattr(self, name) for name in ("model", "objective", "text", "provenance")}
+
 
 def origin_of(objective: Objective, call: str, seed: int, chosen: int | None = None, **options: Any) -> Origin:
     """The origin of what is made of an objective now, at its current θ.

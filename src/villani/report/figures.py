@@ -17,6 +17,8 @@ LEGEND = {"orientation": "h", "y": -0.2, "x": 0}  # below the axis
 _BAND = "rgba(139,147,161,0.35)"
 _REACH = 30  # decades of a ladder; what is further stands at its edge
 _DECADES = 4  # of a signed logarithmic axis, either side of zero
+# of estimates: where they stand, what they are, name, colour, dash, and the words for each place
+Curve = tuple[Sequence[float], Sequence[EstimateRecord], str, str, str, Sequence[str]]
 
 
 class Rung(NamedTuple):
@@ -93,6 +95,19 @@ def curve(
         "line": {"color": colour, "dash": dash, "width": width},
     }  # fmt: skip
     return line(x, [scale(e.value) for e in estimates], name, colour, **shown | more)
+
+
+def signed(
+    curves: Sequence[Curve], height: int, x: Mapping[str, object], title: str, legend: Mapping[str, object] = LEGEND
+) -> go.Figure:
+    """Estimates with their intervals, on a signed logarithmic axis that has room for all of them."""
+    values = [estimate.value for _, estimates, *_ in curves for estimate in estimates]
+    up = SignedLog(max(map(abs, values), default=1.0))
+    traces = [
+        curve(at, y, name, colour, dash, up, text=[f"{p}: {uncertain(e)}" for p, e in zip(places, y, strict=True)])
+        for at, y, name, colour, dash, places in curves
+    ]
+    return themed(traces, height, x, {"title": title, "zeroline": True, **up.ticks(values)}, legend)
 
 
 def band(x: Sequence[float], low: Sequence[float], high: Sequence[float]) -> list[go.Scatter]:

@@ -112,6 +112,11 @@ def format_count(count: int, thing: str) -> str:
     return f"{count:,} {thing}" if count == 1 else f"{count:,} {thing}s"
 
 
+def listed(names: Sequence[str]) -> str:
+    """`a`, `a and b`, `a, b and c`."""
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+
+
 def _last_place(error: float) -> int:
     """Power of ten of the last digit worth showing next to `error`."""
     mantissa, exponent = f"{error:.1e}".split("e")

@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from villani.report.elements import Row
+from villani.report.numbers import readable
 from villani.work.progress import Progress
 
 _QUIET = 60.0  # seconds between two lines of a stage
@@ -106,9 +107,9 @@ def progress() -> Iterator[Progress]:
         yield bar
 
 
-def say(console: Console, text: str, style: str | None = None) -> None:
-    """A paragraph as it is: no markup, and lines that the terminal breaks."""
-    console.print(text, style=style, markup=False, soft_wrap=True)
+def say(console: Console, text: str, style: str | None = None, path: object = "") -> None:
+    """A paragraph with the numbers of a page, then a path as it is: no markup, and lines that the terminal breaks."""
+    console.print(f"{readable(text)}{path}", style=style, markup=False, soft_wrap=True)
 
 
 def print_findings(console: Console, headline: str, findings: Mapping[str, str] | None = None) -> None:
@@ -122,7 +123,7 @@ def print_findings(console: Console, headline: str, findings: Mapping[str, str] 
 def table(rows: Sequence[Row], without: Collection[str] = (), title: str | None = None) -> Table:
     """Rows as a page has them, but for the columns that a terminal has no room for."""
     shown = [{name: cell for name, cell in row.items() if name not in without} for row in rows]
-    made = Table(*(shown[0] if shown else ()), title=title, title_justify="left")
+    made = Table(*(shown[0] if shown else ()), title=title and escape(title), title_justify="left")
     for row in shown:
-        made.add_row(*(escape(cell) for cell in row.values()))
+        made.add_row(*(escape(readable(cell)) for cell in row.values()))
     return made

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from villani.errors import InputError
+from villani.work.memory import resident
 from villani.work.progress import duration
 
 LESS = "choose a smaller model, or lower --micro-tokens or --block"
@@ -52,13 +53,13 @@ class Needs:
     @property
     def large(self) -> bool:
         """Whether somebody should agree to it before it begins."""
-        return (self.seconds or 0.0) > LONG or max(self.memory + _resident(), self.disk) > LARGE
+        return (self.seconds or 0.0) > LONG or max(self.memory + resident(), self.disk) > LARGE
 
     @property
     def words(self) -> str:
         """Time, memory and disk."""
         parts = [] if self.seconds is None else [duration(max(self.seconds, 1.0))]
-        parts += [f"{size(self.memory + _resident())} of memory", f"{size(self.disk)} on disk"]
+        parts += [f"{size(self.memory + resident())} of memory", f"{size(self.disk)} on disk"]
         return ", ".join(parts)
 
     def __str__(self) -> str:
@@ -222,9 +223,9 @@ def available_memory(device: str = "cpu", most: float | None = None) -> tuple[fl
         bounds.append((group, "left in the control group"))
     stated = _stated("VILLANI_MEMORY_GIB", float("inf"))
     if stated < float("inf"):
-        bounds.append((stated - _resident(), "left of VILLANI_MEMORY_GIB"))
+        bounds.append((stated - resident(), "left of VILLANI_MEMORY_GIB"))
     if most is not None:
-        bounds.append((most * 2**30 - _resident(), "left of --memory"))
+        bounds.append((most * 2**30 - resident(), "left of --memory"))
     have, source = min(bounds)
     return max(have, 0.0), source
 
@@ -264,12 +265,6 @@ def _free() -> float:
         if line.startswith("MemAvailable:"):
             return float(line.split()[1]) * 1024
     return float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
-
-
-def _resident() -> float:
-    """Bytes that this process has in memory now."""
-    pages = _fields("/proc/self/statm")
-    return float(pages[1] * resource.getpagesize()) if len(pages) > 1 else 0.0
 
 
 def _control_group() -> float | None:

@@ -86,10 +86,6 @@ def test_psi_has_its_place_in_its_name():
     assert words.name(FALLS) == "the loss"
 
 
-def test_lists_in_a_sentence():
-    assert [words.listed("abc"[:n]) for n in (1, 2, 3)] == ["a", "a and b", "a, b and c"]
-
-
 def test_eigenvalues_at_the_ends_are_told():
     spectrum = SpectrumPair(
         run="after", same_groups=True, unlike=[],

@@ -114,6 +114,13 @@ def test_without_a_potential_it_lists_the_names(villani):
     assert "two-factors" in out
 
 
+def test_a_list_of_names_is_no_record_to_print(villani):
+    code, out, err = villani("--json")
+    assert (code, out) == (2, "")
+    assert err.count("\n") == 1
+    assert "give a name or an expression" in err
+
+
 def test_temperature_and_beta_are_the_same_question(tmp_path):
     by_beta = execute(ExactSettings(potential="0*w", weight_decay=[0.1], beta=[4.0]), tmp_path / "b")[1]
     by_temperature = execute(ExactSettings(potential="0*w", weight_decay=[0.1], temperature=[0.5]), tmp_path / "s")[1]

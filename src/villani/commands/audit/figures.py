@@ -1,7 +1,7 @@
 """The pictures of an audit: Ψ along rays and along an orbit, and the s* of the orbits."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import cycle
 
 import plotly.graph_objects as go
@@ -10,15 +10,12 @@ from villani.commands.audit.record import OrbitRecord, RayRecord, StepRecord
 from villani.commands.audit.tables import bounded, threshold_words
 from villani.outwards import ten_to, upper
 from villani.report.colours import NEGATIVE, POSITIVE, REMAINDER, TOTAL, UNRESOLVED
-from villani.report.estimates import uncertain
-from villani.report.figures import LEGEND, SignedLog, curve, error_bars, line, rows, themed
+from villani.report.figures import LEGEND, SignedLog, error_bars, line, rows, signed, themed
 from villani.report.numbers import format_number
 from villani.report.page import Picture
-from villani.work.records import EstimateRecord
 
 _PALETTE = (TOTAL, POSITIVE, REMAINDER, "#a78bfa", "#ec4899", "#14b8a6", "#eab308")
 _SHOWN = 12  # orbits in the picture
-Curve = tuple[Sequence[float], Sequence[EstimateRecord], str, str, str, Sequence[str]]  # x, y, name, style, places
 
 
 def rays(rays: Sequence[RayRecord]) -> go.Figure:
@@ -27,7 +24,7 @@ def rays(rays: Sequence[RayRecord]) -> go.Figure:
         (ray.radii, ray.psi, ray.direction, colour, "solid", [f"r = {format_number(r)}" for r in ray.radii])
         for ray, colour in zip(rays, cycle(_PALETTE), strict=False)
     ]
-    return _along(curves, {"title": "radius r"})
+    return signed(curves, 430, {"title": "radius r"}, "Ψ")
 
 
 def orbit(walk: Sequence[StepRecord], temperature: float, own: OrbitRecord | None = None) -> Picture:
@@ -38,7 +35,7 @@ def orbit(walk: Sequence[StepRecord], temperature: float, own: OrbitRecord | Non
         (places, [step.predicted for step in walk], "predicted from R = 1", UNRESOLVED, "dash", names),
         (places, [step.measured for step in walk], "measured", NEGATIVE, "solid", names),
     ]
-    figure = _along(curves, {"title": "scale R", "tickvals": places, "ticktext": scales})
+    figure = signed(curves, 430, {"title": "scale R", "tickvals": places, "ticktext": scales}, "Ψ")
     drift = max(step.loss_change for step in walk)
     loss = "the loss is the same to the last bit" if drift == 0 else f"the loss changes by up to {upper(drift, 1)} nats"
     caption = f"Ψ along the orbit with the smallest s*, at s = {format_number(temperature)}; on all of it {loss}."
@@ -92,16 +89,6 @@ def _above(s: float) -> float:
     """About twice `s`, to one digit."""
     place = 10.0 ** math.floor(math.log10(2 * s))
     return float(f"{math.ceil(2 * s / place) * place:.1g}")
-
-
-def _along(curves: Sequence[Curve], across: Mapping[str, object]) -> go.Figure:
-    values = [estimate.value for _, series, *_ in curves for estimate in series]
-    up = SignedLog(max(map(abs, values)))
-    traces = [
-        curve(x, y, name, colour, dash, up, text=[f"{p}: {uncertain(e)}" for p, e in zip(places, y, strict=True)])
-        for x, y, name, colour, dash, places in curves
-    ]
-    return themed(traces, 430, across, {"title": "Ψ", "zeroline": True, **up.ticks(values)}, LEGEND)
 
 
 def thresholds(orbits: Sequence[OrbitRecord], temperature: float) -> go.Figure:

@@ -13,7 +13,8 @@ from villani.commands.measure.figures import ray
 from villani.outwards import upper
 from villani.report.elements import Folded
 from villani.report.estimates import uncertain
-from villani.report.numbers import format_number
+from villani.report.numbers import format_number, listed
+from villani.report.origin import cost_words
 from villani.report.page import Pictures
 from villani.report.terminal import print_findings, say, table
 
@@ -32,9 +33,9 @@ def headline(record: AuditRecord | ReplayRecord) -> str:
         verdicts = {name.split(" ")[0]: outcome.verdict for name, outcome in outcomes(record).items()}
         proved = [name for name, verdict in verdicts.items() if verdict == "holds"]
         rest = [name for name in verdicts if name not in proved]
-        holding = f"{_listed(proved)} {'holds' if len(proved) == 1 else 'hold'}, and " if proved else ""
+        holding = f"{listed(proved)} {'holds' if len(proved) == 1 else 'hold'}, and " if proved else ""
         return (
-            f"It is undecided whether F is a Villani function at {where}: {holding}{_listed(rest)} "
+            f"It is undecided whether F is a Villani function at {where}: {holding}{listed(rest)} "
             f"{'is' if len(rest) == 1 else 'are'} neither proved nor refuted."
         )
     above = record.differential_evidence.refuted_above
@@ -166,9 +167,9 @@ def show(record: AuditRecord | ReplayRecord, directory: Path, console: Console) 
     if isinstance(record, ReplayRecord):
         return
     if record.cost:
-        console.print(f"{record.cost.seconds:.0f} s, peak memory {record.cost.peak_memory_bytes / 2**30:.2f} GiB")
+        say(console, cost_words(record.cost))
     if record.witness:
-        say(console, f"The witness: villani audit --replay {directory / record.witness}")
+        say(console, "The witness: villani audit --replay ", path=directory / record.witness)
 
 
 def exit_code(record: AuditRecord | ReplayRecord) -> int:
@@ -181,8 +182,4 @@ def _sentence(text: str) -> str:
 
 
 def _are_refuted(names: Sequence[str]) -> str:
-    return f"{_listed(names)} {'is' if len(names) == 1 else 'are'} refuted"
-
-
-def _listed(names: Sequence[str]) -> str:
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+    return f"{listed(names)} {'is' if len(names) == 1 else 'are'} refuted"

@@ -16,7 +16,7 @@ from villani.commands.audit.record import (
     finite,
 )
 from villani.commands.audit.tables import outcomes
-from villani.commands.constants.run import constants_known
+from villani.commands.constants.run import constants_beside
 from villani.commands.measure.results import psi_record
 from villani.criteria.audit import Audit
 from villani.criteria.measured_orbits import MeasuredOrbit
@@ -53,10 +53,9 @@ def record(result: Audit, origin: Origin) -> AuditRecord:
     """That of a call in Python: without a witness to replay, and without C10, for which the model would be traced."""
     decay, s = result.coverage.weight_decay, result.differential.temperature
     return audit_record(
-        result, decay, s, origin, model=origin.model, objective=origin.objective, text=origin.text,
+        result, decay, s, origin, **origin.facts, spectral_gap=None, witness=None,
         design=AuditDesign.of(origin, **origin.call, seed=origin.provenance.seed, confidence=CONFIDENCE),
-        spectral_gap=None, constants=constants_known(origin, [decay], [s, 2.0]), witness=None,
-        provenance=origin.provenance,
+        constants=constants_beside(origin.objective, origin.outputs, [decay], [s, 2.0]),
     )  # fmt: skip
 
 

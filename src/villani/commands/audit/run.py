@@ -7,18 +7,11 @@ from villani.commands.audit.settings import AuditSettings
 from villani.commands.audit.witness import NAME, Claim, Witness, text_checksum
 from villani.commands.constants.run import constants_beside, read_head, spectral_gap
 from villani.commands.running import Outcome
-from villani.commands.subject import (
-    Subject,
-    determining,
-    load_subject,
-    objective_record,
-    streamed_needs,
-    streaming,
-)
+from villani.commands.subject import Subject, determining, load_subject, outputs, streaming
 from villani.criteria.audit import Audit, audit, stages
 from villani.criteria.part_gradients import kept_bytes
 from villani.objective.evaluation import same_threads
-from villani.work.budget import LESS, Needs, Shape
+from villani.work.budget import LESS, Needs
 from villani.work.records import CONFIDENCE
 from villani.work.work import Work
 
@@ -70,29 +63,18 @@ def _needs(settings: AuditSettings, subject: Subject) -> Needs:
     tokens = {name: size and size * group for name, size in each.items()}
     share = settings.groups // (3 if settings.search else 2)  # whose gradients lie on disk at the same time
     kept = kept_bytes(subject.objective, share) / (space.size * space.dtype.itemsize)
-    return streamed_needs(subject.loaded, settings, tokens) or Shape.of(subject.loaded.model).work(
-        tokens, at_once=settings.at_once, block=settings.block, vectors=_VECTORS, kept=kept, device=settings.device
-    )
+    return subject.needs(settings, tokens, vectors=_VECTORS, kept=kept)
 
 
 def _record(result: Audit, settings: AuditSettings, subject: Subject, witness: str | None) -> AuditRecord:
-    space = subject.objective.parameters
     decay, s = settings.weight_decay, settings.temperature
     head = read_head(subject.objective) if decay > 0 else "λ = 0, so that there is no Gibbs law"
+    facts = subject.facts
     return audit_record(
-        result,
-        decay,
-        s,
-        space,
-        model=subject.loaded.record,
-        objective=objective_record(subject.objective),
-        text=subject.text,
-        design=AuditDesign.of(settings, confidence=CONFIDENCE),
-        spectral_gap=spectral_gap(head, decay, s),
-        constants=constants_beside(subject.loaded.model, space, [decay], [s, 2.0], head),
-        witness=witness,
-        provenance=subject.provenance,
-    )
+        result, decay, s, subject.objective.parameters, **facts, witness=witness,
+        design=AuditDesign.of(settings, confidence=CONFIDENCE), spectral_gap=spectral_gap(head, decay, s),
+        constants=constants_beside(facts["objective"], outputs(subject.loaded.model), [decay], [s, 2.0], head),
+    )  # fmt: skip
 
 
 def _witness(result: Audit, settings: AuditSettings, subject: Subject) -> Witness | None:

@@ -7,6 +7,7 @@ gave; the two must agree, or nothing is compared.
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -180,16 +181,8 @@ def relation(first: MeasuredRun, second: MeasuredRun) -> tuple[Relation, str]:
     )
 
 
-@dataclass(frozen=True, eq=False)
-class _Difference:
-    """A difference before it is known how many there are."""
-
-    quantity: str
-    estimate: Estimate
-    reference: Estimate
-    other: Estimate
-    same: bool
-    pair: dict[str, tuple[float, float]]
+# of a quantity, whether nothing differs that it depends on, and other fields of its record
+_Difference = tuple[Estimate, bool, dict[str, Any]]
 
 
 def compare_measurements(runs: Sequence[MeasuredRun]) -> tuple[list[PairRecord], int]:
@@ -197,13 +190,13 @@ def compare_measurements(runs: Sequence[MeasuredRun]) -> tuple[list[PairRecord],
     reference = runs[0]
     with np.errstate(all="ignore"):  # what overflows is refused by the record
         made = [(run, relation(reference, run), [*_differences(reference, run)]) for run in runs[1:]]
-        count = sum(bool(one.estimate.sem) and not one.same for *_, differences in made for one in differences)
+        count = sum(bool(own.sem) and not same for *_, differences in made for own, same, _ in differences)
         level = 1 - (1 - CONFIDENCE) / max(count, 1)
         pairs = [
             PairRecord(
                 run=run.name, method=method, reason=reason,
                 unlike=[*unlike(reference.record, run.record), *_designs(reference, run)],
-                differences=[_recorded(one, level) for one in differences],
+                differences=[_recorded(*one, level) for one in differences],
             )
             for run, (method, reason), differences in made
         ]  # fmt: skip
@@ -221,11 +214,10 @@ def _differences(first: MeasuredRun, second: MeasuredRun) -> Iterator[_Differenc
         quantity: str, weights: tuple[Array, Array], offsets: tuple[float, float] = (0.0, 0.0), equal: bool = True,
         **pair: tuple[float, float],
     ) -> _Difference:  # fmt: skip
-        return _Difference(
-            quantity, difference(first.point, second.point, weights, method, offsets[1] - offsets[0]),
-            first.estimate(weights[0], offsets[0]), second.estimate(weights[1], offsets[1]),
-            same and equal and (masked or quantity not in _MASKED), pair,
-        )  # fmt: skip
+        own = difference(first.point, second.point, weights, method, offsets[1] - offsets[0])
+        reference, changed = first.estimate(weights[0], offsets[0]), second.estimate(weights[1], offsets[1])
+        fields = {"quantity": quantity, "reference": reference, "other": changed, **pair}
+        return own, same and equal and (masked or quantity not in _MASKED), fields
 
     for quantity, unit in zip(STATISTICS, np.eye(4), strict=True):
         yield of(quantity, (unit, unit))
@@ -247,18 +239,13 @@ def _psi_pairs(first: MeasuredRun, second: MeasuredRun) -> list[tuple[tuple[floa
     return [*dict.fromkeys([(first.pairs[0], second.pairs[0]), *common])]
 
 
-def _recorded(one: _Difference, level: float) -> DifferenceRecord:
-    own = one.estimate
+def _recorded(own: Estimate, same: bool, fields: dict[str, Any], level: float) -> DifferenceRecord:
     low, high = own.interval(level)
-    change: Change = "unchanged" if one.same or low == high == 0 else "undecided"
-    if not one.same and not low <= 0 <= high:
+    change: Change = "unchanged" if same or low == high == 0 else "undecided"
+    if not same and not low <= 0 <= high:
         change = "rises" if low > 0 else "falls"
-    fields = {
-        "quantity": one.quantity, "value": own.value, "sem": own.sem, "n": own.n, "status": own.status,
-        "interval": (low, high), "degrees_of_freedom": own.degrees_of_freedom if own.sem else None, "change": change,
-        "reference": one.reference, "other": one.other,
-    }  # fmt: skip
-    return DifferenceRecord.model_validate(fields | one.pair)
+    freedom = own.degrees_of_freedom if own.sem else None
+    return DifferenceRecord.of(own, interval=(low, high), degrees_of_freedom=freedom, change=change, **fields)
 
 
 def _designs(first: MeasuredRun, second: MeasuredRun) -> Iterator[str]:

@@ -10,13 +10,13 @@ from villani.commands.compare.record import ComparedRun, ComparisonRecord, Diffe
 from villani.commands.compare.words import headline as headline  # a page has one
 from villani.report import elements
 from villani.report.colours import sign_colour
-from villani.report.elements import details, facts, note, section
+from villani.report.elements import Row, details, facts, note, section
 from villani.report.estimates import uncertain
 from villani.report.figures import error_bars, rows
-from villani.report.numbers import format_count
+from villani.report.numbers import format_count, listed
 from villani.report.origin import decay_words, text_words
 from villani.report.page import Pictures
-from villani.report.terminal import print_findings, say, table
+from villani.report.terminal import print_findings, table
 
 _SIMILAR = "“Cannot be told apart” is no proof that nothing changed: the interval says how large a change may still be."
 
@@ -27,7 +27,7 @@ def findings(record: ComparisonRecord) -> dict[str, str]:
         return {"What a verdict is": "Refuted comes with a witness; not refuted only says that nothing was found."}
     if record.compared == "spectrum":
         groups = [pair.run for pair in record.spectra if not pair.same_groups]
-        other = f" {words.listed(groups)}: other groups of text than the first run's." if groups else ""
+        other = f" {listed(groups)}: other groups of text than the first run's." if groups else ""
         return {
             "How the differences were taken": "Rank by rank. An eigenvalue lies within each bound, so the difference "
             "lies in the interval if no eigenvalue was missed, which is not proved. The interval is about the matrices "
@@ -39,7 +39,7 @@ def findings(record: ComparisonRecord) -> dict[str, str]:
     for pair in record.pairs:
         reasons.setdefault(pair.reason, []).append(pair.run)
     method = " ".join(
-        reason if len(reasons) == 1 else f"{words.listed(names)}: {reason}" for reason, names in reasons.items()
+        reason if len(reasons) == 1 else f"{listed(names)}: {reason}" for reason, names in reasons.items()
     )
     return {
         "How the differences were taken": f"Each run minus {record.runs[0].name}. {method}",
@@ -53,11 +53,7 @@ def findings(record: ComparisonRecord) -> dict[str, str]:
 
 
 def _unlike(runs: list[tuple[str, list[str]]]) -> str:
-    said = [
-        f"{words.listed([name])} differs from the first run in {'; '.join(phrases)}"
-        for name, phrases in runs
-        if phrases
-    ]
+    said = [f"{listed([name])} differs from the first run in {'; '.join(phrases)}" for name, phrases in runs if phrases]
     if not said:
         return ""
     return f"{'. '.join(said)}. The differences are of all of that together, not of the weights alone."
@@ -69,7 +65,7 @@ def _same(record: ComparisonRecord) -> str:
     if not same:
         return ""
     return (
-        f"{words.listed([first.name, *same])} have the same weights: what they differ by is sampling and rounding, and "
+        f"{listed([first.name, *same])} have the same weights: what they differ by is sampling and rounding, and "
         "λ and s where Ψ was asked at others."
     )
 
@@ -110,17 +106,17 @@ def _units(difference: DifferenceRecord) -> float:
 
 def tables(record: ComparisonRecord) -> str:
     """Sections of tables, as HTML."""
-    reference = record.runs[0].name
-    made = ""
-    for pair in record.pairs:
-        own = elements.table(words.difference_rows(pair, reference, record.confidence))
-        made += section(f"{reference} and {pair.run}", own)
-    for spectrum in record.spectra:
-        made += section(f"{reference} and {spectrum.run}", elements.table(words.eigenvalue_rows(spectrum, reference)))
-    if record.audits:
-        made += section("The verdicts", elements.table(words.audit_rows(record.audits)))
+    made = "".join(section(title, elements.table(rows)) for title, rows in _tables(record).items())
     runs = "".join(details(run.name, facts(_run(run))) for run in record.runs)
     return made + section("The runs", runs + note(f"Compared by {record.command}."))
+
+
+def _tables(record: ComparisonRecord) -> dict[str, list[Row]]:
+    """Title → rows: of each run beside the first, or of all verdicts together."""
+    reference = record.runs[0].name
+    made = {f"{reference} and {p.run}": words.difference_rows(p, reference, record.confidence) for p in record.pairs}
+    made |= {f"{reference} and {s.run}": words.eigenvalue_rows(s, reference) for s in record.spectra}
+    return made | ({"The verdicts": words.audit_rows(record.audits)} if record.audits else {})
 
 
 def _run(run: ComparedRun) -> dict[str, str]:
@@ -158,11 +154,5 @@ def limits(record: ComparisonRecord) -> list[str]:
 def show(record: ComparisonRecord, _: Path, console: Console) -> None:
     """The answer, how it was found, and the differences."""
     print_findings(console, headline(record), findings(record))
-    reference = record.runs[0].name
-    for pair in record.pairs:
-        say(console, f"{reference} and {pair.run}, {pair.method}")
-        console.print(table(words.difference_rows(pair, reference, record.confidence)))
-    for spectrum in record.spectra:
-        console.print(table(words.eigenvalue_rows(spectrum, reference)))
-    if record.audits:
-        console.print(table(words.audit_rows(record.audits)))
+    for title, body in _tables(record).items():
+        console.print(table(body, title=title))

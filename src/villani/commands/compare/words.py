@@ -14,7 +14,7 @@ from villani.commands.compare.record import (
 from villani.outwards import UNAVAILABLE, lower, upper
 from villani.report.elements import Row, Status
 from villani.report.estimates import interval, uncertain
-from villani.report.numbers import format_bounded, format_interval, format_number, format_uncertain
+from villani.report.numbers import format_bounded, format_interval, format_number, format_uncertain, listed
 
 NAMES = {
     "loss": "the loss", "gradient_norm_squared": "‖∇L‖²", "gradient_dot_parameters": "⟨∇L, mθ⟩",
@@ -67,11 +67,6 @@ def name(difference: DifferenceRecord) -> str:
     )
     where = (" → ".join(dict.fromkeys(pair)) for pair in (decays, temperatures))
     return "Ψ (λ = {}, s = {})".format(*where)
-
-
-def listed(names: Sequence[str]) -> str:
-    """`a`, `a and b`, `a, b and c`."""
-    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
 
 
 def _spectrum(reference: str, pair: SpectrumPair) -> str:

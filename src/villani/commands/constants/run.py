@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from itertools import product
 
 import torch
-from torch import nn
 
 from villani.commands.constants.record import ModelConstants, ModelConstantsRecord, ModelPointRecord, SpectralGapRecord
 from villani.commands.constants.settings import OWN_RUN, ConstantsSettings
@@ -14,12 +13,12 @@ from villani.commands.subject import load, outputs
 from villani.criteria.head import NormalisedHead, normalised_head
 from villani.errors import InputError
 from villani.objective.objective import Objective
-from villani.objective.origin import Origin
 from villani.objective.parameters import ParameterSpace
 from villani.outwards import upper_power
 from villani.theory.comparison import model_constants
 from villani.theory.constants import Smoothing, homogeneous_head, variance_quotient
 from villani.theory.guidance import next_step
+from villani.work.records import ObjectiveRecord
 from villani.work.work import Work
 
 _TOKENS = 4  # of the block that the graph is read on; shapes do not matter
@@ -33,15 +32,14 @@ def run(settings: ConstantsSettings, work: Work) -> Outcome:
     """
     loaded = load(settings, work)
     space = ParameterSpace(loaded.model, settings.decay)
-    block = torch.zeros((1, 1, _TOKENS), dtype=torch.int64)
-    head = read_head(Objective(loaded.model, block, decay=settings.decay))
-    constants = constants_of(loaded.model, space, settings, head)
-    if constants is None:
-        free = space.size - space.decayed_size
+    if free := space.size - space.decayed_size:
         raise InputError(
             f"decay={settings.decay}: {free:,} parameters do not decay, so exp(−βF) need not be integrable and no "
             "constant is certain to exist (THEORY.md §2.1); use --decay all"
         )
+    block = torch.zeros((1, 1, _TOKENS), dtype=torch.int64)
+    head = read_head(Objective(loaded.model, block, decay=settings.decay))
+    constants = constants_for(space.size, outputs(loaded.model), settings, head)
     own = {"allow_unused", "learning_rate", *OWN_RUN} | (set() if settings.adapter else {"adapter"})
     keyed = settings.model_dump(exclude=own) | versions("villani", "numpy", "scipy")
     work.open("constants", settings.model, keyed | {"parameters": space.size}, settings.model_dump())
@@ -52,17 +50,13 @@ def run(settings: ConstantsSettings, work: Work) -> Outcome:
     return Outcome([ModelConstantsRecord.of(constants, model=loaded.record, next_step=following)])
 
 
-def constants_of(
-    model: nn.Module, space: ParameterSpace, settings: ConstantsSettings, head: NormalisedHead | str | None = None
-) -> ModelConstants | None:
-    """The comparison at every λ and s; None if some parameter does not decay. `head`: from `read_head`, if asked."""
-    return None if space.decayed_size < space.size else constants_for(space.size, outputs(model), settings, head)
-
-
 def constants_for(
     size: int, rows: int, settings: ConstantsSettings, head: NormalisedHead | str | None = None
 ) -> ModelConstants:
-    """As `constants_of`, of any model of so many parameters, all of which decay, and so many rows of outputs."""
+    """The comparison at every λ and s, of a model of so many parameters, all of which decay, and rows of outputs.
+
+    With a `head` from `read_head` it says as well what C10 does.
+    """
     smoothing, variance = Smoothing(rows, settings.alpha), settings.variance
     note = "a direction, from samples"
     lower = [] if variance is None else [variance_quotient(variance, 1.0, "statistical", note)]
@@ -84,24 +78,18 @@ def constants_for(
 
 
 def constants_beside(
-    model: nn.Module, space: ParameterSpace, weight_decay: Sequence[float], temperature: Sequence[float],
+    objective: ObjectiveRecord, rows: int | None, weight_decay: Sequence[float], temperature: Sequence[float],
     head: NormalisedHead | str | None = None,
 ) -> ModelConstants | None:  # fmt: skip
-    """What a measurement is shown beside; None if no λ is positive or some parameter does not decay."""
+    """What a measurement is shown beside.
+
+    None where no λ is positive, some parameter does not decay, or there are no rows of outputs, hence no predictions.
+    """
     positive = [decay for decay in weight_decay if decay > 0]
-    settings = ConstantsSettings(model="", weight_decay=positive, temperature=list(temperature))
-    return constants_of(model, space, settings, head) if positive else None
-
-
-def constants_known(
-    origin: Origin, weight_decay: Sequence[float], temperature: Sequence[float]
-) -> ModelConstants | None:
-    """As `constants_beside` for a result in Python; None as well if its outputs are no predictions."""
-    positive, objective = [decay for decay in weight_decay if decay > 0], origin.objective
-    if not positive or origin.outputs is None or objective.decayed_parameters < objective.parameters:
+    if not positive or rows is None or objective.decayed_parameters < objective.parameters:
         return None
     settings = ConstantsSettings(model="", weight_decay=positive, temperature=list(temperature))
-    return constants_for(objective.parameters, origin.outputs, settings)
+    return constants_for(objective.parameters, rows, settings, head)
 
 
 def read_head(objective: Objective) -> NormalisedHead | str:

@@ -14,14 +14,14 @@ import torch
 from villani.commands.converge.chains import CHAINS, COUPLED, Ensemble, Theory, run_chains
 from villani.commands.converge.coupling import Apart, coupled
 from villani.commands.converge.settings import ConvergeSettings
-from villani.commands.subject import Subject, determining, load_subject, objective_record, vocabulary
+from villani.commands.subject import Subject, determining, load_subject, vocabulary
 from villani.dynamics.kernel import Kernel
 from villani.dynamics.network import NetworkTarget
 from villani.measurement.measure import measure
 from villani.objective.objective import Objective
 from villani.statistics import Array
 from villani.streams import Purpose, word
-from villani.work.budget import Needs, Shape
+from villani.work.budget import Needs
 from villani.work.stretches import read_state, write_state
 from villani.work.work import Work
 
@@ -62,11 +62,8 @@ def on_model(settings: ConvergeSettings, work: Work) -> tuple[list[Ensemble], di
                     pair = coupled(target, twin, kernel, units, settings)
             undecayed = space.size - (space.decayed_size if decay else 0)
             ensembles.append(Ensemble(settings, kernel, target, chains, pair, undecayed, theory))
-    about = {
-        "model": subject.loaded.record, "objective": objective_record(objective), "text": subject.text,
-        "potential": None, "provenance": subject.provenance, "undecayed": space.size - space.decayed_size,
-        "blocks": target.blocks,
-    }  # fmt: skip
+    undecayed = space.size - space.decayed_size
+    about = subject.facts | {"potential": None, "undecayed": undecayed, "blocks": target.blocks}
     return ensembles, about, (settings.batch or target.blocks) * target.tokens // target.blocks
 
 
@@ -80,10 +77,8 @@ def _needs(settings: ConvergeSettings, subject: Subject) -> Needs:
         stages[CHAINS.format(*place)] = (settings.chains or 0) * tokens * (whole + measured)
         stages[COUPLED.format(*place)] = 2 * settings.coupled * tokens * whole
     moving = 2 if settings.momentum else 1
-    return Shape.of(subject.loaded.model).work(
-        stages, at_once=settings.at_once, block=settings.block, vectors=3 * moving + 4 * settings.coupled,
-        kept=1 + 2 * moving, device=settings.device,
-    )  # fmt: skip
+    vectors = 3 * moving + 4 * settings.coupled
+    return subject.needs(settings, stages, vectors=vectors, kept=1 + 2 * moving)
 
 
 @contextmanager

@@ -1,6 +1,5 @@
 """What `villani exact` is asked."""
 
-import math
 from collections.abc import Mapping, Sequence
 from itertools import product
 from pathlib import Path
@@ -8,7 +7,7 @@ from typing import Any, Literal
 
 from villani.commands.blocks import Settings
 from villani.commands.option import option, written
-from villani.errors import InputError
+from villani.errors import InputError, check_positive
 from villani.theory.catalogue import Case, case
 from villani.theory.potential import Shape
 from villani.work.ledger import check_writable
@@ -62,8 +61,7 @@ class ExactSettings(Settings):
         if self.temperature and self.beta:
             raise InputError("temperature and beta say the same (β = 2/s): give one")
         for s in self.temperature:
-            if not 0 < s < math.inf:
-                raise InputError(f"temperature={s:g}: expected a finite number > 0")
+            check_positive(temperature=s)
         return self.beta or [2 / s for s in self.temperature]
 
     @property

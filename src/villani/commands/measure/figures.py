@@ -8,7 +8,7 @@ import plotly.graph_objects as go
 from villani.commands.measure.record import MeasurementRecord, TrainingRecord
 from villani.report.colours import EXACT, NEGATIVE, POSITIVE, REMAINDER, TOTAL, UNRESOLVED, sign_colour
 from villani.report.estimates import uncertain
-from villani.report.figures import LEGEND, SignedLog, curve, error_bars, interval_bars, line, rows, themed
+from villani.report.figures import LEGEND, SignedLog, curve, error_bars, interval_bars, line, rows, signed, themed
 from villani.report.numbers import format_number
 from villani.work.records import EstimateRecord, PsiParts, PsiRecord
 
@@ -116,7 +116,7 @@ def ray(points: Sequence[tuple[float, PsiRecord]]) -> go.Figure:
     psis = [psi for _, psi in points]
     radii = [radius for radius, _ in points]
     across = _radius_axis(radii)
-    curves: list[tuple[Sequence[EstimateRecord], str, str, str]] = [
+    shown: list[tuple[Sequence[EstimateRecord], str, str, str]] = [
         (psis, "Ψ", TOTAL, "solid"),
         ([psi.parts.decay_norm for psi in psis], "λ²‖mθ‖²/s, exact", EXACT, "dash"),
         ([data_part(psi) for psi in psis], "data-dependent part", REMAINDER, "solid"),
@@ -125,17 +125,10 @@ def ray(points: Sequence[tuple[float, PsiRecord]]) -> go.Figure:
             for name, colour in (("cross", "#ec4899"), ("gradient_norm", POSITIVE), ("hessian_trace", NEGATIVE))
         ],
     ]
-    values = [estimate.value for series, *_ in curves for estimate in series]
-    up = SignedLog(max(map(abs, values), default=1.0))
-    x = [across(radius) if across else radius for radius in radii]
-    where = [f"r = {format_number(r)}" for r in radii]
-    traces = [
-        curve(x, *each, up, text=[f"{at}: {uncertain(e)}" for at, e in zip(where, each[0], strict=True)])
-        for each in curves
-    ]
-    below, ticks = {"title": "radius r", **(across.ticks(radii) if across else {})}, up.ticks(values)
-    beside = {"title": "signed logarithmic scale", "zeroline": True, **ticks}
-    return themed(traces, 520, below, beside, {**LEGEND, "entrywidth": 140})
+    x, where = [across(radius) if across else radius for radius in radii], [f"r = {format_number(r)}" for r in radii]
+    curves = [(x, *one, where) for one in shown]
+    below = {"title": "radius r", **(across.ticks(radii) if across else {})}
+    return signed(curves, 520, below, "signed logarithmic scale", {**LEGEND, "entrywidth": 140})
 
 
 def _radius_axis(radii: Sequence[float]) -> SignedLog | None:

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from villani.commands.constants.run import constants_known
+from villani.commands.constants.run import constants_beside
 from villani.commands.measure.record import DesignRecord, LayerRecord, MeasurementRecord, TensorRecord, TrainingRecord
 from villani.commands.measure.settings import MeasureSettings
 from villani.measurement.measurement import Measurement
@@ -38,11 +38,11 @@ def record(result: Measurement, origin: Origin) -> MeasurementRecord:
     """That of a call in Python, with Ψ at the objective's λ and the command's s."""
     decay = result.weight_decay
     return measurement_record(
-        result, [decay], [TEMPERATURE], model=origin.model, objective=origin.objective, text=origin.text,
+        result, [decay], [TEMPERATURE], **origin.facts,
         design=DesignRecord.of(
             origin, **origin.call, seed=origin.provenance.seed, confidence=CONFIDENCE, sketch=result.sketch
         ),
-        constants=constants_known(origin, [decay], [TEMPERATURE]), provenance=origin.provenance,
+        constants=constants_beside(origin.objective, origin.outputs, [decay], [TEMPERATURE]),
     )  # fmt: skip
 
 

@@ -8,14 +8,7 @@ from villani.commands.measure.record import DesignRecord, Displacement, Measurem
 from villani.commands.measure.results import measurement_record
 from villani.commands.measure.settings import MeasureSettings
 from villani.commands.running import Outcome
-from villani.commands.subject import (
-    Subject,
-    determining,
-    load_subject,
-    objective_record,
-    streamed_needs,
-    streaming,
-)
+from villani.commands.subject import Subject, determining, load_subject, outputs, streaming
 from villani.curvature.deflation import Deflation, deflation_from
 from villani.curvature.sketch import buckets_for
 from villani.curvature.trace import default_way
@@ -24,7 +17,7 @@ from villani.measurement.measure_to import MEASURING, PILOTING, measure_to
 from villani.measurement.plan import PILOT
 from villani.measurement.target import Target
 from villani.objective.evaluation import same_threads
-from villani.work.budget import LESS, Needs, Shape
+from villani.work.budget import LESS, Needs
 from villani.work.records import CONFIDENCE, Cost
 from villani.work.work import Work
 
@@ -75,13 +68,7 @@ def _needs(settings: MeasureSettings, subject: Subject) -> Needs:
     each = 0.3 + 1.4 * settings.probes if swept else 1 + 3 * settings.probes  # of a gradient
     tokens = float(groups * settings.sequences * settings.block * (each + int(settings.finite)))
     stages = {PILOTING: tokens, MEASURING: None} if settings.target_error else {MEASURING: tokens}
-    needs = streamed_needs(subject.loaded, settings, stages) or Shape.of(subject.loaded.model).work(
-        stages,
-        at_once=settings.at_once,
-        block=settings.block,
-        vectors=_SWEPT if swept else _VECTORS,
-        device=settings.device,
-    )
+    needs = subject.needs(settings, stages, vectors=_SWEPT if swept else _VECTORS)
     return replace(needs, disk=needs.disk + rows_bytes(subject.objective.parameters.size, groups))
 
 
@@ -109,26 +96,19 @@ def measured(
         )
         chosen = {"trace": plan.way.trace, "blocks": plan.way.blocks, "probes": plan.probes}
         settings = settings.model_copy(update=chosen | {"groups": measurement.loss.n})
+    facts, decays, temperatures = subject.facts, settings.weight_decay, settings.temperature
     record = measurement_record(
-        measurement,
-        settings.weight_decay,
-        settings.temperature,
-        model=subject.loaded.record,
-        objective=objective_record(objective),
-        text=subject.text,
+        measurement, decays, temperatures, **facts, displacement=displacement,
         design=DesignRecord.of(
             settings, deflated=deflation.checksum if deflation else None, confidence=CONFIDENCE,
             sketch=measurement.sketch, trace_reason=reason,
         ),
-        displacement=displacement,
         plan=PlanRecord.of(
             plan, quantity=target.quantity, error=target.error, relative=target.relative, pilot_groups=plan.first,
             planned_groups=plan.groups,
         ) if plan and target else None,
-        constants=None
-        if displacement
-        else constants_beside(subject.loaded.model, objective.parameters, settings.weight_decay, settings.temperature),
-        provenance=subject.provenance,
+        constants=None if displacement else
+        constants_beside(facts["objective"], outputs(subject.loaded.model), decays, temperatures),
     )  # fmt: skip
     cost = work.cost(
         measurement.tokens, settings.groups * settings.probes, pilot_seconds=work.spent("pilot/")[0] if plan else None,

@@ -1,6 +1,6 @@
 """From a spectrum to its record, that of the command or of a call in Python."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,26 +17,26 @@ from villani.curvature.pairs import Eigenpair
 from villani.curvature.spectrum import Density
 from villani.measurement.spectrum import Eigenpairs, Spectrum
 from villani.objective.origin import Origin
-from villani.work.records import CONFIDENCE
+from villani.statistics import Array
+from villani.work.records import CONFIDENCE, EstimateRecord
+from villani.work.team import Rows
+
+_NUMBERS = ("value", "residual", "bound", "quadratic")
 
 
 def record(result: Spectrum | Eigenpairs, origin: Origin) -> SpectrumRecord:
     """That of a call in Python: no groups are held out, and layers have no blocks of their own."""
     pairs, density = (result.eigenpairs, result.density) if isinstance(result, Spectrum) else (result, None)
-    first = [*pairs.largest, *pairs.smallest][0]
-    rounding = float(first.bound - first.residual)
     layers = layers_of(origin)
-    ranks = [*range(1, len(pairs.largest) + 1), *range(-1, -len(pairs.smallest) - 1, -1)]
-    each = zip(ranks, [*pairs.largest, *pairs.smallest], strict=True)
+    values = eigenvalue_records(pair_rows([*pairs.largest, *pairs.smallest], layers), len(pairs.largest))
+    samples = [sample for share in density.samples for sample in share] if density else []
     return SpectrumRecord(
-        model=origin.model, objective=origin.objective, text=origin.text,
-        design=SpectrumDesign.of(
+        **origin.facts, design=SpectrumDesign.of(
             origin, **origin.call, held_out=0, basis=None, seed=origin.provenance.seed, confidence=CONFIDENCE
         ),
-        products=pairs.products, converged=pairs.converged, rounding=rounding, layer_names=list(layers),
-        eigenvalues=[_eigenvalue(rank, pair, rounding, list(layers.values())) for rank, pair in each],
-        density=density_record(density, _steps(density)) if density else None,
-        layers=[], sharpness=None, provenance=origin.provenance,
+        products=pairs.products, converged=pairs.converged, rounding=values[0].bound - values[0].residual,
+        layer_names=list(layers), eigenvalues=values, layers=[], sharpness=None,
+        density=density_record(density, max(len(sample.nodes) for sample in samples)) if density else None,
     )  # fmt: skip
 
 
@@ -54,17 +54,29 @@ def density_record(density: Density, steps: int) -> DensityRecord:
     )  # fmt: skip
 
 
-def _steps(density: Density) -> int:
-    return max(len(q.nodes) for share in density.samples for q in share)
+def pair_rows(pairs: Sequence[Eigenpair], layers: Mapping[str, Sequence[int]]) -> dict[str, Array]:
+    """Eigenpairs as a ledger keeps them: a number each, none as NaN, and (k, layers) shares of sum 1."""
+    shares = np.array([[float(pair.shares[list(i)].sum()) for i in layers.values()] for pair in pairs])
+    numbers = {name: np.array([getattr(p, name) for p in pairs], np.float64) for name in _NUMBERS}
+    return numbers | {"shares": shares / shares.sum(axis=1, keepdims=True)}
 
 
-def _eigenvalue(rank: int, pair: Eigenpair, rounding: float, layers: Sequence[Sequence[int]]) -> EigenvalueRecord:
-    shares = np.array([float(pair.shares[list(tensors)].sum()) for tensors in layers])
-    return EigenvalueRecord(
-        rank=rank, value=float(pair.value), residual=float(pair.residual), bound=float(pair.bound),
-        quadratic=pair.quadratic, rank_limit=float(pair.value - rounding * np.sign(rank)), status="estimated",
-        shares=(shares / shares.sum()).tolist(),
-    )  # fmt: skip
+def eigenvalue_records(
+    rows: Rows, top: int, held_out: Sequence[EstimateRecord | None] | None = None
+) -> list[EigenvalueRecord]:
+    """Of the rows of eigenpairs: from the largest, of which there are `top`, then from the smallest."""
+    count = len(rows["value"])
+    ranks = [*range(1, top + 1), *range(-1, top - count - 1, -1)]
+    rounding = float(rows["bound"][0] - rows["residual"][0])
+    columns = {name: rows[name].tolist() for name in (*_NUMBERS, "shares")}
+    each = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+    return [
+        EigenvalueRecord(
+            **row | {"quadratic": None if np.isnan(row["quadratic"]) else row["quadratic"]}, rank=rank,
+            rank_limit=row["value"] - rounding * np.sign(rank), status="estimated", held_out=held,
+        )
+        for rank, held, row in zip(ranks, held_out or [None] * count, each, strict=True)
+    ]  # fmt: skip
 
 
 def rows(record: SpectrumRecord) -> list[dict[str, Any]]:

@@ -17,21 +17,21 @@ from villani.commands.spectrum.record import (
     SpectrumDesign,
     SpectrumRecord,
 )
-from villani.commands.spectrum.results import density_record
+from villani.commands.spectrum.results import density_record, eigenvalue_records, pair_rows
 from villani.commands.spectrum.settings import SpectrumSettings
-from villani.commands.subject import Subject, determining, load_subject, objective_record
+from villani.commands.subject import Subject, determining, load_subject
 from villani.curvature.basis import Basis, dot, norm
 from villani.curvature.blocks import layers_of
 from villani.curvature.lanczos import krylov
-from villani.curvature.operators import Budget, Curvature, resident
+from villani.curvature.operators import Budget, Curvature
 from villani.curvature.pairs import examine
 from villani.curvature.spectrum import Density, Quadrature, quadrature, sphere_probe
 from villani.errors import InputError
 from villani.objective.evaluation import plain_arithmetic, same_threads
 from villani.statistics import Estimate, ratio_estimates
 from villani.work import foreign
-from villani.work.budget import LESS, Needs, Shape, available_memory, size
-from villani.work.memory import peak_memory
+from villani.work.budget import LESS, Needs, available_memory, size
+from villani.work.memory import peak_memory, resident
 from villani.work.records import CONFIDENCE, EstimateRecord
 from villani.work.team import Rows
 from villani.work.work import Work
@@ -68,10 +68,10 @@ def _refuse(settings: SpectrumSettings, theta: float) -> bool:
     """Refuse a θ of so many bytes that does not fit with the vectors that every product takes; never stream it."""
     have, source = available_memory(settings.device)
     if (1 + _VECTORS) * theta > have:
-        columns = settings.basis or min(2 * (settings.top + settings.bottom) + 20, settings.most)
+        basis = size(settings.columns * theta)
         raise InputError(
             f"a spectrum of {settings.model} would take about {size((1 + _VECTORS) * theta)} of memory for θ and "
-            f"{_VECTORS} vectors like it, and {size(columns * theta)} on disk for a basis, and {size(have)} are "
+            f"{_VECTORS} vectors like it, and {basis} on disk for a basis, and {size(have)} are "
             f"{source}: streamed weights do not serve it; choose a smaller model, or villani measure, which streams"
         )
     return False
@@ -88,11 +88,7 @@ def _needs(settings: SpectrumSettings, subject: Subject) -> Needs:
         _DENSITY: whole * settings.density_probes * settings.density_steps,
         _BLOCKS: whole * blocks * 2 * settings.layer_steps,
     }  # fmt: skip
-    columns = settings.basis or min(2 * pairs + 20, settings.most)
-    return Shape.of(subject.loaded.model).work(
-        stages, at_once=settings.at_once, block=settings.block, vectors=_VECTORS, kept=columns + pairs,
-        device=settings.device,
-    )  # fmt: skip
+    return subject.needs(settings, stages, vectors=_VECTORS, kept=settings.columns + pairs)
 
 
 def spectrum_of(subject: Subject, settings: SpectrumSettings, work: Work, directory: Path) -> SpectrumRecord:
@@ -122,13 +118,12 @@ class _Parts:
         held = self._held_out(len(pairs["value"]))
         density = self._density() if settings.density_probes else None
         blocks = self._blocks() if settings.layers else []
-        values = _eigenvalues(pairs, held)
+        values = eigenvalue_records(pairs, int(pairs["top"][0]), held)
         return SpectrumRecord(
-            model=self.subject.loaded.record, objective=objective_record(self.objective), text=self.subject.text,
-            design=SpectrumDesign.of(settings, confidence=CONFIDENCE), products=int(pairs["products"][0]),
-            converged=bool(pairs["converged"][0]), rounding=values[0].bound - values[0].residual,
-            layer_names=list(self.names), eigenvalues=values, density=density, layers=blocks,
-            sharpness=self._sharpness(values), provenance=self.subject.provenance,
+            **self.subject.facts, design=SpectrumDesign.of(settings, confidence=CONFIDENCE),
+            products=int(pairs["products"][0]), converged=bool(pairs["converged"][0]), layer_names=list(self.names),
+            rounding=values[0].bound - values[0].residual, eigenvalues=values, density=density, layers=blocks,
+            sharpness=self._sharpness(values),
         )  # fmt: skip
 
     def _operator(self, groups: list[int] | None = None, tensors: list[int] | None = None) -> Curvature:
@@ -169,15 +164,8 @@ class _Parts:
             ritz = krylov(product, basis, self.settings.ends, self.settings.seed, None, self.work)
             self.work.stage("eigenvalues: residuals", _RESIDUALS)
             pairs = examine(product, basis, ritz, operator.sizes, rounding, self.work, self.directory)
-        layers = np.array([[float(pair.shares[list(i)].sum()) for i in self.names.values()] for pair in pairs])
-        names = ("value", "residual", "bound", "quadratic")
-        return {
-            **{name: np.array([getattr(p, name) for p in pairs], np.float64) for name in names},  # None becomes NaN
-            "shares": layers / layers.sum(axis=1, keepdims=True),
-            "products": np.array([float(ritz.products)]),
-            "converged": np.array([float(ritz.converged)]),
-            "top": np.array([float(ritz.top)]),
-        }
+        whole = {name: np.array([float(getattr(ritz, name))]) for name in ("products", "converged", "top")}
+        return pair_rows(pairs, self.names) | whole
 
     def _held_out(self, pairs: int) -> Sequence[EstimateRecord | None]:
         """Rayleigh quotients of all vectors on groups that they never met."""
@@ -268,19 +256,3 @@ class _Parts:
         high = first.value + first.bound + added
         unstable = True if low > 2 / rate else False if high < 2 / rate else None
         return SharpnessRecord(learning_rate=rate, threshold=2 / rate, low=low, high=high, unstable=unstable)
-
-
-def _eigenvalues(pairs: Rows, held_out: Sequence[EstimateRecord | None]) -> list[EigenvalueRecord]:
-    """From the largest, then from the smallest."""
-    count, top = len(pairs["value"]), int(pairs["top"][0])
-    ranks = [*range(1, top + 1), *range(-1, top - count - 1, -1)]
-    rounding = float(pairs["bound"][0] - pairs["residual"][0])
-    columns = {name: pairs[name].tolist() for name in ("value", "residual", "bound", "quadratic", "shares")}
-    rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
-    return [
-        EigenvalueRecord(
-            **row | {"quadratic": None if np.isnan(row["quadratic"]) else row["quadratic"]}, rank=rank,
-            rank_limit=row["value"] - rounding * np.sign(rank), status="estimated", held_out=held,
-        )
-        for rank, held, row in zip(ranks, held_out, rows, strict=True)
-    ]  # fmt: skip

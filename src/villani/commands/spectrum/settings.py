@@ -53,6 +53,11 @@ class SpectrumSettings(SubjectSettings):
 
         return Ends(self.top, self.bottom, self.tolerance, self.most, self.basis)
 
+    @property
+    def columns(self) -> int:
+        """Vectors of θ's size that a basis has before a restart."""
+        return self.basis or min(2 * (self.top + self.bottom) + 20, self.most)
+
     def check(self) -> None:
         """See `Settings.check`."""
         from villani.objective.objective import check_weight_decay
