@@ -16,17 +16,17 @@ _GUARD = 12.0 * 24  # blocks of the short audit at the start, times its factor (
 
 def units(settings: PaperSettings) -> dict[str, int]:
     """How many units of each kind a study has."""
-    trained = settings.sweep.seeds * len(settings.sweep.weight_decay)
+    trained = len(settings.cells())
     estimators = settings.estimators
     return {
-        "sweep": trained * len(settings.sweep.optimizers),
+        "sweep": trained,
         "criteria": 1 if settings.landscape else 0,
         "landscape": models(settings, "landscape"),
         "spectra": models(settings, "spectra"),
         "convergence": 1 if settings.convergence else 0,
         "certificates": 1 if settings.certificates else 0,
         "estimators": 1 + len(estimators.ways) * estimators.repeats if estimators else 0,
-        "pathologies": trained * len(settings.sweep.optimizers) if settings.pathologies else 0,
+        "pathologies": trained if settings.pathologies else 0,
         "choice": 1,
     }
 
@@ -36,7 +36,7 @@ def models(settings: PaperSettings, part: str) -> int:
     given = getattr(settings, part)
     if given is None:
         return 0
-    return len(settings.examined(part)) * len(settings.sweep.weight_decay)
+    return len(settings.examined(part)) * len(settings.grid("sgd"))
 
 
 def tokens(settings: PaperSettings, held_out: int, train: int) -> dict[str, float]:
@@ -55,7 +55,7 @@ def tokens(settings: PaperSettings, held_out: int, train: int) -> dict[str, floa
         made["landscape"] = models(settings, "landscape") * (rays + ORBITS * land.groups) * land.sequences * block
     if spectra := settings.spectra:
         products = _PAIR * (spectra.top + spectra.bottom) + spectra.density_probes * spectra.density_steps
-        again = _PAIR * (len(settings.sweep.weight_decay) - 1)  # λ₁(∇²F) at the first seed
+        again = _PAIR * (len(settings.grid("sgd")) - 1)  # λ₁(∇²F) at the first seed
         whole = PRODUCT * (models(settings, "spectra") * products + again)
         made["spectra"] = whole * spectra.groups * spectra.sequences * block
     if part := settings.convergence:

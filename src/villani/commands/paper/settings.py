@@ -17,7 +17,7 @@ from villani.commands.blocks import ConsentBlock, Settings, shared
 from villani.commands.certify.settings import CertifySettings
 from villani.commands.converge.settings import ConvergeSettings
 from villani.commands.option import option
-from villani.commands.recommend.settings import SweepSettings
+from villani.commands.recommend.settings import OptimizerName, SweepSettings, check_grid
 from villani.errors import InputError, check_positive
 from villani.work import foreign
 
@@ -118,6 +118,7 @@ class PaperSettings(_Part):
 
     sweep: SweepSettings
     temperature: list[float]
+    grids: dict[OptimizerName, list[float]] = Field(default_factory=dict)  # λ of an optimiser with a grid of its own
     cut: list[str] = Field(default_factory=list)  # what was made smaller than it should be, in words
     landscape: LandscapePart | None = None
     spectra: SpectraPart | None = None
@@ -125,6 +126,15 @@ class PaperSettings(_Part):
     certificates: CertificatesPart | None = None
     estimators: EstimatorsPart | None = None
     pathologies: PathologiesPart | None = None
+
+    def grid(self, optimizer: OptimizerName) -> list[float]:
+        """λ that one optimiser trains at."""
+        return self.grids.get(optimizer, self.sweep.weight_decay)
+
+    def cells(self) -> list[tuple[OptimizerName, float, int]]:
+        """The training runs: optimisers in order, λ in the order of each one's grid, then seeds."""
+        sweep = self.sweep
+        return [(o, decay, seed) for o in sweep.optimizers for decay in self.grid(o) for seed in sweep.training_seeds]
 
     def examined(self, part: str) -> range:
         """Training seeds whose models E1 or E2 looks at."""
@@ -152,6 +162,15 @@ class PaperSettings(_Part):
             InputError: it is one of these.
         """
         self.sweep.check()
+        for name, grid in self.grids.items():
+            if name not in self.sweep.optimizers:
+                raise InputError(f"grids: one for {name!r}, which is not among the optimizers")
+            check_grid(f"grids.{name}", grid)
+            if grid[0] != self.sweep.weight_decay[0]:
+                raise InputError(
+                    f"grids.{name}={grid}: expected it to begin with {self.sweep.weight_decay[0]:g}, as weight_decay "
+                    "does: changes are told from there"
+                )
         if self.sweep.seeds < 2:
             raise InputError(f"sweep.seeds={self.sweep.seeds}: expected at least 2, for intervals over training seeds")
         if not self.temperature:
