@@ -1,8 +1,8 @@
 """Training that a kill does not set back: its state in files, from which it goes on to the same bits.
 
 Weights and the optimiser's own tensors are in a safetensors file named by its step. A small file beside it, written
-after it, names it with its checksum and holds the rest; older states go last. Whatever moment a kill comes at, what that
-small file names is there.
+after it, names it with its checksum and holds the rest; older states go last. Whatever moment a kill comes at, what
+that small file names is there.
 """
 
 import glob

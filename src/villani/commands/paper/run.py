@@ -87,7 +87,8 @@ def run(options: PaperOptions, work: Work) -> Outcome:
     study = replace(study, work=work)
     record = PaperRecord.of(
         model=loaded.record, parameters=objective.parameters.size, text=text.records[0], held_out=text.records[1],
-        grid=[*dict.fromkeys(decay for _, decay, _ in settings.cells())], seeds=trained.seeds, optimizers=[*trained.optimizers], steps=trained.steps,
+        grid=[*dict.fromkeys(decay for _, decay, _ in settings.cells())],
+        seeds=trained.seeds, optimizers=[*trained.optimizers], steps=trained.steps,
         temperatures=settings.temperature, cut=settings.cuts(), confidence=CONFIDENCE, provenance=provenance,
         claims=[], sentence="", **study.measured(cells, objective.parameters.size),
     )  # fmt: skip

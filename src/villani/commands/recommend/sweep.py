@@ -303,7 +303,7 @@ def _sample(blocks: Blocks, most: int) -> Blocks:
     return Blocks(blocks.ids[rows], blocks.labels[rows], blocks.documents, blocks.tokens, blocks.cut)
 
 
-def _cell(directory: Path, key: CellKey, text: SweepText, row: dict[str, Array]) -> SweepCell:
+def _cell(directory: Path, key: CellKey, text: SweepText, row: Rows) -> SweepCell:
     diverged = bool(row["diverged"])
     counts, empty = text.held_out.counts.astype(float), np.zeros(0)
     return SweepCell(
