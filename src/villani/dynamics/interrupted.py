@@ -32,6 +32,7 @@ class Interrupted:
 
     def __init__(self, path: Path, optimizer: torch.optim.Optimizer) -> None:
         self._path, self._optimizer = path, optimizer
+        self._parameters: list[torch.Tensor] = [p for group in optimizer.param_groups for p in group["params"]]
         self._last = time.perf_counter()
 
     @property
@@ -74,10 +75,6 @@ class Interrupted:
             if len(random) > 1:
                 torch.cuda.set_rng_state(random[1], self._parameters[0].device)
         return step, rest
-
-    @property
-    def _parameters(self) -> list[torch.Tensor]:
-        return [tensor for group in self._optimizer.param_groups for tensor in group["params"]]
 
     def _tensors(self, names: Sequence[Sequence[str]]) -> list[torch.Tensor]:
         slots = [self._optimizer.state[p][name] for p, own in zip(self._parameters, names, strict=True) for name in own]
