@@ -156,7 +156,9 @@ def test_adamc_decays_as_its_paper_says_where_weights_are_normalised_and_as_ever
     """Against the written-out update: γ²/γ_max of λ for one tensor, γ for the other, none for the third."""
     rates = [0.01, 0.04, 0.02, 0.005]
     a, b, c = (torch.linspace(-1, 1, 5).add(k).requires_grad_() for k in range(3))
-    stepper = torch.optim.AdamW([{"params": [a, b], "weight_decay": 0.5}, {"params": [c], "weight_decay": 0.0}], lr=0.04)
+    stepper = torch.optim.AdamW(
+        [{"params": [a, b], "weight_decay": 0.5}, {"params": [c], "weight_decay": 0.0}], lr=0.04
+    )
     for group in stepper.param_groups:
         group |= {"initial_lr": 0.04, "lr": rates[0]}
     schedule = AdamC(plain=[b, c])

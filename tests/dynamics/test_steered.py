@@ -6,6 +6,7 @@ import torch
 from tests.dynamics.test_interrupted import Dies, Killed
 from tests.dynamics.test_training import tokens
 from villani.dynamics import interrupted
+from villani.dynamics.schedules import AdamC
 from villani.dynamics.steered import CautiousDecay, RadialGap
 from villani.dynamics.training import train
 from villani.errors import InputError
@@ -46,7 +47,7 @@ def test_cautious_decay_is_its_update_written_out(maximize):
 
 
 def test_cautious_decay_refuses_an_optimiser_whose_decay_is_another():
-    with pytest.raises(InputError, match="torch.optim.AdamW, not SGD"):
+    with pytest.raises(InputError, match=r"torch\.optim\.AdamW, not SGD"):
         CautiousDecay().attach(torch.optim.SGD([torch.ones(1, requires_grad=True)], lr=0.1, weight_decay=0.1))
 
 
@@ -65,7 +66,10 @@ def objectives(model):
 @pytest.mark.parametrize("kind", ["sgd", "adamw"])
 def test_the_radial_gap_is_what_plain_gradients_say(kind):
     model = load_model("builtin:tiny?width=8&layers=1").model
-    parts = {True: [p for p in model.parameters() if p.dim() > 1], False: [p for p in model.parameters() if p.dim() < 2]}
+    parts = {
+        True: [p for p in model.parameters() if p.dim() > 1],
+        False: [p for p in model.parameters() if p.dim() < 2],
+    }
     groups = [{"params": parts[True], "weight_decay": 0.1}, {"params": parts[False], "weight_decay": 0.0}]
     make = torch.optim.AdamW if kind == "adamw" else torch.optim.SGD
     stepper = make(groups, lr=0.05)
@@ -125,8 +129,6 @@ def test_what_cannot_be_measured_is_refused():
 
 @pytest.mark.parametrize("kind", ["cautious", "gap", "adamc"])
 def test_a_killed_run_under_a_schedule_goes_on_to_the_same_bits(kind, tmp_path, monkeypatch):
-    from villani.dynamics.schedules import AdamC
-
     monkeypatch.setattr(interrupted, "PATIENCE", -1.0)
 
     def trained(work=None, state=None):

@@ -3,8 +3,8 @@
 What a λ_t means is the optimiser's matter. With SGD's L2 term F changes with λ_t, and there is no one Gibbs law to
 speak of. With AdamW λ_t is no λ of F at all (THEORY.md §8). A certificate needs every λ_t fixed before the data:
 `ConstantMemory`, `AdamC` and `LeastCertificate` depend on steps and rates alone and may be used with one.
-`GuardFollowing` looks at the data, and no bound of THEORY.md §5 covers a run that it steered; J schedules fixed beforehand, each at δ/J, would
-be covered.
+`GuardFollowing` looks at the data, and no bound of THEORY.md §5 covers a run that it steered; J schedules fixed
+beforehand, each at δ/J, would be covered.
 """
 
 import math

@@ -139,7 +139,7 @@ class RadialGap(DecaySchedule):
         if "exp_avg_sq" not in state:
             return 1.0
         corrected: torch.Tensor = state["exp_avg_sq"].double() / (1 - group["betas"][1] ** float(state["step"]))
-        return corrected.sqrt() + group["eps"]
+        return corrected.sqrt() + float(group["eps"])
 
     def value(self, start: float, first_rate: float, rate: float) -> float:
         """See `DecaySchedule.value`."""

@@ -27,6 +27,7 @@ def units(settings: PaperSettings) -> dict[str, int]:
         "certificates": 1 if settings.certificates else 0,
         "estimators": 1 + len(estimators.ways) * estimators.repeats if estimators else 0,
         "pathologies": trained if settings.pathologies else 0,
+        "schedules": len(settings.schedules.ways) * settings.schedules.seeds if settings.schedules else 0,
         "choice": 1,
     }
 
@@ -48,7 +49,14 @@ def tokens(settings: PaperSettings, held_out: int, train: int) -> dict[str, floa
         train: blocks that are trained on.
     """
     block = float(settings.sweep.block)
-    made = {"criteria": MEASURED * block if settings.landscape else 0.0}
+    made: dict[str, float] = {}
+    if planned := settings.schedules:
+        sweep, gap = (
+            settings.sweep,
+            planned.seeds * 2 * planned.blocks / planned.every if "radial-gap" in planned.ways else 0.0,
+        )
+        made["schedules"] = (units(settings)["schedules"] * sweep.batch + gap) * sweep.steps * block
+    made["criteria"] = MEASURED * block if settings.landscape else 0.0
     if land := settings.landscape:
         directions = sum(2 if kind == "random" else 1 for kind in land.rays)
         rays = MEASURED * directions * len({0.0, *land.radii}) * land.ray_groups

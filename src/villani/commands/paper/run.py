@@ -29,6 +29,7 @@ from villani.commands.paper.record import (
     PathologyPoint,
     SpectrumPoint,
 )
+from villani.commands.paper.schedules import schedule_points
 from villani.commands.paper.sentences import choice_sentence, decay_sentence
 from villani.commands.paper.settings import PARTS, EstimatorsPart, PaperOptions, Ways
 from villani.commands.paper.training import best_decay, learned_curvature, pathology_trends, training_points
@@ -81,6 +82,7 @@ def run(options: PaperOptions, work: Work) -> Outcome:
     )  # fmt: skip
     study = _Run(settings, text, work, options.keep_weights)
     cells = study.trained()
+    schedules = schedule_points(study, cells)
     if not work.team.main:
         return Outcome([])
     work = work.alone()
@@ -90,7 +92,7 @@ def run(options: PaperOptions, work: Work) -> Outcome:
         grid=[*dict.fromkeys(decay for _, decay, _ in settings.cells())],
         seeds=trained.seeds, optimizers=[*trained.optimizers], steps=trained.steps,
         temperatures=settings.temperature, cut=settings.cuts(), confidence=CONFIDENCE, provenance=provenance,
-        claims=[], sentence="", **study.measured(cells, objective.parameters.size),
+        schedules=schedules, claims=[], sentence="", **study.measured(cells, objective.parameters.size),
     )  # fmt: skip
     judged = claims(record)
     record = record.model_copy(update={"claims": judged, "sentence": sentence(judged)})

@@ -24,6 +24,7 @@ from villani.commands.running import versions
 from villani.commands.subject import begin, load, load_blocks, load_text, load_tokenizer_of, outputs
 from villani.dynamics.chain import label_probabilities
 from villani.dynamics.interrupted import clear
+from villani.dynamics.schedules import DecaySchedule
 from villani.dynamics.training import Diverged, Optimizer, train
 from villani.errors import InputError
 from villani.inputs.models import LoadedModel
@@ -174,7 +175,7 @@ def sweep(
             weights = _weights(directory, *cell)
             weights.unlink(missing_ok=True)
             raise InputError(f"{weights}: training this cell again led to other weights than before: use another --run")
-    return [_cell(directory, cell, text, rows[cell]) for cell in cells]
+    return [cell_of(directory, cell, text, rows[cell]) for cell in cells]
 
 
 def _trained(
@@ -193,7 +194,7 @@ def _trained(
         work.stage(f"{cell[0]}: {of[cell[0]]} training runs", stage)
         weights = _weights(work.folder(), *cell)
         earlier.append(weights.with_name(f"{weights.stem}-state"))
-        row = _train_cell(settings, text, cell, model, weights, earlier[0], work.part(next(rest), len(cells)))
+        row = train_cell(settings, text, cell, model, weights, earlier[0], work.part(next(rest), len(cells)))
         if cell not in lasting:
             weights.unlink(missing_ok=True)
         return row
@@ -245,10 +246,11 @@ def start_spec(settings: SweepSettings, seed: int) -> str:
     return f"{name}?" + "&".join(f"{key}={value}" for key, value in options.items())
 
 
-def _train_cell(
+def train_cell(
     settings: SweepSettings, text: SweepText, cell: CellKey, model: torch.nn.Module, weights: Path, state: Path,
-    work: Work,
+    work: Work, decay_schedule: DecaySchedule | None = None,
 ) -> dict[str, Array]:  # fmt: skip
+    """Train a cell, write its weights, and give its row; `state` is what a kill leaves, see `train`."""
     (optimizer, decay, seed), device = cell, torch.device(settings.device)
     tensors: list[torch.Tensor] = list(model.parameters())
     blocks = [(part.ids.to(device), part.labels.to(device)) for part in (text.train, text.held_out)]
@@ -264,7 +266,7 @@ def _train_cell(
                 decay=settings.decay, momentum=settings.momentum if optimizer == "sgd" else 0.0,
                 temperature=settings.temperature if optimizer == "noisy-sgd" else None, schedule=settings.schedule,
                 clip=settings.clip, held_out=blocks[1], evaluate_every=settings.evaluate_every, work=work,
-                state=state,
+                state=state, decay_schedule=decay_schedule,
             ).held_out  # fmt: skip
         except Diverged as error:
             curve, diverged = curve + error.held_out, True
@@ -303,7 +305,8 @@ def _sample(blocks: Blocks, most: int) -> Blocks:
     return Blocks(blocks.ids[rows], blocks.labels[rows], blocks.documents, blocks.tokens, blocks.cut)
 
 
-def _cell(directory: Path, key: CellKey, text: SweepText, row: Rows) -> SweepCell:
+def cell_of(directory: Path, key: CellKey, text: SweepText, row: Rows) -> SweepCell:
+    """The cell that a row tells of."""
     diverged = bool(row["diverged"])
     counts, empty = text.held_out.counts.astype(float), np.zeros(0)
     return SweepCell(
