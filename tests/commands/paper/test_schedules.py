@@ -1,4 +1,4 @@
-"""Schedules of weight decay in a study: fresh seeds, paired differences, and text that nobody trains on or judges by."""
+"""Schedules of weight decay in a study: fresh seeds, paired differences, and text for neither training nor judging."""
 
 import json
 from pathlib import Path
