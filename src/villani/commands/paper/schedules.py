@@ -16,7 +16,7 @@ from villani.commands.paper.record import SchedulePoint
 from villani.commands.paper.settings import ScheduleName, SchedulesPart
 from villani.commands.paper.training import best_decay, losses
 from villani.commands.recommend.settings import SweepSettings
-from villani.commands.recommend.sweep import SweepCell, cell_of, start_spec, train_cell
+from villani.commands.recommend.sweep import HELD_OUT, SweepCell, cell_of, start_spec, train_cell
 from villani.commands.subject import load, load_blocks
 from villani.dynamics.interrupted import clear
 from villani.dynamics.schedules import AdamC, ConstantMemory, DecaySchedule
@@ -98,7 +98,7 @@ def _texts(
     """As many blocks of what is trained on, evenly spread, and of the same text after it; none that judge."""
     whole, _ = load_blocks(sweep.text, sweep, study.work, loaded)
     trained = len(study.text.train.ids)
-    last = len(whole.ids) if sweep.held_out else len(whole.ids) - max(2, round(0.1 * len(whole.ids)))
+    last = len(whole.ids) - (0 if sweep.held_out else max(2, round(HELD_OUT * len(whole.ids))))
     if last - trained < part.blocks:
         raise InputError(
             f"schedules.blocks={part.blocks}: {sweep.text} has {last - trained} blocks that are neither trained on nor "
