@@ -8,7 +8,7 @@ from tests.dynamics.test_training import tokens
 from villani.dynamics import interrupted
 from villani.dynamics.schedules import AdamC
 from villani.dynamics.steered import CautiousDecay, RadialGap
-from villani.dynamics.training import train
+from villani.dynamics.training import Diverged, train
 from villani.errors import InputError
 from villani.inputs.models import load_model
 from villani.objective.objective import Objective
@@ -125,6 +125,15 @@ def test_what_cannot_be_measured_is_refused():
     next(model.parameters()).data.fill_(float("nan"))
     with pytest.raises(InputError, match="step 1: the radial gap is nan"):
         schedule.step()
+
+
+def test_a_run_that_diverges_before_it_is_measured_is_told_as_diverged():
+    model = load_model("builtin:tiny?width=8&layers=1").model
+    schedule = RadialGap(*objectives(model), every=1, cap=1.0)
+    asked = {"steps": 9, "batch": 4, "learning_rate": 1e38, "seed": 0, "weight_decay": 0.5, "optimizer": "sgd"}
+    with pytest.raises(Diverged) as error:
+        train(model, *tokens(), decay_schedule=schedule, clip=None, **asked)
+    assert error.value.step < 9
 
 
 @pytest.mark.parametrize("kind", ["cautious", "gap", "adamc"])

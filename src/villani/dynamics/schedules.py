@@ -18,6 +18,10 @@ from villani.errors import InputError, check_positive
 from villani.theory.complexity import certificate_decay
 
 
+class NotFinite(InputError):
+    """What a schedule measured is no number: the run has diverged."""
+
+
 class DecaySchedule(ABC):
     """λ_t from each group's own λ₀ and learning rates.
 
@@ -231,12 +235,12 @@ class GuardFollowing(DecaySchedule):
         """See `DecaySchedule.step`; measures where it is time to.
 
         Raises:
-            InputError: a measured value is not finite.
+            NotFinite: a measured value.
         """
         if self.measures_next:
             for name, value in self.measure(self.steps + 1).items():
                 if not math.isfinite(value):
-                    raise InputError(f"step {self.steps + 1}: λ²_guard of {name} is {value}: the run has diverged")
+                    raise NotFinite(f"step {self.steps + 1}: λ²_guard of {name} is {value}: the run has diverged")
                 old = self.averages.get(name, value)
                 self.averages[name] = old + self.smoothing * (value - old)
         super().step()

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from villani.dynamics.schedules import DecaySchedule
+from villani.dynamics.schedules import DecaySchedule, NotFinite
 from villani.errors import InputError, check_positive
 from villani.objective.objective import Objective
 
@@ -106,12 +106,12 @@ class RadialGap(DecaySchedule):
         """See `DecaySchedule.step`; measures where it is time to.
 
         Raises:
-            InputError: the measured value is not finite.
+            NotFinite: the measured value.
         """
         if self.measures_next:
             measured = self.gap()
             if not math.isfinite(measured):
-                raise InputError(f"step {self.steps + 1}: the radial gap is {measured}: the run has diverged")
+                raise NotFinite(f"step {self.steps + 1}: the radial gap is {measured}: the run has diverged")
             old = measured if self.average is None else self.average
             self.average = old + self.smoothing * (measured - old)
         super().step()

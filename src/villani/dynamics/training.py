@@ -10,7 +10,7 @@ from torch import nn
 
 from villani.dynamics.interrupted import Interrupted
 from villani.dynamics.noise import add_gaussian
-from villani.dynamics.schedules import DecaySchedule
+from villani.dynamics.schedules import DecaySchedule, NotFinite
 from villani.errors import InputError
 from villani.objective.evaluation import plain_arithmetic
 from villani.objective.objective import IGNORED, Objective, check_weight_decay
@@ -156,7 +156,10 @@ def train(
             for group in stepper.param_groups:
                 group["lr"] = rates[step + 1]
             if decay_schedule:
-                decay_schedule.step()
+                try:
+                    decay_schedule.step()
+                except NotFinite as error:
+                    raise Diverged(step, float(loss.detach()), judged) from error
         losses.append(float(loss.detach()))
         if judge and (step + 1 == steps or (evaluate_every and (step + 1) % evaluate_every == 0)):
             judged.append((step + 1, judge.loss()))

@@ -83,4 +83,6 @@ def test_a_kill_amid_shared_training_runs_loses_nothing(team_of, tmp_path, monke
         assert [(p["optimizer"], p["weight_decay"]) for p in record["training"]] == [
             ("sgd", 0.0), ("sgd", 0.1), ("adamw", 0.0), ("adamw", 0.5), ("adamw", 2.0),
         ]  # fmt: skip
+        page = (run / "report.html").read_text(encoding="utf-8")
+        assert "2 seeds at 2 (SGD with L2), 3 (AdamW) values of λ" in page
         assert [p["held_out_change"] is None for p in record["training"]] == [True, False, True, False, False]

@@ -1,5 +1,6 @@
 """The page of `villani study paper`: what follows, in words and tables; `figures.py` has the pictures."""
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -295,7 +296,7 @@ def _about(record: PaperRecord) -> dict[str, str]:
         "model": f"{record.model.description}; {record.parameters:,} parameters",
         "trained on": f"{record.text.spec}; {record.text.words}",
         "held out": f"{record.held_out.spec}; {record.held_out.words}",
-        "training": f"{record.steps} steps, {record.seeds} seeds at {len(record.grid)} values of λ",
+        "training": f"{record.steps} steps, {record.seeds} seeds at {_grid_words(record)} values of λ",
         "criteria": "; ".join(
             f"decay {c.decay}: smooth {c.smoothness.verdict}, growth {c.growth.verdict}, tails {c.tails.verdict}"
             for c in record.criteria
@@ -303,6 +304,14 @@ def _about(record: PaperRecord) -> dict[str, str]:
         "command": record.provenance.command + " (settings.toml lies in the run directory)",
     }  # fmt: skip
     return about | ({"minutes": spent} if spent else {})
+
+
+def _grid_words(record: PaperRecord) -> str:
+    """How many λ were trained at; of each optimiser, where they differ."""
+    counts = Counter(point.optimizer for point in record.training)
+    if len({*counts.values()}) < 2:
+        return str(len(record.grid))
+    return ", ".join(f"{count} ({_name(optimizer)})" for optimizer, count in counts.items())
 
 
 def _moved(name: str, trend: Sequence[TrendRecord]) -> str:

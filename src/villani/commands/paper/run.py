@@ -102,7 +102,8 @@ def run(options: PaperOptions, work: Work) -> Outcome:
     parts = {kind: seconds for kind, (seconds, _, count) in spent.items() if count}
     for way in settings.estimators.ways if settings.estimators else ():
         parts[f"estimators/{way}"] = work.spent(f"estimators/{way}/")[0]
-    cost = work.cost(counts["sweep"] * trained.steps * trained.batch * (trained.block - 1), parts=parts)
+    runs = counts["sweep"] + sum(len(point.seeds) for point in schedules)
+    cost = work.cost(runs * trained.steps * trained.batch * (trained.block - 1), parts=parts)
     return Outcome([record], {0: cost}, title=f"villani study paper · {trained.model} · {trained.text}")
 
 
