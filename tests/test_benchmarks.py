@@ -110,6 +110,8 @@ TRIALS = {
     ),
 }  # fmt: skip
 ELSEWHERE = {
+    "decay_mechanism": "tests/test_decay_scripts.py",
+    "unfinished_study": "tests/test_decay_scripts.py",
     "frozen_commands": "test_frozen_commands_are_recorded_and_compared",
     "deflation": "test_deflation_takes_the_vectors_of_a_run",
     "gradient_norm_bias": "test_the_bias_of_a_mini_batch_is_drawn",

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from villani.dynamics.schedules import ConstantMemory, GuardFollowing, LeastCertificate
+from villani.dynamics.schedules import AdamC, ConstantMemory, GuardFollowing, LeastCertificate
 from villani.dynamics.training import train
 from villani.errors import InputError
 from villani.inputs.models import load_model
@@ -150,3 +150,48 @@ def test_least_certificate_keeps_the_shrinkage_of_constant_decay():
     assert np.prod(1 - rates * schedule.decays(0.5)) == pytest.approx(np.prod(1 - rates * 0.5), rel=1e-12)
     assert (np.diff(schedule.decays(0.5)) > 0).all()
     assert math.isclose(schedule.decays(1e-9)[0], 1e-9, rel_tol=1e-6)  # without memory to lose, constant
+
+
+def test_adamc_decays_as_its_paper_says_where_weights_are_normalised_and_as_ever_elsewhere():
+    """Against the written-out update: γ²/γ_max of λ for one tensor, γ for the other, none for the third."""
+    rates = [0.01, 0.04, 0.02, 0.005]
+    a, b, c = (torch.linspace(-1, 1, 5).add(k).requires_grad_() for k in range(3))
+    stepper = torch.optim.AdamW(
+        [{"params": [a, b], "weight_decay": 0.5}, {"params": [c], "weight_decay": 0.0}], lr=0.04
+    )
+    for group in stepper.param_groups:
+        group |= {"initial_lr": 0.04, "lr": rates[0]}
+    schedule = AdamC(plain=[b, c])
+    schedule.attach(stepper)
+    expected = [t.detach().double().clone() for t in (a, b, c)]
+    moments = [(torch.zeros(5).double(), torch.zeros(5).double()) for _ in range(3)]
+    for k, rate in enumerate(rates):
+        gradients = [torch.sin(torch.arange(5.0) + k + 3 * i) for i in range(3)]
+        for i, (tensor, g) in enumerate(zip((a, b, c), gradients, strict=True)):
+            tensor.grad = g.clone()
+            m, v = (0.9 * moments[i][0] + 0.1 * g, 0.999 * moments[i][1] + 0.001 * g**2)
+            moments[i] = m, v
+            update = (m / (1 - 0.9 ** (k + 1))) / ((v / (1 - 0.999 ** (k + 1))).sqrt() + 1e-8)
+            shrunk = (0.5 * rate**2 / 0.04, 0.5 * rate, 0.0)[i]
+            expected[i] = expected[i] - rate * update - shrunk * expected[i]
+        stepper.step()
+        for group in stepper.param_groups:
+            group["lr"] = rates[min(k + 1, 3)]
+        schedule.step()
+    for tensor, value in zip((a, b, c), expected, strict=True):
+        torch.testing.assert_close(tensor.detach().double(), value, rtol=1e-5, atol=1e-6)
+    assert sum(len(group["params"]) for group in stepper.param_groups) == 3
+
+
+def test_adamc_of_a_cosine_decays_three_quarters_in_all():
+    stepper, schedule = optimiser((0.3,), rate=0.5), AdamC()
+    pace = torch.optim.lr_scheduler.CosineAnnealingLR(stepper, 400)
+    schedule.attach(stepper)
+    total = plain = 0.0
+    for _ in range(400):
+        rate = stepper.param_groups[0]["lr"]
+        total, plain = total + rate * schedule.current[0], plain + rate * 0.3
+        stepper.step()
+        pace.step()
+        schedule.step()
+    assert total / plain == pytest.approx(0.75, rel=0.01)

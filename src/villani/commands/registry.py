@@ -26,7 +26,7 @@ class Command:
     Attributes:
         name: as it is typed.
         package: where its folder is.
-        shared: its units can be shared by the processes of torchrun.
+        shared: processes of torchrun can share its units, or its training runs.
         directory: where a run is kept, if not in a folder named after its settings.
     """
 
@@ -72,11 +72,11 @@ COMMANDS = [
     _own("spectrum"),
     _own("converge"),
     _own("certify"),
-    _own("recommend"),
+    _own("recommend", shared=True),
     _own("compare"),
     _own("constants"),
     _own("exact"),
-    _own("study paper"),
+    _own("study paper", shared=True),
     _own("demo", directory="runs/demo"),
 ]
 

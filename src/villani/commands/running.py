@@ -67,12 +67,16 @@ def execute(
         team: processes that share the work, all called with the same arguments; process 0 alone writes.
 
     Returns:
-        the run directory, and the record with what it cost.
+        the run directory, and the record with what it cost; None in a process that has nothing more to do.
 
     Raises:
         InputError: anything about the input that cannot be worked with; finished units are kept.
         LostProcess: another process of the team is gone; finished units are kept.
     """
+    from villani.commands.registry import command_of  # whose types this module has
+
+    if not command_of(settings).shared:
+        alone(f"villani {settings.name}")
     with Work(run, data, progress, team) as work:
         return perform(settings, work)
 
@@ -84,15 +88,13 @@ def perform(settings: Settings, work: Work) -> tuple[Path, Any]:
     from villani.commands.registry import command_of
 
     command = command_of(settings)
-    if not command.shared:
-        alone(f"villani {command.name}")
     settings.check_all()
     outcome = command.run(settings, work)
     directory = work.directory
     assert directory is not None, "a run opens its directory"
     work.stage(PAGE)
     if not work.team.main:
-        return directory, outcome.record
+        return directory, outcome.record if outcome.records else None
     earlier = None if work.stages.clock.made else _earlier_parts(directory, outcome)
     outcome = outcome.with_parts(earlier or work.stages.seconds())
     title = outcome.title or settings.title

@@ -2,20 +2,24 @@
 
 What a λ_t means is the optimiser's matter. With SGD's L2 term F changes with λ_t, and there is no one Gibbs law to
 speak of. With AdamW λ_t is no λ of F at all (THEORY.md §8). A certificate needs every λ_t fixed before the data:
-`ConstantMemory` and `LeastCertificate` depend on steps and rates alone and may be used with one. `GuardFollowing` looks
-at the data, and no bound of THEORY.md §5 covers a run that it steered; J schedules fixed beforehand, each at δ/J, would
-be covered.
+`ConstantMemory`, `AdamC` and `LeastCertificate` depend on steps and rates alone and may be used with one.
+`GuardFollowing` looks at the data, and no bound of THEORY.md §5 covers a run that it steered; J schedules fixed
+beforehand, each at δ/J, would be covered.
 """
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from villani.errors import InputError, check_positive
 from villani.theory.complexity import certificate_decay
+
+
+class NotFinite(InputError):
+    """What a schedule measured is no number: the run has diverged."""
 
 
 class DecaySchedule(ABC):
@@ -117,6 +121,41 @@ class ConstantMemory(DecaySchedule):
         return self.cap if start * first_rate >= self.cap * rate else start * first_rate / rate
 
 
+class AdamC(DecaySchedule):
+    """λ_t = λ₀η_t/η₀ where a normalisation undoes the size of weights, λ₀ elsewhere (Defazio, arXiv 2506.02285).
+
+    There the size of weights settles where ‖u‖/‖θ‖ = √(2λ/η), u the update: with λ ∝ η that does not move as the rate
+    falls. In all, a run decays by λ₀Σ η_t²/η₀, which under a cosine is 3/4 of λ₀Σ η_t.
+
+    Args:
+        plain: tensors that keep λ₀, such as the output layer's. They get groups of their own, so that an optimiser's
+            state is loaded after `attach`.
+    """
+
+    def __init__(self, plain: Collection[Any] = ()) -> None:
+        super().__init__()
+        self._plain = {id(tensor) for tensor in plain}
+
+    def attach(self, optimizer: Any) -> None:
+        """See `DecaySchedule.attach`."""
+        for group in list(optimizer.param_groups):
+            plain = [p for p in group["params"] if id(p) in self._plain]
+            if plain and not group.get("plain"):
+                group["params"] = [p for p in group["params"] if id(p) not in self._plain]
+                optimizer.param_groups.append({**group, "params": plain, "plain": True})
+        super().attach(optimizer)
+
+    def value(self, start: float, first_rate: float, rate: float) -> float:
+        """See `DecaySchedule.value`."""
+        return start * rate / first_rate
+
+    def _write(self) -> None:
+        super()._write()
+        for group, (start, _) in zip(self._groups, self._started, strict=True):
+            if group.get("plain"):
+                group["weight_decay"] = start
+
+
 class LeastCertificate(DecaySchedule):
     """The λ_t of the least clipped c4 among those that shrink θ as much in all as λ₀ does: `certificate_decay`.
 
@@ -196,12 +235,12 @@ class GuardFollowing(DecaySchedule):
         """See `DecaySchedule.step`; measures where it is time to.
 
         Raises:
-            InputError: a measured value is not finite.
+            NotFinite: a measured value.
         """
         if self.measures_next:
             for name, value in self.measure(self.steps + 1).items():
                 if not math.isfinite(value):
-                    raise InputError(f"step {self.steps + 1}: λ²_guard of {name} is {value}: the run has diverged")
+                    raise NotFinite(f"step {self.steps + 1}: λ²_guard of {name} is {value}: the run has diverged")
                 old = self.averages.get(name, value)
                 self.averages[name] = old + self.smoothing * (value - old)
         super().step()

@@ -2,13 +2,15 @@
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import torch
 from torch import nn
 
+from villani.dynamics.interrupted import Interrupted
 from villani.dynamics.noise import add_gaussian
-from villani.dynamics.schedules import DecaySchedule
+from villani.dynamics.schedules import DecaySchedule, NotFinite
 from villani.errors import InputError
 from villani.objective.evaluation import plain_arithmetic
 from villani.objective.objective import IGNORED, Objective, check_weight_decay
@@ -78,6 +80,7 @@ def train(
     held_out: tuple[torch.Tensor, torch.Tensor] | None = None,
     evaluate_every: int = 0,
     work: Work | None = None,
+    state: Path | None = None,
 ) -> Trained:
     """Train in place.
 
@@ -100,9 +103,10 @@ def train(
         held_out: ids and labels to evaluate on at the end and at every `evaluate_every`-th step.
         evaluate_every: 0 for the end only.
         work: told of every step.
+        state: files from which a killed run goes on to the same bits, see `Interrupted`; the caller clears them.
 
     Raises:
-        InputError: a number out of range, or an unknown mask.
+        InputError: a number out of range, an unknown mask, or a state that is damaged.
         Diverged: a loss that is not finite.
     """
     if steps < 1:
@@ -114,15 +118,26 @@ def train(
         raise InputError(f"temperature={temperature}: a finite number > 0 goes with noisy-sgd, and with nothing else")
     space = ParameterSpace(model, decay)
     stepper = _optimizer(space, optimizer, learning_rate, weight_decay, momentum)
-    pace = _schedule(stepper, schedule, steps)
+    rates = learning_rates(schedule, learning_rate, steps)
+    for group in stepper.param_groups:
+        group |= {"initial_lr": learning_rate, "lr": rates[0]}
+    losses: list[float] = []
+    judged: list[tuple[int, float]] = []
+    first = clipped = 0  # steps
+    kept = Interrupted(state, stepper) if state else None
+    if kept and (before := kept.read()):
+        first, rest = before
+        losses, clipped = rest["losses"], rest["clipped"]
+        judged = [(step, float(loss)) for step, loss in rest["held_out"]]
+        for group in stepper.param_groups:
+            group["lr"] = rates[first]
+        if decay_schedule:
+            decay_schedule.load_state_dict(rest["decay_schedule"])
     if decay_schedule:
         decay_schedule.attach(stepper)
     judge = None if held_out is None else Objective(model, [{"input_ids": held_out[0], "labels": held_out[1]}])
     model.train()
-    losses: list[float] = []
-    judged: list[tuple[int, float]] = []
-    clipped = 0  # steps
-    for step in range(steps):
+    for step in range(first, steps):
         rows = torch.from_numpy(stream(seed, Purpose.BATCHES, step).integers(len(ids), size=batch))
         logits = model(input_ids=ids[rows], use_cache=False).logits[:, :-1]
         loss = nn.functional.cross_entropy(logits.flatten(0, 1), labels[rows][:, 1:].flatten(), ignore_index=IGNORED)
@@ -132,19 +147,31 @@ def train(
         loss.backward()
         if clip is not None:
             clipped += bool(nn.utils.clip_grad_norm_(model.parameters(), clip) > clip)
-        size = stepper.param_groups[0]["lr"]
         stepper.step()
         if temperature is not None:
             with torch.no_grad():
                 tensors = [t.detach() for t in space.tensors]
-                add_gaussian(tensors, [math.sqrt(size * temperature)] * len(tensors), seed, 0, step)
-        if pace:
-            pace.step()
-        if decay_schedule and step + 1 < steps:
-            decay_schedule.step()
+                add_gaussian(tensors, [math.sqrt(rates[step] * temperature)] * len(tensors), seed, 0, step)
+        if step + 1 < steps:
+            for group in stepper.param_groups:
+                group["lr"] = rates[step + 1]
+            if decay_schedule:
+                try:
+                    decay_schedule.step()
+                except NotFinite as error:
+                    raise Diverged(step, float(loss.detach()), judged) from error
         losses.append(float(loss.detach()))
         if judge and (step + 1 == steps or (evaluate_every and (step + 1) % evaluate_every == 0)):
             judged.append((step + 1, judge.loss()))
+        if kept and kept.due and step + 1 < steps:
+            kept.write(
+                step + 1,
+                {
+                    "losses": losses, "clipped": clipped,
+                    "held_out": [(at, repr(value)) for at, value in judged],  # which may be nan, as JSON has none
+                    "decay_schedule": decay_schedule.state_dict() if decay_schedule else None,
+                },
+            )  # fmt: skip
         if work:
             work.advance(step + 1, steps)
     stepper.zero_grad(set_to_none=True)
@@ -173,31 +200,23 @@ def _optimizer(
 
 def learning_rates(schedule: Schedule, peak: float, steps: int) -> list[float]:
     """η of every step of a training run."""
-    stepper = torch.optim.SGD([torch.zeros(1)], lr=peak)
-    pace = _schedule(stepper, schedule, steps)
-    found = []
-    for _ in range(steps):
-        found.append(float(stepper.param_groups[0]["lr"]))
-        stepper.step()
-        if pace:
-            pace.step()
-    return found
-
-
-def _schedule(
-    optimizer: torch.optim.Optimizer, name: Schedule, steps: int
-) -> torch.optim.lr_scheduler.LRScheduler | None:  # fmt: skip
-    if name == "constant":
-        return None
-    warm_up = max(1, steps // 10)
-    return torch.optim.lr_scheduler.SequentialLR(
-        optimizer,
+    if schedule == "constant":
+        return [peak] * steps
+    stepper, warm_up = torch.optim.SGD([torch.zeros(1)], lr=peak), max(1, steps // 10)
+    pace = torch.optim.lr_scheduler.SequentialLR(
+        stepper,
         [
-            torch.optim.lr_scheduler.LinearLR(optimizer, 1 / warm_up, total_iters=warm_up),
-            torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, steps - warm_up)),
+            torch.optim.lr_scheduler.LinearLR(stepper, 1 / warm_up, total_iters=warm_up),
+            torch.optim.lr_scheduler.CosineAnnealingLR(stepper, max(1, steps - warm_up)),
         ],
         milestones=[warm_up],
     )
+    rates = []
+    for _ in range(steps):
+        rates.append(float(stepper.param_groups[0]["lr"]))
+        stepper.step()
+        pace.step()
+    return rates
 
 
 def _meaning(name: Optimizer, weight_decay: float, schedule: Schedule) -> tuple[float | None, str]:

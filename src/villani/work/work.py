@@ -146,6 +146,12 @@ class Work:
         other.progress, other.shared, other.stages = self.progress, self.shared, Stages(self.stages)
         return other
 
+    def alone(self) -> "Work":
+        """The same work by this process alone, of a team whose others have nothing more to do."""
+        other = copy(self)
+        other.team = Team()
+        return other
+
     def folder(self, name: str = "") -> Path:
         """A folder of the run directory, which must be open."""
         assert self.directory is not None

@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from villani.commands.paper import needs
 from villani.commands.paper.settings import read_settings
+from villani.errors import InputError
 
 QUICK = """
 temperature = [1e-3, 1.0]
@@ -129,16 +131,46 @@ def test_the_pretrained_size_wants_a_checkpoint_and_looks_at_it_from_all_sides(v
 
 def test_the_long_size_reaches_where_decay_acts():
     """λ whose memory (1 − μ)/(ηλ) is from 0.03 to 30 times the run, with AdamW and with SGD."""
-    sweep = read_settings(None, "long").sweep
+    study = read_settings(None, "long")
+    sweep = study.sweep
     assert sweep.steps * sweep.batch >= 20 * sweep.train_blocks
     assert sweep.train_blocks * sweep.block >= 200_000
     assert sweep.seeds >= 3
-    for optimizer, momentum in (("adamw", 0.0), ("sgd", 0.9), ("noisy-sgd", 0.0)):
-        rate = sweep.learning_rate[optimizer]
-        runs = [(1 - momentum) / (rate * decay * sweep.steps) for decay in sweep.weight_decay if decay]
-        assert min(runs) < 0.1
-        assert max(runs) > 10
+    for optimizer, momentum in (("adamw", 0.0), ("sgd", 0.9)):
+        rate, decays = sweep.learning_rate[optimizer], [decay for decay in study.grid(optimizer) if decay]
+        runs = [(1 - momentum) / (rate * decay * sweep.steps) for decay in decays]
+        assert min(runs) <= 0.03
+        assert max(runs) >= 30
+        assert len(runs) >= 6
         assert sum(0.01 < run < 100 for run in runs) >= 3
+        assert max(decays) / min(decays) == pytest.approx(1e4)
+
+
+GRIDS = QUICK.replace('["sgd"]', '["sgd", "adamw"]').replace("sgd = 0.3", "sgd = 0.3, adamw = 0.01")
+
+
+def test_an_optimiser_may_have_a_grid_of_its_own():
+    study = read_settings(Path(write(GRIDS + "[grids]\nadamw = [0.0, 0.5, 2.0]\n")), None)
+    assert study.cells() == [
+        *(("sgd", decay, seed) for decay in (0.0, 0.1) for seed in (0, 1)),
+        *(("adamw", decay, seed) for decay in (0.0, 0.5, 2.0) for seed in (0, 1)),
+    ]
+    assert needs.units(study)["sweep"] == 10
+
+
+@pytest.mark.parametrize(
+    ("grid", "words"),
+    [
+        ("noisy-sgd = [0.0, 0.1]", "one for 'noisy-sgd', which is not among"),
+        ("adamw = [0.0]", r"grids\.adamw=\[0\.0\]: a grid needs at least 2"),
+        ("adamw = [0.0, 0.1, 0.1]", r"grids\.adamw: 0\.1 is given twice"),
+        ("adamw = [0.0, -1.0]", "weight_decay=-1"),
+        ("adamw = [0.1, 1.0]", r"grids\.adamw=.* expected it to begin with 0,"),
+    ],
+)
+def test_a_grid_that_is_none_is_refused(grid, words):
+    with pytest.raises(InputError, match=words):
+        read_settings(Path(write(GRIDS + f"[grids]\n{grid}\n")), None)
 
 
 def test_parts_are_left_out_by_name(villani):

@@ -16,17 +16,18 @@ _GUARD = 12.0 * 24  # blocks of the short audit at the start, times its factor (
 
 def units(settings: PaperSettings) -> dict[str, int]:
     """How many units of each kind a study has."""
-    trained = settings.sweep.seeds * len(settings.sweep.weight_decay)
+    trained = len(settings.cells())
     estimators = settings.estimators
     return {
-        "sweep": trained * len(settings.sweep.optimizers),
+        "sweep": trained,
         "criteria": 1 if settings.landscape else 0,
         "landscape": models(settings, "landscape"),
         "spectra": models(settings, "spectra"),
         "convergence": 1 if settings.convergence else 0,
         "certificates": 1 if settings.certificates else 0,
         "estimators": 1 + len(estimators.ways) * estimators.repeats if estimators else 0,
-        "pathologies": trained * len(settings.sweep.optimizers) if settings.pathologies else 0,
+        "pathologies": trained if settings.pathologies else 0,
+        "schedules": len(settings.schedules.ways) * settings.schedules.seeds if settings.schedules else 0,
         "choice": 1,
     }
 
@@ -36,7 +37,7 @@ def models(settings: PaperSettings, part: str) -> int:
     given = getattr(settings, part)
     if given is None:
         return 0
-    return len(settings.examined(part)) * len(settings.sweep.weight_decay)
+    return len(settings.examined(part)) * len(settings.grid("sgd"))
 
 
 def tokens(settings: PaperSettings, held_out: int, train: int) -> dict[str, float]:
@@ -48,14 +49,21 @@ def tokens(settings: PaperSettings, held_out: int, train: int) -> dict[str, floa
         train: blocks that are trained on.
     """
     block = float(settings.sweep.block)
-    made = {"criteria": MEASURED * block if settings.landscape else 0.0}
+    made: dict[str, float] = {}
+    if planned := settings.schedules:
+        sweep, gap = (
+            settings.sweep,
+            planned.seeds * 2 * planned.blocks / planned.every if "radial-gap" in planned.ways else 0.0,
+        )
+        made["schedules"] = (units(settings)["schedules"] * sweep.batch + gap) * sweep.steps * block
+    made["criteria"] = MEASURED * block if settings.landscape else 0.0
     if land := settings.landscape:
         directions = sum(2 if kind == "random" else 1 for kind in land.rays)
         rays = MEASURED * directions * len({0.0, *land.radii}) * land.ray_groups
         made["landscape"] = models(settings, "landscape") * (rays + ORBITS * land.groups) * land.sequences * block
     if spectra := settings.spectra:
         products = _PAIR * (spectra.top + spectra.bottom) + spectra.density_probes * spectra.density_steps
-        again = _PAIR * (len(settings.sweep.weight_decay) - 1)  # λ₁(∇²F) at the first seed
+        again = _PAIR * (len(settings.grid("sgd")) - 1)  # λ₁(∇²F) at the first seed
         whole = PRODUCT * (models(settings, "spectra") * products + again)
         made["spectra"] = whole * spectra.groups * spectra.sequences * block
     if part := settings.convergence:

@@ -1,5 +1,6 @@
 """The page of `villani study paper`: what follows, in words and tables; `figures.py` has the pictures."""
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -8,6 +9,7 @@ from rich.console import Console
 from villani.commands.converge.record import RateRecord
 from villani.commands.paper.figures import pictures as pictures  # a page has them
 from villani.commands.paper.record import ClaimRecord, PaperRecord, TrendRecord
+from villani.commands.paper.sentences import schedule_sentence
 from villani.commands.recommend.page import rule_notes, rule_rows
 from villani.commands.recommend.record import NAMES, OptimizerRecord, RuleRecord
 from villani.outwards import UNAVAILABLE, upper
@@ -56,6 +58,7 @@ def findings(record: PaperRecord) -> dict[str, str]:
     moved = [_moved(name, trend) for name, trend in record.trends.items()]
     return {
         "E6: the grid against rules": _choice_words(record),
+        "E6: schedules": schedule_sentence(record.schedules),
         "What decay does": record.decay_sentence,
         "Pathologies": " ".join(words for words in moved if words),
         "E4: the best certificate": record.certificate_sentence,
@@ -76,6 +79,7 @@ def tables(record: PaperRecord) -> str:
         {
             "E4 and E6: training": _noted(_TRAINING_NOTE, rows_of(record.training, _TRAINING)),
             "E6: where rules land": _noted(_CHOICE_NOTE, _choice_rows(record)),
+            "E6: schedules of weight decay": _noted(_SCHEDULES_NOTE, rows_of(record.schedules, _SCHEDULES)),
             "E1: Ψ over λ and s": _noted(_LANDSCAPE_NOTE, _landscape_rows(record)),
             "E2: spectra": _spectra(record),
             "E3: what is promised": "".join(note(p.sentence) for p in record.convergence) + elements.table(promises),
@@ -104,6 +108,11 @@ _TRAINING_NOTE = (
 _CHOICE_NOTE = (
     "✓: lands where no λ can be told from the grid's best, at 95 %; ✗: elsewhere; –: names no λ that can be used. "
     "Margins are nats above the grid's best, at the λ of the grid nearest to what a rule names."
+)
+_SCHEDULES_NOTE = (
+    "AdamW at the λ that the grid chose, on training seeds that come after the grid's. Δ: 95 % intervals of the change "
+    "from that λ held constant, seed by seed, at the end and at each run's best step. The radial gap takes nothing "
+    "from the grid, but blocks of the same text that are neither trained on nor judged by."
 )
 _LANDSCAPE_NOTE = (
     "Models that SGD with L2 led to. s*: Ψ_s → −∞ along an orbit for every s above, at 95 % for one model at a time. A "
@@ -142,6 +151,14 @@ _TRAINING: Columns = {
     "held out": "held_out", "gap": "gap", "Δ training": "train_change.interval",
     "Δ held out": "held_out_change.interval", "Δ gap": "gap_change.interval",
     "steps": lambda p: format_plain(p.steps, ".0f"), "‖θ‖²": "norm_squared",
+}  # fmt: skip
+_SCHEDULES: Columns = {
+    "schedule": "schedule",
+    "λ₀": lambda p: UNAVAILABLE if p.schedule == "radial-gap" else format_number(p.weight_decay),
+    "last λ": lambda p: ", ".join(format_number(x, 3) for x in p.last),
+    "seeds": lambda p: f"{len(p.seeds)} ({p.diverged} diverged)" if p.diverged else str(len(p.seeds)),
+    "training": "train_loss", "held out": "held_out", "Δ held out": "change.interval",
+    "Δ at the best step": "best_change.interval",
 }  # fmt: skip
 _PROMISES: Columns = {
     "promise": "name", "rate at least": lambda p: f"10^{p.log10:.2f}", "verdict": _verdict, "why": "sentence",
@@ -279,7 +296,7 @@ def _about(record: PaperRecord) -> dict[str, str]:
         "model": f"{record.model.description}; {record.parameters:,} parameters",
         "trained on": f"{record.text.spec}; {record.text.words}",
         "held out": f"{record.held_out.spec}; {record.held_out.words}",
-        "training": f"{record.steps} steps, {record.seeds} seeds at {len(record.grid)} values of λ",
+        "training": f"{record.steps} steps, {record.seeds} seeds at {_grid_words(record)} values of λ",
         "criteria": "; ".join(
             f"decay {c.decay}: smooth {c.smoothness.verdict}, growth {c.growth.verdict}, tails {c.tails.verdict}"
             for c in record.criteria
@@ -287,6 +304,14 @@ def _about(record: PaperRecord) -> dict[str, str]:
         "command": record.provenance.command + " (settings.toml lies in the run directory)",
     }  # fmt: skip
     return about | ({"minutes": spent} if spent else {})
+
+
+def _grid_words(record: PaperRecord) -> str:
+    """How many λ were trained at; of each optimiser, where they differ."""
+    counts = Counter(point.optimizer for point in record.training)
+    if len({*counts.values()}) < 2:
+        return str(len(record.grid))
+    return ", ".join(f"{count} ({_name(optimizer)})" for optimizer, count in counts.items())
 
 
 def _moved(name: str, trend: Sequence[TrendRecord]) -> str:

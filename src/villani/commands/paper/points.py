@@ -80,7 +80,7 @@ class Study:
 def criteria(study: Study, cell: SweepCell) -> list[CriteriaRecord]:
     """(i) to (iii) with the decay that was trained with, and with the one that Hugging Face's Trainer uses."""
     sweep = study.settings.sweep
-    decay = cell.weight_decay or max(sweep.weight_decay)
+    decay = cell.weight_decay or max(study.settings.grid("sgd"))
     there = study.subject(cell, 1, 1).objective
     smooth = audit_smoothness(there)  # whatever decays
     return [

@@ -116,6 +116,22 @@ class TrainingPoint(Record):
     steps: float | None = Field(description="mean steps to `common_loss`; null if a seed does not get there")
 
 
+class SchedulePoint(Record):
+    """E6: AdamW under one schedule, on seeds after the grid's; t-intervals over those seeds."""
+
+    schedule: str
+    optimizer: str
+    chosen: float = Field(ge=0, description="λ of the least mean held-out loss over the seeds of the grid")
+    weight_decay: float = Field(ge=0, description="λ₀; of radial-gap a mark without meaning")
+    last: list[float] = Field(description="largest λ of the last step, by seed that did not diverge")
+    seeds: list[int]
+    diverged: int
+    held_out: EstimateRecord | None = Field(description="nats per token at the end; null if under two seeds remain")
+    train_loss: EstimateRecord | None
+    change: EstimateRecord | None = Field(description="of `held_out`, from the chosen λ held constant, seed by seed")
+    best_change: EstimateRecord | None = Field(description="the same of the least loss of the run's curve")
+
+
 class EstimatorPoint(Record):
     """E5: one way to tr ∇²L on fixed groups, repeated; seconds are in the cost."""
 
@@ -165,6 +181,7 @@ class PaperRecord(Record):
     certificates: list[CertificatePoint]
     certificate_sentence: str
     estimators: EstimatorsRecord | None
+    schedules: list[SchedulePoint] = Field(default_factory=list, description="E6, schedules on fresh seeds")
     choices: list[OptimizerRecord] = Field(description="E6, as of `villani recommend`, from the same training runs")
     pathologies: list[PathologyPoint]
     trends: dict[str, list[TrendRecord]] = Field(description="pathologies over seeds, by name")

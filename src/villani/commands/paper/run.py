@@ -7,7 +7,7 @@ folders of their own, with their own ledgers and pages. Nothing is measured here
 
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
 from math import ceil
@@ -29,6 +29,7 @@ from villani.commands.paper.record import (
     PathologyPoint,
     SpectrumPoint,
 )
+from villani.commands.paper.schedules import schedule_points
 from villani.commands.paper.sentences import choice_sentence, decay_sentence
 from villani.commands.paper.settings import PARTS, EstimatorsPart, PaperOptions, Ways
 from villani.commands.paper.training import best_decay, learned_curvature, pathology_trends, training_points
@@ -66,6 +67,7 @@ def run(options: PaperOptions, work: Work) -> Outcome:
         **{f"sweep.{name}": value for name, value in trained.model_dump(mode="json", exclude=_FREE).items()},
         "token_checksums": [record.token_checksum for record in text.records],
         **bits_of(provenance),
+        **({"grids": settings.grids} if settings.grids else {}),
     }
     counts = units(settings)
     needs = needs_of(
@@ -79,11 +81,18 @@ def run(options: PaperOptions, work: Work) -> Outcome:
         device=trained.device, agreed=options.yes,
     )  # fmt: skip
     study = _Run(settings, text, work, options.keep_weights)
+    cells = study.trained()
+    schedules = schedule_points(study, cells)
+    if not work.team.main:
+        return Outcome([])
+    work = work.alone()
+    study = replace(study, work=work)
     record = PaperRecord.of(
         model=loaded.record, parameters=objective.parameters.size, text=text.records[0], held_out=text.records[1],
-        grid=trained.weight_decay, seeds=trained.seeds, optimizers=[*trained.optimizers], steps=trained.steps,
+        grid=[*dict.fromkeys(decay for _, decay, _ in settings.cells())],
+        seeds=trained.seeds, optimizers=[*trained.optimizers], steps=trained.steps,
         temperatures=settings.temperature, cut=settings.cuts(), confidence=CONFIDENCE, provenance=provenance,
-        claims=[], sentence="", **study.measured(objective.parameters.size),
+        schedules=schedules, claims=[], sentence="", **study.measured(cells, objective.parameters.size),
     )  # fmt: skip
     judged = claims(record)
     record = record.model_copy(update={"claims": judged, "sentence": sentence(judged)})
@@ -93,7 +102,8 @@ def run(options: PaperOptions, work: Work) -> Outcome:
     parts = {kind: seconds for kind, (seconds, _, count) in spent.items() if count}
     for way in settings.estimators.ways if settings.estimators else ():
         parts[f"estimators/{way}"] = work.spent(f"estimators/{way}/")[0]
-    cost = work.cost(counts["sweep"] * trained.steps * trained.batch * (trained.block - 1), parts=parts)
+    runs = counts["sweep"] + sum(len(point.seeds) for point in schedules)
+    cost = work.cost(runs * trained.steps * trained.batch * (trained.block - 1), parts=parts)
     return Outcome([record], {0: cost}, title=f"villani study paper · {trained.model} · {trained.text}")
 
 
@@ -103,12 +113,16 @@ class _Run(Study):
 
     keep_weights: bool = False
 
-    def measured(self, parameters: int) -> dict[str, Any]:
+    def trained(self) -> list[SweepCell]:
+        """The cells of the sweep, which processes share."""
+        wanted: Callable[[CellKey], bool] | bool = True if self.keep_weights else self._looks
+        return sweep(self.settings.sweep, self.work.scope("sweep"), self.settings.cells(), keep=wanted)
+
+    def measured(self, cells: list[SweepCell], parameters: int) -> dict[str, Any]:
         """All fields of the record that are measured."""
         settings = self.settings
-        optimizers, grid = [*settings.sweep.optimizers], settings.sweep.weight_decay
-        wanted: Callable[[CellKey], bool] | bool = True if self.keep_weights else self._looks
-        cells = sweep(settings.sweep, self.work.scope("sweep"), keep=wanted)
+        optimizers = [*settings.sweep.optimizers]
+        grid = [*dict.fromkeys(cell.weight_decay for cell in cells)]
         trained = [c for c in cells if not c.diverged]
         descended = [c for c in trained if c.optimizer == "sgd"]
         examined: list[CriteriaRecord] = []

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from villani.commands.paper.record import TrainingPoint
+from villani.commands.paper.record import SchedulePoint, TrainingPoint
 from villani.commands.recommend.record import OptimizerRecord
 from villani.outwards import lower, upper
 from villani.statistics import resolved_sign
@@ -57,6 +57,19 @@ def choice_sentence(choices: Sequence[OptimizerRecord]) -> str:
     return (
         "Held-out nats above the grid's best λ [an interval], at the λ of the grid nearest to what a rule names, "
         "and the share of the grid's training that it takes. " + ". ".join(words) + "."
+    )
+
+
+def schedule_sentence(points: Sequence[SchedulePoint]) -> str:
+    """E6 of schedules in short: how much each differs from its constant λ on fresh seeds, and whether beyond error."""
+    changed = [(p.schedule, p.change) for p in points if p.change]
+    if not changed:
+        return ""
+    beyond = [name for name, change in changed if sign(change, len(changed))]
+    words = ", ".join(f"{name} {change_words(change)}" for name, change in changed)
+    return (
+        f"AdamW on {len(points[0].seeds)} fresh seeds, held-out nats from the grid's λ = {points[0].chosen:g} held "
+        f"constant: {words}. Beyond error in {len(changed)} comparisons: {', '.join(beyond) or 'none'}."
     )
 
 

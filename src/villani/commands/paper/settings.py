@@ -17,16 +17,18 @@ from villani.commands.blocks import ConsentBlock, Settings, shared
 from villani.commands.certify.settings import CertifySettings
 from villani.commands.converge.settings import ConvergeSettings
 from villani.commands.option import option
-from villani.commands.recommend.settings import SweepSettings
+from villani.commands.recommend.settings import OptimizerName, SweepSettings, check_grid
 from villani.errors import InputError, check_positive
 from villani.work import foreign
 
 Size = Literal["tiny", "small", "125m", "pretrained", "long"]
-PartName = Literal["landscape", "spectra", "convergence", "certificates", "estimators", "pathologies"]
+PartName = Literal["landscape", "spectra", "convergence", "certificates", "estimators", "pathologies", "schedules"]
 PARTS: dict[PartName, str] = {
     "landscape": "E1, Ψ along rays and orbits", "spectra": "E2, spectra", "convergence": "E3, chains of noisy SGD",
     "certificates": "E4, certificates", "estimators": "E5, ways to the trace", "pathologies": "pathologies",
+    "schedules": "E6, schedules of weight decay",
 }  # fmt: skip
+ScheduleName = Literal["constant", "memory", "adamc", "cautious", "radial-gap"]
 Ways = Literal["hutchinson", "gauss-newton", "taylor", "taylor-layer", "taylor-tensor"]
 _HELD_OUT = {  # named corpora have a split of their own to judge by
     "ptb": "ptb:valid", "ptb:train": "ptb:valid", "wikitext": "wikitext-103:test", "wikitext-103": "wikitext-103:test",
@@ -113,11 +115,25 @@ class PathologiesPart(_Part):
     blocks: int = 32
 
 
+class SchedulesPart(_Part):
+    """E6 of schedules: AdamW at the λ that the grid chose, on training seeds that come after the grid's.
+
+    `every` and `blocks` are of the radial gap's measurements; `cap` is the largest λ of any schedule.
+    """
+
+    ways: list[ScheduleName] = Field(default_factory=lambda: [*get_args(ScheduleName)])
+    seeds: int = 2
+    every: int = 100
+    blocks: int = 64
+    cap: float = 10.0
+
+
 class PaperSettings(_Part):
     """A study: what is trained, and which experiments are done with it. A part that is left out is not done."""
 
     sweep: SweepSettings
     temperature: list[float]
+    grids: dict[OptimizerName, list[float]] = Field(default_factory=dict)  # λ of an optimiser with a grid of its own
     cut: list[str] = Field(default_factory=list)  # what was made smaller than it should be, in words
     landscape: LandscapePart | None = None
     spectra: SpectraPart | None = None
@@ -125,6 +141,16 @@ class PaperSettings(_Part):
     certificates: CertificatesPart | None = None
     estimators: EstimatorsPart | None = None
     pathologies: PathologiesPart | None = None
+    schedules: SchedulesPart | None = None
+
+    def grid(self, optimizer: OptimizerName) -> list[float]:
+        """λ that one optimiser trains at."""
+        return self.grids.get(optimizer, self.sweep.weight_decay)
+
+    def cells(self) -> list[tuple[OptimizerName, float, int]]:
+        """The training runs: optimisers in order, λ in the order of each one's grid, then seeds."""
+        sweep = self.sweep
+        return [(o, decay, seed) for o in sweep.optimizers for decay in self.grid(o) for seed in sweep.training_seeds]
 
     def examined(self, part: str) -> range:
         """Training seeds whose models E1 or E2 looks at."""
@@ -133,7 +159,8 @@ class PaperSettings(_Part):
 
     def cuts(self) -> list[str]:
         """What this study leaves out or does less of, in words."""
-        left = [f"{words}: left out" for name, words in PARTS.items() if getattr(self, name) is None]
+        preprint = {name: words for name, words in PARTS.items() if name != "schedules"}  # which has none
+        left = [f"{words}: left out" for name, words in preprint.items() if getattr(self, name) is None]
         fewer = [
             f"{PARTS[name]}: at {len(self.examined(name))} of {self.sweep.seeds} training seeds"
             for name in ("landscape", "spectra")
@@ -152,6 +179,15 @@ class PaperSettings(_Part):
             InputError: it is one of these.
         """
         self.sweep.check()
+        for name, grid in self.grids.items():
+            if name not in self.sweep.optimizers:
+                raise InputError(f"grids: one for {name!r}, which is not among the optimizers")
+            check_grid(f"grids.{name}", grid)
+            if grid[0] != self.sweep.weight_decay[0]:
+                raise InputError(
+                    f"grids.{name}={grid}: expected it to begin with {self.sweep.weight_decay[0]:g}, as weight_decay "
+                    "does: changes are told from there"
+                )
         if self.sweep.seeds < 2:
             raise InputError(f"sweep.seeds={self.sweep.seeds}: expected at least 2, for intervals over training seeds")
         if not self.temperature:
@@ -165,6 +201,7 @@ class PaperSettings(_Part):
             "certificates": {"steps": 1, "batch": 1, "candidates": 1},
             "estimators": {"groups": 1, "sequences": 1, "probes": 2, "repeats": 2, "reference_probes": 2, "exact": 0},
             "pathologies": {"blocks": 2},
+            "schedules": {"seeds": 2, "every": 1, "blocks": 1},
         }
         for part, fields in least.items():
             given = getattr(self, part)
@@ -177,6 +214,12 @@ class PaperSettings(_Part):
             raise InputError(f"landscape.groups={self.landscape.groups}: expected at least 12 with search")
         if self.landscape and len({0.0, *self.landscape.radii}) < 4:
             raise InputError(f"landscape.radii={self.landscape.radii}: expected at least 3 that differ and are not 0")
+        if self.schedules:
+            check_positive(**{"schedules.cap": self.schedules.cap})
+            if "constant" not in self.schedules.ways or len(set(self.schedules.ways)) < len(self.schedules.ways):
+                raise InputError(f"schedules.ways={self.schedules.ways}: expected different ones, constant among them")
+            if "adamw" not in self.sweep.optimizers:
+                raise InputError("sweep.optimizers: schedules are of adamw: add adamw, or leave schedules out")
         if self.convergence:
             check_positive(**{"convergence.temperature": self.convergence.temperature})
             self.chains().filled()
@@ -209,7 +252,8 @@ class PaperSettings(_Part):
         """Of what determines the rows of a part, beside the sweep: a part may be changed, and only it is done again."""
         given = getattr(self, part, None)
         # what no row depends on, and what came later, where it changes nothing
-        later = {"seeds", "memory"} | {n for n in ("basis", "weight_decay") if not getattr(given, n, None)}
+        later = {"seeds", "memory", "ways"} if part == "schedules" else {"seeds", "memory"}
+        later |= {n for n in ("basis", "weight_decay") if not getattr(given, n, None)}
         text = "" if given is None else given.model_dump_json(exclude=later)
         if part == "landscape":
             text += repr(self.temperature)

@@ -131,6 +131,9 @@ def run(settings: RecommendSettings, work: Work) -> Outcome:
     swept = sweep(
         settings, work, [*product(settings.optimizers, grid, settings.training_seeds)], keep=settings.keep_weights
     )
+    if not work.team.main:
+        return Outcome([])
+    work = work.alone()
     certificates = _certificates(settings, text, work)
     space, smoothing = objective.parameters, Smoothing(outputs(loaded.model), settings.alpha)
     evidence = Evidence(settings, text, space, smoothing, certificates, *pairs_of(settings, audited, work), rates)

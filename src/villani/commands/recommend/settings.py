@@ -1,6 +1,6 @@
 """What `villani recommend` is asked, and what any sweep over λ trains."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, ClassVar, Literal, get_args
 
@@ -90,16 +90,8 @@ class SweepSettings(
 
     def check(self) -> None:
         """See `Settings.check`."""
-        from villani.objective.objective import check_weight_decay
-
         self.check_least()
-        grid = self.weight_decay
-        if len(grid) < 2:
-            raise InputError(f"weight_decay={grid}: a grid needs at least 2 values")
-        if repeated := [value for value in grid if grid.count(value) > 1]:
-            raise InputError(f"weight_decay: {repeated[0]:g} is given twice")
-        for value in grid:
-            check_weight_decay(value)
+        check_grid("weight_decay", self.weight_decay)
         if not self.optimizers or len(set(self.optimizers)) < len(self.optimizers):
             raise InputError(f"optimizers={self.optimizers}: expected different ones of {', '.join(OPTIMIZERS)}")
         self._check_rates()
@@ -127,6 +119,18 @@ class SweepSettings(
     def _rates_complete(self) -> bool:
         """Whether every optimiser's rate stands here, and none is looked up beside the model."""
         return True
+
+
+def check_grid(name: str, grid: Sequence[float]) -> None:
+    """Refuse λ that are no grid."""
+    from villani.objective.objective import check_weight_decay
+
+    if len(grid) < 2:
+        raise InputError(f"{name}={grid}: a grid needs at least 2 values")
+    if repeated := [value for value in grid if grid.count(value) > 1]:
+        raise InputError(f"{name}: {repeated[0]:g} is given twice")
+    for value in grid:
+        check_weight_decay(value)
 
 
 def _random(model: Any) -> bool:

@@ -1,17 +1,19 @@
 """A sweep over weight decay: the same start and batches at every λ, a cell for each optimiser, λ and training seed.
 
-A cell is a unit of work: a kill loses one. Its weights go into a safetensors file before the ledger has its row, which
-knows their checksum, and stay there where they were asked for. A cell that diverges is a result, and has no weights.
+A cell is a unit of work, which processes share out; what a kill breaks off goes on from the state that it left. Its
+weights go into a safetensors file before the ledger has its row, which knows their checksum, and stay there where they
+were asked for. A cell that diverges is a result, and has no weights.
 """
 
 import hashlib
 import platform
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import product
+from itertools import count, product
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,6 +23,8 @@ from villani.commands.recommend.settings import SweepSettings
 from villani.commands.running import versions
 from villani.commands.subject import begin, load, load_blocks, load_text, load_tokenizer_of, outputs
 from villani.dynamics.chain import label_probabilities
+from villani.dynamics.interrupted import clear
+from villani.dynamics.schedules import DecaySchedule
 from villani.dynamics.training import Diverged, Optimizer, train
 from villani.errors import InputError
 from villani.inputs.models import LoadedModel
@@ -33,6 +37,7 @@ from villani.streams import Purpose, word
 from villani.work.budget import Needs, Shape
 from villani.work.records import TextRecord
 from villani.work.stretches import checksum, read_state, write_state
+from villani.work.team import Rows
 from villani.work.work import Work
 
 CellKey = tuple[Optimizer, float, int]  # optimiser, λ, training seed
@@ -161,28 +166,44 @@ def sweep(
     _same_work(settings, text, work)
     work.stage("training runs", stage)
     lasting = {cell for cell in cells if (keep(cell) if callable(keep) else keep)}
-    rows = {cell: work.get(_key(*cell)) for cell in cells}
-    missing = [cell for cell in cells if _is_missing(rows[cell], _weights(directory, *cell), cell in lasting)]
-    order = list(dict.fromkeys(cell[0] for cell in missing))
-    missing.sort(key=lambda cell: (order.index(cell[0]), cell[2]))  # the start of one seed is held at a time
-    for number, cell in enumerate(missing, len(cells) - len(missing)):
-        model = load(settings, work, start_spec(settings, cell[2]), train=True).model
-        work.stage(f"{cell[0]}: {sum(other[0] == cell[0] for other in missing)} training runs", stage)
-        part, weights = work.part(number, len(cells)), _weights(directory, *cell)
-        make = partial(_train_cell, settings, text, cell, model, weights, part)
-        if rows[cell] is None:
-            work.once(_key(*cell), make)
-        elif not np.array_equal(make().get("weights", np.zeros(0)), cast(dict[str, Array], rows[cell])["weights"]):
+    in_order = sorted(cells, key=lambda cell: cell[2])  # one start is held at a time, and a part of them is of use
+    rows = _trained(settings, text, work, in_order, lasting, stage)
+    gone = [c for c in in_order if c in lasting and not rows[c]["diverged"] and not _weights(directory, *c).exists()]
+    gone = [(optimizer, decay, seed) for optimizer, decay, seed in work.team.broadcast(gone)]
+    for cell, row in _trained(settings, text, work, gone, lasting, stage, again=True).items():
+        if not np.array_equal(row.get("weights", np.zeros(0)), rows[cell]["weights"]):
+            weights = _weights(directory, *cell)
             weights.unlink(missing_ok=True)
             raise InputError(f"{weights}: training this cell again led to other weights than before: use another --run")
+    return [cell_of(directory, cell, text, rows[cell]) for cell in cells]
+
+
+def _trained(
+    settings: SweepSettings, text: SweepText, work: Work, cells: Sequence[CellKey], lasting: Set[CellKey], stage: str,
+    *, again: bool = False,
+) -> dict[CellKey, Rows]:  # fmt: skip
+    """The rows of cells: what the ledger has, or what they are trained to here; `again` asks no ledger."""
+    missing = [cell for cell in cells if again or work.get(_key(*cell)) is None]
+    of, rest = Counter(cell[0] for cell in missing), count(len(cells) - len(missing), work.team.size)
+    earlier: list[Path] = []  # of this process; the ledger has their cells by the time that the next is begun
+
+    def make(cell: CellKey) -> Rows:
+        while earlier:
+            clear(earlier.pop())
+        model = load(settings, work, start_spec(settings, cell[2]), train=True).model
+        work.stage(f"{cell[0]}: {of[cell[0]]} training runs", stage)
+        weights = _weights(work.folder(), *cell)
+        earlier.append(weights.with_name(f"{weights.stem}-state"))
+        row = train_cell(settings, text, cell, model, weights, earlier[0], work.part(next(rest), len(cells)))
         if cell not in lasting:
             weights.unlink(missing_ok=True)
-    return [_cell(directory, cell, text, cast(dict[str, Array], work.get(_key(*cell)))) for cell in cells]
+        return row
 
-
-def _is_missing(row: Mapping[str, Array] | None, weights: Path, lasting: bool) -> bool:
-    """Whether a cell has to be trained: it never was, or its weights are to be kept and are not there."""
-    return row is None or (lasting and not bool(row["diverged"]) and not weights.exists())
+    units = {_key(*cell): partial(make, cell) for cell in cells}
+    rows = work.team.map(units) if again else work.map(units)
+    while earlier:
+        clear(earlier.pop())
+    return dict(zip(cells, rows, strict=True))
 
 
 def needs_of(
@@ -225,9 +246,11 @@ def start_spec(settings: SweepSettings, seed: int) -> str:
     return f"{name}?" + "&".join(f"{key}={value}" for key, value in options.items())
 
 
-def _train_cell(
-    settings: SweepSettings, text: SweepText, cell: CellKey, model: torch.nn.Module, weights: Path, work: Work
-) -> dict[str, Array]:
+def train_cell(
+    settings: SweepSettings, text: SweepText, cell: CellKey, model: torch.nn.Module, weights: Path, state: Path,
+    work: Work, decay_schedule: DecaySchedule | None = None,
+) -> dict[str, Array]:  # fmt: skip
+    """Train a cell, write its weights, and give its row; `state` is what a kill leaves, see `train`."""
     (optimizer, decay, seed), device = cell, torch.device(settings.device)
     tensors: list[torch.Tensor] = list(model.parameters())
     blocks = [(part.ids.to(device), part.labels.to(device)) for part in (text.train, text.held_out)]
@@ -243,6 +266,7 @@ def _train_cell(
                 decay=settings.decay, momentum=settings.momentum if optimizer == "sgd" else 0.0,
                 temperature=settings.temperature if optimizer == "noisy-sgd" else None, schedule=settings.schedule,
                 clip=settings.clip, held_out=blocks[1], evaluate_every=settings.evaluate_every, work=work,
+                state=state, decay_schedule=decay_schedule,
             ).held_out  # fmt: skip
         except Diverged as error:
             curve, diverged = curve + error.held_out, True
@@ -281,7 +305,8 @@ def _sample(blocks: Blocks, most: int) -> Blocks:
     return Blocks(blocks.ids[rows], blocks.labels[rows], blocks.documents, blocks.tokens, blocks.cut)
 
 
-def _cell(directory: Path, key: CellKey, text: SweepText, row: dict[str, Array]) -> SweepCell:
+def cell_of(directory: Path, key: CellKey, text: SweepText, row: Rows) -> SweepCell:
+    """The cell that a row tells of."""
     diverged = bool(row["diverged"])
     counts, empty = text.held_out.counts.astype(float), np.zeros(0)
     return SweepCell(
