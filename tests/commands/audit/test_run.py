@@ -33,8 +33,8 @@ LOOKS = {"checksum": 0, "fingerprint": 0, "check": 0}  # at all of θ, in the qu
 def trained(tmp_path_factory):
     """A checkpoint of some training: at random weights Δ_B L is too near to 0 to tell its sign."""
     folder = tmp_path_factory.mktemp("models") / "trained"
-    loaded = load_model("builtin:tiny")
-    optimizer = torch.optim.AdamW(loaded.model.parameters(), lr=3e-3)
+    loaded = load_model("builtin:tiny?layers=1&width=32&context=32")
+    optimizer = torch.optim.AdamW(loaded.model.parameters(), lr=1e-2)
     for batch in groups_from_text("builtin", loaded, groups=200, sequences=8, block=32):
         loaded.model(input_ids=batch["input_ids"], labels=batch["input_ids"]).loss.backward()
         optimizer.step()
