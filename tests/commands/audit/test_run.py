@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from tests.conftest import SHARING
 from villani import cli, groups_from_text, load_model
 from villani.commands.audit.settings import AuditSettings
 from villani.commands.audit.tables import outcomes
@@ -115,7 +116,8 @@ def test_another_temperature_is_answered_from_the_ledger(quick, tmp_path):
         assert [p.parts.hessian_trace for p in was.psi] == [p.parts.hessian_trace for p in now.psi]
 
 
-def test_a_killed_audit_resumes_to_the_same_bytes(quick, tmp_path):
+def test_a_killed_audit_resumes_to_the_same_bytes(quick, tmp_path, monkeypatch):
+    SHARING.refuse(monkeypatch)  # or it is over before it is killed
     assert torch.get_num_threads() == 1, "forking is only safe without a thread pool"
     directory, _ = quick
     for seconds in (1.0, 2.0):
