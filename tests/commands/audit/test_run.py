@@ -48,7 +48,7 @@ def trained(tmp_path_factory):
 def audited(trained, tmp_path_factory):
     """A run directory and its record."""
     settings = AuditSettings(
-        model=trained, tokenizer="builtin", groups=18, probes=6, sequences=4, block=32, temperature=10.0, search=1,
+        model=trained, tokenizer="builtin", groups=12, probes=4, sequences=4, block=32, temperature=10.0, search=1,
         ray_groups=3, rays=["parameters"], threads=1,
     )  # fmt: skip
     return execute(settings, tmp_path_factory.mktemp("audits") / "run")
