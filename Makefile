@@ -7,8 +7,9 @@ PIP := .venv/bin/pip --disable-pip-version-check
 demo: .venv/installed
 	.venv/bin/villani demo --run runs/demo
 
+# A thread for each of two workers; who has nothing left to do takes over tests of the other.
 test: lint
-	.venv/bin/pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 .venv/bin/pytest -n 2 --dist worksteal
 
 lint: .venv/tested
 	.venv/bin/ruff check --no-cache .

@@ -1,5 +1,6 @@
 """Small float64 models, a pool of awkward groups, and dense oracles for them."""
 
+import gc
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from transformers.models.gpt_neo.modeling_gpt_neo import GPTNeoSelfAttention
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
 
+from tests.traces import Sharing
 from villani.cli import main
 from villani.inputs.models import load_model
 
@@ -96,6 +98,30 @@ def float64_throughout(monkeypatch):
     for kind in (LlamaRMSNorm, Qwen2RMSNorm):
         monkeypatch.setattr(kind, "forward", partialmethod(rms_norm, kind.forward))
     monkeypatch.setattr(nn.functional, "softmax", softmax_without_cast)
+
+
+SHARING = Sharing()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def shared_traces():
+    """What is the same architecture is traced once for all tests."""
+    with SHARING.through_session():
+        yield
+
+
+@pytest.fixture(autouse=True)
+def traces_of_this_test(monkeypatch, float64_throughout):
+    """None are shared once traced code is patched; overridden where tracing itself is tested."""
+    SHARING.begin(monkeypatch)
+    yield
+    SHARING.end()
+
+
+def pytest_collection_finish():
+    """What is imported and collected by now stays to the end: the garbage collector need not walk it again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(params=list(ARCHITECTURES))

@@ -136,6 +136,7 @@ def script(monkeypatch, tmp_path):
         path = ROOT / "benchmarks" / f"{name}.py"
         monkeypatch.chdir(tmp_path)
         monkeypatch.setenv("OMP_NUM_THREADS", "1")
+        monkeypatch.setattr(torch, "set_num_threads", lambda _: None)  # one, as in all tests
         monkeypatch.syspath_prepend(str(ROOT))
         monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
         spec = importlib.util.spec_from_file_location(name, path)
@@ -148,9 +149,8 @@ def script(monkeypatch, tmp_path):
             monkeypatch.setattr(module, "PATH", tmp_path / "figures.json")
         return module
 
-    threads, temporary = torch.get_num_threads(), tempfile.tempdir
+    temporary = tempfile.tempdir
     yield load
-    torch.set_num_threads(threads)
     tempfile.tempdir = temporary
 
 

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from villani.errors import InputError
+from villani.theory.enclosures import enclose
 from villani.theory.expressions import FUNCTIONS, parse
 
 POINTS = np.array([[0.3, -0.7, 1.9, 0.05], [1.1, 0.4, -0.8, 2.0]])
@@ -94,7 +95,7 @@ def test_parameters_are_not_coordinates():
         ("w = 3", "not readable"),
         ("w" * 3000, "at most"),
         ("(" * 900 + "w" + ")" * 900, "not readable"),
-        ("-" * 1900 + "w", "not readable"),
+        ("-" * 1900 + "w", "inside one another"),
     ],
 )
 def test_what_is_not_arithmetic_is_refused_in_one_line(text, fragment):
@@ -102,6 +103,34 @@ def test_what_is_not_arithmetic_is_refused_in_one_line(text, fragment):
         parse(text)
     assert fragment in str(refused.value)
     assert len(str(refused.value)) < 400
+
+
+@pytest.mark.parametrize("pieces", [("{}+w", 299), ("w-({})", 150), ("1/({})", 150), ("-{}", 299), ("sin({})", 190)])
+def test_what_is_nested_as_deep_as_may_be_is_evaluated_enclosed_and_compared(pieces):
+    form, depth = pieces
+    text = "w"
+    for _ in range(depth):
+        text = form.format(text)
+
+    def from_below(frames):
+        if frames:
+            return from_below(frames - 1)
+        function = parse(text)
+        assert function == parse(text)
+        assert hash(function) == hash(parse(text))
+        low = np.full((1, 1), 0.4)
+        box = enclose(function, low, low + 0.2).value
+        return function(low + 0.1)[0], box.low[0], box.high[0]
+
+    value, low, high = from_below(150)  # calls of a program about it
+    assert not value < low
+    assert not value > high
+
+
+@pytest.mark.parametrize("count", [301, 350, 400, 600, 990])
+def test_what_is_nested_deeper_is_refused(count):
+    with pytest.raises(InputError, match="more than 300 operations inside one another"):
+        parse("+".join(["w"] * count))
 
 
 @settings(max_examples=200, deadline=None)

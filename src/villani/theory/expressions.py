@@ -9,7 +9,7 @@ Logarithms of sums of exponentials are recognised and computed without overflow.
 import ast
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +19,8 @@ from villani.errors import InputError
 
 Array = NDArray[np.float64]
 Curve = Callable[[Array], tuple[Array, Array, Array]]
-_LONGEST = 2000  # characters of an expression; keeps the tree shallow enough to walk
+_LONGEST = 2000  # characters of an expression
+_DEEPEST = 300  # operations inside one another; what walks a tree calls itself once for each
 
 
 @dataclass(frozen=True)
@@ -109,6 +110,17 @@ class LogSumExp:
 
 Tree = Number | Coordinate | Sum | Product | Power | Applied | LogSumExp
 
+_SIGNS: dict[type[ast.unaryop], Callable[[Tree], Tree]] = {
+    ast.USub: lambda inner: Product(Number(-1.0), inner),
+    ast.UAdd: lambda inner: inner,
+}
+_ARITHMETIC: dict[type[ast.operator], Callable[[Tree, Tree], Tree]] = {
+    ast.Add: Sum,
+    ast.Sub: lambda left, right: Sum(left, Product(Number(-1.0), right)),
+    ast.Mult: Product,
+    ast.Div: lambda left, right: Product(left, Power(-1.0, right)),
+}
+
 
 @dataclass(frozen=True)
 class Expression:
@@ -128,7 +140,7 @@ class Expression:
     variables: tuple[str, ...]
     kinked: bool
     constants: tuple[tuple[str, float], ...]
-    tree: Tree
+    tree: Tree = field(compare=False)  # follows from text and constants
 
     def __call__(self, points: Array) -> Array:
         """Values at points (k, n)."""
@@ -157,9 +169,8 @@ def parse(text: str, parameters: Mapping[str, float] | None = None) -> Expressio
         raise InputError(f"expression of {len(text)} characters: expected at most {_LONGEST}")
     try:
         tree = ast.parse(text.strip(), mode="eval").body
-        reader = _Reader(text, {"pi": math.pi, **(parameters or {})})
-        variables = tuple(sorted(reader.names(tree)))
-        built = reader.build(tree, variables)
+        reader = _Reader(text, {"pi": math.pi, **(parameters or {})}, tree)
+        built = reader.build(tree)
     except (SyntaxError, ValueError, OverflowError, RecursionError, MemoryError) as error:
         if isinstance(error, InputError):
             raise
@@ -167,7 +178,7 @@ def parse(text: str, parameters: Mapping[str, float] | None = None) -> Expressio
             f"expression {shortened(text)}: not readable as arithmetic; write it as in 'log(1+exp(-w))'"
         ) from None
     kinked = any(isinstance(part, ast.Name) and part.id == "abs" for part in ast.walk(tree))
-    return Expression(text, variables or ("w",), kinked, tuple(sorted((parameters or {}).items())), built)
+    return Expression(text, reader.variables or ("w",), kinked, tuple(sorted((parameters or {}).items())), built)
 
 
 def shortened(text: str, most: int = 80) -> str:
@@ -178,8 +189,11 @@ def shortened(text: str, most: int = 80) -> str:
 class _Reader:
     """Turns checked `ast` nodes into a `Tree`."""
 
-    def __init__(self, text: str, constants: Mapping[str, float]) -> None:
+    def __init__(self, text: str, constants: Mapping[str, float], tree: ast.expr) -> None:
         self.text, self.constants = text, constants
+        if _depth(tree) > _DEEPEST:
+            raise self.refuse(f"more than {_DEEPEST} operations inside one another; split long sums with brackets")
+        self.variables = tuple(sorted(self.names(tree)))
 
     def refuse(self, what: str) -> InputError:
         return InputError(f"expression {shortened(self.text)}: {what}")
@@ -190,72 +204,67 @@ class _Reader:
         called = {p.func.id for p in ast.walk(tree) if isinstance(p, ast.Call) and isinstance(p.func, ast.Name)}
         return found - set(self.constants) - set(FUNCTIONS) - called
 
-    def build(self, tree: ast.expr, variables: tuple[str, ...]) -> Tree:
+    def build(self, tree: ast.expr) -> Tree:
         """What one subtree says."""
-
-        def below(child: ast.expr) -> Tree:
-            return self.build(child, variables)
-
         match tree:
-            case ast.Constant(value=bool() | complex()):
-                raise self.refuse(f"{tree.value!r} is not a real number")
-            case ast.Constant(value=int() | float() as number):
-                if not math.isfinite(number):
-                    raise self.refuse("a number in it is not finite")
-                return Number(float(number))
+            case ast.Constant(value=value):
+                return Number(self._constant(value))
             case ast.Name(id=name):
-                if name in self.constants:
-                    return Number(float(self.constants[name]))
-                if name in FUNCTIONS:
-                    raise self.refuse(f"{name} is a function: write {name}(…)")
-                return Coordinate(variables.index(name))
-            case ast.UnaryOp(op=ast.USub()):
-                return Product(Number(-1.0), below(tree.operand))
-            case ast.UnaryOp(op=ast.UAdd()):
-                return below(tree.operand)
-            case ast.BinOp(op=ast.Add()):
-                return Sum(below(tree.left), below(tree.right))
-            case ast.BinOp(op=ast.Sub()):
-                return Sum(below(tree.left), Product(Number(-1.0), below(tree.right)))
-            case ast.BinOp(op=ast.Mult()):
-                return Product(below(tree.left), below(tree.right))
-            case ast.BinOp(op=ast.Div()):
-                return Product(below(tree.left), Power(-1.0, below(tree.right)))
-            case ast.BinOp(op=ast.Pow()):
-                return Power(self._number(tree.right), below(tree.left))
+                return self._name(name)
+            case ast.UnaryOp(op=op, operand=operand) if type(op) in _SIGNS:
+                return _SIGNS[type(op)](self.build(operand))
+            case ast.BinOp(left=left, op=ast.Pow(), right=right):
+                return Power(self._exponent(right), self.build(left))
             case ast.BinOp(op=ast.BitXor()):
                 raise self.refuse("^ is not a power here: write **")
-            case ast.Call(func=ast.Name(id="logsumexp"), args=terms, keywords=[]) if terms:
-                return LogSumExp(tuple(below(term) for term in terms))
-            case ast.Call(func=ast.Name(id="log"), args=[argument], keywords=[]):
-                exponents = _exponents(argument)
-                if exponents is not None:
-                    return LogSumExp(tuple(below(exponent) for exponent in exponents))
-                if (
-                    isinstance(argument, ast.Call)
-                    and isinstance(argument.func, ast.Name)
-                    and argument.func.id == "cosh"
-                    and len(argument.args) == 1
-                    and not argument.keywords
-                ):
-                    return Applied("logcosh", below(argument.args[0]))
-                return Applied("log", below(argument))
-            case ast.Call(func=ast.Name(id=name), args=[argument], keywords=[]) if name in FUNCTIONS:
-                return Applied(name, below(argument))
-            case ast.Call(func=ast.Name(id=name)):
-                if name in FUNCTIONS or name == "logsumexp":
-                    raise self.refuse(f"{name} takes one argument" + ("" if name in FUNCTIONS else " or more"))
-                raise self.refuse(f"unknown function {name}; known: {', '.join([*FUNCTIONS, 'logsumexp'])}")
-            case _:
-                raise self.refuse(
-                    f"{type(tree).__name__} is not arithmetic; use + - * / ** and functions of one number"
-                )
+            case ast.BinOp(left=left, op=op, right=right) if type(op) in _ARITHMETIC:
+                return _ARITHMETIC[type(op)](self.build(left), self.build(right))
+            case ast.Call(func=ast.Name(id=name), args=arguments, keywords=named):
+                return self._call(name, arguments, bool(named))
+        raise self._no_arithmetic(type(tree).__name__)
 
-    def _number(self, tree: ast.expr) -> float:
+    def _no_arithmetic(self, node: str) -> InputError:
+        return self.refuse(f"{node} is not arithmetic; use + - * / ** and functions of one number")
+
+    def _constant(self, value: object) -> float:
+        if isinstance(value, bool | complex):
+            raise self.refuse(f"{value!r} is not a real number")
+        if not isinstance(value, int | float):
+            raise self._no_arithmetic("Constant")
+        if not math.isfinite(value):
+            raise self.refuse("a number in it is not finite")
+        return float(value)
+
+    def _name(self, name: str) -> Tree:
+        if name in self.constants:
+            return Number(float(self.constants[name]))
+        if name in FUNCTIONS:
+            raise self.refuse(f"{name} is a function: write {name}(…)")
+        return Coordinate(self.variables.index(name))
+
+    def _call(self, name: str, arguments: list[ast.expr], named: bool) -> Tree:
+        """A function of its arguments; logarithms of Σ exp and of cosh become functions that do not overflow."""
+        if name == "logsumexp" and arguments and not named:
+            return LogSumExp(tuple(map(self.build, arguments)))
+        if name == "logsumexp":
+            raise self.refuse("logsumexp takes one argument or more")
+        if name not in FUNCTIONS:
+            raise self.refuse(f"unknown function {name}; known: {', '.join([*FUNCTIONS, 'logsumexp'])}")
+        if len(arguments) != 1 or named:
+            raise self.refuse(f"{name} takes one argument")
+        if name == "log" and (exponents := _exponents(arguments[0])) is not None:
+            return LogSumExp(tuple(map(self.build, exponents)))
+        inner = self.build(arguments[0])
+        match name, inner:
+            case "log", Applied("cosh", angle):
+                return Applied("logcosh", angle)
+        return Applied(name, inner)
+
+    def _exponent(self, tree: ast.expr) -> float:
         if self.names(tree):
             raise self.refuse("an exponent has to be a number: write exp(p*log(x)) for a power that varies")
         with np.errstate(all="ignore"):
-            value = float(_jet(self.build(tree, ()), np.zeros((0, 1))).value[0])
+            value = float(_jet(self.build(tree), np.zeros((0, 1))).value[0])
         if not math.isfinite(value):
             raise self.refuse("an exponent is no finite number")
         return value
@@ -300,6 +309,15 @@ def _log_sum_exp(jets: list[Jet]) -> Jet:
         apart = jet.gradient - gradient  # covariance of the slopes, as a sum of squares: no cancellation
         hessian += p * (jet.hessian + _outer(apart, apart))
     return Jet(top + np.log(total), gradient, hessian)
+
+
+def _depth(tree: ast.expr) -> int:
+    """Operations inside one another, counted without calling itself."""
+    depth, level = 0, [tree]
+    while level:
+        depth += 1
+        level = [child for part in level for child in ast.iter_child_nodes(part) if isinstance(child, ast.expr)]
+    return depth
 
 
 def _exponents(tree: ast.expr) -> list[ast.expr] | None:

@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from tests.conftest import SHARING
 from villani import cli, groups_from_text, load_model
 from villani.commands.audit.settings import AuditSettings
 from villani.commands.audit.tables import outcomes
@@ -33,8 +34,8 @@ LOOKS = {"checksum": 0, "fingerprint": 0, "check": 0}  # at all of θ, in the qu
 def trained(tmp_path_factory):
     """A checkpoint of some training: at random weights Δ_B L is too near to 0 to tell its sign."""
     folder = tmp_path_factory.mktemp("models") / "trained"
-    loaded = load_model("builtin:tiny")
-    optimizer = torch.optim.AdamW(loaded.model.parameters(), lr=3e-3)
+    loaded = load_model("builtin:tiny?layers=1&width=32&context=32")
+    optimizer = torch.optim.AdamW(loaded.model.parameters(), lr=1e-2)
     for batch in groups_from_text("builtin", loaded, groups=200, sequences=8, block=32):
         loaded.model(input_ids=batch["input_ids"], labels=batch["input_ids"]).loss.backward()
         optimizer.step()
@@ -47,7 +48,7 @@ def trained(tmp_path_factory):
 def audited(trained, tmp_path_factory):
     """A run directory and its record."""
     settings = AuditSettings(
-        model=trained, tokenizer="builtin", groups=18, probes=6, sequences=4, block=32, temperature=10.0, search=1,
+        model=trained, tokenizer="builtin", groups=12, probes=4, sequences=4, block=32, temperature=10.0, search=1,
         ray_groups=3, rays=["parameters"], threads=1,
     )  # fmt: skip
     return execute(settings, tmp_path_factory.mktemp("audits") / "run")
@@ -115,7 +116,8 @@ def test_another_temperature_is_answered_from_the_ledger(quick, tmp_path):
         assert [p.parts.hessian_trace for p in was.psi] == [p.parts.hessian_trace for p in now.psi]
 
 
-def test_a_killed_audit_resumes_to_the_same_bytes(quick, tmp_path):
+def test_a_killed_audit_resumes_to_the_same_bytes(quick, tmp_path, monkeypatch):
+    SHARING.refuse(monkeypatch)  # or it is over before it is killed
     assert torch.get_num_threads() == 1, "forking is only safe without a thread pool"
     directory, _ = quick
     for seconds in (1.0, 2.0):

@@ -11,11 +11,20 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.conftest import SHARING
 from tests.inputs.conftest import needs_data
 from villani.commands.measure.settings import MeasureSettings
 from villani.commands.running import execute
 
 SETTINGS = MeasureSettings(model="builtin:tiny", groups=24, sequences=2, block=128, threads=1)
+
+
+@pytest.fixture(autouse=True)
+def traces_of_this_test(monkeypatch):
+    """None are shared: what is killed is to be killed while it traces, too."""
+    SHARING.refuse(monkeypatch)
+    yield
+    SHARING.end()
 
 
 def killed_after(seconds: float, run: Path) -> bool:
@@ -48,7 +57,8 @@ def test_ten_kills_and_a_resume_give_the_same_bytes(tmp_path):
 
 def test_control_c_keeps_what_was_finished(tmp_path):
     run = tmp_path / "run"
-    words = ["measure", "builtin:tiny", "--groups", "200", "--threads", "1", "--run", str(run)]
+    words = ["measure", "builtin:tiny?layers=1&width=8&context=32", "--groups", "3000", "--sequences", "1"]
+    words += ["--block", "16", "--trace", "gauss-newton", "--threads", "1", "--run", str(run)]
     child = subprocess.Popen(
         [sys.executable, "-m", "villani", *words], stderr=subprocess.PIPE, text=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # whoever runs the tests may ignore it

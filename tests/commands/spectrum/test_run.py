@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.conftest import SHARING
 from villani.commands.content import run_records
 from villani.commands.pages import page
 from villani.commands.running import execute
@@ -86,7 +87,8 @@ def test_a_run_resumes_without_work_and_refuses_other_settings(whole, monkeypatc
     execute(SETTINGS, run)
 
 
-def test_kills_and_a_resume_give_the_same_bytes(whole, tmp_path):
+def test_kills_and_a_resume_give_the_same_bytes(whole, tmp_path, monkeypatch):
+    SHARING.refuse(monkeypatch)  # or it is over before it is killed
     chance = random.Random(1)
     kills = 0
     for _ in range(60):
