@@ -148,7 +148,7 @@ def test_a_wanted_error_is_planned_for(villani, tmp_path):
     assert record["cost"]["predicted_seconds"] > 0
     assert record["cost"]["seconds"] > record["cost"]["pilot_seconds"] > 0
     assert "measuring: " in err
-    assert "groups planned from a pilot" in (tmp_path / "run" / "report.html").read_text()
+    assert "groups planned from the first 12 and" in (tmp_path / "run" / "report.html").read_text()
 
 
 def test_doctor(villani):

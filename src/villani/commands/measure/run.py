@@ -21,7 +21,7 @@ from villani.curvature.sketch import buckets_for
 from villani.curvature.trace import default_way
 from villani.measurement.measure import measure
 from villani.measurement.measure_to import MEASURING, PILOTING, measure_to
-from villani.measurement.plan import PILOT
+from villani.measurement.plan import START, repeated
 from villani.measurement.target import Target
 from villani.objective.evaluation import same_threads
 from villani.work.budget import LESS, Needs, Shape
@@ -122,8 +122,8 @@ def measured(
         ),
         displacement=displacement,
         plan=PlanRecord.of(
-            plan, quantity=target.quantity, error=target.error, relative=target.relative, pilot_groups=plan.first,
-            planned_groups=plan.groups,
+            plan, quantity=target.quantity, error=target.error, relative=target.relative, pilot_groups=0,
+            start_groups=plan.start, planned_groups=plan.groups,
         ) if plan and target else None,
         constants=None
         if displacement
