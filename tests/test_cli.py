@@ -181,7 +181,7 @@ def test_version_and_help(villani):
         (["--target=psi"], ["target=psi: goes with target_error"]),
         (["--target-error=0.1", "--finite"], ["--finite: with target_error the plan chooses"]),
         (["--target-error=0.1", "--trace=taylor"], ["trace=taylor: with target_error the plan chooses"]),
-        (["--target-error=0.1", "--max-groups=10"], ["max_groups=10: expected at least 24"]),
+        (["--target-error=0.1", "--max-groups=10"], ["max_groups=10: expected at least 16"]),
         (["--shares=-1"], ["shares=-1: expected at least 0"]),
         (["--sequences=0"], ["sequences=0: expected at least 1"]),
         (["--block=1"], ["block=1: expected at least 2"]),

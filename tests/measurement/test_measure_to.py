@@ -5,8 +5,8 @@ import pytest
 
 from tests.measurement.test_pilot import bowls
 from villani.errors import InputError
-from villani.measurement.measure_to import measure_to
 from villani.measurement.measure import measure
+from villani.measurement.measure_to import measure_to
 from villani.measurement.plan import START
 from villani.measurement.target import Target
 from villani.objective.objective import Objective

@@ -43,12 +43,19 @@ class Subject:
         text: which text.
         objective: the loss of the one on the other, with λ and mask.
         provenance: what determines the bits of a measurement, beside its settings.
+        forward: tokens and seconds of a forward pass over one row, where one was timed.
     """
 
     loaded: LoadedModel
     text: TextRecord
     objective: Objective
     provenance: Provenance
+    forward: tuple[int, float] | None = None
+
+    @property
+    def shape(self) -> Shape:
+        """What time and memory follow from."""
+        return Shape.of(self.loaded.model, self.forward)
 
 
 def load_subject(
@@ -85,15 +92,19 @@ def load_subject(
         weight_decay=weight_decay,
         **settings.model_dump(include={"decay", "finite", "micro_tokens"}),
     )
+    forward = None
     if not objective.streamed:  # whose graph was traced and run
         with (
             foreign.reading(f"model {settings.model}", "mend its config.json, or give another model"),
             objective.evaluating(),
             torch.no_grad(),
         ):
-            objective.forward(next(objective.batches(0)).rows(0, 1))  # a configuration may be wrong in ways unforeseen
+            row = next(objective.batches(0)).rows(0, 1)
+            began = time.perf_counter()
+            float(objective.forward(row).loss)  # a configuration may be wrong in ways unforeseen
+            forward = (row.ids.numel(), time.perf_counter() - began)  # not the first pass: the objective made some
     work.stage("checking parameters")
-    return Subject(loaded, text, objective, provenance_of(objective, settings.command(), settings.seed))
+    return Subject(loaded, text, objective, provenance_of(objective, settings.command(), settings.seed), forward)
 
 
 def load_text(spec: str, work: Work) -> Corpus:

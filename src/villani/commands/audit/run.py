@@ -18,7 +18,7 @@ from villani.commands.subject import (
 from villani.criteria.audit import Audit, audit, stages
 from villani.criteria.part_gradients import kept_bytes
 from villani.objective.evaluation import same_threads
-from villani.work.budget import LESS, Needs, Shape
+from villani.work.budget import LESS, Needs
 from villani.work.records import CONFIDENCE
 from villani.work.work import Work
 
@@ -70,7 +70,7 @@ def _needs(settings: AuditSettings, subject: Subject) -> Needs:
     tokens = {name: size and size * group for name, size in each.items()}
     share = settings.groups // (3 if settings.search else 2)  # whose gradients lie on disk at the same time
     kept = kept_bytes(subject.objective, share) / (space.size * space.dtype.itemsize)
-    return streamed_needs(subject.loaded, settings, tokens) or Shape.of(subject.loaded.model).work(
+    return streamed_needs(subject.loaded, settings, tokens) or subject.shape.work(
         tokens, at_once=settings.at_once, block=settings.block, vectors=_VECTORS, kept=kept, device=settings.device
     )
 

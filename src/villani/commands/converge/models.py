@@ -21,7 +21,7 @@ from villani.measurement.measure import measure
 from villani.objective.objective import Objective
 from villani.statistics import Array
 from villani.streams import Purpose, word
-from villani.work.budget import Needs, Shape
+from villani.work.budget import Needs
 from villani.work.stretches import read_state, write_state
 from villani.work.work import Work
 
@@ -80,7 +80,7 @@ def _needs(settings: ConvergeSettings, subject: Subject) -> Needs:
         stages[CHAINS.format(*place)] = (settings.chains or 0) * tokens * (whole + measured)
         stages[COUPLED.format(*place)] = 2 * settings.coupled * tokens * whole
     moving = 2 if settings.momentum else 1
-    return Shape.of(subject.loaded.model).work(
+    return subject.shape.work(
         stages, at_once=settings.at_once, block=settings.block, vectors=3 * moving + 4 * settings.coupled,
         kept=1 + 2 * moving, device=settings.device,
     )  # fmt: skip

@@ -62,7 +62,7 @@ class MeasureSettings(StreamBlock, SubjectSettings):
                     raise InputError(f"{name}={getattr(self, name)}: with target_error the plan chooses; leave one out")
             least = max(self.groups, START)
             if self.max_groups < least:
-                raise InputError(f"max_groups={self.max_groups}: expected at least {least}, those that a plan begins with")
+                raise InputError(f"max_groups={self.max_groups}: expected at least {least}, which a plan begins with")
             self.wanted()
         elif self.target != "hessian_trace":
             raise InputError(f"target={self.target}: goes with target_error")

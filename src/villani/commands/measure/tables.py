@@ -136,7 +136,8 @@ def _plan(record: MeasurementRecord) -> str:
     words = (
         f"standard error of {plan.quantity} at most {wanted}; {plan.planned_groups} groups planned from "
         f"{others if plan.pilot_groups else f'the first {plan.start_groups}'} and {record.design.groups} measured; "
-        f"deviation between groups {format_number(plan.data_deviation, 3)}, of a probe {format_number(plan.probe_deviation, 3)}"
+        f"deviation between groups {format_number(plan.data_deviation, 3)}, "
+        f"of a probe {format_number(plan.probe_deviation, 3)}"
     )
     return f"{words}; {plan.note}" if plan.note else words
 

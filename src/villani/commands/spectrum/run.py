@@ -30,7 +30,7 @@ from villani.errors import InputError
 from villani.objective.evaluation import plain_arithmetic, same_threads
 from villani.statistics import Estimate, ratio_estimates
 from villani.work import foreign
-from villani.work.budget import LESS, Needs, Shape, available_memory, size
+from villani.work.budget import LESS, Needs, available_memory, size
 from villani.work.memory import peak_memory
 from villani.work.records import CONFIDENCE, EstimateRecord
 from villani.work.team import Rows
@@ -89,7 +89,7 @@ def _needs(settings: SpectrumSettings, subject: Subject) -> Needs:
         _BLOCKS: whole * blocks * 2 * settings.layer_steps,
     }  # fmt: skip
     columns = settings.basis or min(2 * pairs + 20, settings.most)
-    return Shape.of(subject.loaded.model).work(
+    return subject.shape.work(
         stages, at_once=settings.at_once, block=settings.block, vectors=_VECTORS, kept=columns + pairs,
         device=settings.device,
     )  # fmt: skip
