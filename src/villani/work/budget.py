@@ -25,7 +25,7 @@ _PAGE = 5e6  # bytes of a page, at most
 _TOUCH = 40e-6  # seconds that an operation takes however small it is: Python, autograd and dispatch
 _OPERATIONS = 60  # of a layer, forward and backward
 _BESIDE = 1.4  # times its products of matrices that a gradient takes: SmolLM2-135M, one thread, 256 tokens
-_GRADIENT = 3.0  # forward passes, a row at a time, that the gradient of many rows takes: the same
+_GRADIENT = 3.2  # forward passes that a gradient takes: the same
 
 
 @dataclass(frozen=True)
