@@ -1,8 +1,8 @@
 """How often intervals hold the truth when a plan decided how much to measure: python benchmarks/coverage_plan.py
 
 Synthetic traces of groups: a truth of 1, data noise that is normal, heavy-tailed (t with 5 degrees of freedom) or
-skewed (log-normal), and probe noise. The pilot, the plan and the rule that adds groups are those of
-`villani.measurement.plan`.
+skewed (log-normal), and probe noise. The plan on the first groups, which count, and the rule that adds groups are those
+of `villani.measurement.plan`.
 Prints a table and writes docs/results/coverage-plan.json. About five minutes on one core.
 
 `reached` is the share of runs whose standard error was small enough without more groups; `cost` the mean and the 5th
@@ -14,15 +14,14 @@ from pathlib import Path
 
 import numpy as np
 
-from villani.curvature.ways import Way
-from villani.measurement.plan import PILOT, Trial, make_plan, more_groups, rehearsal_size, settle
+from villani.measurement.plan import groups_for, more_groups
 from villani.measurement.target import Target
 from villani.statistics import Estimate, GroupSums, sampled_statistics
 
 PATH = Path(__file__).parents[1] / "docs" / "results" / "coverage-plan.json"
 REPETITIONS = 1000
 MAX_GROUPS = 4096
-WAY = Way("taylor")
+START = 16  # groups that the plan is made on, the default of the command
 NOISES = {
     "normal": lambda rng, n: rng.normal(size=n),
     "t5": lambda rng, n: rng.standard_t(5, size=n) / np.sqrt(5 / 3),
@@ -38,34 +37,25 @@ def run(
     None where it would be refused for want of groups.
     """
 
-    def groups(count: int, probes: int) -> np.ndarray:
-        shared = 1 + data * NOISES[noise](rng, count)
-        return shared[:, None] + probe * rng.normal(size=(count, probes))
+    def groups(count: int) -> np.ndarray:
+        return 1 + data * NOISES[noise](rng, count) + probe * rng.normal(size=count)
 
     target = Target(error)
-    values = groups(PILOT, 2)
-    trial = Trial(values=values.T, figure=float(values.mean()), other=0.0, seconds=1.0, more_seconds=0.5)
-    plan = make_plan({WAY: trial}, target, least=16)
-    plan = settle(plan, target, estimated(groups(rehearsal_size(plan.groups), plan.probes)), 1.0, least=16)
-    if plan.groups > MAX_GROUPS:
-        return None
-    traces = groups(plan.groups, plan.probes)
-    while True:
-        count = len(traces)
-        estimate = estimated(traces)
-        wanted = more_groups(count, estimate, target)
-        if wanted == count:
-            break
+    traces = groups(START)
+    planned = wanted = groups_for(estimated(traces), target)
+    while wanted > len(traces):
         if wanted > MAX_GROUPS:
             return None
-        traces = np.concatenate([traces, groups(wanted - count, plan.probes)])
+        traces = np.concatenate([traces, groups(wanted - len(traces))])
+        wanted = more_groups(estimated(traces), target)
+    estimate, count = estimated(traces), len(traces)
     low, high = estimate.interval(0.95)
-    return low <= 1 <= high, count == plan.groups, count / plan.groups
+    return low <= 1 <= high, count == planned, count / planned
 
 
 def estimated(traces: np.ndarray) -> Estimate:
     ones, zeros = np.ones(len(traces)), np.zeros(len(traces))
-    return sampled_statistics(GroupSums(ones, zeros, zeros[:, None], zeros, traces)).component(3)
+    return sampled_statistics(GroupSums(ones, zeros, zeros[:, None], zeros, traces[:, None])).component(3)
 
 
 def main() -> None:

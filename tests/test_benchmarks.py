@@ -19,8 +19,10 @@ from typing import Any
 
 import pytest
 import torch
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from villani.cli import parse
+from villani.cli import parse, perform
 from villani.commands.running import execute
 from villani.inputs.corpora import load_corpus
 from villani.inputs.models import load_model
@@ -57,17 +59,21 @@ class Trial:
 
 
 class Here:
-    """In place of `subprocess`, for scripts that start themselves: runs them in this process."""
+    """In place of `subprocess`, for scripts that start themselves or villani: runs them in this process."""
 
     PIPE = subprocess.PIPE
 
     @staticmethod
     def run(words: list[str], **_: Any) -> Any:
         out, argv = io.StringIO(), sys.argv
+        module = words[1:3] == ["-m", "villani"]
         sys.argv = words[1:]
         try:
             with contextlib.redirect_stdout(out):
-                runpy.run_path(words[1], run_name="__main__")
+                if module:
+                    assert perform(*parse(words[3:])) == 0
+                else:
+                    runpy.run_path(words[1], run_name="__main__")
         finally:
             sys.argv = argv
         return SimpleNamespace(stdout=out.getvalue())
@@ -113,6 +119,7 @@ ELSEWHERE = {
     "decay_mechanism": "tests/test_decay_scripts.py",
     "unfinished_study": "tests/test_decay_scripts.py",
     "frozen_commands": "test_frozen_commands_are_recorded_and_compared",
+    "independent_figures": "test_independent_figures_agree_and_a_wrong_one_is_seen",
     "deflation": "test_deflation_takes_the_vectors_of_a_run",
     "gradient_norm_bias": "test_the_bias_of_a_mini_batch_is_drawn",
     "zoo": "tests/test_zoo.py has what it does to a type, of 31 types",
@@ -191,6 +198,45 @@ def test_deflation_takes_the_vectors_of_a_run(script, monkeypatch, tmp_path):
     words = ["--text", "builtin", "--tokenizer", "builtin", "--groups", "4", "--counts", "0,2", "--threads", "1"]
     run(module, monkeypatch, SMALLEST, "spectrum", *words, *text, *OUTPUT)
     assert [row["vectors"] for row in json.loads((tmp_path / "figures.json").read_text())["rows"]] == [0, 2]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A Llama with tied embeddings and grouped queries, 3,600 parameters, with a byte-level tokenizer, and a text."""
+    path, text = tmp_path / "llama", tmp_path / "text.txt"
+    text.write_text("the gradient of a mean is the mean of gradients, and its square is not. " * 8)
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.train_from_iterator([text.read_text()], trainers.BpeTrainer(vocab_size=64, show_progress=False))
+    PreTrainedTokenizerFast(tokenizer_object=backend).save_pretrained(path)
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=64, hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=32, tie_word_embeddings=True, initializer_range=0.3,
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(path)
+    return path
+
+
+def test_independent_figures_agree_and_a_wrong_one_is_seen(script, folder, monkeypatch, tmp_path, capsys):
+    module = script("independent_figures")
+    monkeypatch.setattr(module, "subprocess", Here)
+    command, answers = module.measured, {}
+
+    def kept(model, options, *more):
+        return answers.setdefault((model == str(folder), *more[:-1]), command(model, options, *more))
+
+    monkeypatch.setattr(module, "measured", kept)
+    words = [str(folder), "--text", str(tmp_path / "text.txt"), "--block", "16", "--groups", "3", *OUTPUT]
+    run(module, monkeypatch, *words)
+    record = json.loads((tmp_path / "figures.json").read_text())
+    assert len(record["rows"]) == 11
+    assert record["loss_bit_equal"]
+    assert "the same to the last bit" in capsys.readouterr().out
+    monkeypatch.setattr(module, "measured", lambda model, _, *more: answers[model == str(folder), *more[:-1]])
+    answers[False, "--run"]["decayed_norm_squared"] *= 1.001
+    monkeypatch.setattr(sys, "argv", ["independent_figures.py", *words])
+    assert module.main() == 1
 
 
 def test_the_bias_of_a_mini_batch_is_drawn(script, monkeypatch, tmp_path):

@@ -148,7 +148,7 @@ def test_a_wanted_error_is_planned_for(villani, tmp_path):
     assert record["cost"]["predicted_seconds"] > 0
     assert record["cost"]["seconds"] > record["cost"]["pilot_seconds"] > 0
     assert "measuring: " in err
-    assert "groups planned from a pilot" in (tmp_path / "run" / "report.html").read_text()
+    assert "groups planned from the first 12 and" in (tmp_path / "run" / "report.html").read_text()
 
 
 def test_doctor(villani):
@@ -181,7 +181,7 @@ def test_version_and_help(villani):
         (["--target=psi"], ["target=psi: goes with target_error"]),
         (["--target-error=0.1", "--finite"], ["--finite: with target_error the plan chooses"]),
         (["--target-error=0.1", "--trace=taylor"], ["trace=taylor: with target_error the plan chooses"]),
-        (["--target-error=0.1", "--max-groups=10"], ["max_groups=10: expected at least 24"]),
+        (["--target-error=0.1", "--max-groups=10"], ["max_groups=10: expected at least 16"]),
         (["--shares=-1"], ["shares=-1: expected at least 0"]),
         (["--sequences=0"], ["sequences=0: expected at least 1"]),
         (["--block=1"], ["block=1: expected at least 2"]),

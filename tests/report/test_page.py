@@ -199,6 +199,10 @@ def test_a_plan_is_told(measurement_record, run_records):
     )  # fmt: skip
     page = page_of(run_records, measurement_record().model_copy(update={"plan": plan}))
     assert "300 groups planned from a pilot of 40 groups" in page
+    counting = plan.model_copy(update={"pilot_groups": 0, "start_groups": 16})
+    assert "300 groups planned from the first 16 and" in page_of(
+        run_records, measurement_record().model_copy(update={"plan": counting})
+    )
     assert "no Taylor rule for &lt;x&gt;" in page
     assert "the design was given" in page_of(run_records, measurement_record())
 

@@ -81,6 +81,17 @@ def test_work_grows_as_it_should():
     assert 1 < two.seconds / one.seconds < 4  # a timing: about 2
 
 
+def test_time_is_that_of_a_forward_pass_where_one_was_timed():
+    """100 ms for 50 tokens, 1.6 ms of them dispatch of two layers: a gradient takes 3.2 times the rest a token."""
+    shape = Shape(parameters=10**6, layers=2, width=8, heads=2, vocabulary=50, forward=(50, 0.1))
+    dispatch = 2 * 60 * 40e-6
+    expected = 1000 * 3.2 * (0.1 - dispatch / 3) / 50 + 1000 / 250 * dispatch
+    assert shape.seconds(1000, 250) == pytest.approx(expected)
+    assert shape.work(1000, at_once=250, block=50, vectors=1).seconds == pytest.approx(expected)
+    idle = Shape(parameters=10**6, layers=2, width=8, heads=2, vocabulary=50, forward=(50, 1e-6))
+    assert idle.seconds(1000, 250) == pytest.approx(4 * dispatch)
+
+
 @pytest.mark.parametrize(
     ("count", "words"),
     [

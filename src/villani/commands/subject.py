@@ -45,12 +45,19 @@ class Subject:
         text: which text.
         objective: the loss of the one on the other, with λ and mask.
         provenance: what determines the bits of a measurement, beside its settings.
+        forward: tokens and seconds of a forward pass over one row, where one was timed.
     """
 
     loaded: LoadedModel
     text: TextRecord
     objective: Objective
     provenance: Provenance
+    forward: tuple[int, float] | None = None
+
+    @property
+    def shape(self) -> Shape:
+        """What time and memory follow from."""
+        return Shape.of(self.loaded.model, self.forward)
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -66,7 +73,7 @@ class Subject:
         Where weights are read as they are used, a largest tensor takes the place of these vectors.
         """
         model, sizes = self.loaded.model, {"at_once": settings.at_once, "block": settings.block}
-        shape = Shape.of(model)
+        shape = self.shape
         if streamed_weights(model) is None:
             return shape.work(tokens, **sizes, vectors=vectors, kept=kept, device=settings.device)
         largest = max(p.numel() * p.element_size() for p in model.parameters())
@@ -107,15 +114,19 @@ def load_subject(
         weight_decay=weight_decay,
         **settings.model_dump(include={"decay", "finite", "micro_tokens"}),
     )
+    forward = None
     if not objective.streamed:  # whose graph was traced and run
         with (
             foreign.reading(f"model {settings.model}", "mend its config.json, or give another model"),
             objective.evaluating(),
             torch.no_grad(),
         ):
-            objective.forward(next(objective.batches(0)).rows(0, 1))  # a configuration may be wrong in ways unforeseen
+            row = next(objective.batches(0)).rows(0, 1)
+            began = time.perf_counter()
+            float(objective.forward(row).loss)  # a configuration may be wrong in ways unforeseen
+            forward = (row.ids.numel(), time.perf_counter() - began)  # not the first pass: the objective made some
     work.stage("checking parameters")
-    return Subject(loaded, text, objective, provenance_of(objective, settings.command(), settings.seed))
+    return Subject(loaded, text, objective, provenance_of(objective, settings.command(), settings.seed), forward)
 
 
 def load_text(spec: str, work: Work) -> Corpus:

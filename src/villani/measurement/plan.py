@@ -1,28 +1,24 @@
-"""Which way, how many probes and how many groups reach a wanted error: a pilot measures noise and cost, a plan spends.
+"""How many groups reach a wanted error: the first of them tell, and count.
 
-A sample of one group has variance σ_b² + σ_w²/m: σ_b² between groups, which every unbiased way shares, and σ_w² of a
-way's probes, m of them. It takes a + m·c seconds. The plan is the way and m with the least variance × seconds, and as
-many groups as the wanted error asks for (THEORY.md §6).
+One sample of every group is an unbiased sample of the figure, with the noise of text and probe together, so that its
+variance over n groups says how many bring the standard error down to the target (THEORY.md §6). More probes in a group
+would save little: with the gradient that every group takes anyway, a probe of any way costs about as much as another
+group, and another group lowers both kinds of noise.
 
-The pilot's groups decide the plan and nothing else: the figures come from other groups, so that no choice made on the
-pilot biases them. Their number is fixed before they are looked at. Only where their standard error comes out too large
-are more added; the coverage of the interval under this rule is simulated in `benchmarks/coverage_plan.py`.
+The groups that the number was planned on stay in the figure. An estimate that is looked at before it is decided whether
+to go on covers a little less, and how much is simulated in `benchmarks/coverage_plan.py`.
 """
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
-
-import numpy as np
+from dataclasses import dataclass
 
 from villani.curvature.ways import Way
 from villani.errors import InputError
 from villani.measurement.target import Target
-from villani.statistics import Array, Estimate
+from villani.statistics import Estimate
 
-PILOT = 8  # groups that every way is tried on, twice each
-SHARE, LEAST, MOST = 0.2, 16, 64  # the design chosen is rehearsed on a share of the groups that it seems to take
-PROBES = (1, 2, 3, 4, 6, 8, 12, 16)
+START = 12  # groups that a number of groups is planned on, at least
+SHARE, LEAST, MOST = 0.125, 2, 8  # of the groups planned, those sampled twice to tell probe noise from that of the text
 MARGIN = 1.05  # more groups are asked for than a standard error that came out too large needs
 GROWTH = 2  # at most, from one look to the next: few groups can be far wrong about how many a share of the figure needs
 
@@ -33,9 +29,9 @@ class Plan:
 
     Attributes:
         way: to the trace.
-        probes: m, in a group.
-        groups: how many, fixed before the first of them is measured.
-        first: index of the first; those before it are the pilot's.
+        probes: in a group.
+        groups: how many it will take, those that the plan was made on included.
+        start: how many it was made on.
         probe_deviation: σ_w, of one probe on a group.
         data_deviation: of the figure between groups, without probe noise.
         seconds_per_group: of one process.
@@ -46,7 +42,7 @@ class Plan:
     way: Way
     probes: int
     groups: int
-    first: int
+    start: int
     probe_deviation: float
     data_deviation: float
     seconds_per_group: float
@@ -55,7 +51,7 @@ class Plan:
 
     @property
     def seconds(self) -> float:
-        """Predicted, summed over processes; the pilot is not in it."""
+        """Predicted, summed over processes, of all groups."""
         return self.groups * self.seconds_per_group
 
     def __str__(self) -> str:
@@ -63,97 +59,53 @@ class Plan:
         return f"{self.way}, {self.groups} groups of {probes} (give or take {100 * self.uncertainty:.0f} %)"
 
 
-@dataclass(frozen=True)
-class Trial:
-    """What one way did on the pilot's groups.
+def make_plan(
+    way: Way, figure: Estimate, target: Target, *, probe_variance: float, seconds_per_group: float, note: str = ""
+) -> Plan:
+    """What the first groups say about all.
 
-    Attributes:
-        values: (2, P) per-token traces, from two independent probes on each of P groups; weighted by tokens.
-        figure: what is wanted, estimated from these groups.
-        other: what the figure's variance has beyond that of the trace, for one group; 0 where the figure is the trace.
-        seconds: of a group with one probe, the gradient included.
-        more_seconds: of every further probe.
+    Args:
+        way: by which they were measured.
+        figure: that is wanted, of these groups.
+        target: its wanted error.
+        probe_variance: σ_w², of one probe on a group, in the figure.
+        seconds_per_group: that they took.
+        note: see `Plan`.
     """
-
-    values: Array
-    figure: float
-    other: float
-    seconds: float
-    more_seconds: float
-
-    @property
-    def probe_variance(self) -> float:
-        """σ_w², unbiased."""
-        return float(np.mean((self.values[0] - self.values[1]) ** 2) / 2)
-
-
-def make_plan(trials: Mapping[Way, Trial], target: Target, *, least: int, note: str = "") -> Plan:
-    """The way and number of probes with the least variance × seconds, and about how many groups the target takes."""
-    data = data_variance(np.concatenate([t.values for t in trials.values()]))
-    data += float(np.mean([t.other for t in trials.values()]))
-
-    def variance(choice: tuple[Way, int]) -> float:
-        way, probes = choice
-        return max(data, 0.0) + trials[way].probe_variance / probes
-
-    def seconds(choice: tuple[Way, int]) -> float:
-        way, probes = choice
-        return trials[way].seconds + (probes - 1) * trials[way].more_seconds
-
-    choices = [(way, probes) for way in trials for probes in PROBES]
-    best = min(choices, key=lambda choice: variance(choice) * seconds(choice))
-    way, probes = best
-    value = float(np.mean([t.figure for t in trials.values()]))
+    variance = figure.n * figure.sem**2
+    error = figure.sem / abs(figure.value) if target.relative and figure.value else 0.0
     return Plan(
         way=way,
-        probes=probes,
-        groups=groups_for(target, value, variance(best), least),
-        first=PILOT,
-        probe_deviation=trials[way].probe_variance ** 0.5,
-        data_deviation=max(data, 0.0) ** 0.5,
-        seconds_per_group=seconds(best),
-        uncertainty=math.inf,
+        probes=1,
+        groups=groups_for(figure, target),
+        start=figure.n,
+        probe_deviation=probe_variance**0.5,
+        data_deviation=max(variance - probe_variance, 0.0) ** 0.5,
+        seconds_per_group=seconds_per_group,
+        uncertainty=math.sqrt(2 / (figure.n - 1) + 4 * error**2),  # of a variance, and of a squared figure
         note=note,
     )
 
 
-def settle(plan: Plan, target: Target, figure: Estimate, seconds: float, least: int) -> Plan:
-    """The plan with what its rehearsal showed: the `figure` from as many groups, and the `seconds` of each."""
-    variance = figure.n * figure.sem**2
-    error = figure.sem / abs(figure.value) if target.relative and figure.value else 0.0
-    return replace(
-        plan,
-        groups=groups_for(target, figure.value, variance, least),
-        first=plan.first + figure.n,
-        seconds_per_group=seconds,
-        uncertainty=math.sqrt(2 / (figure.n - 1) + 4 * error**2),  # of a variance, and of a squared figure
-    )
+def groups_for(estimate: Estimate, target: Target) -> int:
+    """How many groups bring the standard error down to the target, as far as these can tell; no fewer than these.
 
-
-def groups_for(target: Target, value: float, variance: float, least: int) -> int:
-    """How many groups bring the standard error of a figure of this size down to the target."""
-    allowed = target.allowed(value)
-    return max(least, math.ceil(variance / allowed**2)) if allowed else least
-
-
-def data_variance(values: Array) -> float:
-    """σ_b² from (n, P) samples whose probes are independent: the mean covariance of two rows; never below 0."""
-    count = len(values)
-    covariance = np.cov(values)
-    return float(max((covariance.sum() - np.trace(covariance)) / (count * (count - 1)), 0.0))
-
-
-def rehearsal_size(groups: int) -> int:
-    """How many groups to rehearse on before `groups` are measured."""
-    return min(max(math.ceil(SHARE * groups), LEAST), MOST)
-
-
-def more_groups(count: int, estimate: Estimate, target: Target) -> int:
-    """How many groups to have in all, given what `count` of them say; `count` when the error is small enough."""
+    Raises:
+        InputError: a relative error of 0.
+    """
     allowed = target.allowed(estimate.value)
     if estimate.sem <= allowed:
-        return count
+        return estimate.n
     if allowed == 0:
         raise InputError(f"{target.quantity} is 0: a relative error of it cannot be reached; give an absolute one")
-    needed = MARGIN * count * (estimate.sem / allowed) ** 2
-    return max(count + 1, math.ceil(min(needed, GROWTH * count)))
+    return max(estimate.n + 1, math.ceil(MARGIN * estimate.n * (estimate.sem / allowed) ** 2))
+
+
+def more_groups(estimate: Estimate, target: Target) -> int:
+    """How many groups to have when it is looked at next; as many as there are when the error is small enough."""
+    return min(groups_for(estimate, target), GROWTH * estimate.n)
+
+
+def repeated(groups: int) -> int:
+    """How many of so many planned groups are sampled twice."""
+    return min(max(int(SHARE * groups), LEAST), MOST)

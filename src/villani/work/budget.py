@@ -25,6 +25,8 @@ _LIBRARIES = 1.5e8  # bytes that libraries take when they are first used
 _PAGE = 5e6  # bytes of a page, at most
 _TOUCH = 40e-6  # seconds that an operation takes however small it is: Python, autograd and dispatch
 _OPERATIONS = 60  # of a layer, forward and backward
+_BESIDE = 1.4  # times its products of matrices that a gradient takes: SmolLM2-135M, one thread, 256 tokens
+_GRADIENT = 3.2  # forward passes that a gradient takes: the same
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,11 @@ class Needs:
 
 @dataclass(frozen=True)
 class Shape:
-    """Sizes of a model that time and memory follow from."""
+    """Sizes of a model that time and memory follow from.
+
+    `forward` is a forward pass that was timed, as (tokens, seconds): time then follows from it, and else from the speed
+    of products of matrices alone.
+    """
 
     parameters: int
     layers: int
@@ -76,9 +82,10 @@ class Shape:
     heads: int
     vocabulary: int
     itemsize: int = 4
+    forward: tuple[int, float] | None = None
 
     @classmethod
-    def of(cls, model: Any) -> "Shape":
+    def of(cls, model: Any, forward: tuple[int, float] | None = None) -> "Shape":
         """Of a loaded model; sizes that its configuration does not tell are 1."""
         config = model.config.get_text_config()
 
@@ -87,7 +94,7 @@ class Shape:
         layers, width, heads, vocabulary = (n if isinstance(n, int) and n > 0 else 1 for n in stated)
         tensors = list(model.parameters())
         size, itemsize = sum(p.numel() for p in tensors), max(p.element_size() for p in tensors)
-        return cls(size, layers, width, heads, vocabulary, itemsize)
+        return cls(size, layers, width, heads, vocabulary, itemsize, forward)
 
     def work(
         self,
@@ -145,8 +152,13 @@ class Shape:
 
     def seconds(self, tokens: float, at_once: int, device: str = "cpu") -> float:
         """Of gradients over so many tokens, `at_once` in one pass."""
-        passes = tokens / max(at_once, 1)
-        return 6.0 * self.parameters * tokens / _speed(device) + passes * self.layers * _OPERATIONS * _TOUCH
+        passes, dispatch = tokens / max(at_once, 1), self.layers * _OPERATIONS * _TOUCH
+        if self.forward is None:
+            each = _BESIDE * 6.0 * self.parameters / _speed(device)
+        else:
+            count, seconds = self.forward
+            each = _GRADIENT * max(seconds - dispatch / 3, 0.0) / count
+        return each * tokens + passes * dispatch
 
 
 def hold(

@@ -30,6 +30,10 @@ class Clock:
         """Seconds since some moment."""
         return time.monotonic() + self._resumed
 
+    def counted(self, unit: str) -> bool:
+        """Whether the clock has gone on by what a unit took."""
+        return unit in self._counted
+
     def count(self, unit: str, seconds: float | None = None) -> None:
         """Put the clock forward by what a unit took elsewhere, once; None for those that are made now."""
         self.made |= seconds is None
@@ -126,6 +130,10 @@ class Stages:
         if self._present and self._name == self._present.name and total > 0:
             self._present.step = 1 / total
             self._step(done / total)
+
+    def recall(self, seconds: float) -> None:
+        """Units of earlier stages, which took so long there, are going to be steps of the present one."""
+        self._stepped -= seconds
 
     def seconds(self) -> dict[str, float]:
         """What every kind of stage has taken until now, of those that were not declared too."""

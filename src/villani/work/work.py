@@ -205,6 +205,9 @@ class Work:
         See `Team.map` for what units are, and for what it raises.
         """
         self.stages.advance(*_within(self._places, 0, len(units)))  # what was prepared for them is not theirs
+        if self.team.main:
+            again = [self._prefix + key for key in units if self.stages.clock.counted(self._unit(key))]
+            self.stages.recall(sum(map(self._ledger.seconds_of, again)) / self.team.size)
         return self.team.map(units, self if self.team.main else None, self.advance, self._memory)
 
     def get(self, key: str) -> Rows | None:
@@ -222,7 +225,10 @@ class Work:
 
     def _count(self, key: str, seconds: float | None = None) -> None:
         """A unit is there: the clock of the stages goes on by what it took, if an earlier process made it."""
-        self.stages.clock.count(f"{self.directory}:{self._prefix}{key}", seconds)
+        self.stages.clock.count(self._unit(key), seconds)
+
+    def _unit(self, key: str) -> str:
+        return f"{self.directory}:{self._prefix}{key}"
 
     def spent(self, prefix: str = "") -> tuple[float, int, int]:
         """Seconds in all, largest peak memory in bytes, and number of units, under a key prefix; in every process."""

@@ -1,5 +1,6 @@
 """The whole way from a model to a run directory: resume after SIGKILL, Ctrl-C, and text at full size."""
 
+import itertools
 import os
 import random
 import signal
@@ -15,7 +16,9 @@ from tests.conftest import SHARING
 from tests.inputs.conftest import needs_data
 from villani.commands.measure.settings import MeasureSettings
 from villani.commands.running import execute
+from villani.work.progress import Progress, duration
 
+SMALLEST = "builtin:tiny?layers=1&width=8"
 SETTINGS = MeasureSettings(model="builtin:tiny", groups=24, sequences=2, block=128, threads=1)
 
 
@@ -110,3 +113,27 @@ def test_real_text(text, tmp_path):
     _, record = execute(settings, tmp_path / "run")
     assert record.loss.value == pytest.approx(10.8, abs=0.3)  # ln 50,257 at random weights
     assert record.text.sources[0].md5 in ("f26c4b92c5fdc7b3f8c7cdcb991d8420", "d756d22ab2310e7e60c094bea5c5a8eb")
+
+
+@pytest.mark.parametrize(
+    ("options", "tokens"),
+    [
+        ({}, 3 * (32 * 1.7 + 40)),  # a sweep there and back takes 1.7 gradients
+        ({"trace": "hutchinson"}, 3 * (32 * 3 + 40)),
+        ({"trace": "taylor"}, 3 * (32 * (1 + 4.1 / 3.2) + 40) + 3 * 32 * 3.7),  # with the shares of single tensors
+        ({"target_error": "abs:1e9"}, 14 * (32 * 1.7 + 40)),  # 12 groups to begin with, two of them twice
+    ],
+)
+def test_the_time_told_is_that_of_a_forward_pass_and_the_way(tmp_path, monkeypatch, options, tokens):
+    """A clock that ticks when it is looked at: a row of 16 tokens takes a second, their gradient 3.2."""
+    ticks, lines = itertools.count(), []
+
+    class Told(Progress):
+        def stage(self, text):
+            lines.append(text)
+
+    monkeypatch.setattr("villani.commands.subject.time.perf_counter", lambda: float(next(ticks)))
+    settings = MeasureSettings(model=SMALLEST, groups=3, sequences=2, block=16, threads=1, **options)
+    execute(settings, tmp_path / "run", progress=Told())
+    told = next(line for line in lines if line.startswith("expecting roughly "))
+    assert told.startswith(f"expecting roughly {duration(tokens * 3.2 / 16)}, ")

@@ -42,15 +42,16 @@ class DesignRecord(Record):
 
 
 class PlanRecord(Record):
-    """How a wanted error was planned for; the pilot's groups count nowhere else."""
+    """How a wanted error was planned for."""
 
     quantity: Literal["hessian_trace", "psi"] = Field(description="psi: at the first λ and s of `psi`")
     error: float = Field(gt=0, description="wanted standard error")
     relative: bool = Field(description="whether `error` is a share of the figure's own size")
-    pilot_groups: int
-    planned_groups: int = Field(description="fixed before any of them was measured; `design.groups` may be more")
-    probe_deviation: float = Field(ge=0, description="of one probe on a group, from the pilot")
-    data_deviation: float = Field(ge=0, description="between groups, without probe noise, from the pilot")
+    pilot_groups: int = Field(description="groups before those that count, which only the plan was made on")
+    start_groups: int = Field(default=0, description="groups that the plan was made on, and that count")
+    planned_groups: int = Field(description="those of the start included; `design.groups` may be more")
+    probe_deviation: float = Field(ge=0, description="of one probe on a group, from a few that were sampled twice")
+    data_deviation: float = Field(ge=0, description="between groups, without probe noise")
     note: str = Field(description="why a faster way was left out; empty if none was")
 
 

@@ -11,10 +11,11 @@ from villani.commands.running import Outcome
 from villani.commands.subject import Subject, determining, load_subject, outputs, streaming
 from villani.curvature.deflation import Deflation, deflation_from
 from villani.curvature.sketch import buckets_for
-from villani.curvature.trace import default_way
-from villani.measurement.measure import measure
+from villani.curvature.trace import default_way, sampler_for
+from villani.curvature.ways import Way
+from villani.measurement.measure import SHARING, measure
 from villani.measurement.measure_to import MEASURING, PILOTING, measure_to
-from villani.measurement.plan import PILOT
+from villani.measurement.plan import START, repeated
 from villani.measurement.target import Target
 from villani.objective.evaluation import same_threads
 from villani.work.budget import LESS, Needs
@@ -23,6 +24,7 @@ from villani.work.work import Work
 
 _VECTORS = 4  # arrays of the size of θ, beside it
 _SWEPT = 2  # the same where no gradient is kept
+_SUMS = 40.0  # tokens whose gradient takes as long as the sums over θ that every group makes: sketch and products
 
 
 @same_threads()
@@ -42,7 +44,7 @@ def run(settings: MeasureSettings, work: Work) -> Outcome:
     work.open(
         "measure", settings.model, keyed,
         own.model_dump() | {"parameter_checksum": subject.provenance.parameter_checksum},
-        needs=_needs(settings, subject), what="this measurement", instead=LESS, device=settings.device,
+        needs=_needs(settings, subject, deflation), what="this measurement", instead=LESS, device=settings.device,
         most=settings.memory,
     )  # fmt: skip
     if not planned:
@@ -61,14 +63,21 @@ def _with_trace(settings: MeasureSettings, subject: Subject, work: Work) -> tupl
     return settings.model_copy(update={"trace": way}), reason
 
 
-def _needs(settings: MeasureSettings, subject: Subject) -> Needs:
-    """A gradient and about three for every probe on each group; on few groups for a pilot."""
-    groups = settings.groups + (2 * PILOT if settings.target_error else 0)
-    swept = settings.trace == "adjoint"
-    each = 0.3 + 1.4 * settings.probes if swept else 1 + 3 * settings.probes  # of a gradient
-    tokens = float(groups * settings.sequences * settings.block * (each + int(settings.finite)))
-    stages = {PILOTING: tokens, MEASURING: None} if settings.target_error else {MEASURING: tokens}
-    needs = subject.needs(settings, stages, vectors=_SWEPT if swept else _VECTORS)
+def _needs(settings: MeasureSettings, subject: Subject, deflation: Deflation | None = None) -> Needs:
+    """What the groups take by their way, those that a plan begins with where there is one."""
+    planned = settings.target_error is not None
+    groups = max(settings.groups, START) if planned else settings.groups
+    trace = default_way(subject.objective, [0])[0] if planned else settings.trace
+    way = Way(trace, settings.blocks, settings.products, deflated=deflation is not None)  # type: ignore[arg-type]
+    each = float(settings.sequences * settings.block)  # tokens
+    gradients = sampler_for(subject.objective, way, deflation).cost(settings.probes) + int(settings.finite)
+    tokens = groups * (each * gradients + _SUMS)
+    if planned:
+        tokens *= 1 + repeated(groups) / groups
+    elif settings.shares and not way.tells_tensors:
+        tokens += min(settings.shares, groups) * each * sampler_for(subject.objective, SHARING).cost(1)
+    stages = {PILOTING: tokens, MEASURING: None} if planned else {MEASURING: tokens}
+    needs = subject.needs(settings, stages, vectors=_SWEPT if trace == "adjoint" else _VECTORS)
     return replace(needs, disk=needs.disk + rows_bytes(subject.objective.parameters.size, groups))
 
 
@@ -104,8 +113,8 @@ def measured(
             sketch=measurement.sketch, trace_reason=reason,
         ),
         plan=PlanRecord.of(
-            plan, quantity=target.quantity, error=target.error, relative=target.relative, pilot_groups=plan.first,
-            planned_groups=plan.groups,
+            plan, quantity=target.quantity, error=target.error, relative=target.relative, pilot_groups=0,
+            start_groups=plan.start, planned_groups=plan.groups,
         ) if plan and target else None,
         constants=None if displacement else
         constants_beside(facts["objective"], outputs(subject.loaded.model), decays, temperatures),

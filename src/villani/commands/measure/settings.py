@@ -47,7 +47,7 @@ class MeasureSettings(StreamBlock, SubjectSettings):
 
     def check(self) -> None:
         """See `Settings.check`."""
-        from villani.measurement.plan import PILOT
+        from villani.measurement.plan import START
         from villani.objective.objective import check_weight_decay
 
         self.check_some("weight_decay", "temperature")
@@ -60,11 +60,9 @@ class MeasureSettings(StreamBlock, SubjectSettings):
             for name in ("trace", "products", "blocks", "deflate", "probes", "finite"):
                 if getattr(self, name) != type(self).model_fields[name].default:
                     raise InputError(f"{name}={getattr(self, name)}: with target_error the plan chooses; leave one out")
-            least = PILOT + max(self.groups, 3)
+            least = max(self.groups, START)
             if self.max_groups < least:
-                raise InputError(
-                    f"max_groups={self.max_groups}: expected at least {least}, the pilot's and those to measure"
-                )
+                raise InputError(f"max_groups={self.max_groups}: expected at least {least}, which a plan begins with")
             self.wanted()
         elif self.target != "hessian_trace":
             raise InputError(f"target={self.target}: goes with target_error")
@@ -98,8 +96,8 @@ class MeasureSettings(StreamBlock, SubjectSettings):
             yield Unused("without --target-error", ("max_groups",))
             if self.trace != "hutchinson":
                 yield Unused("without --trace hutchinson", ("products",))
-            if self.trace != "taylor":
-                yield Unused("without --trace taylor", ("shares",))
+        if self.trace != "taylor":
+            yield Unused("without --trace taylor", ("shares",))
 
 
 SETTINGS = MeasureSettings

@@ -132,10 +132,12 @@ def _plan(record: MeasurementRecord) -> str:
     if plan is None:
         return "the design was given"
     wanted = f"{100 * plan.error:.3g} %" if plan.relative else format_number(plan.error)
+    others = f"a pilot of {plan.pilot_groups} groups, which count nowhere else,"
     words = (
-        f"standard error of {plan.quantity} at most {wanted}; {plan.planned_groups} groups planned from a pilot of "
-        f"{plan.pilot_groups} groups, which count nowhere else, and {record.design.groups} measured; deviation between "
-        f"groups {format_number(plan.data_deviation, 3)}, of a probe {format_number(plan.probe_deviation, 3)}"
+        f"standard error of {plan.quantity} at most {wanted}; {plan.planned_groups} groups planned from "
+        f"{others if plan.pilot_groups else f'the first {plan.start_groups}'} and {record.design.groups} measured; "
+        f"deviation between groups {format_number(plan.data_deviation, 3)}, "
+        f"of a probe {format_number(plan.probe_deviation, 3)}"
     )
     return f"{words}; {plan.note}" if plan.note else words
 
