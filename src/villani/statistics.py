@@ -144,6 +144,17 @@ def mean_per_token(sums: Array, tokens: Array) -> Estimate:
     return Estimate(float(value[0]), float(sem[0]), len(tokens), "statistical")
 
 
+def serial_correlation(values: Array) -> Estimate:
+    """Rank correlation of neighbours in a sequence of at least 3, about 0 ± sem where any order was as likely.
+
+    Ranks make it blind to how the values are spread. Of n ranks in random order Σ(r_i − r̄)(r_{i+1} − r̄)/Σ(r_i − r̄)² has
+    mean −1/n, which is taken off, and a variance of nearly 1/n.
+    """
+    ranks = np.argsort(np.argsort(values, kind="stable"), kind="stable") - (len(values) - 1) / 2
+    correlation = float(ranks[:-1] @ ranks[1:] / (ranks @ ranks)) + 1 / len(values)
+    return Estimate(correlation, len(values) ** -0.5, len(values), "statistical")
+
+
 def squared_norm_replicates(gram: Array, tokens: Array) -> tuple[Array, Array]:
     """The U-statistic Σ_{i≠j}⟨s_i, s_j⟩ / Σ_{i≠j} n_i n_j for ‖∇L‖² (THEORY.md §6), and with each group left out.
 

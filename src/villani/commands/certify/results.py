@@ -129,6 +129,12 @@ def _prior(settings: CertifySettings) -> str:
     return words.format(steps=steps, share=share) + (_DRIFT.format(share=share) if settings.prior_drift else "")
 
 
+def no_complexity(order: str) -> Complexity:
+    """Of weights that score a text before they are trained on it; `order`, in words, is the text's."""
+    hypotheses = f"{order}, each scored before it is trained on; settings fixed before the text"
+    return Complexity("none", "no complexity", 0.0, hypotheses, "certified", "THEORY.md §5 (c″)")
+
+
 def prior_bound(settings: CertifySettings, centre: ScoredModel) -> float:
     """The certified risk of the centre, or of the frozen start, which has no complexity."""
     return centre.bound(settings.delta / len(settings.alpha), "certified")
