@@ -163,7 +163,10 @@ def along_decay(runs: Path) -> dict[str, list[dict[str, Any]]]:
         by_seed = []
         for seed in range(SEEDS):
             with progress() as bar:
-                _, record = execute(CertifySettings(**own, seed=seed), runs / f"along-{kind}-{seed}", progress=bar)
+                # a pass from random weights draws nothing but these
+                weights = {"model": f"{own['model']}&seed={seed}"} if kind == "prequential" else {}
+                settings = CertifySettings(**own | weights, seed=seed)
+                _, record = execute(settings, runs / f"along-{kind}-{seed}", progress=bar)
             by_seed.append([terms(kind, point) for point in (record.prequential or record).points])
         table[kind] = [
             {"weight_decay": decay} | {
