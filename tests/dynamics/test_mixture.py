@@ -125,8 +125,8 @@ def folder(tmp_path):
     checksums = [write_member(tmp_path / "m", k, model).tobytes().hex() for k, model in enumerate(members)]
     names = [name for name, _ in members[0].named_parameters()]
     content = MixtureContent(
-        alpha=0.1, vocabulary=VOCABULARY, shares=SHARES, checksums=checksums, names=names, certified=2.0, delta=0.05,
-        documents=9,
+        alpha=0.1, vocabulary=VOCABULARY, shares=SHARES, checksums=checksums, dtype="float64", names=names,
+        certified=2.0, delta=0.05, documents=9,
     )  # fmt: skip
     write_mixture(tmp_path / "m", content)
     return tmp_path / "m"
@@ -174,6 +174,8 @@ def test_what_is_not_a_mixture_of_this_model_is_refused(folder):
             mixture.log_probabilities(*given)
     with pytest.raises(InputError, match="give the model that the run was of"):
         Mixture(torch.nn.Linear(2, 2), folder)
+    with pytest.raises(InputError, match="weights are float64"):
+        Mixture(make_model("gpt2").float(), folder)
     with pytest.raises(InputError, match="no such file"):
         Mixture(make_model("gpt2"), folder / "absent")
     content = json.loads((folder / "mixture.json").read_text())
@@ -187,3 +189,6 @@ def test_what_is_not_a_mixture_of_this_model_is_refused(folder):
     path.write_bytes(damaged)
     with pytest.raises(InputError, match="not the file that the run left"):
         mixture.log_probabilities(ids)
+    path.unlink()
+    with pytest.raises(InputError, match="the iterate is not there any more"):
+        write_mixture(folder, MixtureContent.model_validate(content))

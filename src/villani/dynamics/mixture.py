@@ -5,6 +5,7 @@ ln is concave, so that the mixture's loss on any document is at most the mean of
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -37,6 +38,7 @@ class MixtureContent(BaseModel):
         min_length=1, description="of the members, in sum 1: of the documents each was scored on"
     )
     checksums: list[str] = Field(description="sha256 of the members' files")
+    dtype: Literal["float32", "float64"] = Field(description="of the weights, and of the arithmetic")
     names: list[str] = Field(description="of the tensors in each file, in their order")
     certified: float = Field(description="risk on a new document, nats per token")
     delta: float = Field(gt=0, lt=1)
@@ -50,7 +52,14 @@ def write_member(folder: Path, index: int, model: nn.Module) -> Array:
 
 
 def write_mixture(folder: Path, content: MixtureContent) -> None:
-    """What makes members a mixture; last, when all is known."""
+    """What makes members a mixture; last, when all is known.
+
+    Raises:
+        InputError: a member's file is gone.
+    """
+    for index in range(len(content.shares)):
+        if not _member(folder, index).is_file():
+            raise InputError(f"{_member(folder, index)}: the iterate is not there any more; use another --run")
     write_atomically(folder / FILE, content.model_dump_json(indent=1) + "\n")
 
 
@@ -98,13 +107,15 @@ class Mixture:
         if isinstance(model, str):
             from villani.inputs.models import load_model
 
-            model = load_model(model).model
+            model = load_model(model, dtype=getattr(torch, content.dtype)).model
         own = [name for name, _ in model.named_parameters()]
         if own != content.names:
             raise InputError(
                 f"{path}: the mixture has {len(content.names)} tensors, and the model {len(own)} or others by name; "
                 "give the model that the run was of"
             )
+        if any(p.dtype != getattr(torch, content.dtype) for p in model.parameters()):
+            raise InputError(f"{path}: the mixture's weights are {content.dtype}, and the model's are not; convert it")
         self._model = model
         self.alpha, self.shares = content.alpha, list(content.shares)
         self.certified, self.delta, self.documents = content.certified, content.delta, content.documents

@@ -111,6 +111,8 @@ def test_the_mixture_is_what_a_plain_loop_and_the_formulas_give(villani, documen
     assert "That they are is your word" in page
     called = Mixture(load_model(SMALL, dtype=torch.float64).model, tmp_path / "r" / mixture["folder"])
     assert (called.certified, called.alpha, called.shares) == (bound["value"], 0.1, mixture["shares"])
+    assert (called.delta, called.documents) == (0.05, 22)
+    assert Mixture(SMALL, tmp_path / "r" / mixture["folder"]).loss(*held[0]) == called.loss(*held[0])
     assert [called.loss(*document) for document in held] == pytest.approx(held_losses, rel=1e-9)
     assert len(members) == len(called) == 4
 

@@ -136,11 +136,10 @@ def mixture_record(
     for smoothing in smoothings:
         mixed = -mix([row["others"] for row in rows], rounds.shares, smoothing)
         held_out[smoothing.alpha] = document_means(mixed, other_counts, others)
-    smoothing = Smoothing(size, best.alpha)
     each = [smoothed_losses(row["others"], best.alpha, size) for row in rows]
     each_mean = [float(document_means(losses, other_counts, others).mean()) for losses in each]
     alone = share / settings.candidates
-    write_mixture(folder, _content(prepared.loaded.model, rounds, rows, best, smoothing, n))
+    write_mixture(folder, _content(settings, prepared.loaded.model, rounds, rows, best, n))
     return MixtureRecord(
         certificate=best, start_bound=start_bound, documents=n, shares=rounds.shares,
         neighbours=EstimateRecord.model_validate(neighbours), repeated=_repeated(prepared.certified, documents),
@@ -176,12 +175,12 @@ def mixture_sentence(record: CertificateRecord) -> str:
 
 
 def _content(
-    model: nn.Module, rounds: Rounds, rows: Sequence[Rows], best: BoundRecord, smoothing: Smoothing, documents: int
+    settings: CertifySettings, model: nn.Module, rounds: Rounds, rows: Sequence[Rows], best: BoundRecord, documents: int
 ) -> MixtureContent:
     return MixtureContent(
-        alpha=smoothing.alpha, vocabulary=int(smoothing.vocabulary), shares=rounds.shares,
+        alpha=best.alpha, vocabulary=outputs(model), dtype=settings.dtype, shares=rounds.shares,
         checksums=[row["member"].tobytes().hex() for row in rows],
-        names=[name for name, _ in model.named_parameters()], certified=best.value, delta=best.delta,
+        names=[name for name, _ in model.named_parameters()], certified=best.value, delta=settings.delta,
         documents=documents,
     )  # fmt: skip
 
