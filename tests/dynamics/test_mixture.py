@@ -179,7 +179,14 @@ def test_what_is_not_a_mixture_of_this_model_is_refused(folder):
     with pytest.raises(InputError, match="no such file"):
         Mixture(make_model("gpt2"), folder / "absent")
     content = json.loads((folder / "mixture.json").read_text())
-    for changed in ({"shares": [0.5, 0.25, 0.5]}, {"checksums": content["checksums"][:2]}, {"alpha": 2.0}):
+    with pytest.raises(InputError, match="nothing is predicted"):
+        mixture.loss(ids, torch.full_like(ids, -100))
+    for changed in (
+        {"checksums": ["x"] * 3},
+        {"shares": [0.5, 0.25, 0.5]},
+        {"checksums": content["checksums"][:2]},
+        {"alpha": 2.0},
+    ):
         (folder / "mixture.json").write_text(json.dumps(content | changed))
         with pytest.raises(InputError, match="mixture"):
             Mixture(make_model("gpt2"), folder)

@@ -5,7 +5,7 @@ ln is concave, so that the mixture's loss on any document is at most the mean of
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -26,6 +26,8 @@ from villani.work.stretches import checksum, read_state, write_state
 FILE = "mixture.json"
 _REMEDY = "give the mixture folder of a `villani certify --iid-documents` run"
 
+Checksum = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+
 
 class MixtureContent(BaseModel):
     """What `mixture.json` holds: all but the weights."""
@@ -37,7 +39,7 @@ class MixtureContent(BaseModel):
     shares: list[float] = Field(
         min_length=1, description="of the members, in sum 1: of the documents each was scored on"
     )
-    checksums: list[str] = Field(description="sha256 of the members' files")
+    checksums: list[Checksum] = Field(description="sha256 over those of the members' files")
     dtype: Literal["float32", "float64"] = Field(description="of the weights, and of the arithmetic")
     names: list[str] = Field(description="of the tensors in each file, in their order")
     certified: float = Field(description="risk on a new document, nats per token")
@@ -117,6 +119,8 @@ class Mixture:
         if any(p.dtype != getattr(torch, content.dtype) for p in model.parameters()):
             raise InputError(f"{path}: the mixture's weights are {content.dtype}, and the model's are not; convert it")
         self._model = model
+        find: Any = getattr(model, "get_input_embeddings", None)
+        self._known = min(content.vocabulary, int(find().num_embeddings) if find else content.vocabulary)
         self.alpha, self.shares = content.alpha, list(content.shares)
         self.certified, self.delta, self.documents = content.certified, content.delta, content.documents
 
@@ -153,8 +157,15 @@ class Mixture:
         return out
 
     def loss(self, ids: ArrayLike, labels: ArrayLike | None = None) -> float:
-        """Mean nats per predicted token; of the rows of one document, what the certificate is about."""
-        return -float(np.nanmean(self.log_probabilities(ids, labels)))
+        """Mean nats per predicted token; of the rows of one document, what the certificate is about.
+
+        Raises:
+            InputError: as `log_probabilities`, or nothing is predicted.
+        """
+        logs = self.log_probabilities(ids, labels)
+        if np.isnan(logs).all():
+            raise InputError("nothing is predicted in this batch: give labels that are not all −100")
+        return -float(np.nanmean(logs))
 
     def _batch(self, name: str, values: ArrayLike) -> torch.Tensor:
         tokens = torch.as_tensor(values)
@@ -163,10 +174,8 @@ class Mixture:
                 f"{name} of shape {tuple(tokens.shape)}, {tokens.dtype}: expected whole numbers (B, T), T ≥ 2"
             )
         least = IGNORED if name == "labels" else 0
-        if tokens.numel() and not least <= int(tokens.min()) <= int(tokens.max()) < self._content.vocabulary:
-            raise InputError(
-                f"{name} from {int(tokens.min())} to {int(tokens.max())}: the model knows {self._content.vocabulary}"
-            )
+        if tokens.numel() and not least <= int(tokens.min()) <= int(tokens.max()) < self._known:
+            raise InputError(f"{name} from {int(tokens.min())} to {int(tokens.max())}: the model knows {self._known}")
         return tokens.long().cpu()
 
     def _scores(self, ids: torch.Tensor, labels: torch.Tensor, micro_tokens: int) -> Iterator[Array]:

@@ -124,7 +124,7 @@ def needs(settings: CertifySettings, prepared: Prepared) -> Needs:
     Iterates of a mixture are scored once more on their rounds and on held-out blocks, and kept.
     """
     passes, certified = len(settings.weight_decay) * len(settings.learning_rate), len(prepared.certified.ids)
-    rounds = settings.iterates if settings.iid_documents else 0
+    rounds = len(Rounds.of(settings, prepared).shares) if settings.iid_documents else 0  # refused before any work
     each = settings.block * (certified + (len(prepared.held_out.ids) * (1 + rounds) + certified * bool(rounds)) / 3)
     stages = {_stage(number): each for number in range(passes)}
     gradients = needs_of(settings, prepared, stages, vectors=7, kept=6 + rounds * passes)
