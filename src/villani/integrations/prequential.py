@@ -18,7 +18,7 @@ from villani.dynamics.certificate import Moments, token_bound
 from villani.errors import InputError, check_whole
 from villani.integrations.figures import PREFIX, Figures
 from villani.integrations.label_scores import label_logs
-from villani.integrations.untouched import untouched
+from villani.integrations.untouched import uncompiled, untouched
 from villani.objective.objective import IGNORED, Objective
 from villani.statistics import Status
 from villani.theory.constants import Smoothing
@@ -224,8 +224,9 @@ class RunScores:
         self._tried = True
         try:
             if kwargs.get("input_ids") is not None:  # else the batch is refused
-                with untouched(module):
-                    Objective(module, [dict.fromkeys(("input_ids", "labels"), kwargs["input_ids"][:1])])
+                model = uncompiled(module)
+                with untouched(model):
+                    Objective(model, [dict.fromkeys(("input_ids", "labels"), kwargs["input_ids"][:1])])
         except InputError as error:
             self._objection = error
 
