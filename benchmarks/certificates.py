@@ -5,6 +5,7 @@ python benchmarks/certificates.py NAME [NAME …]           (VILLANI_DATA; each 
 python benchmarks/certificates.py --overhead              (what the account costs, in per cent of a training step)
 python benchmarks/certificates.py --overhead-trainer      (the same of the callback's certificate in a Trainer's run)
 python benchmarks/certificates.py --exact                 (the complexity over λ where the true KL is known)
+python benchmarks/certificates.py --decay                 (every kind of certificate along λ, over seeds)
 
 Rows go to docs/results/certificates.json. Attempts may be chosen by the results of others, since δ = 0.05 is divided by
 CANDIDATES, more than the settings that there are to choose from: η and s of {1, 2, 3, 5}·10^j with ten j, 32 numbers
@@ -30,6 +31,7 @@ from villani.dynamics.chain import Moving, batch_loss, run_chain
 from villani.inputs.models import load_model
 from villani.integrations.huggingface import VillaniCallback
 from villani.report.terminal import progress
+from villani.statistics import over_seeds
 from villani.theory.catalogue import named
 from villani.theory.complexity import NoisyDescent
 from villani.theory.exact import relative_entropy, solve
@@ -37,6 +39,7 @@ from villani.theory.rates import GaussianLaw
 
 ROOT = Path(__file__).parents[1]
 PATH = ROOT / "docs" / "results" / "certificates.json"
+ALONG_PATH = ROOT / "docs" / "results" / "certificates-decay.json"
 CANDIDATES = 10**13
 SMALL = "config:gpt-neo-125m?layers=2&width=64&heads=4&context=128&vocab=2048"
 LARGE = "config:gpt-neo-125m?layers=4&width=128&heads=4&context=128"
@@ -130,6 +133,58 @@ ATTEMPTS: dict[str, dict[str, Any]] = {
         "batch": 64, "chains": 200,
     },
 }  # fmt: skip
+
+# every kind along λ, from random weights and at settings of its own that no result chose; four seeds
+SEEDS = 4
+ALONG: dict[str, Any] = {
+    "model": "config:gpt-neo-125m?layers=1&width=32&heads=4&context=64&vocab=2048", "tokenizer": "builtin",
+    "text": "ptb:valid", "block": 64, "blocks": 600, "threads": 1, "micro_tokens": 4096,
+}  # fmt: skip
+NOISY: dict[str, Any] = {"steps": 40, "batch": 16, "learning_rate": [0.3], "temperature": 1e-3}
+BY_KIND: dict[str, dict[str, Any]] = {
+    "path": ALONG | NOISY | {
+        "direction": "momentum", "start": "centre", "clip": None, "weight_decay": [0.0, 0.02, 0.2, 2.0],
+    },
+    "drift": ALONG | NOISY | {
+        "direction": "momentum", "start": "centre", "clip": None, "weight_decay": [0.0, 0.02, 0.2, 2.0],
+        "prior": "text", "prior_steps": 0, "prior_drift": True, "drift_batch": 32,
+    },
+    "c4": ALONG | NOISY | {"start": "prior", "clip": 0.1, "weight_decay": [0.02, 0.2, 2.0], "chains": 10},
+    "prequential": ALONG | {
+        "kind": "prequential", "direction": "adam", "learning_rate": [3e-3], "weight_decay": [0.0, 1.0, 10.0, 100.0],
+    },
+}  # fmt: skip
+
+
+def along_decay(runs: Path) -> dict[str, list[dict[str, Any]]]:
+    """Kind → rows, one for every λ: each figure's mean over the seeds with its interval, and what the seeds gave."""
+    table: dict[str, list[dict[str, Any]]] = {}
+    for kind, own in BY_KIND.items():
+        by_seed = []
+        for seed in range(SEEDS):
+            with progress() as bar:
+                # a pass from random weights draws nothing but these
+                weights = {"model": f"{own['model']}&seed={seed}"} if kind == "prequential" else {}
+                settings = CertifySettings(**own | weights, seed=seed)
+                _, record = execute(settings, runs / f"along-{kind}-{seed}", progress=bar)
+            by_seed.append([terms(kind, point) for point in (record.prequential or record).points])
+        table[kind] = [
+            {"weight_decay": decay} | {
+                name: {"mean": (mean := over_seeds([one[name] for one in points])).value,
+                       "interval": mean.interval(0.95), "seeds": [one[name] for one in points]}
+                for name in points[0]
+            } for decay, points in zip(own["weight_decay"], zip(*by_seed, strict=True), strict=True)
+        ]  # fmt: skip
+    return table
+
+
+def terms(kind: str, point: Any) -> dict[str, float]:
+    """What moves with λ: certificate, its parts, and what it competes with."""
+    bound = point.certificate if kind == "prequential" else point.chain if kind == "c4" else point.path
+    return {
+        "certified": bound.value, "empirical": bound.empirical, "excess": bound.excess, "complexity": bound.complexity,
+        "held_out_loss": point.held_out_loss.value, "held_out_bound": point.held_out_bound, "moved": point.moved,
+    }  # fmt: skip
 
 
 def row(name: str, settings: CertifySettings, record: Any) -> dict[str, Any]:
@@ -238,6 +293,7 @@ def main() -> None:
     parser.add_argument("--overhead", action="store_true")
     parser.add_argument("--overhead-trainer", action="store_true")
     parser.add_argument("--exact", action="store_true")
+    parser.add_argument("--decay", action="store_true")
     options = parser.parse_args()
     if options.list:
         print("\n".join(f"{name}: {CertifySettings(**settings).command()}" for name, settings in ATTEMPTS.items()))
@@ -247,6 +303,11 @@ def main() -> None:
     if options.overhead_trainer:
         for model in ("builtin:tiny", SMALL, LARGE):
             overhead_trainer(model)
+    if options.decay:
+        table = along_decay(ROOT / "runs" / "certificates")
+        commands = {kind: CertifySettings(**own).command() for kind, own in BY_KIND.items()}
+        content = {"commands": commands, "seeds": SEEDS}
+        ALONG_PATH.write_text(json.dumps(content | {"kinds": table}, indent=1, ensure_ascii=False) + "\n")
     if options.exact:
         rows = known()
         content = json.loads(PATH.read_text())

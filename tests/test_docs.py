@@ -74,7 +74,10 @@ def small(settings: Settings) -> Settings:
     values = {name: most for name, most in SMALL.items() if isinstance(given.get(name), int) and given[name] > most}
     values |= {name: given[name][:1] for name in ("dimension", "temperature") if isinstance(given.get(name), list)}
     if settings.name in ("certify", "recommend"):
-        values |= {name: SMALL[name] for name in ("blocks", "train_blocks") if name in given}
+        few = (
+            () if given.get("iid_documents") else ("blocks", "train_blocks")
+        )  # a number of documents is the text's own
+        values |= {name: SMALL[name] for name in few if name in given}
     if settings.name == "converge" and settings.model.startswith("exact:"):
         values["steps"] = 50
     if given.get("target_error"):

@@ -15,10 +15,10 @@ import villani
 ROOT = Path(__file__).parent.parent
 PACKAGE = Path(villani.__file__).parent
 CONTRACT = {  # names that outsiders rely on
-    "Audit", "ConstantMemory", "Estimate", "GuardFollowing", "GuardMeter", "HessianOperator", "InputError", "Langevin",
-    "LeastCertificate", "Measurement", "Objective", "Spectrum", "Target", "VillaniCallback", "__version__", "audit",
-    "certify", "converge", "eigenpairs", "groups_from_text", "load", "load_model", "measure", "measure_to", "recommend",
-    "report", "spectrum", "theory",
+    "Audit", "ConstantMemory", "Estimate", "GuardFollowing", "GuardMeter", "HessianOperator", "InputError",
+    "Langevin", "LeastCertificate", "Measurement", "Mixture", "Objective", "Spectrum", "Target", "VillaniCallback",
+    "__version__", "audit", "certify", "converge", "eigenpairs", "groups_from_text", "load", "load_model", "measure",
+    "measure_to", "recommend", "report", "spectrum", "theory",
 }  # fmt: skip
 MATHEMATICS = {"constants", "exact", "pac_bayes", "rates"}
 

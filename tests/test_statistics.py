@@ -16,6 +16,7 @@ from villani.statistics import (
     ratio_estimates,
     resolved_sign,
     sampled_statistics,
+    serial_correlation,
     sketch_variance,
     squared_norm_replicates,
 )
@@ -231,3 +232,21 @@ def test_signs_hold_all_at_once():
 
 def mean_and_error(row):
     return float(row.mean()), float(row.std(ddof=1)) / len(row) ** 0.5
+
+
+@pytest.mark.parametrize("levels", [None, 3])
+def test_serial_correlation_is_centred_in_random_order_with_and_without_ties(levels):
+    generator = np.random.default_rng(0)
+    draws = generator.standard_cauchy((3000, 40)) if levels is None else generator.integers(levels, size=(3000, 40))
+    found = [serial_correlation(row) for row in draws]
+    values = np.array([one.value for one in found])
+    assert found[0].sem == pytest.approx(40**-0.5)
+    assert abs(values.mean()) < 4 * values.std() / len(values) ** 0.5
+    assert values.std() == pytest.approx(found[0].sem, rel=0.06)
+
+
+def test_serial_correlation_of_sorted_alternating_and_equal_values():
+    assert serial_correlation(np.exp(np.arange(40.0))).value > 0.9
+    assert serial_correlation(np.arange(40) // 20).value > 0.9
+    assert serial_correlation(np.arange(40) % 2).value < -0.9
+    assert serial_correlation(np.ones(40)).value == 0.0

@@ -9,6 +9,7 @@ from villani.criteria.audit import Audit as Audit
 from villani.criteria.audit import audit as audit
 from villani.criteria.guard import GuardMeter as GuardMeter
 from villani.curvature.hessian import HessianOperator as HessianOperator
+from villani.dynamics.mixture import Mixture as Mixture
 from villani.dynamics.sampler import Langevin as Langevin
 from villani.dynamics.schedules import ConstantMemory as ConstantMemory
 from villani.dynamics.schedules import GuardFollowing as GuardFollowing

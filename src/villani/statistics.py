@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.stats import rankdata
 from scipy.stats import t as student_t
 
 from villani.estimate import Array as Array
@@ -142,6 +143,19 @@ def mean_per_token(sums: Array, tokens: Array) -> Estimate:
         return Estimate(float(sums.sum() / tokens.sum()), float("nan"), 1, "estimated")
     value, sem = ratio_estimates(sums[:, None], tokens)
     return Estimate(float(value[0]), float(sem[0]), len(tokens), "statistical")
+
+
+def serial_correlation(values: Array) -> Estimate:
+    """Rank correlation of neighbours in a sequence of at least 3, about 0 ± sem where any order was as likely.
+
+    Ranks make it blind to how the values are spread; equal values share theirs. Of n ranks in random order
+    Σ(r_i − r̄)(r_{i+1} − r̄)/Σ(r_i − r̄)² has mean −1/n, which is taken off, and a variance of nearly 1/n; where all are
+    equal it is 0.
+    """
+    ranks = rankdata(values) - (len(values) + 1) / 2
+    spread = float(ranks @ ranks)
+    correlation = float(ranks[:-1] @ ranks[1:]) / spread + 1 / len(values) if spread else 0.0
+    return Estimate(correlation, len(values) ** -0.5, len(values), "statistical")
 
 
 def squared_norm_replicates(gram: Array, tokens: Array) -> tuple[Array, Array]:

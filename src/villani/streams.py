@@ -27,6 +27,7 @@ class Purpose(IntEnum):
     CHAIN_NOISE = 21
     DROPOUT = 22
     DRIFT = 23
+    DOCUMENTS = 24
     LIVE = 40
     GUARD = 41
 

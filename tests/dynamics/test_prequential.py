@@ -8,11 +8,12 @@ import torch
 
 from tests.conftest import BLOCK, VOCABULARY, make_model
 from villani.dynamics.certificate import Moments, gain_bound, token_bound
-from villani.dynamics.prequential import Learner, UpdateRule, advance, steps_of
+from villani.dynamics.prequential import Learner, UpdateRule, advance, step_edges
 from villani.errors import InputError
 from villani.theory.constants import Smoothing
 
 BLOCKS, BATCH = 7, 2
+EDGES = step_edges(BLOCKS, BATCH)
 
 
 def text(seed=0):
@@ -28,7 +29,7 @@ def text(seed=0):
 def passed(rule, ids, labels, *, micro_tokens=10**6, **more):
     model = make_model("gpt2")
     learner = Learner(rule, list(model.parameters())) if rule else None
-    return advance(model, learner, ids, labels, start=0, batch=BATCH, micro_tokens=micro_tokens, **more), model
+    return advance(model, learner, ids, labels, start=0, edges=EDGES, micro_tokens=micro_tokens, **more), model
 
 
 def plain(optimizer, ids, labels, decay=None):
@@ -71,7 +72,7 @@ def test_scores_and_last_weights_are_those_of_a_plain_loop(rule, optimizer, deca
     expected, other = plain(optimizer, ids, labels, decay)
     for micro_tokens in (10**6, BLOCK):  # whole batches, or block by block
         found, model = passed(rule, ids, labels, micro_tokens=micro_tokens)
-        assert found.stop == steps_of(BLOCKS, BATCH) == 4
+        assert found.stop == len(EDGES) - 1 == 4
         assert found.logs == pytest.approx(expected, abs=1e-9)
         for a, b in zip(model.parameters(), other.parameters(), strict=True):
             torch.testing.assert_close(a, b, rtol=1e-7, atol=1e-9)
@@ -142,7 +143,7 @@ def test_a_pass_in_stretches_is_the_same_pass():
             for tensor, value in zip(learner.state, kept, strict=True):
                 tensor.copy_(value)
         stretch = advance(
-            model, learner, ids, labels, start=step, batch=BATCH, micro_tokens=10**6, enough=lambda _: True
+            model, learner, ids, labels, start=step, edges=EDGES, micro_tokens=10**6, enough=lambda _: True
         )
         logs.append(stretch.logs)
         step = stretch.stop

@@ -1,3 +1,4 @@
+import json
 import warnings
 from functools import partial
 
@@ -222,3 +223,178 @@ def test_two_processes_measure_together_and_keep_their_bits(tmp_path):
         assert (size, count) == (2, 2)
     assert [step for step, _ in results[0][1]] == [1, 2]
     assert results[1][1] == []  # process 0 alone logs
+
+
+# Certificates
+
+
+BLOCKS = 22
+
+
+def network(dropout):
+    model = make_model("gpt2").float()
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = dropout
+    return model
+
+
+class Certified(pl.LightningModule):
+    """AdamW at one rate over blocks in order."""
+
+    def __init__(self, dropout=0.0, manual=False):
+        super().__init__()
+        self.model = network(dropout)
+        self.automatic_optimization = not manual
+
+    def training_step(self, batch, index):
+        if isinstance(batch, list):  # of several loaders
+            batch = batch[0]
+        return self.model(input_ids=batch, labels=batch).loss
+
+    def configure_optimizers(self):
+        return torch.optim.AdamW(self.parameters(), lr=0.05, weight_decay=0.1)
+
+
+class Unnamed(Certified):
+    def training_step(self, batch, index):
+        return self.model(batch, labels=batch).loss
+
+
+class Stops(Certified):
+    def training_step(self, batch, index):
+        self.trainer.should_stop = index == 3
+        return super().training_step(batch, index)
+
+
+class Stream(torch.utils.data.IterableDataset):
+    def __iter__(self):
+        return iter(tokens(BLOCKS, 1))
+
+
+def in_order():
+    return torch.utils.data.DataLoader(tokens(BLOCKS, 1), batch_size=2)
+
+
+def certified(folder, task=None, loader=None, resume=None, groups=None, **changes):
+    from villani.integrations.lightning import VillaniCallback
+
+    more = {} if groups is None else {"temperature": 0.1}
+    callback = VillaniCallback(
+        groups, module=lambda t: t.model, certificate="prequential", delta=0.1, candidates=3, **more
+    )
+    logger = Memory()
+    settings = {
+        "max_epochs": 1, "accumulate_grad_batches": 2, "accelerator": "cpu", "logger": logger, "devices": 1,
+        "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False,
+        "default_root_dir": folder,
+    }  # fmt: skip
+    trainer = pl.Trainer(callbacks=[callback], **settings | changes)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        trainer.fit(task or Certified(), in_order() if loader is None else loader, ckpt_path=resume)
+    return callback.scores, logger, trainer
+
+
+def losses_by_hand(alpha):
+    """Smoothed losses before the step on their blocks, from plain torch."""
+    model, losses = network(0.0), []
+    stepper = torch.optim.AdamW(model.parameters(), lr=0.05, weight_decay=0.1)
+    for number, batch in enumerate(tokens(BLOCKS, 1).split(2)):
+        logs = torch.log_softmax(model(input_ids=batch).logits[:, :-1], -1).gather(2, batch[:, 1:, None])
+        losses.append(-torch.log((1 - alpha) * logs.detach().double().exp() + alpha / 11).flatten())
+        (-logs.mean() / 2).backward()
+        if number % 2 or number == BLOCKS // 2 - 1:
+            stepper.step()
+            stepper.zero_grad()
+    return torch.cat(losses).numpy()
+
+
+def test_a_certificate_is_that_of_a_plain_loop(tmp_path):
+    from villani.dynamics.certificate import Moments, token_bound
+    from villani.theory.constants import Smoothing
+
+    scores, logger, _ = certified(tmp_path)
+    found = scores.certificate
+    assert scores.refusal == ""
+    assert (found.tokens, found.vocabulary, found.steps, found.delta, found.candidates) == (BLOCKS * 5, 11, 6, 0.1, 3)
+    losses = losses_by_hand(found.alpha)
+    assert found.empirical == pytest.approx(losses.mean(), rel=1e-5)
+    moments = Moments(Smoothing(11, found.alpha), losses.mean(), (losses**2).mean())
+    assert found.value == pytest.approx(token_bound(moments, BLOCKS * 5, 0.0, 0.1 / 3 / 2).value, rel=1e-5)
+    assert json.loads((tmp_path / "certificate.json").read_text())["value"] == found.value
+    assert [row[PREFIX + "certificate"] for _, row in logger.rows if PREFIX + "certificate" in row] == [found.value]
+
+
+def test_a_certificate_moves_no_bits_and_goes_beside_measurements(tmp_path):
+    ends = []
+    for groups in (None, tokens(6, 9).reshape(3, 2, 6)):
+        pl.seed_everything(5, verbose=False)
+        ends.append(Certified(0.3))
+        scores, *_ = certified(tmp_path, ends[-1], groups=groups)
+        assert scores.certificate
+    pl.seed_everything(5, verbose=False)
+    plain = Certified(0.3)
+    trainer = pl.Trainer(
+        max_epochs=1, accumulate_grad_batches=2, accelerator="cpu", logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False, default_root_dir=tmp_path,
+    )  # fmt: skip
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        trainer.fit(plain, in_order())
+    assert all(same(plain, task) for task in ends)
+
+
+def test_a_stream_and_steps_within_an_epoch_have_a_certificate(tmp_path):
+    whole = certified(tmp_path)[0].certificate
+    streamed = certified(tmp_path, loader=torch.utils.data.DataLoader(Stream(), batch_size=2))[0].certificate
+    assert (streamed.value, streamed.tokens) == (whole.value, whole.tokens)
+    part, *_ = certified(tmp_path, max_epochs=-1, max_steps=4)
+    assert (part.certificate.steps, part.certificate.tokens) == (4, 80)
+
+
+@pytest.mark.parametrize(
+    ("changes", "fragment"),
+    [
+        ({"loader": torch.utils.data.DataLoader(tokens(BLOCKS, 1), batch_size=2, shuffle=True)}, "RandomSampler"),
+        ({"max_epochs": 2}, "max_epochs=2: in a second epoch"),
+        ({"max_epochs": -1, "max_steps": 7}, "max_steps=7 of 6 in an epoch"),
+        ({"task": Certified(manual=True), "accumulate_grad_batches": 1}, "manual optimisation"),
+        ({"loader": [torch.utils.data.DataLoader(tokens(4, 1), batch_size=2)] * 2}, "expected one DataLoader"),
+    ],
+)
+def test_runs_without_a_certificate_are_refused_when_they_begin(tmp_path, changes, fragment):
+    with pytest.raises(InputError, match=fragment):
+        certified(tmp_path, **changes)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_resume_and_a_second_run_are_refused(tmp_path):
+    _, _, trainer = certified(tmp_path, max_epochs=-1, max_steps=2)
+    trainer.save_checkpoint(tmp_path / "half.ckpt")
+    with pytest.raises(InputError, match="resumed at step 2"):
+        certified(tmp_path, resume=tmp_path / "half.ckpt", max_epochs=-1, max_steps=4)
+    again = pl.Trainer(callbacks=trainer.callbacks, max_epochs=1, accelerator="cpu", logger=False,
+                       enable_checkpointing=False, enable_progress_bar=False, default_root_dir=tmp_path)  # fmt: skip
+    with pytest.raises(InputError, match="trained before"):
+        again.fit(Certified(), in_order())
+
+
+def test_what_the_run_alone_tells_ends_without_a_certificate(tmp_path):
+    for changes, fragment in (
+        ({"task": Stops()}, "stopped at step"), ({"task": Unnamed()}, "input_ids and labels by name"),
+        ({"task": Stops(), "loader": torch.utils.data.DataLoader(Stream(), batch_size=2)}, "stopped at step"),
+        ({"max_epochs": -1, "max_steps": 9, "loader": torch.utils.data.DataLoader(Stream(), batch_size=2)}, "epoch"),
+    ):  # fmt: skip
+        scores, *_ = certified(tmp_path, **changes)
+        assert scores.certificate is None
+        assert fragment in scores.refusal
+    assert not (tmp_path / "certificate.json").exists()
+
+
+def test_arguments_that_do_not_go_together():
+    from villani.integrations.lightning import VillaniCallback
+
+    for given in ({}, {"temperature": 1.0}, {"certificate": "other"}, {"certificate": "prequential", "probes": 2}):
+        with pytest.raises(InputError):
+            VillaniCallback(**given)

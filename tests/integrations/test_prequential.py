@@ -12,7 +12,7 @@ from transformers import BertConfig, BertLMHeadModel, GPT2Config, GPT2LMHeadMode
 from villani.errors import InputError
 from villani.integrations.figures import PREFIX
 from villani.integrations.huggingface import VillaniCallback
-from villani.integrations.prequential import label_logs
+from villani.integrations.label_scores import label_logs
 from villani.theory.pac_bayes import bernstein, bernstein_rates, linear, linear_rates
 
 VOCABULARY, BLOCKS, BLOCK = 17, 22, 8

@@ -6,7 +6,7 @@ complexities of docs/certificates.md: ln dQ/dP of the realised path, and the wei
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -18,6 +18,13 @@ from villani.theory.constants import Smoothing
 from villani.theory.pac_bayes import RiskBound, bernstein, bernstein_rates, best, linear, linear_rates, monte_carlo
 
 Start = Literal["prior", "centre"]
+_NEW = (
+    "a new document: the mean loss of its tokens, every document counting alike, over the law that those seen are from"
+)
+_INDEPENDENT = (
+    "independent documents of one law, n = {n}, which is fixed before; each scored whole by weights that only others "
+    "determine; centres and t fixed before"
+)
 CENTRES = tuple(share / 10 for share in range(2, 10))  # of ln V: centres that the Bernstein bound may choose from
 
 
@@ -230,6 +237,20 @@ def token_bound(losses: Moments, m: int, kl: float, delta: float) -> RiskBound:
         level = delta / 2 / len(choices)
         bounds.append(bernstein(losses.first, spread, m, kl, level, rate, reach=reach, highest=smoothing.highest))
     return best(bounds)
+
+
+def document_bound(losses: Moments, n: int, delta: float) -> RiskBound:
+    """The best bound on the mean risk, on a new document, of weights that each document's past determines.
+
+    Document Z_j is scored by weights θ_j that documents before it determine, and is independent of them: given these,
+    ℓ(θ_j, Z_j) has the mean R(θ_j), so that the bounds on tokens hold with documents for tokens and no complexity.
+
+    Args:
+        losses: moments of the documents' mean losses at one α.
+        n: documents.
+        delta: δ in all.
+    """
+    return replace(token_bound(losses, n, 0.0, delta), about=_NEW, hypotheses=_INDEPENDENT.format(n=n))
 
 
 def gain_bound(first: float, second: float, m: int, smoothing: Smoothing, delta: float) -> RiskBound:

@@ -5,8 +5,9 @@ score a block are a function of the blocks before its batch, of the settings and
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 import numpy as np
@@ -127,14 +128,15 @@ class Stretch:
     clipped: int
 
 
-def steps_of(blocks: int, batch: int) -> int:
-    """Steps of a pass; the last may have fewer blocks."""
-    return -(-blocks // batch)
+def step_edges(blocks: int, batch: int, breaks: Sequence[int] = ()) -> list[int]:
+    """The first block of every step of a pass, and the end; a step has fewer blocks before the end and a break."""
+    ends = sorted({0, *breaks, blocks})
+    return [edge for first, last in pairwise(ends) for edge in range(first, last, batch)] + [blocks]
 
 
 def advance(
-    model: nn.Module, learner: Learner | None, ids: torch.Tensor, labels: torch.Tensor, *, start: int, batch: int,
-    micro_tokens: int, enough: Callable[[int], bool] = lambda _: False,
+    model: nn.Module, learner: Learner | None, ids: torch.Tensor, labels: torch.Tensor, *, start: int,
+    edges: Sequence[int], micro_tokens: int, enough: Callable[[int], bool] = lambda _: False,
 ) -> Stretch:  # fmt: skip
     """Score the blocks in order and, after each batch of them, train on it.
 
@@ -144,7 +146,7 @@ def advance(
         ids: (M, T) int64 token blocks in the text's order.
         labels: (M, T) int64, −100 where not predicted.
         start: first step.
-        batch: consecutive blocks in a step.
+        edges: first block of every step, and the end, see `step_edges`.
         micro_tokens: tokens in one forward pass, at least a block.
         enough: called with the number of steps done after each; true stops there.
 
@@ -153,10 +155,10 @@ def advance(
     """
     device = next(model.parameters()).device
     scores: list[Array] = []
-    step, steps, clipped = start, steps_of(len(ids), batch), 0
+    step, steps, clipped = start, len(edges) - 1, 0
     with evaluating(model, device, fused=True), torch.set_grad_enabled(learner is not None):
         while step < steps:
-            rows = slice(step * batch, (step + 1) * batch)
+            rows = slice(edges[step], edges[step + 1])
             logs, gradient = _scores(model, learner, ids[rows].to(device), labels[rows].to(device), micro_tokens)
             if not np.isfinite(logs).all():
                 raise InputError(f"training diverged at step {step}: lower the learning rate, or clip")

@@ -8,12 +8,11 @@ from transformers import TrainerCallback
 
 from villani.dynamics.schedules import DecaySchedule
 from villani.errors import InputError
-from villani.integrations.figures import PREFIX, Figures, logged
+from villani.integrations.figures import Figures, logged
 from villani.integrations.live import Live
-from villani.integrations.prequential import RunScores
+from villani.integrations.order import check_trainer, check_trainer_run
+from villani.integrations.prequential import RunScores, check_request
 from villani.integrations.trainer_loss import TrainerLoss
-from villani.integrations.untouched import untouched
-from villani.objective.objective import Objective
 
 _SCORES = "villani-scores"  # beside it
 _KEY = "villani"  # in TrainerState.stateful_callbacks, which is saved with every checkpoint
@@ -63,20 +62,17 @@ class VillaniCallback(TrainerCallback):
         schedule: DecaySchedule | None = None, verbose: bool = False,
         certificate: Literal["prequential"] | None = None, delta: float = 0.05, candidates: int = 1, **settings: Any,
     ) -> None:  # fmt: skip
-        if certificate not in (None, "prequential"):
-            raise InputError(f"certificate={certificate!r}: expected 'prequential', or None for none")
-        if (groups is None) != (temperature is None) or (groups is None and (certificate is None or settings)):
-            raise InputError("groups and temperature go together; without them give certificate='prequential' alone")
-        if groups is None and schedule is not None:
-            raise InputError("schedule: give groups and a temperature with it")
+        check_request(groups, temperature, schedule, certificate, settings)
+        if certificate:
+            check_trainer(trainer)
         self._sharded = bool(trainer.is_fsdp_enabled)
         _check_parallelism(trainer)
         if trainer.args.world_size > 1 and schedule is not None:
             processes = trainer.args.world_size
             raise InputError(f"{processes} processes: a decay schedule would have to agree among them; use one")
         self.trainer, self._loss, self.live = trainer, TrainerLoss(trainer), None
-        self._verbose, self._running, self._tried = verbose, False, False
-        self.scores = RunScores(trainer, delta=delta, candidates=candidates) if certificate else None
+        self._verbose, self._running = verbose, False
+        self.scores = RunScores(delta=delta, candidates=candidates) if certificate else None
         if groups is not None and temperature is not None:
             self.live = Live(
                 trainer.model, groups, temperature=temperature, schedule=schedule, wrapped_later=self._sharded,
@@ -95,7 +91,8 @@ class VillaniCallback(TrainerCallback):
         stored = state.stateful_callbacks if state.global_step else {}
         figures: Figures = {}
         if self.scores:
-            self.scores.start(wrapped, state, kwargs["train_dataloader"], stored.get(_SCORES))
+            check_trainer_run(self.trainer, state, kwargs["train_dataloader"])
+            self.scores.start(wrapped, done=state.global_step, stored=stored.get(_SCORES))
         if self.live:
             several = args.world_size > 1
             self.live.adopt(wrapped if several or self._sharded else kwargs["model"], try_out=several or self._sharded)
@@ -114,18 +111,6 @@ class VillaniCallback(TrainerCallback):
         """A certificate is of one epoch."""
         if self.scores:
             self.scores.epoch()
-
-    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Before the first step of a certificate, see whether the model is causal.
-
-        Raises:
-            InputError: it is not, or its loss is none of next tokens.
-        """
-        row = self._loss.first_row() if self.scores and not self._tried else None
-        if row is not None and self.live is None:  # whose groups were tried out
-            with untouched(kwargs["model"]):
-                Objective(kwargs["model"], [row])
-        self._tried = True
 
     def on_substep_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """A batch of an accumulated gradient is over."""
@@ -156,13 +141,10 @@ class VillaniCallback(TrainerCallback):
         self._running = False
         self._loss.detach()
         figures = self.live.finish() if self.live else {}
-        certificate = self.scores.finish(state) if self.scores else None
+        certificate = self.scores.finish(state.global_step, state.max_steps) if self.scores else None
         if certificate:
             certificate.write(self.trainer.args.output_dir)
-            figures = figures | {
-                PREFIX + "certificate": certificate.value, PREFIX + "certificate_empirical": certificate.empirical,
-                PREFIX + "certificate_excess": certificate.excess, PREFIX + "certificate_tokens": certificate.tokens,
-            }  # fmt: skip
+            figures = figures | certificate.figures
         if state.is_world_process_zero:
             self._log(figures, control)
 

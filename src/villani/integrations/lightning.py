@@ -1,7 +1,8 @@
 """Live figures in Lightning; to install it: pip install 'villani[lightning]'."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningModule
@@ -13,6 +14,8 @@ from villani.errors import InputError
 from villani.integrations.descent import TrainingLoss
 from villani.integrations.figures import Figures, logged
 from villani.integrations.live import Live
+from villani.integrations.order import check_lightning_run
+from villani.integrations.prequential import RunScores, check_request
 
 _STRATEGIES = ("DDPStrategy", "ModelParallelStrategy")  # for several processes
 
@@ -24,25 +27,40 @@ class VillaniCallback(Callback):  # type: ignore[misc] # its types are not looke
 
     The weights that come out have the same bits as without the callback, unless a decay schedule is given.
 
+    With `certificate="prequential"` the run comes with a certified risk of its iterates, as with the Trainer's
+    callback: one epoch in the text's order, where `training_step` calls the model with `input_ids` and `labels` by
+    name. It is logged at the end, written to `certificate.json` in the logger's folder, or else in `default_root_dir`,
+    and is `callback.scores.certificate`.
+
+        Trainer(callbacks=[VillaniCallback(certificate="prequential", module=lambda task: task.model)], max_epochs=1)
+
     Args:
         groups: fixed probe groups, as `Objective` takes them; at least 3, 12 for good intervals; the same in every
-            process.
-        temperature: s > 0 of Ψ_s.
+            process. None to measure nothing, with a certificate alone.
+        temperature: s > 0 of Ψ_s; with groups.
         module: the model within the LightningModule, whose parameters are θ; itself by default.
         schedule: of the weight decay; goes on after a resume.
         verbose: whether to log all figures, not the main eight of a measurement.
+        certificate: what to certify the run by; see `integrations.prequential`.
+        delta: δ of the certificate.
+        candidates: settings that the run's were chosen from on this text; δ is divided by them.
         settings: further ones of `Live`: weight_decay, decay, probes, trace, loss_fn, max_overhead, every, at_start,
             at_end, seed, clock.
 
     Raises:
-        InputError: what `Live` refuses, when training starts.
+        InputError: arguments that do not go together; what `Live` refuses and a certificate cannot be had of, when
+            training starts.
     """
 
     def __init__(
-        self, groups: torch.Tensor | Sequence[Any], *, temperature: float,
+        self, groups: torch.Tensor | Sequence[Any] | None = None, *, temperature: float | None = None,
         module: Callable[[Any], nn.Module] = lambda task: task, schedule: DecaySchedule | None = None,
-        verbose: bool = False, **settings: Any,
+        verbose: bool = False, certificate: Literal["prequential"] | None = None, delta: float = 0.05,
+        candidates: int = 1, **settings: Any,
     ) -> None:  # fmt: skip
+        check_request(groups, temperature, schedule, certificate, settings)
+        self.scores = RunScores(delta=delta, candidates=candidates) if certificate else None
+        self._planned: int | None = None
         self.groups, self.module, self._verbose = groups, module, verbose
         self.settings = {"temperature": temperature, "schedule": schedule} | settings
         self.live: Live | None = None
@@ -64,7 +82,15 @@ class VillaniCallback(Callback):  # type: ignore[misc] # its types are not looke
             )
         module = self.module(pl_module)
         _check_forward(module)
-        self.live = Live(module, self.groups, replicas=strategy.model, **self.settings)
+        self._seen = trainer.global_step
+        if self.scores:
+            self._planned = check_lightning_run(trainer, pl_module)
+            self.scores.start(module)
+        if self.groups is not None:
+            self._start_live(trainer, module, self.groups)
+
+    def _start_live(self, trainer: Any, module: nn.Module, groups: torch.Tensor | Sequence[Any]) -> None:
+        self.live = Live(module, groups, replicas=trainer.strategy.model, **self.settings)
         if trainer.world_size > self.live.processes.size:
             raise InputError(
                 f"the model of {self.live.processes.size} process is not what {trainer.world_size} train together: "
@@ -75,19 +101,38 @@ class VillaniCallback(Callback):  # type: ignore[misc] # its types are not looke
             self.live.training_loss = lambda _: TrainingLoss(None, {"clipped by value": why})
         scaler = getattr(trainer.precision_plugin, "scaler", None)
         scale = scaler.get_scale if scaler is not None else None
-        self._seen = trainer.global_step
         self._log(trainer, self.live.start(trainer.optimizers[0], self._state, scale=scale, step=self._seen))
+
+    def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
+        """A certificate is of one epoch."""
+        if self.scores:
+            self.scores.epoch()
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """A batch is over, and perhaps a step."""
-        if self.live is not None and trainer.global_step != self._seen:
-            self._seen = trainer.global_step
+        stepped = trainer.global_step != self._seen
+        self._seen = trainer.global_step
+        if self.scores:
+            self.scores.batch(self._seen if stepped else None)
+        if self.live is not None and stepped:
             self._log(trainer, self.live.step(trainer.global_step))
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
-        """Log what measuring took."""
-        if self.live is not None:
-            self._log(trainer, self.live.finish())
+        """Log what measuring took, and the certificate."""
+        figures = self.live.finish() if self.live is not None else {}
+        if self.scores:
+            if trainer.should_stop and self._planned is None:
+                self.scores.refuse(f"training was stopped at step {trainer.global_step}, so that m was not fixed")
+            certificate = self.scores.finish(trainer.global_step, self._planned)
+            if certificate:
+                certificate.write(Path(trainer.log_dir or trainer.default_root_dir))
+                figures = figures | certificate.figures
+        self._log(trainer, figures)
+
+    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+        """A run that broke has no certificate."""
+        if self.scores:
+            self.scores.stop()
 
     def state_dict(self) -> dict[str, Any]:
         """Saved with every checkpoint."""

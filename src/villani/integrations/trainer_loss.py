@@ -106,13 +106,6 @@ class TrainerLoss:
             )
         return TrainingLoss(factor, why)
 
-    def first_row(self) -> dict[str, Any] | None:
-        """A row of the step that is about to be made, all of it predicted; None where its batches have no ids."""
-        batch = self._batches[0] if self._batches else None
-        if not isinstance(batch, Mapping) or "input_ids" not in batch:
-            return None
-        return dict.fromkeys(("input_ids", "labels"), batch["input_ids"][:1])
-
     def _note(self, batches: Sequence[Any], items: Any) -> None:
         self._batches = [dict(batch) if isinstance(batch, Mapping) else batch for batch in batches]
         self._items = items

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -26,6 +26,7 @@ from villani.inputs.models import LoadedModel
 from villani.inputs.text import Blocks, check_context, part_of, text_record
 from villani.objective.objective import Objective
 from villani.statistics import Array
+from villani.streams import Purpose, stream
 from villani.work.budget import Needs, Shape
 from villani.work.records import Provenance, TextRecord
 from villani.work.team import Rows
@@ -42,8 +43,9 @@ class Prepared:
 
     Attributes:
         loaded: the model.
-        certified: blocks in the text's order.
+        certified: blocks in the text's order; with `iid_documents`, whole documents in an order drawn beforehand.
         held_out: blocks.
+        documents: (M,) the document of each certified block, by its number in the text, and of each held-out one.
         prior: blocks before the certified ones, that the centre is trained on; None where it is not.
         records: of the certified text and of the held-out one.
         provenance: what determines the bits.
@@ -53,6 +55,7 @@ class Prepared:
     loaded: LoadedModel
     certified: Blocks
     held_out: Blocks
+    documents: tuple[Array, Array]
     prior: Blocks | None
     records: tuple[TextRecord, TextRecord]
     provenance: Provenance
@@ -69,7 +72,7 @@ def prepare(settings: CertifySettings, work: Work) -> Prepared:
     corpus = load_text(settings.text, work)
     held_corpus = load_text(settings.held_out, work) if settings.held_out else corpus
     loaded = load(settings, work, train=True)
-    certified, held_out, prior = _cut(settings, loaded, work)
+    (certified, own), (held_out, others), prior = _cut(settings, loaded, work)
     tokenizer = load_tokenizer_of(settings, work, loaded)
     provenance = provenance_of(Objective(loaded.model, certified.ids[:1][None]), settings.command(), settings.seed)
     matching(loaded.model, settings.train)  # refuses a pattern before any work
@@ -81,26 +84,51 @@ def prepare(settings: CertifySettings, work: Work) -> Prepared:
     if prior is not None:
         checksums.append(hashlib.sha256(prior.ids.numpy().tobytes() + prior.labels.numpy().tobytes()).hexdigest())
     keyed = determining(settings, records[0], provenance) | {"checksums": checksums}
-    return Prepared(loaded, certified, held_out, prior, records, provenance, keyed)
+    return Prepared(loaded, certified, held_out, (own, others), prior, records, provenance, keyed)
 
 
-def _cut(settings: CertifySettings, loaded: LoadedModel, work: Work) -> tuple[Blocks, Blocks, Blocks | None]:
-    """Certified, held-out and prior's blocks: the prior's part comes first, so that it is the past of all certified."""
+def _cut(
+    settings: CertifySettings, loaded: LoadedModel, work: Work
+) -> tuple[tuple[Blocks, Array], tuple[Blocks, Array], Blocks | None]:
+    """Certified, held-out and prior's blocks, two with their documents; the prior's part is the past of all certified.
+
+    The text is shared out by blocks, or by whole documents.
+    """
     check_context(settings.block, loaded.record.context)
     whole, documents = load_blocks(settings.text, settings, work, loaded)
-    end = len(whole.ids)
+    unit, edges, order = "block", np.arange(len(whole.ids) + 1), ", in order, are certified"
+    if settings.iid_documents:
+        whole, documents = _shuffled(settings, whole, documents)
+        unit, order = "document", " in an order drawn from the seed are certified"
+        edges = np.append(np.unique(documents, return_index=True)[1], len(documents))
+        edges.sort()
+    end = len(edges) - 1
     if settings.held_out:
-        held_out, _ = load_blocks(settings.held_out, settings, work, loaded)
+        held_out, others = load_blocks(settings.held_out, settings, work, loaded)
     else:
         end -= max(1, round(HELD_OUT * end))
-        held_out = part_of(whole, documents, end, len(whole.ids), "the last tenth of the blocks is held out")
+        held_out = part_of(whole, documents, edges[end], len(whole.ids), f"the last tenth of the {unit}s is held out")
+        others = documents[edges[end] :]
     begin = round(settings.prior_share * end) if settings.prior == "text" else 0
     stop = min(end, begin + settings.blocks) if settings.blocks else end
     if stop <= begin or end < 1 or (settings.prior == "text" and begin < 1):
-        raise InputError(f"text has {len(whole.ids)} blocks of {settings.block} tokens: too few to share out")
-    prior = part_of(whole, documents, 0, begin, "the prior's part") if begin else None
-    words = f"blocks {begin} to {stop - 1} of the text, in order, are certified"
-    return part_of(whole, documents, begin, stop, words), held_out, prior
+        size = f"of {settings.block} tokens" if unit == "block" else "with boundaries that are known"
+        raise InputError(f"text has {len(edges) - 1} {unit}s {size}: too few to share out")
+    prior = part_of(whole, documents, 0, edges[begin], "the prior's part") if begin else None
+    words = f"{unit}s {begin} to {stop - 1} of the text{order}"
+    certified = part_of(whole, documents, edges[begin], edges[stop], words)
+    return (certified, documents[edges[begin] : edges[stop]]), (held_out, others), prior
+
+
+def _shuffled(settings: CertifySettings, blocks: Blocks, documents: Array) -> tuple[Blocks, Array]:
+    """Whole documents in an order that the seed alone determines: sorted ones were no independent draws in order."""
+    numbers = np.unique(documents)
+    drawn = stream(settings.seed, Purpose.DOCUMENTS).permutation(numbers)
+    places = np.empty(int(numbers.max()) + 1, dtype=np.int64)
+    places[drawn] = np.arange(len(drawn))
+    order = np.argsort(places[documents], kind="stable")
+    rows = torch.from_numpy(order)
+    return replace(blocks, ids=blocks.ids[rows], labels=blocks.labels[rows]), documents[order]
 
 
 def to_centre(settings: CertifySettings, prepared: Prepared, work: Work) -> None:

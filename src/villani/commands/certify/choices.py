@@ -10,6 +10,10 @@ _PASS = (
     "--kind prequential", "the iterates of one epoch, each on what came next; observed contexts",
     "nothing but chance", "the text's order, one pass, settings fixed before; any optimiser",
 )  # fmt: skip
+_MIXTURE = (
+    "--iid-documents", "a mixture of iterates of a pass; a new document", "one more scoring, K files of weights",
+    "documents that are independent draws of one law, by your word",
+)  # fmt: skip
 _PATH = (
     "--kind path", "the very weights that a noisy run ended at; observed contexts",
     "Σ η²‖g − h‖²/(2τ²) nats of complexity, and what the noise costs in loss", "noise in every step",
@@ -38,8 +42,10 @@ def certificate_choices(record: CertificateRecord) -> list[Row]:
     point = best[0] if best else record.points[0] if record.points else None
     noisy = point if isinstance(point, CertificatePoint) else None
     passed = point if isinstance(point, PassPoint) else None
+    passes = record.prequential.points if record.prequential else []
     return [
         _row(_PASS, passed.certificate.value if passed else None),
+        _row(_MIXTURE, min((p.mixture.certificate.value for p in passes if p.mixture), default=None)),
         _row(_PATH, noisy.path.value if noisy and noisy.path else None),
         _row(_LAW, noisy.chain.value if noisy and noisy.chain else None),
         _row(_CENTRE, record.prior_bound),

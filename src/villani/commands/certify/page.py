@@ -39,6 +39,14 @@ _PASS_LIMITS = (
     "trained on. A second epoch has no such certificate.",
     "The frozen start's certificate, the gain and the held-out bounds are statements at δ each, beside the iterates'.",
 )
+_MIXTURE_LIMITS = (
+    "The mixture's certificate, at δ of its own, is about a new document of the law that the certified ones are "
+    "independent draws of. That they are is your word: what follows one another (chapters, threads, versions of a "
+    "page, a week's news), copies of each other, or a choice by what is in them, is not. Neighbours in the text that "
+    "resemble each other are refused, other dependence is not seen.",
+    "A new document's risk is the mean loss of its tokens, cut into blocks as these were, every document counting "
+    "alike whatever its length. It says nothing about documents of another source or of a later time.",
+)
 
 
 def headline(record: CertificateRecord) -> str:
@@ -84,6 +92,7 @@ def tables(record: CertificateRecord) -> str:
     return sections(
         {
             "Certificates": elements.table(_bound_rows(record)), behind: elements.table(_run_rows(record)),
+            "Mixtures on new documents": elements.table(_mixture_rows(record)),
             "Which certificate for whom": choices,
         }
     ) + _given(record)  # fmt: skip
@@ -109,6 +118,12 @@ def _bound_rows(record: CertificateRecord) -> list[Row]:
     return rows
 
 
+def _mixture_rows(record: CertificateRecord) -> list[Row]:
+    """Every mixture with its terms; none without independent documents."""
+    points = record.prequential.points if record.prequential else []
+    return rows_of([point for point in points if point.mixture], _MIXTURES)
+
+
 def _run_rows(record: CertificateRecord) -> list[Row]:
     """The training behind the certificates."""
     if record.prequential:
@@ -132,6 +147,22 @@ _PASSES: Columns = {
 }  # fmt: skip
 
 
+_PAGE_ALONE = ("empirical", "excess", "frozen start", "mean of the iterates'", "neighbours, rank correlation", "copies")
+_MIXTURES: Columns = {
+    "λ": "weight_decay", "η": "learning_rate",
+    "a new document, nats per token": lambda p: upper(p.mixture.certificate.value, places=4),
+    "empirical": lambda p: f"{p.mixture.certificate.empirical:.4f}",
+    "excess": lambda p: upper(p.mixture.certificate.excess, places=4),
+    "documents": lambda p: f"{p.mixture.documents:,}", "iterates": lambda p: f"{len(p.mixture.shares)}",
+    "frozen start": lambda p: upper(p.mixture.start_bound, places=4),
+    "held-out documents, loss": "mixture.held_out_loss",
+    "mean of the iterates'": lambda p: f"{p.mixture.held_out_iterates:.4f}",
+    "held-out bound": lambda p: upper(p.mixture.held_out_bound, places=4),
+    "neighbours, rank correlation": "mixture.neighbours", "copies": lambda p: f"{p.mixture.repeated}",
+    "folder": lambda p: p.mixture.folder,
+}  # fmt: skip
+
+
 def _given(record: CertificateRecord) -> str:
     spent = {name: format_number(value) for name, value in record.spending.items() if value}
     about = {
@@ -150,7 +181,10 @@ def _given(record: CertificateRecord) -> str:
 
 def limits(record: CertificateRecord) -> Iterable[str]:
     """What does not follow."""
-    return (*_PASS_LIMITS, *(_LIMITS[k] for k in (0, 2, 3, 4, 5, 7))) if record.prequential else _LIMITS
+    if record.prequential is None:
+        return _LIMITS
+    mixtures = _MIXTURE_LIMITS if any(point.mixture for point in record.prequential.points) else ()
+    return (*_PASS_LIMITS, *mixtures, *(_LIMITS[k] for k in (0, 2, 3, 4, 5, 7)))
 
 
 def show(record: CertificateRecord, _: Path, console: Console) -> None:
@@ -158,6 +192,8 @@ def show(record: CertificateRecord, _: Path, console: Console) -> None:
     say(console, record.sentence, "bold")
     console.print(table(_bound_rows(record), without=("bits", "Monte Carlo", "α", "bound")))
     console.print(table(_run_rows(record), without=("chains", "noise", "‖w‖", "‖θ − centre‖")))
+    if mixtures := _mixture_rows(record):
+        console.print(table(mixtures, without=_PAGE_ALONE))
     for point in record.points:
         for reason in point.refusals:
             say(console, f"λ = {point.weight_decay:g}, not given: {reason}")

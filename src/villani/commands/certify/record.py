@@ -78,6 +78,25 @@ class GainRecord(Record):
     hypotheses: str
 
 
+class MixtureRecord(Record):
+    """The mixture of K iterates, each scored on a round of whole documents before it was trained on them."""
+
+    certificate: BoundRecord = Field(description="risk on a new document, nats per token of its mean; at δ of its own")
+    start_bound: float = Field(description="of the frozen start on the same documents, at δ")
+    documents: int = Field(description="n, that it is from")
+    shares: list[float] = Field(description="of the K iterates: of the documents that each was scored on")
+    neighbours: EstimateRecord = Field(
+        description="rank correlation of documents that are neighbours in the text, by the frozen start's losses; "
+        "about 0 of independent ones"
+    )
+    repeated: int = Field(description="documents that are copies of another")
+    held_out_documents: int
+    held_out_loss: EstimateRecord = Field(description="of the mixture on held-out documents, smoothed; mean of theirs")
+    held_out_iterates: float = Field(description="mean of the iterates' losses on the same: never less (Jensen)")
+    held_out_bound: float = Field(description="certified risk of the mixture from the held-out documents alone, at δ")
+    folder: str = Field(description="of the iterates, in the run directory; see `villani.Mixture`")
+
+
 class PassPoint(Record):
     """One λ and η: a pass over the text, every block scored before it was trained on."""
 
@@ -92,10 +111,11 @@ class PassPoint(Record):
     held_out_loss: EstimateRecord = Field(description="of the last weights on held-out text, not smoothed")
     held_out_bound: float = Field(description="of the same at the same δ: a bound for the last weights")
     held_out_bound_of_as_many: float | None = Field(default=None, description=_AS_MANY)
+    mixture: MixtureRecord | None = Field(default=None, description="null but with --iid-documents")
 
     @property
     def bounds(self) -> dict[str, BoundRecord]:
-        """The one that there is."""
+        """The one that there is of the iterates."""
         return {"iterates": self.certificate}
 
 

@@ -20,7 +20,7 @@ from villani.work.records import EstimateRecord
 
 _PRIORS = {
     "init": "random weights, drawn without any data",
-    "text": "random weights trained for {steps} steps of AdamW on the first {share:.0%} of the text, which comes "
+    "text": "random weights trained for {steps} steps of AdamW on the first {share:.0%} of {text}, which comes "
     "before all certified tokens",
     "given": "the given weights, on the user's word that no certified token had a part in them",
 }
@@ -126,7 +126,16 @@ def _prior(settings: CertifySettings) -> str:
     """Where the prior comes from, in words."""
     steps, share = settings.prior_steps, settings.prior_share
     words = _PRIORS["init" if settings.prior == "text" and not steps else settings.prior]
-    return words.format(steps=steps, share=share) + (_DRIFT.format(share=share) if settings.prior_drift else "")
+    text = "the documents in the order drawn" if settings.iid_documents else "the text"
+    return words.format(steps=steps, share=share, text=text) + (
+        _DRIFT.format(share=share) if settings.prior_drift else ""
+    )
+
+
+def no_complexity(order: str) -> Complexity:
+    """Of weights that score a text before they are trained on it; `order`, in words, is the text's."""
+    hypotheses = f"{order}, each scored before it is trained on; settings fixed before the text"
+    return Complexity("none", "no complexity", 0.0, hypotheses, "certified", "THEORY.md §5 (c″)")
 
 
 def prior_bound(settings: CertifySettings, centre: ScoredModel) -> float:

@@ -64,6 +64,13 @@ class CertifySettings(TrustBlock, ComputeBlock, SpecialTokensBlock, SeedBlock, T
         "is trained on, no noise and no complexity, about the iterates",
         CERTIFICATE,
     )
+    iid_documents: bool = option(
+        False,
+        "with --kind prequential, by your word the documents of the text are independent draws of one law: certifies "
+        "a mixture of iterates on new documents",
+        CERTIFICATE,
+    )
+    iterates: int = option(8, "with --iid-documents, weights that the mixture is of; they are kept", CERTIFICATE)
     train: str = option("all", "what moves: all, or a regular expression on names of tensors", TRAINING)
     scale: Literal["unit", "relative"] = option("unit", "noise in units of 1, or of each tensor's size", TRAINING)
     direction: Literal["sgd", "momentum", "adam"] = option("sgd", "of the steps", TRAINING)
@@ -107,7 +114,7 @@ class CertifySettings(TrustBlock, ComputeBlock, SpecialTokensBlock, SeedBlock, T
 
         self.check_least(
             steps=1, chains=1, batch=1, seed=0, blocks=1, prior_steps=0 if self.prior_drift else 1, candidates=1,
-            drift_batch=1, drift_every=1,
+            drift_batch=1, drift_every=1, iterates=1,
         )  # fmt: skip
         for name in ("delta", "prior_share"):
             if not 0 < getattr(self, name) < 1:
@@ -123,6 +130,11 @@ class CertifySettings(TrustBlock, ComputeBlock, SpecialTokensBlock, SeedBlock, T
             values = getattr(self, name)
             if not values or len(set(values)) < len(values):
                 raise InputError(f"{name}={values}: expected different numbers, at least one")
+        if self.iid_documents and self.blocks is not None:
+            raise InputError(
+                f"blocks={self.blocks} with iid_documents: which documents fit would depend on their lengths; leave it "
+                "out, or give a text of fewer documents"
+            )
         if self.kind == "prequential":
             self.rules()
             return
@@ -139,7 +151,9 @@ class CertifySettings(TrustBlock, ComputeBlock, SpecialTokensBlock, SeedBlock, T
         if self.kind == "prequential":
             yield Unused("with --kind prequential", ("scale", "start", "temperature", "steps", "chains", "prior_drift"))
         else:
-            yield Unused("without --kind prequential", ("towards", "warm_up"))
+            yield Unused("without --kind prequential", ("towards", "warm_up", "iid_documents"))
+        if not self.iid_documents:
+            yield Unused("without --iid-documents", ("iterates",))
         if self.prior != "text":
             yield Unused("without --prior text", ("prior_share", "prior_steps", "prior_drift"))
         if not self.prior_drift:
