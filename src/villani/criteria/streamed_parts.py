@@ -9,9 +9,9 @@ import torch
 from villani.criteria.partition import Parts, sketch_into
 from villani.curvature.streamed import probe_part
 from villani.objective.objective import Objective
+from villani.objective.pieces import Piece, Vector
 from villani.objective.spilled import Spilled
 from villani.objective.streamed import Tape, back_together
-from villani.objective.streamed_head import Piece, Vector
 from villani.statistics import Array
 from villani.work.team import Rows
 
