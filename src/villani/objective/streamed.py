@@ -166,13 +166,14 @@ class Tape:
         left = Counter(self._uses)
         vectors, moved = (self._vectors, self._moved) if wanted != "gradients" else ((), [])
 
-        def complete(pieces: list[Part]) -> Iterator[Piece]:
-            while pieces:
-                piece, rows = pieces.pop(0)
+        def complete(parts: list[Part]) -> Iterator[Piece]:
+            while parts:
+                piece, rows = parts.pop(0)
                 left[piece.index] -= 1
                 waiting = partial.pop(piece.index, None)
                 if waiting is not None or rows is not None:
                     piece = added(waiting, piece, rows)
+                del waiting
                 if left[piece.index]:
                     partial[piece.index] = replace(piece, value=piece.value.new_empty(0))  # read again when it is used
                 else:
@@ -183,8 +184,9 @@ class Tape:
         )
         features = self.graph.head.features
         adjoints = [{features: self._spread(t)} for t in (adjoint, *turned)]
-        del adjoint, turned
-        yield from complete([(piece, None) for piece in pieces])
+        parts: list[Part] = [(piece, None) for piece in pieces]
+        del adjoint, turned, pieces  # as large as the head
+        yield from complete(parts)
         for number in reversed(range(len(self._starts))):
             yield from complete(self._segment_back(number, adjoints, vectors, wanted == "products"))
 

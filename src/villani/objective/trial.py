@@ -24,6 +24,7 @@ from torch import nn
 from villani.errors import InputError, out_of_memory
 from villani.objective.batches import IGNORED, Batch, takes
 from villani.objective.slope import NoGradient, check_gradient, stir
+from villani.work.memory import give_back
 
 Objective = Any  # a `villani.Objective`, whose module imports this one
 ROUNDING = 1e-5  # of the largest logit; 0 is usual, and 5·10⁻⁷ in mixtures of experts, whose products change shape
@@ -88,6 +89,8 @@ def check_forward(objective: Objective) -> None:
             logits = first
         _check_causality(objective, row, logits, name)
         stir(objective.parameters.tensors)
+        del first, again, logits
+        give_back()  # the gradient is of θ's size
         check_gradient(objective, _beginning(objective, row), name)
 
 
