@@ -208,9 +208,7 @@ class Tape:
                 others.update(used)
         return {index: torch.cat(ids).unique() for index, ids in rows.items() if index not in others}
 
-    def _segment_back(
-        self, number: int, adjoints: list[Values], vectors: Sequence[Vector], whole: bool
-    ) -> list[Part]:
+    def _segment_back(self, number: int, adjoints: list[Values], vectors: Sequence[Vector], whole: bool) -> list[Part]:
         """Take adjoints, the first of which is not a tangent, through a segment; what is left of its tensors."""
         segment, start = self._stretches.segments[number], self._starts[number]
         indices = list(dict.fromkeys(segment.parameters.values()))

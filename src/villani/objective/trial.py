@@ -23,6 +23,7 @@ from torch import nn
 
 from villani.errors import InputError, out_of_memory
 from villani.objective.batches import IGNORED, Batch, takes
+from villani.objective.parameters import double_dot
 from villani.objective.slope import NoGradient, check_gradient, stir
 from villani.work.memory import give_back
 
@@ -245,7 +246,7 @@ def _unit_gain(tensors: Sequence[torch.Tensor]) -> None:
 
 def to_unit_gain(tensor: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     """One tensor of `_unit_gain`, in place."""
-    size = float(torch.linalg.vector_norm(tensor, dtype=torch.float64)) / tensor.numel() ** 0.5
+    size = (double_dot(tensor, tensor) / tensor.numel()) ** 0.5
     wanted = min(tensor.shape[-2:]) ** -0.5 if tensor.dim() > 1 else _SMALL
     if size == 0:
         tensor.copy_(wanted * torch.randn(tensor.shape, generator=generator, dtype=tensor.dtype))
