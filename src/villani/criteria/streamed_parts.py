@@ -97,11 +97,8 @@ def streamed_traces(
     sums, squares, moduli = np.zeros((3, len(vectors), parts.count))
 
     def add(piece: Piece) -> None:
-        for number, (vector, curved) in enumerate(piece.products):
-            terms = vector * curved
-            parts.add(sums[number], piece.index, terms)
-            parts.add(squares[number], piece.index, terms.square())
-            parts.add(moduli[number], piece.index, terms.abs())
+        for number, (vector, curved) in piece.products.items():
+            parts.add_terms((sums[number], squares[number], moduli[number]), piece.index, vector, curved)
 
     with objective.evaluating():
         for batch in objective.batches(group):

@@ -25,14 +25,14 @@ class Piece:
         index: of the tensor.
         value: its values.
         gradient: of the loss sum.
-        products: (v, ∇²·v) of this tensor for every vector, where they are wanted.
+        products: number of a vector → (v, ∇²·v) of this tensor, where they are wanted and v is not zero in it.
         curvatures: (K,) vᵀ(∇²·v) of this tensor for every vector, where that alone is wanted.
     """
 
     index: int
     value: torch.Tensor
     gradient: torch.Tensor
-    products: list[tuple[torch.Tensor, torch.Tensor]]
+    products: dict[int, tuple[torch.Tensor, torch.Tensor]]
     curvatures: Array
 
 
@@ -49,13 +49,13 @@ def added(waiting: Piece | None, piece: Piece, rows: torch.Tensor | None = None)
         rows: (R,) whose gradient and products it has; all if None.
     """
     if waiting is None:
-        none = [(v, torch.zeros_like(piece.value)) for v, _ in piece.products]
+        none = {k: (v, torch.zeros_like(piece.value)) for k, (v, _) in piece.products.items()}
         waiting = Piece(piece.index, piece.value, torch.zeros_like(piece.value), none, np.zeros(len(piece.curvatures)))
 
     def total(before: torch.Tensor, part: torch.Tensor) -> torch.Tensor:
         return before + part if rows is None else before.index_add(0, rows, part)
 
-    products = [(v, total(a, b)) for (v, a), (_, b) in zip(waiting.products, piece.products, strict=True)]
+    products = {k: (v, total(a, piece.products[k][1])) for k, (v, a) in waiting.products.items()}
     return replace(
         piece, gradient=total(waiting.gradient, piece.gradient), products=products,
         curvatures=waiting.curvatures + piece.curvatures,
@@ -81,8 +81,3 @@ def lookup(table: torch.Tensor | Rows, ids: torch.Tensor, *rest: Any) -> torch.T
         return F.embedding(torch.searchsorted(table.numbers, ids), table.values)
     rows: torch.Tensor = torch.ops.aten.embedding.default(table, ids, *rest)
     return rows
-
-
-def zero_for(part: torch.Tensor | None, like: torch.Tensor) -> torch.Tensor:
-    """Zeros where a part of a vector is None, in no memory."""
-    return torch.zeros((), dtype=like.dtype, device=like.device).expand(like.shape) if part is None else part

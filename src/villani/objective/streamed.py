@@ -30,7 +30,7 @@ from villani.objective.graph import LogitGraph, trace_logits
 from villani.objective.interpret import Evaluation, Placed, Table, values_of
 from villani.objective.objective import Objective
 from villani.objective.parameters import double_dot
-from villani.objective.pieces import Part, Piece, Rows, Vector, Wanted, added, lookup, zero_for
+from villani.objective.pieces import Part, Piece, Rows, Vector, Wanted, added, lookup
 from villani.objective.segments import Segment, Stretches, stretches
 from villani.objective.streamed_head import Predictions
 from villani.work.memory import give_back
@@ -219,7 +219,7 @@ class Tape:
 
         seeds, *turning = adjoints
         curvatures = np.zeros((len(indices), len(vectors)))
-        products: list[list[tuple[torch.Tensor, torch.Tensor]]] = [[] for _ in indices]
+        products: list[dict[int, tuple[torch.Tensor, torch.Tensor]]] = [{} for _ in indices]
         with torch.enable_grad():
             inputs = {n: x.detach().requires_grad_() for n, x in start.items() if x.is_floating_point()}
             weights = {index: own(self.values[index].detach(), index).requires_grad_() for index in indices}
@@ -240,11 +240,9 @@ class Tape:
                 pairs = [(g, t) for g, t in pairs if g.requires_grad]
                 bend = _grad(pairs if wanted else [], places, keep=k + 1 < len(vectors))
                 for place, (index, move) in enumerate(zip(indices, moves, strict=True)):
-                    turn, weight = bend[len(inputs) + place], weights[index].detach()
-                    if whole:
-                        v = part[index]
-                        full = zero_for(None, self.values[index]) if v is None else v
-                        products[place].append((full, zero_for(turn, weight)))
+                    turn, v = bend[len(inputs) + place], part[index]
+                    if whole and v is not None:
+                        products[place][k] = (v, torch.zeros_like(weights[index]) if turn is None else turn)
                     elif turn is not None and move is not None:
                         curvatures[place, k] = double_dot(turn, move)
                 bends.append(bend[: len(inputs)])

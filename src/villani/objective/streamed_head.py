@@ -12,7 +12,7 @@ import torch
 from torch.nn import functional as F
 
 from villani.objective.graph import Head
-from villani.objective.pieces import Piece, Vector, Wanted, zero_for
+from villani.objective.pieces import Piece, Vector, Wanted
 
 _POSITIONS = 128  # whose logits are held at a time: 26 MB at V = 50,257
 
@@ -83,7 +83,7 @@ class Predictions:
         parts = [{i: vector(i) for i in own} for vector in vectors]
         sums = {i: torch.zeros_like(t) for i, t in own.items()}
         whole = wanted == "products"
-        turns = [{i: torch.zeros_like(t) for i, t in own.items()} if whole else {} for _ in vectors]
+        turns = [{i: torch.zeros_like(t) for i, t in of.items() if t is not None} if whole else {} for of in parts]
         curvatures = {i: np.zeros(len(vectors)) for i in own}
         adjoint = torch.zeros_like(self.features)
         turned = [torch.zeros_like(self.features) for _ in vectors]
@@ -125,7 +125,7 @@ class Predictions:
                     turns[k][of_weight].addmm_(z.T, dh)
         pieces = []
         for i, t in own.items():
-            products = [(zero_for(of[i], t), turn[i]) for of, turn in zip(parts, turns, strict=True) if whole]
+            products = {k: (v, turns[k][i]) for k, of in enumerate(parts) if whole and (v := of[i]) is not None}
             pieces.append(Piece(i, t, sums[i], products, curvatures[i]))
         return adjoint, turned, pieces
 
