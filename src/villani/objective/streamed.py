@@ -122,7 +122,7 @@ class Tape:
         features = alive[self.graph.head.features]
         return features, [t.get(self.graph.head.features, torch.zeros_like(features)) for t in moving]
 
-    def _run(self, segment: Segment, given: Values) -> Values:
+    def _run(self, segment: Segment, given: dict[Node, Any]) -> Values:
         """What a segment gives; tensors of θ that are not given are read when they are used."""
         stretch = _Stretch(segment.nodes, {n: i for n, i in segment.parameters.items() if n not in given})
         placed = Placed(self._fixed | given, stretch.parameters, self.values)
@@ -179,6 +179,7 @@ class Tape:
                 else:
                     yield piece
 
+        give_back()  # the head takes most, and finds little use for what the pass forward has freed
         adjoint, turned, pieces = self.predictions.back(
             self.labels if labels is None else labels, vectors, moved, residual, wanted
         )
