@@ -214,6 +214,8 @@ class Tape:
         segment, start = self._stretches.segments[number], self._starts[number]
         indices = list(dict.fromkeys(segment.parameters.values()))
         tables = self._looked_up(segment)
+        if tables:
+            give_back()  # a table may be the largest tensor, and its gradient has waited
 
         def own(tensor: torch.Tensor, index: int) -> torch.Tensor:
             return tensor[tables[index]] if index in tables else tensor
