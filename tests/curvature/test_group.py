@@ -5,11 +5,12 @@ import pytest
 import torch
 
 from tests.conftest import dense, make_model, make_pool
-from villani.curvature.group import GroupPass, double_dot, group_statistics
+from villani.curvature.group import GroupPass, group_statistics
 from villani.curvature.sketch import GradientSketch
 from villani.curvature.trace import sampler_for
 from villani.curvature.ways import Way
 from villani.objective.objective import Objective
+from villani.objective.parameters import double_dot
 
 WAYS = [
     Way("gauss-newton"), Way("hutchinson"), Way("hutchinson", products="forward-over-reverse"),

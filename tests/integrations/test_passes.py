@@ -93,6 +93,56 @@ def test_a_pass_gives_means_over_processes_and_one_that_fails_gives_zeros_and_ke
                     assert torch.allclose(part, piece, rtol=1e-12, atol=0), (place, t, rank)
 
 
+def first_passes(rank, size):
+    """What is raised where process 1 fails in the first pass, and what training and measuring give after it."""
+    model, groups = cut_network(size), inputs()
+    armed, told = [], []
+
+    def fail(place):
+        if place in armed:
+            armed.remove(place)
+            raise ZeroDivisionError(place)
+
+    for index, layer in enumerate(model):
+        layer.register_forward_hook(lambda m, i, o, k=index: (
+            fail(f"forward {k}"), o.requires_grad and o.register_hook(lambda _: fail(f"backward {k}")), None)[2]
+        )  # fmt: skip
+
+    def loss(module, group):
+        fail("before")
+        value = mean_square(module, group)
+        fail("after")
+        return value
+
+    for place in filter(None, PLACES):
+        armed = [place] if rank == 1 else []
+        try:
+            Live(model, groups, temperature=1.0, loss_fn=loss)
+            told.append("nothing")
+        except InputError as error:
+            told.append(str(error))
+        mean_square(model, groups[rank]).backward()
+        told.append([own(p.grad).tolist() for p in model.parameters()])
+        for p in model.parameters():
+            p.grad = None
+    live = Live(model, groups, temperature=1.0, loss_fn=loss)
+    return told, live.measure(1)[PREFIX + "loss"]
+
+
+def test_a_process_that_fails_in_the_first_pass_stops_all_at_the_same_place(tmp_path):
+    (told, measured), (other, measured_too) = run_ranks(SIZE, first_passes, tmp_path, seconds=SECONDS)
+    assert told[::2] == other[::2]
+    assert told[::2] == [f"process 1: ZeroDivisionError: {place}" for place in PLACES if place]
+    means = [(a + b) / 2 for a, b in zip(*map(whole_gradients, range(SIZE)), strict=True)]
+    for mine, theirs in zip(told[1::2], other[1::2], strict=True):
+        for first, second, mean in zip(mine, theirs, means, strict=True):
+            whole = torch.cat([torch.tensor(part, dtype=mean.dtype).reshape(-1) for part in (first, second)])
+            assert torch.allclose(whole, mean.reshape(-1), rtol=1e-12, atol=1e-15)
+    model = network()
+    assert measured == measured_too
+    assert abs(measured - float(torch.stack([mean_square(model, g) for g in inputs()]).detach().mean())) < 1e-12
+
+
 def state_of(model):
     """What FSDP keeps of a run, and what a run keeps of its model."""
     states = list(

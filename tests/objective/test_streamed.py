@@ -1,12 +1,19 @@
 """Losses, gradients and products by segments, against transformers and autograd on the whole model."""
 
+import weakref
+
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM
 
 from tests.sharded import write
+from villani.curvature.group import GroupPass
 from villani.curvature.hessian import HessianOperator
+from villani.curvature.sketch import GradientSketch
+from villani.curvature.trace import sampler_for
+from villani.curvature.ways import Way
 from villani.dynamics.sampler import Langevin
 from villani.errors import InputError
 from villani.inputs.models import load_model
@@ -137,6 +144,70 @@ def test_a_layer_at_a_time_is_in_memory(objectives):
     assert weights.live == 0
     assert weights.peak <= max(sizes) + max(bytes_of)
     assert weights.peak < sum(sizes) / 2
+
+
+@pytest.mark.parametrize("residual", [False, True])
+def test_curvatures_are_those_of_the_products(objectives, residual):
+    """vᵀ∇²v of every tensor, with and without products, of two vectors; gradients alone are the same."""
+    objective = objectives("gpt-neo")
+    generator = torch.Generator().manual_seed(5)
+    shapes = [p.tensor.shape for p in objective.parameters.parameters]
+    v = [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes]
+    vectors = [lambda i: v[i], lambda i: v[i] if i < 2 else None]
+    with objective.evaluating():
+        tape = Tape(objective, next(objective.batches(0)), vectors)
+        products = {p.index: p for p in tape.back(residual=residual)}
+        curvatures = {p.index: p for p in tape.back(residual=residual, wanted="curvatures")}
+        gradients = {p.index: p.gradient for p in tape.back(wanted="gradients")}
+    assert products.keys() == curvatures.keys() == gradients.keys() == set(range(len(v)))
+    for index, piece in products.items():
+        expected = [float((piece.products[k][0] * piece.products[k][1]).sum()) if k in piece.products else 0.0
+                    for k in range(2)]  # fmt: skip
+        assert (1 in piece.products) == (index < 2)
+        assert curvatures[index].products == {}
+        assert curvatures[index].curvatures == pytest.approx(expected, rel=1e-9, abs=1e-12)
+        torch.testing.assert_close(curvatures[index].gradient, piece.gradient, rtol=0, atol=0)
+        torch.testing.assert_close(gradients[index], piece.gradient, rtol=0, atol=0)
+
+
+class Allocated(TorchDispatchMode):
+    """Bytes of the storages that operations make and somebody holds, as a peak above what there was."""
+
+    def __init__(self):
+        super().__init__()
+        self.now = self.peak = 0
+        self.seen = weakref.WeakSet()
+
+    def __torch_dispatch__(self, call, types, args=(), kwargs=None):
+        out = call(*args, **(kwargs or {}))
+        for tensor in torch.utils._pytree.tree_leaves(out):
+            if isinstance(tensor, torch.Tensor) and tensor.device.type == "cpu":
+                storage = tensor.untyped_storage()
+                if storage not in self.seen:
+                    self.seen.add(storage)
+                    self.now += storage.nbytes()
+                    self.peak = max(self.peak, self.now)
+                    weakref.finalize(storage, self.gone, storage.nbytes()).atexit = False
+        return out
+
+    def gone(self, size):
+        self.now -= size
+
+
+def test_a_tied_table_is_held_three_times_at_most(tmp_path):
+    """Its values, its gradient and a vector, or in their place the sum of two gradients; no product of its size."""
+    folder = write("gpt-neo", tmp_path, vocab_size=32_000, hidden_size=256)
+    objective = streamed(folder, torch.float32)
+    size = 4 * int(max(objective.parameters.sizes))
+    with objective.evaluating():
+        Tape(objective, next(objective.batches(0)))  # traces the graph
+    for way in ("gauss-newton", "hutchinson"):
+        sampler = sampler_for(objective, Way(way))
+        sampler.prepare(0)
+        one = GroupPass(objective, 0, GradientSketch(objective.parameters, 0))
+        with Allocated() as allocated:
+            sampler.sample(one, 1, 0)
+        assert 2.5 * size < allocated.peak < 3.5 * size, (way, allocated.peak / size)
 
 
 def test_theta_is_what_is_stored_displaced_or_not(folders, objectives):

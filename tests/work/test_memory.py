@@ -1,5 +1,8 @@
+import ctypes
 import subprocess
 import sys
+
+import pytest
 
 PROGRAM = """
 from types import SimpleNamespace
@@ -21,3 +24,31 @@ def test_the_peak_is_of_this_process_and_stays():
     during, after = map(int, output.split())
     assert 60 << 20 < during < 80 << 20
     assert after > 60 << 20  # kernels count pages by thread: the two are not equal to the page
+
+
+FREED = """
+import sys
+from pathlib import Path
+from villani.work.memory import give_back
+
+def resident():
+    return 1024 * int(Path("/proc/self/status").read_text().split("VmRSS:")[1].split()[0])
+
+blocks = [bytearray(b"x") * 100_000 for _ in range(1000)]  # below what the C library maps by itself
+kept = blocks[::50]
+last = blocks[-1]
+before = resident()
+del blocks
+freed = resident()
+give_back()
+print(before - freed, before - resident(), sum(len(b) for b in kept))
+"""
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="not glibc")
+def test_freed_pages_between_others_in_use_go_back():
+    """95 MB of 100 are freed, and the C library keeps most of them until it is asked."""
+    output = subprocess.run([sys.executable, "-c", FREED], check=True, capture_output=True, text=True).stdout
+    kept_back, given, _ = map(int, output.split())
+    assert given > 85e6
+    assert given - kept_back > 10e6

@@ -1,7 +1,8 @@
 """A partition of θ into sets of entries that every orbit scales alike."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -40,19 +41,31 @@ class Parts:
 
     def add(self, totals: Array, index: int, tensor: torch.Tensor) -> None:
         """Add the sums over the parts of one tensor of θ's shape to `totals` (count,)."""
-        self._add(totals, self.labels[index], tensor)
+        for part, labels in self.rows(index, tensor.shape):
+            self._add(totals, labels, tensor[part])
 
     def add_product(self, totals: Array, index: int, a: torch.Tensor, b: torch.Tensor) -> None:
-        """The same of a·b in float64, some rows at a time, so that no float64 copy of a large tensor is made."""
+        """The same of a·b in float64."""
+        for part, labels in self.rows(index, a.shape):
+            self._add(totals, labels, a[part].double() * b[part].double())
+
+    def add_terms(self, totals: tuple[Array, Array, Array], index: int, a: torch.Tensor, b: torch.Tensor) -> None:
+        """The same of a·b as it is, of its squares and of its absolute values, each to its own."""
+        for part, labels in self.rows(index, a.shape):
+            terms = a[part] * b[part]
+            for total, of in zip(totals, (terms, terms.square(), terms.abs()), strict=True):
+                self._add(total, labels, of)
+
+    def rows(self, index: int, shape: torch.Size) -> Iterator[tuple[Any, torch.Tensor]]:
+        """Some rows of a tensor of this shape at a time, and their labels: no wide copy of a large one is made."""
         labels = self.labels[index]
-        if a.dim() == 0:
-            self._add(totals, labels, a.double() * b.double())
+        if not shape:
+            yield (), labels
             return
-        rows = max(1, _PIECE // max(a[0].numel(), 1))
-        for start in range(0, len(a), rows):
-            part = slice(start, start + rows)
-            own = labels[part] if labels.shape[0] > 1 else labels
-            self._add(totals, own, a[part].double() * b[part].double())
+        step = max(1, _PIECE // max(shape[1:].numel(), 1))
+        for start in range(0, shape[0], step):
+            part = slice(start, min(start + step, shape[0]))
+            yield part, labels[part] if labels.shape[0] > 1 else labels
 
     def _add(self, totals: Array, labels: torch.Tensor, tensor: torch.Tensor) -> None:
         if labels.numel() == 1:
@@ -107,12 +120,14 @@ def parts_of(space: ParameterSpace, rescalings: Sequence[Exponents]) -> Parts:
 
 def sketch_into(total: torch.Tensor, parts: Parts, index: int, tensor: torch.Tensor, buckets: int) -> None:
     """Add the entries of one tensor, with random signs, to `total` (A·k,): k buckets for every part."""
-    flat = tensor.detach().reshape(1, -1)
-    labels, signs = parts.flat_labels(index, tensor.shape), sketch_signs(index, flat.shape[1]).to(flat.device)
-    for start in range(0, flat.shape[1], _PIECE):
-        place = slice(start, min(start + _PIECE, flat.shape[1]))
-        own = labels if len(labels) == 1 else labels[place]
-        fold_into(total[None], own, flat[:, place].double() * signs[place], start, buckets)
+    signs = sketch_signs(index, tensor.numel()).to(tensor.device)
+    start = 0
+    for part, labels in parts.rows(index, tensor.shape):
+        values = tensor[part].detach()
+        own = labels.reshape(1) if labels.numel() == 1 else labels.expand(values.shape).reshape(-1)
+        flat = values.reshape(1, -1).double()
+        fold_into(total[None], own, flat * signs[start : start + flat.shape[1]], start, buckets)
+        start += flat.shape[1]
 
 
 def sketch_signs(index: int, size: int) -> torch.Tensor:

@@ -9,9 +9,9 @@ import torch
 from villani.criteria.partition import Parts, sketch_into
 from villani.curvature.streamed import probe_part
 from villani.objective.objective import Objective
+from villani.objective.pieces import Piece, Vector
 from villani.objective.spilled import Spilled
 from villani.objective.streamed import Tape, back_together
-from villani.objective.streamed_head import Piece, Vector
 from villani.statistics import Array
 from villani.work.team import Rows
 
@@ -97,11 +97,8 @@ def streamed_traces(
     sums, squares, moduli = np.zeros((3, len(vectors), parts.count))
 
     def add(piece: Piece) -> None:
-        for number, (vector, curved) in enumerate(piece.products):
-            terms = vector * curved
-            parts.add(sums[number], piece.index, terms)
-            parts.add(squares[number], piece.index, terms.square())
-            parts.add(moduli[number], piece.index, terms.abs())
+        for number, (vector, curved) in piece.products.items():
+            parts.add_terms((sums[number], squares[number], moduli[number]), piece.index, vector, curved)
 
     with objective.evaluating():
         for batch in objective.batches(group):

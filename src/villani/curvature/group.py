@@ -12,8 +12,9 @@ from villani.curvature.products import Tensors
 from villani.curvature.sketch import GradientSketch
 from villani.errors import InputError
 from villani.objective.objective import Forward, Objective, check_differentiable
+from villani.objective.parameters import double_dot
+from villani.objective.pieces import Piece, Vector
 from villani.objective.streamed import Tape
-from villani.objective.streamed_head import Piece, Vector
 from villani.statistics import Array
 
 
@@ -172,12 +173,3 @@ def quick_dot(a: torch.Tensor, b: torch.Tensor) -> float:
     """⟨a, b⟩: products in the precision of a and b, sums in float64, a piece at a time that stays in the cache."""
     pairs = zip(a.detach().reshape(-1).split(1 << 18), b.detach().reshape(-1).split(1 << 18), strict=True)
     return sum(float((x * y).sum(dtype=torch.float64)) for x, y in pairs)
-
-
-def double_dot(a: torch.Tensor, b: torch.Tensor) -> float:
-    """⟨a, b⟩ in float64, a piece at a time so that no float64 copy of a large tensor is made."""
-    total = torch.zeros((), dtype=torch.float64, device=a.device)
-    flat_a, flat_b = a.detach().reshape(-1), b.detach().reshape(-1)
-    for x, y in zip(flat_a.split(1 << 20), flat_b.split(1 << 20), strict=True):
-        total += torch.dot(x.double(), y.double())
-    return float(total)

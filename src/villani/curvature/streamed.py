@@ -5,10 +5,10 @@ from functools import partial
 import numpy as np
 import torch
 
-from villani.curvature.group import GroupPass, double_dot
+from villani.curvature.group import GroupPass
 from villani.curvature.head import draw_labels
 from villani.curvature.probes import rademacher
-from villani.objective.parameters import ParameterSpace
+from villani.objective.parameters import ParameterSpace, double_dot
 from villani.objective.streamed import Tape
 from villani.statistics import Array
 from villani.streams import Purpose, stream
@@ -30,12 +30,11 @@ def streamed_samples(group: GroupPass, probes: int, seed: int, *, residual: bool
     with group.objective.evaluating():
         for batch in group.objective.batches(group.group):
             tape = group.tape(batch, vectors)
-            for piece in tape.back(residual=residual):
+            for piece in tape.back(residual=residual, wanted="curvatures"):
                 group.add_piece(piece)
-                for row, (vector, curved) in zip(traces, piece.products, strict=True):
-                    row[piece.index] += double_dot(curved, vector)
+                traces[:, piece.index] += piece.curvatures
             for row, generator in zip(gauss_newton, labels if residual else (), strict=False):
-                for piece in tape.back(_drawn(tape, generator), products=False):
+                for piece in tape.back(_drawn(tape, generator), wanted="gradients"):
                     row[piece.index] += double_dot(piece.gradient, piece.gradient)
     return traces + gauss_newton, gauss_newton if residual else gauss_newton[:0]
 

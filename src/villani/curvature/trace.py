@@ -19,7 +19,7 @@ from villani.curvature.adjoint import AdjointTrace
 from villani.curvature.blocks import GRAPHS, BlockTrace
 from villani.curvature.deflation import Deflation
 from villani.curvature.double_backward import check_double_backward
-from villani.curvature.group import GroupPass, TraceSampler, double_dot, inner_products
+from villani.curvature.group import GroupPass, TraceSampler, inner_products
 from villani.curvature.head import draw_labels
 from villani.curvature.probes import rademacher_probe
 from villani.curvature.products import (
@@ -34,6 +34,7 @@ from villani.curvature.ways import ProductMethod, TraceMethod, Way
 from villani.errors import InputError
 from villani.objective.batches import Batch
 from villani.objective.objective import Forward, Objective
+from villani.objective.parameters import double_dot
 from villani.objective.weights import refuse_streamed
 from villani.statistics import Array
 from villani.streams import Purpose, stream

@@ -25,6 +25,7 @@ from villani.inputs.streaming import NEVER, Streaming, stream_from_memory, when_
 from villani.objective.evaluation import plain_lookups
 from villani.objective.weights import streamed_weights
 from villani.work import foreign
+from villani.work.memory import give_back
 from villani.work.records import ModelRecord
 
 _HUB_FILES = ("config.json", "model*.safetensors", "model.safetensors.index.json", "adapter_config.json")
@@ -129,6 +130,7 @@ def _loaded(
             tokenizer = f"./{spec}" if Path(spec).is_dir() else f"hub:{spec}"
     _prepare(model, dtype, device)
     _check_weights(model, name)
+    give_back()
     record = ModelRecord(
         spec=spec,
         architecture=type(model).__name__,

@@ -1,9 +1,11 @@
 """A forward and backward pass through a model that `fully_shard` cut, in the middle of a run that must not notice.
 
 The model's hooks gather weights and reduce gradients: collectives that every process has to call in the same order. A
-process whose pass fails, as at a user's hook or for want of memory, would leave the others waiting. So the first pass
-notes the order of those calls, and a process that fails makes what is left of them, with zeros for gradients; its error
-is told at the next exchange. (Of torch, 2.13 to 2.15: parts of `FSDPParamGroup` that have no public name.)
+process whose pass fails, as at a user's hook or for want of memory, would leave the others waiting. So in the first
+pass all ask each other before each of those calls whether to make it, over a group of their own: where one has failed,
+all stop before the same call. That pass notes the order of the calls, and in those after it a process that fails makes
+what is left of them, with zeros for gradients, which costs nothing where none does; its error is told at the next
+exchange. (Of torch, 2.13 to 2.15: parts of `FSDPParamGroup` that have no public name.)
 """
 
 from collections.abc import Callable, Iterator
@@ -16,6 +18,7 @@ from torch import nn
 
 from villani.errors import InputError
 from villani.integrations.layout import fsdp_groups, fsdp_states
+from villani.integrations.processes import Processes
 from villani.integrations.untouched import untouched
 
 _CALLS = ("pre_forward", "post_forward", "pre_backward", "post_backward")
@@ -32,21 +35,26 @@ class Passes:
 
     Args:
         model: with `fully_shard` somewhere in it.
+        processes: that have it; without them nobody is asked in the first pass.
     """
 
-    def __init__(self, model: nn.Module) -> None:
-        self.model = model
+    def __init__(self, model: nn.Module, processes: Processes | None = None) -> None:
+        self.model, self._processes = model, processes or Processes()
         self._order: list[Call] = []  # of the first pass that succeeded
         self._calls: list[Call] = []  # of this one
-        self._replaying = False
+        self._replaying = self._asking = False
 
     def backward(self, loss: Callable[[], torch.Tensor]) -> None:
         """Forward and backward; gradients of its parts are left in `.grad`.
 
         Raises:
-            Exception: whatever either raises, once every collective of a whole pass has been made.
+            Exception: whatever either raises, once every collective of a whole pass has been made; in the first pass,
+                in all processes alike, as `Processes.together` tells it.
         """
         self._calls = []
+        if not self._order:
+            self._first(loss)
+            return
         groups = fsdp_groups(self.model)
         try:
             loss().backward()
@@ -54,7 +62,19 @@ class Passes:
             with torch.no_grad():
                 self._finish(groups)
             raise
-        self._order = self._order or list(self._calls)
+
+    def _first(self, loss: Callable[[], torch.Tensor]) -> None:
+        """A pass of which nobody knows what calls it makes."""
+        self._asking = True
+        try:
+            with self._processes.together():
+                loss().backward()
+        except Exception:
+            self._reset()
+            raise
+        finally:
+            self._asking = False
+        self._order = list(self._calls)
 
     def _finish(self, groups: list[Any]) -> None:
         """What is left of the collectives, as the processes whose pass goes well make them."""
@@ -131,6 +151,8 @@ class Passes:
         def noted(name: str, call: Callable[..., Any], *args: Any, **named: Any) -> Any:
             wholes = [getattr(p, "_unsharded_param", None) for p in group.fsdp_params]
             with_gradient = tuple(i for i, w in enumerate(wholes) if w is not None and w.grad is not None)
+            if self._asking and name != "post_forward":  # which is no collective
+                self._processes.ready()
             result = call(*args, **named)
             if not self._replaying:
                 self._calls.append((index, name, with_gradient))  # not what has failed: it will be made again

@@ -58,7 +58,7 @@ class RunModel:
         layout = self.layout = layout_of(model, replicas)
         self.groups, self._probes, self._trace, self._loss_fn = groups, probes, trace, loss_fn
         self.model, self.processes = layout.model, layout.processes
-        self._passes = Passes(self.model) if layout.sharded else None
+        self._passes = Passes(self.model, layout.processes) if layout.sharded else None
         self.tried = False
 
     @contextmanager

@@ -17,6 +17,7 @@ from villani.objective.evaluation import evaluating, plain_arithmetic
 from villani.objective.parameters import ParameterSpace
 from villani.objective.trial import check_forward
 from villani.objective.weights import refuse_streamed
+from villani.work.memory import give_back
 
 MICRO_TOKENS = 512  # tokens in one forward pass: what fits a 125M-parameter double backward into 8 GiB
 
@@ -118,6 +119,7 @@ class Objective:
             check_streamed(self)
         else:
             check_forward(self)
+        give_back()
 
     @contextmanager
     def evaluating(self, *, fused: bool = False) -> Iterator[None]:

@@ -181,6 +181,15 @@ class ParameterSpace:
         return [_fingerprint(value) for value in self.values]
 
 
+def double_dot(a: torch.Tensor, b: torch.Tensor) -> float:
+    """⟨a, b⟩ in float64, a piece at a time so that no float64 copy of a large tensor is made."""
+    total = torch.zeros((), dtype=torch.float64, device=a.device)
+    flat_a, flat_b = a.detach().reshape(-1), b.detach().reshape(-1)
+    for x, y in zip(flat_a.split(1 << 20), flat_b.split(1 << 20), strict=True):
+        total += torch.dot(x.double(), y.double())
+    return float(total)
+
+
 def share_memory(one: torch.Tensor, other: torch.Tensor) -> bool:
     """Whether the stretches of memory that two tensors lie in overlap; entries between those of a view count, too."""
     (start, end), (first, last) = _span(one), _span(other)

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from villani.errors import InputError, first_line, out_of_memory
+from villani.objective.parameters import double_dot
 
 Objective = Any  # a `villani.Objective`
 TOLERANCE = 2e-3  # of ‖s⊙∇L‖, the usual size of ⟨∇L, v⟩; rounding in float32 is 10⁻³ of it
@@ -23,6 +24,7 @@ _CLEAR = 3.0  # times what rounding explains
 _NOISE = 2 * torch.finfo(torch.float32).eps  # of a loss, relative: models round to float32 inside whatever θ is
 _STIR = 0.1  # of the size of a tensor's entries: what takes θ away from edges
 _SMALL = 0.02  # the same of a tensor of zeros
+_PORTIONS = 4  # that the gradient is taken in
 _PERIOD = 65_537  # of random numbers, a prime, so that rows of a matrix do not repeat each other
 
 
@@ -40,25 +42,24 @@ def check_gradient(objective: Objective, piece: Any, name: str) -> None:
     """Refuse a model whose gradient is not that of its loss on a piece; θ comes back up to rounding.
 
     A disagreement counts where the difference quotient is the same at steps that differ by four and more, from both
-    sides: that of jumps, of kinks nearby, of rounding, and of what no step resolves is not. Takes a gradient and four
-    forward passes where the two agree.
+    sides: that of jumps, of kinks nearby, of rounding, and of what no step resolves is not. Takes a few gradients, none
+    of them whole, and four forward passes where the two agree.
 
     Raises:
         NoGradient: they disagree, or the backward pass fails.
     """
-    mean, gradient = _gradient(objective, piece, name)
+    with torch.no_grad():
+        sizes = [_size(t) for t in objective.parameters.tensors]
+    mean, gradient = _gradient(objective, piece, name, sizes)
     if gradient is None:
         return
-    tensors = objective.parameters.tensors
     with torch.no_grad():
-        sizes = [_size(t) for t in tensors]
-        norms = (float(torch.linalg.vector_norm(g, dtype=torch.float64)) for g in gradient)
-        usual = math.sqrt(sum((n * s) ** 2 for n, s in zip(norms, sizes, strict=True)))
+        usual, claims = gradient
         wrong: list[tuple[float, float]] = []
-        for direction in range(1, 1 + _CONFIRMED):
+        for direction, claimed in enumerate(claims, 1):
             if direction > DIRECTIONS and not wrong:
                 return
-            pair = _disagreement(objective, piece, gradient, sizes, (direction, mean, usual))
+            pair = _disagreement(objective, piece, claimed, sizes, (direction, mean, usual))
             if pair is not None:
                 wrong.append(pair)
             if len(wrong) > 1:
@@ -72,29 +73,78 @@ def check_gradient(objective: Objective, piece: Any, name: str) -> None:
         )
 
 
-def _gradient(objective: Objective, piece: Any, name: str) -> tuple[float, list[torch.Tensor] | None]:
-    """Mean loss, and its gradient; None where there is nothing to hold against a difference."""
-    tensors = objective.parameters.tensors
+def _gradient(
+    objective: Objective, piece: Any, name: str, sizes: Sequence[float]
+) -> tuple[float, tuple[float, list[float]] | None]:
+    """Mean loss, and (‖s⊙∇L‖, ⟨∇L, v⟩ for every v); None where there is nothing to hold against a difference.
+
+    A part of the gradient at a time, each by a backward pass of its own, so that no copy of θ is made; all of it by one
+    where a model's backward pass is made but once.
+    """
+    mean, loss = _mean_loss(objective, piece)
+    if loss is None:
+        return mean, None
+    portions = _portions([t.numel() for t in objective.parameters.tensors])
+    try:
+        return mean, _claims(objective, loss, sizes, portions)
+    except Exception as error:  # a backward pass fails in as many ways as there are models
+        if isinstance(error, torch.OutOfMemoryError) or out_of_memory(error):
+            raise
+    _, loss = _mean_loss(objective, piece)
+    try:
+        return mean, None if loss is None else _claims(objective, loss, sizes, [range(len(sizes))])
+    except Exception as error:
+        if isinstance(error, torch.OutOfMemoryError) or out_of_memory(error):
+            raise
+        raise NoGradient(f"{name} fails in its backward pass: {first_line(error)}") from error
+
+
+def _mean_loss(objective: Objective, piece: Any) -> tuple[float, torch.Tensor | None]:
+    """A number, and with its graph; None where it has none, or is not finite: what measures the loss says so."""
     with torch.enable_grad():
         forward = objective.forward(piece)
         mean = float(forward.loss.detach()) / forward.tokens
-        if not (forward.loss.requires_grad and math.isfinite(mean)):
-            return mean, None  # what measures the loss says so
-        loss = forward.loss / forward.tokens
-        try:
-            found = torch.autograd.grad(loss, tensors, allow_unused=True, materialize_grads=True)
-        except Exception as error:  # a backward pass fails in as many ways as there are models
-            if isinstance(error, torch.OutOfMemoryError) or out_of_memory(error):
-                raise
-            raise NoGradient(f"{name} fails in its backward pass: {first_line(error)}") from error
-    finite = all(bool(torch.isfinite(g).all()) for g in found)
-    return mean, list(found) if finite else None
+        whole = forward.loss.requires_grad and math.isfinite(mean)
+        return mean, forward.loss / forward.tokens if whole else None
+
+
+def _claims(
+    objective: Objective, loss: torch.Tensor, sizes: Sequence[float], portions: Sequence[range]
+) -> tuple[float, list[float]] | None:
+    """(‖s⊙∇L‖, ⟨∇L, v⟩ for every v), from so many backward passes; None of a gradient that is not finite."""
+    tensors = objective.parameters.tensors
+    square, claims = 0.0, [0.0] * _CONFIRMED
+    for portion in portions:
+        found = torch.autograd.grad(
+            loss, tensors[portion.start : portion.stop], allow_unused=True, materialize_grads=True,
+            retain_graph=portion != portions[-1],
+        )  # fmt: skip
+        for index, g in zip(portion, found, strict=True):
+            norm = double_dot(g, g) ** 0.5
+            if not math.isfinite(norm):
+                return None
+            square += (norm * sizes[index]) ** 2
+            for place in range(_CONFIRMED):
+                claims[place] += sizes[index] * _along(g, place + 1, index)
+        del found, g
+    return math.sqrt(square), claims
+
+
+def _portions(counts: Sequence[int]) -> list[range]:
+    """Tensors in runs of about a quarter of all entries."""
+    least, portions, first, entries = sum(counts) / _PORTIONS, [], 0, 0
+    for index, count in enumerate(counts):
+        entries += count
+        if entries >= least or index + 1 == len(counts):
+            portions.append(range(first, index + 1))
+            first, entries = index + 1, 0
+    return portions
 
 
 def _disagreement(
     objective: Objective,
     piece: Any,
-    gradient: Sequence[torch.Tensor],
+    claimed: float,
     sizes: Sequence[float],
     scale: tuple[int, float, float],
 ) -> tuple[float, float] | None:
@@ -106,7 +156,6 @@ def _disagreement(
         for index, (tensor, size) in enumerate(zip(tensors, sizes, strict=True)):
             _moved(tensor, direction, index, step * size)
 
-    claimed = sum(s * _along(g, direction, index) for index, (g, s) in enumerate(zip(gradient, sizes, strict=True)))
     slopes, noise = [], _NOISE * (1 + abs(mean))
     for step in STEPS:
         losses = []
@@ -133,7 +182,7 @@ def _disagreement(
 
 def _size(tensor: torch.Tensor) -> float:
     """Root mean square, or something small for zeros."""
-    return float(torch.linalg.vector_norm(tensor, dtype=torch.float64)) / max(1, tensor.numel()) ** 0.5 or _SMALL
+    return (double_dot(tensor, tensor) / max(1, tensor.numel())) ** 0.5 or _SMALL
 
 
 def _moved(tensor: torch.Tensor, direction: int, index: int, by: float) -> None:

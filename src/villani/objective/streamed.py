@@ -15,11 +15,12 @@ pass forward.
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import reduce
 from itertools import zip_longest
 from typing import Any
 
+import numpy as np
 import torch
 from torch.autograd import forward_ad
 
@@ -28,9 +29,13 @@ from villani.objective.batches import IGNORED, Batch
 from villani.objective.graph import LogitGraph, trace_logits
 from villani.objective.interpret import Evaluation, Placed, Table, values_of
 from villani.objective.objective import Objective
+from villani.objective.parameters import double_dot
+from villani.objective.pieces import Part, Piece, Rows, Vector, Wanted, added, lookup
 from villani.objective.segments import Segment, Stretches, stretches
-from villani.objective.streamed_head import Piece, Predictions, Vector, zero_for
+from villani.objective.streamed_head import Predictions
+from villani.work.memory import give_back
 
+aten = torch.ops.aten
 Node = torch.fx.Node
 Values = dict[Node, torch.Tensor]
 
@@ -38,7 +43,7 @@ Values = dict[Node, torch.Tensor]
 class _Exact(Evaluation):
     """Every operation as it is: what the model detaches has no derivative, as in its own backward pass."""
 
-    table = Table[Callable[..., Any]]()
+    table = Table[Callable[..., Any]]((lookup, [aten.embedding.default]))
 
 
 @dataclass(frozen=True)
@@ -66,6 +71,7 @@ class Tape:
     """
 
     def __init__(self, objective: Objective, batch: Batch, vectors: Sequence[Vector] = ()) -> None:
+        give_back()
         self.values = objective.parameters.values
         self._vectors = vectors
         self.graph, self._stretches = _cut(objective, batch)
@@ -116,7 +122,7 @@ class Tape:
         features = alive[self.graph.head.features]
         return features, [t.get(self.graph.head.features, torch.zeros_like(features)) for t in moving]
 
-    def _run(self, segment: Segment, given: Values) -> Values:
+    def _run(self, segment: Segment, given: dict[Node, Any]) -> Values:
         """What a segment gives; tensors of θ that are not given are read when they are used."""
         stretch = _Stretch(segment.nodes, {n: i for n, i in segment.parameters.items() if n not in given})
         placed = Placed(self._fixed | given, stretch.parameters, self.values)
@@ -145,7 +151,7 @@ class Tape:
         return {node: u.primal.detach() for node, u in unpacked.items()}, moved
 
     def back(
-        self, labels: torch.Tensor | None = None, *, residual: bool = False, products: bool = True
+        self, labels: torch.Tensor | None = None, *, residual: bool = False, wanted: Wanted = "products"
     ) -> Iterator[Piece]:
         """The gradient of the loss sum, and the products, tensor by tensor, each when it is complete.
 
@@ -154,32 +160,36 @@ class Tape:
         Args:
             labels: (n,) instead of the batch's own.
             residual: products are with the Hessian of ⟨p − y, z⟩, p − y held fixed: the residual part alone.
-            products: whether they are wanted.
+            wanted: of the products.
         """
         partial: dict[int, Piece] = {}
         left = Counter(self._uses)
-        vectors, moved = (self._vectors, self._moved) if products else ((), [])
+        vectors, moved = (self._vectors, self._moved) if wanted != "gradients" else ((), [])
 
-        def complete(pieces: list[Piece]) -> Iterator[Piece]:
-            while pieces:
-                piece = pieces.pop(0)
+        def complete(parts: list[Part]) -> Iterator[Piece]:
+            while parts:
+                piece, rows = parts.pop(0)
                 left[piece.index] -= 1
-                if piece.index in partial:
-                    piece = partial.pop(piece.index).plus(piece)
+                waiting = partial.pop(piece.index, None)
+                if waiting is not None or rows is not None:
+                    piece = added(waiting, piece, rows)
+                del waiting
                 if left[piece.index]:
-                    partial[piece.index] = piece
+                    partial[piece.index] = replace(piece, value=piece.value.new_empty(0))  # read again when it is used
                 else:
                     yield piece
 
+        give_back()  # the head takes most, and finds little use for what the pass forward has freed
         adjoint, turned, pieces = self.predictions.back(
-            self.labels if labels is None else labels, vectors, moved, residual
+            self.labels if labels is None else labels, vectors, moved, residual, wanted
         )
         features = self.graph.head.features
         adjoints = [{features: self._spread(t)} for t in (adjoint, *turned)]
-        del adjoint, turned
-        yield from complete(pieces)
+        parts: list[Part] = [(piece, None) for piece in pieces]
+        del adjoint, turned, pieces  # as large as the head
+        yield from complete(parts)
         for number in reversed(range(len(self._starts))):
-            yield from complete(self._segment_back(number, adjoints, vectors))
+            yield from complete(self._segment_back(number, adjoints, vectors, wanted == "products"))
 
     def _spread(self, rows: torch.Tensor) -> torch.Tensor:
         """(n, D) of the predicted positions, as (B, T, D) with zeros elsewhere."""
@@ -187,43 +197,70 @@ class Tape:
         whole[:, :-1][self._wanted] = rows
         return whole
 
-    def _segment_back(self, number: int, adjoints: list[Values], vectors: Sequence[Vector]) -> list[Piece]:
+    def _looked_up(self, segment: Segment) -> dict[int, torch.Tensor]:
+        """Tensors that a segment looks up rows of and does nothing else with: which rows."""
+        rows: dict[int, list[torch.Tensor]] = {}
+        others: set[int] = set()
+        for node in segment.nodes:
+            used = [segment.parameters[a] for a in node.all_input_nodes if a in segment.parameters]
+            if node.target is aten.embedding.default and node.args[1] in self._fixed and len(used) == 1:
+                rows.setdefault(used[0], []).append(self._fixed[node.args[1]].reshape(-1))
+            else:
+                others.update(used)
+        return {index: torch.cat(ids).unique() for index, ids in rows.items() if index not in others}
+
+    def _segment_back(self, number: int, adjoints: list[Values], vectors: Sequence[Vector], whole: bool) -> list[Part]:
         """Take adjoints, the first of which is not a tangent, through a segment; what is left of its tensors."""
         segment, start = self._stretches.segments[number], self._starts[number]
         indices = list(dict.fromkeys(segment.parameters.values()))
+        tables = self._looked_up(segment)
+        if tables:
+            give_back()  # a table may be the largest tensor, and its gradient has waited
+
+        def own(tensor: torch.Tensor, index: int) -> torch.Tensor:
+            return tensor[tables[index]] if index in tables else tensor
+
         seeds, *turning = adjoints
+        curvatures = np.zeros((len(indices), len(vectors)))
+        products: list[dict[int, tuple[torch.Tensor, torch.Tensor]]] = [{} for _ in indices]
         with torch.enable_grad():
             inputs = {n: x.detach().requires_grad_() for n, x in start.items() if x.is_floating_point()}
-            weights = {index: self.values[index].detach().requires_grad_() for index in indices}
-            ends = self._run(segment, start | inputs | {n: weights[i] for n, i in segment.parameters.items()})
+            weights = {index: own(self.values[index].detach(), index).requires_grad_() for index in indices}
+            given = {i: Rows(tables[i], weights[i]) if i in tables else weights[i] for i in indices}
+            ends = self._run(segment, start | inputs | {n: given[i] for n, i in segment.parameters.items()})
             seeded = [n for n in segment.outputs if n in seeds and ends[n].requires_grad]
             places = [*inputs.values(), *weights.values()]
             slopes = _grad([(ends[n], seeds[n]) for n in seeded], places, graph=bool(vectors))
-            parts, bends = [], []
+            bends = []
             for k, vector in enumerate(vectors):
                 begins = self._begins[k]
                 wanted = begins is not None and number >= begins  # before that nothing of the product is asked for
                 part = {i: vector(i) if wanted else None for i in indices}
-                along = [*[self._tangents[number][k].get(n) for n in inputs], *part.values()]
+                moves = [None if v is None else own(v, i) for i, v in part.items()]
+                along = [*[self._tangents[number][k].get(n) for n in inputs], *moves]
                 pairs = [(g, t) for g, t in zip(slopes, along, strict=True) if g is not None and t is not None]
                 pairs += [(ends[n], turning[k][n]) for n in seeded if n in turning[k]]
                 pairs = [(g, t) for g, t in pairs if g.requires_grad]
-                bends.append(_grad(pairs if wanted else [], places, keep=k + 1 < len(vectors)))
-                parts.append(part)
+                bend = _grad(pairs if wanted else [], places, keep=k + 1 < len(vectors))
+                for place, (index, move) in enumerate(zip(indices, moves, strict=True)):
+                    turn, v = bend[len(inputs) + place], part[index]
+                    if whole and v is not None:
+                        products[place][k] = (v, torch.zeros_like(weights[index]) if turn is None else turn)
+                    elif turn is not None and move is not None:
+                        curvatures[place, k] = double_dot(turn, move)
+                bends.append(bend[: len(inputs)])
         for of, slope in zip(adjoints, [slopes, *bends], strict=True):
             for node in segment.outputs:
                 of.pop(node, None)
             for node, one in zip(inputs, slope, strict=False):  # its first entries
                 if one is not None:
                     of[node] = of[node] + one.detach() if node in of else one.detach()
-        pieces = []
-        for place, (index, weight) in enumerate(weights.items(), len(inputs)):
-            weight = weight.detach()
-            products = [(zero_for(part[index], weight), zero_for(bend[place], weight))
-                        for part, bend in zip(parts, bends, strict=True)]  # fmt: skip
-            slope_of = slopes[place]
+        pieces: list[Part] = []
+        for place, (index, weight) in enumerate(weights.items()):
+            slope_of = slopes[len(inputs) + place]
             gradient = torch.zeros_like(weight) if slope_of is None else slope_of.detach()
-            pieces.append(Piece(index, weight, gradient, products))
+            value = self.values[index] if index in tables else weight.detach()
+            pieces.append((Piece(index, value, gradient, products[place], curvatures[place]), tables.get(index)))
         return pieces
 
 
@@ -238,9 +275,9 @@ def back_together(tapes: Sequence[Tape], **options: Any) -> Iterator[Piece]:
             if piece is not None:
                 waiting.setdefault(piece.index, []).append(piece)
                 if len(waiting[piece.index]) == len(tapes):
-                    yield reduce(Piece.plus, waiting.pop(piece.index))
+                    yield reduce(added, waiting.pop(piece.index))
     for pieces in waiting.values():
-        yield reduce(Piece.plus, pieces)
+        yield reduce(added, pieces)
 
 
 def _grad(

@@ -4,40 +4,17 @@ With features h (n, D), logits z = W h + b and p = softmax(z), the adjoint of z 
 turns by p ⊙ (ż − ⟨p, ż⟩), ż = W ḣ + V h + c. No array is tokens × vocabulary.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch.nn import functional as F
 
 from villani.objective.graph import Head
+from villani.objective.pieces import Piece, Vector, Wanted
 
-Vector = Callable[[int], torch.Tensor | None]
-"""Index of a tensor in θ → that part of a vector, made when it is asked for; None where it is zero."""
-
-_POSITIONS = 128  # whose logits are held at a time: 26 MB at V = 50,257
-
-
-@dataclass(frozen=True, eq=False)
-class Piece:
-    """What a pass back leaves of one tensor of θ.
-
-    Attributes:
-        index: of the tensor.
-        value: its values.
-        gradient: of the loss sum.
-        products: (v, ∇²·v) of this tensor for every vector.
-    """
-
-    index: int
-    value: torch.Tensor
-    gradient: torch.Tensor
-    products: list[tuple[torch.Tensor, torch.Tensor]]
-
-    def plus(self, other: "Piece") -> "Piece":
-        """With another part of the same tensor's gradient and products."""
-        products = [(v, a + b) for (v, a), (_, b) in zip(self.products, other.products, strict=True)]
-        return Piece(self.index, self.value, self.gradient + other.gradient, products)
+_POSITIONS = 64  # whose logits are held at a time: 13 MB at V = 50,257
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,8 +60,9 @@ class Predictions:
 
     @torch.no_grad()
     def back(
-        self, labels: torch.Tensor, vectors: Sequence[Vector], moved: Sequence[torch.Tensor], residual: bool
-    ) -> tuple[torch.Tensor, list[torch.Tensor], list[Piece]]:
+        self, labels: torch.Tensor, vectors: Sequence[Vector], moved: Sequence[torch.Tensor], residual: bool,
+        wanted: Wanted,
+    ) -> tuple[torch.Tensor, list[torch.Tensor], list[Piece]]:  # fmt: skip
         """Adjoint (n, D) of the features, how it turns along each vector, and what is left of the head's own tensors.
 
         Args:
@@ -92,6 +70,7 @@ class Predictions:
             vectors: v.
             moved: ḣ (n, D) along each.
             residual: p − y is held fixed.
+            wanted: of the products.
         """
         weight, bias = self._read()
         own = {
@@ -103,20 +82,22 @@ class Predictions:
         of_bias = self.head.bias if isinstance(self.head.bias, int) else None
         parts = [{i: vector(i) for i in own} for vector in vectors]
         sums = {i: torch.zeros_like(t) for i, t in own.items()}
-        turns = [{i: torch.zeros_like(t) for i, t in own.items()} for _ in vectors]
+        whole = wanted == "products"
+        turns = [{i: torch.zeros_like(t) for i, t in of.items() if t is not None} if whole else {} for of in parts]
+        curvatures = {i: np.zeros(len(vectors)) for i in own}
         adjoint = torch.zeros_like(self.features)
         turned = [torch.zeros_like(self.features) for _ in vectors]
 
         def add(to: dict[int, torch.Tensor], z: torch.Tensor, h: torch.Tensor) -> None:
-            if of_weight is not None:
+            if of_weight in to:
                 to[of_weight].addmm_(z.T, h)
-            if of_bias is not None:
+            if of_bias in to:
                 to[of_bias] += z.sum(dim=0)
 
         for part in self._parts():
             h = self.features[part]
             p = torch.softmax(self._logits(part, weight, bias), dim=-1)
-            z = p.clone()
+            z = p if residual or not parts else p.clone()
             z[torch.arange(len(z), device=z.device), labels[part]] -= 1.0
             z, p = z.to(h.dtype), p.to(h.dtype)
             adjoint[part] = z if weight is None else z @ weight
@@ -125,23 +106,29 @@ class Predictions:
                 dh = moved[k][part]
                 v, c = (None if i is None else of[i] for i in (of_weight, of_bias))
                 if not residual:
+                    along = None if v is None else h @ v.T
                     dz = dh if weight is None else dh @ weight.T
-                    dz = dz if v is None else dz + h @ v.T
+                    dz = dz if along is None else dz + along
                     dz = dz if c is None else dz + c
                     dz = p * (dz - (p * dz).sum(dim=-1, keepdim=True))
                     turned[k][part] += dz if weight is None else dz @ weight
                     add(turns[k], dz, h)
-                if v is not None:
-                    turned[k][part] += z @ v
-                if of_weight is not None:
+                    if along is not None and of_weight is not None:
+                        curvatures[of_weight][k] += _sum(along.mul_(dz))
+                    if c is not None and of_bias is not None:
+                        curvatures[of_bias][k] += _sum(dz.sum(dim=0) * c)
+                if v is not None and of_weight is not None:
+                    pulled = z @ v  # (b, D)
+                    turned[k][part] += pulled
+                    curvatures[of_weight][k] += _sum(pulled * dh)  # ⟨v, zᵀ ḣ⟩
+                if of_weight in turns[k]:
                     turns[k][of_weight].addmm_(z.T, dh)
-        pieces = [
-            Piece(i, t, sums[i], [(zero_for(of[i], t), turn[i]) for of, turn in zip(parts, turns, strict=True)])
-            for i, t in own.items()
-        ]
+        pieces = []
+        for i, t in own.items():
+            products = {k: (v, turns[k][i]) for k, of in enumerate(parts) if whole and (v := of[i]) is not None}
+            pieces.append(Piece(i, t, sums[i], products, curvatures[i]))
         return adjoint, turned, pieces
 
 
-def zero_for(part: torch.Tensor | None, like: torch.Tensor) -> torch.Tensor:
-    """Zeros where a part of a vector is None, in no memory."""
-    return torch.zeros((), dtype=like.dtype, device=like.device).expand(like.shape) if part is None else part
+def _sum(x: torch.Tensor) -> float:
+    return float(x.sum(dtype=torch.float64))

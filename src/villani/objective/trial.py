@@ -23,7 +23,9 @@ from torch import nn
 
 from villani.errors import InputError, out_of_memory
 from villani.objective.batches import IGNORED, Batch, takes
+from villani.objective.parameters import double_dot
 from villani.objective.slope import NoGradient, check_gradient, stir
+from villani.work.memory import give_back
 
 Objective = Any  # a `villani.Objective`, whose module imports this one
 ROUNDING = 1e-5  # of the largest logit; 0 is usual, and 5·10⁻⁷ in mixtures of experts, whose products change shape
@@ -88,6 +90,8 @@ def check_forward(objective: Objective) -> None:
             logits = first
         _check_causality(objective, row, logits, name)
         stir(objective.parameters.tensors)
+        del first, again, logits
+        give_back()  # the gradient is of θ's size
         check_gradient(objective, _beginning(objective, row), name)
 
 
@@ -242,7 +246,7 @@ def _unit_gain(tensors: Sequence[torch.Tensor]) -> None:
 
 def to_unit_gain(tensor: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     """One tensor of `_unit_gain`, in place."""
-    size = float(torch.linalg.vector_norm(tensor, dtype=torch.float64)) / tensor.numel() ** 0.5
+    size = (double_dot(tensor, tensor) / tensor.numel()) ** 0.5
     wanted = min(tensor.shape[-2:]) ** -0.5 if tensor.dim() > 1 else _SMALL
     if size == 0:
         tensor.copy_(wanted * torch.randn(tensor.shape, generator=generator, dtype=tensor.dtype))
