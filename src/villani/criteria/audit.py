@@ -22,6 +22,7 @@ from villani.objective.objective import Objective, at_one_theta
 from villani.objective.origin import Origin, origin_of
 from villani.outwards import upper
 from villani.results import Result
+from villani.work.memory import give_back
 from villani.work.work import Work
 
 CRITERIA = ("(i) smoothness", "(ii) growth", "(iii) tails", "(iv) differential growth")  # in the order of `outcomes`
@@ -129,6 +130,7 @@ def _narrowed(direction: UnitVector, objective: Objective) -> UnitVector:
     """A direction in θ's precision, in which it is added to θ; no more than one copy of it is held."""
     for index, piece in enumerate(direction):
         direction[index] = piece.to(objective.parameters.dtype)
+    give_back()  # a gradient and its sum were made for it
     return direction
 
 

@@ -254,6 +254,8 @@ class Objective:
                     for total, piece in zip(sums, pieces, strict=True):
                         if piece is not None:
                             total.add_(piece)
+                    del forward, pieces, piece
+                    give_back()  # else what was freed between pieces that stay adds up, batch by batch
         return sums, tokens, loss
 
     @contextmanager
