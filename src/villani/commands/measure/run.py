@@ -74,10 +74,12 @@ def _needs(settings: MeasureSettings, subject: Subject, deflation: Deflation | N
     tokens = groups * (each * gradients + _SUMS)
     if planned:
         tokens *= 1 + repeated(groups) / groups
-    elif settings.shares and not way.tells_tensors:
+    shared = bool(settings.shares) and not planned and not way.tells_tensors
+    if shared:
         tokens += min(settings.shares, groups) * each * sampler_for(subject.objective, SHARING).cost(1)
+    swept = trace == "adjoint" or (trace == "taylor" and not shared)
     stages = {PILOTING: tokens, MEASURING: None} if planned else {MEASURING: tokens}
-    needs = subject.needs(settings, stages, vectors=_SWEPT if trace == "adjoint" else _VECTORS)
+    needs = subject.needs(settings, stages, vectors=_SWEPT if swept else _VECTORS)
     return replace(needs, disk=needs.disk + rows_bytes(subject.objective.parameters.size, groups))
 
 
