@@ -138,6 +138,7 @@ class Sharing:
         """Every objective looks at what others traced."""
         made = Objective.__init__
 
+        @functools.wraps(made)
         def init(objective: Objective, *args: Any, **options: Any) -> None:
             made(objective, *args, **options)
             objective.traced = Shared(objective, self)

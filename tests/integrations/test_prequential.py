@@ -2,7 +2,6 @@
 
 import json
 import math
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,7 +11,6 @@ from transformers import BertConfig, BertLMHeadModel, GPT2Config, GPT2LMHeadMode
 from villani.errors import InputError
 from villani.integrations.figures import PREFIX
 from villani.integrations.huggingface import VillaniCallback
-from villani.integrations.label_scores import label_logs
 from villani.theory.pac_bayes import bernstein, bernstein_rates, linear, linear_rates
 
 VOCABULARY, BLOCKS, BLOCK = 17, 22, 8
@@ -274,22 +272,3 @@ def test_padding_on_the_right_changes_nothing(tmp_path):
     mask = (torch.arange(BLOCK) < torch.arange(BLOCKS)[:, None] % 5 + 4).long()
     padded = run(make(tmp_path / "a", data=Blocks(attention_mask=mask))).certificate
     assert padded.value == pytest.approx(run(make(tmp_path / "b")).certificate.value, rel=1e-5)
-
-
-@pytest.mark.parametrize("items", [None, 7])
-def test_scores_of_the_graph_are_those_of_the_logits(items):
-    labels = IDS.clone()
-    labels[3, 2:] = -100
-    output = network().train()(input_ids=IDS, labels=labels, **({"num_items_in_batch": items} if items else {}))
-    targets = torch.nn.functional.pad(labels[:, 1:], (0, 1), value=-100)
-    wanted = targets.flatten() >= 0
-    expected = torch.log_softmax(output.logits.flatten(0, 1).double(), -1)[wanted]
-    expected = expected.gather(1, targets.flatten()[wanted][:, None])[:, 0]
-    graph = label_logs(output, targets)[wanted]
-    logits = label_logs(SimpleNamespace(logits=output.logits, loss=None), targets)[wanted]
-    shifted = targets.roll(1, 0)  # of which the loss is none
-    other = label_logs(output, shifted)
-    torch.testing.assert_close(graph.double(), expected, rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(logits.double(), expected, rtol=1e-5, atol=1e-6)
-    places = shifted.flatten().clamp(min=0)[:, None]
-    torch.testing.assert_close(other, torch.log_softmax(output.logits.flatten(0, 1), -1).gather(1, places)[:, 0])
