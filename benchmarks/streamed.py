@@ -116,7 +116,7 @@ def run(name: str, command: str, limit: float | None, folder: Path, options: lis
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     if child.returncode:
         raise SystemExit(f"{' '.join(words)}: exit code {child.returncode}")
-    record = json.loads(output)
+    record = json.loads(output.replace(str(folder / name), name))
     return {
         "model": name, "command": command, "options": options, "limit_gib": limit, "seconds": round(seconds, 1),
         "cpu_seconds": round(used.ru_utime + used.ru_stime, 1),
