@@ -109,18 +109,11 @@ def train(
         InputError: a number out of range, an unknown mask, or a state that is damaged.
         Diverged: a loss that is not finite.
     """
-    if steps < 1:
-        raise InputError(f"steps={steps}: expected at least 1")
-    check_weight_decay(weight_decay)
-    if not 0 <= momentum < 1 or (momentum and optimizer != "sgd"):
-        raise InputError(f"momentum={momentum:g}: expected a number in [0, 1), with sgd only")
-    if (temperature is None) == (optimizer == "noisy-sgd") or not 0 < (temperature or 1.0) < math.inf:
-        raise InputError(f"temperature={temperature}: a finite number > 0 goes with noisy-sgd, and with nothing else")
+    _check(steps, weight_decay, optimizer, momentum, temperature)
     space = ParameterSpace(model, decay)
     stepper = _optimizer(space, optimizer, learning_rate, weight_decay, momentum)
     rates = learning_rates(schedule, learning_rate, steps)
-    for group in stepper.param_groups:
-        group |= {"initial_lr": learning_rate, "lr": rates[0]}
+    _set_rate(stepper, rates[0])
     losses: list[float] = []
     judged: list[tuple[int, float]] = []
     first = clipped = 0  # steps
@@ -129,8 +122,7 @@ def train(
         first, rest = before
         losses, clipped = rest["losses"], rest["clipped"]
         judged = [(step, float(loss)) for step, loss in rest["held_out"]]
-        for group in stepper.param_groups:
-            group["lr"] = rates[first]
+        _set_rate(stepper, rates[first])
         if decay_schedule:
             decay_schedule.load_state_dict(rest["decay_schedule"])
     if decay_schedule:
@@ -153,8 +145,7 @@ def train(
                 tensors = [t.detach() for t in space.tensors]
                 add_gaussian(tensors, [math.sqrt(rates[step] * temperature)] * len(tensors), seed, 0, step)
         if step + 1 < steps:
-            for group in stepper.param_groups:
-                group["lr"] = rates[step + 1]
+            _set_rate(stepper, rates[step + 1])
             if decay_schedule:
                 try:
                     decay_schedule.step()
@@ -176,13 +167,25 @@ def train(
             work.advance(step + 1, steps)
     stepper.zero_grad(set_to_none=True)
     model.eval()
-    found, why = _meaning(optimizer, weight_decay, schedule)
-    if clipped and found:
-        # torch adds L2 after clipping: the decay is exact, the data's part of the drift is c∇L where it was clipped
-        found, why = None, f"{why} Clipping to c∇L acted in {clipped} of {steps} steps, which descend F at λ/c."
-    if decay_schedule:
-        found, why = None, f"λ varies in the run ({type(decay_schedule).__name__}): F does too. {why}"
-    return Trained(losses, _WORDS[optimizer] + (f", momentum {momentum:g}" if momentum else ""), found, why, judged)
+    meaning, why = _meaning(optimizer, weight_decay, schedule, clipped, steps, decay_schedule)
+    return Trained(losses, _WORDS[optimizer] + (f", momentum {momentum:g}" if momentum else ""), meaning, why, judged)
+
+
+def _check(
+    steps: int, weight_decay: float, optimizer: Optimizer, momentum: float, temperature: float | None
+) -> None:  # fmt: skip
+    if steps < 1:
+        raise InputError(f"steps={steps}: expected at least 1")
+    check_weight_decay(weight_decay)
+    if not 0 <= momentum < 1 or (momentum and optimizer != "sgd"):
+        raise InputError(f"momentum={momentum:g}: expected a number in [0, 1), with sgd only")
+    if (temperature is None) == (optimizer == "noisy-sgd") or not 0 < (temperature or 1.0) < math.inf:
+        raise InputError(f"temperature={temperature}: a finite number > 0 goes with noisy-sgd, and with nothing else")
+
+
+def _set_rate(stepper: torch.optim.Optimizer, rate: float) -> None:
+    for group in stepper.param_groups:
+        group["lr"] = rate
 
 
 def _optimizer(
@@ -192,7 +195,7 @@ def _optimizer(
         {"params": [p.tensor for p in space.parameters if p.decayed is decayed], "weight_decay": value}
         for decayed, value in ((True, weight_decay), (False, 0.0))
     ]  # fmt: skip
-    groups = [group for group in groups if group["params"]]
+    groups = [group | {"initial_lr": learning_rate} for group in groups if group["params"]]
     if name == "adamw":
         return torch.optim.AdamW(groups, lr=learning_rate, betas=_ADAM)
     return torch.optim.SGD(groups, lr=learning_rate, momentum=momentum)
@@ -219,7 +222,21 @@ def learning_rates(schedule: Schedule, peak: float, steps: int) -> list[float]:
     return rates
 
 
-def _meaning(name: Optimizer, weight_decay: float, schedule: Schedule) -> tuple[float | None, str]:
+def _meaning(
+    name: Optimizer, weight_decay: float, schedule: Schedule, clipped: int, steps: int,
+    decay_schedule: DecaySchedule | None,
+) -> tuple[float | None, str]:  # fmt: skip
+    """Which λ of F a decay is, and why (THEORY.md §8), in a run in some of whose steps clipping acted."""
+    meaning, why = _plain_meaning(name, weight_decay, schedule)
+    if clipped and meaning:
+        # torch adds L2 after clipping: the decay is exact, the data's part of the drift is c∇L where it was clipped
+        meaning, why = None, f"{why} Clipping to c∇L acted in {clipped} of {steps} steps, which descend F at λ/c."
+    if decay_schedule:
+        meaning, why = None, f"λ varies in the run ({type(decay_schedule).__name__}): F does too. {why}"
+    return meaning, why
+
+
+def _plain_meaning(name: Optimizer, weight_decay: float, schedule: Schedule) -> tuple[float | None, str]:
     """Which λ of F a decay is, and why (THEORY.md §8)."""
     if weight_decay == 0:
         return 0.0, "No decay: F is the loss."

@@ -179,37 +179,14 @@ class PaperSettings(_Part):
             InputError: it is one of these.
         """
         self.sweep.check()
-        for name, grid in self.grids.items():
-            if name not in self.sweep.optimizers:
-                raise InputError(f"grids: one for {name!r}, which is not among the optimizers")
-            check_grid(f"grids.{name}", grid)
-            if grid[0] != self.sweep.weight_decay[0]:
-                raise InputError(
-                    f"grids.{name}={grid}: expected it to begin with {self.sweep.weight_decay[0]:g}, as weight_decay "
-                    "does: changes are told from there"
-                )
+        self._check_grids()
         if self.sweep.seeds < 2:
             raise InputError(f"sweep.seeds={self.sweep.seeds}: expected at least 2, for intervals over training seeds")
         if not self.temperature:
             raise InputError("temperature=[]: expected at least one s > 0")
         for value in self.temperature:
             check_positive(temperature=value)
-        least: dict[str, dict[str, int]] = {
-            "landscape": {"groups": 8, "sequences": 1, "ray_groups": 3, "confirmed": 1, "search": 0},
-            "spectra": {"groups": 1, "sequences": 1, "top": 1, "bottom": 0, "density_probes": 0, "density_steps": 2},
-            "convergence": {"steps": 8, "chains": 1, "groups": 1, "sequences": 1, "log_every": 1},
-            "certificates": {"steps": 1, "batch": 1, "candidates": 1},
-            "estimators": {"groups": 1, "sequences": 1, "probes": 2, "repeats": 2, "reference_probes": 2, "exact": 0},
-            "pathologies": {"blocks": 2},
-            "schedules": {"seeds": 2, "every": 1, "blocks": 1},
-        }
-        for part, fields in least.items():
-            given = getattr(self, part)
-            for field, low in fields.items() if given else ():
-                if getattr(given, field) < low:
-                    raise InputError(f"{part}.{field}={getattr(given, field)}: expected at least {low}")
-            if getattr(given, "seeds", None) is not None and given.seeds < 1:
-                raise InputError(f"{part}.seeds={given.seeds}: expected at least 1")
+        self._check_counts()
         if self.landscape and self.landscape.search and self.landscape.groups < 12:
             raise InputError(f"landscape.groups={self.landscape.groups}: expected at least 12 with search")
         if self.landscape and len({0.0, *self.landscape.radii}) < 4:
@@ -228,6 +205,35 @@ class PaperSettings(_Part):
         descended = (self.landscape, self.spectra, self.estimators)  # at models where λ is that of F exactly
         if any(descended) and "sgd" not in self.sweep.optimizers:
             raise InputError("sweep.optimizers: landscape, spectra and estimators look at what sgd led to: add sgd")
+
+    def _check_grids(self) -> None:
+        for name, grid in self.grids.items():
+            if name not in self.sweep.optimizers:
+                raise InputError(f"grids: one for {name!r}, which is not among the optimizers")
+            check_grid(f"grids.{name}", grid)
+            if grid[0] != self.sweep.weight_decay[0]:
+                raise InputError(
+                    f"grids.{name}={grid}: expected it to begin with {self.sweep.weight_decay[0]:g}, as weight_decay "
+                    "does: changes are told from there"
+                )
+
+    def _check_counts(self) -> None:
+        least: dict[str, dict[str, int]] = {
+            "landscape": {"groups": 8, "sequences": 1, "ray_groups": 3, "confirmed": 1, "search": 0},
+            "spectra": {"groups": 1, "sequences": 1, "top": 1, "bottom": 0, "density_probes": 0, "density_steps": 2},
+            "convergence": {"steps": 8, "chains": 1, "groups": 1, "sequences": 1, "log_every": 1},
+            "certificates": {"steps": 1, "batch": 1, "candidates": 1},
+            "estimators": {"groups": 1, "sequences": 1, "probes": 2, "repeats": 2, "reference_probes": 2, "exact": 0},
+            "pathologies": {"blocks": 2},
+            "schedules": {"seeds": 2, "every": 1, "blocks": 1},
+        }
+        for part, fields in least.items():
+            given = getattr(self, part)
+            for field, low in fields.items() if given else ():
+                if getattr(given, field) < low:
+                    raise InputError(f"{part}.{field}={getattr(given, field)}: expected at least {low}")
+            if getattr(given, "seeds", None) is not None and given.seeds < 1:
+                raise InputError(f"{part}.seeds={given.seeds}: expected at least 1")
 
     def chains(self) -> ConvergeSettings:
         """What `villani converge` is asked for E3."""
