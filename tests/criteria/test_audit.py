@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from tests.criteria.models import make
 from tests.criteria.test_orbits import binary, factors, finite, softmax_regression
 from villani import InputError, Objective, audit
-from villani.criteria.audit import stages
+from villani.criteria.audit import replay_stages, stages
 from villani.work.work import Work
 
 
@@ -114,6 +114,13 @@ def test_memory_and_a_run_that_was_killed_give_the_same_bits(tmp_path):
     order = [declared.index(name) for name in begun if name != "telling Δ_B L from rounding"]
     assert order == sorted(order)
     assert len(begun) > 6
+
+
+def test_a_replay_consists_of_what_its_witness_claims():
+    whole = replay_stages(groups=12, probes=6, scales=4, orbit=True, flat=True, slab=True)
+    assert whole["walking the orbit"] == pytest.approx(6 * 12 * (1 + 6 * 1.3))  # s*, R = 1, and four R beyond
+    less = replay_stages(groups=12, probes=6, scales=4, orbit=False, flat=False, slab=True)
+    assert list(less) == ["bounding the loss"]
 
 
 def test_a_language_model_is_audited():

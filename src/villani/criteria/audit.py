@@ -113,7 +113,7 @@ def stages(
         undecayed: whether something does not decay, so that the graph is read for it.
     """
     share = groups if finite else groups / (3 if search else 2)
-    swept = share * (1.0 + 1.3 * probes)
+    swept = point(share, probes)
     points = 1 + rays * (len(RADII) - 1) if rays else 0
     return {
         "graph: smoothness": None, "looking for symmetries": None, "checking orbits on the loss": None,
@@ -124,6 +124,22 @@ def stages(
         "walking the orbit": (1 + len(SCALES)) * swept, "graph: coverage": None if undecayed else 0.0,
         "walking along rays": points * (groups if finite else ray_groups) * (1.3 + 1.3 * probes),
     }  # fmt: skip
+
+
+def replay_stages(
+    *, groups: int, probes: int, scales: int, orbit: bool, flat: bool, slab: bool
+) -> dict[str, float | None]:
+    """What a replay consists of, as `stages` tells it of an audit; `scales` is how many R > 1 are walked to."""
+    walk: dict[str, float | None] = {
+        "proving the orbit": None, "walking the orbit": (2 + scales) * point(groups, probes),
+    }  # fmt: skip
+    graphs = {"proving the flat direction": flat, "bounding the loss": slab}
+    return (walk if orbit else {}) | {name: None for name, there in graphs.items() if there}
+
+
+def point(groups: float, probes: int) -> float:
+    """Gradients of a group that statistics of all parts take at one θ: one of each group, and its sweeps."""
+    return groups * (1.0 + 1.3 * probes)
 
 
 def _narrowed(direction: UnitVector, objective: Objective) -> UnitVector:

@@ -17,6 +17,7 @@ from villani.commands.audit.record import ThresholdRecord
 from villani.commands.audit.settings import AuditSettings
 from villani.commands.audit.witness import Claim, Witness, read_witness, text_checksum
 from villani.commands.subject import load_subject
+from villani.criteria.audit import replay_stages
 from villani.criteria.coverage import bounded_tensors, objective_terms
 from villani.criteria.differential import short_batch
 from villani.criteria.flat import reproved
@@ -127,6 +128,10 @@ def test_an_honest_witness_is_reproduced_where_the_model_lies_elsewhere(villani,
         assert record["slab"]["tensors"]
         assert [step["loss_change"] for step in record["walk"]] == [0, 0]
         assert "the witness names model" in err
+        told = replay_stages(groups=12, probes=6, scales=1, orbit=True, flat=True, slab=True)  # before it begins
+        assert "expecting roughly" in err
+        begun = [line.partition(" ")[2].partition(":")[0].partition(",")[0] for line in err.splitlines()]
+        assert list(dict.fromkeys(name for name in begun if name in told)) == list(told)
         code, again, _ = villani(*words)
         assert json.loads(again) == record
     finally:

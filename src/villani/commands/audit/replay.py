@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from villani.commands.audit.claims import Check, bound_checks, scale_checks
+from villani.commands.audit.needs import replay_needs
 from villani.commands.audit.record import ReplayRecord
 from villani.commands.audit.settings import AuditSettings
 from villani.commands.audit.trust import replayed_settings, wishes
@@ -37,6 +38,7 @@ from villani.objective.objective import Objective
 from villani.outwards import upper
 from villani.work.work import Work
 
+_LESS = "the witness says how much is measured: give a machine with more"
 _MORE = re.compile(r"\d{1,4} more at once")  # as `pooled` names orbits
 
 
@@ -69,7 +71,8 @@ def replay(settings: AuditSettings, work: Work) -> ReplayRecord:
     work.open(
         "replay", audited.about,
         {**determining(audited, subject.text, subject.provenance), "decay": audited.decay, "witness": checksum},
-        audited.model_dump() | {"witness": checksum}, device=audited.device,
+        audited.model_dump() | {"witness": checksum}, needs=replay_needs(audited, subject, claim), what="this replay",
+        instead=_LESS, device=audited.device, most=settings.memory,
     )  # fmt: skip
     replayed = _Replay(objective, witness, audited, work)
     checks = replayed.evaluate()

@@ -1,5 +1,6 @@
 """What `villani audit` does: the four criteria on a model and a text, and a witness of what is refuted; or a replay."""
 
+from villani.commands.audit.needs import VECTORS, audit_needs
 from villani.commands.audit.record import AuditDesign, AuditRecord, ThresholdRecord
 from villani.commands.audit.replay import replay
 from villani.commands.audit.results import audit_record
@@ -8,14 +9,11 @@ from villani.commands.audit.witness import NAME, Claim, Witness, text_checksum
 from villani.commands.constants.run import constants_beside, read_head, spectral_gap
 from villani.commands.running import Outcome
 from villani.commands.subject import Subject, determining, load_subject, outputs, streaming
-from villani.criteria.audit import Audit, audit, stages
-from villani.criteria.part_gradients import kept_bytes
+from villani.criteria.audit import Audit, audit
 from villani.objective.evaluation import same_threads
-from villani.work.budget import LESS, Needs
+from villani.work.budget import LESS
 from villani.work.records import CONFIDENCE
 from villani.work.work import Work
-
-_VECTORS = 3  # arrays of the size of θ, beside it: a gradient, and on a ray θ again and a direction
 
 
 @same_threads()
@@ -24,7 +22,7 @@ def run(settings: AuditSettings, work: Work) -> Outcome:
     if settings.replay is not None:
         return Outcome([replay(settings, work)])
     subject = load_subject(
-        settings, work, settings.weight_decay, streamed=streaming(settings, 1.0 + _VECTORS, settings.device)
+        settings, work, settings.weight_decay, streamed=streaming(settings, 1.0 + VECTORS, settings.device)
     )
     objective = subject.objective
     settings.check_design(objective.parameters.size)
@@ -35,7 +33,7 @@ def run(settings: AuditSettings, work: Work) -> Outcome:
             objective.streamed,
         )
         | {"decay": objective.parameters.mask},
-        settings.model_dump(), needs=_needs(settings, subject), what="this audit", instead=LESS,
+        settings.model_dump(), needs=audit_needs(settings, subject), what="this audit", instead=LESS,
         device=settings.device, most=settings.memory,
     )  # fmt: skip
     result = audit(
@@ -49,21 +47,6 @@ def run(settings: AuditSettings, work: Work) -> Outcome:
     tokens = sum(batch.tokens for batch in objective.groups)
     cost = work.cost(tokens, settings.groups * settings.probes, shares=settings.groups)
     return Outcome([_record(result, settings, subject, NAME if witness else None)], {0: cost})
-
-
-def _needs(settings: AuditSettings, subject: Subject) -> Needs:
-    """Of all stages; every kind of ray counts as one, `random` as two."""
-    space, group = subject.objective.parameters, settings.sequences * settings.block
-    undecayed = settings.weight_decay == 0 or space.decayed_size < space.size
-    each = stages(
-        groups=settings.groups, finite=settings.finite, probes=settings.probes, confirmed=settings.confirmed,
-        search=settings.search, rays=len(settings.rays) + ("random" in settings.rays), ray_groups=settings.ray_groups,
-        undecayed=undecayed,
-    )  # fmt: skip
-    tokens = {name: size and size * group for name, size in each.items()}
-    share = settings.groups // (3 if settings.search else 2)  # whose gradients lie on disk at the same time
-    kept = kept_bytes(subject.objective, share) / (space.size * space.dtype.itemsize)
-    return subject.needs(settings, tokens, vectors=_VECTORS, kept=kept)
 
 
 def _record(result: Audit, settings: AuditSettings, subject: Subject, witness: str | None) -> AuditRecord:
