@@ -80,6 +80,15 @@ class Subject:
         return shape.streamed(tokens, **sizes, largest=largest, reading=_reading(model))
 
 
+def timed_forward(objective: Objective) -> tuple[int, float]:
+    """Tokens and seconds of a forward pass over one row; not the first pass, since an objective makes some."""
+    row = next(objective.batches(0)).rows(0, 1)
+    with objective.evaluating(), torch.no_grad():
+        began = time.perf_counter()
+        float(objective.forward(row).loss)
+        return row.ids.numel(), time.perf_counter() - began
+
+
 def load_subject(
     settings: SubjectSettings, work: Work, weight_decay: float, *, groups: int | None = None, reuse: bool = False,
     streamed: bool | Streaming = False,
@@ -116,15 +125,8 @@ def load_subject(
     )
     forward = None
     if not objective.streamed:  # whose graph was traced and run
-        with (
-            foreign.reading(f"model {settings.model}", "mend its config.json, or give another model"),
-            objective.evaluating(),
-            torch.no_grad(),
-        ):
-            row = next(objective.batches(0)).rows(0, 1)
-            began = time.perf_counter()
-            float(objective.forward(row).loss)  # a configuration may be wrong in ways unforeseen
-            forward = (row.ids.numel(), time.perf_counter() - began)  # not the first pass: the objective made some
+        with foreign.reading(f"model {settings.model}", "mend its config.json, or give another model"):
+            forward = timed_forward(objective)  # a configuration may be wrong in ways unforeseen
     work.stage("checking parameters")
     return Subject(loaded, text, objective, provenance_of(objective, settings.command(), settings.seed), forward)
 

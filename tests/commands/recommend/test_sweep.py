@@ -7,7 +7,7 @@ import torch
 from villani.commands import subject
 from villani.commands.recommend import sweep as study
 from villani.commands.recommend.settings import SweepSettings
-from villani.commands.recommend.sweep import load_cell, read_sweep_text, start_spec, sweep
+from villani.commands.recommend.sweep import load_cell, needs_of, read_sweep_text, start_spec, sweep
 from villani.errors import InputError
 from villani.objective.objective import Objective
 from villani.work.work import Work
@@ -175,3 +175,17 @@ def test_dropout_of_a_checkpoint_is_drawn_from_the_seed(monkeypatch, tmp_path):
         torch.manual_seed(len(losses))
         losses.append([cell.sums.tolist() for cell in swept(asked, tmp_path / name)])
     assert losses[0] == losses[1]
+
+
+def test_time_told_is_that_of_a_forward_pass_and_disk_has_the_states_of_each_process(monkeypatch):
+    """A row of 16 tokens takes a second, so a gradient of a token 0.2, and a loss 0.2/3."""
+    monkeypatch.setattr(study, "timed_forward", lambda objective: (16, 1.0))
+    asked = settings(steps=10, batch=4, evaluate_every=5)
+    text = read_sweep_text(asked, Work())
+    objective = Objective(subject.load(asked, Work()).model, text.train.ids[:1][None])
+    one, two = (needs_of(asked, objective, 6, text, kept=1, processes=processes) for processes in (1, 2))
+    gradients = 6 * (10 * 4 + 4 * len(text.held_out.ids) / 3) * asked.block
+    assert one.seconds == pytest.approx(0.2 * gradients, rel=0.1)
+    size = 4 * objective.parameters.size
+    assert two.disk - one.disk == pytest.approx(2 * 3 * size)  # the state before is there until the next one is whole
+    assert one.disk == pytest.approx((1 + 2 * 3) * size + 5e6)

@@ -18,6 +18,7 @@ from villani.commands.subject import (
     load_tokenizer_of,
     outputs,
     provenance_of,
+    timed_forward,
 )
 from villani.dynamics.chain import label_probabilities, matching
 from villani.dynamics.training import train
@@ -50,6 +51,7 @@ class Prepared:
         records: of the certified text and of the held-out one.
         provenance: what determines the bits.
         determining: what determines the rows.
+        forward: tokens and seconds of a forward pass, see `timed_forward`.
     """
 
     loaded: LoadedModel
@@ -60,6 +62,7 @@ class Prepared:
     records: tuple[TextRecord, TextRecord]
     provenance: Provenance
     determining: dict[str, Any]
+    forward: tuple[int, float]
 
 
 def prepare(settings: CertifySettings, work: Work) -> Prepared:
@@ -74,7 +77,8 @@ def prepare(settings: CertifySettings, work: Work) -> Prepared:
     loaded = load(settings, work, train=True)
     (certified, own), (held_out, others), prior = _cut(settings, loaded, work)
     tokenizer = load_tokenizer_of(settings, work, loaded)
-    provenance = provenance_of(Objective(loaded.model, certified.ids[:1][None]), settings.command(), settings.seed)
+    objective = Objective(loaded.model, certified.ids[:1][None])
+    provenance = provenance_of(objective, settings.command(), settings.seed)
     matching(loaded.model, settings.train)  # refuses a pattern before any work
     records = (
         text_record(corpus, tokenizer, certified, certified.ids, certified.labels),
@@ -84,7 +88,9 @@ def prepare(settings: CertifySettings, work: Work) -> Prepared:
     if prior is not None:
         checksums.append(hashlib.sha256(prior.ids.numpy().tobytes() + prior.labels.numpy().tobytes()).hexdigest())
     keyed = determining(settings, records[0], provenance) | {"checksums": checksums}
-    return Prepared(loaded, certified, held_out, (own, others), prior, records, provenance, keyed)
+    return Prepared(
+        loaded, certified, held_out, (own, others), prior, records, provenance, keyed, timed_forward(objective)
+    )
 
 
 def _cut(
@@ -164,7 +170,7 @@ def needs_of(
     settings: CertifySettings, prepared: Prepared, stages: dict[str, float], *, vectors: float, kept: int
 ) -> Needs:
     """What these stages take by their tokens, after those of `opening`; see `Shape.work`."""
-    return Shape.of(prepared.loaded.model).work(
+    return Shape.of(prepared.loaded.model, prepared.forward).work(
         opening(settings, prepared) | stages, at_once=settings.at_once, block=settings.block, vectors=vectors,
         kept=kept + int(prepared.prior is not None), device=settings.device,
     )  # fmt: skip

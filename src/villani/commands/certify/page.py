@@ -147,7 +147,15 @@ _PASSES: Columns = {
 }  # fmt: skip
 
 
-_PAGE_ALONE = ("empirical", "excess", "frozen start", "mean of the iterates'", "neighbours, rank correlation", "copies")
+_PAGE_ALONE = (
+    "empirical",
+    "excess",
+    "frozen start",
+    "mean of the iterates'",
+    "neighbours, rank correlation",
+    "copies",
+    "iterates",
+)
 _MIXTURES: Columns = {
     "λ": "weight_decay", "η": "learning_rate",
     "a new document, nats per token": lambda p: upper(p.mixture.certificate.value, places=4),

@@ -71,8 +71,8 @@ def run(options: PaperOptions, work: Work) -> Outcome:
     }
     counts = units(settings)
     needs = needs_of(
-        trained, loaded.model, counts["sweep"], text, tokens(settings, len(text.held_out.ids), len(text.train.ids)),
-        kept=ceil(weights(settings)),
+        trained, objective, counts["sweep"], text, tokens(settings, len(text.held_out.ids), len(text.train.ids)),
+        kept=ceil(weights(settings)), processes=work.team.size,
     )  # fmt: skip
     present = ",".join(name for name in PARTS if getattr(settings, name) is not None)
     work.open(

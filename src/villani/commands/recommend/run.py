@@ -122,7 +122,8 @@ def run(settings: RecommendSettings, work: Work) -> Outcome:
     work.open(
         "recommend", settings.model, keyed, settings.model_dump(),
         needs=needs_of(
-            settings, loaded.model, count, text, _more(settings, text), kept=count if settings.keep_weights else 1
+            settings, objective, count, text, _more(settings, text), kept=count if settings.keep_weights else 1,
+            processes=work.team.size,
         ),
         what=f"a sweep of {count:,} training runs",
         instead="train fewer cells (--seeds, --weight-decay), lower --steps or --batch, or choose a smaller model",

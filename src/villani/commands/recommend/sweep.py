@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import count, product
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -21,7 +20,7 @@ import torch
 from villani.commands.certify.certified_text import smoothed_losses
 from villani.commands.recommend.settings import SweepSettings
 from villani.commands.running import versions
-from villani.commands.subject import begin, load, load_blocks, load_text, load_tokenizer_of, outputs
+from villani.commands.subject import begin, load, load_blocks, load_text, load_tokenizer_of, outputs, timed_forward
 from villani.dynamics.chain import label_probabilities
 from villani.dynamics.interrupted import clear
 from villani.dynamics.schedules import DecaySchedule
@@ -30,7 +29,7 @@ from villani.errors import InputError
 from villani.inputs.models import LoadedModel
 from villani.inputs.text import Blocks, check_context, part_of, text_record
 from villani.objective.evaluation import same_threads
-from villani.objective.objective import MICRO_TOKENS
+from villani.objective.objective import MICRO_TOKENS, Objective
 from villani.objective.parameters import ParameterSpace
 from villani.statistics import Array, Estimate, mean_per_token
 from villani.streams import Purpose, word
@@ -43,6 +42,7 @@ from villani.work.work import Work
 CellKey = tuple[Optimizer, float, int]  # optimiser, λ, training seed
 SWEEP = "sweep"  # stage
 HELD_OUT = 0.1  # of the blocks, at the end, where no other text is given
+_STATE = 3  # vectors of θ's size that a state has at most: θ, and two of the optimiser
 
 
 @dataclass(frozen=True, eq=False)
@@ -207,18 +207,21 @@ def _trained(
 
 
 def needs_of(
-    settings: SweepSettings, model: Any, cells: int, text: SweepText, more: Mapping[str, float | None] | None = None,
-    *, kept: int | None = None,
+    settings: SweepSettings, objective: Objective, cells: int, text: SweepText,
+    more: Mapping[str, float | None] | None = None, *, kept: int | None = None, processes: int = 1,
 ) -> Needs:  # fmt: skip
-    """Of so many cells, and of `more` stages; a loss is a third of a gradient; weights of `kept` cells lie on disk."""
+    """Of so many cells, and of `more` stages; a loss is a third of a gradient.
+
+    Weights of `kept` cells lie on disk, and of each process two states of the cell that it trains.
+    """
     points = 2 + (settings.steps // settings.evaluate_every if settings.evaluate_every else 0)
     blocks = cells * (settings.steps * settings.batch + points * len(text.held_out.ids) / 3)
     starts = settings.from_scratch and any(settings.training_seeds)  # others than the model's own
-    needs = Shape.of(model).work(
+    vectors = (cells if kept is None else kept) + 2 * _STATE * min(processes, cells)
+    needs = Shape.of(objective.model, timed_forward(objective)).work(
         {SWEEP: blocks * settings.block, **(more or {})},
         at_once=max(settings.block, min(MICRO_TOKENS, settings.batch * settings.block)),
-        block=settings.block, vectors=7 if starts else 5, kept=cells if kept is None else kept,
-        device=settings.device,
+        block=settings.block, vectors=7 if starts else 5, kept=vectors, device=settings.device,
     )  # fmt: skip
     return replace(needs, memory=needs.memory + 16.0 * settings.batch * settings.block)
 
