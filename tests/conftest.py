@@ -188,12 +188,26 @@ def dense(model: nn.Module, group: dict[str, torch.Tensor], *, second: bool = Fa
     first = (int(wanted.sum()), float(loss(theta).detach()), gradient.detach().numpy())
     if not second:
         return Dense(*first)
+    key = tuple(t.detach().numpy().tobytes() for t in (theta, ids, mask, labels, gradient)) + first[:2]
+    if key not in MATRICES:
+        if len(MATRICES) == MOST_MATRICES:
+            del MATRICES[next(iter(MATRICES))]
+        MATRICES[key] = _matrices(logits, theta, gradient)
+    return Dense(*first, *(matrix.copy() for matrix in MATRICES[key]))
+
+
+MATRICES: dict[tuple, tuple[np.ndarray, np.ndarray]] = {}  # by what no two losses share; the oldest first
+MOST_MATRICES = 16  # pairs, of 8 to 22 megabytes each
+
+
+def _matrices(logits: Callable, theta: torch.Tensor, gradient: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """(d, d) Hessian and Gauss–Newton matrix of a loss sum."""
     (hessian,) = torch.autograd.grad(gradient, theta, torch.eye(len(theta), dtype=theta.dtype), is_grads_batched=True)
     jacobian = torch.autograd.functional.jacobian(logits, theta, vectorize=True)  # (n, V, d)
     p = torch.softmax(logits(theta), -1).detach()
     covariance = torch.diag_embed(p) - p[:, :, None] * p[:, None, :]
     gauss_newton = torch.einsum("nkd,nkl,nle->de", jacobian, covariance, jacobian)
-    return Dense(*first, hessian.numpy(), gauss_newton.numpy())
+    return hessian.numpy(), gauss_newton.numpy()
 
 
 def flat_parameters(model: nn.Module) -> np.ndarray:

@@ -101,10 +101,10 @@ TRIALS = {
     "schedules": Trial(["--seeds", "2", "--steps", "6"]),
     "trace_scaling": Trial(sizes=SCALING | HERE | {"REPEATS": 1}),
     "symmetry_scaling": Trial(["--layers", "1,2", "--width", "16", "--out", "figures.json"], HERE),
-    "exact_hidden_features": Trial(sizes={"LINES": slice(0, 2), "PLANES": []}, writes=False),
-    "hostile_files": Trial(["--count", "12", *OUTPUT]),
+    "exact_hidden_features": Trial(sizes={"LINES": slice(0, 1), "PLANES": []}, writes=False),
+    "hostile_files": Trial(["--count", "6", *OUTPUT]),
     "kill_campaign": Trial(
-        ["--kills", "1", *OUTPUT], {"COMMANDS": {"exact": ["exact", "double-well", "--weight-decay", "0.5,1"]}}
+        ["--kills", "1", *OUTPUT], {"COMMANDS": {"exact": ["exact", "double-well", "--weight-decay", "0.5"]}}
     ),
     "trace_against_peers": Trial(
         ["--model", TINY, "--text", "builtin", "--tokenizer", "builtin", "--samples", "4", "--ways", "taylor-whole",

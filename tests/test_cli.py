@@ -344,6 +344,18 @@ def test_a_wrong_option_is_refused_before_a_model_is_loaded(villani, monkeypatch
     assert list(tmp_path.iterdir()) == []
 
 
+def test_one_command_line_serves_those_who_parse_and_those_who_run(villani, tmp_path):
+    from villani.cli import parse
+
+    runs = [tmp_path / name for name in ("before", "run", "after")]
+    words = [["exact", "w**2/2", "--weight-decay", "0.1", "--run", str(run)] for run in runs]
+    _, settings, invocation = parse(words[0])
+    assert villani(*words[1])[0] == 0
+    assert [run.exists() for run in runs] == [False, True, False]
+    assert parse(words[2])[1:] == (settings, invocation | {"run": runs[2]})
+    assert not runs[2].exists()
+
+
 def test_messages_speak_of_flags_as_they_are_typed():
     from villani.cli import with_flags
 

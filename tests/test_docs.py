@@ -4,6 +4,7 @@ import re
 import runpy
 import shlex
 from pathlib import Path
+from urllib.parse import parse_qsl, urlencode
 
 import pytest
 
@@ -11,10 +12,12 @@ from villani.cli import parse
 from villani.commands.blocks import Settings
 from villani.commands.running import execute
 from villani.errors import InputError
+from villani.inputs.corpora import load_corpus
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 TINY = "builtin:tiny?layers=1&width=8&context=32"
+SHAPE = {"layers": 1, "width": 32, "heads": 2, "vocab": 2048}
 SMALL = {
     "groups": 12, "sequences": 1, "block": 16, "steps": 8, "blocks": 24, "train_blocks": 24, "held_out_blocks": 8,
     "prior_steps": 4, "batch": 4, "chains": 2, "confirmed": 1, "search": 1, "ray_groups": 3, "psi_groups": 4, "top": 2,
@@ -60,11 +63,13 @@ def filled(command: str, places: dict[str, str]) -> list[str]:
         if before in FILES and not word.isdigit():
             words[place] = places[FILES[before]]
         elif before in ("--text", "--tokenizer"):
-            words[place] = "builtin"
+            words[place] = places["documents"] if before == "--text" and "--iid-documents" in words else "builtin"
         elif before != "--run" and re.fullmatch(r"MODEL|BASE|(runs|path|\.)/\S+|gpt2", word):
             words[place] = places["base"] if "--adapter" in words else TINY
         elif word.startswith("config:"):
-            words[place] = word if "?" in word else f"{word}?layers=1&width=32&heads=2&vocab=2048"
+            name, _, shape = word.partition("?")
+            words[place] = f"{name}?{urlencode(dict(parse_qsl(shape)) | SHAPE)}"
+    words += ["--text", places["documents"]] * ("--iid-documents" in words and "--text" not in words)
     return words + ["--tokenizer", "builtin"] * ("--adapter" in words and "--tokenizer" not in words)
 
 
@@ -105,7 +110,11 @@ def places(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path) -> dict[s
     study = folder / "study.toml"
     study.write_text('text = "builtin"\n')
     (folder / "text").write_text("A few sentences that nobody trains on. " * 200)
+    documents = [folder / f"document-{number}" for number in range(24)]
+    for path, document in zip(documents, load_corpus("builtin").documents, strict=False):
+        path.write_text(document[:300])
     places = {name: str(folder / name) for name in ("spectrum", "adapter", "text", "measure", "other")}
+    places["documents"] = ",".join(map(str, documents))
     witness = folder / "audit" / "witness.safetensors"
     return places | {"base": str(checkpoint), "witness": str(witness), "study": str(study)}
 

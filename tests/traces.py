@@ -26,8 +26,8 @@ PLAIN = (bool, int, float, str, type(None), torch.dtype, torch.device, torch.Siz
 CODE = (type, types.FunctionType, types.BuiltinFunctionType, functools.partial)
 TRACED_CODE = ("torch", "transformers", "villani.objective")
 _REAL = torch.float32
-GRAPHS: dict[Any, Any] = {}  # the oldest first
-MOST = 48  # graphs, of a megabyte or two each
+GRAPHS: dict[Any, Any] = {}  # what was not wanted for longest first
+MOST = 96  # graphs, of a megabyte or two each
 
 
 class Doubt(Exception):
@@ -80,10 +80,12 @@ class Shared(dict[Any, Any]):
             known = architecture(objective) if self.sharing.allowed else None
         except (Doubt, RuntimeError, TypeError):  # also a tensor without values
             known = None
-        return known and (*key[:3], self.sharing.test is None, known)  # fixtures of tests lift casts to float32
+        lifted = self.sharing.test is not None and any(dtype == torch.float64 for dtype, _ in key[2])
+        return known and (*key[:3], lifted, known)  # tests lift the casts of float64 to float32; fixtures do not
 
     def __contains__(self, key: Any) -> bool:
         if not super().__contains__(key) and (shared := self._key(key)) in GRAPHS:
+            GRAPHS[shared] = GRAPHS.pop(shared)
             super().__setitem__(key, GRAPHS[shared])
         return super().__contains__(key)
 

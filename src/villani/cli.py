@@ -8,6 +8,7 @@ import re
 import sys
 from collections.abc import Callable
 from contextlib import nullcontext
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -50,29 +51,30 @@ _JSON = Annotated[
 ]
 
 
-def build(handle: Handle) -> typer.Typer:
-    """The command line; `handle` is called with a command, its settings, and `run`, `data` and `json`."""
+@cache
+def build(commands: tuple[Command, ...]) -> Callable[..., int | None]:
+    """The command line, made once; the context's object is the `Handle` that is called with what was asked for."""
     app = typer.Typer(
         help="What weight decay does to a Transformer's loss landscape, and which guarantees really follow.",
         pretty_exceptions_enable=False,
         rich_markup_mode=None,
     )
     groups = {"": app}
-    for command in COMMANDS:
+    for command in commands:
         *above, name = command.name.split()
         if above and above[0] not in groups:
             groups[above[0]] = typer.Typer(rich_markup_mode=None)
             groups[above[0]].callback(invoke_without_command=True)(_studies)
             app.add_typer(groups[above[0]], name=above[0])
         parent = groups[above[0] if above else ""]
-        parent.command(name, cls=_parser(command, handle))(_signature(command))
+        parent.command(name, cls=_parser(command))(_signature(command))
     app.command()(report)
     app.command()(doctor)
     app.callback(invoke_without_command=True)(_root)
-    return app
+    return typer.main.get_command(app)
 
 
-def _parser(command: Command, handle: Handle) -> type[TyperCommand]:
+def _parser(command: Command) -> type[TyperCommand]:
     class Parser(TyperCommand):
         """Reads settings from what was given, and leaves the defaults to them."""
 
@@ -85,7 +87,7 @@ def _parser(command: Command, handle: Handle) -> type[TyperCommand]:
             invocation = {name: given.pop(name, None) for name in ("run", "data", "json")}
             known = forms(command.settings)
             settings = command.settings.given(**{name: known[name].read(value) for name, value in given.items()})
-            if code := handle(command, settings, invocation):
+            if code := ctx.obj(command, settings, invocation):
                 raise typer.Exit(code)
 
         def format_options(self, ctx: Any, formatter: Any) -> None:
@@ -218,15 +220,15 @@ def parse(words: list[str]) -> tuple[Command, Settings, dict[str, Any]]:
         asked.append((command, settings, invocation))
         return 0
 
-    _invoke(build(keep), words)
+    _invoke(keep, words)
     if not asked:
         raise InputError(f"{' '.join(words)!r}: no command with settings")
     return asked[0]
 
 
-def _invoke(app: typer.Typer, words: list[str] | None = None) -> int | None:
+def _invoke(handle: Handle, words: list[str] | None = None) -> int | None:
     try:
-        code: int | None = app(words, standalone_mode=False)
+        code = build(tuple(COMMANDS))(words, standalone_mode=False, obj=handle)
     except InputError as error:
         raise InputError(with_flags(str(error))) from error
     except TyperException as error:
@@ -247,7 +249,7 @@ def with_flags(message: str) -> str:
 def command() -> int | None:
     """Parse and run one command; its exit code."""
     degrade(sys.stdout, sys.stderr)
-    return _invoke(build(perform))
+    return _invoke(perform)
 
 
 def main() -> None:

@@ -25,11 +25,6 @@ from villani.criteria.orbits import Threshold, exponents_of, orbit_of, orbits_of
 from villani.criteria.parts import part_statistics, parts_of
 from villani.criteria.patterns import pieces
 from villani.criteria.symmetries import generators
-from villani.dynamics.training import train
-from villani.inputs.corpora import load_corpus
-from villani.inputs.models import load_model
-from villani.inputs.text import cut_blocks
-from villani.inputs.tokenizers import load_tokenizer
 from villani.objective.graph import trace_loss
 from villani.objective.objective import Objective
 from villani.statistics import Estimate
@@ -39,25 +34,14 @@ BIAS = "transformer.h.0.attn.attention.out_proj.bias"
 ORBIT = "transformer.h.0.attn.attention: out_proj.weight ↑ v_proj.weight ↓"
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    """Trained for a moment, so that Δ_B L > 0 is plain."""
-    blocks = cut_blocks(load_tokenizer("builtin").encode(load_corpus("builtin").documents), 32)
-    trained = load_model("builtin:tiny?layers=1&width=32&context=32").model
-    train(trained, blocks.ids, blocks.labels, steps=300, batch=16, learning_rate=1e-2, seed=0)
-    folder = tmp_path_factory.mktemp("models") / "trained"
-    trained.save_pretrained(folder)
-    return folder
-
-
 def settings_of(model, **changes):
     small = {"groups": 12, "sequences": 4, "block": 32, "probes": 6, "threads": 1, "decay": "hf", "temperature": 10.0}
     return AuditSettings(model=str(model), tokenizer="builtin", **(small | changes))
 
 
 @pytest.fixture(scope="module")
-def subject(model):
-    return load_subject(settings_of(model), Work(), 0.1)
+def subject(trained):
+    return load_subject(settings_of(trained), Work(), 0.1)
 
 
 @pytest.fixture(scope="module")
@@ -66,9 +50,9 @@ def symmetries(subject):
 
 
 @pytest.fixture(scope="module")
-def honest(model, subject, symmetries, tmp_path_factory):
+def honest(trained, subject, symmetries, tmp_path_factory):
     """A witness of all three kinds, on the text that the model was trained on, with the mask of a Trainer."""
-    settings = settings_of(model)
+    settings = settings_of(trained)
     objective, space = subject.objective, subject.objective.parameters
     graph = trace_loss(objective, pieces(objective)[0])
     [orbit] = [o for o in orbits_of(symmetries, space) if o.name == ORBIT]
@@ -110,14 +94,12 @@ def forged(honest, path, tensors=None, **changes):
 # Honest witnesses
 
 
-def test_an_honest_witness_is_reproduced_where_the_model_lies_elsewhere(villani, honest, model, tmp_path):
-    model.rename(tmp_path / "moved")
+def test_an_honest_witness_is_reproduced_where_the_model_lies_elsewhere(villani, honest, trained, tmp_path):
+    trained.rename(tmp_path / "moved")
     try:
         code, out, err = villani("audit", "--replay", honest, "--run", tmp_path / "r", "--json")
         assert code == 2
-        assert (
-            f"model '{model}' (give it with --model)" in err.replace("…", "")[:10_000] or "give it with --model" in err
-        )
+        assert "give it with --model" in err
         assert not (tmp_path / "r").exists()
         words = ("audit", "--replay", honest, "--model", tmp_path / "moved", "--run", tmp_path / "r", "--json")
         code, out, err = villani(*words)
@@ -135,7 +117,7 @@ def test_an_honest_witness_is_reproduced_where_the_model_lies_elsewhere(villani,
         code, again, _ = villani(*words)
         assert json.loads(again) == record
     finally:
-        (tmp_path / "moved").rename(model)
+        (tmp_path / "moved").rename(trained)
 
 
 def test_the_same_witness_is_the_same_bytes(honest, tmp_path):
@@ -256,12 +238,12 @@ def judged(villani, path, model, run):
     return kept
 
 
-def test_a_forged_orbit_is_not_reproduced(villani, honest, model, tmp_path):
+def test_a_forged_orbit_is_not_reproduced(villani, honest, trained, tmp_path):
     """The right orbit, with a bound out of thin air, no walk, and of another text; all of it is said."""
     words = {"orbit": "<script>", "threshold": {"upper": 1e-300}, "scales": [1 + 1e-9], "text_checksum": "0" * 64}
     tensors = {key: t for key, t in load_file(honest).items() if key.startswith("orbit")}
     path = forged(honest, tmp_path / "w.safetensors", tensors, **words, flat=None, slab=[], settings={"probes": 1})
-    record = judged(villani, path, model, tmp_path / "r")
+    record = judged(villani, path, trained, tmp_path / "r")
     told = " ".join(record["sentences"])
     for part in ("powers of two", "not the one that was audited", "bound lies below the estimate"):
         assert part in told
@@ -270,11 +252,11 @@ def test_a_forged_orbit_is_not_reproduced(villani, honest, model, tmp_path):
     assert "script" not in told
 
 
-def test_forged_parts_are_not_reproduced(villani, honest, model, tmp_path):
+def test_forged_parts_are_not_reproduced(villani, honest, trained, tmp_path):
     """Exponents and a direction that are all zero, and a slab of what decays."""
     nothing = {key: 0 * tensor for key, tensor in load_file(honest).items()}
     path = forged(honest, tmp_path / "w.safetensors", nothing, slab=["transformer.wte.weight"])
-    record = judged(villani, path, model, tmp_path / "r")
+    record = judged(villani, path, trained, tmp_path / "r")
     told = " ".join(record["sentences"])
     for part in ("all exponents are zero", "has 0 as its largest entry", "decay, or are not θ's"):
         assert part in told
@@ -312,7 +294,7 @@ def test_a_flat_direction_is_proved_again(subject):
     assert any("layer_norm" in place for place in found.deleted_by)
 
 
-def test_rows_that_this_text_does_not_look_up_prove_nothing(subject, model):
+def test_rows_that_this_text_does_not_look_up_prove_nothing(subject):
     """One row with a shift that a norm deletes, hiding another row with one that nothing deletes."""
     objective = Objective(subject.loaded.model, subject.objective.groups, 0.1, "olmo")
     table = "transformer.wpe.weight"
@@ -374,10 +356,10 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("name", BROKEN)
-def test_a_broken_witness_is_refused_in_one_line(villani, honest, model, tmp_path, name):
+def test_a_broken_witness_is_refused_in_one_line(villani, honest, trained, tmp_path, name):
     path = tmp_path / "w.safetensors"
     path.write_bytes(BROKEN[name](honest))
-    code, out, err = villani("audit", "--replay", path, "--model", model, "--run", tmp_path / "r")
+    code, out, err = villani("audit", "--replay", path, "--model", trained, "--run", tmp_path / "r")
     assert (code, out) == (2, "")
     assert err.count("\n") == 1 or "the witness names" in err
     assert "Traceback" not in err

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.conftest import SHARING
-from villani import cli, groups_from_text, load_model
+from villani import cli
 from villani.commands.audit.settings import AuditSettings
 from villani.commands.audit.tables import outcomes
 from villani.commands.content import run_records
@@ -31,24 +31,10 @@ LOOKS = {"checksum": 0, "fingerprint": 0, "check": 0}  # at all of θ, in the qu
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    """A checkpoint of some training: at random weights Δ_B L is too near to 0 to tell its sign."""
-    folder = tmp_path_factory.mktemp("models") / "trained"
-    loaded = load_model("builtin:tiny?layers=1&width=32&context=32")
-    optimizer = torch.optim.AdamW(loaded.model.parameters(), lr=1e-2)
-    for batch in groups_from_text("builtin", loaded, groups=200, sequences=8, block=32):
-        loaded.model(input_ids=batch["input_ids"], labels=batch["input_ids"]).loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-    loaded.model.save_pretrained(folder)
-    return str(folder)
-
-
-@pytest.fixture(scope="module")
 def audited(trained, tmp_path_factory):
     """A run directory and its record."""
     settings = AuditSettings(
-        model=trained, tokenizer="builtin", groups=12, probes=4, sequences=4, block=32, temperature=10.0, search=1,
+        model=str(trained), tokenizer="builtin", groups=12, probes=4, sequences=4, block=32, temperature=10.0, search=1,
         ray_groups=3, rays=["parameters"], threads=1,
     )  # fmt: skip
     return execute(settings, tmp_path_factory.mktemp("audits") / "run")
@@ -159,7 +145,7 @@ def test_decay_on_matrices_alone_is_refuted_and_replayed(villani, tmp_path):
 def test_a_witness_of_an_orbit_is_evaluated_again(trained, audited, tmp_path):
     directory, record = audited
     witness = str(directory / "witness.safetensors")
-    settings = AuditSettings(model=trained, tokenizer="builtin", replay=witness, threads=1)
+    settings = AuditSettings(model=str(trained), tokenizer="builtin", replay=witness, threads=1)
     where, again = execute(settings, tmp_path / "again")
     assert again.sentences
     assert again.orbit == record.differential_evidence.orbits[0].name

@@ -22,14 +22,6 @@ SMALLEST = "builtin:tiny?layers=1&width=8"
 SETTINGS = MeasureSettings(model="builtin:tiny", groups=24, sequences=2, block=128, threads=1)
 
 
-@pytest.fixture(autouse=True)
-def traces_of_this_test(monkeypatch):
-    """None are shared: what is killed is to be killed while it traces, too."""
-    SHARING.refuse(monkeypatch)
-    yield
-    SHARING.end()
-
-
 def killed_after(seconds: float, run: Path) -> bool:
     """Measure in a child process and SIGKILL it; whether it was still at work."""
     child = os.fork()
@@ -42,7 +34,8 @@ def killed_after(seconds: float, run: Path) -> bool:
     return os.WIFSIGNALED(status)
 
 
-def test_ten_kills_and_a_resume_give_the_same_bytes(tmp_path):
+def test_ten_kills_and_a_resume_give_the_same_bytes(tmp_path, monkeypatch):
+    SHARING.refuse(monkeypatch)  # what is killed is to be killed while it traces, too
     assert torch.get_num_threads() == 1, "forking is only safe without a thread pool"
     execute(SETTINGS, tmp_path / "whole")
     chance = random.Random(0)
