@@ -4,6 +4,8 @@ import sys
 
 import pytest
 
+from villani.work import memory
+
 PROGRAM = """
 from types import SimpleNamespace
 from villani.work.memory import peak_memory
@@ -52,3 +54,14 @@ def test_freed_pages_between_others_in_use_go_back():
     kept_back, given, _ = map(int, output.split())
     assert given > 85e6
     assert given - kept_back > 10e6
+
+
+def test_little_that_was_freed_is_left_alone(monkeypatch):
+    """Taking pages again costs more than having them; what is not known to be little is given back."""
+    asked = []
+    monkeypatch.setattr(memory, "_trim", lambda: asked.append)
+    memory.give_back(memory.LARGE - 1)
+    assert asked == []
+    memory.give_back(memory.LARGE)
+    memory.give_back()
+    assert asked == [0, 0]

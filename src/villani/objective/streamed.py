@@ -71,7 +71,8 @@ class Tape:
     """
 
     def __init__(self, objective: Objective, batch: Batch, vectors: Sequence[Vector] = ()) -> None:
-        give_back()
+        self._freed = 4.0 * objective.parameters.dtype.itemsize * int(objective.parameters.sizes.max())  # by a pass
+        give_back(self._freed)
         self.values = objective.parameters.values
         self._vectors = vectors
         self.graph, self._stretches = _cut(objective, batch)
@@ -168,7 +169,7 @@ class Tape:
     def _parts(self, labels: torch.Tensor | None, residual: bool, wanted: Wanted) -> Iterator[list[Part]]:
         """What the head leaves, and each segment from the last one on."""
         vectors, moved = (self._vectors, self._moved) if wanted != "gradients" else ((), [])
-        give_back()  # the head takes most, and finds little use for what the pass forward has freed
+        give_back(self._freed)  # the head takes most, and finds little use for what the pass forward has freed
         adjoint, turned, pieces = self.predictions.back(
             self.labels if labels is None else labels, vectors, moved, residual, wanted
         )
@@ -204,7 +205,7 @@ class Tape:
         indices = list(dict.fromkeys(segment.parameters.values()))
         tables = self._looked_up(segment)
         if tables:
-            give_back()  # a table may be the largest tensor, and its gradient has waited
+            give_back(self._freed)  # a table may be the largest tensor, and its gradient has waited
 
         def own(tensor: torch.Tensor, index: int) -> torch.Tensor:
             return tensor[tables[index]] if index in tables else tensor

@@ -1,11 +1,14 @@
 """The memory that a process has taken, and giving back what it no longer uses."""
 
 import ctypes
+import math
 import resource
 import sys
 from functools import cache
 from pathlib import Path
 from typing import Any
+
+LARGE = 1 << 28  # bytes that are worth giving back
 
 
 def resident() -> int:
@@ -26,13 +29,17 @@ def peak_memory(device: Any = "cpu") -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def give_back() -> None:
+def give_back(freed: float = math.inf) -> None:
     """Give the system the pages of freed memory that the C library keeps for itself, where it is glibc.
 
     It keeps pieces below 32 MiB that were freed between others in use: of a model that was loaded, traced and tried out
-    hundreds of MiB, into which nothing large fits. A few milliseconds.
+    hundreds of MiB, into which nothing large fits. A few milliseconds, and more where the pages are taken again at
+    once, so that little that was freed is left alone.
+
+    Args:
+        freed: about how many bytes were; nothing is done below `LARGE`.
     """
-    trim = _trim()
+    trim = _trim() if freed >= LARGE else None
     if trim is not None:
         trim(0)
 
