@@ -12,7 +12,7 @@ from villani.objective.parameters import ParameterSpace
 from villani.statistics import Array
 from villani.streams import Purpose, stream
 
-_PIECE = 1 << 22  # entries that are sketched at a time
+_PIECE = 1 << 18  # entries that are summed or sketched at a time, which the cache holds
 
 Exponents = Mapping[int, torch.Tensor]
 """Index of a tensor in θ → integers that broadcast to its shape; zero for tensors left out."""

@@ -12,7 +12,7 @@ import torch
 from villani.objective.parameters import ParameterSpace
 from villani.work.budget import Needs, hold
 
-_PIECE = 1 << 20  # entries that are read at a time
+_PIECE = 1 << 18  # entries that are read at a time
 
 
 class Spilled:
