@@ -1,12 +1,14 @@
 """The audit of orbits with streamed weights, against the same audit with the weights in memory."""
 
+import weakref
+
 import numpy as np
 import pytest
 import torch
 
 from tests.objective.test_streamed import Allocated
 from tests.sharded import write
-from villani.criteria import partition
+from villani.criteria import differential, partition
 from villani.criteria.coverage import audit_coverage
 from villani.criteria.differential import audit_differential
 from villani.criteria.orbits import replaced, rescaled
@@ -144,3 +146,23 @@ def test_at_most_so_many_of_the_largest_tensor_are_held(tmp_path, monkeypatch, k
     peaks["gradients"] = allocated.peak / largest
     assert max(peaks.values()) < 5.5, peaks
     assert peaks["screening"] > 3.5  # values, a gradient, a probe and a product: the count sees them
+
+
+def test_the_search_for_symmetries_leaves_nothing(pair, monkeypatch):
+    """Its forms of every value are gone when orbits are looked at, without which screening holds them beside θ."""
+    made, alive = [], []
+
+    class Watched(differential.Degrees):
+        def __init__(self, *args):
+            super().__init__(*args)
+            made.append(weakref.ref(self))
+
+    def stop(*args):
+        alive.extend(one() is not None for one in made)
+        raise InputError("enough")
+
+    monkeypatch.setattr(differential, "Degrees", Watched)
+    monkeypatch.setattr(differential, "_confirmed_by_loss", stop)
+    with pytest.raises(InputError, match="enough"):
+        audit_differential(pair[0], 10.0, search=0)
+    assert alive == [False]
