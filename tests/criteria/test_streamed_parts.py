@@ -124,7 +124,7 @@ def _refusal(call):
 def test_at_most_so_many_of_the_largest_tensor_are_held(tmp_path, monkeypatch, kind):
     """While orbits are screened and confirmed, however many probes there are and however parts divide a tensor."""
     for module in (partition, spilled):
-        monkeypatch.setattr(module, "_PIECE", 1 << 16)  # a sixteenth of the tensor, as of one of 67 million entries
+        monkeypatch.setattr(module, "PIECE", 1 << 16)  # a sixteenth of the tensor, as of one of 67 million entries
     folder = write(kind, tmp_path, vocab_size=16_384, hidden_size=64)
     with already_tried():
         objective = Objective(load_model(folder, streamed=True).model, IDS[:1], weight_decay=0.1)
@@ -162,7 +162,7 @@ def test_the_search_for_symmetries_leaves_nothing(pair, monkeypatch):
         raise InputError("enough")
 
     monkeypatch.setattr(differential, "Degrees", Watched)
-    monkeypatch.setattr(differential, "_confirmed_by_loss", stop)
+    monkeypatch.setattr(differential, "orbits_of", stop)
     with pytest.raises(InputError, match="enough"):
         audit_differential(pair[0], 10.0, search=0)
     assert alive == [False]

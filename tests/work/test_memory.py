@@ -59,7 +59,7 @@ def test_freed_pages_between_others_in_use_go_back():
 def test_little_that_was_freed_is_left_alone(monkeypatch):
     """Taking pages again costs more than having them; what is not known to be little is given back."""
     asked = []
-    monkeypatch.setattr(memory, "_of_glibc", lambda name: asked.append)
+    monkeypatch.setattr(memory, "of_glibc", lambda name: asked.append)
     memory.give_back(memory.LARGE - 1)
     assert asked == []
     memory.give_back(memory.LARGE)

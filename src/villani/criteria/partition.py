@@ -12,7 +12,7 @@ from villani.objective.parameters import ParameterSpace
 from villani.statistics import Array
 from villani.streams import Purpose, stream
 
-_PIECE = 1 << 18  # entries that are summed or sketched at a time, which the cache holds
+PIECE = 1 << 18  # entries that are summed or sketched at a time, which the cache holds
 
 Exponents = Mapping[int, torch.Tensor]
 """Index of a tensor in θ → integers that broadcast to its shape; zero for tensors left out."""
@@ -64,7 +64,7 @@ class Parts:
         if not shape:
             yield (), labels
             return
-        step = max(1, _PIECE // max(shape[1:].numel(), 1))
+        step = max(1, PIECE // max(shape[1:].numel(), 1))
         for start in range(0, shape[0], step):
             part = slice(start, min(start + step, shape[0]))
             yield part, labels[part] if labels.shape[0] > 1 else labels

@@ -42,7 +42,7 @@ def give_back(freed: float = math.inf) -> None:
     Args:
         freed: about how many bytes were; nothing is done below `LARGE`.
     """
-    trim = _of_glibc("malloc_trim") if freed >= LARGE else None
+    trim = of_glibc("malloc_trim") if freed >= LARGE else None
     if trim is not None:
         trim(0)
 
@@ -54,14 +54,14 @@ def map_large() -> None:
     tensors that come and go between small values that stay then leave holes in the heap, which no larger one fits into.
     The holes count under `ulimit -d` even after `give_back`. Of a model read layer by layer they come to the size of θ.
     """
-    option = _of_glibc("mallopt")
+    option = of_glibc("mallopt")
     if option is not None:
         option(_M_MMAP_THRESHOLD, _MAPPED)
         option(_M_TRIM_THRESHOLD, _ON_TOP)
 
 
 @cache
-def _of_glibc(name: str) -> Any:
+def of_glibc(name: str) -> Any:
     """A function of the C library, or None."""
     try:
         return getattr(ctypes.CDLL(None), name)
