@@ -4,8 +4,10 @@ from villani.commands.certify import path, prequential
 from villani.commands.certify.certified_text import prepare, to_centre
 from villani.commands.certify.settings import CertifySettings
 from villani.commands.running import Outcome
+from villani.commands.subject import model_bytes
 from villani.objective.evaluation import same_threads
 from villani.work.budget import LESS
+from villani.work.memory import reusing
 from villani.work.work import Work
 
 _KINDS = {"path": path, "prequential": prequential}
@@ -21,6 +23,7 @@ def run(settings: CertifySettings, work: Work) -> Outcome:
         needs=kind.needs(settings, prepared), what="this certificate", instead=f"lower --batch, or {LESS}",
         device=settings.device,
     )  # fmt: skip
-    to_centre(settings, prepared, work)
-    record, tokens = kind.certify(settings, prepared, work)
+    with reusing(model_bytes(prepared.loaded.model)):
+        to_centre(settings, prepared, work)
+        record, tokens = kind.certify(settings, prepared, work)
     return Outcome([record], {0: work.cost(tokens)})

@@ -20,7 +20,16 @@ import torch
 from villani.commands.certify.certified_text import smoothed_losses
 from villani.commands.recommend.settings import SweepSettings
 from villani.commands.running import versions
-from villani.commands.subject import begin, load, load_blocks, load_text, load_tokenizer_of, outputs, timed_forward
+from villani.commands.subject import (
+    begin,
+    load,
+    load_blocks,
+    load_text,
+    load_tokenizer_of,
+    model_bytes,
+    outputs,
+    timed_forward,
+)
 from villani.dynamics.chain import label_probabilities
 from villani.dynamics.interrupted import clear
 from villani.dynamics.schedules import DecaySchedule
@@ -34,6 +43,7 @@ from villani.objective.parameters import ParameterSpace
 from villani.statistics import Array, Estimate, mean_per_token
 from villani.streams import Purpose, word
 from villani.work.budget import Needs, Shape
+from villani.work.memory import reusing
 from villani.work.records import TextRecord
 from villani.work.stretches import checksum, read_state, write_state
 from villani.work.team import Rows
@@ -194,7 +204,8 @@ def _trained(
         work.stage(f"{cell[0]}: {of[cell[0]]} training runs", stage)
         weights = _weights(work.folder(), *cell)
         earlier.append(weights.with_name(f"{weights.stem}-state"))
-        row = train_cell(settings, text, cell, model, weights, earlier[0], work.part(next(rest), len(cells)))
+        with reusing(model_bytes(model)):
+            row = train_cell(settings, text, cell, model, weights, earlier[0], work.part(next(rest), len(cells)))
         if cell not in lasting:
             weights.unlink(missing_ok=True)
         return row
