@@ -235,14 +235,16 @@ class _Run(Study):
         of training, in a folder of its own.
         """
         asked = self.settings.sweep
-        recommend = RecommendSettings.model_validate(asked.model_dump())
+        zero = asked.towards_zero
+        rates = {name: asked.learning_rate[name] for name in zero}
+        recommend = RecommendSettings.model_validate(asked.model_dump() | {"optimizers": zero, "learning_rate": rates})
         model = load(asked, self.work).model
         bounds = Certificates({p.weight_decay: p.path.value for p in certificates if p.path}, [])
         evidence = Evidence(
             recommend, self.text, ParameterSpace(model, asked.decay), Smoothing(outputs(model), recommend.alpha),
             bounds, *pairs_of(recommend, None, self.work),
         )  # fmt: skip
-        return [judge(evidence, optimizer, cells) for optimizer in asked.optimizers]
+        return [judge(evidence, optimizer, cells) for optimizer in zero]
 
 
 def _settled(record: ConvergenceRecord) -> list[ConvergencePoint]:

@@ -17,7 +17,7 @@ from villani.commands.blocks import ConsentBlock, Settings, shared
 from villani.commands.certify.settings import CertifySettings
 from villani.commands.converge.settings import ConvergeSettings
 from villani.commands.option import option
-from villani.commands.recommend.settings import OptimizerName, SweepSettings, check_grid
+from villani.commands.recommend.settings import CellKey, SweepSettings, TrainedName, check_grid
 from villani.errors import InputError, check_positive
 from villani.work import foreign
 
@@ -133,7 +133,7 @@ class PaperSettings(_Part):
 
     sweep: SweepSettings
     temperature: list[float]
-    grids: dict[OptimizerName, list[float]] = Field(default_factory=dict)  # λ of an optimiser with a grid of its own
+    grids: dict[TrainedName, list[float]] = Field(default_factory=dict)  # λ of an optimiser with a grid of its own
     cut: list[str] = Field(default_factory=list)  # what was made smaller than it should be, in words
     landscape: LandscapePart | None = None
     spectra: SpectraPart | None = None
@@ -143,11 +143,11 @@ class PaperSettings(_Part):
     pathologies: PathologiesPart | None = None
     schedules: SchedulesPart | None = None
 
-    def grid(self, optimizer: OptimizerName) -> list[float]:
+    def grid(self, optimizer: TrainedName) -> list[float]:
         """λ that one optimiser trains at."""
         return self.grids.get(optimizer, self.sweep.weight_decay)
 
-    def cells(self) -> list[tuple[OptimizerName, float, int]]:
+    def cells(self) -> list[CellKey]:
         """The training runs: optimisers in order, λ in the order of each one's grid, then seeds."""
         sweep = self.sweep
         return [(o, decay, seed) for o in sweep.optimizers for decay in self.grid(o) for seed in sweep.training_seeds]
