@@ -37,12 +37,18 @@ class _OwnDecay(DecaySchedule):
         """
         if not isinstance(optimizer, torch.optim.AdamW):
             raise InputError(f"{self.words} is for torch.optim.AdamW, not {type(optimizer).__name__}")
+        self.detach()  # of a hook of its own, as after a resume
         super().attach(optimizer)
-        for hook in self._hooks:
-            hook.remove()
         self._hooks = [
             optimizer.register_step_pre_hook(self._before), optimizer.register_step_post_hook(self._after),
         ]  # fmt: skip
+
+    def detach(self) -> None:
+        """See `DecaySchedule.detach`."""
+        super().detach()
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = []
 
     def value(self, start: float, first_rate: float, rate: float) -> float:
         """See `DecaySchedule.value`."""

@@ -9,7 +9,7 @@ from villani.report.estimates import Columns, rows_of
 from villani.report.numbers import format_number
 
 _NOTE = (
-    "Changes from no decay, in pairs: the same batches, blocks and probes. Intervals of 95 % over seeds and over blocks "
+    "Changes from no decay, in pairs: same batches, blocks and probes. Intervals of 95 % over seeds and over blocks "
     "or groups, one at a time. Beyond error: ✓, all of a quantity at once; of the others, the least change that would "
     "have been so with probability 80 %. 1/(ηλ): the steps over which decay forgets, at the peak η, as a multiple of "
     "the run. Best: whether it may be the least of all, whatever decay goes towards. Values: mean ± standard error. "

@@ -5,6 +5,7 @@ the same probes, and a change from no decay is taken seed by seed and block by b
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -84,32 +85,56 @@ def read_other(
 def looked(
     settings: PaperSettings, part: ForgettingPart, text: SweepText, other: OtherText, cell: CellKey, loaded: LoadedModel
 ) -> dict[str, Array]:  # fmt: skip
-    """What is measured of a trained model: sums over the blocks and groups that all models see."""
-    model, sweep = loaded.model, settings.sweep
-    row = {
-        "forgetting": block_sums(loaded, other.blocks),
-        "superposition": np.array(superposition(embedding_of(model))),
-    }
-    if part.pathologies:
-        ids, labels = (t[: part.pathologies] for t in (text.held_out.ids, text.held_out.labels))
-        try:
-            seen = pathology_sums(model, ids, labels, micro_tokens=_MICRO_TOKENS)
-        except (
-            InputError
-        ):  # a residual stream that is mostly 0, or none that is shown: nothing to tell, and no reason to stop
-            return row
-        row |= {"queries": seen.queries, "activations": seen.activations.max(axis=1)}
-        if seen.sinks.shape[1]:
-            row["sinks"] = seen.sinks.mean(axis=1)
-    if part.groups and cell[2] in sweep.training_seeds[: part.seeds]:
-        groups = as_groups(*choose_groups(text.train, part.groups, 1, sweep.seed))
-        objective = Objective(model, groups, 0.0, sweep.decay, micro_tokens=max(_MICRO_TOKENS, sweep.block))
-        units = Work()
-        measure(objective, 1, sweep.seed, trace="gauss-newton", shares=0, work=units)
-        rows = [found for group in range(part.groups) if (found := units.get(f"group/{group}")) is not None]
-        tokens, traces = samples(rows, "traces")
-        row |= {"traces": traces.sum(axis=(1, 2)), "traced": tokens}
+    """What is measured of a trained model: sums over the blocks and groups that all models see.
+
+    Of a model with a residual stream that is mostly 0, or curvature that is not finite, that part is missing.
+    """
+    row = {"forgetting": block_sums(loaded, other.blocks), "superposition": _crowding(loaded)}
+    with suppress(InputError):
+        row |= _attention(part, text, loaded)
+    if cell[2] in settings.sweep.training_seeds[: part.seeds]:
+        with suppress(InputError):
+            row |= _sharpness(settings, part, text, loaded)
     return row
+
+
+def looked_before(
+    settings: PaperSettings, part: ForgettingPart, text: SweepText, other: OtherText, loaded: LoadedModel
+) -> dict[str, Array]:  # fmt: skip
+    """The same of the model that training begins at, before any; what cannot be measured there is refused.
+
+    Raises:
+        InputError: attention, activations or curvature that this model does not show.
+    """
+    row = {"forgetting": block_sums(loaded, other.blocks), "superposition": _crowding(loaded)}
+    return row | _attention(part, text, loaded) | _sharpness(settings, part, text, loaded)
+
+
+def _crowding(loaded: LoadedModel) -> Array:
+    return np.array(superposition(embedding_of(loaded.model)))
+
+
+def _attention(part: ForgettingPart, text: SweepText, loaded: LoadedModel) -> dict[str, Array]:
+    """(B,) of the first held-out blocks: attention on the first token, over queries; the largest activation ratio."""
+    if not part.pathologies:
+        return {}
+    ids, labels = (t[: part.pathologies] for t in (text.held_out.ids, text.held_out.labels))
+    seen = pathology_sums(loaded.model, ids, labels, micro_tokens=_MICRO_TOKENS)
+    sinks = {"sinks": seen.sinks.mean(axis=1)} if seen.sinks.shape[1] else {}
+    return {"queries": seen.queries, "activations": seen.activations.max(axis=1), **sinks}
+
+
+def _sharpness(settings: PaperSettings, part: ForgettingPart, text: SweepText, loaded: LoadedModel) -> dict[str, Array]:
+    """(G,) tr ∇²(loss sum) of blocks of the training text, by one probe each, and their tokens."""
+    if not part.groups:
+        return {}
+    sweep, units = settings.sweep, Work()
+    groups = as_groups(*choose_groups(text.train, part.groups, 1, sweep.seed))
+    objective = Objective(loaded.model, groups, 0.0, sweep.decay, micro_tokens=max(_MICRO_TOKENS, sweep.block))
+    measure(objective, 1, sweep.seed, trace="hutchinson", shares=0, work=units)  # smooth in θ, so that probes cancel
+    rows = [row for group in range(part.groups) if (row := units.get(f"group/{group}")) is not None]
+    tokens, traces = samples(rows, "traces")
+    return {"traces": traces.sum(axis=(1, 2)), "traced": tokens}
 
 
 def block_sums(loaded: LoadedModel, blocks: Blocks) -> Array:

@@ -80,8 +80,8 @@ def tokens(settings: PaperSettings, held_out: int, train: int) -> dict[str, floa
         made["estimators"] = each * several.groups * several.sequences * block
     if seen := settings.pathologies:
         made["pathologies"] = units(settings)["pathologies"] * 2 * LOSS * seen.blocks * block
-    if settings.forgetting:
-        made["forgetting"] = LOSS * settings.forgetting.blocks * block
+    if tuned := settings.forgetting:
+        made["forgetting"] = (LOSS * (tuned.blocks + 2 * tuned.pathologies) + MEASURED * tuned.groups) * block
     made["choice"] = _GUARD * block if "noisy-sgd" in settings.sweep.optimizers else block
     return made
 

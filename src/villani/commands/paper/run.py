@@ -18,7 +18,7 @@ from villani.commands.certify.record import CertificatePoint
 from villani.commands.converge.record import ConvergenceRecord
 from villani.commands.paper import points
 from villani.commands.paper.claims import claims, sentence
-from villani.commands.paper.forgetting import OtherText, block_sums, effects, looked, read_other
+from villani.commands.paper.forgetting import OtherText, effects, looked, looked_before, read_other
 from villani.commands.paper.needs import looked as looked_tokens
 from villani.commands.paper.needs import tokens, units, weights
 from villani.commands.paper.points import Study
@@ -53,6 +53,7 @@ from villani.work.work import Work
 
 T = TypeVar("T")
 KINDS = ("sweep", "criteria", *PARTS, "choice")  # of units
+_BEFORE = "forgetting/start"  # the unit of E7 that is measured before any training
 _FREE = {"threads", "trust_remote_code", "adapter"}  # fields of a sweep that its trained models do not depend on
 
 
@@ -126,7 +127,12 @@ class _Run(Study):
         wanted: Callable[[CellKey], bool] | bool = True if self.keep_weights else self._looks
         look = None
         if (part := self.settings.forgetting) and self.other:
-            look = partial(looked, self.settings, part, self.text, self.other)
+            given = (self.settings, part, self.text, self.other)
+            look = partial(looked, *given)
+            self.work.stage(PARTS["forgetting"], "forgetting")
+            if self.work.team.main:
+                loaded = load(self.settings.sweep, self.work)
+                self.work.once(_BEFORE, partial(looked_before, *given, loaded))
         return sweep(self.settings.sweep, self.work.scope("sweep"), self.settings.cells(), keep=wanted, look=look)
 
     def measured(self, cells: list[SweepCell], parameters: int) -> dict[str, Any]:
@@ -167,12 +173,8 @@ class _Run(Study):
         tables = {name: training_points(cells, name) for name in optimizers}
         training = [point for row, _ in tables.values() for point in row]
         changed: list[EffectRecord] = []
-        if other := self.other:
-            self.work.stage("E7, what tuning changed", "forgetting")
-            before = self.work.once(
-                "forgetting/start", lambda: {"sums": block_sums(load(settings.sweep, self.work), other.blocks)}
-            )
-            changed = effects(settings, cells, other, before["sums"])
+        if (other := self.other) and (before := self.work.get(_BEFORE)):
+            changed = effects(settings, cells, other, before["forgetting"])
         self.work.stage("E6, rules against the grid", "choice")
         choices = self.work.once_record(
             f"choice/{settings.digest('choice')}", list[OptimizerRecord], partial(self._choices, cells, certificates[0])

@@ -63,7 +63,10 @@ def _trained(study: Study, part: SchedulesPart, way: ScheduleName, decay: float,
     row = train_cell(sweep, study.text, ("adamw", start, seed), loaded, weights, state, work, schedule)
     weights.unlink(missing_ok=True)
     clear(state)
-    return row | {"start": np.array(start), "last": np.array(max(schedule.current) if schedule else start)}
+    last = max(schedule.current) if schedule else start
+    if schedule:
+        schedule.detach()
+    return row | {"start": np.array(start), "last": np.array(last)}
 
 
 def _schedule(

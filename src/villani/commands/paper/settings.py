@@ -177,6 +177,8 @@ class PaperSettings(_Part):
     def cuts(self) -> list[str]:
         """What this study leaves out or does less of, in words."""
         preprint = {name: words for name, words in PARTS.items() if name not in ("schedules", "forgetting")}
+        if self.forgetting and self.forgetting.pathologies:  # which has them
+            del preprint["pathologies"]
         left = [f"{words}: left out" for name, words in preprint.items() if getattr(self, name) is None]
         fewer = [
             f"{PARTS[name]}: at {len(self.examined(name))} of {self.sweep.seeds} training seeds"
@@ -214,6 +216,10 @@ class PaperSettings(_Part):
                 raise InputError(f"schedules.ways={self.schedules.ways}: expected different ones, constant among them")
             if "adamw" not in self.sweep.optimizers:
                 raise InputError("sweep.optimizers: schedules are of adamw: add adamw, or leave schedules out")
+        if self.forgetting and (grid := self.sweep.weight_decay)[0] != 0:
+            raise InputError(
+                f"sweep.weight_decay={grid}: with forgetting, whose changes are from no decay, it has to begin with 0"
+            )
         if self.forgetting and (self.forgetting.pathologies == 1 or self.forgetting.groups == 1):
             raise InputError("forgetting.pathologies, forgetting.groups: expected 0 or at least 2, for an error")
         if self.convergence:

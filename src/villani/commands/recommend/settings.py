@@ -224,9 +224,9 @@ class RecommendSettings(ConsentBlock, SweepSettings):
 
     def check(self) -> None:
         """As of a sweep, and of what is asked about it."""
-        super().check()
         if "adamw-start" in self.optimizers:
             raise InputError("optimizers: adamw-start is of villani study paper; the rules are about decay towards 0")
+        super().check()
         if not 0 < self.delta < 1:
             raise InputError(f"delta={self.delta:g}: expected a number between 0 and 1")
         if unknown := [rule for rule in self.rules if rule not in RULES]:

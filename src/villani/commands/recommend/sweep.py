@@ -267,8 +267,7 @@ def train_cell(
 ) -> dict[str, Array]:  # fmt: skip
     """Train a cell, write its weights, and give its row; `state` is what a kill leaves, see `train`."""
     (optimizer, decay, seed), device, model = cell, torch.device(settings.device), loaded.model
-    if optimizer == "adamw-start" and decay:
-        decay_schedule = StartDecay(model.parameters(), loaded.start)
+    towards_start = StartDecay(model.parameters(), loaded.start) if optimizer == "adamw-start" and decay else None
     tensors: list[torch.Tensor] = list(model.parameters())
     blocks = [(part.ids.to(device), part.labels.to(device)) for part in (text.train, text.held_out)]
     first, _, _ = _judge(model, text.held_out, settings.alpha)
@@ -284,10 +283,12 @@ def train_cell(
                 decay=settings.decay, momentum=settings.momentum if optimizer == "sgd" else 0.0,
                 temperature=settings.temperature if optimizer == "noisy-sgd" else None, schedule=settings.schedule,
                 clip=settings.clip, held_out=blocks[1], evaluate_every=settings.evaluate_every, work=work,
-                state=state, decay_schedule=decay_schedule,
+                state=state, decay_schedule=towards_start or decay_schedule,
             ).held_out  # fmt: skip
         except Diverged as error:
             curve, diverged = curve + error.held_out, True
+    if towards_start:
+        towards_start.detach()
     if not diverged:
         held, smoothed, logs = _judge(model, text.held_out, settings.alpha)
         sample = _sample(text.train, len(text.held_out.ids))
