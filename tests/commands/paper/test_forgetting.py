@@ -51,6 +51,8 @@ blocks = 6
 pathologies = 4
 groups = 3
 seeds = 1
+[pathologies]
+blocks = 3
 """
 
 
@@ -192,6 +194,10 @@ def test_no_decay_is_trained_once_for_both_senses(study):
     assert len(zero) == 16
     assert all(pair in zero[:k] + zero[k + 1 :] for k, pair in enumerate(zero))
     assert {p.optimizer for p in record.training} == {"adamw", "adamw-start"}
+    looks = {(p.optimizer, p.weight_decay, p.seed): p.activation for p in record.pathologies}
+    assert len(looks) == 12
+    assert all(looks["adamw-start", 0.0, seed] == looks["adamw", 0.0, seed] for seed in (0, 1))
+    assert looks["adamw-start", 20.0, 0] != looks["adamw", 20.0, 0]
     assert [of.optimizer for of in record.choices] == ["adamw"]
 
 
@@ -231,7 +237,8 @@ def test_a_study_killed_amid_a_run_ends_with_the_same_bytes(study, villani, monk
         ("adamw-start = 0.01", "adamw-start = 0.02", "at the same rate"),
         ('["adamw", "adamw-start"]', '["adamw-start"]', "not among the optimizers"),
         ("blocks = 6", "blocks = 1", r"forgetting\.blocks=1"),
-        ("groups = 3", "groups = 1", "0 or at least 2"),
+        ("groups = 3", "groups = 2", r"forgetting\.groups=2: expected 0, or at least 3"),
+        ("pathologies = 4", "pathologies = 1", r"forgetting\.pathologies=1: expected 0, or at least 2"),
         ("[0.0, 0.5, 20.0]", "[0.1, 0.5]", "has to begin with 0"),
         ('text = "{other}"', 'text = "builtin"', "which is trained on or judged by"),
         ('text = "{other}"', 'text = "nowhere.txt"', "no such file"),

@@ -220,8 +220,9 @@ class PaperSettings(_Part):
             raise InputError(
                 f"sweep.weight_decay={grid}: with forgetting, whose changes are from no decay, it has to begin with 0"
             )
-        if self.forgetting and (self.forgetting.pathologies == 1 or self.forgetting.groups == 1):
-            raise InputError("forgetting.pathologies, forgetting.groups: expected 0 or at least 2, for an error")
+        for name, low in (("pathologies", 2), ("groups", 3)):
+            if 0 < (count := getattr(self.forgetting, name, 0)) < low:
+                raise InputError(f"forgetting.{name}={count}: expected 0, or at least {low}, for an error")
         if self.convergence:
             check_positive(**{"convergence.temperature": self.convergence.temperature})
             self.chains().filled()
