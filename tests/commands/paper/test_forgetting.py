@@ -1,8 +1,10 @@
 """E7: a tuned checkpoint against plain torch code, changes in pairs by hand, kills, and what is refused."""
 
 import json
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,7 +13,8 @@ from safetensors.torch import load_file
 from scipy.stats import t as student_t
 
 from tests.commands.paper.test_settings import empty_folder, write  # noqa: F401
-from villani.commands.paper.forgetting import read_other
+from tests.commands.paper.test_training import cell
+from villani.commands.paper.forgetting import effects, read_other
 from villani.commands.paper.needs import looked, tokens, units
 from villani.commands.paper.settings import PaperOptions, read_settings
 from villani.commands.recommend import sweep as swept
@@ -199,6 +202,34 @@ def test_no_decay_is_trained_once_for_both_senses(study):
     assert all(looks["adamw-start", 0.0, seed] == looks["adamw", 0.0, seed] for seed in (0, 1))
     assert looks["adamw-start", 20.0, 0] != looks["adamw", 20.0, 0]
     assert [of.optimizer for of in record.choices] == ["adamw"]
+
+
+def test_one_seed_that_is_left_tells_no_change_and_is_no_best():
+    """At λ = 20 one of two seeds diverged: what the other shows is about one run, whatever its blocks say."""
+    text = (
+        STUDY.format(model="m", other="o")
+        .replace('"adamw", "adamw-start"', '"adamw"')
+        .replace(", adamw-start = 0.01", "")
+    )
+    settings = read_settings(Path(write(text)), None)
+    noise, ones = np.random.default_rng(0).normal(0, 0.01, (3, 2, 16)), np.ones(16)
+    cells = [
+        replace(
+            cell(decay, seed, 4.0, 4.0, optimizer="adamw", diverged=(decay, seed) == (20.0, 1)),
+            sums=3.0 - (decay > 1) + noise[k, seed], counts=ones, documents=np.zeros(16),
+            distance_squared=1.0, looked={
+                "forgetting": ones + noise[k, seed], "superposition": np.array(0.5), "traces": ones, "traced": ones,
+            },
+        )
+        for k, decay in enumerate(GRID) for seed in (0, 1)
+    ]  # fmt: skip
+    other = SimpleNamespace(counts=ones, documents=np.zeros(16))
+    found = {(e.quantity, e.weight_decay): e for e in effects(settings, cells, other, ones)}
+    assert not any(e.change for (name, decay), e in found.items() if decay == 20 and name != "tr ∇²L")
+    assert [found["held-out loss", decay].kept for decay in GRID] == [True, True, False]
+    assert [found["held-out loss", decay].seeds for decay in GRID] == [2, 2, 1]
+    assert not any(e.resolved for e in found.values())
+    assert found["held-out loss", 0.5].detectable > 0
 
 
 def test_a_study_killed_amid_a_run_ends_with_the_same_bytes(study, villani, monkeypatch):

@@ -151,6 +151,7 @@ class _Quantity(NamedTuple):
     name: str
     read: Callable[[SweepCell], tuple[Array, Array] | None]
     less: bool = False  # whether less of it is better
+    seeds: int = 2  # training seeds that a change is told from, at least; of one, errors would be over units alone
 
 
 def effects(
@@ -167,7 +168,7 @@ def effects(
         _Quantity(FORGETTING, forgotten, less=True),
         _Quantity("‖θ − θ₀‖", lambda c: _number(c.distance_squared**0.5)),
         _Quantity("‖θ‖", lambda c: _number(c.norm_squared**0.5)),
-        _Quantity(SHARPNESS, lambda c: _pair(c.looked, "traces", "traced")),
+        _Quantity(SHARPNESS, lambda c: _pair(c.looked, "traces", "traced"), seeds=1),
         _Quantity("attention on the first token", lambda c: _pair(c.looked, "sinks", "queries")),
         _Quantity("massive activations", lambda c: _pair(c.looked, "activations")),
         _Quantity("crowded embeddings", lambda c: _number(float(c.looked["superposition"]))),
@@ -202,7 +203,7 @@ def _effects(settings: PaperSettings, cells: Sequence[SweepCell], quantity: _Qua
     for (name, decay), row in rows.items():
         first = rows[name, settings.grid(name)[0]]
         both = [row[seed] - first[seed] for seed in row if seed in first]
-        if decay != settings.grid(name)[0] and both:
+        if decay != settings.grid(name)[0] and len(both) >= quantity.seeds:
             changes[name, decay] = _estimate(both, weights)
     level = 1 - (1 - LEVEL) / max(len(changes), 1)
     best = _best(rows, weights, sweep.seeds) if quantity.less else set()

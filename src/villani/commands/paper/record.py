@@ -142,7 +142,7 @@ class EffectRecord(Record):
     optimizer: str = Field(description="adamw-start: AdamW whose decay goes towards where training began")
     weight_decay: float = Field(ge=0)
     memory: float | None = Field(description="1/(ηλ) at the peak η, as a multiple of the run; null without decay")
-    seeds: int = Field(description="at which it was measured; of fewer than two, errors are over units alone")
+    seeds: int = Field(description="at which it was measured; of tr ∇²L at one seed, errors are over groups alone")
     units: int = Field(description="blocks, documents or groups; 1 where a model has one number, known exactly")
     value: EstimateRecord | None = Field(
         description="of `forgetting`: nats per token of the other text, above what they were before training"

@@ -87,7 +87,7 @@ def tuning_sentence(effects: Sequence[EffectRecord]) -> str:
     if not words:
         return ""
     best = [e for e in effects if e.kept and e.quantity == effects[0].quantity]
-    places = dict.fromkeys("no decay" if e.weight_decay == 0 else _place(e) for e in best)
+    places = dict.fromkeys(map(_place, best))
     acting = [e.memory for e in effects if e.memory is not None]
     return (
         f"What decay changes, in nats per token. {'. '.join(words)}. Least {effects[0].quantity}, as far as can be "
@@ -111,8 +111,10 @@ def _change_sentence(quantity: str, effects: Sequence[EffectRecord]) -> str:
 
 
 def _place(effect: EffectRecord) -> str:
-    towards = "the start" if effect.optimizer == "adamw-start" else "zero"
-    return f"λ = {effect.weight_decay:g} towards {towards}"
+    towards = {"adamw": " towards zero", "adamw-start": " towards the start"}.get(effect.optimizer)
+    if effect.weight_decay == 0:
+        return "no decay" if towards else f"no decay of {effect.optimizer}"
+    return f"λ = {effect.weight_decay:g}{towards or f' of {effect.optimizer}'}"
 
 
 def against_no_decay(training: Sequence[TrainingPoint]) -> list[tuple[TrainingPoint, EstimateRecord]]:
