@@ -1,5 +1,4 @@
 import ctypes
-import resource
 import subprocess
 import sys
 
@@ -100,37 +99,3 @@ def test_tensors_that_come_and_go_leave_no_holes():
     resident, counted, kept = taken["yes"]
     assert max(resident, counted) < kept + (40 << 20)
     assert taken["no"][1] > 2 * counted  # what it is for
-
-
-STEPS = """
-import resource, sys
-from contextlib import nullcontext
-import torch
-from villani.work.memory import LARGE, reusing
-
-def faults():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-
-with {"inside": lambda: reusing(1e6), "large": lambda: reusing(LARGE), "without": nullcontext}[sys.argv[1]]():
-    for step in range(6):
-        if step == 2:
-            before = faults()
-        torch.ones(12 << 20)  # 48 MiB, such as logits of 256 tokens
-    print(faults() - before)
-before = faults()
-torch.ones(12 << 20)
-print(faults() - before)
-"""
-
-
-@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="not glibc")
-def test_what_every_step_takes_again_is_kept_for_it_where_the_model_is_small():
-    """Pages that the system had to hand out, in four steps and in one afterwards; 48 MiB are 12,288 of 4 KiB."""
-    taken = {}
-    for way in ("inside", "large", "without"):
-        words = [sys.executable, "-c", STEPS, way]
-        taken[way] = [int(n) for n in subprocess.run(words, check=True, capture_output=True, text=True).stdout.split()]
-    pages = (48 << 20) / resource.getpagesize()
-    assert taken["inside"][0] < pages
-    assert min(taken["large"][0], taken["without"][0]) > 3 * pages
-    assert min(after for _, after in taken.values()) > 0.9 * pages  # and is as before

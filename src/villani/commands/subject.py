@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import nn
 
 from villani.commands.blocks import Settings, StreamBlock, SubjectSettings
 from villani.inputs.corpora import Corpus, load_corpus
@@ -79,11 +78,6 @@ class Subject:
             return shape.work(tokens, **sizes, vectors=vectors, kept=kept, device=settings.device)
         largest = max(p.numel() * p.element_size() for p in model.parameters())
         return shape.streamed(tokens, **sizes, largest=largest, reading=_reading(model))
-
-
-def model_bytes(model: nn.Module) -> int:
-    """Of θ."""
-    return sum(p.numel() * p.element_size() for p in model.parameters())
 
 
 def timed_forward(objective: Objective) -> tuple[int, float]:
@@ -191,7 +185,7 @@ def load(
         work.stage(f"loading {spec}", "loading the model")
         loaded = load_model(spec, **options, streamed=streamed)
         if streamed_weights(loaded.model) is not None:
-            total = model_bytes(loaded.model)
+            total = sum(p.numel() * p.element_size() for p in loaded.model.parameters())
             each = duration(max(_reading(loaded.model), 1.0))
             work.stage(f"streaming {spec}: {size(total)} of weights, read as they are used; a pass reads for {each}")
         return loaded

@@ -4,8 +4,6 @@ import ctypes
 import math
 import resource
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -13,8 +11,7 @@ from typing import Any
 LARGE = 1 << 28  # bytes that are worth giving back
 _MAPPED = 1 << 22  # bytes of a tensor from which on `map_large` maps it apart
 _ON_TOP = 1 << 25  # bytes free at the end of the heap that may stay
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX = -1, -3, -4  # of malloc.h
-_LARGEST, _COUNT = 1 << 25, 1 << 16  # threshold of mapping that glibc comes to by itself, and how often it may map
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 
 
 def resident() -> int:
@@ -61,31 +58,6 @@ def map_large() -> None:
     if option is not None:
         option(_M_MMAP_THRESHOLD, _MAPPED)
         option(_M_TRIM_THRESHOLD, _ON_TOP)
-
-
-@contextmanager
-def reusing(size: float) -> Iterator[None]:
-    """Have the C library keep what is freed for what is allocated next, in this block, if it is glibc.
-
-    By itself it maps what takes 32 MiB or more anew each time, such as logits over a vocabulary of 50,257, and the
-    system clears every page of it again in each step: a third of the time of a small model's training. What is kept
-    adds to the peak, and of a large model's time this is a twentieth: it is left alone.
-
-    Args:
-        size: bytes of θ; nothing is done from `LARGE` on.
-    """
-    option = of_glibc("mallopt") if size < LARGE else None
-    if option is None:
-        yield
-        return
-    option(_M_MMAP_MAX, 0)
-    option(_M_TRIM_THRESHOLD, -1)
-    try:
-        yield
-    finally:
-        for name, value in ((_M_MMAP_MAX, _COUNT), (_M_MMAP_THRESHOLD, _LARGEST), (_M_TRIM_THRESHOLD, 2 * _LARGEST)):
-            option(name, value)
-        give_back()
 
 
 @cache

@@ -4,10 +4,8 @@ from villani.commands.certify import path, prequential
 from villani.commands.certify.certified_text import prepare, to_centre
 from villani.commands.certify.settings import CertifySettings
 from villani.commands.running import Outcome
-from villani.commands.subject import model_bytes
 from villani.objective.evaluation import same_threads
 from villani.work.budget import LESS
-from villani.work.memory import reusing
 from villani.work.work import Work
 
 _KINDS = {"path": path, "prequential": prequential}
@@ -23,7 +21,6 @@ def run(settings: CertifySettings, work: Work) -> Outcome:
         needs=kind.needs(settings, prepared), what="this certificate", instead=f"lower --batch, or {LESS}",
         device=settings.device,
     )  # fmt: skip
-    with reusing(model_bytes(prepared.loaded.model)):
-        to_centre(settings, prepared, work)
-        record, tokens = kind.certify(settings, prepared, work)
+    to_centre(settings, prepared, work)
+    record, tokens = kind.certify(settings, prepared, work)
     return Outcome([record], {0: work.cost(tokens)})

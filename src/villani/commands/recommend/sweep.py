@@ -22,16 +22,7 @@ from villani.commands.certify.certified_text import smoothed_losses
 from villani.commands.recommend.settings import CellKey as CellKey
 from villani.commands.recommend.settings import SweepSettings, TrainedName, run_of
 from villani.commands.running import versions
-from villani.commands.subject import (
-    begin,
-    load,
-    load_blocks,
-    load_text,
-    load_tokenizer_of,
-    model_bytes,
-    outputs,
-    timed_forward,
-)
+from villani.commands.subject import begin, load, load_blocks, load_text, load_tokenizer_of, outputs, timed_forward
 from villani.dynamics.chain import label_probabilities
 from villani.dynamics.interrupted import clear
 from villani.dynamics.schedules import DecaySchedule
@@ -46,7 +37,6 @@ from villani.objective.parameters import ParameterSpace, double_dot
 from villani.statistics import Array, Estimate, mean_per_token
 from villani.streams import Purpose, word
 from villani.work.budget import Needs, Shape
-from villani.work.memory import reusing
 from villani.work.records import TextRecord
 from villani.work.stretches import checksum, read_state, write_state
 from villani.work.team import Rows
@@ -215,8 +205,7 @@ def _trained(
         work.stage(f"{cell[0]}: {of[cell[0]]} training runs", stage)
         weights = _weights(work.folder(), *cell)
         earlier.append(weights.with_name(f"{weights.stem}-state"))
-        with reusing(model_bytes(loaded.model)):
-            row = train_cell(settings, text, cell, loaded, weights, earlier[0], work.part(next(rest), len(cells)))
+        row = train_cell(settings, text, cell, loaded, weights, earlier[0], work.part(next(rest), len(cells)))
         if look and not row["diverged"]:
             row |= {f"{_LOOKED}{name}": value for name, value in look(cell, loaded).items()}
         if cell not in lasting:
