@@ -1,17 +1,24 @@
 """The audit of orbits with streamed weights, against the same audit with the weights in memory."""
 
+import weakref
+
+import numpy as np
 import pytest
 import torch
 
+from tests.objective.test_streamed import Allocated
 from tests.sharded import write
+from villani.criteria import differential, partition
 from villani.criteria.coverage import audit_coverage
 from villani.criteria.differential import audit_differential
 from villani.criteria.orbits import replaced, rescaled
-from villani.criteria.parts import part_statistics, parts_of
+from villani.criteria.parts import group_traces, part_statistics, parts_of
 from villani.criteria.rays import directions
 from villani.criteria.search import descent
+from villani.criteria.streamed_parts import streamed_gradients
 from villani.errors import InputError
 from villani.inputs.models import load_model
+from villani.objective import spilled
 from villani.objective.objective import Objective
 from villani.objective.trial import already_tried
 
@@ -111,3 +118,51 @@ def _refusal(call):
     with pytest.raises(InputError) as caught:
         call()
     return str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt-neo"])  # a table and a head, and one tensor that is both
+def test_at_most_so_many_of_the_largest_tensor_are_held(tmp_path, monkeypatch, kind):
+    """While orbits are screened and confirmed, however many probes there are and however parts divide a tensor."""
+    for module in (partition, spilled):
+        monkeypatch.setattr(module, "PIECE", 1 << 16)  # a sixteenth of the tensor, as of one of 67 million entries
+    folder = write(kind, tmp_path, vocab_size=16_384, hidden_size=64)
+    with already_tried():
+        objective = Objective(load_model(folder, streamed=True).model, IDS[:1], weight_decay=0.1)
+    space = objective.parameters
+    index = int(np.argmax(space.sizes))
+    largest = 4 * int(space.sizes[index])
+    quarters = {index: torch.arange(4).repeat_interleave(16)}
+    parts = parts_of(space, [quarters])
+    apart = [[part] for part in parts.labels[index].unique().tolist()]
+    together = [list(range(parts.count))]
+    group_traces(objective, parts, 0, seed=1, probes=1, blocks=together)  # traces graphs
+    peaks = {}
+    for name, blocks in (("screening", []), ("confirming", together), ("a tensor apart", apart)):
+        with Allocated() as allocated:
+            group_traces(objective, parts, 0, seed=1, probes=2, blocks=blocks)
+        peaks[name] = allocated.peak / largest
+    with Allocated() as allocated:
+        streamed_gradients(objective, parts, [0], 1, 16)
+    peaks["gradients"] = allocated.peak / largest
+    assert max(peaks.values()) < 5.5, peaks
+    assert peaks["screening"] > 3.5  # values, a gradient, a probe and a product: the count sees them
+
+
+def test_the_search_for_symmetries_leaves_nothing(pair, monkeypatch):
+    """Its forms of every value are gone when orbits are looked at, without which screening holds them beside θ."""
+    made, alive = [], []
+
+    class Watched(differential.Degrees):
+        def __init__(self, *args):
+            super().__init__(*args)
+            made.append(weakref.ref(self))
+
+    def stop(*args):
+        alive.extend(one() is not None for one in made)
+        raise InputError("enough")
+
+    monkeypatch.setattr(differential, "Degrees", Watched)
+    monkeypatch.setattr(differential, "orbits_of", stop)
+    with pytest.raises(InputError, match="enough"):
+        audit_differential(pair[0], 10.0, search=0)
+    assert alive == [False]

@@ -1,5 +1,8 @@
 """Decay that looks: cautious decay against its update written out, and the radial gap against plain gradients."""
 
+import gc
+import weakref
+
 import pytest
 import torch
 
@@ -7,7 +10,7 @@ from tests.dynamics.test_interrupted import Dies, Killed
 from tests.dynamics.test_training import tokens
 from villani.dynamics import interrupted
 from villani.dynamics.schedules import AdamC
-from villani.dynamics.steered import CautiousDecay, RadialGap
+from villani.dynamics.steered import CautiousDecay, RadialGap, StartDecay
 from villani.dynamics.training import Diverged, train
 from villani.errors import InputError
 from villani.inputs.models import load_model
@@ -44,6 +47,66 @@ def test_cautious_decay_is_its_update_written_out(maximize):
     assert 0.2 < sum(masks) / len(masks) < 0.8
     for tensor, value in zip(tensors, expected, strict=True):
         torch.testing.assert_close(tensor.detach().double(), value, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_decay_towards_the_start_is_its_update_written_out(given):
+    """θ ← θ − ηλ(θ − θ₀) − η m̂/(√v̂ + ε) under a rate that falls; what is not in a group that decays is plain Adam's."""
+    decays, (first, second) = (2.0, 0.0), (0.9, 0.95)
+    tensors = [torch.linspace(-1, 1, 8).add(0.1 * k).requires_grad_() for k in range(2)]
+    start = [t.detach().clone() for t in tensors]
+    schedule = StartDecay(tensors, start if given else None)
+    with torch.no_grad():
+        if given:  # as a run that was killed: its weights are no longer the start
+            tensors[0].add_(0.5)
+    groups = [{"params": [t], "weight_decay": d} for t, d in zip(tensors, decays, strict=True)]
+    stepper = torch.optim.AdamW(groups, lr=1.0, betas=(first, second))
+    schedule.attach(stepper)
+    expected = [t.detach().double().clone() for t in tensors]
+    means, squares = ([torch.zeros(8).double() for _ in range(2)] for _ in range(2))
+    for k in range(5):
+        rate = 0.05 / (k + 1)
+        for group in stepper.param_groups:
+            group["lr"] = rate
+        for i in (0, 1):
+            g = torch.sin(torch.arange(8.0) * (i + 1) + 2 * k)
+            tensors[i].grad = g.clone()
+            g = g.double()
+            means[i] = first * means[i] + (1 - first) * g
+            squares[i] = second * squares[i] + (1 - second) * g * g
+            update = means[i] / (1 - first ** (k + 1)) / ((squares[i] / (1 - second ** (k + 1))).sqrt() + 1e-8)
+            expected[i] = expected[i] - rate * decays[i] * (expected[i] - start[i].double()) - rate * update
+        stepper.step()
+        schedule.step()
+        assert schedule.current == [2.0, 0.0]
+    for tensor, value in zip(tensors, expected, strict=True):
+        torch.testing.assert_close(tensor.detach().double(), value, rtol=1e-5, atol=1e-6)
+
+
+def test_a_schedule_that_is_detached_holds_no_optimiser():
+    """No circle is left, so that its state, twice the size of θ, is free at once."""
+    tensor = torch.ones(3, requires_grad=True)
+    schedule, stepper = StartDecay([tensor]), torch.optim.AdamW([tensor], weight_decay=0.1)
+    schedule.attach(stepper)
+    held = weakref.ref(stepper)
+    schedule.detach()
+    assert schedule.current == []
+    gc.disable()
+    try:
+        del stepper
+        assert held() is None
+    finally:
+        gc.enable()
+
+
+def test_decay_towards_the_start_refuses_what_it_does_not_know():
+    one, other = (torch.ones(n, requires_grad=True) for n in (2, 3))
+    with pytest.raises(InputError, match="not those of the parameters"):
+        StartDecay([one], [other])
+    with pytest.raises(InputError, match="whose start is known"):
+        StartDecay([one]).attach(torch.optim.AdamW([one, other], weight_decay=0.1))
+    with pytest.raises(InputError, match=r"towards the start is for torch\.optim\.AdamW, not SGD"):
+        StartDecay([one]).attach(torch.optim.SGD([one], lr=0.1, weight_decay=0.1))
 
 
 def test_cautious_decay_refuses_an_optimiser_whose_decay_is_another():

@@ -17,6 +17,7 @@ from villani.curvature.ways import Way
 from villani.dynamics.sampler import Langevin
 from villani.errors import InputError
 from villani.inputs.models import load_model
+from villani.inputs.streaming import stream_from_memory
 from villani.integrations.live import Live
 from villani.objective.graph import trace_logits
 from villani.objective.objective import Objective
@@ -243,3 +244,30 @@ def test_what_needs_all_of_theta_is_refused_in_a_line(folders):
     objective.model.lm_head.weight.requires_grad_(False)
     with pytest.raises(InputError, match="frozen"):
         Objective(objective.model, IDS)
+
+
+def test_a_tensor_of_two_layers_has_the_gradient_and_product_of_both(folders):
+    """And what it is added to alongside, whose memory autograd may share, is left as it is."""
+    model = AutoModelForCausalLM.from_pretrained(folders["gpt-2"], dtype=torch.float64, attn_implementation="eager")
+    first, second = model.transformer.h
+    second.mlp.c_fc.weight, second.mlp.c_proj.bias = first.mlp.c_fc.weight, first.mlp.c_proj.bias
+    tensors = list(model.eval().parameters())
+    generator = torch.Generator().manual_seed(6)
+    v = [torch.randn(t.shape, generator=generator, dtype=t.dtype) for t in tensors]
+    logits = model(input_ids=IDS[0], use_cache=False).logits[:, :-1].flatten(0, 1)
+    loss = torch.nn.functional.cross_entropy(logits, IDS[0][:, 1:].flatten(), reduction="sum")
+    gradient = torch.autograd.grad(loss, tensors, create_graph=True)
+    curved = torch.autograd.grad(gradient, tensors, v)
+    stream_from_memory(model)
+    with already_tried():
+        objective = Objective(model, IDS)
+    with objective.evaluating():
+        pieces = {p.index: p for p in Tape(objective, next(objective.batches(0)), [lambda i: v[i]]).back()}
+        twice = list(back_together([Tape(objective, next(objective.batches(0))) for _ in range(2)]))
+    assert sorted(pieces) == list(range(len(tensors)))
+    for index, piece in pieces.items():
+        torch.testing.assert_close(piece.gradient, gradient[index].detach(), rtol=1e-9, atol=1e-11)
+        torch.testing.assert_close(piece.products[0][1], curved[index], rtol=1e-8, atol=1e-9)
+    assert sorted(p.index for p in twice) == list(range(len(tensors)))
+    for piece in twice:
+        torch.testing.assert_close(piece.gradient, 2 * gradient[piece.index].detach(), rtol=1e-9, atol=1e-11)

@@ -4,6 +4,8 @@ import sys
 
 import pytest
 
+from villani.work import memory
+
 PROGRAM = """
 from types import SimpleNamespace
 from villani.work.memory import peak_memory
@@ -52,3 +54,48 @@ def test_freed_pages_between_others_in_use_go_back():
     kept_back, given, _ = map(int, output.split())
     assert given > 85e6
     assert given - kept_back > 10e6
+
+
+def test_little_that_was_freed_is_left_alone(monkeypatch):
+    """Taking pages again costs more than having them; what is not known to be little is given back."""
+    asked = []
+    monkeypatch.setattr(memory, "of_glibc", lambda name: asked.append)
+    memory.give_back(memory.LARGE - 1)
+    assert asked == []
+    memory.give_back(memory.LARGE)
+    memory.give_back()
+    assert asked == [0, 0]
+
+
+HOLES = """
+import sys
+from pathlib import Path
+import torch
+from villani.work.memory import map_large
+
+def pages(key):
+    return 1024 * int(Path("/proc/self/status").read_text().split(key)[1].split()[0])
+
+if sys.argv[1] == "yes":
+    map_large()
+torch.empty(28 << 20, dtype=torch.uint8)  # from here on the C library takes such from its heap
+kept, before = [], (pages("VmRSS:"), pages("VmData:"))
+for layer in range(30):  # two tensors of a layer, and what is left of them, a little less than one
+    one, two = torch.ones(4 << 20), torch.ones(4 << 20)
+    kept.append(one[:20_000].clone())
+    del one, two
+    kept.append(torch.ones(20_000))
+print(pages("VmRSS:") - before[0], pages("VmData:") - before[1], 4 * sum(t.numel() for t in kept))
+"""
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="not glibc")
+def test_tensors_that_come_and_go_leave_no_holes():
+    """30 layers of two tensors of 16 MiB, of which 80 kB stay each: no more is taken than one layer and what stays."""
+    taken = {}
+    for way in ("yes", "no"):
+        words = [sys.executable, "-c", HOLES, way]
+        taken[way] = [int(n) for n in subprocess.run(words, check=True, capture_output=True, text=True).stdout.split()]
+    resident, counted, kept = taken["yes"]
+    assert max(resident, counted) < kept + (40 << 20)
+    assert taken["no"][1] > 2 * counted  # what it is for

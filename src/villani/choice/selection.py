@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.special import stdtrit
+from scipy.optimize import brentq
+from scipy.special import chdtri, ndtr, stdtrit
 
 from villani.dynamics.certificate import Moments, token_bound
 from villani.errors import InputError
@@ -21,6 +22,7 @@ from villani.theory.constants import Smoothing
 from villani.theory.pac_bayes import kl_inverse
 
 LEVEL = 0.95
+_QUANTILES = 400  # of each of two laws
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,6 +105,41 @@ def half_width(of_seeds: float, of_units: float, seeds: int, units: int, level: 
     return math.sqrt(of_all)
 
 
+def detectable(
+    of_seeds: float, of_units: float, seeds: int, units: int, *, level: float = LEVEL, power: float = 0.8
+) -> float:
+    """The least |δ| that `half_width` tells from 0 with probability `power`, if errors are what was seen.
+
+    An estimate N(δ, of_seeds + of_units) is held against h, whose two variances have χ² laws of K − 1 and U − 1 degrees
+    of freedom about these: P(|estimate| > h) is averaged over quantiles of both, and solved for δ. What was seen stands
+    in for the true errors, so that with few seeds this is a rough number.
+
+    Args:
+        of_seeds, of_units, seeds, units: as of `half_width`.
+        level: of the interval.
+        power: in (0, 1).
+
+    Returns:
+        δ > 0; 0 where there is no error at all.
+    """
+    sigma = math.sqrt(of_units + (of_seeds if seeds > 1 else 0.0))
+    if sigma == 0:
+        return 0.0
+    at = (np.arange(_QUANTILES) + 0.5) / _QUANTILES
+    share = np.zeros((2, _QUANTILES))
+    for row, variance, count in zip(share, (of_seeds, of_units), (seeds, units), strict=True):
+        if count > 1 and variance > 0:
+            quantile = float(stdtrit(count - 1, 0.5 + level / 2))
+            row[:] = quantile**2 * variance * chdtri(count - 1, 1 - at) / (count - 1)
+    half = np.sqrt(share[0][:, None] + share[1][None, :]) / sigma
+
+    def lacking(shift: float) -> float:
+        return float((ndtr(shift - half) + ndtr(-shift - half)).mean()) - power
+
+    highest = float(half.max()) + 9.0
+    return sigma * float(brentq(lacking, 0.0, highest)) if lacking(0.0) < 0 else 0.0
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class PairedLimits(Content, Limits):
     """Of a mean over seeds and units, by `half_width`, whose arguments these are."""
@@ -140,17 +177,24 @@ def paired(sums: Array, counts: Array) -> Estimate:
 def indistinguishable(losses: GridLosses, level: float = LEVEL) -> list[int]:
     """Indices of λ that may be the best: a set that holds the true best with probability ≥ `level`.
 
-    λ_j is left out if it is worse than some other λ_i by a one-sided paired test at (1 − level)/(J − 1). The true
-    best is left out only if one of its J − 1 comparisons fails, whatever came out best, and however many are as good.
-    λ that diverged at some seed are out.
+    λ that diverged at some seed are out. See `may_be_best`.
     """
     candidates = losses.finite
-    both = 1 - 2 * (1 - level) / max(len(candidates) - 1, 1)  # level of the two-sided interval with that lower end
+    return [candidates[j] for j in may_be_best(losses.sums[candidates], losses.counts, level)]
+
+
+def may_be_best(sums: Array, counts: Array, level: float = LEVEL) -> list[int]:
+    """Indices of J ways to train that may be the best, of (J, K, U) sums: `indistinguishable`.
+
+    j is left out if it is worse than some other i by a one-sided paired test at (1 − level)/(J − 1). The true best is
+    left out only if one of its J − 1 comparisons fails, whatever came out best, and however many are as good.
+    """
+    both = 1 - 2 * (1 - level) / max(len(sums) - 1, 1)  # level of the two-sided interval with that lower end
 
     def beaten(j: int, i: int) -> bool:
-        return losses.difference(j, i).interval(both)[0] > 0
+        return paired(sums[j] - sums[i], counts).interval(both)[0] > 0
 
-    return [j for j in candidates if not any(beaten(j, i) for i in candidates if i != j)]
+    return [j for j in range(len(sums)) if not any(beaten(j, i) for i in range(len(sums)) if i != j)]
 
 
 @dataclass(frozen=True)

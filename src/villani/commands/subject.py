@@ -6,7 +6,7 @@ Each is loaded once for all parts of a command, and kept with its `Work`.
 import time
 from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -203,7 +203,9 @@ def load(
             for tensor, value in zip(state, start, strict=True):
                 tensor.copy_(value)
         elif train:
-            work.shared["start", key] = [tensor.detach().clone() for tensor in state]
+            copies = work.shared["start", key] = [tensor.detach().clone() for tensor in state]
+            loaded = replace(loaded, start=tuple(copies[: sum(1 for _ in loaded.model.parameters())]))
+            work.shared[key] = loaded
     loaded.model.eval()
     return loaded
 

@@ -8,6 +8,7 @@ nothing. What moves the loss beyond rounding is no orbit, whatever algebra says,
 none (`rounding`): no verdict comes from either.
 """
 
+import gc
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -29,7 +30,7 @@ from villani.criteria.parts import EXACT, PartStatistics, parts_of
 from villani.criteria.rounding import Drift
 from villani.criteria.search import candidate, pool, promise
 from villani.criteria.skipped import Skipped, incomplete
-from villani.criteria.symmetries import generators
+from villani.criteria.symmetries import Generator, generators
 from villani.criteria.verdicts import Outcome
 from villani.criteria.walks import Step, walk_orbit, walked_sets
 from villani.errors import InputError, check_whole
@@ -39,6 +40,7 @@ from villani.objective.graph import LossGraph, trace_loss
 from villani.objective.objective import Objective
 from villani.outwards import upper
 from villani.results import Content
+from villani.work.memory import give_back
 from villani.work.work import Work
 
 CONFIRMED = 4  # orbits that are measured again
@@ -107,9 +109,7 @@ def audit_differential(
     except InputError as error:
         outcome = Outcome("unknown", f"the loss could not be traced: {error}")
         return Differential(outcome, temperature, math.inf, 0, ())
-    degrees = Degrees(graph, work)
-    basis = generators(degrees)
-    skipped = degrees.skipped.all()
+    basis, skipped = _symmetries(graph, work)
     orbits, notes = _confirmed_by_loss(objective, graph, orbits_of(basis, objective.parameters), work)
     if skipped:
         notes.append(incomplete(skipped, [p.name for p in objective.parameters.parameters]))
@@ -125,6 +125,16 @@ def audit_differential(
     outcome = _outcome(above, findings, f"{len(basis)} rescaling symmetries{searched}", temperature)
     outcome = replace(outcome, reason=" ".join([outcome.reason, *notes]))
     return Differential(outcome, temperature, above, len(basis), (*findings, *vetoed, *rest), skipped)
+
+
+def _symmetries(graph: LossGraph, work: Work) -> tuple[list[Generator], tuple[Skipped, ...]]:
+    """A basis of the rescaling symmetries, and the operations that were not understood."""
+    degrees = Degrees(graph, work)
+    found = generators(degrees), degrees.skipped.all()
+    del degrees
+    gc.collect()  # forms of every entry of every value, which refer to themselves
+    give_back()
+    return found
 
 
 def check_search(

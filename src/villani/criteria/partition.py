@@ -12,7 +12,7 @@ from villani.objective.parameters import ParameterSpace
 from villani.statistics import Array
 from villani.streams import Purpose, stream
 
-_PIECE = 1 << 22  # entries that are sketched at a time
+PIECE = 1 << 18  # entries that are summed or sketched at a time, which the cache holds
 
 Exponents = Mapping[int, torch.Tensor]
 """Index of a tensor in θ → integers that broadcast to its shape; zero for tensors left out."""
@@ -47,14 +47,16 @@ class Parts:
     def add_product(self, totals: Array, index: int, a: torch.Tensor, b: torch.Tensor) -> None:
         """The same of a·b in float64."""
         for part, labels in self.rows(index, a.shape):
-            self._add(totals, labels, a[part].double() * b[part].double())
+            wide = a[part].double()
+            self._add(totals, labels, wide * b[part] if wide.dtype == a.dtype else wide.mul_(b[part]))
 
     def add_terms(self, totals: tuple[Array, Array, Array], index: int, a: torch.Tensor, b: torch.Tensor) -> None:
         """The same of a·b as it is, of its squares and of its absolute values, each to its own."""
         for part, labels in self.rows(index, a.shape):
             terms = a[part] * b[part]
-            for total, of in zip(totals, (terms, terms.square(), terms.abs()), strict=True):
-                self._add(total, labels, of)
+            self._add(totals[0], labels, terms)
+            self._add(totals[2], labels, terms.abs_())
+            self._add(totals[1], labels, terms.square_())
 
     def rows(self, index: int, shape: torch.Size) -> Iterator[tuple[Any, torch.Tensor]]:
         """Some rows of a tensor of this shape at a time, and their labels: no wide copy of a large one is made."""
@@ -62,7 +64,7 @@ class Parts:
         if not shape:
             yield (), labels
             return
-        step = max(1, _PIECE // max(shape[1:].numel(), 1))
+        step = max(1, PIECE // max(shape[1:].numel(), 1))
         for start in range(0, shape[0], step):
             part = slice(start, min(start + step, shape[0]))
             yield part, labels[part] if labels.shape[0] > 1 else labels

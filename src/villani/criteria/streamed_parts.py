@@ -51,6 +51,7 @@ def streamed_gradients(objective: Objective, parts: Parts, groups: Sequence[int]
                 total.add(piece.index, g)
                 if sketched:
                     sketch_into(sketch, parts, piece.index, g, buckets)
+                del piece, g  # before the next one is made
             rows["tokens"].append(float(sum(len(tape.labels) for tape in tapes)))
             rows["losses"].append(sum(tape.loss() for tape in tapes))
             rows["dots"].append(dots)
@@ -60,12 +61,16 @@ def streamed_gradients(objective: Objective, parts: Parts, groups: Sequence[int]
         for group in groups:
             products = np.zeros(parts.count)
             for piece in () if finite else back_together(tapes_of(objective, group)):
-                parts.add_product(products, piece.index, piece.gradient, total.part(piece.index))
+                index, g = piece.index, piece.gradient
+                del piece  # its values make room for the sum
+                parts.add_product(products, index, g, total.part(index))
+                del g
             rows["products"].append(products)
         totals = np.zeros(parts.count)
         for index in range(len(space.parameters)):
             part = total.part(index)
             parts.add_product(totals, index, part, part)
+            del part
     found = {name: np.array(row) for name, row in rows.items()} | {"totals": totals}
     if sketches:
         found["gram"] = np.einsum("gak,hak->gha", *[np.array(sketches)] * 2)
@@ -96,20 +101,41 @@ def streamed_traces(
     ]  # fmt: skip
     sums, squares, moduli = np.zeros((3, len(vectors), parts.count))
 
-    def add(piece: Piece) -> None:
-        for number, (vector, curved) in piece.products.items():
+    def add(piece: Piece, numbers: Sequence[int]) -> None:
+        for place, (vector, curved) in piece.products.items():
+            number = numbers[place]
             parts.add_terms((sums[number], squares[number], moduli[number]), piece.index, vector, curved)
 
+    everything = list(range(len(vectors)))
+    passes = _apart(parts, supports, probes) if objective.streamed else [everything]
     with objective.evaluating():
         for batch in objective.batches(group):
             squares[:], moduli[:] = 0.0, 0.0
-            for piece in Tape(objective, batch, vectors).back():
-                add(piece)
+            for numbers in passes:
+                for piece in Tape(objective, batch, [vectors[n] for n in numbers]).back():
+                    add(piece, numbers)
+                    del piece  # before the next one is made
             rounding += (roundings * np.sqrt(squares) + moduli).sum(axis=0) / probes
     for number in range(len(vectors)):
         probe, support = number // len(supports), list(supports[number % len(supports)])
         found[probe, support] = sums[number, support]
     return found, rounding
+
+
+def _apart(parts: Parts, supports: Sequence[Sequence[int]], probes: int) -> list[list[int]]:
+    """Which probes go in one pass: such as have no tensor in common, since of each it is in memory with a product."""
+    passes: list[tuple[list[int], set[int]]] = []
+    for number in range(probes * len(supports)):
+        wanted = parts.mask(supports[number % len(supports)])
+        moved = {index for index, labels in enumerate(parts.labels) if bool(wanted[labels].any())}
+        for numbers, taken in passes:
+            if taken.isdisjoint(moved):
+                numbers.append(number)
+                taken |= moved
+                break
+        else:
+            passes.append(([number], moved))
+    return [numbers for numbers, _ in passes]
 
 
 def _confined(part: Callable[[int], torch.Tensor], parts: Parts, support: Sequence[int] | None) -> Vector:
@@ -122,8 +148,8 @@ def _confined(part: Callable[[int], torch.Tensor], parts: Parts, support: Sequen
         inside = wanted[parts.labels[index]]
         if not bool(inside.any()):
             return None
-        whole = part(index)
-        return whole * inside.to(whole)
+        whole = part(index)  # drawn anew each time
+        return whole.mul_(inside.to(whole.device))
 
     return confined
 
@@ -143,4 +169,5 @@ def streamed_slopes(
                 for piece in tape.back():
                     if piece.index in sums:
                         sums[piece.index] += piece.gradient
+                    del piece
     return sums, tokens, loss

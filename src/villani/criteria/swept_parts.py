@@ -132,8 +132,10 @@ class PartSweeps(BlockTrace):
             if len(own) == 1 and starts[own[0]].inside is None:
                 probed = Probed(tensor, own, lambda k, shape: self.signs(index, shape, seed, (*key, k)))
                 return probed if uses[index] == 1 else probed.drawn()
-            signs = {k: self.signs(index, tensor.shape, seed, (*key, k)) for k in own}
-            return Jet(tensor, {k: s * _inside(starts[k]).to(s) for k, s in signs.items()})
+            return Jet(
+                tensor,
+                {k: self.signs(index, tensor.shape, seed, (*key, k)).mul_(_inside(starts[k]).to(tensor)) for k in own},
+            )
 
         classes = [start.block for start in starts] + list(range(blocks))
         joins = {number: count + start.block for number, start in enumerate(starts)}

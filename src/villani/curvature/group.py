@@ -101,6 +101,7 @@ class GroupPass:
             if self.objective.streamed:
                 for piece in self.tape(batch).back():
                     self.add_piece(piece)
+                    del piece  # before the next one is made
             else:
                 self.add_gradient(self._gradient(batch))
             yield batch

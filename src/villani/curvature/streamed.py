@@ -33,9 +33,11 @@ def streamed_samples(group: GroupPass, probes: int, seed: int, *, residual: bool
             for piece in tape.back(residual=residual, wanted="curvatures"):
                 group.add_piece(piece)
                 traces[:, piece.index] += piece.curvatures
+                del piece  # before the next one is made
             for row, generator in zip(gauss_newton, labels if residual else (), strict=False):
                 for piece in tape.back(_drawn(tape, generator), wanted="gradients"):
                     row[piece.index] += double_dot(piece.gradient, piece.gradient)
+                    del piece
     return traces + gauss_newton, gauss_newton if residual else gauss_newton[:0]
 
 

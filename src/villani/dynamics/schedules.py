@@ -65,6 +65,10 @@ class DecaySchedule(ABC):
         self._optimizer = optimizer
         self._write()
 
+    def detach(self) -> None:
+        """Let go of the optimiser, so that what it holds can be freed; `current` is then empty."""
+        self._optimizer = None
+
     def step(self) -> None:
         """A step is over: set λ of the next."""
         if self._optimizer is None:

@@ -1,10 +1,12 @@
-"""Weight decay that looks at a step or at the model: cautious decay, and decay by the radial gap.
+"""Weight decay by another rule than λθ: cautious decay, decay towards the start, and decay by the radial gap.
 
-No bound of THEORY.md §5 covers a run with either: both look at the data. What λ_t means otherwise, see `schedules`.
+No bound of THEORY.md §5 covers a run of AdamW with one of them; the first and the last look at the data besides. What
+λ_t means otherwise, see `schedules`.
 """
 
 import math
-from collections.abc import Mapping
+from abc import abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,16 +16,18 @@ from villani.errors import InputError, check_positive
 from villani.objective.objective import Objective
 
 
-class CautiousDecay(DecaySchedule):
-    """AdamW's decay at those coordinates alone that the step moves towards zero (Chen et al., arXiv 2510.12402).
+class _OwnDecay(DecaySchedule):
+    """AdamW with a decay of one's own before each step, in place of the optimiser's; λ stays λ₀."""
 
-    θ ← (1 − ηλ·1[uθ ≥ 0])θ − ηu, coordinate by coordinate, u = m̂/(√v̂ + ε): no step away from zero is made smaller. λ
-    stays λ₀.
-    """
+    words: str
 
     def __init__(self) -> None:
         super().__init__()
         self._hooks: list[Any] = []
+
+    @abstractmethod
+    def decay(self, parameter: torch.Tensor, share: float, group: Mapping[str, Any]) -> None:
+        """Decay a tensor that has a gradient, by `share` = ηλ; `group` is the optimiser's."""
 
     def attach(self, optimizer: Any) -> None:
         """See `DecaySchedule.attach`.
@@ -32,13 +36,19 @@ class CautiousDecay(DecaySchedule):
             InputError: the optimiser is not torch's AdamW: others decay by another rule.
         """
         if not isinstance(optimizer, torch.optim.AdamW):
-            raise InputError(f"cautious decay is for torch.optim.AdamW, not {type(optimizer).__name__}")
+            raise InputError(f"{self.words} is for torch.optim.AdamW, not {type(optimizer).__name__}")
+        self.detach()  # of a hook of its own, as after a resume
         super().attach(optimizer)
-        for hook in self._hooks:
-            hook.remove()
         self._hooks = [
             optimizer.register_step_pre_hook(self._before), optimizer.register_step_post_hook(self._after),
         ]  # fmt: skip
+
+    def detach(self) -> None:
+        """See `DecaySchedule.detach`."""
+        super().detach()
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = []
 
     def value(self, start: float, first_rate: float, rate: float) -> float:
         """See `DecaySchedule.value`."""
@@ -46,22 +56,77 @@ class CautiousDecay(DecaySchedule):
         return start
 
     def _before(self, *_: Any) -> None:
-        """Decay by hand what moves towards zero, and let the optimiser decay nothing."""
+        """Decay by hand, and let the optimiser decay nothing."""
         for group in self._groups:
-            decay, first = group["weight_decay"], group["betas"][0]
+            decay = group["weight_decay"]
             for parameter in group["params"] if decay else ():
-                if parameter.grad is None:
-                    continue
-                sign = -1 if group["maximize"] else 1
-                update = sign * (1 - first) * parameter.grad  # u has the sign of the mean that this step makes
-                if (state := self._optimizer.state.get(parameter)) and "exp_avg" in state:
-                    update = update + first * state["exp_avg"]
-                with torch.no_grad():
-                    parameter.mul_(1 - group["lr"] * decay * (update * parameter >= 0))
+                if parameter.grad is not None:
+                    with torch.no_grad():
+                        self.decay(parameter, group["lr"] * decay, group)
             group["weight_decay"] = 0.0
 
     def _after(self, *_: Any) -> None:
         self._write()
+
+
+class CautiousDecay(_OwnDecay):
+    """AdamW's decay at those coordinates alone that the step moves towards zero (Chen et al., arXiv 2510.12402).
+
+    θ ← (1 − ηλ·1[uθ ≥ 0])θ − ηu, coordinate by coordinate, u = m̂/(√v̂ + ε): no step away from zero is made smaller. λ
+    stays λ₀.
+    """
+
+    words = "cautious decay"
+
+    def decay(self, parameter: torch.Tensor, share: float, group: Mapping[str, Any]) -> None:
+        """See `_OwnDecay.decay`."""
+        first, sign = group["betas"][0], -1 if group["maximize"] else 1
+        assert parameter.grad is not None
+        update = sign * (1 - first) * parameter.grad  # u has the sign of the mean that this step makes
+        if (state := self._optimizer.state.get(parameter)) and "exp_avg" in state:
+            update = update + first * state["exp_avg"]
+        parameter.mul_(1 - share * (update * parameter >= 0))
+
+
+class StartDecay(_OwnDecay):
+    """AdamW's decay towards where training began: θ ← θ − ηλ(θ − θ₀) − ηu, u = m̂/(√v̂ + ε), in place of ηλθ.
+
+    The decoupled form of L2-SP (Li et al., arXiv 1802.01483). What is forgotten over 1/(ηλ) steps is what was learned,
+    not what θ₀ knew. λ stays λ₀.
+
+    Args:
+        parameters: of the model, at θ₀ or where a killed run left them.
+        start: θ₀ of each, which is read and never changed; a copy of what the parameters are now by default.
+
+    Raises:
+        InputError: not as many tensors, or not of the same shapes.
+    """
+
+    words = "decay towards the start"
+
+    def __init__(self, parameters: Iterable[torch.Tensor], start: Sequence[torch.Tensor] | None = None) -> None:
+        super().__init__()
+        tensors = [*parameters]
+        values = [t.detach().clone() for t in tensors] if start is None else [*start]
+        if [t.shape for t in tensors] != [t.shape for t in values]:
+            raise InputError("start: its tensors are not those of the parameters, one for one")
+        self._start = {id(t): value for t, value in zip(tensors, values, strict=True)}
+
+    def attach(self, optimizer: Any) -> None:
+        """See `DecaySchedule.attach`.
+
+        Raises:
+            InputError: as there, or a tensor that decays and whose start is not known.
+        """
+        decaying = [p for g in optimizer.param_groups if g.get("weight_decay") for p in g["params"]]
+        if any(id(p) not in self._start for p in decaying):
+            raise InputError("the optimiser decays a tensor that is not among the parameters whose start is known")
+        super().attach(optimizer)
+
+    def decay(self, parameter: torch.Tensor, share: float, group: Mapping[str, Any]) -> None:
+        """See `_OwnDecay.decay`."""
+        del group
+        parameter.lerp_(self._start[id(parameter)], share)
 
 
 class RadialGap(DecaySchedule):

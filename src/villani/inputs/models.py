@@ -8,7 +8,7 @@ unpickled. `checkpoints` reads folders.
 import os
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -49,11 +49,13 @@ class LoadedModel:
         model: in eval mode, with eager attention and no key-value cache.
         record: what to write about it: spec, architecture, dtype, longest context.
         tokenizer: the spec of the tokenizer that is natural for it.
+        start: copies of its parameters as they were loaded, where its weights are going to be changed.
     """
 
     model: torch.nn.Module
     record: ModelRecord
     tokenizer: str
+    start: tuple[torch.Tensor, ...] = field(default=(), repr=False, compare=False)
 
 
 def load_model(

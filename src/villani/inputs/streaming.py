@@ -24,6 +24,7 @@ from villani.inputs.stored import Stored
 from villani.objective.weights import Weights
 from villani.work import foreign
 from villani.work.budget import available_memory
+from villani.work.memory import map_large
 
 Streaming = Callable[[float], bool]
 """Whether weights are streamed whose values would take so many bytes."""
@@ -61,6 +62,7 @@ def streamed_model(
         InputError: a parameter that no one stored tensor is: one that transformers computes from several, or that is
             missing, or of another shape.
     """
+    map_large()
     plain = torch.get_default_dtype()
     try:
         torch.set_default_dtype(dtype)
@@ -103,6 +105,7 @@ def streamed_model(
 
 def stream_from_memory(model: nn.Module) -> None:
     """Let a model that is in memory be measured as one that is not: a segment at a time, which takes less memory."""
+    map_large()
     readers = {name: partial(torch.Tensor.detach, tensor.detach()) for name, tensor in model.named_parameters()}
     device = next(model.parameters()).device
     empty: dict[int, nn.Parameter] = {}

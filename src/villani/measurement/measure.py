@@ -142,8 +142,9 @@ def _streamed_norm(objective: Objective) -> float:
                 tokens += batch.tokens
                 for piece in Tape(objective, batch).back():
                     total.add(piece.index, piece.gradient)
+                    del piece  # before the next one is made
         parts = (total.part(index) for index in range(len(objective.parameters.parameters)))
-        return sum(float((part / tokens).square().sum()) for part in parts)
+        return sum(float(part.div_(tokens).square_().sum()) for part in parts)
 
 
 def _measurement(

@@ -242,6 +242,7 @@ class Objective:
         """
         refuse_streamed(self.model, "a whole gradient", "load the model with streamed=False where it fits")
         sums = [torch.zeros(t.shape, dtype=torch.float64, device=self.device) for t in self.parameters.tensors]
+        size = self.parameters.size * self.parameters.dtype.itemsize
         tokens = loss = 0.0
         with self.evaluating(fused=fused):
             for g in groups:
@@ -255,7 +256,7 @@ class Objective:
                         if piece is not None:
                             total.add_(piece)
                     del forward, pieces, piece
-                    give_back()  # else what was freed between pieces that stay adds up, batch by batch
+                    give_back(size)  # else what was freed between pieces that stay adds up, batch by batch
         return sums, tokens, loss
 
     @contextmanager

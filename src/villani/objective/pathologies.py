@@ -20,6 +20,25 @@ from villani.statistics import Array, Estimate, exact, ratio_estimates
 ROWS = 1 << 14  # embedding rows in float64 at once
 
 
+@dataclass(frozen=True, eq=False)
+class PathologySums:
+    """What M blocks contribute to sinks and massive activations.
+
+    Attributes:
+        sinks: (M, layers) attention on the first token, summed over queries, mean over heads; no layers without any.
+        queries: (M,) queries but the first.
+        activations: (M, layers) largest |h| over median |h|.
+        uniform: (M,) what even attention would sum to.
+        note: what is missing and why, or "".
+    """
+
+    sinks: Array
+    queries: Array
+    activations: Array
+    uniform: Array
+    note: str
+
+
 @dataclass(frozen=True)
 class Pathologies:
     """Three pathologies at one θ; intervals are over blocks, for this θ and blocks of this length.
@@ -46,7 +65,26 @@ class Pathologies:
 def measure_pathologies(
     model: nn.Module, ids: torch.Tensor, labels: torch.Tensor, *, micro_tokens: int = 512
 ) -> Pathologies:
-    """Measure all three on blocks of text; dropout is off meanwhile, and θ is left alone.
+    """Measure all three on blocks of text; see `pathology_sums`, of which this is the summary, for what it takes."""
+    sums = pathology_sums(model, ids, labels, micro_tokens=micro_tokens)
+    queries, attended, activations = sums.queries, sums.sinks, sums.activations
+    sinks = _means(np.column_stack([attended.mean(axis=1), attended]), queries) if attended.shape[1] else []
+    moved = _means(np.column_stack([activations.max(axis=1), activations]), np.ones(len(activations)))
+    return Pathologies(
+        sink=sinks[0] if sinks else None,
+        sinks=tuple(sinks[1:]),
+        uniform=float(sums.uniform.sum() / queries.sum()),
+        activation=moved[0],
+        activations=tuple(moved[1:]),
+        superposition=exact(superposition(embedding_of(model))),
+        note=sums.note,
+    )
+
+
+def pathology_sums(
+    model: nn.Module, ids: torch.Tensor, labels: torch.Tensor, *, micro_tokens: int = 512
+) -> PathologySums:
+    """Look at attention and activations on blocks of text; dropout is off meanwhile, and θ is left alone.
 
     The residual stream is what enters each layer; what leaves the last one is only seen normalised, and is left out.
     In layers with a window, queries that cannot see the first token count as not looking at it.
@@ -80,21 +118,8 @@ def measure_pathologies(
     finally:
         for module, mode in modes.items():
             module.training = mode
-    sums, queries, activations, uniform = (
-        np.concatenate([rows[name] for rows in found]) for name in ("sums", "queries", "activations", "uniform")
-    )
-    sinks = _means(np.column_stack([sums.mean(axis=1), sums]), queries) if sums.shape[1] else []
-    largest = np.column_stack([activations.max(axis=1), activations])
-    moved = _means(largest, np.ones(len(largest)))
-    return Pathologies(
-        sink=sinks[0] if sinks else None,
-        sinks=tuple(sinks[1:]),
-        uniform=float(uniform.sum() / queries.sum()),
-        activation=moved[0],
-        activations=tuple(moved[1:]),
-        superposition=exact(superposition(_embedding(model))),
-        note="; ".join(sorted(notes - {""})),
-    )
+    whole = {name: np.concatenate([rows[name] for rows in found]) for name in found[0]}
+    return PathologySums(**whole, note="; ".join(sorted(notes - {""})))
 
 
 def superposition(rows: torch.Tensor) -> float:
@@ -136,7 +161,7 @@ def _piece(model: nn.Module, ids: torch.Tensor, real: torch.Tensor) -> tuple[dic
     even = 1 / torch.arange(1, length + 1, dtype=torch.float64, device=ids.device)
     ratios = [[_ratio(h[real[b]]) for h in (layer[b] for layer in hidden)] for b in range(len(ids))]
     return {
-        "sums": torch.stack(sums, dim=1).cpu().numpy() if sums else np.zeros((len(ids), 0)),
+        "sinks": torch.stack(sums, dim=1).cpu().numpy() if sums else np.zeros((len(ids), 0)),
         "queries": asking.sum(dim=1).double().cpu().numpy(),
         "activations": np.array(ratios),
         "uniform": (asking * even).sum(dim=1).cpu().numpy(),
@@ -174,7 +199,8 @@ def _ratio(h: torch.Tensor) -> float:
     return float(size.max()) / middle
 
 
-def _embedding(model: nn.Module) -> torch.Tensor:
+def embedding_of(model: nn.Module) -> torch.Tensor:
+    """(V, D) the input embedding."""
     find: Any = model.get_input_embeddings
     weight: torch.Tensor = find().weight
     return weight

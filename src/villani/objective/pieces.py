@@ -41,10 +41,10 @@ Part = tuple[Piece, torch.Tensor | None]
 
 
 def added(waiting: Piece | None, piece: Piece, rows: torch.Tensor | None = None) -> Piece:
-    """A piece with what was there of its tensor before, if anything.
+    """A piece with what was there of its tensor before, if anything, whose memory is taken for the sum.
 
     Args:
-        waiting: that.
+        waiting: that; nobody else holds its gradient and products.
         piece: the new one.
         rows: (R,) whose gradient and products it has; all if None.
     """
@@ -53,13 +53,25 @@ def added(waiting: Piece | None, piece: Piece, rows: torch.Tensor | None = None)
         waiting = Piece(piece.index, piece.value, torch.zeros_like(piece.value), none, np.zeros(len(piece.curvatures)))
 
     def total(before: torch.Tensor, part: torch.Tensor) -> torch.Tensor:
-        return before + part if rows is None else before.index_add(0, rows, part)
+        return before.add_(part) if rows is None else before.index_add_(0, rows, part)
 
-    products = {k: (v, total(a, piece.products[k][1])) for k, (v, a) in waiting.products.items()}
+    products = {k: (v, total(waiting.products[k][1], part)) for k, (v, part) in piece.products.items()}
     return replace(
         piece, gradient=total(waiting.gradient, piece.gradient), products=products,
         curvatures=waiting.curvatures + piece.curvatures,
     )  # fmt: skip
+
+
+def to_wait(piece: Piece, *, shared: bool) -> Piece:
+    """What is kept of a piece that is not complete: its values and vectors come again with the last of its tensor.
+
+    Args:
+        piece: of which there is more to come.
+        shared: somebody else may hold the memory of its gradient or products.
+    """
+    none = piece.value.new_empty(0)
+    products = {k: (none, a.clone() if shared else a) for k, (_, a) in piece.products.items()}
+    return replace(piece, value=none, gradient=piece.gradient.clone() if shared else piece.gradient, products=products)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import torch
 from villani.objective.parameters import ParameterSpace
 from villani.work.budget import Needs, hold
 
-_PIECE = 1 << 20  # entries that are read at a time
+PIECE = 1 << 18  # entries that are read at a time
 
 
 class Spilled:
@@ -59,7 +59,7 @@ class Spilled:
 
     def _pieces(self, index: int) -> Iterator[tuple[int, torch.Tensor]]:
         count = self._space.parameters[index].tensor.numel()
-        for place in range(0, count, _PIECE):
-            held = torch.empty(min(_PIECE, count - place), dtype=torch.float64)
+        for place in range(0, count, PIECE):
+            held = torch.empty(min(PIECE, count - place), dtype=torch.float64)
             os.preadv(self._file.fileno(), [held.numpy().data], 8 * (self._offset(index) + place))
             yield place, held

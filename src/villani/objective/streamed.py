@@ -15,9 +15,8 @@ pass forward.
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import reduce
-from itertools import zip_longest
+from dataclasses import dataclass, field
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -30,7 +29,7 @@ from villani.objective.graph import LogitGraph, trace_logits
 from villani.objective.interpret import Evaluation, Placed, Table, values_of
 from villani.objective.objective import Objective
 from villani.objective.parameters import double_dot
-from villani.objective.pieces import Part, Piece, Rows, Vector, Wanted, added, lookup
+from villani.objective.pieces import Part, Piece, Rows, Vector, Wanted, added, lookup, to_wait
 from villani.objective.segments import Segment, Stretches, stretches
 from villani.objective.streamed_head import Predictions
 from villani.work.memory import give_back
@@ -65,21 +64,23 @@ class Tape:
     Attributes:
         labels: (n,) of the predicted positions.
         predictions: their features.
+        uses: of each tensor of θ, by the head and the segments.
 
     Raises:
         InputError: the model cannot be traced, or, with vectors, an operation has no forward derivative.
     """
 
     def __init__(self, objective: Objective, batch: Batch, vectors: Sequence[Vector] = ()) -> None:
-        give_back()
+        self._freed = 4.0 * objective.parameters.dtype.itemsize * int(objective.parameters.sizes.max())  # by a pass
+        give_back(self._freed)
         self.values = objective.parameters.values
         self._vectors = vectors
         self.graph, self._stretches = _cut(objective, batch)
         self._wanted = batch.labels[:, 1:] != IGNORED
         self.labels = batch.labels[:, 1:][self._wanted]
         head = self.graph.head
-        self._uses = Counter(i for s in self._stretches.segments for i in set(s.parameters.values()))
-        self._uses.update(i for i in (head.weight, head.bias) if isinstance(i, int))
+        self.uses = Counter(i for s in self._stretches.segments for i in set(s.parameters.values()))
+        self.uses.update(i for i in (head.weight, head.bias) if isinstance(i, int))
         self._begins: list[int | None] = [None for _ in vectors]  # the first segment that each vector moves
         self._starts: list[Values] = []
         self._tangents: list[list[Values]] = []
@@ -155,31 +156,20 @@ class Tape:
     ) -> Iterator[Piece]:
         """The gradient of the loss sum, and the products, tensor by tensor, each when it is complete.
 
-        Tensors that the logits do not depend on are left out.
+        Tensors that the logits do not depend on are left out. What holds a piece when it asks for the next has both in
+        memory.
 
         Args:
             labels: (n,) instead of the batch's own.
             residual: products are with the Hessian of ⟨p − y, z⟩, p − y held fixed: the residual part alone.
             wanted: of the products.
         """
-        partial: dict[int, Piece] = {}
-        left = Counter(self._uses)
+        yield from _complete([self], [self._parts(labels, residual, wanted)])
+
+    def _parts(self, labels: torch.Tensor | None, residual: bool, wanted: Wanted) -> Iterator[list[Part]]:
+        """What the head leaves, and each segment from the last one on."""
         vectors, moved = (self._vectors, self._moved) if wanted != "gradients" else ((), [])
-
-        def complete(parts: list[Part]) -> Iterator[Piece]:
-            while parts:
-                piece, rows = parts.pop(0)
-                left[piece.index] -= 1
-                waiting = partial.pop(piece.index, None)
-                if waiting is not None or rows is not None:
-                    piece = added(waiting, piece, rows)
-                del waiting
-                if left[piece.index]:
-                    partial[piece.index] = replace(piece, value=piece.value.new_empty(0))  # read again when it is used
-                else:
-                    yield piece
-
-        give_back()  # the head takes most, and finds little use for what the pass forward has freed
+        give_back(self._freed)  # the head takes most, and finds little use for what the pass forward has freed
         adjoint, turned, pieces = self.predictions.back(
             self.labels if labels is None else labels, vectors, moved, residual, wanted
         )
@@ -187,9 +177,9 @@ class Tape:
         adjoints = [{features: self._spread(t)} for t in (adjoint, *turned)]
         parts: list[Part] = [(piece, None) for piece in pieces]
         del adjoint, turned, pieces  # as large as the head
-        yield from complete(parts)
+        yield parts
         for number in reversed(range(len(self._starts))):
-            yield from complete(self._segment_back(number, adjoints, vectors, wanted == "products"))
+            yield self._segment_back(number, adjoints, vectors, wanted == "products")
 
     def _spread(self, rows: torch.Tensor) -> torch.Tensor:
         """(n, D) of the predicted positions, as (B, T, D) with zeros elsewhere."""
@@ -215,7 +205,7 @@ class Tape:
         indices = list(dict.fromkeys(segment.parameters.values()))
         tables = self._looked_up(segment)
         if tables:
-            give_back()  # a table may be the largest tensor, and its gradient has waited
+            give_back(self._freed)  # a table may be the largest tensor, and its gradient has waited
 
         def own(tensor: torch.Tensor, index: int) -> torch.Tensor:
             return tensor[tables[index]] if index in tables else tensor
@@ -264,20 +254,41 @@ class Tape:
         return pieces
 
 
-def back_together(tapes: Sequence[Tape], **options: Any) -> Iterator[Piece]:
-    """What `Tape.back` gives, summed over the tapes of one group, which are gone through side by side."""
-    if len(tapes) == 1:
-        yield from tapes[0].back(**options)
-        return
-    waiting: dict[int, list[Piece]] = {}
-    for at in zip_longest(*(tape.back(**options) for tape in tapes)):
-        for piece in at:
-            if piece is not None:
-                waiting.setdefault(piece.index, []).append(piece)
-                if len(waiting[piece.index]) == len(tapes):
-                    yield reduce(added, waiting.pop(piece.index))
-    for pieces in waiting.values():
-        yield reduce(added, pieces)
+def back_together(tapes: Sequence[Tape]) -> Iterator[Piece]:
+    """The gradients that `Tape.back` gives, summed over the tapes of one group, which are gone through side by side."""
+    yield from _complete(tapes, [tape._parts(None, False, "gradients") for tape in tapes])
+
+
+def _complete(tapes: Sequence[Tape], passes: Sequence[Iterator[list[Part]]]) -> Iterator[Piece]:
+    """Pieces of the tensors when all uses of them by all tapes have been there; each pass is that of a tape."""
+    left = sum((tape.uses for tape in tapes), Counter[int]())
+    waiting: dict[int, Piece] = {}
+    for parts, by_head in _stages(passes):
+        while parts:
+            piece, rows = parts.pop(0)
+            left[piece.index] -= 1
+            shared = not by_head  # autograd may hand out the same memory twice
+            if piece.index in waiting or rows is not None:
+                piece, shared = added(waiting.pop(piece.index, None), piece, rows), False
+            if left[piece.index]:
+                waiting[piece.index] = to_wait(piece, shared=shared)
+            else:
+                yield piece
+            del piece
+
+
+def _stages(passes: Sequence[Iterator[list[Part]]]) -> Iterator[tuple[list[Part], bool]]:
+    """What each pass leaves, all of them at the head first; and whether it is the head's."""
+    going = list(passes)
+    for stage in count():
+        for one in [*going]:
+            parts = next(one, None)
+            if parts is None:
+                going.remove(one)
+            else:
+                yield parts, stage == 0
+        if not going:
+            return
 
 
 def _grad(

@@ -3,8 +3,16 @@
 import pytest
 
 from tests.commands.synthetic import estimate, made, told
-from villani.commands.paper.record import ClaimRecord, LandscapePoint, PaperRecord, TrainingPoint, TrendRecord
+from villani.commands.paper.record import (
+    ClaimRecord,
+    EffectRecord,
+    LandscapePoint,
+    PaperRecord,
+    TrainingPoint,
+    TrendRecord,
+)
 from villani.commands.recommend.record import OptimizerRecord, RuleRecord
+from villani.work.records import TextRecord
 
 
 def study(**changes):
@@ -80,3 +88,36 @@ def test_rules_are_marked_by_where_they_land():
     for name, mark in (("first", "✓"), ("second", "✗"), ("third", "–")):
         [row] = [r for r in rows if f"{name}<" in r]
         assert f">{mark}<" in row
+
+
+def test_what_tuning_changed_stands_by_sense_and_lambda_and_leads_the_page():
+    def row(optimizer, decay, change, **more):
+        return made(
+            EffectRecord, quantity="held-out loss", optimizer=optimizer, weight_decay=decay, memory=4.0,
+            value=estimate(4.0, 0.25), change=change, **more,
+        )  # fmt: skip
+
+    effects = [
+        row("adamw", 0.0, None, kept=True),
+        row("adamw", 8.0, estimate(0.5, 0.0625), resolved=True, kept=False),
+        row("adamw-start", 8.0, estimate(0.001, 0.01), resolved=False, detectable=0.0375, kept=True),
+        made(EffectRecord, quantity="‖θ‖", optimizer="adamw", weight_decay=0.0, kept=None),
+    ]
+    words = "What decay changes."
+    section = study(
+        effects=effects, other_text=made(TextRecord, spec="other.txt"), tuning_sentence=words, sentence="Claims."
+    )
+    assert section.headline == words
+    assert section.findings["The preprint's claims"] == "Claims."
+    rows = section.tables.split("<tr")
+    [seen] = [r for r in rows if "✓<" in r]
+    assert "AdamW<" in seen
+    assert ">no<" in seen
+    [unseen] = [r for r in rows if "AdamW towards its start" in r]
+    assert "needs 0.038" in unseen
+    assert "may be" in unseen
+    assert "other.txt" in section.tables
+    assert section.pictures["tuned"][1] is not None
+    assert section.pictures["forgotten"][1] is None
+    assert "E7" not in study().tables
+    assert study(sentence="Claims.").headline == "Claims."

@@ -7,8 +7,15 @@ from scipy.stats import t as student
 
 from tests.commands.paper.test_training import cell
 from tests.commands.synthetic import estimate, made
-from villani.commands.paper.record import TrainingPoint
-from villani.commands.paper.sentences import against_no_decay, change_words, choice_sentence, decay_sentence, sign
+from villani.commands.paper.record import EffectRecord, TrainingPoint
+from villani.commands.paper.sentences import (
+    against_no_decay,
+    change_words,
+    choice_sentence,
+    decay_sentence,
+    sign,
+    tuning_sentence,
+)
 from villani.commands.paper.training import training_points
 from villani.commands.recommend.record import MarginRecord, OptimizerRecord, RuleRecord
 
@@ -59,6 +66,43 @@ def test_a_change_has_its_sign_and_an_interval_that_is_rounded_outwards():
     assert 0.14565 <= high < 0.155
     assert change_words(estimate(2.5, 0.0)) == "2.5"
     assert change_words(None) == "unknown"
+
+
+def effect(quantity, optimizer, decay, change=None, resolved=False, kept=True):
+    return made(
+        EffectRecord, quantity=quantity, optimizer=optimizer, weight_decay=decay, resolved=resolved, kept=kept,
+        memory=None if decay == 0 else 2.0 / decay, detectable=None if change is None else 0.0123,
+        change=None if change is None else estimate(change, 0.01, 3),
+    )  # fmt: skip
+
+
+def test_what_tuning_changed_is_told_or_what_would_have_been_seen():
+    rows = [
+        effect("held-out loss", "adamw", 0.0),
+        effect("held-out loss", "adamw", 0.5),  # diverged: nothing is told of it
+        effect("held-out loss", "adamw", 4.0, 0.25, resolved=True, kept=False),
+        effect("held-out loss", "adamw-start", 0.0),
+        effect("held-out loss", "adamw-start", 0.5, 0.001),
+        effect("held-out loss", "adamw-start", 4.0, -0.002),
+        effect("forgetting", "adamw", 4.0, 0.5, resolved=True),
+        effect("forgetting", "adamw-start", 0.5, 0.003),
+        effect("forgetting", "adamw-start", 4.0, -0.125, resolved=True),
+        effect("‖θ‖", "adamw", 4.0, -1.0, resolved=True, kept=None),
+    ]
+    rows[1] = rows[1].model_copy(update={"kept": False})
+    words = tuning_sentence(rows)
+    assert (
+        "AdamW, decay towards zero: held-out loss changes by +0.25 [0.23, 0.27] at λ = 4; forgetting changes by +0.5"
+    ) in words
+    assert (
+        "AdamW, decay towards the start: held-out loss changes at no λ beyond its error; changes of 0.013 at λ = 0.5, "
+        "0.013 at λ = 4 would have been seen with probability 80 %; forgetting changes by -0.125 [−0.15, −0.1] at "
+        "λ = 4; changes of 0.013 at λ = 0.5 would"
+    ) in words
+    assert "at 95 %: no decay, λ = 0.5 towards the start, λ = 4 towards the start." in words
+    assert "0.5 to 4 times the run" in words
+    assert "‖θ‖" not in words
+    assert tuning_sentence([]) == ""
 
 
 def rule(name, value, decay=0.1, identity="of-it"):

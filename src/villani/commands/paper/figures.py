@@ -8,7 +8,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from villani.commands.paper.record import LandscapePoint, PaperRecord, TrainingPoint, TrendRecord
+from villani.commands.paper.record import EffectRecord, LandscapePoint, PaperRecord, TrainingPoint, TrendRecord
 from villani.commands.recommend.record import NAMES
 from villani.commands.spectrum.figures import DENSITY_UP, density_axis, density_line
 from villani.commands.spectrum.record import DensityRecord
@@ -20,7 +20,7 @@ from villani.work.records import EstimateRecord
 
 _DECAY = "weight decay λ"
 _LEGEND = {"orientation": "h", "y": -0.25, "x": 0}
-_COLOURS = {"sgd": POSITIVE, "noisy-sgd": NEGATIVE, "adamw": TOTAL}
+_COLOURS = {"sgd": POSITIVE, "noisy-sgd": NEGATIVE, "adamw": TOTAL, "adamw-start": EXACT}
 _ORBIT_CAPTION = (
     "Ψ at θ_R and the largest s, as measured, for the worst orbit of each model; the loss is the same at every "
     "R. Where Ψ falls, Ψ_s → ∞ fails. Signed logarithmic scale."
@@ -44,6 +44,7 @@ _RATES_CAPTION = (
 )
 _LOSS_CAPTION = "Means over training seeds with intervals: solid, held out; dotted, training."
 _CERTIFICATE_CAPTION = "One run of noisy SGD at each λ: the certified risk, its empirical part and what the bound adds."
+_CHANGE_CAPTION = "The same seeds, batches and blocks as without decay; intervals over seeds and blocks, one at a time."
 _PATHOLOGY_CAPTION = "Means over training seeds with intervals over seeds."
 
 
@@ -52,6 +53,8 @@ def pictures(record: PaperRecord) -> Pictures:
     densities = {p.weight_decay: p.density for p in record.spectra if p.density}
     gaps = _over_decay(_series(record.training, "gap"), "nats per token")
     made: dict[str, tuple[str, go.Figure | None, str]] = {
+        "tuned": ("E7: held-out loss, change from no decay", _changes(record, "held-out loss"), _CHANGE_CAPTION),
+        "forgotten": ("E7: forgetting, change from no decay", _changes(record, "forgetting"), _CHANGE_CAPTION),
         "orbits": ("E1: Ψ along orbits of constant loss", _orbits(record.landscape), _ORBIT_CAPTION),
         "rays": ("E1: Ψ along rays", _rays(record), _RAY_CAPTION),
         "spectra": ("E2: the largest eigenvalue", _spectra(record.learned), _SPECTRA_CAPTION),
@@ -84,7 +87,14 @@ def _over_decay(series: dict[str, list[tuple[float, EstimateRecord]]], title: st
     return _figure(traces, 360, _DECAY, title)
 
 
-def _series(points: Sequence[TrainingPoint | TrendRecord], field: str) -> dict[str, list[tuple[float, EstimateRecord]]]:
+def _changes(record: PaperRecord, quantity: str) -> go.Figure | None:
+    own = [e for e in record.effects if e.quantity == quantity]
+    return _over_decay(_series(own, "change"), "nats per token") if own else None
+
+
+def _series(
+    points: Sequence[TrainingPoint | TrendRecord | EffectRecord], field: str
+) -> dict[str, list[tuple[float, EstimateRecord]]]:
     series: dict[str, list[tuple[float, EstimateRecord]]] = {}
     for p in points:
         if (estimate := getattr(p, field)) is not None:

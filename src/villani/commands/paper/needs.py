@@ -4,6 +4,7 @@ Factors are gradients that a unit takes for every token it looks at, held agains
 """
 
 from villani.commands.paper.settings import PaperSettings
+from villani.commands.recommend.settings import run_of
 
 MEASURED = 4.0  # a group measured with one probe
 ORBITS = 20.0  # a group in the audit of orbits, over all parts of θ
@@ -16,7 +17,7 @@ _GUARD = 12.0 * 24  # blocks of the short audit at the start, times its factor (
 
 def units(settings: PaperSettings) -> dict[str, int]:
     """How many units of each kind a study has."""
-    trained = len(settings.cells())
+    trained = len({*map(run_of, settings.cells())})
     estimators = settings.estimators
     return {
         "sweep": trained,
@@ -28,6 +29,7 @@ def units(settings: PaperSettings) -> dict[str, int]:
         "estimators": 1 + len(estimators.ways) * estimators.repeats if estimators else 0,
         "pathologies": trained if settings.pathologies else 0,
         "schedules": len(settings.schedules.ways) * settings.schedules.seeds if settings.schedules else 0,
+        "forgetting": 1 if settings.forgetting else 0,
         "choice": 1,
     }
 
@@ -78,8 +80,21 @@ def tokens(settings: PaperSettings, held_out: int, train: int) -> dict[str, floa
         made["estimators"] = each * several.groups * several.sequences * block
     if seen := settings.pathologies:
         made["pathologies"] = units(settings)["pathologies"] * 2 * LOSS * seen.blocks * block
+    if tuned := settings.forgetting:
+        made["forgetting"] = (LOSS * (tuned.blocks + 2 * tuned.pathologies) + MEASURED * tuned.groups) * block
     made["choice"] = _GUARD * block if "noisy-sgd" in settings.sweep.optimizers else block
     return made
+
+
+def looked(settings: PaperSettings) -> float:
+    """Of E7, which is part of the training runs."""
+    part, sweep = settings.forgetting, settings.sweep
+    if part is None:
+        return 0.0
+    runs = {*map(run_of, settings.cells())}
+    traced = sum(seed in sweep.training_seeds[: part.seeds] for _, _, seed in runs)
+    blocks = len(runs) * LOSS * (part.blocks + 2 * part.pathologies) + traced * MEASURED * part.groups
+    return blocks * sweep.block
 
 
 def weights(settings: PaperSettings) -> float:

@@ -7,6 +7,7 @@ from pathlib import Path
 from rich.console import Console
 
 from villani.commands.converge.record import RateRecord
+from villani.commands.paper.effect_tables import effect_tables
 from villani.commands.paper.figures import pictures as pictures  # a page has them
 from villani.commands.paper.record import ClaimRecord, PaperRecord, TrendRecord
 from villani.commands.paper.sentences import schedule_sentence
@@ -36,14 +37,14 @@ _LIMITS = (
 
 
 def headline(record: PaperRecord) -> str:
-    """How many claims came out how."""
-    return record.sentence
+    """What decay changed in tuning, where that was asked, or how many claims came out how."""
+    return record.tuning_sentence or record.sentence
 
 
 def show(record: PaperRecord, _: Path, console: Console) -> None:
     """The claims with their verdicts, and what was found about λ."""
-    say(console, record.sentence, "bold")
-    for words in (_choice_words(record), record.decay_sentence):
+    say(console, headline(record), "bold")
+    for words in (record.sentence if record.tuning_sentence else "", _choice_words(record), record.decay_sentence):
         if words:
             say(console, words)
     if record.cut:
@@ -57,6 +58,7 @@ def findings(record: PaperRecord) -> dict[str, str]:
     """Title → paragraph."""
     moved = [_moved(name, trend) for name, trend in record.trends.items()]
     return {
+        "The preprint's claims": record.sentence if record.tuning_sentence else "",
         "E6: the grid against rules": _choice_words(record),
         "E6: schedules": schedule_sentence(record.schedules),
         "What decay does": record.decay_sentence,
@@ -77,6 +79,7 @@ def tables(record: PaperRecord) -> str:
     certified = [p for p in record.certificates if p.path]
     return sections(
         {
+            "E7: what decay changed": effect_tables(record),
             "E4 and E6: training": _noted(_TRAINING_NOTE, rows_of(record.training, _TRAINING)),
             "E6: where rules land": _noted(_CHOICE_NOTE, _choice_rows(record)),
             "E6: schedules of weight decay": _noted(_SCHEDULES_NOTE, rows_of(record.schedules, _SCHEDULES)),

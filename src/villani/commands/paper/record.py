@@ -132,6 +132,32 @@ class SchedulePoint(Record):
     best_change: EstimateRecord | None = Field(description="the same of the least loss of the run's curve")
 
 
+class EffectRecord(Record):
+    """E7: one quantity of a trained model at one optimiser and λ, and what decay changed of it.
+
+    Errors are over training seeds and over the blocks or groups that all models see; a change is taken in pairs.
+    """
+
+    quantity: str
+    optimizer: str = Field(description="adamw-start: AdamW whose decay goes towards where training began")
+    weight_decay: float = Field(ge=0)
+    memory: float | None = Field(description="1/(ηλ) at the peak η, as a multiple of the run; null without decay")
+    seeds: int = Field(description="at which it was measured; of tr ∇²L at one seed, errors are over groups alone")
+    units: int = Field(description="blocks, documents or groups; 1 where a model has one number, known exactly")
+    value: EstimateRecord | None = Field(
+        description="of `forgetting`: nats per token of the other text, above what they were before training"
+    )
+    change: EstimateRecord | None = Field(description="from the first λ of the grid, seed by seed and unit by unit")
+    resolved: bool = Field(description="whether the change is beyond its error; all of a quantity hold at once, 95 %")
+    detectable: float | None = Field(
+        description="least true change that would have been resolved with probability 80 %, errors being as they are"
+    )
+    kept: bool | None = Field(
+        description="whether it may be the best of all λ, whatever decay goes towards, at 95 %; null where less is not "
+        "better"
+    )
+
+
 class EstimatorPoint(Record):
     """E5: one way to tr ∇²L on fixed groups, repeated; seconds are in the cost."""
 
@@ -182,6 +208,9 @@ class PaperRecord(Record):
     certificate_sentence: str
     estimators: EstimatorsRecord | None
     schedules: list[SchedulePoint] = Field(default_factory=list, description="E6, schedules on fresh seeds")
+    effects: list[EffectRecord] = Field(default_factory=list, description="E7, what decay changed in tuning")
+    other_text: TextRecord | None = Field(default=None, description="E7, what `forgetting` is about")
+    tuning_sentence: str = Field(default="", description="E7: what decay changes, or what it would have had to change")
     choices: list[OptimizerRecord] = Field(description="E6, as of `villani recommend`, from the same training runs")
     pathologies: list[PathologyPoint]
     trends: dict[str, list[TrendRecord]] = Field(description="pathologies over seeds, by name")

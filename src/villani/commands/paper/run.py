@@ -18,11 +18,14 @@ from villani.commands.certify.record import CertificatePoint
 from villani.commands.converge.record import ConvergenceRecord
 from villani.commands.paper import points
 from villani.commands.paper.claims import claims, sentence
+from villani.commands.paper.forgetting import OtherText, effects, looked, looked_before, read_other
+from villani.commands.paper.needs import looked as looked_tokens
 from villani.commands.paper.needs import tokens, units, weights
 from villani.commands.paper.points import Study
 from villani.commands.paper.record import (
     ConvergencePoint,
     CriteriaRecord,
+    EffectRecord,
     EstimatorsRecord,
     LandscapePoint,
     PaperRecord,
@@ -30,13 +33,13 @@ from villani.commands.paper.record import (
     SpectrumPoint,
 )
 from villani.commands.paper.schedules import schedule_points
-from villani.commands.paper.sentences import choice_sentence, decay_sentence
+from villani.commands.paper.sentences import choice_sentence, decay_sentence, tuning_sentence
 from villani.commands.paper.settings import PARTS, EstimatorsPart, PaperOptions, Ways
 from villani.commands.paper.training import best_decay, learned_curvature, pathology_trends, training_points
 from villani.commands.recommend.record import OptimizerRecord
 from villani.commands.recommend.results import Certificates
 from villani.commands.recommend.run import Evidence, judge, pairs_of
-from villani.commands.recommend.settings import RecommendSettings
+from villani.commands.recommend.settings import RecommendSettings, run_of
 from villani.commands.recommend.sweep import CellKey, SweepCell, needs_of, read_sweep_text, sweep
 from villani.commands.running import Outcome, perform
 from villani.commands.subject import begin, bits_of, load, outputs, provenance_of
@@ -50,6 +53,7 @@ from villani.work.work import Work
 
 T = TypeVar("T")
 KINDS = ("sweep", "criteria", *PARTS, "choice")  # of units
+_BEFORE = "forgetting/start"  # the unit of E7 that is measured before any training
 _FREE = {"threads", "trust_remote_code", "adapter"}  # fields of a sweep that its trained models do not depend on
 
 
@@ -63,16 +67,20 @@ def run(options: PaperOptions, work: Work) -> Outcome:
     text = read_sweep_text(trained, work)
     objective = Objective(loaded.model, text.train.ids[:1][None])
     provenance = provenance_of(objective, "villani study paper --config settings.toml", trained.seed)
+    part = settings.forgetting
+    other = read_other(settings, part, text, work, loaded) if part else None
+    records = [*text.records, *([other.record] if other else [])]
     keyed = {
         **{f"sweep.{name}": value for name, value in trained.model_dump(mode="json", exclude=_FREE).items()},
-        "token_checksums": [record.token_checksum for record in text.records],
+        "token_checksums": [record.token_checksum for record in records],
         **bits_of(provenance),
         **({"grids": settings.grids} if settings.grids else {}),
+        **({f"forgetting.{name}": value for name, value in part.model_dump().items()} if part else {}),
     }
     counts = units(settings)
     needs = needs_of(
         trained, objective, counts["sweep"], text, tokens(settings, len(text.held_out.ids), len(text.train.ids)),
-        kept=ceil(weights(settings)), processes=work.team.size,
+        kept=ceil(weights(settings)), processes=work.team.size, looked=looked_tokens(settings),
     )  # fmt: skip
     present = ",".join(name for name in PARTS if getattr(settings, name) is not None)
     work.open(
@@ -80,7 +88,7 @@ def run(options: PaperOptions, work: Work) -> Outcome:
         instead=f"leave parts out (--without {present})" if present else "train fewer cells or a smaller model",
         device=trained.device, agreed=options.yes,
     )  # fmt: skip
-    study = _Run(settings, text, work, options.keep_weights)
+    study = _Run(settings, text, work, options.keep_weights, other)
     cells = study.trained()
     schedules = schedule_points(study, cells)
     if not work.team.main:
@@ -112,11 +120,20 @@ class _Run(Study):
     """One run of a study: what it does, in order, and what it says while it does it."""
 
     keep_weights: bool = False
+    other: OtherText | None = None
 
     def trained(self) -> list[SweepCell]:
         """The cells of the sweep, which processes share."""
         wanted: Callable[[CellKey], bool] | bool = True if self.keep_weights else self._looks
-        return sweep(self.settings.sweep, self.work.scope("sweep"), self.settings.cells(), keep=wanted)
+        look = None
+        if (part := self.settings.forgetting) and self.other:
+            given = (self.settings, part, self.text, self.other)
+            look = partial(looked, *given)
+            self.work.stage(PARTS["forgetting"], "forgetting")
+            if self.work.team.main:
+                loaded = load(self.settings.sweep, self.work)
+                self.work.once(_BEFORE, partial(looked_before, *given, loaded))
+        return sweep(self.settings.sweep, self.work.scope("sweep"), self.settings.cells(), keep=wanted, look=look)
 
     def measured(self, cells: list[SweepCell], parameters: int) -> dict[str, Any]:
         """All fields of the record that are measured."""
@@ -151,9 +168,13 @@ class _Run(Study):
         estimators = None
         if settings.estimators and chosen:
             estimators = self._estimators(settings.estimators, chosen, parameters)
-        pathologies = self._each("pathologies", "pathologies", PathologyPoint, trained, points.pathology_point)
+        seen = self._each("pathologies", "pathologies", PathologyPoint, trained, points.pathology_point)
+        pathologies = [p.model_copy(update={"optimizer": c.optimizer}) for p, c in zip(seen, trained, strict=False)]
         tables = {name: training_points(cells, name) for name in optimizers}
         training = [point for row, _ in tables.values() for point in row]
+        changed: list[EffectRecord] = []
+        if (other := self.other) and (before := self.work.get(_BEFORE)):
+            changed = effects(settings, cells, other, before["forgetting"])
         self.work.stage("E6, rules against the grid", "choice")
         choices = self.work.once_record(
             f"choice/{settings.digest('choice')}", list[OptimizerRecord], partial(self._choices, cells, certificates[0])
@@ -162,7 +183,8 @@ class _Run(Study):
             "criteria": examined, "landscape": landscape, "spectra": spectra,
             "learned": learned_curvature(spectra, grid), "convergence": convergence, "training": training,
             "certificates": certificates[0], "certificate_sentence": certificates[1], "estimators": estimators,
-            "choices": choices, "pathologies": pathologies,
+            "choices": choices, "pathologies": pathologies, "effects": changed,
+            "other_text": other.record if other else None, "tuning_sentence": tuning_sentence(changed),
             "trends": pathology_trends(pathologies, optimizers, grid),
             "common_loss": {name: common for name, (_, common) in tables.items() if common is not None},
             "choice_sentence": choice_sentence(choices), "decay_sentence": decay_sentence(training),
@@ -179,7 +201,7 @@ class _Run(Study):
         if kind in ("landscape", "spectra"):
             cells = [cell for cell in cells if cell.seed in self.settings.examined(kind)]
         for number, cell in enumerate(cells):
-            key = self._key(kind, cell.optimizer, cell.weight_decay, cell.seed)
+            key = self._key(kind, *run_of((cell.optimizer, cell.weight_decay, cell.seed)))
             self.work.stage(words, kind)
             self.work.advance(number, len(cells))
             made.append(self.work.once_record(key, record, partial(make, self, part, cell)))
@@ -235,14 +257,16 @@ class _Run(Study):
         of training, in a folder of its own.
         """
         asked = self.settings.sweep
-        recommend = RecommendSettings.model_validate(asked.model_dump())
+        zero = asked.towards_zero
+        rates = {name: asked.learning_rate[name] for name in zero}
+        recommend = RecommendSettings.model_validate(asked.model_dump() | {"optimizers": zero, "learning_rate": rates})
         model = load(asked, self.work).model
         bounds = Certificates({p.weight_decay: p.path.value for p in certificates if p.path}, [])
         evidence = Evidence(
             recommend, self.text, ParameterSpace(model, asked.decay), Smoothing(outputs(model), recommend.alpha),
             bounds, *pairs_of(recommend, None, self.work),
         )  # fmt: skip
-        return [judge(evidence, optimizer, cells) for optimizer in asked.optimizers]
+        return [judge(evidence, optimizer, cells) for optimizer in zero]
 
 
 def _settled(record: ConvergenceRecord) -> list[ConvergencePoint]:

@@ -60,10 +60,13 @@ def _trained(study: Study, part: SchedulesPart, way: ScheduleName, decay: float,
     weights, state = (folder / f"{way}-{decay!r}-{seed}{end}" for end in (".safetensors", "-state"))
     loaded = load(sweep, study.work, start_spec(sweep, seed), train=True)
     start, schedule = _schedule(study, part, way, decay, loaded)
-    row = train_cell(sweep, study.text, ("adamw", start, seed), loaded.model, weights, state, work, schedule)
+    row = train_cell(sweep, study.text, ("adamw", start, seed), loaded, weights, state, work, schedule)
     weights.unlink(missing_ok=True)
     clear(state)
-    return row | {"start": np.array(start), "last": np.array(max(schedule.current) if schedule else start)}
+    last = max(schedule.current) if schedule else start
+    if schedule:
+        schedule.detach()
+    return row | {"start": np.array(start), "last": np.array(last)}
 
 
 def _schedule(

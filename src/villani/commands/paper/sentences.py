@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from villani.commands.paper.record import SchedulePoint, TrainingPoint
+from villani.commands.paper.record import EffectRecord, SchedulePoint, TrainingPoint
 from villani.commands.recommend.record import OptimizerRecord
 from villani.outwards import lower, upper
 from villani.statistics import resolved_sign
@@ -71,6 +71,50 @@ def schedule_sentence(points: Sequence[SchedulePoint]) -> str:
         f"AdamW on {len(points[0].seeds)} fresh seeds, held-out nats from the grid's λ = {points[0].chosen:g} held "
         f"constant: {words}. Beyond error in {len(changed)} comparisons: {', '.join(beyond) or 'none'}."
     )
+
+
+def tuning_sentence(effects: Sequence[EffectRecord]) -> str:
+    """E7 in short: what decay changed of the losses, or how large a change it would have taken to be seen."""
+    words = []
+    for name in dict.fromkeys(e.optimizer for e in effects):
+        parts = []
+        for quantity in dict.fromkeys(e.quantity for e in effects if e.kept is not None):
+            own = [e for e in effects if (e.optimizer, e.quantity) == (name, quantity) and e.change]
+            if own:
+                parts.append(_change_sentence(quantity, own))
+        if parts:
+            words.append(f"{_TOWARDS.get(name, name)}: {'; '.join(parts)}")
+    if not words:
+        return ""
+    best = [e for e in effects if e.kept and e.quantity == effects[0].quantity]
+    places = dict.fromkeys(map(_place, best))
+    acting = [e.memory for e in effects if e.memory is not None]
+    return (
+        f"What decay changes, in nats per token. {'. '.join(words)}. Least {effects[0].quantity}, as far as can be "
+        f"told at 95 %: {', '.join(places) or 'none'}. Decay forgets over 1/(ηλ), {lower(min(acting), 2)} to "
+        f"{upper(max(acting), 2)} times the run."
+    )
+
+
+_TOWARDS = {"adamw": "AdamW, decay towards zero", "adamw-start": "AdamW, decay towards the start"}
+
+
+def _change_sentence(quantity: str, effects: Sequence[EffectRecord]) -> str:
+    """Of one optimiser and quantity."""
+    seen = [f"by {change_words(e.change)} at λ = {e.weight_decay:g}" for e in effects if e.resolved]
+    open_ones = [e for e in effects if not e.resolved]
+    words = f"{quantity} changes {', '.join(seen)}" if seen else f"{quantity} changes at no λ beyond its error"
+    if not open_ones:
+        return words
+    needed = ", ".join(f"{upper(e.detectable or 0.0, 2)} at λ = {e.weight_decay:g}" for e in open_ones)
+    return f"{words}; changes of {needed} would have been seen with probability 80 %"
+
+
+def _place(effect: EffectRecord) -> str:
+    towards = {"adamw": " towards zero", "adamw-start": " towards the start"}.get(effect.optimizer)
+    if effect.weight_decay == 0:
+        return "no decay" if towards else f"no decay of {effect.optimizer}"
+    return f"λ = {effect.weight_decay:g}{towards or f' of {effect.optimizer}'}"
 
 
 def against_no_decay(training: Sequence[TrainingPoint]) -> list[tuple[TrainingPoint, EstimateRecord]]:

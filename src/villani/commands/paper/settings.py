@@ -17,16 +17,18 @@ from villani.commands.blocks import ConsentBlock, Settings, shared
 from villani.commands.certify.settings import CertifySettings
 from villani.commands.converge.settings import ConvergeSettings
 from villani.commands.option import option
-from villani.commands.recommend.settings import OptimizerName, SweepSettings, check_grid
+from villani.commands.recommend.settings import CellKey, SweepSettings, TrainedName, check_grid
 from villani.errors import InputError, check_positive
 from villani.work import foreign
 
-Size = Literal["tiny", "small", "125m", "pretrained", "long"]
-PartName = Literal["landscape", "spectra", "convergence", "certificates", "estimators", "pathologies", "schedules"]
+Size = Literal["tiny", "small", "125m", "pretrained", "long", "fine-tuning"]
+PartName = Literal[
+    "landscape", "spectra", "convergence", "certificates", "estimators", "pathologies", "schedules", "forgetting"
+]
 PARTS: dict[PartName, str] = {
     "landscape": "E1, Ψ along rays and orbits", "spectra": "E2, spectra", "convergence": "E3, chains of noisy SGD",
     "certificates": "E4, certificates", "estimators": "E5, ways to the trace", "pathologies": "pathologies",
-    "schedules": "E6, schedules of weight decay",
+    "schedules": "E6, schedules of weight decay", "forgetting": "E7, what tuning changed",
 }  # fmt: skip
 ScheduleName = Literal["constant", "memory", "adamc", "cautious", "radial-gap"]
 Ways = Literal["hutchinson", "gauss-newton", "taylor", "taylor-layer", "taylor-tensor"]
@@ -128,12 +130,26 @@ class SchedulesPart(_Part):
     cap: float = 10.0
 
 
+class ForgettingPart(_Part):
+    """E7, at the end of every training run: loss on another text, distance, sharpness and pathologies, in pairs.
+
+    `pathologies` is held-out blocks, `groups` blocks of training text for tr ∇²L; 0 for none. Models of the first
+    `seeds` training seeds have tr ∇²L.
+    """
+
+    text: str
+    blocks: int = 64
+    pathologies: int = 16
+    groups: int = 8
+    seeds: int | None = None
+
+
 class PaperSettings(_Part):
     """A study: what is trained, and which experiments are done with it. A part that is left out is not done."""
 
     sweep: SweepSettings
     temperature: list[float]
-    grids: dict[OptimizerName, list[float]] = Field(default_factory=dict)  # λ of an optimiser with a grid of its own
+    grids: dict[TrainedName, list[float]] = Field(default_factory=dict)  # λ of an optimiser with a grid of its own
     cut: list[str] = Field(default_factory=list)  # what was made smaller than it should be, in words
     landscape: LandscapePart | None = None
     spectra: SpectraPart | None = None
@@ -142,12 +158,13 @@ class PaperSettings(_Part):
     estimators: EstimatorsPart | None = None
     pathologies: PathologiesPart | None = None
     schedules: SchedulesPart | None = None
+    forgetting: ForgettingPart | None = None
 
-    def grid(self, optimizer: OptimizerName) -> list[float]:
+    def grid(self, optimizer: TrainedName) -> list[float]:
         """λ that one optimiser trains at."""
         return self.grids.get(optimizer, self.sweep.weight_decay)
 
-    def cells(self) -> list[tuple[OptimizerName, float, int]]:
+    def cells(self) -> list[CellKey]:
         """The training runs: optimisers in order, λ in the order of each one's grid, then seeds."""
         sweep = self.sweep
         return [(o, decay, seed) for o in sweep.optimizers for decay in self.grid(o) for seed in sweep.training_seeds]
@@ -159,7 +176,9 @@ class PaperSettings(_Part):
 
     def cuts(self) -> list[str]:
         """What this study leaves out or does less of, in words."""
-        preprint = {name: words for name, words in PARTS.items() if name != "schedules"}  # which has none
+        preprint = {name: words for name, words in PARTS.items() if name not in ("schedules", "forgetting")}
+        if self.forgetting and self.forgetting.pathologies:  # which has them
+            del preprint["pathologies"]
         left = [f"{words}: left out" for name, words in preprint.items() if getattr(self, name) is None]
         fewer = [
             f"{PARTS[name]}: at {len(self.examined(name))} of {self.sweep.seeds} training seeds"
@@ -197,6 +216,13 @@ class PaperSettings(_Part):
                 raise InputError(f"schedules.ways={self.schedules.ways}: expected different ones, constant among them")
             if "adamw" not in self.sweep.optimizers:
                 raise InputError("sweep.optimizers: schedules are of adamw: add adamw, or leave schedules out")
+        if self.forgetting and (grid := self.sweep.weight_decay)[0] != 0:
+            raise InputError(
+                f"sweep.weight_decay={grid}: with forgetting, whose changes are from no decay, it has to begin with 0"
+            )
+        for name, low in (("pathologies", 2), ("groups", 3)):
+            if 0 < (count := getattr(self.forgetting, name, 0)) < low:
+                raise InputError(f"forgetting.{name}={count}: expected 0, or at least {low}, for an error")
         if self.convergence:
             check_positive(**{"convergence.temperature": self.convergence.temperature})
             self.chains().filled()
@@ -226,6 +252,7 @@ class PaperSettings(_Part):
             "estimators": {"groups": 1, "sequences": 1, "probes": 2, "repeats": 2, "reference_probes": 2, "exact": 0},
             "pathologies": {"blocks": 2},
             "schedules": {"seeds": 2, "every": 1, "blocks": 1},
+            "forgetting": {"blocks": 2, "pathologies": 0, "groups": 0},
         }
         for part, fields in least.items():
             given = getattr(self, part)
@@ -272,7 +299,8 @@ class PaperOptions(ConsentBlock, Settings):
     """Rerun the preprint's experiments, with seeds and intervals, and judge its abstract claim by claim.
 
     Killed or interrupted, the same command goes on where it was. Sizes: tiny, small; pretrained, for --model FOLDER
-    of about 135M parameters, and 125m, random weights, each sized to four hours of two cores; long, about decay alone.
+    of about 135M parameters, and 125m, random weights, each sized to four hours of two cores; long, about decay alone;
+    fine-tuning, about decay towards zero and towards the checkpoint that --model FOLDER is.
 
     Example: villani study paper --size small --text ptb
     """
@@ -322,7 +350,7 @@ def read_settings(
         config: a TOML file.
         size: one of `Size`, if there is no file.
         text: instead of the file's; of PTB and WikiText the next split is then held out, of others the last tenth.
-        model: instead of the file's; `pretrained` names none of its own.
+        model: instead of the file's; `pretrained` and `fine-tuning` name none of their own.
         without: parts that are left out.
 
     Raises:
@@ -344,8 +372,8 @@ def read_settings(
         changes = {"text": named, "held_out": _HELD_OUT.get(named)}
     if model is not None:
         changes["model"] = model
-    if size == "pretrained" and model is None:
-        raise InputError("--size pretrained: which checkpoint? give --model FOLDER, or a hub id")
+    if size in ("pretrained", "fine-tuning") and model is None:
+        raise InputError(f"--size {size}: which checkpoint? give --model FOLDER, or a hub id")
     for part in without:
         if content.pop(part, None) is None:
             raise InputError(f"--without {part}: {name} has no such part, or it is given twice; leave it out")

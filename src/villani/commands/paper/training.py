@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from villani.commands.paper.record import PathologyPoint, SpectrumPoint, TrainingPoint, TrendRecord
+from villani.commands.recommend.settings import TrainedName
 from villani.commands.recommend.sweep import SweepCell, by_decay
-from villani.dynamics.training import Optimizer
 from villani.statistics import over_seeds
 
 SHARE = 0.9  # of the way from the start to the grid's best held-out loss: what `steps` counts towards
@@ -20,7 +20,7 @@ def losses(cell: SweepCell) -> dict[str, float]:
     return {"held_out": held, "train_loss": seen, "gap": held - seen, "norm_squared": cell.norm_squared}
 
 
-def training_points(cells: Sequence[SweepCell], optimizer: Optimizer) -> tuple[list[TrainingPoint], float | None]:
+def training_points(cells: Sequence[SweepCell], optimizer: TrainedName) -> tuple[list[TrainingPoint], float | None]:
     """E4 of one optimiser, in the order of the grid, and the common loss that steps are counted towards."""
     grid = by_decay(cells, optimizer)
     best = best_decay(cells, optimizer)
@@ -50,7 +50,7 @@ def training_points(cells: Sequence[SweepCell], optimizer: Optimizer) -> tuple[l
     return points, common
 
 
-def best_decay(cells: Sequence[SweepCell], optimizer: Optimizer) -> float | None:
+def best_decay(cells: Sequence[SweepCell], optimizer: TrainedName) -> float | None:
     """The λ of the least mean held-out loss among those where no seed diverged; None if all have."""
     means = {
         decay: float(np.mean([losses(c)["held_out"] for c in row]))

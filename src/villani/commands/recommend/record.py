@@ -7,7 +7,9 @@ from pydantic import Field
 from villani.work.records import Cost, EstimateRecord, ModelRecord, Provenance, Record, Status, TextRecord
 
 OptimizerName = Literal["adamw", "sgd", "noisy-sgd"]
-NAMES = {"adamw": "AdamW", "sgd": "SGD with L2", "noisy-sgd": "noisy SGD with L2"}
+NAMES = {
+    "adamw": "AdamW", "sgd": "SGD with L2", "noisy-sgd": "noisy SGD with L2", "adamw-start": "AdamW towards its start",
+}  # fmt: skip
 
 
 class MarginRecord(Record):

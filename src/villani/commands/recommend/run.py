@@ -144,7 +144,7 @@ def run(settings: RecommendSettings, work: Work) -> Outcome:
         cells = [*product([optimizer], decays, settings.training_seeds)]
         return sweep(settings, work, cells, f"{_VERIFYING}: {optimizer}", keep=settings.keep_weights)
 
-    records = [judge(evidence, o, swept, trained if settings.verify_rules else None) for o in settings.optimizers]
+    records = [judge(evidence, o, swept, trained if settings.verify_rules else None) for o in settings.towards_zero]
     blocks = len(text.documents)
     units = len(joined(np.zeros(blocks), np.ones(blocks), text.documents)[1])
     trained_blocks = len(text.train.ids)

@@ -28,6 +28,8 @@ from villani.theory.constants import Smoothing
 TRAINING, RULE = "Training", "Rules"
 OptimizerName = Literal["sgd", "noisy-sgd", "adamw"]
 OPTIMIZERS: tuple[OptimizerName, ...] = get_args(OptimizerName)
+TrainedName = Literal[OptimizerName, "adamw-start"]  # of a sweep; the last decays towards where training began
+CellKey = tuple[TrainedName, float, int]  # optimiser, λ, training seed
 GRID = [0.0, 1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0]
 RATES = {"sgd": 0.1, "noisy-sgd": 0.5, "adamw": 2e-3}  # η for random weights
 TUNING = {"optimizers": ["adamw"], "seeds": 2, "steps": 100}  # of a checkpoint, where nobody says
@@ -57,7 +59,7 @@ class SweepSettings(
 
     held_out: str | None = option(None, "other text to judge by", TEXT, default="the last tenth")
     block: int = option(128, "tokens in a block", DESIGN)
-    optimizers: list[OptimizerName] = option(
+    optimizers: list[TrainedName] = option(
         [*OPTIMIZERS], "sgd (L2), noisy-sgd, adamw; several with commas", TRAINING,
         flags=("--optimizers", "--optimizer"),
     )  # fmt: skip
@@ -84,6 +86,11 @@ class SweepSettings(
         return _random(self.model)
 
     @property
+    def towards_zero(self) -> list[OptimizerName]:
+        """Optimisers whose decay goes towards zero, which rules are about."""
+        return [name for name in self.optimizers if name != "adamw-start"]
+
+    @property
     def training_seeds(self) -> range:
         """Seeds of training runs."""
         return range(self.seed, self.seed + self.seeds)
@@ -95,6 +102,12 @@ class SweepSettings(
         if not self.optimizers or len(set(self.optimizers)) < len(self.optimizers):
             raise InputError(f"optimizers={self.optimizers}: expected different ones of {', '.join(OPTIMIZERS)}")
         self._check_rates()
+        rates = self.learning_rate
+        if "adamw-start" in self.optimizers and rates.get("adamw-start") != rates.get("adamw"):
+            raise InputError(
+                "learning_rate: adamw-start goes with adamw at the same rate, since their run at λ = 0 is one; add "
+                "adamw, or give both one rate"
+            )
         if not 0 <= self.momentum < 1:
             raise InputError(f"momentum={self.momentum:g}: expected a number in [0, 1)")
         if self.held_out == self.text:
@@ -119,6 +132,12 @@ class SweepSettings(
     def _rates_complete(self) -> bool:
         """Whether every optimiser's rate stands here, and none is looked up beside the model."""
         return True
+
+
+def run_of(cell: CellKey) -> CellKey:
+    """The training run of a cell: without decay there is nothing that it could go towards."""
+    optimizer, decay, seed = cell
+    return ("adamw" if optimizer == "adamw-start" and decay == 0 else optimizer, decay, seed)
 
 
 def check_grid(name: str, grid: Sequence[float]) -> None:
@@ -205,6 +224,8 @@ class RecommendSettings(ConsentBlock, SweepSettings):
 
     def check(self) -> None:
         """As of a sweep, and of what is asked about it."""
+        if "adamw-start" in self.optimizers:
+            raise InputError("optimizers: adamw-start is of villani study paper; the rules are about decay towards 0")
         super().check()
         if not 0 < self.delta < 1:
             raise InputError(f"delta={self.delta:g}: expected a number between 0 and 1")

@@ -9,28 +9,31 @@ import hashlib
 import platform
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import count, product
+from math import ceil
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from villani.commands.certify.certified_text import smoothed_losses
-from villani.commands.recommend.settings import SweepSettings
+from villani.commands.recommend.settings import CellKey as CellKey
+from villani.commands.recommend.settings import SweepSettings, TrainedName, run_of
 from villani.commands.running import versions
 from villani.commands.subject import begin, load, load_blocks, load_text, load_tokenizer_of, outputs, timed_forward
 from villani.dynamics.chain import label_probabilities
 from villani.dynamics.interrupted import clear
 from villani.dynamics.schedules import DecaySchedule
-from villani.dynamics.training import Diverged, Optimizer, train
+from villani.dynamics.steered import StartDecay
+from villani.dynamics.training import Diverged, train
 from villani.errors import InputError
 from villani.inputs.models import LoadedModel
 from villani.inputs.text import Blocks, check_context, part_of, text_record
 from villani.objective.evaluation import same_threads
 from villani.objective.objective import MICRO_TOKENS, Objective
-from villani.objective.parameters import ParameterSpace
+from villani.objective.parameters import ParameterSpace, double_dot
 from villani.statistics import Array, Estimate, mean_per_token
 from villani.streams import Purpose, word
 from villani.work.budget import Needs, Shape
@@ -39,9 +42,10 @@ from villani.work.stretches import checksum, read_state, write_state
 from villani.work.team import Rows
 from villani.work.work import Work
 
-CellKey = tuple[Optimizer, float, int]  # optimiser, λ, training seed
+Look = Callable[[CellKey, LoadedModel], Mapping[str, Array]]  # at a trained model, before it is gone
 SWEEP = "sweep"  # stage
 HELD_OUT = 0.1  # of the blocks, at the end, where no other text is given
+_LOOKED = "looked."  # how the names begin of what a `Look` leaves in a row
 _STATE = 3  # vectors of θ's size that a state has at most: θ, and two of the optimiser
 
 
@@ -61,12 +65,14 @@ class SweepCell:
         counts: (M,) predicted tokens of each held-out block.
         documents: (M,) the document that each block is of; −1 where a part of it is missing.
         norm_squared: ‖θ‖² at the end; nan where it diverged.
+        distance_squared: ‖θ − θ₀‖² at the end, θ₀ where training began; nan where it diverged.
         weights: where they are.
         diverged: whether a loss or a weight was not finite.
         checksum: (32,) of the file of weights; None where nobody told.
+        looked: what a `Look` saw at the end.
     """
 
-    optimizer: Optimizer
+    optimizer: TrainedName
     weight_decay: float
     seed: int
     curve: list[tuple[int, float]]
@@ -80,6 +86,8 @@ class SweepCell:
     weights: Path
     diverged: bool
     checksum: Array | None = None
+    distance_squared: float = float("nan")
+    looked: Rows = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,7 +150,7 @@ def _read_text(settings: SweepSettings, work: Work) -> SweepText:
 @same_threads()
 def sweep(
     settings: SweepSettings, work: Work, cells: Sequence[CellKey] | None = None, stage: str = SWEEP, *,
-    keep: Callable[[CellKey], bool] | bool = True,
+    keep: Callable[[CellKey], bool] | bool = True, look: Look | None = None,
 ) -> list[SweepCell]:  # fmt: skip
     """Train cells, or take them from the ledger.
 
@@ -150,9 +158,11 @@ def sweep(
         settings: what to train; checked here.
         work: a unit is a cell; weights go to the folder `models` of its directory. One scope of it for one model, text
             and training.
-        cells: on the grid or off it; by default all of the grid: optimisers in order, λ in its order, then seeds.
+        cells: on the grid or off it; by default all of the grid: optimisers in order, λ in its order, then seeds. Those
+            that are one run (`run_of`) are trained once.
         stage: of the work, among those that the command declared.
         keep: of which cells the weights stay; where they are not, a cell is trained again, to the same bits.
+        look: at every model that was trained, part of its unit; what it does depends on is for the caller to key.
 
     Raises:
         InputError: settings or input that cannot be used, or a ledger that was begun with others.
@@ -165,9 +175,10 @@ def sweep(
     directory = work.folder()
     _same_work(settings, text, work)
     work.stage("training runs", stage)
-    lasting = {cell for cell in cells if (keep(cell) if callable(keep) else keep)}
-    in_order = sorted(cells, key=lambda cell: cell[2])  # one start is held at a time, and a part of them is of use
-    rows = _trained(settings, text, work, in_order, lasting, stage)
+    runs = dict.fromkeys(map(run_of, cells))
+    lasting = {cell for cell in runs if (keep(cell) if callable(keep) else keep)}
+    in_order = sorted(runs, key=lambda cell: cell[2])  # one start is held at a time, and a part of them is of use
+    rows = _trained(settings, text, work, in_order, lasting, stage, look)
     gone = [c for c in in_order if c in lasting and not rows[c]["diverged"] and not _weights(directory, *c).exists()]
     gone = [(optimizer, decay, seed) for optimizer, decay, seed in work.team.broadcast(gone)]
     for cell, row in _trained(settings, text, work, gone, lasting, stage, again=True).items():
@@ -175,12 +186,12 @@ def sweep(
             weights = _weights(directory, *cell)
             weights.unlink(missing_ok=True)
             raise InputError(f"{weights}: training this cell again led to other weights than before: use another --run")
-    return [cell_of(directory, cell, text, rows[cell]) for cell in cells]
+    return [cell_of(directory, cell, text, rows[run_of(cell)]) for cell in cells]
 
 
 def _trained(
     settings: SweepSettings, text: SweepText, work: Work, cells: Sequence[CellKey], lasting: Set[CellKey], stage: str,
-    *, again: bool = False,
+    look: Look | None = None, *, again: bool = False,
 ) -> dict[CellKey, Rows]:  # fmt: skip
     """The rows of cells: what the ledger has, or what they are trained to here; `again` asks no ledger."""
     missing = [cell for cell in cells if again or work.get(_key(*cell)) is None]
@@ -190,11 +201,13 @@ def _trained(
     def make(cell: CellKey) -> Rows:
         while earlier:
             clear(earlier.pop())
-        model = load(settings, work, start_spec(settings, cell[2]), train=True).model
+        loaded = load(settings, work, start_spec(settings, cell[2]), train=True)
         work.stage(f"{cell[0]}: {of[cell[0]]} training runs", stage)
         weights = _weights(work.folder(), *cell)
         earlier.append(weights.with_name(f"{weights.stem}-state"))
-        row = train_cell(settings, text, cell, model, weights, earlier[0], work.part(next(rest), len(cells)))
+        row = train_cell(settings, text, cell, loaded, weights, earlier[0], work.part(next(rest), len(cells)))
+        if look and not row["diverged"]:
+            row |= {f"{_LOOKED}{name}": value for name, value in look(cell, loaded).items()}
         if cell not in lasting:
             weights.unlink(missing_ok=True)
         return row
@@ -208,18 +221,19 @@ def _trained(
 
 def needs_of(
     settings: SweepSettings, objective: Objective, cells: int, text: SweepText,
-    more: Mapping[str, float | None] | None = None, *, kept: int | None = None, processes: int = 1,
+    more: Mapping[str, float | None] | None = None, *, kept: int | None = None, processes: int = 1, looked: float = 0.0,
 ) -> Needs:  # fmt: skip
-    """Of so many cells, and of `more` stages; a loss is a third of a gradient.
+    """Of so many cells, `looked` at over so many tokens in all, and of `more` stages; a loss is a third of a gradient.
 
     Weights of `kept` cells lie on disk, and of each process two states of the cell that it trains.
     """
-    points = 2 + (settings.steps // settings.evaluate_every if settings.evaluate_every else 0)
+    judged = ceil(settings.steps / settings.evaluate_every) if settings.evaluate_every else 1
+    points = 3 + judged  # at the start, after the training, and a sample of what is trained on
     blocks = cells * (settings.steps * settings.batch + points * len(text.held_out.ids) / 3)
     starts = settings.from_scratch and any(settings.training_seeds)  # others than the model's own
     vectors = (cells if kept is None else kept) + 2 * _STATE * min(processes, cells)
     needs = Shape.of(objective.model, timed_forward(objective)).work(
-        {SWEEP: blocks * settings.block, **(more or {})},
+        {SWEEP: blocks * settings.block + looked, **(more or {})},
         at_once=max(settings.block, min(MICRO_TOKENS, settings.batch * settings.block)),
         block=settings.block, vectors=7 if starts else 5, kept=vectors, device=settings.device,
     )  # fmt: skip
@@ -250,11 +264,12 @@ def start_spec(settings: SweepSettings, seed: int) -> str:
 
 
 def train_cell(
-    settings: SweepSettings, text: SweepText, cell: CellKey, model: torch.nn.Module, weights: Path, state: Path,
+    settings: SweepSettings, text: SweepText, cell: CellKey, loaded: LoadedModel, weights: Path, state: Path,
     work: Work, decay_schedule: DecaySchedule | None = None,
 ) -> dict[str, Array]:  # fmt: skip
     """Train a cell, write its weights, and give its row; `state` is what a kill leaves, see `train`."""
-    (optimizer, decay, seed), device = cell, torch.device(settings.device)
+    (optimizer, decay, seed), device, model = cell, torch.device(settings.device), loaded.model
+    towards_start = StartDecay(model.parameters(), loaded.start) if optimizer == "adamw-start" and decay else None
     tensors: list[torch.Tensor] = list(model.parameters())
     blocks = [(part.ids.to(device), part.labels.to(device)) for part in (text.train, text.held_out)]
     first, _, _ = _judge(model, text.held_out, settings.alpha)
@@ -265,14 +280,17 @@ def train_cell(
         try:
             curve += train(
                 model, *blocks[0], steps=settings.steps, batch=settings.batch,
-                learning_rate=settings.learning_rate[optimizer], seed=seed, optimizer=optimizer, weight_decay=decay,
+                learning_rate=settings.learning_rate[optimizer], seed=seed,
+                optimizer="adamw" if optimizer == "adamw-start" else optimizer, weight_decay=decay,
                 decay=settings.decay, momentum=settings.momentum if optimizer == "sgd" else 0.0,
                 temperature=settings.temperature if optimizer == "noisy-sgd" else None, schedule=settings.schedule,
                 clip=settings.clip, held_out=blocks[1], evaluate_every=settings.evaluate_every, work=work,
-                state=state, decay_schedule=decay_schedule,
+                state=state, decay_schedule=towards_start or decay_schedule,
             ).held_out  # fmt: skip
         except Diverged as error:
             curve, diverged = curve + error.held_out, True
+    if towards_start:
+        towards_start.detach()
     if not diverged:
         held, smoothed, logs = _judge(model, text.held_out, settings.alpha)
         sample = _sample(text.train, len(text.held_out.ids))
@@ -285,9 +303,12 @@ def train_cell(
         return row
     write_state(weights, tensors)
     norms = ParameterSpace(model).norms_squared()
+    moved = (a.detach() - b for a, b in zip(tensors, loaded.start, strict=True))
+    distance = sum(double_dot(part, part) for part in moved)
     return row | {
         "sums": held, "smoothed": smoothed, "train_sums": seen, "train_counts": sample.counts.astype(float),
-        "norm_squared": np.array(float(norms.sum())), "weights": checksum(weights),
+        "norm_squared": np.array(float(norms.sum())), "distance_squared": np.array(distance),
+        "weights": checksum(weights),
     }  # fmt: skip
 
 
@@ -319,7 +340,9 @@ def cell_of(directory: Path, key: CellKey, text: SweepText, row: Rows) -> SweepC
         held_out=None if diverged else mean_per_token(row["sums"], counts),
         sums=row.get("sums", empty), smoothed=row.get("smoothed", empty), counts=counts, documents=text.documents,
         norm_squared=float(row.get("norm_squared", np.array(np.nan))),
-        weights=_weights(directory, *key), diverged=diverged, checksum=row.get("weights"),
+        distance_squared=float(row.get("distance_squared", np.array(np.nan))),
+        weights=_weights(directory, *run_of(key)), diverged=diverged, checksum=row.get("weights"),
+        looked={name.removeprefix(_LOOKED): value for name, value in row.items() if name.startswith(_LOOKED)},
     )  # fmt: skip
 
 
@@ -332,11 +355,11 @@ def whole_documents(owners: Array, start: int, stop: int) -> Array:
     return part
 
 
-def _key(optimizer: Optimizer, decay: float, seed: int) -> str:
+def _key(optimizer: TrainedName, decay: float, seed: int) -> str:
     return f"cell/{optimizer}/{decay!r}/{seed}"
 
 
-def _weights(directory: Path, optimizer: Optimizer, decay: float, seed: int) -> Path:
+def _weights(directory: Path, optimizer: TrainedName, decay: float, seed: int) -> Path:
     return directory / "models" / f"{optimizer}-{decay!r}-{seed}.safetensors"
 
 
@@ -364,7 +387,7 @@ def _same_work(settings: SweepSettings, text: SweepText, work: Work) -> None:
         )
 
 
-def by_decay(cells: Iterable[SweepCell], optimizer: Optimizer) -> dict[float, list[SweepCell]]:
+def by_decay(cells: Iterable[SweepCell], optimizer: TrainedName) -> dict[float, list[SweepCell]]:
     """λ → cells of its seeds, in the order of the cells."""
     own = [cell for cell in cells if cell.optimizer == optimizer]
     return {decay: [c for c in own if c.weight_decay == decay] for decay in dict.fromkeys(c.weight_decay for c in own)}
