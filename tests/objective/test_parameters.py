@@ -3,6 +3,7 @@ import contextlib
 import numpy as np
 import pytest
 import torch
+import transformers.models.gpt_bigcode.modeling_gpt_bigcode  # noqa: F401 - 5.20 compiles torch's own softmax there
 from torch import nn
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedConfig, Trainer, TrainingArguments
 
