@@ -35,7 +35,7 @@ try() {
                 curvlinops-for-pytorch backpack-for-pytorch &&
             touch "$place/ready" || { echo "$python, torch $torch, transformers $transformers: does not install"; return 1; }
     fi
-    if "$place/bin/python" -m pytest -q -n 2 --dist loadfile -p no:cacheprovider \
+    if "$place/bin/python" -m pytest -n 2 --dist loadfile -p no:cacheprovider \
         tests/objective tests/curvature tests/measurement tests/integrations tests/test_face.py > "$place/log" 2>&1; then
         echo "$python, torch $torch, transformers $transformers: $(tail -1 "$place/log")"
     else
