@@ -169,7 +169,9 @@ class _Run(Study):
         if settings.estimators and chosen:
             estimators = self._estimators(settings.estimators, chosen, parameters)
         seen = self._each("pathologies", "pathologies", PathologyPoint, trained, points.pathology_point)
-        pathologies = [p.model_copy(update={"optimizer": c.optimizer}) for p, c in zip(seen, trained, strict=False)]
+        # at λ = 0 optimisers share a run, and what is stored of it may bear another one's name
+        named = zip(seen, trained, strict=True) if seen else []
+        pathologies = [point.model_copy(update={"optimizer": cell.optimizer}) for point, cell in named]
         tables = {name: training_points(cells, name) for name in optimizers}
         training = [point for row, _ in tables.values() for point in row]
         changed: list[EffectRecord] = []
