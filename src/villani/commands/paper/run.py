@@ -21,6 +21,7 @@ from villani.commands.paper.claims import claims, sentence
 from villani.commands.paper.forgetting import OtherText, effects, looked, looked_before, read_other
 from villani.commands.paper.needs import looked as looked_tokens
 from villani.commands.paper.needs import tokens, units, weights
+from villani.commands.paper.parts import PARTS, EstimatorsPart, Ways
 from villani.commands.paper.points import Study
 from villani.commands.paper.record import (
     ConvergencePoint,
@@ -34,7 +35,7 @@ from villani.commands.paper.record import (
 )
 from villani.commands.paper.schedules import schedule_points
 from villani.commands.paper.sentences import choice_sentence, decay_sentence, tuning_sentence
-from villani.commands.paper.settings import PARTS, EstimatorsPart, PaperOptions, Ways
+from villani.commands.paper.settings import PaperOptions
 from villani.commands.paper.training import best_decay, learned_curvature, pathology_trends, training_points
 from villani.commands.recommend.record import OptimizerRecord
 from villani.commands.recommend.results import Certificates
