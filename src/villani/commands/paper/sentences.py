@@ -31,7 +31,7 @@ def decay_sentence(training: Sequence[TrainingPoint]) -> str:
         parts = {"training": best.train_change, "held out": change, "gap": best.gap_change}
         words.append(
             f"{_named(name)}: of {len(helped)} values of λ that help, the training loss falls too at {dynamics} (a "
-            f"matter of the dynamics), it rises while the gap shrinks at {regularised} (a regulariser), and seeds leave "
+            f"matter of the dynamics), it rises while the gap shrinks at {regularised} (a regulariser), seeds leave "
             f"it open at {len(helped) - dynamics - regularised}; at the best, λ = {best.weight_decay:g}, "
             f"{', '.join(f'{name} {change_words(part)}' for name, part in parts.items())} nats"
         )
