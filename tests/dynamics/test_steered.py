@@ -219,3 +219,14 @@ def test_a_killed_run_under_a_schedule_goes_on_to_the_same_bits(kind, tmp_path, 
     with pytest.raises(Killed):
         trained(Dies(5), tmp_path / "run")
     assert all(torch.equal(a, b) for a, b in zip(whole, trained(None, tmp_path / "run"), strict=True))
+
+
+def test_what_a_decay_by_another_rule_is_of_f_is_told_as_such():
+    model, common = load_model("builtin:tiny?width=8&layers=1").model, {"steps": 1, "batch": 1, "seed": 0}
+    for schedule, words in ((StartDecay(model.parameters()), "another rule"), (AdamC([]), "λ varies")):
+        found = train(
+            model, *tokens(), learning_rate=1e-2, weight_decay=0.5, decay_schedule=schedule, **common,
+        )  # fmt: skip
+        assert found.objective_weight_decay is None
+        assert words in found.why
+        assert "θ + P⁻¹∇L" not in found.why  # AdamW's own fixed points, which these do not have

@@ -141,6 +141,18 @@ class TestRealText:
         assert corpus.sources[0].md5 == "f26c4b92c5fdc7b3f8c7cdcb991d8420"
 
 
+@pytest.mark.parametrize("count", [60, 400])
+def test_a_list_of_files_may_be_longer_than_any_path(tmp_path, count):
+    folder = tmp_path / "a" / "b" / "c" / "d"
+    folder.mkdir(parents=True)
+    names = [folder / f"{number}.txt" for number in range(count)]
+    for number, name in enumerate(names):
+        name.write_text(f"text {number}")
+    corpus = load_corpus(",".join(map(str, names)))
+    assert corpus.documents == tuple(f"text {number}" for number in range(count))
+    refused("missing.txt': no such file", load_corpus, ",".join(map(str, [*names, folder / "missing.txt"])))
+
+
 def test_only_regular_files_of_a_size_that_fits_are_read(tmp_path, monkeypatch):
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "link").symlink_to("/dev/zero")

@@ -22,7 +22,7 @@ from villani.theory.constants import Smoothing
 from villani.theory.pac_bayes import kl_inverse
 
 LEVEL = 0.95
-_QUANTILES = 400  # of each of two laws
+_QUANTILES = 200  # of each of two laws
 
 
 @dataclass(frozen=True, eq=False)

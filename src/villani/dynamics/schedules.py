@@ -31,6 +31,8 @@ class DecaySchedule(ABC):
     Groups whose weight decay is 0 when it is attached never decay. After a resume: `load_state_dict`, then `attach`.
     """
 
+    why_not_f = "λ varies in the run, and F with it"  # why no one F has this decay
+
     def __init__(self) -> None:
         self.steps = 0  # finished ones
         self._optimizer: Any = None  # and not its groups: load_state_dict makes new ones

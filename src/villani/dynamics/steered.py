@@ -20,6 +20,7 @@ class _OwnDecay(DecaySchedule):
     """AdamW with a decay of one's own before each step, in place of the optimiser's; λ stays λ₀."""
 
     words: str
+    why_not_f = "the decay is by another rule than λθ, so no gradient of (λ/2)‖θ‖²"
 
     def __init__(self) -> None:
         super().__init__()

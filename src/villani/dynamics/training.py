@@ -232,7 +232,7 @@ def _meaning(
         # torch adds L2 after clipping: the decay is exact, the data's part of the drift is c∇L where it was clipped
         meaning, why = None, f"{why} Clipping to c∇L acted in {clipped} of {steps} steps, which descend F at λ/c."
     if decay_schedule:
-        meaning, why = None, f"λ varies in the run ({type(decay_schedule).__name__}): F does too. {why}"
+        meaning, why = None, f"{type(decay_schedule).__name__}: {decay_schedule.why_not_f}."
     return meaning, why
 
 

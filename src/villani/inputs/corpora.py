@@ -1,5 +1,6 @@
 """Text to measure on: corpora by name, files and hub data sets, as documents."""
 
+import os
 import re
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -99,11 +100,14 @@ def split_articles(text: str) -> tuple[str, ...]:
 
 
 def _load_files(spec: str) -> Corpus:
-    names = [spec] if local_path(spec, "text").exists() else [part.strip() for part in spec.split(",")]
+    alone = os.path.exists(os.path.expanduser(spec))  # a file may have a comma in its name; no list is too long to ask
+    names = [spec] if alone else [part.strip() for part in spec.split(",")]
     texts, sources = [], []
     for name in names:
         if not name:
-            raise InputError(f"text {spec!r}: an empty file name; give files joined with commas, or one of: {_NAMED}")
+            raise InputError(
+                f"text {shortened(spec)!r}: an empty file name; give files joined with commas, or one of: {_NAMED}"
+            )
         path = local_path(name, "text")
         if not path.exists():
             raise InputError(f"text {shortened(name)!r}: no such file, and not one of: {_NAMED}")

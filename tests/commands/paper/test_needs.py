@@ -3,7 +3,8 @@
 import pytest
 
 from villani.commands.paper.needs import tokens, units, weights
-from villani.commands.paper.settings import PARTS, read_settings
+from villani.commands.paper.parts import PARTS
+from villani.commands.paper.settings import read_settings
 
 MINUTES = {"landscape": 4, "spectra": 6, "convergence": 5, "certificates": 2, "estimators": 2}  # docs/rerunning.md
 

@@ -10,7 +10,8 @@ import pytest
 from tests.commands.paper.test_settings import QUICK, empty_folder, write  # noqa: F401
 from tests.conftest import dense, make_model, make_pool
 from villani.commands.paper import points as paper_points
-from villani.commands.paper.settings import EstimatorsPart, read_settings
+from villani.commands.paper.parts import EstimatorsPart
+from villani.commands.paper.settings import read_settings
 from villani.commands.recommend.sweep import read_sweep_text, sweep
 from villani.objective.objective import Objective
 from villani.work.work import Work

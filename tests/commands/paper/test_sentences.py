@@ -54,7 +54,7 @@ def test_changes_are_from_no_decay_of_the_same_optimiser():
 
 def test_decay_that_does_nothing_has_nothing_to_be_explained():
     words = decay_sentence([point("sgd", 0.0, None), point("sgd", 0.1, -0.01)])
-    assert "sgd: no λ lowers the held-out loss beyond its error" in words
+    assert "SGD with L2: no λ lowers the held-out loss beyond its error" in words
 
 
 def test_a_change_has_its_sign_and_an_interval_that_is_rounded_outwards():
@@ -118,7 +118,7 @@ def test_rules_are_ranked_by_their_margin():
         rule("h", 0.0, 0.1, "held-out"),
     ]
     words = choice_sentence([made(OptimizerRecord, optimizer="sgd", rules=rules)])
-    assert "sgd: better +0.25 [" in words
+    assert "SGD with L2: better +0.25 [" in words
     assert words.index("better +0.25") < words.index("worse +0.5 [")
     assert words.count("for 25%") == 2
     assert "; 1 more rules name no λ that can be used" in words

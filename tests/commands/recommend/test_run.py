@@ -84,6 +84,12 @@ def test_a_record_of_what_the_grid_and_the_rules_say(villani, monkeypatch, capsy
             assert point.margin.value == pytest.approx(point.held_out.value - min(losses.values()))
             assert point.held_out_bound > point.held_out.value - 0.2
             assert [step for step, _ in point.curve] == [0, 2, 4]
+        none, half = one.points
+        assert none.change is none.detectable is None
+        assert half.change.value == pytest.approx(half.held_out.value - none.held_out.value)
+        assert half.detectable > 0
+        assert half.resolved in (0, math.copysign(1, half.change.value))
+        assert "the held-out loss" in one.effect
     guard = next(rule for rule in noisy.rules if rule.id == "guard")
     assert guard.weight_decay == pytest.approx(1.0)
     assert guard.judged_at == pytest.approx(1.0)  # verified
@@ -103,8 +109,10 @@ def test_a_record_of_what_the_grid_and_the_rules_say(villani, monkeypatch, capsy
     for text in ("where rules lead", "in other conventions", "Which λ is that?", "made for AdamW"):
         assert text in page
     capsys.readouterr()
-    show(record, Path("r"), Console())
-    assert "refuses" in capsys.readouterr().out
+    show(record, Path("r"), Console(width=10000))
+    told = capsys.readouterr().out
+    assert "refuses" in told
+    assert adam.effect in told
 
 
 def test_a_killed_run_resumes_and_other_questions_need_no_training(villani, monkeypatch):

@@ -148,14 +148,9 @@ _PASSES: Columns = {
 
 
 _PAGE_ALONE = (
-    "empirical",
-    "excess",
-    "frozen start",
-    "mean of the iterates'",
-    "neighbours, rank correlation",
-    "copies",
+    "empirical", "excess", "frozen start", "mean of the iterates'", "neighbours, rank correlation", "copies",
     "iterates",
-)
+)  # fmt: skip
 _MIXTURES: Columns = {
     "λ": "weight_decay", "η": "learning_rate",
     "a new document, nats per token": lambda p: upper(p.mixture.certificate.value, places=4),

@@ -12,8 +12,9 @@ from typing import NamedTuple
 import numpy as np
 
 from villani.choice.selection import LEVEL, PairedLimits, detectable, joined, may_be_best, paired
+from villani.commands.paper.parts import ForgettingPart
 from villani.commands.paper.record import EffectRecord
-from villani.commands.paper.settings import ForgettingPart, PaperSettings
+from villani.commands.paper.settings import PaperSettings
 from villani.commands.recommend.settings import CellKey, TrainedName, run_of
 from villani.commands.recommend.sweep import SweepCell, SweepText
 from villani.commands.subject import as_groups, load_blocks, load_text, load_tokenizer_of

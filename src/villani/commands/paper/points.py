@@ -10,6 +10,7 @@ import torch
 from villani.commands.audit.record import RayRecord
 from villani.commands.audit.results import orbit_record, ray_record
 from villani.commands.measure.results import psi_record
+from villani.commands.paper.parts import EstimatorsPart, LandscapePart, PathologiesPart, SpectraPart, Ways
 from villani.commands.paper.record import (
     CriteriaRecord,
     EstimatorPoint,
@@ -18,15 +19,7 @@ from villani.commands.paper.record import (
     PathologyPoint,
     SpectrumPoint,
 )
-from villani.commands.paper.settings import (
-    EstimatorsPart,
-    LandscapePart,
-    PaperOptions,
-    PaperSettings,
-    PathologiesPart,
-    SpectraPart,
-    Ways,
-)
+from villani.commands.paper.settings import PaperOptions, PaperSettings
 from villani.commands.recommend.sweep import SweepCell, SweepText, load_cell
 from villani.commands.spectrum.record import EigenvalueRecord
 from villani.commands.spectrum.run import spectrum_of

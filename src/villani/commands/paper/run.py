@@ -21,6 +21,7 @@ from villani.commands.paper.claims import claims, sentence
 from villani.commands.paper.forgetting import OtherText, effects, looked, looked_before, read_other
 from villani.commands.paper.needs import looked as looked_tokens
 from villani.commands.paper.needs import tokens, units, weights
+from villani.commands.paper.parts import PARTS, EstimatorsPart, Ways
 from villani.commands.paper.points import Study
 from villani.commands.paper.record import (
     ConvergencePoint,
@@ -34,7 +35,7 @@ from villani.commands.paper.record import (
 )
 from villani.commands.paper.schedules import schedule_points
 from villani.commands.paper.sentences import choice_sentence, decay_sentence, tuning_sentence
-from villani.commands.paper.settings import PARTS, EstimatorsPart, PaperOptions, Ways
+from villani.commands.paper.settings import PaperOptions
 from villani.commands.paper.training import best_decay, learned_curvature, pathology_trends, training_points
 from villani.commands.recommend.record import OptimizerRecord
 from villani.commands.recommend.results import Certificates
@@ -169,7 +170,9 @@ class _Run(Study):
         if settings.estimators and chosen:
             estimators = self._estimators(settings.estimators, chosen, parameters)
         seen = self._each("pathologies", "pathologies", PathologyPoint, trained, points.pathology_point)
-        pathologies = [p.model_copy(update={"optimizer": c.optimizer}) for p, c in zip(seen, trained, strict=False)]
+        # at λ = 0 optimisers share a run, and what is stored of it may bear another one's name
+        named = zip(seen, trained, strict=True) if seen else []
+        pathologies = [point.model_copy(update={"optimizer": cell.optimizer}) for point, cell in named]
         tables = {name: training_points(cells, name) for name in optimizers}
         training = [point for row, _ in tables.values() for point in row]
         changed: list[EffectRecord] = []

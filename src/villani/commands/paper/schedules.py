@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from villani.commands.paper.parts import ScheduleName, SchedulesPart
 from villani.commands.paper.points import Study
 from villani.commands.paper.record import SchedulePoint
-from villani.commands.paper.settings import ScheduleName, SchedulesPart
 from villani.commands.paper.training import best_decay, losses
 from villani.commands.recommend.settings import SweepSettings
 from villani.commands.recommend.sweep import HELD_OUT, SweepCell, cell_of, start_spec, train_cell

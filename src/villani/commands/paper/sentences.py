@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from villani.commands.paper.record import EffectRecord, SchedulePoint, TrainingPoint
-from villani.commands.recommend.record import OptimizerRecord
+from villani.commands.recommend.record import NAMES, OptimizerRecord
 from villani.outwards import lower, upper
 from villani.statistics import resolved_sign
 from villani.work.records import EstimateRecord
@@ -22,7 +22,7 @@ def decay_sentence(training: Sequence[TrainingPoint]) -> str:
         if not changes:
             continue
         if not helped:
-            words.append(f"{name}: no λ lowers the held-out loss beyond its error, so there is no effect to explain")
+            words.append(f"{_named(name)}: no λ lowers the held-out loss beyond its error, so no effect to explain")
             continue
         signs = [tuple(sign(e, len(changes)) if e else 0 for e in (p.train_change, p.gap_change)) for p, _ in helped]
         dynamics = sum(train < 0 for train, _ in signs)
@@ -30,8 +30,8 @@ def decay_sentence(training: Sequence[TrainingPoint]) -> str:
         best, change = min(helped, key=lambda pair: pair[1].value)
         parts = {"training": best.train_change, "held out": change, "gap": best.gap_change}
         words.append(
-            f"{name}: of {len(helped)} values of λ that help, the training loss falls too at {dynamics} (a matter "
-            f"of the dynamics), it rises while the gap shrinks at {regularised} (a regulariser), and seeds leave "
+            f"{_named(name)}: of {len(helped)} values of λ that help, the training loss falls too at {dynamics} (a "
+            f"matter of the dynamics), it rises while the gap shrinks at {regularised} (a regulariser), seeds leave "
             f"it open at {len(helped) - dynamics - regularised}; at the best, λ = {best.weight_decay:g}, "
             f"{', '.join(f'{name} {change_words(part)}' for name, part in parts.items())} nats"
         )
@@ -51,7 +51,7 @@ def choice_sentence(choices: Sequence[OptimizerRecord]) -> str:
             for m, r in sorted(named, key=lambda pair: pair[0].value)
         )
         others = len(rules) - len(named)
-        words.append(f"{of.optimizer}: {ranked or 'none'}; {others} more rules name no λ that can be used")
+        words.append(f"{_named(of.optimizer)}: {ranked or 'none'}; {others} more rules name no λ that can be used")
     if not words:
         return ""
     return (
@@ -94,6 +94,10 @@ def tuning_sentence(effects: Sequence[EffectRecord]) -> str:
         f"told at 95 %: {', '.join(places) or 'none'}. Decay forgets over 1/(ηλ), {lower(min(acting), 2)} to "
         f"{upper(max(acting), 2)} times the run."
     )
+
+
+def _named(optimizer: str) -> str:
+    return NAMES.get(optimizer, optimizer)
 
 
 _TOWARDS = {"adamw": "AdamW, decay towards zero", "adamw-start": "AdamW, decay towards the start"}

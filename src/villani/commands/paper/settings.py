@@ -10,141 +10,38 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from villani.bounds import check_bounds
 from villani.commands.blocks import ConsentBlock, Settings, shared
 from villani.commands.certify.settings import CertifySettings
 from villani.commands.converge.settings import ConvergeSettings
 from villani.commands.option import option
+from villani.commands.paper.parts import (
+    PARTS,
+    CertificatesPart,
+    ConvergencePart,
+    EstimatorsPart,
+    ForgettingPart,
+    LandscapePart,
+    Part,
+    PartName,
+    PathologiesPart,
+    SchedulesPart,
+    SpectraPart,
+)
 from villani.commands.recommend.settings import CellKey, SweepSettings, TrainedName, check_grid
 from villani.errors import InputError, check_positive
 from villani.work import foreign
 
 Size = Literal["tiny", "small", "125m", "pretrained", "long", "fine-tuning"]
-PartName = Literal[
-    "landscape", "spectra", "convergence", "certificates", "estimators", "pathologies", "schedules", "forgetting"
-]
-PARTS: dict[PartName, str] = {
-    "landscape": "E1, Ψ along rays and orbits", "spectra": "E2, spectra", "convergence": "E3, chains of noisy SGD",
-    "certificates": "E4, certificates", "estimators": "E5, ways to the trace", "pathologies": "pathologies",
-    "schedules": "E6, schedules of weight decay", "forgetting": "E7, what tuning changed",
-}  # fmt: skip
-ScheduleName = Literal["constant", "memory", "adamc", "cautious", "radial-gap"]
-Ways = Literal["hutchinson", "gauss-newton", "taylor", "taylor-layer", "taylor-tensor"]
 _HELD_OUT = {  # named corpora have a split of their own to judge by
     "ptb": "ptb:valid", "ptb:train": "ptb:valid", "wikitext": "wikitext-103:test", "wikitext-103": "wikitext-103:test",
     "wikitext-103:valid": "wikitext-103:test",
 }  # fmt: skip
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class LandscapePart(_Part):
-    """E1 on every model that SGD with L2 led to; groups as of `villani audit`, radii in units of ‖θ‖."""
-
-    groups: int = 12
-    sequences: int = 4
-    ray_groups: int = 6
-    rays: list[str] = Field(default_factory=lambda: ["random", "gradient", "parameters"])
-    radii: list[float] = Field(default_factory=lambda: [0.0, 1.0, 2.0, 4.0])
-    search: int = 0
-    confirmed: int = 2
-    seeds: int | None = None  # only models of the first so many training seeds
-
-
-class SpectraPart(_Part):
-    """E2 on the same models; see `villani spectrum`."""
-
-    groups: int = 2
-    sequences: int = 4
-    top: int = 3
-    bottom: int = 2
-    tolerance: float = 1e-2
-    most: int = 400
-    density_probes: int = 4
-    density_steps: int = 20
-    basis: int | None = None
-    memory: float = 8.0
-    seeds: int | None = None
-
-
-class ConvergencePart(_Part):
-    """E3: chains of noisy SGD from where training starts, at the λ of the sweep or fewer; see `villani converge`."""
-
-    weight_decay: list[float] = Field(default_factory=list)
-    temperature: float = 1e-4
-    learning_rate: float = 0.1
-    steps: int = 400
-    chains: int = 4
-    groups: int = 64
-    sequences: int = 4
-    log_every: int = 5
-
-
-class CertificatesPart(_Part):
-    """E4: certificates of noisy SGD from where training starts; see `villani certify`."""
-
-    prior: Literal["init", "text", "given"] = "init"
-    direction: Literal["sgd", "momentum", "adam"] = "momentum"
-    weight_decay: list[float]
-    temperature: float = 2e-4
-    learning_rate: float = 0.3
-    steps: int = 600
-    batch: int = 16
-    blocks: int | None = None
-    alpha: list[float] = Field(default_factory=lambda: [0.01, 0.1])
-    candidates: int = 1
-
-
-class EstimatorsPart(_Part):
-    """E5 on one trained model; `exact` is the largest d whose trace is summed entry by entry."""
-
-    groups: int = 4
-    sequences: int = 4
-    probes: int = 2
-    repeats: int = 20
-    ways: list[Ways] = Field(default_factory=lambda: [*get_args(Ways)])
-    reference_probes: int = 200
-    exact: int = 3000
-
-
-class PathologiesPart(_Part):
-    """Of every trained model, on held-out blocks."""
-
-    blocks: int = 32
-
-
-class SchedulesPart(_Part):
-    """E6 of schedules: AdamW at the λ that the grid chose, on training seeds that come after the grid's.
-
-    `every` and `blocks` are of the radial gap's measurements; `cap` is the largest λ of any schedule.
-    """
-
-    ways: list[ScheduleName] = Field(default_factory=lambda: [*get_args(ScheduleName)])
-    seeds: int = 2
-    every: int = 100
-    blocks: int = 64
-    cap: float = 10.0
-
-
-class ForgettingPart(_Part):
-    """E7, at the end of every training run: loss on another text, distance, sharpness and pathologies, in pairs.
-
-    `pathologies` is held-out blocks, `groups` blocks of training text for tr ∇²L; 0 for none. Models of the first
-    `seeds` training seeds have tr ∇²L.
-    """
-
-    text: str
-    blocks: int = 64
-    pathologies: int = 16
-    groups: int = 8
-    seeds: int | None = None
-
-
-class PaperSettings(_Part):
+class PaperSettings(Part):
     """A study: what is trained, and which experiments are done with it. A part that is left out is not done."""
 
     sweep: SweepSettings
@@ -205,7 +102,6 @@ class PaperSettings(_Part):
             raise InputError("temperature=[]: expected at least one s > 0")
         for value in self.temperature:
             check_positive(temperature=value)
-        self._check_counts()
         if self.landscape and self.landscape.search and self.landscape.groups < 12:
             raise InputError(f"landscape.groups={self.landscape.groups}: expected at least 12 with search")
         if self.landscape and len({0.0, *self.landscape.radii}) < 4:
@@ -242,25 +138,6 @@ class PaperSettings(_Part):
                     f"grids.{name}={grid}: expected it to begin with {self.sweep.weight_decay[0]:g}, as weight_decay "
                     "does: changes are told from there"
                 )
-
-    def _check_counts(self) -> None:
-        least: dict[str, dict[str, int]] = {
-            "landscape": {"groups": 8, "sequences": 1, "ray_groups": 3, "confirmed": 1, "search": 0},
-            "spectra": {"groups": 1, "sequences": 1, "top": 1, "bottom": 0, "density_probes": 0, "density_steps": 2},
-            "convergence": {"steps": 8, "chains": 1, "groups": 1, "sequences": 1, "log_every": 1},
-            "certificates": {"steps": 1, "batch": 1, "candidates": 1},
-            "estimators": {"groups": 1, "sequences": 1, "probes": 2, "repeats": 2, "reference_probes": 2, "exact": 0},
-            "pathologies": {"blocks": 2},
-            "schedules": {"seeds": 2, "every": 1, "blocks": 1},
-            "forgetting": {"blocks": 2, "pathologies": 0, "groups": 0},
-        }
-        for part, fields in least.items():
-            given = getattr(self, part)
-            for field, low in fields.items() if given else ():
-                if getattr(given, field) < low:
-                    raise InputError(f"{part}.{field}={getattr(given, field)}: expected at least {low}")
-            if getattr(given, "seeds", None) is not None and given.seeds < 1:
-                raise InputError(f"{part}.seeds={given.seeds}: expected at least 1")
 
     def chains(self) -> ConvergeSettings:
         """What `villani converge` is asked for E3."""
@@ -402,6 +279,8 @@ def _first(error: ValidationError) -> str:
             return f"unknown key {foreign.clipped(repr(where))}; known are {', '.join(parent.model_fields)}"
         case "missing":
             return f"{where} is missing"
+        case "greater_than_equal":
+            return f"{where}={found['input']}: expected at least {found['ctx']['ge']}"
         case _:
             seen = foreign.clipped(repr(found["input"]))
             return f"{where}: {found['msg'][0].lower()}{found['msg'][1:]}, found {seen}"

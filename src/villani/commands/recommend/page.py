@@ -67,6 +67,7 @@ def findings(record: RecommendationRecord) -> dict[str, str]:
     refused = [reason for one in record.optimizers for reason in one.refusals]
     return {
         **{NAMES[one.optimizer]: one.sentence for one in record.optimizers},
+        **{f"What decay changes ({NAMES[one.optimizer]})": one.effect for one in record.optimizers},
         "Which λ is that?": " ".join(f"{NAMES[one.optimizer]}: {one.meaning}" for one in record.optimizers),
         "Certificates that were not given": "; ".join(refused) + "." if refused else "",
     }
@@ -133,7 +134,9 @@ def show(record: RecommendationRecord, _: Path, console: Console) -> None:
     say(console, headline(record), "bold")
     for one in record.optimizers:
         say(console, one.sentence)
-        console.print(table(grid_rows(one), without=["document bound", "certified", "‖θ‖²"]))
+        if one.effect:
+            say(console, one.effect)
+        console.print(table(grid_rows(one), without=["from no decay", "document bound", "certified", "‖θ‖²"]))
         console.print(table(rule_rows(one)))
     say(console, cost_words(record.cost))
 
@@ -176,7 +179,7 @@ _MARGIN: Columns = {
 }  # fmt: skip
 _GRID: Columns = {
     "λ": "weight_decay", "decay takes away": lambda point: format_plain(point.forgotten, ".2%"),
-    "held-out loss": "held_out", **_MARGIN, "training loss": "train_loss",
+    "held-out loss": "held_out", **_MARGIN, "from no decay": "change.interval", "training loss": "train_loss",
     "held-out bound": lambda point: upper(point.held_out_bound),
     "document bound": lambda point: upper(point.document_bound), "certified": lambda point: upper(point.certified),
     "‖θ‖²": "norm_squared",

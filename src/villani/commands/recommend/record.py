@@ -38,6 +38,12 @@ class GridPoint(Record):
     document_bound: float | None = Field(description="the same on new documents; null without whole documents")
     certified: float | None = Field(description="path certificate of a noisy run at this λ; null without one")
     kept: bool = Field(description="whether it cannot be told apart from the best")
+    change: EstimateRecord | None = Field(default=None, description="of the held-out loss from λ = 0, in pairs")
+    resolved: int = Field(default=0, description="sign of `change` where it is beyond error, all λ at once; else 0")
+    detectable: float | None = Field(
+        default=None, description="the least change that would have been resolved with probability 80 %"
+    )
+    train_change: EstimateRecord | None = Field(default=None, description="of the training loss, seed by seed")
     curve: list[tuple[int, float]] = Field(description="(step, held-out nats per token), mean over seeds")
 
 
@@ -82,6 +88,10 @@ class OptimizerRecord(Record):
     undecided: bool = Field(default=False, description="whether no λ can be told from another")
     action: str = Field(
         default="", description="what decides: over how many steps decay forgets, beside those of the run"
+    )
+    effect: str = Field(
+        default="",
+        description="what decay changed beside none, or which change would have been seen; empty without λ = 0",
     )
     least_bound: float | None = Field(description="λ of the least held-out bound")
     memory: float | None = Field(description="steps that weights remember at the recommended λ; null for ever")

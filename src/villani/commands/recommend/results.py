@@ -10,6 +10,7 @@ import numpy as np
 from villani.choice import selection
 from villani.choice.rules import RULES, Rule, Training
 from villani.choice.selection import LEVEL, GridLosses
+from villani.commands.recommend.effect import Effect, effect_sentence, effects
 from villani.commands.recommend.record import (
     NAMES,
     ConventionRecord,
@@ -79,10 +80,15 @@ def optimizer_record(
     """
     losses = _losses(grid)
     noisy = run.optimizer == "noisy-sgd"
+    changed = effects(losses, {decay: [c.train_loss.value for c in row if c.train_loss] for decay, row in grid.items()})
+    by = {effect.weight_decay: effect for effect in changed}
     points = [
-        point.model_copy(update={"forgotten": forgotten(point.weight_decay, run.time, run.momentum)})
+        GridPoint.of(
+            point, forgotten=forgotten(point.weight_decay, run.time, run.momentum),
+            **(_effect_fields(by[point.weight_decay]) if point.weight_decay in by else {}),
+        )
         for point in _points(grid, losses, certificates.bounds if noisy else {}, smoothing, level)
-    ]
+    ]  # fmt: skip
     held = [point for point in points if not point.diverged]
     best = losses.weight_decay[losses.best] if losses.finite else None
     bounded = [p for p in points if p.held_out_bound is not None]
@@ -92,6 +98,7 @@ def optimizer_record(
     record = OptimizerRecord.of(
         run, meaning=_meaning(run), learning_rate_source=source, recommended=best,
         undecided=len(held) > 1 and all(point.kept for point in held), action=action(run, sorted(grid)),
+        effect=effect_sentence(changed),
         kept=[point.weight_decay for point in points if point.kept],
         least_bound=min(bounded, key=lambda p: p.held_out_bound or 0.0).weight_decay if bounded else None,
         memory=memory(best, run.learning_rate, run.momentum) if best else None, points=points, rules=judged,
@@ -103,6 +110,13 @@ def optimizer_record(
     )  # fmt: skip
     words = "" if settings.from_scratch else f" {SHARED_START}"
     return record.model_copy(update={"sentence": _sentence(record) + words})
+
+
+def _effect_fields(effect: Effect) -> dict[str, Any]:
+    return {
+        "change": effect.change, "resolved": effect.resolved, "detectable": effect.detectable,
+        "train_change": effect.trained,
+    }  # fmt: skip
 
 
 def action(run: Training, grid: Sequence[float]) -> str:
@@ -146,7 +160,7 @@ def _points(
         cells = grid[decay]
         fields: dict[str, Any] = dict.fromkeys(GridPoint.model_fields) | {
             "weight_decay": decay, "diverged": sum(cell.diverged for cell in cells), "kept": index in kept, "curve": [],
-            "certified": certified.get(decay),
+            "certified": certified.get(decay), "resolved": 0,
         }  # fmt: skip
         if not fields["diverged"]:
             bounds = [selection.held_out_bound(c.smoothed, c.counts, c.documents, smoothing, level) for c in cells]

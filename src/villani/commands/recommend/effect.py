@@ -1,0 +1,102 @@
+"""What decay changed in a sweep: the held-out loss from no decay, in pairs, or the change that would have been seen.
+
+With what it did to the training loss: a regulariser trades that for held-out loss, a better path of training lowers
+both (D'Angelo et al., arXiv 2310.04415).
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from villani.choice.selection import LEVEL, GridLosses, PairedLimits, detectable, paired
+from villani.outwards import lower, upper
+from villani.statistics import Estimate, over_seeds
+
+POWER = 0.8
+
+
+@dataclass(frozen=True)
+class Effect:
+    """What one λ > 0 changed.
+
+    Attributes:
+        weight_decay: λ.
+        change: of the held-out loss from λ = 0, nats per token, in pairs of seeds and units.
+        level: of the interval at which all λ of the grid are told from 0 at once.
+        resolved: −1 or 1, the sign of the change where it is beyond that interval; else 0.
+        detectable: the least change that would have been so with probability `POWER`, in nats per token.
+        trained: the change of the training loss, seed by seed; None with one seed.
+    """
+
+    weight_decay: float
+    change: Estimate
+    level: float
+    resolved: int
+    detectable: float
+    trained: Estimate | None
+
+
+def effects(losses: GridLosses, trained: Mapping[float, Sequence[float]]) -> list[Effect]:
+    """Of every λ > 0 of a grid at which no seed diverged; [] where λ = 0 was not trained, or diverged.
+
+    Args:
+        losses: held-out losses.
+        trained: λ → training loss at every seed, nats per token.
+    """
+    held = losses.finite
+    if 0 not in held or losses.weight_decay[0] != 0:
+        return []
+    level = 1 - (1 - LEVEL) / max(len(held) - 1, 1)
+    made = []
+    for index in held[1:]:
+        decay = losses.weight_decay[index]
+        change = paired(losses.sums[index] - losses.sums[0], losses.counts)
+        low, high = change.interval(level)
+        limits = change.limits
+        assert isinstance(limits, PairedLimits)
+        least = detectable(limits.of_seeds, limits.of_units, limits.seeds, limits.units, level=level, power=POWER)
+        both = np.subtract(trained[decay], trained[0.0])
+        of_training = over_seeds(both) if len(both) > 1 else None
+        made.append(Effect(decay, change, level, int(low > 0) - int(high < 0), least, of_training))
+    return made
+
+
+def effect_sentence(effects: Sequence[Effect]) -> str:
+    """Whether decay lowers the held-out loss, by how much and why; else what would have been seen."""
+    if not effects:
+        return ""
+    gains = [e for e in effects if e.resolved < 0]
+    losses = [e for e in effects if e.resolved > 0]
+    words = ""
+    if gains:
+        best = min(gains, key=lambda e: e.change.value)
+        words = f"From no decay to λ = {best.weight_decay:g} the held-out loss falls by {_size(best)} nats"
+        words += f"; {_why(best.trained)}." if best.trained else "."
+    if losses:
+        least = min(losses, key=lambda e: e.weight_decay)
+        start = "It rises" if gains else "Decay lowers the held-out loss at no λ beyond its error, and raises it"
+        words += f" {start} from λ = {least.weight_decay:g} on, there by {_size(least)}."
+    if not words:
+        seen = [e.detectable for e in effects]
+        words = (
+            f"Decay changes the held-out loss at no λ of the grid beyond its error; a change of {upper(min(seen), 2)} "
+            f"(λ = {effects[int(np.argmin(seen))].weight_decay:g}) to {upper(max(seen), 2)} nats "
+            f"(λ = {effects[int(np.argmax(seen))].weight_decay:g}) would have been seen with probability {POWER:.0%}."
+        )
+    return words.strip()
+
+
+def _size(effect: Effect) -> str:
+    low, high = sorted(abs(end) for end in effect.change.interval(effect.level))
+    return f"{abs(effect.change.value):.3g} [{lower(low, 2)}, {upper(high, 2)}]"
+
+
+def _why(trained: Estimate) -> str:
+    low, high = trained.interval(LEVEL)
+    moved = f"{abs(trained.value):.3g}"
+    if low > 0:
+        return f"the training loss rises by {moved} there, so that decay acts as a regulariser"
+    if high < 0:
+        return f"the training loss falls too, by {moved}, so that decay helps to optimise"
+    return "whether the training loss rises or falls there, seeds leave open"
