@@ -5,7 +5,7 @@ import pytest
 
 from villani.choice.selection import GridLosses
 from villani.commands.recommend import effect
-from villani.commands.recommend.effect import effect_sentence, effects
+from villani.commands.recommend.effect import effect_sentence, effects, stopping_sentence
 
 GRID = (0.0, 0.1, 1.0, 10.0)
 COUNTS = np.full(40, 25.0)
@@ -82,3 +82,40 @@ def test_nothing_is_said_without_no_decay_and_a_seed_alone_tells_nothing_of_trai
     assert [e.weight_decay for e in effects(diverged, FLAT)] == [0.1, 10.0]
     assert effects(losses(rng, [np.nan, 0.0, 0.0, 0.0]), FLAT) == []
     assert effect_sentence([]) == ""
+
+
+def curves(*rows, seeds=3):
+    """λ → curves of seeds that differ by a hundredth, at steps 0, 100, 200, 300."""
+    steps = (0, 100, 200, 300)
+    return {
+        decay: [[(s, loss + 0.01 * k) for s, loss in zip(steps, row, strict=True)] for k in range(seeds)]
+        for decay, row in zip(GRID, rows, strict=False)
+    }
+
+
+def test_stopping_earlier_is_weighed_against_decay():
+    told = stopping_sentence(curves((7, 4.5, 5.0, 6.5), (7, 4.6, 4.4, 4.7)), 40.0)
+    assert "least held-out loss on the way is 4.4100, at step 200 with λ = 0.1, 0.3 [" in told
+    assert "that of λ = 0.1." in told
+    assert "Without decay it is 4.5100, at step 100: of what λ does at the end, 0.1 [" in told
+    assert "beyond its error" not in told
+    plain = stopping_sentence(curves((7, 4.3, 5.0, 6.5), (7, 4.6, 4.4, 4.7)), 40.0)
+    assert "at step 100 with λ = 0, 0.4 [" in plain
+    assert "Without decay" not in plain
+
+
+def test_what_is_left_of_decay_may_be_within_its_error():
+    middle = {0.0: (4.4, 4.5, 4.3), 0.1: (4.39, 4.48, 4.32)}
+    given = {decay: [[(0, 7.0), (100, loss), (200, 6.0)] for loss in row] for decay, row in middle.items()}
+    told = stopping_sentence(given, 40.0)
+    assert "with λ = 0.1" in told
+    assert told.endswith("are left, not beyond its error.")
+
+
+def test_where_the_end_is_best_nothing_is_said_and_unseen_curves_are_named_where_text_repeats():
+    assert stopping_sentence(curves((7, 6, 5, 4), (7, 6, 5, 4.1)), 40.0) == ""
+    ends = {decay: [[(0, 7.0), (300, 5.0)]] * 2 for decay in GRID}
+    assert stopping_sentence(ends, 2.0) == ""
+    assert stopping_sentence(ends, 43.0).startswith("Every block is seen 43 times")
+    assert stopping_sentence({}, 43.0) == ""
+    assert "0.5 nats below" in stopping_sentence(curves((7, 4, 4.2, 4.5), seeds=1), 40.0)

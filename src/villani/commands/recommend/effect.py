@@ -11,9 +11,10 @@ import numpy as np
 
 from villani.choice.selection import LEVEL, GridLosses, PairedLimits, detectable, paired
 from villani.outwards import lower, upper
-from villani.statistics import Estimate, over_seeds
+from villani.statistics import Array, Estimate, over_seeds
 
 POWER = 0.8
+_MANY = 4.0  # epochs: repeated text is nearly as good as new up to there (Muennighoff et al., arXiv 2305.16264)
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,59 @@ def effect_sentence(effects: Sequence[Effect]) -> str:
             f"(λ = {effects[int(np.argmax(seen))].weight_decay:g}) would have been seen with probability {POWER:.0%}."
         )
     return words.strip()
+
+
+def stopping_sentence(curves: Mapping[float, Sequence[Sequence[tuple[int, float]]]], epochs: float) -> str:
+    """Whether to stop earlier would have done more than any λ at the end; or that nothing was seen of it.
+
+    Steps and λ are chosen by the text that judges them, which flatters both; intervals are over training seeds.
+
+    Args:
+        curves: λ → of every seed, (step, held-out nats per token), at the same steps everywhere; no λ that diverged.
+        epochs: passes over the training blocks.
+    """
+    rows = {decay: np.array([[loss for _, loss in curve] for curve in of]) for decay, of in curves.items()}  # (K, P)
+    if not rows:
+        return ""
+    steps = [step for step, _ in next(iter(curves.values()))[0]]
+    if len(steps) < 3:
+        if epochs < _MANY:
+            return ""
+        return (
+            f"Every block is seen {epochs:.0f} times, where models may overfit: whether to stop earlier does more than "
+            "any λ shows with --evaluate-every."
+        )
+    last = min(rows, key=lambda decay: rows[decay][:, -1].mean())
+    lowest = {decay: int(row.mean(axis=0).argmin()) for decay, row in rows.items()}
+    best = min(rows, key=lambda decay: rows[decay][:, lowest[decay]].mean())
+    at = rows[best][:, lowest[best]]
+    if lowest[best] == len(steps) - 1 or not _below(rows[last][:, -1] - at):
+        return ""
+    words = (
+        f"It is better to stop earlier: the least held-out loss on the way is {at.mean():.4f}, at step "
+        f"{steps[lowest[best]]:,} with λ = {best:g}, {_fall(rows[last][:, -1] - at)} nats below the best end, that of "
+        f"λ = {last:g}."
+    )
+    if best != 0 and 0 in rows:
+        plain = rows[0.0][:, lowest[0.0]]
+        sure = "" if _below(plain - at) else ", not beyond its error"
+        words += (
+            f" Without decay it is {plain.mean():.4f}, at step {steps[lowest[0.0]]:,}: of what λ does at the end, "
+            f"{_fall(plain - at)} nats are left{sure}."
+        )
+    return words
+
+
+def _below(falls: Array) -> bool:
+    """Whether a fall, seed by seed, is beyond error; with one seed, whether it is one."""
+    return bool(falls.mean() > 0) if len(falls) < 2 else over_seeds(falls).interval(LEVEL)[0] > 0
+
+
+def _fall(falls: Array) -> str:
+    if len(falls) < 2:
+        return f"{falls.mean():.3g}"
+    low, high = over_seeds(falls).interval(LEVEL)
+    return f"{falls.mean():.3g} [{lower(low, 2)}, {upper(high, 2)}]"
 
 
 def _size(effect: Effect) -> str:

@@ -67,7 +67,10 @@ def findings(record: RecommendationRecord) -> dict[str, str]:
     refused = [reason for one in record.optimizers for reason in one.refusals]
     return {
         **{NAMES[one.optimizer]: one.sentence for one in record.optimizers},
-        **{f"What decay changes ({NAMES[one.optimizer]})": one.effect for one in record.optimizers},
+        **{
+            f"What decay changes ({NAMES[one.optimizer]})": f"{one.effect} {one.stopping}".strip()
+            for one in record.optimizers
+        },
         "Which λ is that?": " ".join(f"{NAMES[one.optimizer]}: {one.meaning}" for one in record.optimizers),
         "Certificates that were not given": "; ".join(refused) + "." if refused else "",
     }
@@ -134,8 +137,9 @@ def show(record: RecommendationRecord, _: Path, console: Console) -> None:
     say(console, headline(record), "bold")
     for one in record.optimizers:
         say(console, one.sentence)
-        if one.effect:
-            say(console, one.effect)
+        for words in (one.effect, one.stopping):
+            if words:
+                say(console, words)
         console.print(table(grid_rows(one), without=["from no decay", "document bound", "certified", "‖θ‖²"]))
         console.print(table(rule_rows(one)))
     say(console, cost_words(record.cost))

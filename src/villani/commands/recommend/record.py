@@ -93,6 +93,10 @@ class OptimizerRecord(Record):
         default="",
         description="what decay changed beside none, or which change would have been seen; empty without λ = 0",
     )
+    stopping: str = Field(
+        default="",
+        description="whether to stop earlier does more than any λ; empty where it does not, or nothing is seen",
+    )
     least_bound: float | None = Field(description="λ of the least held-out bound")
     memory: float | None = Field(description="steps that weights remember at the recommended λ; null for ever")
     points: list[GridPoint]

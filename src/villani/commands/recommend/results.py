@@ -10,7 +10,7 @@ import numpy as np
 from villani.choice import selection
 from villani.choice.rules import RULES, Rule, Training
 from villani.choice.selection import LEVEL, GridLosses
-from villani.commands.recommend.effect import Effect, effect_sentence, effects
+from villani.commands.recommend.effect import Effect, effect_sentence, effects, stopping_sentence
 from villani.commands.recommend.record import (
     NAMES,
     ConventionRecord,
@@ -64,6 +64,7 @@ def _sums(cells: Sequence[SweepCell], units: int) -> Array:
 def optimizer_record(
     settings: RecommendSettings, run: Training, grid: Cells, beyond: Cells, rules: Sequence[Rule],
     certificates: Certificates, smoothing: Smoothing, level: float, source: str = "",
+    epochs: float = 0.0,
 ) -> OptimizerRecord:  # fmt: skip
     """What was found with one optimiser.
 
@@ -77,6 +78,7 @@ def optimizer_record(
         smoothing: of the bounds.
         level: δ of each bound on held-out text.
         source: who says at which learning rate.
+        epochs: passes over the training blocks.
     """
     losses = _losses(grid)
     noisy = run.optimizer == "noisy-sgd"
@@ -99,6 +101,7 @@ def optimizer_record(
         run, meaning=_meaning(run), learning_rate_source=source, recommended=best,
         undecided=len(held) > 1 and all(point.kept for point in held), action=action(run, sorted(grid)),
         effect=effect_sentence(changed),
+        stopping=stopping_sentence({p.weight_decay: [c.curve for c in grid[p.weight_decay]] for p in held}, epochs),
         kept=[point.weight_decay for point in points if point.kept],
         least_bound=min(bounded, key=lambda p: p.held_out_bound or 0.0).weight_decay if bounded else None,
         memory=memory(best, run.learning_rate, run.momentum) if best else None, points=points, rules=judged,

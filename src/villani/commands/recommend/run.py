@@ -62,6 +62,11 @@ class Evidence:
     source: str
     rates: Mapping[str, str] = field(default_factory=dict)
 
+    @property
+    def epochs(self) -> float:
+        """Passes of one run over the training blocks."""
+        return self.settings.steps * self.settings.batch / len(self.text.train.ids)
+
     def training(self, optimizer: Optimizer) -> Training:
         """What rules are told of a run with one optimiser."""
         settings, rate = self.settings, self.settings.learning_rate[optimizer]
@@ -101,7 +106,7 @@ def judge(
     level = evidence.settings.delta / 2 / len(cells)  # half of δ is the certificates'
     return optimizer_record(
         evidence.settings, run, grid, beyond, answers, evidence.certificates, evidence.smoothing, level,
-        evidence.rates.get(optimizer, ""),
+        evidence.rates.get(optimizer, ""), evidence.epochs,
     )  # fmt: skip
 
 
@@ -147,10 +152,9 @@ def run(settings: RecommendSettings, work: Work) -> Outcome:
     records = [judge(evidence, o, swept, trained if settings.verify_rules else None) for o in settings.towards_zero]
     blocks = len(text.documents)
     units = len(joined(np.zeros(blocks), np.ones(blocks), text.documents)[1])
-    trained_blocks = len(text.train.ids)
     record = RecommendationRecord.of(
         settings, model=loaded.record, text=text.records[0], held_out=text.records[1], parameters=space.size,
-        decayed_parameters=space.decayed_size, epochs=settings.steps * settings.batch / trained_blocks,
+        decayed_parameters=space.decayed_size, epochs=evidence.epochs,
         shared_start=not settings.from_scratch, units=units, unit="blocks" if units == blocks else "documents",
         level=LEVEL, log_vocabulary=math.log(smoothing.vocabulary), optimizers=records,
         sentence=" ".join(one.sentence for one in records), provenance=provenance,
