@@ -13,6 +13,7 @@ from villani.commands.paper.sentences import (
     change_words,
     choice_sentence,
     decay_sentence,
+    least_sentence,
     sign,
     tuning_sentence,
 )
@@ -26,7 +27,7 @@ def test_a_regulariser_trades_training_loss_for_a_smaller_gap():
     cells = [cell(0.0, s, 5.0 + x, 4.0 + x) for s, x in enumerate(shared)]
     cells += [cell(0.1, s, 4.8 + x + 0.01 * s, 4.1 + x) for s, x in enumerate(shared)]
     words = decay_sentence(training_points(cells, "sgd")[0])
-    assert "gap shrinks at 1 (a regulariser), and seeds leave it open at 0" in words
+    assert "gap shrinks at 1 (a regulariser), seeds leave it open at 0" in words
     assert decay_sentence([]) == ""
 
 
@@ -99,7 +100,12 @@ def test_what_tuning_changed_is_told_or_what_would_have_been_seen():
         "0.013 at λ = 4 would have been seen with probability 80 %; forgetting changes by -0.125 [−0.15, −0.1] at "
         "λ = 4; changes of 0.013 at λ = 0.5 would"
     ) in words
-    assert "at 95 %: no decay, λ = 0.5 towards the start, λ = 4 towards the start." in words
+    assert least_sentence(rows) == (
+        "Least held-out loss, as far as can be told at 95%: no decay, λ = 0.5 towards the start, λ = 4 towards the "
+        "start. At no λ does decay lower it beyond error."
+    )
+    gain = effect("held-out loss", "adamw-start", 4.0, -0.125, resolved=True)
+    assert "It changes by -0.125 [−0.15, −0.1] with λ = 4 towards the start." in least_sentence([*rows, gain])
     assert "0.5 to 4 times the run" in words
     assert "‖θ‖" not in words
     assert tuning_sentence([]) == ""

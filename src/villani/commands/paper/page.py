@@ -10,7 +10,7 @@ from villani.commands.converge.record import RateRecord
 from villani.commands.paper.effect_tables import effect_tables
 from villani.commands.paper.figures import pictures as pictures  # a page has them
 from villani.commands.paper.record import ClaimRecord, PaperRecord, TrendRecord
-from villani.commands.paper.sentences import schedule_sentence
+from villani.commands.paper.sentences import least_sentence, schedule_sentence
 from villani.commands.recommend.page import rule_notes, rule_rows
 from villani.commands.recommend.record import NAMES, OptimizerRecord, RuleRecord
 from villani.outwards import UNAVAILABLE, upper
@@ -37,14 +37,15 @@ _LIMITS = (
 
 
 def headline(record: PaperRecord) -> str:
-    """What decay changed in tuning, where that was asked, or how many claims came out how."""
-    return record.tuning_sentence or record.sentence
+    """Where the loss is least in tuning, where that was asked, or how many claims came out how."""
+    return least_sentence(record.effects) if record.tuning_sentence else record.sentence
 
 
 def show(record: PaperRecord, _: Path, console: Console) -> None:
     """The claims with their verdicts, and what was found about λ."""
     say(console, headline(record), "bold")
-    for words in (record.sentence if record.tuning_sentence else "", _choice_words(record), record.decay_sentence):
+    tuned = [record.tuning_sentence, record.sentence] if record.tuning_sentence else []
+    for words in (*tuned, _choice_words(record), _decay_words(record)):
         if words:
             say(console, words)
     if record.cut:
@@ -58,14 +59,20 @@ def findings(record: PaperRecord) -> dict[str, str]:
     """Title → paragraph."""
     moved = [_moved(name, trend) for name, trend in record.trends.items()]
     return {
+        "What decay changes": record.tuning_sentence,
         "The preprint's claims": record.sentence if record.tuning_sentence else "",
         "E6: the grid against rules": _choice_words(record),
         "E6: schedules": schedule_sentence(record.schedules),
-        "What decay does": record.decay_sentence,
+        "What decay does": _decay_words(record),
         "Pathologies": " ".join(words for words in moved if words),
         "E4: the best certificate": record.certificate_sentence,
         "What was cut": "; ".join(record.cut) + "." if record.cut else "",
     }
+
+
+def _decay_words(record: PaperRecord) -> str:
+    """Of E4; where E7 tells what decay changes, with errors over text besides, that stands for it."""
+    return "" if record.tuning_sentence else record.decay_sentence
 
 
 def tables(record: PaperRecord) -> str:

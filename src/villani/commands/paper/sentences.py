@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from villani.choice.selection import LEVEL
 from villani.commands.paper.record import EffectRecord, SchedulePoint, TrainingPoint
 from villani.commands.recommend.record import NAMES, OptimizerRecord
 from villani.outwards import lower, upper
@@ -86,14 +87,21 @@ def tuning_sentence(effects: Sequence[EffectRecord]) -> str:
             words.append(f"{_TOWARDS.get(name, name)}: {'; '.join(parts)}")
     if not words:
         return ""
-    best = [e for e in effects if e.kept and e.quantity == effects[0].quantity]
-    places = dict.fromkeys(map(_place, best))
     acting = [e.memory for e in effects if e.memory is not None]
     return (
-        f"What decay changes, in nats per token. {'. '.join(words)}. Least {effects[0].quantity}, as far as can be "
-        f"told at 95 %: {', '.join(places) or 'none'}. Decay forgets over 1/(ηλ), {lower(min(acting), 2)} to "
+        f"In nats per token. {'. '.join(words)}. Decay forgets over 1/(ηλ), {lower(min(acting), 2)} to "
         f"{upper(max(acting), 2)} times the run."
     )
+
+
+def least_sentence(effects: Sequence[EffectRecord]) -> str:
+    """E7's answer: where the first quantity, the held-out loss, may be the least."""
+    first = [e for e in effects if e.quantity == effects[0].quantity]
+    places = dict.fromkeys(map(_place, (e for e in first if e.kept)))
+    words = f"Least {first[0].quantity}, as far as can be told at {LEVEL:.0%}: {', '.join(places) or 'none'}"
+    gains = [e for e in first if e.resolved and e.change and e.change.value < 0]
+    lowered = ", ".join(f"by {change_words(e.change)} with {_place(e)}" for e in gains)
+    return f"{words}. {f'It changes {lowered}' if gains else 'At no λ does decay lower it beyond error'}."
 
 
 def _named(optimizer: str) -> str:
