@@ -119,9 +119,13 @@ def traces_of_this_test(monkeypatch, float64_throughout):
 
 
 def pytest_collection_finish():
-    """What is imported and collected by now stays to the end: the garbage collector need not walk it again."""
+    """What is imported and collected by now stays to the end: the garbage collector need not walk it again.
+
+    Traced graphs are many objects: at Python's own thresholds 7 % of the time of tests went into walking them.
+    """
     gc.collect()
     gc.freeze()
+    gc.set_threshold(100_000, 20, 50)
 
 
 @pytest.fixture(params=list(ARCHITECTURES))
