@@ -58,13 +58,18 @@ def test_a_gain_is_told_with_its_size_and_what_training_paid_for_it(level, words
     told = effect_sentence(found)
     assert told.startswith(f"From no decay to λ = 1 the held-out loss falls by {-found[1].change.value:.3g} [0.4")
     assert words in told
-    assert "It rises from λ = 10 on, there by 0." in told
+    assert f"It rises by {found[2].change.value:.3g} [0.6" in told
+    assert told.endswith("at λ = 10.")
 
 
 def test_harm_alone_and_nothing_at_all_are_told_as_such():
     rng = np.random.default_rng(3)
     harm = effect_sentence(effects(losses(rng, [0.0, 0.0, 0.4, 0.9]), FLAT))
-    assert harm.startswith("Decay lowers the held-out loss at no λ beyond its error, and raises it from λ = 1 on")
+    assert harm.startswith("Decay lowers the held-out loss at no λ beyond its error, and raises it by 0.")
+    assert "at λ = 1, by 0." in harm
+    mixed = effect_sentence(effects(losses(rng, [0.0, 0.4, -0.5, 0.0]), FLAT))
+    assert "falls" in mixed.split("λ = 1 ")[1]
+    assert mixed.endswith("at λ = 0.1.")  # and not from there on
     found = effects(losses(rng, [0.0] * 4), FLAT)
     nothing = effect_sentence(found)
     assert "at no λ of the grid beyond its error; a change of 0.0" in nothing
@@ -96,7 +101,7 @@ def curves(*rows, seeds=3):
 def test_stopping_earlier_is_weighed_against_decay():
     told = stopping_sentence(curves((7, 4.5, 5.0, 6.5), (7, 4.6, 4.4, 4.7)), 40.0)
     assert "least held-out loss on the way is 4.4100, at step 200 with λ = 0.1, 0.3 [" in told
-    assert "that of λ = 0.1." in told
+    assert "that of λ = 0.1 (steps and λ chosen by the same text" in told
     assert "Without decay it is 4.5100, at step 100: of what λ does at the end, 0.1 [" in told
     assert "beyond its error" not in told
     plain = stopping_sentence(curves((7, 4.3, 5.0, 6.5), (7, 4.6, 4.4, 4.7)), 40.0)

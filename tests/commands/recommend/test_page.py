@@ -53,6 +53,14 @@ def test_the_headline_names_no_winner_that_its_grid_denies():
     )
 
 
+def test_the_headline_says_where_stopping_earlier_does_more_than_any_lambda():
+    early = optimizer("adamw", 0.1, stopping="It is better to stop earlier: the least …")
+    unseen = optimizer("adamw", 0.1, stopping="Every block is seen 43 times, …")
+    plain = "Least held-out loss of the grid: AdamW: λ = 0.1."
+    assert recommendation(early).headline == f"{plain} It is better to stop earlier (AdamW)."
+    assert recommendation(unseen).headline == plain
+
+
 def test_the_first_line_says_what_decides():
     slow = optimizer("adamw", 0.1, undecided=True, action="at η = 1e-05 decay cannot act: …")
     assert recommendation(slow).headline.endswith("from another. AdamW: at η = 1e-05 decay cannot act: ….")

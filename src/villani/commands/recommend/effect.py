@@ -14,6 +14,7 @@ from villani.outwards import lower, upper
 from villani.statistics import Array, Estimate, over_seeds
 
 POWER = 0.8
+EARLIER = "It is better to stop earlier"  # how the sentence begins where that is so
 _MANY = 4.0  # epochs: repeated text is nearly as good as new up to there (Muennighoff et al., arXiv 2305.16264)
 
 
@@ -75,9 +76,9 @@ def effect_sentence(effects: Sequence[Effect]) -> str:
         words = f"From no decay to λ = {best.weight_decay:g} the held-out loss falls by {_size(best)} nats"
         words += f"; {_why(best.trained)}." if best.trained else "."
     if losses:
-        least = min(losses, key=lambda e: e.weight_decay)
+        rises = ", ".join(f"by {_size(e)} at λ = {e.weight_decay:g}" for e in losses)
         start = "It rises" if gains else "Decay lowers the held-out loss at no λ beyond its error, and raises it"
-        words += f" {start} from λ = {least.weight_decay:g} on, there by {_size(least)}."
+        words += f" {start} {rises}."
     if not words:
         seen = [e.detectable for e in effects]
         words = (
@@ -115,9 +116,9 @@ def stopping_sentence(curves: Mapping[float, Sequence[Sequence[tuple[int, float]
     if lowest[best] == len(steps) - 1 or not _below(rows[last][:, -1] - at):
         return ""
     words = (
-        f"It is better to stop earlier: the least held-out loss on the way is {at.mean():.4f}, at step "
+        f"{EARLIER}: the least held-out loss on the way is {at.mean():.4f}, at step "
         f"{steps[lowest[best]]:,} with λ = {best:g}, {_fall(rows[last][:, -1] - at)} nats below the best end, that of "
-        f"λ = {last:g}."
+        f"λ = {last:g} (steps and λ chosen by the same text, which flatters them)."
     )
     if best != 0 and 0 in rows:
         plain = rows[0.0][:, lowest[0.0]]

@@ -7,6 +7,7 @@ from pathlib import Path
 import plotly.graph_objects as go
 from rich.console import Console
 
+from villani.commands.recommend.effect import EARLIER
 from villani.commands.recommend.record import (
     NAMES,
     GridPoint,
@@ -50,6 +51,8 @@ def headline(record: RecommendationRecord) -> str:
         words = "Undecided: no λ of the grid can be told from another."
     else:
         words = f"Least held-out loss of the grid: {'; '.join(f'{NAMES[o.optimizer]}: {_best(o)}' for o in held)}."
+    if earlier := [NAMES[one.optimizer] for one in held if one.stopping.startswith(EARLIER)]:
+        words += f" {EARLIER} ({', '.join(earlier)})."
     return words + "".join(f" {NAMES[one.optimizer]}: {one.action}." for one in held if one.action)
 
 
