@@ -82,3 +82,20 @@ def test_what_no_model_could_make_right_is_refused(changes, words):
     with pytest.raises(InputError, match=words) as error:
         load_subject(SETTINGS.model_copy(update=changes), Work(), 0.1)
     assert "\n" not in str(error.value)
+
+
+def test_the_time_of_a_forward_pass_is_not_that_of_the_first(monkeypatch):
+    objective = load_subject(SETTINGS, Work(), 0.1).objective
+    clock, passes = [0.0], iter([9.0, *[0.01] * 20])
+    monkeypatch.setattr(subject.time, "perf_counter", lambda: clock[0])
+    real = objective.forward
+
+    def forward(row):
+        clock[0] += next(passes) if slow else 0.02
+        return real(row)
+
+    monkeypatch.setattr(objective, "forward", forward)
+    slow = False
+    assert subject.timed_forward(objective) == (16, pytest.approx(0.02))
+    slow = True  # one pass of a large model says enough
+    assert subject.timed_forward(objective)[1] == pytest.approx(9.0)
