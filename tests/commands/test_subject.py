@@ -1,5 +1,7 @@
 """A model and a text for a command: loaded once, copied before training, and told of by their bits."""
 
+import itertools
+
 import pytest
 import torch
 
@@ -99,3 +101,9 @@ def test_the_time_of_a_forward_pass_is_not_that_of_the_first(monkeypatch):
     assert subject.timed_forward(objective) == (16, pytest.approx(0.02))
     slow = True  # one pass of a large model says enough
     assert subject.timed_forward(objective)[1] == pytest.approx(9.0)
+
+
+def test_a_forward_pass_is_timed_even_where_the_process_was_paused(monkeypatch):
+    objective, ticks = load_subject(SETTINGS, Work(), 0.1).objective, itertools.count()
+    monkeypatch.setattr(subject.time, "perf_counter", lambda: 1000.0 * next(ticks))
+    assert subject.timed_forward(objective) == (16, 1000.0)

@@ -81,14 +81,14 @@ class Subject:
 
 
 def timed_forward(objective: Objective) -> tuple[int, float]:
-    """Tokens and seconds of a forward pass over one row: the quickest of ten, or of as many as begin in half a second.
+    """Tokens and seconds of a forward pass over one row: the quickest of ten, or of what begins within half a second.
 
     The first pass of a process makes what later ones find, which for a small model is most of its time.
     """
     row = next(objective.batches(0)).rows(0, 1)
     first, spent = time.perf_counter(), list[float]()
     with objective.evaluating(), torch.no_grad():
-        while len(spent) < 10 and time.perf_counter() - first < 0.5:
+        while not spent or (len(spent) < 10 and time.perf_counter() - first < 0.5):
             began = time.perf_counter()
             float(objective.forward(row).loss)
             spent.append(time.perf_counter() - began)
