@@ -58,3 +58,10 @@ def test_designs_are_checked_without_torch():
         "Design(3, way=Way('taylor')); assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_ways_that_differentiate_a_gradient_hold_more():
+    assert Way("hutchinson").graphs == Way("hutchinson", products="forward-over-reverse").graphs == 3
+    assert Way("gauss-newton").graphs == 3
+    assert {Way(name).graphs for name in ("taylor", "adjoint")} == {1.0}
+    assert Way("hutchinson", products="finite-differences").graphs == 1

@@ -10,6 +10,7 @@ import pytest
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from villani.errors import InputError
+from villani.work import budget
 from villani.work.budget import Needs, Shape, agree, available_disk, available_memory, hold, size
 
 GIB = 2.0**30
@@ -79,6 +80,40 @@ def test_work_grows_as_it_should():
     assert one.disk == pytest.approx(68 * theta, rel=0.01)  # 34 GB of cells
     assert one.memory > 4 * theta + 4 * 512 * 50257
     assert 1 < two.seconds / one.seconds < 4  # a timing: about 2
+
+
+def test_a_graph_that_is_differentiated_again_takes_more():
+    shape = Shape(parameters=124_000_000, layers=12, width=768, heads=12, vocabulary=50257)
+    one, three = (shape.work(1e6, at_once=512, block=128, vectors=4, graphs=graphs) for graphs in (1.0, 3.0))
+    assert three.memory - one.memory == pytest.approx(2 * shape.activations(512, 128))
+    assert (three.seconds, three.disk) == (pytest.approx(one.seconds, rel=9), one.disk)
+
+
+def test_processes_share_the_time_but_not_the_memory(monkeypatch):
+    needs = Needs(
+        memory=GIB, disk=GIB, seconds=700.0, stages={"a": 4.0, "b": 2.0, "c": 1.0, "d": None}, alone=frozenset({"b"})
+    )
+    assert needs.among(1).sizes() == pytest.approx(needs.sizes(), nan_ok=True)
+    shared = needs.among(4)
+    assert shared.sizes() == pytest.approx({"a": 100.0, "b": 200.0, "c": 25.0, "d": None})
+    assert (shared.seconds, shared.memory, shared.disk) == (pytest.approx(325.0), GIB, GIB)
+    assert Needs(seconds=8.0).among(4).seconds == 2.0
+    assert Needs().among(4).seconds is None
+    monkeypatch.setattr(budget, "resident", lambda: GIB)
+    assert needs.words.startswith("12 min, 2 GiB of memory, 1 GiB")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert shared.words.startswith("5.4 min, 8 GiB of memory of 4 processes, 1 GiB")
+    assert shared.large
+
+
+@pytest.mark.parametrize(("text", "count"), [("2", 2), ("", 1), ("0", 1), ("-3", 1), ("٣", 1), ("9" * 30, 1)])
+def test_free_memory_is_for_all_processes_here(monkeypatch, text, count):
+    monkeypatch.setattr(budget, "_free", lambda: GIB)
+    monkeypatch.setattr(budget, "_control_group", lambda: 3 * GIB)
+    monkeypatch.delenv("VILLANI_MEMORY_GIB", raising=False)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", text)
+    words = f"free for each of {count} processes" if count > 1 else "free"
+    assert available_memory() == (GIB / count, words)
 
 
 def test_time_is_that_of_a_forward_pass_where_one_was_timed():

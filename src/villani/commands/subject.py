@@ -66,8 +66,9 @@ class Subject:
         return {"model": self.loaded.record, "objective": measured, "text": self.text, "provenance": self.provenance}
 
     def needs(
-        self, settings: SubjectSettings, tokens: Mapping[str, float | None], *, vectors: float, kept: float = 0.0
-    ) -> Needs:
+        self, settings: SubjectSettings, tokens: Mapping[str, float | None], *, vectors: float, kept: float = 0.0,
+        graphs: float = 1.0,
+    ) -> Needs:  # fmt: skip
         """What gradients over the tokens of stages take, with so many vectors of θ's size held and `kept` on disk.
 
         Where weights are read as they are used, a largest tensor takes the place of these vectors.
@@ -75,9 +76,9 @@ class Subject:
         model, sizes = self.loaded.model, {"at_once": settings.at_once, "block": settings.block}
         shape = self.shape
         if streamed_weights(model) is None:
-            return shape.work(tokens, **sizes, vectors=vectors, kept=kept, device=settings.device)
+            return shape.work(tokens, **sizes, vectors=vectors, kept=kept, graphs=graphs, device=settings.device)
         largest = max(p.numel() * p.element_size() for p in model.parameters())
-        return shape.streamed(tokens, **sizes, largest=largest, reading=_reading(model))
+        return shape.streamed(tokens, **sizes, largest=largest, reading=_reading(model), graphs=graphs)
 
 
 def timed_forward(objective: Objective) -> tuple[int, float]:

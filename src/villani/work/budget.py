@@ -10,7 +10,7 @@ import resource
 import shutil
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,12 +39,24 @@ class Needs:
         seconds: of one process; None where it is not known.
         stages: of the work in order, by the names that `Work.stage` begins them with: what each takes in any one unit,
             or None where that is not known.
+        alone: those of them that one process of a team does while the others wait.
     """
 
     memory: float = 0.0
     disk: float = 0.0
     seconds: float | None = None
     stages: Mapping[str, float | None] = field(default_factory=dict)
+    alone: frozenset[str] = frozenset()
+
+    def among(self, processes: int) -> "Needs":
+        """The same work shared by so many processes: what passes until it is done; memory stays that of each."""
+        sizes = self.sizes()
+        shared = {
+            name: size if size is None or name in self.alone else size / processes for name, size in sizes.items()
+        }
+        before, after = (sum(size or 0.0 for size in of.values()) for of in (sizes, shared))
+        share = after / before if before else 1 / processes
+        return replace(self, seconds=self.seconds and share * self.seconds, stages=shared)
 
     def sizes(self) -> dict[str, float | None]:
         """Stages in seconds, as far as these are known."""
@@ -55,13 +67,19 @@ class Needs:
     @property
     def large(self) -> bool:
         """Whether somebody should agree to it before it begins."""
-        return (self.seconds or 0.0) > LONG or max(self.memory + resident(), self.disk) > LARGE
+        return (self.seconds or 0.0) > LONG or max(self._resident, self.disk) > LARGE
+
+    @property
+    def _resident(self) -> float:
+        """Bytes at the peak, of all processes that torchrun started on this machine."""
+        return processes_here() * (self.memory + resident())
 
     @property
     def words(self) -> str:
         """Time, memory and disk."""
         parts = [] if self.seconds is None else [duration(max(self.seconds, 1.0))]
-        parts += [f"{size(self.memory + resident())} of memory", f"{size(self.disk)} on disk"]
+        of = f" of {here} processes" if (here := processes_here()) > 1 else ""
+        parts += [f"{size(self._resident)} of memory{of}", f"{size(self.disk)} on disk"]
         return ", ".join(parts)
 
     def __str__(self) -> str:
@@ -104,6 +122,7 @@ class Shape:
         block: int,
         vectors: float,
         kept: float = 0.0,
+        graphs: float = 1.0,
         device: str = "cpu",
     ) -> Needs:
         """What gradients take.
@@ -115,31 +134,33 @@ class Shape:
             block: in one sequence.
             vectors: arrays of the size of θ that are held at once, beside θ itself.
             kept: such arrays on disk.
+            graphs: times what a forward pass keeps for its backward pass that is held at once.
             device: where.
         """
         size = float(self.parameters * self.itemsize)
         stages = tokens if isinstance(tokens, Mapping) else {}
         total = sum(each or 0.0 for each in stages.values()) if isinstance(tokens, Mapping) else tokens
         return Needs(
-            memory=_LIBRARIES + vectors * size + self.activations(at_once, block), disk=_PAGE + kept * size,
+            memory=_LIBRARIES + vectors * size + graphs * self.activations(at_once, block), disk=_PAGE + kept * size,
             seconds=self.seconds(total, at_once, device), stages=stages,
         )  # fmt: skip
 
     def streamed(
-        self, tokens: Mapping[str, float | None], *, at_once: int, block: int, largest: int, reading: float
-    ) -> Needs:
+        self, tokens: Mapping[str, float | None], *, at_once: int, block: int, largest: int, reading: float,
+        graphs: float = 1.0,
+    ) -> Needs:  # fmt: skip
         """What gradients take where weights are read as they are used.
 
         Args:
             tokens: of stages, as of `work`.
-            at_once, block: as of `work`.
+            at_once, block, graphs: as of `work`.
             largest: bytes of the largest tensor; what a segment holds is about as large (objective/segments.py).
             reading: seconds to read all of θ once.
         """
         total = sum(each or 0.0 for each in tokens.values())
         passes = total / max(at_once, 1)
         kept = 2.0 * self.layers * at_once * self.width * self.itemsize
-        inside = self.activations(at_once, block) / self.layers
+        inside = graphs * self.activations(at_once, block) / self.layers
         return Needs(
             memory=_LIBRARIES + 6.0 * largest + kept + inside, disk=_PAGE,
             seconds=self.seconds(4 / 3 * total, at_once) + 2 * passes * reading, stages=tokens,
@@ -218,6 +239,12 @@ def agree(needs: Needs, confirm: Callable[[str], bool | None], *, what: str, ins
         raise InputError(f"{cost}, and was not agreed to: nothing was begun; to need less, {instead}")
 
 
+def processes_here() -> int:
+    """How many processes torchrun started on this machine; 1 without it."""
+    text = os.environ.get("LOCAL_WORLD_SIZE", "")
+    return max(int(text), 1) if text.isascii() and text.isdigit() and len(text) < 6 else 1
+
+
 def available_memory(device: str = "cpu", most: float | None = None) -> tuple[float, str]:
     """Bytes that this process may still take, of `most` GiB in all, and in words what sets that bound."""
     if device.startswith("cuda"):
@@ -225,14 +252,16 @@ def available_memory(device: str = "cpu", most: float | None = None) -> tuple[fl
 
         free, _ = torch.cuda.mem_get_info(device)
         return float(free), f"free on {device}"
-    bounds = [(_free(), "free")]
+    here = processes_here()
+    each = f" for each of {here} processes" if here > 1 else ""
+    bounds = [(_free() / here, f"free{each}")]
     pages = _fields("/proc/self/statm")
     for kind, used, name in ((resource.RLIMIT_AS, 0, "ulimit -v"), (resource.RLIMIT_DATA, 5, "ulimit -d")):
         limit = resource.getrlimit(kind)[0]
         if limit != resource.RLIM_INFINITY and len(pages) > used:
             bounds.append((limit - pages[used] * resource.getpagesize(), f"left under {name}"))
     if (group := _control_group()) is not None:
-        bounds.append((group, "left in the control group"))
+        bounds.append((group / here, f"left in the control group{each}"))
     stated = _stated("VILLANI_MEMORY_GIB", float("inf"))
     if stated < float("inf"):
         bounds.append((stated - resident(), "left of VILLANI_MEMORY_GIB"))

@@ -128,6 +128,7 @@ class Work:
         self.team.agree(determining)
         directory = self.run or Path("runs") / default_name(name, about, named or determining)
         self.directory = directory
+        needs = needs and needs.among(self.team.size)
         if self.team.main:
             if needs is not None:
                 hold(needs, directory, what=what, instead=instead, device=device, most=most)

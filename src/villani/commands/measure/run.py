@@ -79,7 +79,7 @@ def _needs(settings: MeasureSettings, subject: Subject, deflation: Deflation | N
         tokens += min(settings.shares, groups) * each * sampler_for(subject.objective, SHARING).cost(1)
     swept = trace == "adjoint" or (trace == "taylor" and not shared)
     stages = {PILOTING: tokens, MEASURING: None} if planned else {MEASURING: tokens}
-    needs = subject.needs(settings, stages, vectors=_SWEPT if swept else _VECTORS)
+    needs = subject.needs(settings, stages, vectors=_SWEPT if swept else _VECTORS, graphs=way.graphs)
     return replace(needs, disk=needs.disk + rows_bytes(subject.objective.parameters.size, groups))
 
 

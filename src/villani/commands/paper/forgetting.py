@@ -18,6 +18,7 @@ from villani.commands.paper.settings import PaperSettings
 from villani.commands.recommend.settings import CellKey, TrainedName, run_of
 from villani.commands.recommend.sweep import SweepCell, SweepText
 from villani.commands.subject import as_groups, load_blocks, load_text, load_tokenizer_of
+from villani.curvature.ways import Way
 from villani.dynamics.chain import label_probabilities
 from villani.errors import InputError
 from villani.inputs.models import LoadedModel
@@ -33,6 +34,7 @@ from villani.work.team import Rows
 from villani.work.work import Work
 
 HELD_OUT, FORGETTING, SHARPNESS = "held-out loss", "forgetting", "tr ∇²L"
+SHARPNESS_BY = Way("hutchinson")  # smooth in θ, so that probes cancel in a difference
 _MICRO_TOKENS = 512
 
 
@@ -132,7 +134,7 @@ def _sharpness(settings: PaperSettings, part: ForgettingPart, text: SweepText, l
     sweep, units = settings.sweep, Work()
     groups = as_groups(*choose_groups(text.train, part.groups, 1, sweep.seed))
     objective = Objective(loaded.model, groups, 0.0, sweep.decay, micro_tokens=max(_MICRO_TOKENS, sweep.block))
-    measure(objective, 1, sweep.seed, trace="hutchinson", shares=0, work=units)  # smooth in θ, so that probes cancel
+    measure(objective, 1, sweep.seed, trace=SHARPNESS_BY.trace, shares=0, work=units)
     rows = [row for group in range(part.groups) if (row := units.get(f"group/{group}")) is not None]
     tokens, traces = samples(rows, "traces")
     return {"traces": traces.sum(axis=(1, 2)), "traced": tokens}

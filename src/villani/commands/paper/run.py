@@ -18,7 +18,7 @@ from villani.commands.certify.record import CertificatePoint
 from villani.commands.converge.record import ConvergenceRecord
 from villani.commands.paper import points
 from villani.commands.paper.claims import claims, sentence
-from villani.commands.paper.forgetting import OtherText, effects, looked, looked_before, read_other
+from villani.commands.paper.forgetting import SHARPNESS_BY, OtherText, effects, looked, looked_before, read_other
 from villani.commands.paper.needs import looked as looked_tokens
 from villani.commands.paper.needs import tokens, units, weights
 from villani.commands.paper.parts import PARTS, EstimatorsPart, Ways
@@ -82,6 +82,7 @@ def run(options: PaperOptions, work: Work) -> Outcome:
     needs = needs_of(
         trained, objective, counts["sweep"], text, tokens(settings, len(text.held_out.ids), len(text.train.ids)),
         kept=ceil(weights(settings)), processes=work.team.size, looked=looked_tokens(settings),
+        graphs=SHARPNESS_BY.graphs if part and part.groups else 1.0,
     )  # fmt: skip
     present = ",".join(name for name in PARTS if getattr(settings, name) is not None)
     work.open(

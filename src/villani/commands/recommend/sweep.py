@@ -43,7 +43,7 @@ from villani.work.team import Rows
 from villani.work.work import Work
 
 Look = Callable[[CellKey, LoadedModel], Mapping[str, Array]]  # at a trained model, before it is gone
-SWEEP = "sweep"  # stage
+SWEEP, SCHEDULES = "sweep", "schedules"  # stages that processes share
 HELD_OUT = 0.1  # of the blocks, at the end, where no other text is given
 _LOOKED = "looked."  # how the names begin of what a `Look` leaves in a row
 _STATE = 3  # vectors of θ's size that a state has at most: θ, and two of the optimiser
@@ -222,8 +222,11 @@ def _trained(
 def needs_of(
     settings: SweepSettings, objective: Objective, cells: int, text: SweepText,
     more: Mapping[str, float | None] | None = None, *, kept: int | None = None, processes: int = 1, looked: float = 0.0,
+    graphs: float = 1.0,
 ) -> Needs:  # fmt: skip
     """Of so many cells, `looked` at over so many tokens in all, and of `more` stages; a loss is a third of a gradient.
+
+    To train and to look takes `graphs` times what a forward pass keeps, at the most.
 
     Weights of `kept` cells lie on disk, and of each process two states of the cell that it trains.
     """
@@ -235,9 +238,10 @@ def needs_of(
     needs = Shape.of(objective.model, timed_forward(objective)).work(
         {SWEEP: blocks * settings.block + looked, **(more or {})},
         at_once=max(settings.block, min(MICRO_TOKENS, settings.batch * settings.block)),
-        block=settings.block, vectors=7 if starts else 5, kept=vectors, device=settings.device,
+        block=settings.block, vectors=7 if starts else 5, kept=vectors, graphs=graphs, device=settings.device,
     )  # fmt: skip
-    return replace(needs, memory=needs.memory + 16.0 * settings.batch * settings.block)
+    memory = needs.memory + 16.0 * settings.batch * settings.block
+    return replace(needs, memory=memory, alone=frozenset(more or {}) - {SCHEDULES})
 
 
 def load_cell(settings: SweepSettings, cell: SweepCell, work: Work) -> LoadedModel:
