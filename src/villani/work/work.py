@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from copy import copy
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -197,8 +198,7 @@ class Work:
     def once_record(self, key: str, kind: Any, make: Callable[[], T]) -> T:
         """As `once`, for a unit whose result pydantic can write as JSON: a record, or a list of some."""
         adapter: TypeAdapter[T] = TypeAdapter(kind)
-        row = self.once(key, lambda: {"record": np.array(adapter.dump_json(make()).decode())})["record"]
-        return adapter.validate_json(row.tobytes() if row.dtype == np.uint8 else str(row))  # bytes: of older runs
+        return _read(adapter, self.once(key, partial(_written, adapter, make)))
 
     def map(self, units: Mapping[str, Callable[[], Rows]]) -> list[Rows]:
         """The arrays of all units, in their order, in every process; those that are missing are dealt out.
@@ -210,6 +210,11 @@ class Work:
             again = [self._prefix + key for key in units if self.stages.clock.counted(self._unit(key))]
             self.stages.recall(sum(map(self._ledger.seconds_of, again)) / self.team.size)
         return self.team.map(units, self if self.team.main else None, self.advance, self._memory)
+
+    def map_records(self, kind: Any, units: Mapping[str, Callable[[], T]]) -> list[T]:
+        """As `map`, for units whose results pydantic can write as JSON."""
+        adapter: TypeAdapter[T] = TypeAdapter(kind)
+        return [_read(adapter, row) for row in self.map({k: partial(_written, adapter, m) for k, m in units.items()})]
 
     def get(self, key: str) -> Rows | None:
         """The arrays of a finished unit, or None."""
@@ -261,6 +266,15 @@ class Work:
             self.shared[key] = make()
         value: T = self.shared[key]
         return value
+
+
+def _written(adapter: TypeAdapter[T], make: Callable[[], T]) -> Rows:
+    return {"record": np.array(adapter.dump_json(make()).decode())}
+
+
+def _read(adapter: TypeAdapter[T], row: Rows) -> T:
+    record = row["record"]
+    return adapter.validate_json(record.tobytes() if record.dtype == np.uint8 else str(record))  # bytes: of older runs
 
 
 def _within(places: tuple[tuple[int, int], ...], done: int, total: int) -> tuple[int, int]:

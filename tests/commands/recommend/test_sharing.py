@@ -4,12 +4,15 @@ import json
 import os
 import signal
 import sqlite3
+from collections import Counter
 from contextlib import closing
+from functools import partial
 
 import pytest
 
-from tests.commands.paper.test_settings import GRIDS, empty_folder, write  # noqa: F401
+from tests.commands.paper.test_settings import GRIDS, QUICK, empty_folder, write  # noqa: F401
 from tests.work.test_team import one_thread, team_of  # noqa: F401
+from villani.commands.paper import points
 from villani.commands.paper.settings import PaperOptions
 from villani.commands.recommend import sweep as sweeping
 from villani.commands.recommend.settings import RecommendSettings
@@ -23,6 +26,33 @@ RECOMMEND = {
     "rules": ["constants", "ema"], "threads": 1,
 }  # fmt: skip
 STUDY = GRIDS.replace("seeds = 2", "seeds = 2\nthreads = 1") + "[grids]\nadamw = [0.0, 0.5, 2.0]\n"
+
+EXPERIMENTS = """
+[landscape]
+seeds = 1
+groups = 8
+sequences = 1
+ray_groups = 3
+rays = ["parameters"]
+radii = [1.0, 2.0, 3.0]
+[spectra]
+seeds = 1
+groups = 1
+sequences = 1
+top = 1
+bottom = 0
+most = 6
+density_probes = 0
+[estimators]
+groups = 1
+sequences = 1
+repeats = 2
+ways = ["taylor"]
+reference_probes = 3
+exact = 0
+[pathologies]
+blocks = 3
+"""
 
 
 def asked(command):
@@ -86,3 +116,37 @@ def test_a_kill_amid_shared_training_runs_loses_nothing(team_of, tmp_path, monke
         page = (run / "report.html").read_text(encoding="utf-8")
         assert "2 seeds at 2 (SGD with L2), 3 (AdamW) values of λ" in page
         assert [p["held_out_change"] is None for p in record["training"]] == [True, False, True, False, False]
+
+
+def test_experiments_at_single_models_are_shared_too(team_of, tmp_path, monkeypatch):  # noqa: F811
+    """Killed amid a spectrum, then gone on with: one process's bytes, no model looked at twice, and both had some."""
+    config = (QUICK + EXPERIMENTS).replace("seeds = 2", "seeds = 2\nthreads = 1", 1)
+    run, log = tmp_path / "run", tmp_path / "log"
+    kinds = ("criteria", "landscape_point", "spectrum_point", "estimator_row", "reference_trace", "pathology_point")
+
+    def watched(kind, real, lethal, *args, **named):
+        if lethal and kind == "spectrum_point" and os.environ["RANK"] == "1":
+            os.kill(os.getpid(), signal.SIGKILL)
+        made = real(*args, **named)
+        with log.open("a") as file:
+            file.write(f"{os.environ['RANK']} {kind}\n")
+        return made
+
+    reals = {kind: getattr(points, kind) for kind in kinds}
+    for lethal, wanted in ((True, [1, -9]), (False, [0, 0])):
+        with monkeypatch.context() as patch:
+            for kind, real in reals.items():
+                patch.setattr(points, kind, partial(watched, kind, real, lethal))
+            codes, errors = team_of(2, lambda: together(PaperOptions(config=write(config)), run))
+        assert codes == wanted, errors
+    done = Counter(tuple(line.split()) for line in log.read_text().splitlines())
+    execute(PaperOptions(config=write(config)), tmp_path / "alone")
+    records = [path.read_bytes() for path in (run / "records.json", tmp_path / "alone" / "records.json")]
+    assert records[0] == records[1]
+    of = {kind: sorted(count for (_, name), count in done.items() if name == kind) for kind in kinds}
+    # the first two spectra were one round, of which the one that was finished is lost with the other
+    assert of.pop("spectrum_point") in ([1, 1], [1, 2])
+    assert of == {
+        "criteria": [1], "landscape_point": [1, 1], "reference_trace": [1], "estimator_row": [1, 1],
+        "pathology_point": [2, 2],
+    }  # fmt: skip

@@ -190,8 +190,10 @@ def test_time_told_is_that_of_a_forward_pass_and_disk_has_the_states_of_each_pro
     size = 4 * objective.parameters.size
     assert two.disk - one.disk == pytest.approx(2 * 3 * size)  # the state before is there until the next one is whole
     assert one.disk == pytest.approx((1 + 2 * 3) * size + 5e6)
-    more = {"audit": gradients * asked.block, study.SCHEDULES: gradients * asked.block}
-    shared = needs_of(asked, objective, 6, text, more, graphs=3.0)
-    assert shared.memory > one.memory
-    sizes, halves = shared.sizes(), shared.among(2).sizes()  # only trained models are dealt out
-    assert halves == pytest.approx({name: size / (1 if name == "audit" else 2) for name, size in sizes.items()})
+    more = dict.fromkeys(("audit", "schedules"), gradients * asked.block)
+    whole = needs_of(asked, objective, 6, text, more, graphs=3.0)
+    assert whole.memory > one.memory
+    for alone, others in ((None, {"audit", "schedules"}), (frozenset({"audit"}), {"audit"})):
+        needs = needs_of(asked, objective, 6, text, more, alone=alone)
+        sizes = {name: size / (1 if name in others else 2) for name, size in needs.sizes().items()}
+        assert needs.among(2).sizes() == pytest.approx(sizes)

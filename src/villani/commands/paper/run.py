@@ -19,8 +19,8 @@ from villani.commands.converge.record import ConvergenceRecord
 from villani.commands.paper import points
 from villani.commands.paper.claims import claims, sentence
 from villani.commands.paper.forgetting import SHARPNESS_BY, OtherText, effects, looked, looked_before, read_other
+from villani.commands.paper.needs import ALONE, tokens, units, weights
 from villani.commands.paper.needs import looked as looked_tokens
-from villani.commands.paper.needs import tokens, units, weights
 from villani.commands.paper.parts import PARTS, EstimatorsPart, Ways
 from villani.commands.paper.points import Study
 from villani.commands.paper.record import (
@@ -82,7 +82,7 @@ def run(options: PaperOptions, work: Work) -> Outcome:
     needs = needs_of(
         trained, objective, counts["sweep"], text, tokens(settings, len(text.held_out.ids), len(text.train.ids)),
         kept=ceil(weights(settings)), processes=work.team.size, looked=looked_tokens(settings),
-        graphs=SHARPNESS_BY.graphs if part and part.groups else 1.0,
+        graphs=SHARPNESS_BY.graphs if part and part.groups else 1.0, alone=ALONE,
     )  # fmt: skip
     present = ",".join(name for name in PARTS if getattr(settings, name) is not None)
     work.open(
@@ -93,6 +93,7 @@ def run(options: PaperOptions, work: Work) -> Outcome:
     study = _Run(settings, text, work, options.keep_weights, other)
     cells = study.trained()
     schedules = schedule_points(study, cells)
+    shared = study.shared(cells, objective.parameters.size)
     if not work.team.main:
         return Outcome([])
     work = work.alone()
@@ -102,7 +103,7 @@ def run(options: PaperOptions, work: Work) -> Outcome:
         grid=[*dict.fromkeys(decay for _, decay, _ in settings.cells())],
         seeds=trained.seeds, optimizers=[*trained.optimizers], steps=trained.steps,
         temperatures=settings.temperature, cut=settings.cuts(), confidence=CONFIDENCE, provenance=provenance,
-        schedules=schedules, claims=[], sentence="", **study.measured(cells, objective.parameters.size),
+        schedules=schedules, claims=[], sentence="", **study.measured(cells, **shared),
     )  # fmt: skip
     judged = claims(record)
     record = record.model_copy(update={"claims": judged, "sentence": sentence(judged)})
@@ -137,23 +138,42 @@ class _Run(Study):
                 self.work.once(_BEFORE, partial(looked_before, *given, loaded))
         return sweep(self.settings.sweep, self.work.scope("sweep"), self.settings.cells(), keep=wanted, look=look)
 
-    def measured(self, cells: list[SweepCell], parameters: int) -> dict[str, Any]:
-        """All fields of the record that are measured."""
+    def shared(self, cells: list[SweepCell], parameters: int) -> dict[str, Any]:
+        """Experiments at single models, which processes share: fields of the record, in every process."""
         settings = self.settings
-        optimizers = [*settings.sweep.optimizers]
-        grid = [*dict.fromkeys(cell.weight_decay for cell in cells)]
         trained = [c for c in cells if not c.diverged]
         descended = [c for c in trained if c.optimizer == "sgd"]
-        examined: list[CriteriaRecord] = []
+        examined: list[list[CriteriaRecord]] = []
         if settings.landscape and descended:
             mask = ParameterSpace(load(settings.sweep, self.work).model, "hf").mask
-            make = partial(points.criteria, self, descended[0])
+            make = partial(points.criteria, self._lone, descended[0])
             self.work.stage("criteria")
-            examined = self.work.once_record(f"criteria/{mask}", list[CriteriaRecord], make)
+            examined = self.work.map_records(list[CriteriaRecord], {f"criteria/{mask}": make})
         landscape = self._each(
             "landscape", "E1, Ψ along rays and orbits", LandscapePoint, descended, points.landscape_point
         )
         spectra = self._each("spectra", "E2, spectrum", SpectrumPoint, descended, points.spectrum_point)
+        best = best_decay(cells, "sgd")
+        chosen = next((c for c in descended if c.weight_decay == best), None)
+        estimators = None
+        if settings.estimators and chosen:
+            estimators = self._estimators(settings.estimators, chosen, parameters)
+        seen = self._each("pathologies", "pathologies", PathologyPoint, trained, points.pathology_point)
+        # at λ = 0 optimisers share a run, and what is stored of it may bear another one's name
+        named = zip(seen, trained, strict=True) if seen else []
+        return {
+            "criteria": [record for of in examined for record in of], "landscape": landscape, "spectra": spectra,
+            "estimators": estimators,
+            "pathologies": [point.model_copy(update={"optimizer": cell.optimizer}) for point, cell in named],
+        }  # fmt: skip
+
+    def measured(
+        self, cells: list[SweepCell], spectra: list[SpectrumPoint], pathologies: list[PathologyPoint], **shared: Any
+    ) -> dict[str, Any]:
+        """All fields of the record that are measured; `shared` ones too."""
+        settings = self.settings
+        optimizers = [*settings.sweep.optimizers]
+        grid = [*dict.fromkeys(cell.weight_decay for cell in cells)]
         convergence: list[ConvergencePoint] = []
         certificates: tuple[list[CertificatePoint], str] = ([], "")
         if settings.convergence:
@@ -165,15 +185,6 @@ class _Run(Study):
                 "certificates", settings.certified(), tuple[list[CertificatePoint], str],
                 lambda record: (record.points, record.sentence), "E4, certificates",
             )  # fmt: skip
-        best = best_decay(cells, "sgd")
-        chosen = next((c for c in descended if c.weight_decay == best), None)
-        estimators = None
-        if settings.estimators and chosen:
-            estimators = self._estimators(settings.estimators, chosen, parameters)
-        seen = self._each("pathologies", "pathologies", PathologyPoint, trained, points.pathology_point)
-        # at λ = 0 optimisers share a run, and what is stored of it may bear another one's name
-        named = zip(seen, trained, strict=True) if seen else []
-        pathologies = [point.model_copy(update={"optimizer": cell.optimizer}) for point, cell in named]
         tables = {name: training_points(cells, name) for name in optimizers}
         training = [point for row, _ in tables.values() for point in row]
         changed: list[EffectRecord] = []
@@ -183,16 +194,20 @@ class _Run(Study):
         choices = self.work.once_record(
             f"choice/{settings.digest('choice')}", list[OptimizerRecord], partial(self._choices, cells, certificates[0])
         )
-        return {
-            "criteria": examined, "landscape": landscape, "spectra": spectra,
-            "learned": learned_curvature(spectra, grid), "convergence": convergence, "training": training,
-            "certificates": certificates[0], "certificate_sentence": certificates[1], "estimators": estimators,
+        return shared | {
+            "spectra": spectra, "learned": learned_curvature(spectra, grid), "convergence": convergence,
+            "training": training, "certificates": certificates[0], "certificate_sentence": certificates[1],
             "choices": choices, "pathologies": pathologies, "effects": changed,
             "other_text": other.record if other else None, "tuning_sentence": tuning_sentence(changed),
             "trends": pathology_trends(pathologies, optimizers, grid),
             "common_loss": {name: common for name, (_, common) in tables.items() if common is not None},
             "choice_sentence": choice_sentence(choices), "decay_sentence": decay_sentence(training),
         }  # fmt: skip
+
+    @property
+    def _lone(self) -> Study:
+        """What a unit does its work with: other processes are at other units."""
+        return replace(self, work=self.work.alone())
 
     def _each(
         self, kind: str, words: str, record: type[T], cells: list[SweepCell], make: Callable[[Study, Any, SweepCell], T]
@@ -201,15 +216,18 @@ class _Run(Study):
         part = getattr(self.settings, kind)
         if part is None:
             return []
-        made = []
         if kind in ("landscape", "spectra"):
             cells = [cell for cell in cells if cell.seed in self.settings.examined(kind)]
-        for number, cell in enumerate(cells):
-            key = self._key(kind, *run_of((cell.optimizer, cell.weight_decay, cell.seed)))
+
+        def unit(cell: SweepCell) -> T:
             self.work.stage(words, kind)
-            self.work.advance(number, len(cells))
-            made.append(self.work.once_record(key, record, partial(make, self, part, cell)))
-        return made
+            return make(self._lone, part, cell)
+
+        self.work.stage(words, kind)
+        keys = [self._key(kind, *run_of((cell.optimizer, cell.weight_decay, cell.seed))) for cell in cells]
+        made = self.work.map_records(record, {key: partial(unit, cell) for key, cell in zip(keys, cells, strict=True)})
+        of = dict(zip(dict.fromkeys(keys), made, strict=True))  # at λ = 0 optimisers share a run
+        return [of[key] for key in keys]
 
     def _key(self, kind: str, optimizer: str, decay: float, seed: int) -> str:
         return f"{kind}/{self.settings.digest(kind)}/{optimizer}/{decay!r}/{seed}"
@@ -242,16 +260,25 @@ class _Run(Study):
         return self.work.once_record(f"{part}/{digest}", kind, make)
 
     def _estimators(self, part: EstimatorsPart, cell: SweepCell, parameters: int) -> EstimatorsRecord:
-        words, count = "E5, ways to the trace", part.repeats * len(part.ways) + 1
         mark = self.settings.digest("estimators")
-        self.work.stage(words, "estimators")
-        reference = self.work.once(f"estimators/reference/{mark}", partial(points.reference_trace, self, part, cell))
+        tried = [*product(part.ways, range(part.repeats))]
+
+        def unit(make: Callable[[Study], Rows]) -> Rows:
+            self.work.stage("E5, ways to the trace", "estimators")
+            return make(self._lone)
+
+        makes: dict[str, Callable[[Study], Rows]] = {
+            f"estimators/reference/{mark}": lambda study: points.reference_trace(study, part, cell)
+        }
+        for way, repeat in tried:
+            makes[f"estimators/{way}/{mark}/{repeat}"] = partial(
+                points.estimator_row, part=part, cell=cell, way=way, repeat=repeat
+            )
+        self.work.stage("E5, ways to the trace", "estimators")
+        reference, *found = self.work.map({key: partial(unit, make) for key, make in makes.items()})
         rows: dict[Ways, list[Rows]] = {way: [] for way in part.ways}
-        for number, (way, repeat) in enumerate(product(part.ways, range(part.repeats)), 1):
-            self.work.stage(words, "estimators")
-            self.work.advance(number, count)
-            make = partial(points.estimator_row, self, part, cell, way, repeat)
-            rows[way].append(self.work.once(f"estimators/{way}/{mark}/{repeat}", make))
+        for (way, _), row in zip(tried, found, strict=True):
+            rows[way].append(row)
         return points.estimators_record(part, cell, reference, rows, parameters)
 
     def _choices(self, cells: list[SweepCell], certificates: list[CertificatePoint]) -> list[OptimizerRecord]:

@@ -43,7 +43,7 @@ from villani.work.team import Rows
 from villani.work.work import Work
 
 Look = Callable[[CellKey, LoadedModel], Mapping[str, Array]]  # at a trained model, before it is gone
-SWEEP, SCHEDULES = "sweep", "schedules"  # stages that processes share
+SWEEP = "sweep"  # stage
 HELD_OUT = 0.1  # of the blocks, at the end, where no other text is given
 _LOOKED = "looked."  # how the names begin of what a `Look` leaves in a row
 _STATE = 3  # vectors of θ's size that a state has at most: θ, and two of the optimiser
@@ -222,13 +222,13 @@ def _trained(
 def needs_of(
     settings: SweepSettings, objective: Objective, cells: int, text: SweepText,
     more: Mapping[str, float | None] | None = None, *, kept: int | None = None, processes: int = 1, looked: float = 0.0,
-    graphs: float = 1.0,
+    graphs: float = 1.0, alone: frozenset[str] | None = None,
 ) -> Needs:  # fmt: skip
     """Of so many cells, `looked` at over so many tokens in all, and of `more` stages; a loss is a third of a gradient.
 
-    To train and to look takes `graphs` times what a forward pass keeps, at the most.
-
-    Weights of `kept` cells lie on disk, and of each process two states of the cell that it trains.
+    Processes do not share stages named `alone`, nor any of `more` where that is None. To train and to look takes
+    `graphs` times what a forward pass keeps, at the most. Weights of `kept` cells lie on disk, and of each process two
+    states of the cell that it trains.
     """
     judged = ceil(settings.steps / settings.evaluate_every) if settings.evaluate_every else 1
     points = 3 + judged  # at the start, after the training, and a sample of what is trained on
@@ -241,7 +241,7 @@ def needs_of(
         block=settings.block, vectors=7 if starts else 5, kept=vectors, graphs=graphs, device=settings.device,
     )  # fmt: skip
     memory = needs.memory + 16.0 * settings.batch * settings.block
-    return replace(needs, memory=memory, alone=frozenset(more or {}) - {SCHEDULES})
+    return replace(needs, memory=memory, alone=frozenset(more or {}) if alone is None else alone)
 
 
 def load_cell(settings: SweepSettings, cell: SweepCell, work: Work) -> LoadedModel:
