@@ -23,7 +23,7 @@ _ABOVE = "villani.commands.results"  # imports every folder
 LIMITS = {  # laws of intervals → where they are, for `restored`
     "ScaledLimits": "villani.estimate", "TraceLimits": "villani.curvature.limits",
     "SquareLimits": "villani.curvature.limits", "ShareLimits": "villani.curvature.limits",
-    "PairedLimits": "villani.choice.selection",
+    "PairedLimits": "villani.choice.paired",
 }  # fmt: skip
 
 

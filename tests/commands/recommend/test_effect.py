@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
+from villani.choice import paired as pairs
 from villani.choice.selection import GridLosses
-from villani.commands.recommend import effect
 from villani.commands.recommend.effect import effect_sentence, effects, stopping_sentence
 
 GRID = (0.0, 0.1, 1.0, 10.0)
@@ -28,19 +28,19 @@ FLAT = trained(2.0, 2.0, 2.0, 2.0)
 
 @pytest.mark.parametrize("seeds", [2, 3])
 def test_where_decay_does_nothing_few_sweeps_say_otherwise(monkeypatch, seeds):
-    monkeypatch.setattr(effect, "detectable", lambda *_, **__: 0.0)  # the slow part
+    monkeypatch.setattr(pairs, "detectable", lambda *_, **__: 0.0)  # the slow part
     rng = np.random.default_rng(0)
     flat = trained(2.0, 2.0, 2.0, 2.0, seeds=seeds)
-    said = [any(e.resolved for e in effects(losses(rng, [0.0] * 4, seeds=seeds), flat)) for _ in range(1000)]
+    said = [any(e.change.resolved for e in effects(losses(rng, [0.0] * 4, seeds=seeds), flat)) for _ in range(1000)]
     assert np.mean(said) <= 0.05
 
 
 def test_a_change_of_the_size_that_it_names_is_seen_as_often_as_it_says(monkeypatch):
     rng, many = np.random.default_rng(1), 6  # errors known well enough that what was seen stands in for them
     flat = trained(2.0, 2.0, 2.0, 2.0, seeds=many)
-    size = np.median([effects(losses(rng, [0.0] * 4, seeds=many), flat)[1].detectable for _ in range(15)])
-    monkeypatch.setattr(effect, "detectable", lambda *_, **__: 0.0)
-    seen = [effects(losses(rng, [0.0, 0.0, size, 0.0], seeds=many), flat)[1].resolved == 1 for _ in range(400)]
+    size = np.median([effects(losses(rng, [0.0] * 4, seeds=many), flat)[1].change.detectable for _ in range(15)])
+    monkeypatch.setattr(pairs, "detectable", lambda *_, **__: 0.0)
+    seen = [effects(losses(rng, [0.0, 0.0, size, 0.0], seeds=many), flat)[1].change.resolved == 1 for _ in range(400)]
     assert 0.7 <= np.mean(seen) <= 0.9
 
 
@@ -54,11 +54,12 @@ def test_a_change_of_the_size_that_it_names_is_seen_as_often_as_it_says(monkeypa
 )
 def test_a_gain_is_told_with_its_size_and_what_training_paid_for_it(level, words):
     found = effects(losses(np.random.default_rng(2), [0.0, 0.0, -0.5, 0.7]), trained(2.0, 2.0, level, 3.0))
-    assert [e.resolved for e in found] == [0, -1, 1]
+    assert [e.change.resolved for e in found] == [0, -1, 1]
     told = effect_sentence(found)
-    assert told.startswith(f"From no decay to λ = 1 the held-out loss falls by {-found[1].change.value:.3g} [0.4")
+    fall, rise = (abs(e.change.estimate.value) for e in found[1:])
+    assert told.startswith(f"From no decay to λ = 1 the held-out loss falls by {fall:.3g} [0.4")
     assert words in told
-    assert f"It rises by {found[2].change.value:.3g} [0.6" in told
+    assert f"It rises by {rise:.3g} [0.6" in told
     assert told.endswith("at λ = 10.")
 
 
@@ -80,7 +81,7 @@ def test_nothing_is_said_without_no_decay_and_a_seed_alone_tells_nothing_of_trai
     rng = np.random.default_rng(4)
     assert effects(losses(rng, [0.0] * 3, grid=(0.1, 1.0, 10.0)), FLAT) == []
     one = effects(losses(rng, [0.0, -0.5, 0.0, 0.0], seeds=1), trained(2.0, 2.0, 2.0, 2.0, seeds=1))
-    assert one[0].resolved == -1
+    assert one[0].change.resolved == -1
     assert one[0].trained is None
     assert effect_sentence(one).endswith("nats.")
     diverged = losses(rng, [0.0, 0.0, np.nan, 0.0])

@@ -11,7 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from villani.choice.selection import LEVEL, PairedLimits, detectable, joined, may_be_best, paired
+from villani.choice.paired import Change, paired
+from villani.choice.selection import joined, may_be_best
 from villani.commands.paper.parts import ForgettingPart
 from villani.commands.paper.record import EffectRecord
 from villani.commands.paper.settings import PaperSettings
@@ -208,17 +209,17 @@ def _effects(settings: PaperSettings, cells: Sequence[SweepCell], quantity: _Qua
         both = [row[seed] - first[seed] for seed in row if seed in first]
         if decay != settings.grid(name)[0] and len(both) >= quantity.seeds:
             changes[name, decay] = _estimate(both, weights)
-    level = 1 - (1 - LEVEL) / max(len(changes), 1)
+    told = {key: Change.of(change, len(changes)) for key, change in changes.items()}
     best = _best(rows, weights, sweep.seeds) if quantity.less else set()
     made = []
     for (name, decay), row in rows.items():
-        change = changes.get((name, decay))
-        low, high = change.interval(level) if change else (0.0, 0.0)
+        change = told.get((name, decay))
         made.append(
             EffectRecord.of(
                 quantity=quantity.name, optimizer=name, weight_decay=decay, memory=_memory(settings, name, decay),
                 seeds=len(row), units=len(weights), value=_estimate([*row.values()], weights) if row else None,
-                change=change, resolved=low > 0 or high < 0, detectable=_detectable(change, level) if change else None,
+                change=change.estimate if change else None, resolved=bool(change and change.resolved),
+                detectable=change.detectable if change else None,
                 kept=run_of((name, decay, 0))[:2] in best if quantity.less else None,
             )
         )  # fmt: skip
@@ -238,13 +239,6 @@ def _estimate(sums: Sequence[Array], weights: Array) -> Estimate:
         return paired(np.stack(sums), weights)
     values = np.concatenate(sums) / weights
     return over_seeds(values) if len(values) > 1 else exact(float(values[0]))
-
-
-def _detectable(change: Estimate, level: float) -> float:
-    limits = change.limits
-    if isinstance(limits, PairedLimits):
-        return detectable(limits.of_seeds, limits.of_units, limits.seeds, limits.units, level=level)
-    return detectable(change.sem**2, 0.0, change.n, 2, level=level)
 
 
 def _best(

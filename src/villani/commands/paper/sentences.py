@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from villani.choice.selection import LEVEL
+from villani.choice.paired import LEVEL
 from villani.commands.paper.record import EffectRecord, SchedulePoint, TrainingPoint
 from villani.commands.recommend.record import NAMES, OptimizerRecord
 from villani.outwards import lower, upper

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from villani.choice.selection import LEVEL, GridLosses, PairedLimits, detectable, paired
+from villani.choice.paired import LEVEL, POWER, Change, paired
+from villani.choice.selection import GridLosses
 from villani.outwards import lower, upper
 from villani.statistics import Array, Estimate, over_seeds
 
-POWER = 0.8
 EARLIER = "It is better to stop earlier"  # how the sentence begins where that is so
 _MANY = 4.0  # epochs: repeated text is nearly as good as new up to there (Muennighoff et al., arXiv 2305.16264)
 
@@ -25,17 +25,11 @@ class Effect:
     Attributes:
         weight_decay: λ.
         change: of the held-out loss from λ = 0, nats per token, in pairs of seeds and units.
-        level: of the interval at which all λ of the grid are told from 0 at once.
-        resolved: −1 or 1, the sign of the change where it is beyond that interval; else 0.
-        detectable: the least change that would have been so with probability `POWER`, in nats per token.
         trained: the change of the training loss, seed by seed; None with one seed.
     """
 
     weight_decay: float
-    change: Estimate
-    level: float
-    resolved: int
-    detectable: float
+    change: Change
     trained: Estimate | None
 
 
@@ -49,18 +43,12 @@ def effects(losses: GridLosses, trained: Mapping[float, Sequence[float]]) -> lis
     held = losses.finite
     if 0 not in held or losses.weight_decay[0] != 0:
         return []
-    level = 1 - (1 - LEVEL) / max(len(held) - 1, 1)
     made = []
     for index in held[1:]:
         decay = losses.weight_decay[index]
-        change = paired(losses.sums[index] - losses.sums[0], losses.counts)
-        low, high = change.interval(level)
-        limits = change.limits
-        assert isinstance(limits, PairedLimits)
-        least = detectable(limits.of_seeds, limits.of_units, limits.seeds, limits.units, level=level, power=POWER)
+        change = Change.of(paired(losses.sums[index] - losses.sums[0], losses.counts), len(held) - 1)
         both = np.subtract(trained[decay], trained[0.0])
-        of_training = over_seeds(both) if len(both) > 1 else None
-        made.append(Effect(decay, change, level, int(low > 0) - int(high < 0), least, of_training))
+        made.append(Effect(decay, change, over_seeds(both) if len(both) > 1 else None))
     return made
 
 
@@ -68,11 +56,11 @@ def effect_sentence(effects: Sequence[Effect]) -> str:
     """Whether decay lowers the held-out loss, by how much and why; else what would have been seen."""
     if not effects:
         return ""
-    gains = [e for e in effects if e.resolved < 0]
-    losses = [e for e in effects if e.resolved > 0]
+    gains = [e for e in effects if e.change.resolved < 0]
+    losses = [e for e in effects if e.change.resolved > 0]
     words = ""
     if gains:
-        best = min(gains, key=lambda e: e.change.value)
+        best = min(gains, key=lambda e: e.change.estimate.value)
         words = f"From no decay to λ = {best.weight_decay:g} the held-out loss falls by {_size(best)} nats"
         words += f"; {_why(best.trained)}." if best.trained else "."
     if losses:
@@ -80,7 +68,7 @@ def effect_sentence(effects: Sequence[Effect]) -> str:
         start = "It rises" if gains else "Decay lowers the held-out loss at no λ beyond its error, and raises it"
         words += f" {start} {rises}."
     if not words:
-        seen = [e.detectable for e in effects]
+        seen = [e.change.detectable for e in effects]
         words = (
             f"Decay changes the held-out loss at no λ of the grid beyond its error; a change of {upper(min(seen), 2)} "
             f"(λ = {effects[int(np.argmin(seen))].weight_decay:g}) to {upper(max(seen), 2)} nats "
@@ -143,8 +131,8 @@ def _fall(falls: Array) -> str:
 
 
 def _size(effect: Effect) -> str:
-    low, high = sorted(abs(end) for end in effect.change.interval(effect.level))
-    return f"{abs(effect.change.value):.3g} [{lower(low, 2)}, {upper(high, 2)}]"
+    low, high = sorted(abs(end) for end in effect.change.interval)
+    return f"{abs(effect.change.estimate.value):.3g} [{lower(low, 2)}, {upper(high, 2)}]"
 
 
 def _why(trained: Estimate) -> str:

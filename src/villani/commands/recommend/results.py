@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 
 from villani.choice import selection
+from villani.choice.paired import LEVEL, paired
 from villani.choice.rules import RULES, Rule, Training
-from villani.choice.selection import LEVEL, GridLosses
+from villani.choice.selection import GridLosses
 from villani.commands.recommend.effect import Effect, effect_sentence, effects, stopping_sentence
 from villani.commands.recommend.record import (
     NAMES,
@@ -117,7 +118,7 @@ def optimizer_record(
 
 def _effect_fields(effect: Effect) -> dict[str, Any]:
     return {
-        "change": effect.change, "resolved": effect.resolved, "detectable": effect.detectable,
+        "change": effect.change.estimate, "resolved": effect.change.resolved, "detectable": effect.change.detectable,
         "train_change": effect.trained,
     }  # fmt: skip
 
@@ -228,7 +229,7 @@ def _placed(
         if not np.isfinite(sums).all():
             rule = _flagged(rule, "training diverged there")
         else:
-            held_out = selection.paired(sums, losses.counts)
+            held_out = paired(sums, losses.counts)
             apart = selection.margin(losses, sums, own=own) if losses.finite else None
     return RuleRecord.of(rule, judged_at=judged_at, held_out=held_out, margin=apart, share=share)
 

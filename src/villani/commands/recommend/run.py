@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from villani.choice import rules
+from villani.choice.paired import LEVEL
 from villani.choice.rules import Pair, Rule, Training
-from villani.choice.selection import LEVEL, joined
+from villani.choice.selection import joined
 from villani.commands.audit.record import AuditRecord
 from villani.commands.audit.settings import AuditSettings
 from villani.commands.blocks import shared
