@@ -1,6 +1,5 @@
 """Radial laws in any dimension against Gaussians, products and the line."""
 
-import numpy as np
 import pytest
 
 from villani.theory.exact import solve
@@ -21,12 +20,3 @@ def test_the_gap_of_a_thick_shell_tends_to_that_of_the_sphere():
     for dimension in (2, 3, 6):
         case = potential("(r**2-1)**2/4", weight_decay=0.0, beta=4000.0, dimension=dimension, shape="radial")
         assert solve(case, digits=6).gaps[0] == pytest.approx(dimension - 1, rel=3e-3)
-
-
-def test_moments_by_direct_integration():
-    radial = solve(potential("r**4/4", weight_decay=1.0, beta=1.0, dimension=3, shape="radial"))
-    r = np.linspace(0, 8, 200_001)
-    weight = r**2 * np.exp(-(r**4) / 4 - r**2 / 2)
-    assert radial.moments.radial_force == pytest.approx(3.0, rel=1e-12)
-    assert radial.moments.norm_squared == pytest.approx((r**2 * weight).sum() / weight.sum(), rel=1e-9)
-    assert radial.log_normaliser == pytest.approx(np.log(4 * np.pi * weight.sum() * (r[1] - r[0])), rel=1e-9)

@@ -28,9 +28,9 @@ from villani.theory.constants import (
     preprint,
     variance_quotient,
 )
-from villani.theory.exact import Truth
 from villani.theory.extremes import Line, Supremum
 from villani.theory.potential import Potential
+from villani.theory.truth import Truth
 
 _FAR = 1e6
 

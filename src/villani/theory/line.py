@@ -277,7 +277,7 @@ def log_sobolev(of: Law, known: Spectrum, count: int = 40, rounds: int = 100) ->
 
     Ent(f²) = max {E f²φ : E e^φ = 1}, attained at φ = ln(f²/E f²). Alternating the best φ for f and the best f for φ
     (a symmetric eigenproblem once the constant mode is eliminated) never lowers the quotient. Several starts, small and
-    large, guard against local maxima; a supremum that escapes to infinity is not seen (`exact.py` adds that limit).
+    large, guard against local maxima; one that escapes to infinity is not seen (`exact_line.py` adds that limit).
 
     Returns:
         the largest quotient found; at least C_P up to its convergence.

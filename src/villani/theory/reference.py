@@ -12,11 +12,12 @@ from villani.theory import rates
 from villani.theory.catalogue import Case, named
 from villani.theory.complexity import NoisyDescent, gaussian
 from villani.theory.constants import Smoothing, homogeneous_head, lipschitz, lipschitz_growth, preprint
-from villani.theory.exact import RelativeEntropy, Truth, relative_entropy, solve
+from villani.theory.exact import RelativeEntropy, relative_entropy, solve
 from villani.theory.expressions import Array, Expression, parse
 from villani.theory.line import first_gap, law, panels, support
 from villani.theory.pac_bayes import catoni, linear, maurer, mcallester
 from villani.theory.potential import Potential, potential
+from villani.theory.truth import Truth
 
 
 @dataclass(frozen=True)

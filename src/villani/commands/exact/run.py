@@ -19,8 +19,9 @@ from villani.errors import InputError
 from villani.theory.applicable import Missing, lower_bounds, upper_bounds
 from villani.theory.catalogue import CATALOGUE, Case
 from villani.theory.comparison import Comparison, compare, powers
-from villani.theory.exact import Truth, relative_entropy, solve
+from villani.theory.exact import relative_entropy, solve
 from villani.theory.reference import checks
+from villani.theory.truth import Truth
 from villani.work.work import Work
 
 _PACKAGES = ("villani", "numpy", "scipy")  # what a run depends on
