@@ -34,7 +34,7 @@ from villani.commands.recommend.settings import CellKey, SweepSettings, TrainedN
 from villani.errors import InputError, check_positive
 from villani.work import foreign
 
-Size = Literal["tiny", "small", "125m", "pretrained", "long", "fine-tuning"]
+Size = Literal["tiny", "small", "125m", "pretrained", "overfit", "long", "fine-tuning"]
 _HELD_OUT = {  # named corpora have a split of their own to judge by
     "ptb": "ptb:valid", "ptb:train": "ptb:valid", "wikitext": "wikitext-103:test", "wikitext-103": "wikitext-103:test",
     "wikitext-103:valid": "wikitext-103:test",
@@ -176,8 +176,8 @@ class PaperOptions(ConsentBlock, Settings):
     """Rerun the preprint's experiments, with seeds and intervals, and judge its abstract claim by claim.
 
     Killed or interrupted, the same command goes on where it was. Sizes: tiny, small; pretrained, for --model FOLDER
-    of about 135M parameters, and 125m, random weights, each sized to four hours of two cores; long, about decay alone;
-    fine-tuning, about decay towards zero and towards the checkpoint that --model FOLDER is.
+    of about 135M parameters, and 125m, random weights, each sized to four hours of two cores; overfit and long, about
+    decay alone; fine-tuning, about decay towards zero and towards the checkpoint that --model FOLDER is.
 
     Example: villani study paper --size small --text ptb
     """
