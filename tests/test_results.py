@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 import villani
-from villani.choice.selection import paired
+from villani.choice.paired import paired
 from villani.results import LIMITS, plain, restored
 from villani.statistics import JointEstimate, Limits
 

@@ -129,7 +129,7 @@ class Change:
 
     @classmethod
     def of(cls, estimate: Estimate, comparisons: int) -> "Change":
-        """Of so many, all of which are told apart from 0 wrongly with probability 1 − `LEVEL` at most (Bonferroni)."""
+        """Of so many, any of which is told apart from 0 wrongly with probability 1 − `LEVEL` at most (Bonferroni)."""
         level = 1 - (1 - LEVEL) / max(comparisons, 1)
         limits = estimate.limits
         errors = (

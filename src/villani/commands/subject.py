@@ -148,11 +148,14 @@ def load_text(spec: str, work: Work) -> Corpus:
     return work.loaded(("text", spec), make)
 
 
-def streaming(settings: StreamBlock, copies: float, device: str) -> bool | Streaming:
-    """Whether settings ask for weights that are read as they are used: where so many copies of θ do not fit."""
+def streaming(settings: StreamBlock, copies: float, device: str, work: Work) -> bool | Streaming:
+    """Whether settings ask for weights that are read as they are used: where so many copies of θ do not fit.
+
+    Process 0 decides for all: others may see less memory, and streamed weights round otherwise.
+    """
     if settings.streamed != "auto":
         return settings.streamed == "yes"
-    return lambda size: copies * size > available_memory(device, settings.memory)[0]
+    return lambda size: bool(work.team.broadcast(copies * size > available_memory(device, settings.memory)[0]))
 
 
 def _reading(model: torch.nn.Module) -> float:

@@ -36,10 +36,11 @@ class Needs:
     Attributes:
         memory: bytes at the peak, beyond what the process has now.
         disk: bytes kept in the run directory.
-        seconds: of one process; None where it is not known.
+        seconds: until it is done; None where that is not known.
         stages: of the work in order, by the names that `Work.stage` begins them with: what each takes in any one unit,
             or None where that is not known.
         alone: those of them that one process of a team does while the others wait.
+        processes: how many do it on this machine.
     """
 
     memory: float = 0.0
@@ -47,16 +48,17 @@ class Needs:
     seconds: float | None = None
     stages: Mapping[str, float | None] = field(default_factory=dict)
     alone: frozenset[str] = frozenset()
+    processes: int = 1
 
-    def among(self, processes: int) -> "Needs":
-        """The same work shared by so many processes: what passes until it is done; memory stays that of each."""
+    def among(self, processes: int, here: int = 1) -> "Needs":
+        """The same work shared by so many processes, `here` of them on this machine; memory stays that of each."""
         sizes = self.sizes()
         shared = {
             name: size if size is None or name in self.alone else size / processes for name, size in sizes.items()
         }
         before, after = (sum(size or 0.0 for size in of.values()) for of in (sizes, shared))
         share = after / before if before else 1 / processes
-        return replace(self, seconds=self.seconds and share * self.seconds, stages=shared)
+        return replace(self, seconds=self.seconds and share * self.seconds, stages=shared, processes=here)
 
     def sizes(self) -> dict[str, float | None]:
         """Stages in seconds, as far as these are known."""
@@ -71,14 +73,14 @@ class Needs:
 
     @property
     def _resident(self) -> float:
-        """Bytes at the peak, of all processes that torchrun started on this machine."""
-        return processes_here() * (self.memory + resident())
+        """Bytes at the peak, of all processes on this machine."""
+        return self.processes * (self.memory + resident())
 
     @property
     def words(self) -> str:
         """Time, memory and disk."""
         parts = [] if self.seconds is None else [duration(max(self.seconds, 1.0))]
-        of = f" of {here} processes" if (here := processes_here()) > 1 else ""
+        of = f" of {self.processes} processes" if self.processes > 1 else ""
         parts += [f"{size(self._resident)} of memory{of}", f"{size(self.disk)} on disk"]
         return ", ".join(parts)
 
@@ -199,7 +201,7 @@ def hold(
     Raises:
         InputError: more memory or disk than there is, or than the limit.
     """
-    have, source = available_memory(device, most)
+    have, source = available_memory(device, most, needs.processes)
     if needs.memory > have:
         raise InputError(
             f"{what} would take about {size(needs.memory)} of memory, and {size(have)} are {source}: {instead}"
@@ -239,29 +241,22 @@ def agree(needs: Needs, confirm: Callable[[str], bool | None], *, what: str, ins
         raise InputError(f"{cost}, and was not agreed to: nothing was begun; to need less, {instead}")
 
 
-def processes_here() -> int:
-    """How many processes torchrun started on this machine; 1 without it."""
-    text = os.environ.get("LOCAL_WORLD_SIZE", "")
-    return max(int(text), 1) if text.isascii() and text.isdigit() and len(text) < 6 else 1
-
-
-def available_memory(device: str = "cpu", most: float | None = None) -> tuple[float, str]:
-    """Bytes that this process may still take, of `most` GiB in all, and in words what sets that bound."""
+def available_memory(device: str = "cpu", most: float | None = None, processes: int = 1) -> tuple[float, str]:
+    """Bytes that each of so many processes may still take, of `most` GiB in all, and in words what sets that bound."""
     if device.startswith("cuda"):
         import torch
 
         free, _ = torch.cuda.mem_get_info(device)
         return float(free), f"free on {device}"
-    here = processes_here()
-    each = f" for each of {here} processes" if here > 1 else ""
-    bounds = [(_free() / here, f"free{each}")]
+    each = f" for each of {processes} processes" if processes > 1 else ""
+    bounds = [(_free() / processes, f"free{each}")]
     pages = _fields("/proc/self/statm")
     for kind, used, name in ((resource.RLIMIT_AS, 0, "ulimit -v"), (resource.RLIMIT_DATA, 5, "ulimit -d")):
         limit = resource.getrlimit(kind)[0]
         if limit != resource.RLIM_INFINITY and len(pages) > used:
             bounds.append((limit - pages[used] * resource.getpagesize(), f"left under {name}"))
     if (group := _control_group()) is not None:
-        bounds.append((group / here, f"left in the control group{each}"))
+        bounds.append((group / processes, f"left in the control group{each}"))
     stated = _stated("VILLANI_MEMORY_GIB", float("inf"))
     if stated < float("inf"):
         bounds.append((stated - resident(), "left of VILLANI_MEMORY_GIB"))

@@ -60,6 +60,12 @@ class Team:
         self._failed = False  # an error was told to everybody
 
     @property
+    def here(self) -> int:
+        """How many of them are on this machine."""
+        text = os.environ.get("LOCAL_WORLD_SIZE", "")
+        return min(self.size, int(text)) if self.size > 1 and text.isdecimal() else self.size
+
+    @property
     def main(self) -> bool:
         """Whether this is process 0, which alone prints and writes."""
         return self.rank == 0
@@ -125,11 +131,12 @@ class Team:
         """
         first, *others = (told for told, _ in self._told((dict(facts), {})))
         for rank, other in enumerate(others, 1):
-            for name, value in first.items():
-                if other[name] != value:
+            for name in first | other:
+                value, theirs = first.get(name), other.get(name)
+                if theirs != value:
                     self._failed = True  # everybody sees it
                     raise InputError(
-                        f"process {rank} has {name} = {other[name]!r}, process 0 has {value!r}: start them alike"
+                        f"process {rank} has {name} = {theirs!r}, process 0 has {value!r}: start them alike"
                     )
 
     @contextmanager

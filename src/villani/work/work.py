@@ -129,7 +129,7 @@ class Work:
         self.team.agree(determining)
         directory = self.run or Path("runs") / default_name(name, about, named or determining)
         self.directory = directory
-        needs = needs and needs.among(self.team.size)
+        needs = needs and needs.among(self.team.size, self.team.here)
         if self.team.main:
             if needs is not None:
                 hold(needs, directory, what=what, instead=instead, device=device, most=most)
@@ -149,7 +149,7 @@ class Work:
         return other
 
     def alone(self) -> "Work":
-        """The same work by this process alone, of a team whose others have nothing more to do."""
+        """The same work by this process alone, of a team whose others are at work of their own, or have none left."""
         other = copy(self)
         other.team = Team()
         return other

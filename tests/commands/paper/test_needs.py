@@ -2,9 +2,10 @@
 
 import pytest
 
-from villani.commands.paper.needs import tokens, units, weights
+from villani.commands.paper.needs import memory, tokens, units, weights
 from villani.commands.paper.parts import PARTS
 from villani.commands.paper.settings import read_settings
+from villani.work.budget import Shape
 
 MINUTES = {"landscape": 4, "spectra": 6, "convergence": 5, "certificates": 2, "estimators": 2}  # docs/rerunning.md
 
@@ -45,3 +46,14 @@ def test_a_part_that_is_left_out_takes_nothing_and_is_named():
     assert f"{PARTS['spectra']}: left out" in less.cuts()
     assert f"{PARTS['spectra']}: left out" not in whole.cuts()
     assert weights(less) < weights(whole)
+
+
+def test_each_process_has_a_basis_and_a_graph_of_its_own():
+    settings = read_settings(None, "pretrained", model="m")
+    assert weights(settings, 2) - weights(settings) == 11  # a basis of 10, and a pair
+    assert weights(settings, 9) == weights(settings, 5)  # one a model, and there are five
+    shape = Shape(parameters=134_515_008, layers=30, width=576, heads=9, vocabulary=49152)
+    assert memory(settings, shape) == 6.0 * 2**30  # that E2 may take
+    only = read_settings(None, "pretrained", model="m", without=["spectra"])
+    assert memory(only, shape) == pytest.approx(5 * 4 * shape.parameters + 3 * shape.activations(128, 128))
+    assert memory(read_settings(None, "long"), shape) == 0.0

@@ -14,6 +14,7 @@ from villani.commands.running import execute
 from villani.errors import InputError
 from villani.inputs.models import load_model
 from villani.objective.parameters import ParameterSpace
+from villani.work.progress import Progress
 
 
 def test_a_study_that_is_stopped_goes_on_to_the_same_bytes(villani, monkeypatch, tmp_path):
@@ -163,3 +164,19 @@ def test_a_long_study_is_agreed_to_first(villani, monkeypatch):
     assert "this study would take roughly" in err
     assert "give --yes to begin all the same" in err
     assert not Path("r").exists()
+
+
+def test_models_are_counted_whatever_stages_looking_at_one_has(tmp_path):
+    """A spectrum begins stages of its own, in each of which it counts."""
+    told, at = [], [""]
+
+    class Told(Progress):
+        def stage(self, text):
+            at[0] = text
+
+        def advance(self, done, total):
+            told.append((at[0], done, total))
+
+    spectra = PARTS[: PARTS.index("[convergence]")]
+    execute(PaperOptions(config=write(QUICK + spectra)), tmp_path / "run", progress=Told())
+    assert [(done, total) for text, done, total in told if text == "E2, spectrum" and total == 4][-1] == (4, 4)

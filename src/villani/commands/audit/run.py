@@ -22,7 +22,7 @@ def run(settings: AuditSettings, work: Work) -> Outcome:
     if settings.replay is not None:
         return Outcome([replay(settings, work)])
     subject = load_subject(
-        settings, work, settings.weight_decay, streamed=streaming(settings, 1.0 + VECTORS, settings.device)
+        settings, work, settings.weight_decay, streamed=streaming(settings, 1.0 + VECTORS, settings.device, work)
     )
     objective = subject.objective
     settings.check_design(objective.parameters.size)

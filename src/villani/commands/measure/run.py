@@ -33,7 +33,7 @@ def run(settings: MeasureSettings, work: Work) -> Outcome:
     own, planned = settings, settings.target_error is not None
     subject = load_subject(
         settings, work, settings.weight_decay[0], groups=settings.max_groups if planned else None, reuse=planned,
-        streamed=streaming(settings, 1.0 + _VECTORS, settings.device),
+        streamed=streaming(settings, 1.0 + _VECTORS, settings.device, work),
     )  # fmt: skip
     free = set() if settings.target == "psi" else {"weight_decay", "temperature"}  # neither enters a measurement
     settings, reason = _with_trace(settings, subject, work)
@@ -77,9 +77,10 @@ def _needs(settings: MeasureSettings, subject: Subject, deflation: Deflation | N
     shared = bool(settings.shares) and not planned and not way.tells_tensors
     if shared:
         tokens += min(settings.shares, groups) * each * sampler_for(subject.objective, SHARING).cost(1)
+    graphs = max(way.graphs, SHARING.graphs if shared else 0.0)
     swept = trace == "adjoint" or (trace == "taylor" and not shared)
     stages = {PILOTING: tokens, MEASURING: None} if planned else {MEASURING: tokens}
-    needs = subject.needs(settings, stages, vectors=_SWEPT if swept else _VECTORS, graphs=way.graphs)
+    needs = subject.needs(settings, stages, vectors=_SWEPT if swept else _VECTORS, graphs=graphs)
     return replace(needs, disk=needs.disk + rows_bytes(subject.objective.parameters.size, groups))
 
 

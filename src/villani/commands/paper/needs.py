@@ -3,15 +3,20 @@
 Factors are gradients that a unit takes for every token it looks at, held against timed studies: right within about two.
 """
 
+from villani.commands.paper.parts import SpectraPart
 from villani.commands.paper.settings import PaperSettings
 from villani.commands.recommend.settings import run_of
+from villani.curvature.ways import Way
+from villani.work.budget import Shape
 
 MEASURED = 4.0  # a group measured with one probe
 ORBITS = 20.0  # a group in the audit of orbits, over all parts of θ
 PRODUCT = 2.0  # with the Hessian
 SAMPLED = 3.0  # a probe of the trace, beside a gradient
 LOSS = 1 / 3
-ALONE = frozenset({"convergence", "certificates", "choice"})  # stages that one process does; others are shared
+# stages that one process does, for the larger part: of E5 the reference is one unit
+ALONE = frozenset({"criteria", "estimators", "convergence", "certificates", "choice"})
+_GRAPHS, _HELD = Way("hutchinson").graphs, 5.0  # of θ's size: θ itself, its gradient, a vector, a product, a sum
 _PAIR = 20  # products for an eigenvalue
 _GUARD = 12.0 * 24  # blocks of the short audit at the start, times its factor (`villani recommend`)
 
@@ -81,30 +86,49 @@ def tokens(settings: PaperSettings, held_out: int, train: int) -> dict[str, floa
     if certified := settings.certificates:
         blocks = certified.steps * certified.batch + 2 * LOSS * ((certified.blocks or train) + held_out)
         made["certificates"] = len(certified.weight_decay) * blocks * block
-    if tuned := settings.forgetting:
-        made["forgetting"] = (LOSS * (tuned.blocks + 2 * tuned.pathologies) + MEASURED * tuned.groups) * block
     made["choice"] = _GUARD * block if "noisy-sgd" in settings.sweep.optimizers else block
     return made
 
 
 def looked(settings: PaperSettings) -> float:
-    """Of E7, which is part of the training runs."""
+    """Of E7, at the start and as part of the training runs."""
     part, sweep = settings.forgetting, settings.sweep
     if part is None:
         return 0.0
     runs = {*map(run_of, settings.cells())}
-    traced = sum(seed in sweep.training_seeds[: part.seeds] for _, _, seed in runs)
-    blocks = len(runs) * LOSS * (part.blocks + 2 * part.pathologies) + traced * MEASURED * part.groups
+    traced = 1 + sum(seed in sweep.training_seeds[: part.seeds] for _, _, seed in runs)
+    blocks = (1 + len(runs)) * LOSS * (part.blocks + 2 * part.pathologies) + traced * MEASURED * part.groups
     return blocks * sweep.block
 
 
-def weights(settings: PaperSettings) -> float:
+def memory(settings: PaperSettings, shape: Shape) -> float:
+    """Bytes at the peak in E2 and E5, which differentiate gradients again; E2 keeps what vectors fit into its own."""
+    theta, block = float(shape.parameters * shape.itemsize), settings.sweep.block
+
+    def graph(sequences: int) -> float:
+        return _GRAPHS * shape.activations(min(max(512, block), sequences * block), block)
+
+    taken = [0.0]
+    if several := settings.estimators:
+        taken.append(_HELD * theta + graph(several.sequences))
+    if spectra := settings.spectra:
+        least = _HELD * theta + graph(spectra.sequences)
+        taken.append(max(least, min(least + _vectors(spectra) * theta, spectra.memory * 2**30)))
+    return max(taken)
+
+
+def _vectors(spectra: SpectraPart) -> float:
+    """Of E2's basis, and its pairs."""
+    pairs = spectra.top + spectra.bottom
+    return float((spectra.basis or min(2 * pairs + 20, spectra.most)) + pairs)
+
+
+def weights(settings: PaperSettings, processes: int = 1) -> float:
     """Vectors of θ's size that lie on disk at once: cells that a part looks at, and what E2 or E3 lays there."""
     counts = units(settings)
     looked = any((settings.landscape, settings.spectra, settings.estimators))
     cells = counts["pathologies"] or (counts["sweep"] // len(settings.sweep.optimizers) if looked else 1)
     own = [3.0] if settings.convergence else [0.0]
     if spectra := settings.spectra:
-        pairs = spectra.top + spectra.bottom
-        own.append(float((spectra.basis or min(2 * pairs + 20, spectra.most)) + pairs))
+        own.append(_vectors(spectra) * min(processes, models(settings, "spectra")))
     return cells + max(own)

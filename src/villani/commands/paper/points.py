@@ -39,7 +39,7 @@ from villani.objective.pathologies import measure_pathologies
 from villani.statistics import Estimate, exact, over_seeds
 from villani.streams import Purpose, word
 from villani.work.records import CONFIDENCE, EstimateRecord, PsiRecord
-from villani.work.team import Rows
+from villani.work.team import Rows, rank
 from villani.work.work import Work
 
 _RANDOM = 2  # directions called random
@@ -117,13 +117,16 @@ def spectrum_point(study: Study, part: SpectraPart, cell: SweepCell) -> Spectrum
     sweep, work = study.settings.sweep, study.work
     first_seed = cell.seed == sweep.seed
     folder = f"{study.settings.digest('spectra')}-{cell.weight_decay!r}-{cell.seed}"
+    place = f"{folder}-{rank()}" if rank() else folder  # vectors go with the ledger of products that each process has
     subject = study.subject(cell, part.groups, part.sequences)
     asked = SpectrumSettings(
         model=sweep.model, text=sweep.text, decay=sweep.decay, weight_decay=cell.weight_decay, block=sweep.block,
         seed=sweep.seed, micro_tokens=subject.objective.micro_tokens, **part.model_dump(exclude={"seeds"}),
     )  # fmt: skip
     products = work.scope(f"products/{folder}")
-    directory = work.folder("spectra") / folder
+    directory = work.folder("spectra") / place
+    if rank():
+        shutil.rmtree(directory, ignore_errors=True)  # its ledger ended with the process
     directory.mkdir(parents=True, exist_ok=True)
     spectrum = spectrum_of(subject, asked, products.scope("loss"), directory)
     again = None

@@ -19,7 +19,7 @@ from villani.commands.converge.record import ConvergenceRecord
 from villani.commands.paper import points
 from villani.commands.paper.claims import claims, sentence
 from villani.commands.paper.forgetting import SHARPNESS_BY, OtherText, effects, looked, looked_before, read_other
-from villani.commands.paper.needs import ALONE, tokens, units, weights
+from villani.commands.paper.needs import ALONE, memory, tokens, units, weights
 from villani.commands.paper.needs import looked as looked_tokens
 from villani.commands.paper.parts import PARTS, EstimatorsPart, Ways
 from villani.commands.paper.points import Study
@@ -48,6 +48,7 @@ from villani.objective.evaluation import same_threads
 from villani.objective.objective import Objective
 from villani.objective.parameters import ParameterSpace
 from villani.theory.constants import Smoothing
+from villani.work.budget import Shape
 from villani.work.records import CONFIDENCE
 from villani.work.team import Rows
 from villani.work.work import Work
@@ -81,9 +82,10 @@ def run(options: PaperOptions, work: Work) -> Outcome:
     counts = units(settings)
     needs = needs_of(
         trained, objective, counts["sweep"], text, tokens(settings, len(text.held_out.ids), len(text.train.ids)),
-        kept=ceil(weights(settings)), processes=work.team.size, looked=looked_tokens(settings),
+        kept=ceil(weights(settings, work.team.size)), processes=work.team.size, looked=looked_tokens(settings),
         graphs=SHARPNESS_BY.graphs if part and part.groups else 1.0, alone=ALONE,
     )  # fmt: skip
+    needs = replace(needs, memory=max(needs.memory, memory(settings, Shape.of(objective.model))))
     present = ",".join(name for name in PARTS if getattr(settings, name) is not None)
     work.open(
         "study-paper", trained.model, keyed, settings.model_dump(mode="json"), needs=needs, what="this study",
@@ -96,6 +98,7 @@ def run(options: PaperOptions, work: Work) -> Outcome:
     shared = study.shared(cells, objective.parameters.size)
     if not work.team.main:
         return Outcome([])
+    shutil.rmtree(work.folder("spectra"), ignore_errors=True)
     work = work.alone()
     study = replace(study, work=work)
     record = PaperRecord.of(
@@ -220,8 +223,9 @@ class _Run(Study):
             cells = [cell for cell in cells if cell.seed in self.settings.examined(kind)]
 
         def unit(cell: SweepCell) -> T:
-            self.work.stage(words, kind)
-            return make(self._lone, part, cell)
+            made = make(self._lone, part, cell)
+            self.work.stage(words, kind)  # again, where parts of it were stages too
+            return made
 
         self.work.stage(words, kind)
         keys = [self._key(kind, *run_of((cell.optimizer, cell.weight_decay, cell.seed))) for cell in cells]
@@ -263,19 +267,12 @@ class _Run(Study):
         mark = self.settings.digest("estimators")
         tried = [*product(part.ways, range(part.repeats))]
 
-        def unit(make: Callable[[Study], Rows]) -> Rows:
-            self.work.stage("E5, ways to the trace", "estimators")
-            return make(self._lone)
-
-        makes: dict[str, Callable[[Study], Rows]] = {
-            f"estimators/reference/{mark}": lambda study: points.reference_trace(study, part, cell)
-        }
+        units = {f"estimators/reference/{mark}": partial(points.reference_trace, self._lone, part, cell)}
         for way, repeat in tried:
-            makes[f"estimators/{way}/{mark}/{repeat}"] = partial(
-                points.estimator_row, part=part, cell=cell, way=way, repeat=repeat
-            )
+            make = partial(points.estimator_row, self._lone, part, cell, way, repeat)
+            units[f"estimators/{way}/{mark}/{repeat}"] = make
         self.work.stage("E5, ways to the trace", "estimators")
-        reference, *found = self.work.map({key: partial(unit, make) for key, make in makes.items()})
+        reference, *found = self.work.map(units)
         rows: dict[Ways, list[Rows]] = {way: [] for way in part.ways}
         for (way, _), row in zip(tried, found, strict=True):
             rows[way].append(row)

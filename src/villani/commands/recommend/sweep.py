@@ -226,7 +226,7 @@ def needs_of(
 ) -> Needs:  # fmt: skip
     """Of so many cells, `looked` at over so many tokens in all, and of `more` stages; a loss is a third of a gradient.
 
-    Processes do not share stages named `alone`, nor any of `more` where that is None. To train and to look takes
+    Stages named `alone` are not shared by processes; without that name, none of `more` is. To train and to look takes
     `graphs` times what a forward pass keeps, at the most. Weights of `kept` cells lie on disk, and of each process two
     states of the cell that it trains.
     """
