@@ -55,5 +55,7 @@ def test_each_process_has_a_basis_and_a_graph_of_its_own():
     shape = Shape(parameters=134_515_008, layers=30, width=576, heads=9, vocabulary=49152)
     assert memory(settings, shape) == 6.0 * 2**30  # that E2 may take
     only = read_settings(None, "pretrained", model="m", without=["spectra"])
+    assert memory(only, shape) == pytest.approx(8 * 4 * shape.parameters + 3 * shape.activations(128, 128))
+    only = read_settings(None, "pretrained", model="m", without=["spectra", "landscape"])
     assert memory(only, shape) == pytest.approx(5 * 4 * shape.parameters + 3 * shape.activations(128, 128))
     assert memory(read_settings(None, "long"), shape) == 0.0

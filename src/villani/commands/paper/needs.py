@@ -16,7 +16,8 @@ SAMPLED = 3.0  # a probe of the trace, beside a gradient
 LOSS = 1 / 3
 # stages that one process does, for the larger part: of E5 the reference is one unit
 ALONE = frozenset({"criteria", "estimators", "convergence", "certificates", "choice"})
-_GRAPHS, _HELD = Way("hutchinson").graphs, 5.0  # of θ's size: θ itself, its gradient, a vector, a product, a sum
+_GRAPHS = Way("hutchinson").graphs
+_HELD, _RAY = 5.0, 3.0  # of θ's size: θ at the start, a gradient, a vector, its products; on a ray θ again, directions
 _PAIR = 20  # products for an eigenvalue
 _GUARD = 12.0 * 24  # blocks of the short audit at the start, times its factor (`villani recommend`)
 
@@ -102,13 +103,15 @@ def looked(settings: PaperSettings) -> float:
 
 
 def memory(settings: PaperSettings, shape: Shape) -> float:
-    """Bytes at the peak in E2 and E5, which differentiate gradients again; E2 keeps what vectors fit into its own."""
+    """Bytes at the peak in E1, E2 and E5, which differentiate gradients again; E2 keeps vectors within its own limit."""
     theta, block = float(shape.parameters * shape.itemsize), settings.sweep.block
 
     def graph(sequences: int) -> float:
         return _GRAPHS * shape.activations(min(max(512, block), sequences * block), block)
 
     taken = [0.0]
+    if land := settings.landscape:
+        taken.append((_HELD + _RAY) * theta + graph(land.sequences))
     if several := settings.estimators:
         taken.append(_HELD * theta + graph(several.sequences))
     if spectra := settings.spectra:
