@@ -103,7 +103,7 @@ def looked(settings: PaperSettings) -> float:
 
 
 def memory(settings: PaperSettings, shape: Shape) -> float:
-    """Bytes at the peak in E1, E2 and E5, which differentiate gradients again; E2 keeps vectors within its own limit."""
+    """Bytes at the peak in E1, E2 and E5, which differentiate gradients again; E2 keeps vectors within a limit."""
     theta, block = float(shape.parameters * shape.itemsize), settings.sweep.block
 
     def graph(sequences: int) -> float:
