@@ -4,6 +4,7 @@ import ctypes
 import math
 import resource
 import sys
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,16 @@ def peak_memory(device: Any = "cpu") -> int:
     if status.exists():  # Linux's getrusage begins at what the parent process had when it started this one
         return next(int(line.split()[1]) * 1024 for line in status.read_text().splitlines() if line[:6] == "VmHWM:")
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def forget_peak(device: Any = "cpu") -> None:
+    """Let `peak_memory` begin anew, where the system can: for a limit on what comes next, whatever was before."""
+    if str(device).startswith("cuda"):
+        import torch
+
+        torch.cuda.reset_peak_memory_stats(device)
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")  # proc(5): VmHWM falls to what is resident now
 
 
 def give_back(freed: float = math.inf) -> None:

@@ -38,6 +38,7 @@ from villani.objective.objective import Objective
 from villani.objective.pathologies import measure_pathologies
 from villani.statistics import Estimate, exact, over_seeds
 from villani.streams import Purpose, word
+from villani.work.memory import forget_peak, give_back
 from villani.work.records import CONFIDENCE, EstimateRecord, PsiRecord
 from villani.work.team import Rows, rank
 from villani.work.work import Work
@@ -124,6 +125,8 @@ def spectrum_point(study: Study, part: SpectraPart, cell: SweepCell) -> Spectrum
         seed=sweep.seed, micro_tokens=subject.objective.micro_tokens, **part.model_dump(exclude={"seeds"}),
     )  # fmt: skip
     products = work.scope(f"products/{folder}")
+    give_back()
+    forget_peak(subject.objective.device)  # the limit is on E2, not on the parts before it
     directory = work.folder("spectra") / place
     if rank():
         shutil.rmtree(directory, ignore_errors=True)  # its ledger ended with the process
