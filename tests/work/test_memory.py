@@ -99,3 +99,19 @@ def test_tensors_that_come_and_go_leave_no_holes():
     resident, counted, kept = taken["yes"]
     assert max(resident, counted) < kept + (40 << 20)
     assert taken["no"][1] > 2 * counted  # what it is for
+
+
+FORGOTTEN = """
+from villani.work.memory import forget_peak, peak_memory
+block = b"x" * (64 << 20)
+del block
+before = peak_memory()
+forget_peak()
+print(before - peak_memory())
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only there can a process forget")
+def test_a_peak_can_be_forgotten():
+    output = subprocess.run([sys.executable, "-c", FORGOTTEN], check=True, capture_output=True, text=True).stdout
+    assert int(output) > 60 << 20

@@ -2,10 +2,10 @@
 
 import pytest
 
-from villani.commands.paper.needs import memory, tokens, units, weights
+from villani.commands.paper.needs import memory, tokens, units, vectors, weights, with_parts
 from villani.commands.paper.parts import PARTS
 from villani.commands.paper.settings import read_settings
-from villani.work.budget import Shape
+from villani.work.budget import Needs, Shape
 
 MINUTES = {"landscape": 4, "spectra": 6, "convergence": 5, "certificates": 2, "estimators": 2}  # docs/rerunning.md
 
@@ -32,7 +32,7 @@ def test_large_sizes_fit_a_machine_of_two_cores(size):
     settings = read_settings(None, size, model="m")
     whole = sweep_tokens(settings) + sum(tokens(settings, settings.sweep.held_out_blocks, 7000).values())
     assert whole / 512 * 4.0 < 4 * 3600
-    assert weights(settings) * 4 * 1.345e8 < 24 * 2**30
+    assert (weights(settings) + vectors(settings, 2)) * 4 * 1.345e8 < 24 * 2**30
     assert settings.cuts()
 
 
@@ -45,13 +45,13 @@ def test_a_part_that_is_left_out_takes_nothing_and_is_named():
     assert units(whole)["landscape"] == len(whole.sweep.weight_decay)  # of one training seed
     assert f"{PARTS['spectra']}: left out" in less.cuts()
     assert f"{PARTS['spectra']}: left out" not in whole.cuts()
-    assert weights(less) < weights(whole)
+    assert weights(less) + vectors(less) < weights(whole) + vectors(whole)
 
 
 def test_each_process_has_a_basis_and_a_graph_of_its_own():
     settings = read_settings(None, "pretrained", model="m")
-    assert weights(settings, 2) - weights(settings) == 11  # a basis of 10, and a pair
-    assert weights(settings, 9) == weights(settings, 5)  # one a model, and there are five
+    assert vectors(settings) == 11  # a basis of 10, and a pair
+    assert vectors(settings, 9) == vectors(settings, 5) == 55  # one a model, and there are five
     shape = Shape(parameters=134_515_008, layers=30, width=576, heads=9, vocabulary=49152)
     assert memory(settings, shape) == 6.0 * 2**30  # that E2 may take
     only = read_settings(None, "pretrained", model="m", without=["spectra"])
@@ -59,3 +59,8 @@ def test_each_process_has_a_basis_and_a_graph_of_its_own():
     only = read_settings(None, "pretrained", model="m", without=["spectra", "landscape"])
     assert memory(only, shape) == pytest.approx(5 * 4 * shape.parameters + 3 * shape.activations(128, 128))
     assert memory(read_settings(None, "long"), shape) == 0.0
+    whole = with_parts(Needs(memory=1.0, disk=1.0, seconds=2.0), settings, shape, 2)
+    assert (whole.memory, whole.seconds) == (6.0 * 2**30, 2.0)
+    assert whole.disk == (weights(settings) + 22) * 4 * shape.parameters
+    large = Needs(memory=1e12, disk=1e12)
+    assert with_parts(large, settings, shape, 2) == large

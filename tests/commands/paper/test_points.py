@@ -6,11 +6,12 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
 from tests.commands.paper.test_settings import QUICK, empty_folder, write  # noqa: F401
 from tests.conftest import dense, make_model, make_pool
 from villani.commands.paper import points as paper_points
-from villani.commands.paper.parts import EstimatorsPart
+from villani.commands.paper.parts import EstimatorsPart, SpectraPart
 from villani.commands.paper.settings import read_settings
 from villani.commands.recommend.sweep import read_sweep_text, sweep
 from villani.objective.objective import Objective
@@ -62,3 +63,15 @@ def test_the_landscape_at_one_model(tmp_path):
     for step in walk[:4]:  # the same groups and probes: what differs is rounding
         assert step.measured.value == pytest.approx(step.predicted.value, rel=0.01, abs=0.05 * step.measured.sem)
     assert (found.refuted_above is None) == (found.orbit.threshold.upper is None)
+
+
+def test_a_limit_of_memory_is_on_spectra_alone(monkeypatch):
+    """Not on a peak that the process had in another part: that is forgotten, or is no part of the limit."""
+    part, cpu = SpectraPart(memory=6.0), torch.device("cpu")
+    taken = bytearray(64 << 20)
+    del taken
+    assert paper_points.spectrum_limit(part, cpu) == pytest.approx(6.0, abs=0.03)
+    monkeypatch.setattr(paper_points, "forget_peak", lambda _: None)
+    monkeypatch.setattr(paper_points, "peak_memory", lambda _: 9 * 2**30)
+    monkeypatch.setattr(paper_points, "resident", lambda: 2 * 2**30)
+    assert paper_points.spectrum_limit(part, cpu) == 13.0

@@ -3,11 +3,13 @@
 Factors are gradients that a unit takes for every token it looks at, held against timed studies: right within about two.
 """
 
+from dataclasses import replace
+
 from villani.commands.paper.parts import SpectraPart
 from villani.commands.paper.settings import PaperSettings
 from villani.commands.recommend.settings import run_of
 from villani.curvature.ways import Way
-from villani.work.budget import Shape
+from villani.work.budget import Needs, Shape
 
 MEASURED = 4.0  # a group measured with one probe
 ORBITS = 20.0  # a group in the audit of orbits, over all parts of θ
@@ -126,12 +128,23 @@ def _vectors(spectra: SpectraPart) -> float:
     return float((spectra.basis or min(2 * pairs + 20, spectra.most)) + pairs)
 
 
-def weights(settings: PaperSettings, processes: int = 1) -> float:
-    """Vectors of θ's size that lie on disk at once: cells that a part looks at, and what E2 or E3 lays there."""
+def weights(settings: PaperSettings) -> int:
+    """Cells whose weights lie on disk at once, since a part looks at them."""
     counts = units(settings)
     looked = any((settings.landscape, settings.spectra, settings.estimators))
-    cells = counts["pathologies"] or (counts["sweep"] // len(settings.sweep.optimizers) if looked else 1)
+    return counts["pathologies"] or (counts["sweep"] // len(settings.sweep.optimizers) if looked else 1)
+
+
+def vectors(settings: PaperSettings, processes: int = 1) -> float:
+    """Beside these, once all are trained: what E2 or E3 lays on disk."""
     own = [3.0] if settings.convergence else [0.0]
     if spectra := settings.spectra:
         own.append(_vectors(spectra) * min(processes, models(settings, "spectra")))
-    return cells + max(own)
+    return max(own)
+
+
+def with_parts(training: Needs, settings: PaperSettings, shape: Shape, processes: int) -> Needs:
+    """What a study takes at the most, in training or after it."""
+    theta = float(shape.parameters * shape.itemsize)
+    disk = (weights(settings) + vectors(settings, processes)) * theta
+    return replace(training, memory=max(training.memory, memory(settings, shape)), disk=max(training.disk, disk))

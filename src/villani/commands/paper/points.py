@@ -38,7 +38,7 @@ from villani.objective.objective import Objective
 from villani.objective.pathologies import measure_pathologies
 from villani.statistics import Estimate, exact, over_seeds
 from villani.streams import Purpose, word
-from villani.work.memory import forget_peak, give_back
+from villani.work.memory import forget_peak, give_back, peak_memory, resident
 from villani.work.records import CONFIDENCE, EstimateRecord, PsiRecord
 from villani.work.team import Rows, rank
 from villani.work.work import Work
@@ -120,13 +120,13 @@ def spectrum_point(study: Study, part: SpectraPart, cell: SweepCell) -> Spectrum
     folder = f"{study.settings.digest('spectra')}-{cell.weight_decay!r}-{cell.seed}"
     place = f"{folder}-{rank()}" if rank() else folder  # vectors go with the ledger of products that each process has
     subject = study.subject(cell, part.groups, part.sequences)
+    device = subject.objective.device
     asked = SpectrumSettings(
         model=sweep.model, text=sweep.text, decay=sweep.decay, weight_decay=cell.weight_decay, block=sweep.block,
-        seed=sweep.seed, micro_tokens=subject.objective.micro_tokens, **part.model_dump(exclude={"seeds"}),
+        seed=sweep.seed, micro_tokens=subject.objective.micro_tokens, memory=spectrum_limit(part, device),
+        **part.model_dump(exclude={"seeds", "memory"}),
     )  # fmt: skip
     products = work.scope(f"products/{folder}")
-    give_back()
-    forget_peak(subject.objective.device)  # the limit is on E2, not on the parts before it
     directory = work.folder("spectra") / place
     if rank():
         shutil.rmtree(directory, ignore_errors=True)  # its ledger ended with the process
@@ -134,7 +134,12 @@ def spectrum_point(study: Study, part: SpectraPart, cell: SweepCell) -> Spectrum
     spectrum = spectrum_of(subject, asked, products.scope("loss"), directory)
     again = None
     if first_seed and cell.weight_decay > 0:
-        only = asked.model_copy(update={"matrix": "objective", "density_probes": 0, "top": 1, "bottom": 0})
+        only = asked.model_copy(
+            update={
+                "matrix": "objective", "density_probes": 0, "top": 1, "bottom": 0,
+                "memory": spectrum_limit(part, device),
+            }
+        )  # fmt: skip
         again = spectrum_of(subject, only, products.scope("objective"), directory).eigenvalues[0]
     shutil.rmtree(directory, ignore_errors=True)
     first = spectrum.eigenvalues[0]
@@ -146,6 +151,14 @@ def spectrum_point(study: Study, part: SpectraPart, cell: SweepCell) -> Spectrum
         density=density if first_seed else None,
         **{name: getattr(density, name, None) for name in ("trace", "effective_rank", "negative_share")},
     )  # fmt: skip
+
+
+def spectrum_limit(part: SpectraPart, device: torch.device) -> float:
+    """GiB that the process may take in a spectrum: its limit, whatever the parts of a study before it have taken."""
+    give_back()
+    forget_peak(device)
+    earlier = peak_memory(device) - resident()  # where the system does not forget
+    return part.memory + max(earlier, 0) / 2**30
 
 
 def pathology_point(study: Study, part: PathologiesPart, cell: SweepCell) -> PathologyPoint:

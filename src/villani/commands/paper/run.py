@@ -10,7 +10,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
-from math import ceil
 from typing import Any, TypeVar
 
 from villani.commands.blocks import Settings
@@ -19,7 +18,7 @@ from villani.commands.converge.record import ConvergenceRecord
 from villani.commands.paper import points
 from villani.commands.paper.claims import claims, sentence
 from villani.commands.paper.forgetting import SHARPNESS_BY, OtherText, effects, looked, looked_before, read_other
-from villani.commands.paper.needs import ALONE, memory, tokens, units, weights
+from villani.commands.paper.needs import ALONE, tokens, units, weights, with_parts
 from villani.commands.paper.needs import looked as looked_tokens
 from villani.commands.paper.parts import PARTS, EstimatorsPart, Ways
 from villani.commands.paper.points import Study
@@ -82,10 +81,10 @@ def run(options: PaperOptions, work: Work) -> Outcome:
     counts = units(settings)
     needs = needs_of(
         trained, objective, counts["sweep"], text, tokens(settings, len(text.held_out.ids), len(text.train.ids)),
-        kept=ceil(weights(settings, work.team.size)), processes=work.team.size, looked=looked_tokens(settings),
+        kept=weights(settings), processes=work.team.size, looked=looked_tokens(settings),
         graphs=SHARPNESS_BY.graphs if part and part.groups else 1.0, alone=ALONE,
     )  # fmt: skip
-    needs = replace(needs, memory=max(needs.memory, memory(settings, Shape.of(objective.model))))
+    needs = with_parts(needs, settings, Shape.of(objective.model), work.team.size)
     present = ",".join(name for name in PARTS if getattr(settings, name) is not None)
     work.open(
         "study-paper", trained.model, keyed, settings.model_dump(mode="json"), needs=needs, what="this study",

@@ -110,7 +110,6 @@ class _Parts:
         self.budget = Budget(
             int(settings.memory * 2**30), partial(peak_memory, self.objective.device)
         )  # what is kept within it moves no bits
-        self.before = self.budget.peak()  # of whatever else the process has done
         self.decay = settings.weight_decay if settings.matrix == "objective" else 0.0
 
     def record(self) -> SpectrumRecord:
@@ -147,7 +146,7 @@ class _Parts:
 
         def product(v: torch.Tensor) -> torch.Tensor:
             w = operator(v)
-            if self.budget.peak() > max(self.budget.limit or 0, self.before):
+            if self.budget.peak() > (self.budget.limit or 0):
                 raise InputError(
                     f"memory={self.settings.memory:g} GiB: one product took {self.budget.peak() / 2**30:.2f} GiB in "
                     "all: lower micro_tokens, or raise memory"
