@@ -19,10 +19,12 @@ from torch import distributed
 from villani import cli
 from villani.commands.measure.settings import MeasureSettings
 from villani.commands.running import execute
+from villani.commands.subject import streaming
 from villani.errors import InputError, LostProcess
 from villani.measurement import measure as measuring
 from villani.work.ledger import Ledger
 from villani.work.team import alone, join
+from villani.work.work import Work
 
 SETTINGS = MeasureSettings(
     model="builtin:tiny?layers=1&width=16", groups=7, sequences=1, block=32, trace="gauss-newton", threads=1
@@ -176,12 +178,34 @@ def test_an_error_of_one_process_anywhere_stops_all(team_of, guilty):
         assert errors == [f"process {guilty} failed at {place}"] * 2
 
 
-def test_processes_that_differ_are_refused(team_of):
+@pytest.mark.parametrize(
+    ("facts", "words"),
+    [
+        (({"threads": 1}, {"threads": 2}), "threads = 2, process 0 has 1"),
+        (({}, {"streamed": True}), "streamed = True, process 0 has None"),
+        (({"streamed": True}, {}), "streamed = None, process 0 has True"),
+    ],
+)
+def test_processes_that_differ_are_refused(team_of, facts, words):
     def work():
         with join() as team:
-            team.agree({"seed": 0, "threads": 1 + team.rank})
+            team.agree({"seed": 0} | facts[team.rank])
 
-    assert team_of(2, work) == ([2, 2], ["process 1 has threads = 2, process 0 has 1: start them alike"] * 2)
+    assert team_of(2, work) == ([2, 2], [f"process 1 has {words}: start them alike"] * 2)
+
+
+def test_process_0_decides_for_all_whether_weights_are_streamed(team_of, tmp_path):
+    """The others have far less memory, and do as it does."""
+
+    def work():
+        with join() as team, Work(team=team) as shared:
+            if not team.main:
+                os.environ["VILLANI_MEMORY_GIB"] = "0.0001"
+            decide = streaming(SETTINGS, 5.0, "cpu", shared)
+            (tmp_path / str(team.rank)).write_text(f"{decide(1e3)} {decide(1e18)} {team.here}")
+
+    assert team_of(2, work)[0] == [0, 0]
+    assert [(tmp_path / str(rank)).read_text() for rank in (0, 1)] == ["False True 2"] * 2
 
 
 @pytest.mark.parametrize("lost", [0, 1])
