@@ -131,7 +131,7 @@ def spectrum_point(study: Study, part: SpectraPart, cell: SweepCell) -> Spectrum
     if rank():
         shutil.rmtree(directory, ignore_errors=True)  # its ledger ended with the process
     directory.mkdir(parents=True, exist_ok=True)
-    spectrum = spectrum_of(subject, asked, products.scope("loss"), directory)
+    spectrum = spectrum_of(subject, asked, products.scope("loss"), directory, strict=False)
     again = None
     if first_seed and cell.weight_decay > 0:
         only = asked.model_copy(
@@ -140,7 +140,7 @@ def spectrum_point(study: Study, part: SpectraPart, cell: SweepCell) -> Spectrum
                 "memory": spectrum_limit(part, device),
             }
         )  # fmt: skip
-        again = spectrum_of(subject, only, products.scope("objective"), directory).eigenvalues[0]
+        again = spectrum_of(subject, only, products.scope("objective"), directory, strict=False).eigenvalues[0]
     shutil.rmtree(directory, ignore_errors=True)
     first = spectrum.eigenvalues[0]
     last = next((e for e in spectrum.eigenvalues if e.rank == -1), None)
@@ -154,7 +154,10 @@ def spectrum_point(study: Study, part: SpectraPart, cell: SweepCell) -> Spectrum
 
 
 def spectrum_limit(part: SpectraPart, device: torch.device) -> float:
-    """GiB that the process may take in a spectrum: its limit, whatever the parts of a study before it have taken."""
+    """GiB of the process that a spectrum keeps vectors in: its own, whatever the parts of a study before it have taken.
+
+    Products may take more: what was worked out for hours is not lost for that.
+    """
     give_back()
     forget_peak(device)
     earlier = peak_memory(device) - resident()  # where the system does not forget

@@ -91,20 +91,26 @@ def _needs(settings: SpectrumSettings, subject: Subject) -> Needs:
     return subject.needs(settings, stages, vectors=_VECTORS, kept=settings.columns + pairs)
 
 
-def spectrum_of(subject: Subject, settings: SpectrumSettings, work: Work, directory: Path) -> SpectrumRecord:
-    """The record of one subject; products are units of work, and vectors lie in the directory, which must exist."""
+def spectrum_of(
+    subject: Subject, settings: SpectrumSettings, work: Work, directory: Path, *, strict: bool = True
+) -> SpectrumRecord:
+    """The record of one subject; products are units of work, and vectors lie in the directory, which must exist.
+
+    If not `strict`, the memory of the settings is what vectors are kept in, and products take what they take.
+    """
     with subject.objective.unchanged(), plain_arithmetic():
-        return _Parts(subject, settings, work, directory).record()
+        return _Parts(subject, settings, work, directory, strict).record()
 
 
 class _Parts:
     """What a spectrum is made of, part by part."""
 
-    def __init__(self, subject: Subject, settings: SpectrumSettings, work: Work, directory: Path) -> None:
+    def __init__(self, subject: Subject, settings: SpectrumSettings, work: Work, directory: Path, strict: bool) -> None:
         self.subject = subject
         self.settings = settings
         self.work = work
         self.directory = directory
+        self.strict = strict
         self.objective = subject.objective
         self.names = layers_of(self.objective.parameters)
         self.budget = Budget(
@@ -146,7 +152,7 @@ class _Parts:
 
         def product(v: torch.Tensor) -> torch.Tensor:
             w = operator(v)
-            if self.budget.peak() > (self.budget.limit or 0):
+            if self.strict and self.budget.peak() > (self.budget.limit or 0):
                 raise InputError(
                     f"memory={self.settings.memory:g} GiB: one product took {self.budget.peak() / 2**30:.2f} GiB in "
                     "all: lower micro_tokens, or raise memory"
