@@ -314,11 +314,10 @@ def test_the_size_reaches_where_decay_acts_and_fits_three_core_hours(villani):
     losses = 4 * sweep.held_out_blocks + part.blocks + 2 * part.pathologies
     blocks = runs * (sweep.steps * sweep.batch + losses / 3) + (1 + 2 * len(positive)) * 4 * part.groups
     assert looked(settings) == pytest.approx(
-        (runs * (part.blocks + 2 * part.pathologies) / 3 + (1 + 2 * len(positive)) * 4 * part.groups) * sweep.block
-    )
+        ((1 + runs) * (part.blocks + 2 * part.pathologies) / 3 + (2 + 2 * len(positive)) * 4 * part.groups)
+        * sweep.block
+    )  # at the start, and at the end of every run
     assert blocks / 4 * 5 < 3 * 3600
-    assert tokens(settings, 40, 7000)["forgetting"] == pytest.approx(
-        ((part.blocks + 2 * part.pathologies) / 3 + 4 * part.groups) * sweep.block
-    )
+    assert "forgetting" not in tokens(settings, 40, 7000)  # it is part of training
     assert not any("pathologies" in words for words in settings.cuts())
     assert any("epoch" in words for words in settings.cuts())
