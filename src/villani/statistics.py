@@ -31,11 +31,16 @@ def over_seeds(values: Sequence[float] | Array) -> Estimate:
     return Estimate(float(found.mean()), float(found.std(ddof=1)) / len(found) ** 0.5, len(found), "statistical")
 
 
+def resolvable(sem: float, freedom: float, comparisons: int = 1, level: float = 0.95) -> float:
+    """What a t-interval reaches to either side, so that those of all `comparisons` hold at once; ∞ without freedom."""
+    if freedom <= 0:
+        return float("inf")
+    return float(student_t.ppf(1 - (1 - level) / (2 * comparisons), freedom)) * sem
+
+
 def resolved_sign(value: float, sem: float, freedom: float, comparisons: int = 1, level: float = 0.95) -> int:
     """The sign of an estimate where its t-interval excludes 0, else 0; intervals of all `comparisons` hold at once."""
-    if freedom <= 0:
-        return 0
-    half = float(student_t.ppf(1 - (1 - level) / (2 * comparisons), freedom)) * sem
+    half = resolvable(sem, freedom, comparisons, level)
     return 0 if abs(value) <= half else 1 if value > 0 else -1
 
 

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from tests.commands.synthetic import made
 from villani.commands.paper.claims import (
     claims,
     counterexample,
@@ -13,6 +14,7 @@ from villani.commands.paper.claims import (
     sentence,
 )
 from villani.commands.paper.record import TrendRecord
+from villani.commands.recommend.record import GridPoint, OptimizerRecord
 from villani.theory.catalogue import named
 from villani.theory.exact import relative_entropy, solve
 from villani.work.records import EstimateRecord
@@ -24,7 +26,7 @@ def record(value, sem, n=3):
 
 def nothing(**given):
     empty = dict.fromkeys(
-        ("criteria", "landscape", "spectra", "learned", "convergence", "training", "certificates"), ()
+        ("criteria", "landscape", "spectra", "learned", "convergence", "training", "certificates", "choices"), ()
     )
     return SimpleNamespace(**({"parameters": 100, "estimators": None} | empty | given))
 
@@ -72,3 +74,29 @@ def test_verdicts_follow_what_was_measured():
     assert verdict_of(nothing(learned=learned(record(-0.6, 0.1))), "spectrum") == "not identifiable"
     assert [c.experiment for c in claims(nothing())] == ["exact", "exact"]  # what was not measured is not judged
     assert "confirmed" not in sentence(claims(nothing()))
+
+
+def chosen(*changes):
+    """One optimiser; of every λ, the change, its sign where resolved, and what would have been seen."""
+    points = [
+        made(GridPoint, weight_decay=2.0**k, change=record(value, sem), resolved=resolved, detectable=0.0123)
+        for k, (value, sem, resolved) in enumerate(changes)
+    ]
+    return nothing(choices=[made(OptimizerRecord, optimizer="adamw", points=points)])
+
+
+@pytest.mark.parametrize(
+    ("changes", "verdict", "words"),
+    [
+        ([(-0.2, 0.01, -1), (-0.5, 1.0, 0)], "consistent", "better at 1 of 2 pairs of optimiser and λ, worse at 0"),
+        ([(-0.2, 0.01, -1), (-0.5, 1.0, 0)], "consistent", "Largest gain: AdamW, λ = 1, -0.2 ["),
+        ([(-0.0002, 0.00001, -1), (0.5, 1.0, 0)], "consistent", "less than 0.01 nats"),
+        ([(0.2, 0.01, 1), (0.3, 0.01, 1)], "refuted", "worse at 2. Lowest change: AdamW, λ = 1, +0.2 ["),
+        ([(0.2, 0.01, 1), (-0.3, 1.0, 0)], "not identifiable", "One of 0.013 would have been seen"),
+    ],
+)
+def test_generalisation_is_judged_by_seeds_and_text_and_by_how_much(changes, verdict, words):
+    [one] = [c for c in claims(chosen(*changes)) if "generalisation" in c.claim]
+    assert one.verdict == verdict
+    assert words in one.measured
+    assert ("less than" in words) == ("less than" in one.measured)

@@ -45,6 +45,7 @@ def test_each_quantity_has_a_table_and_only_what_can_be_best_is_judged():
     assert "best" not in second
     assert "AdamW towards its start" in first
     assert "other.txt" in words
+    assert [part.split("<")[0] for part in words.split("Quantity: ")[1:]] == ["held-out loss", "‖θ − θ₀‖"]
 
 
 def test_a_change_within_its_error_says_what_would_have_been_seen_rounded_up():

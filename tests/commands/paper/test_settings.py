@@ -84,6 +84,14 @@ def write(text):
         (QUICK + "[landscape]\nseeds = 0\n", ["landscape.seeds=0"]),
         (QUICK + "[pathologies]\nblocks = 1\n", ["pathologies.blocks=1"]),
         ("temperature = [", ["not a TOML file"]),
+        (
+            QUICK.replace("batch", "bach").replace("1e-3", '"much"') + "[pathologies]\nblocks = 1\n",
+            ["unknown key 'sweep.bach'", "sweep.batch is missing", "'much'", "pathologies.blocks=1"],
+        ),
+        (
+            QUICK + "".join(f"[part{k}]\n" for k in range(9)),
+            ["unknown key 'part0'", "unknown key 'part4'", "; and 4 more"],
+        ),
     ],
 )
 def test_what_is_wrong_with_a_study_is_told_in_a_line(villani, text, words):
@@ -107,7 +115,7 @@ def test_sizes_can_be_read_and_cover_what_they_should(size):
     settings = read_settings(None, size, text="wikitext", model="config:gpt-neo-125m")
     assert (settings.sweep.text, settings.sweep.held_out) == ("wikitext-103", "wikitext-103:test")
     assert settings.sweep.model == "config:gpt-neo-125m"
-    if size != "tiny":
+    if size not in ("tiny", "125m"):
         positive = [x for x in settings.sweep.weight_decay if x > 0]
         assert len(settings.sweep.weight_decay) >= 6
         assert max(positive) / min(positive) >= (1e2 if size == "overfit" else 1e4)  # where decay acts, or all
@@ -127,6 +135,18 @@ def test_the_pretrained_size_wants_a_checkpoint_and_looks_at_it_from_all_sides(v
     assert None not in (study.landscape, study.spectra, study.convergence, study.estimators, study.pathologies)
     assert study.certificates is None
     assert any("certificates: left out" in words for words in study.cuts())
+
+
+def test_random_and_pretrained_weights_are_looked_at_alike():
+    """So that what changes from one to the other is not the study."""
+    random, pretrained = read_settings(None, "125m"), read_settings(None, "pretrained", model="folder")
+    own = {"model", "steps", "learning_rate", "evaluate_every", "held_out_blocks"}
+    assert random.sweep.model_dump(exclude=own) == pretrained.sweep.model_dump(exclude=own)
+    assert random.convergence.model_copy(update={"learning_rate": pretrained.convergence.learning_rate}) == (
+        pretrained.convergence
+    )
+    for part in ("temperature", "landscape", "spectra", "estimators", "pathologies", "certificates"):
+        assert getattr(random, part) == getattr(pretrained, part)
 
 
 def test_the_long_size_reaches_where_decay_acts():

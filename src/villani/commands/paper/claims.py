@@ -11,7 +11,8 @@ from itertools import pairwise
 from typing import NamedTuple
 
 from villani.commands.paper.record import ClaimRecord, LandscapePoint, PaperRecord, Verdict
-from villani.commands.paper.sentences import against_no_decay, change_words, sign
+from villani.commands.paper.sentences import change_words, sign
+from villani.commands.recommend.record import NAMES
 from villani.outwards import upper
 from villani.theory.catalogue import case
 from villani.theory.constants import preprint
@@ -21,6 +22,7 @@ from villani.work.records import Status
 READ = "as read at β = 1"  # how the names of the preprint's promises begin, as `villani converge` translates them
 _RISE = 0.05  # nats by which a bound has to rise with λ: far above what one run's noise does to it
 _HUNDRED_MILLION = 10**8
+_MATTERS = 0.01  # nats per token: what a change of the held-out loss has to be to be of use
 
 
 class Judgement(NamedTuple):
@@ -225,18 +227,22 @@ def _inflation(record: PaperRecord) -> Judgement | None:
 
 
 def _generalisation(record: PaperRecord) -> Judgement | None:
-    changes = against_no_decay(record.training)
+    changes = [(p.change, p, of.optimizer) for of in record.choices for p in of.points if p.change]
     if not changes:
         return None
-    signs = [sign(change, len(changes)) for _, change in changes]
-    better, worse = signs.count(-1), signs.count(1)
-    best, change = min(changes, key=lambda pair: pair[1].value)
+    gains, losses = ([c for c in changes if c[1].resolved == sign] for sign in (-1, 1))
+    verdict: Verdict = "consistent" if gains else "refuted" if len(losses) == len(changes) else "not identifiable"
+    change, point, optimizer = min(gains or changes, key=lambda c: c[0].value)
     measured = (
-        "Held-out loss against no decay, seed by seed, beyond its error: better at "
-        f"{better} of {len(changes)} pairs of optimiser and λ, worse at {worse}. Lowest change: {best.optimizer}, "
-        f"λ = {best.weight_decay:g}, {change_words(change)} nats per token."
+        "Held-out loss against no decay, in pairs of seed and text, beyond the error of both: better at "
+        f"{len(gains)} of {len(changes)} pairs of optimiser and λ, worse at {len(losses)}. "
+        f"{'Largest gain' if gains else 'Lowest change'}: {NAMES[optimizer]}, λ = {point.weight_decay:g}, "
+        f"{change_words(change)} nats per token."
     )
-    verdict: Verdict = "consistent" if better else "refuted" if worse == len(changes) else "not identifiable"
+    if not gains and point.detectable:
+        measured += f" One of {upper(point.detectable, 2)} would have been seen with probability 80 %."
+    elif gains and change.interval[0] > -_MATTERS:
+        measured += f" That is less than {_MATTERS:g} nats, of no use to anybody who chooses λ."
     return Judgement(measured, verdict, "statistical")
 
 

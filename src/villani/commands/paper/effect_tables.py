@@ -25,7 +25,7 @@ def effect_tables(record: PaperRecord) -> str:
     for quantity in dict.fromkeys(e.quantity for e in record.effects):
         own = [e for e in record.effects if e.quantity == quantity]
         columns = _COLUMNS if own[0].kept is None else {**_COLUMNS, "best": lambda e: "may be" if e.kept else "no"}
-        tables.append(note(f"{quantity[0].upper()}{quantity[1:]}") + elements.table(rows_of(own, columns)))
+        tables.append(note(f"Quantity: {quantity}") + elements.table(rows_of(own, columns)))
     return note(f"{_NOTE}{record.other_text.spec}; {record.other_text.words}.") + "".join(tables)
 
 

@@ -19,7 +19,7 @@ from villani.report.elements import Row, Status, facts, note, sections
 from villani.report.estimates import Columns, interval, rows_of, uncertain
 from villani.report.numbers import format_number, format_plain, format_uncertain
 from villani.report.terminal import say, table
-from villani.statistics import resolved_sign
+from villani.statistics import resolvable, resolved_sign
 from villani.work.records import EstimateRecord
 from villani.work.work import PAGE
 
@@ -331,7 +331,14 @@ def _moved(name: str, trend: Sequence[TrendRecord]) -> str:
     if not changes:
         return ""
     if not beyond:
-        return f"{name.capitalize()}: no change with λ beyond the error over seeds ({len(changes)} comparisons)."
+        change, most = max(changes, key=lambda pair: abs(pair[0].value))
+        needed = resolvable(change.sem, change.n - 1, len(changes))
+        return (
+            f"{name.capitalize()}: {change.n} seeds show no change with λ beyond their error in {len(changes)} "
+            f"comparisons at once. The largest, with {_name(most.optimizer)} at λ = "
+            f"{format_number(most.weight_decay)}, is {change.value:+.3g} to {most.value.value:.3g}, and would have had "
+            f"to be {upper(needed, 2)}."
+        )
     change, most = max(beyond, key=lambda pair: abs(pair[0].value))
     return (
         f"{name.capitalize()}: changed beyond the error over seeds in {len(beyond)} of {len(changes)} comparisons, "

@@ -203,7 +203,7 @@ class _Run(Study):
             "other_text": other.record if other else None, "tuning_sentence": tuning_sentence(changed),
             "trends": pathology_trends(pathologies, optimizers, grid),
             "common_loss": {name: common for name, (_, common) in tables.items() if common is not None},
-            "choice_sentence": choice_sentence(choices), "decay_sentence": decay_sentence(training),
+            "choice_sentence": choice_sentence(choices), "decay_sentence": decay_sentence(choices),
         }  # fmt: skip
 
     @property

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from pydantic import Field, ValidationError
+from pydantic_core import ErrorDetails
 
 from villani.bounds import check_bounds
 from villani.commands.blocks import ConsentBlock, Settings, shared
@@ -39,6 +40,7 @@ _HELD_OUT = {  # named corpora have a split of their own to judge by
     "ptb": "ptb:valid", "ptb:train": "ptb:valid", "wikitext": "wikitext-103:test", "wikitext-103": "wikitext-103:test",
     "wikitext-103:valid": "wikitext-103:test",
 }  # fmt: skip
+_TOLD = 5  # things wrong with a file, in one line
 
 
 class PaperSettings(Part):
@@ -260,15 +262,20 @@ def read_settings(
         try:
             settings = PaperSettings.model_validate(content)
         except ValidationError as error:
-            raise InputError(f"{name}: {_first(error)}") from None
+            raise InputError(f"{name}: {_refusals(error)}") from None
         check_bounds(settings)
         settings.check()
     return settings
 
 
-def _first(error: ValidationError) -> str:
-    """What is wrong first: an unknown key comes before a missing one, which it may be meant to be."""
-    found = sorted(error.errors(include_url=False), key=lambda one: one["type"] != "extra_forbidden")[0]
+def _refusals(error: ValidationError) -> str:
+    """All that is wrong, in a line; unknown keys come before missing ones, which they may be meant to be."""
+    found = sorted(error.errors(include_url=False), key=lambda one: one["type"] != "extra_forbidden")
+    more = len(found) - _TOLD
+    return "; ".join(map(_refusal, found[:_TOLD])) + (f"; and {more} more" if more > 0 else "")
+
+
+def _refusal(found: ErrorDetails) -> str:
     where = ".".join(map(str, found["loc"]))
     match found["type"]:
         case "extra_forbidden":
