@@ -28,8 +28,9 @@ import numpy as np
 import torch
 from scipy.stats import t as student_t
 
+from villani.commands.recommend.cells import start_spec
 from villani.commands.recommend.settings import SweepSettings
-from villani.commands.recommend.sweep import read_sweep_text, start_spec
+from villani.commands.recommend.sweep_text import read_sweep_text
 from villani.commands.subject import load
 from villani.dynamics.training import learning_rates
 from villani.objective.objective import IGNORED, Objective

@@ -10,7 +10,7 @@ from tests.commands.paper.test_settings import GRIDS, empty_folder, write  # noq
 from tests.dynamics.test_training import tokens
 from tests.test_benchmarks import run, script  # noqa: F401
 from villani.commands.paper.settings import PaperOptions
-from villani.commands.recommend import sweep as sweeping
+from villani.commands.recommend import cells as training
 from villani.commands.running import execute
 from villani.dynamics.training import train
 from villani.inputs.models import load_model
@@ -123,7 +123,7 @@ def test_a_study_that_is_broken_off_says_what_it_has(script, monkeypatch, tmp_pa
 
     write(GRIDS + "[grids]\nadamw = [0.0, 0.5, 2.0]\n")
     with monkeypatch.context() as patch:
-        patch.setattr(sweeping, "train", stops)
+        patch.setattr(training, "train", stops)
         with pytest.raises(KeyboardInterrupt):
             execute(PaperOptions(config="study.toml"), tmp_path / "run")
     run(module, monkeypatch, "run", "--json")

@@ -17,8 +17,8 @@ from tests.commands.paper.test_training import cell
 from villani.commands.paper.forgetting import effects, read_other
 from villani.commands.paper.needs import looked, tokens, units
 from villani.commands.paper.settings import PaperOptions, read_settings
-from villani.commands.recommend import sweep as swept
-from villani.commands.recommend.sweep import read_sweep_text
+from villani.commands.recommend import cells as training
+from villani.commands.recommend.sweep_text import read_sweep_text
 from villani.commands.running import execute
 from villani.commands.subject import as_groups, load
 from villani.dynamics import interrupted
@@ -68,9 +68,9 @@ def study(checkpoint, tmp_path_factory):
     (folder / "other.txt").write_text("\n\n".join(" ".join(row) for row in drawn))
     text = STUDY.format(model=checkpoint, other=folder / "other.txt")
     (folder / "study.toml").write_text(text)
-    trained, real = [], swept.train
+    trained, real = [], training.train
     patch = pytest.MonkeyPatch()
-    patch.setattr(swept, "train", lambda *a, **k: trained.append((k["weight_decay"], k["seed"])) or real(*a, **k))
+    patch.setattr(training, "train", lambda *a, **k: trained.append((k["weight_decay"], k["seed"])) or real(*a, **k))
     options = PaperOptions(config=str(folder / "study.toml"), keep_weights=True)
     directory, record = execute(options, folder / "whole")
     patch.undo()

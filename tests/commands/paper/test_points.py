@@ -13,7 +13,8 @@ from tests.conftest import dense, make_model, make_pool
 from villani.commands.paper import points as paper_points
 from villani.commands.paper.parts import EstimatorsPart, SpectraPart
 from villani.commands.paper.settings import read_settings
-from villani.commands.recommend.sweep import read_sweep_text, sweep
+from villani.commands.recommend.sweep import sweep
+from villani.commands.recommend.sweep_text import read_sweep_text
 from villani.objective.objective import Objective
 from villani.work.work import Work
 

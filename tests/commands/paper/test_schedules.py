@@ -11,7 +11,7 @@ from tests.work.test_team import one_thread, team_of  # noqa: F401
 from villani.commands.paper import schedules
 from villani.commands.paper.needs import tokens, units
 from villani.commands.paper.settings import PaperOptions, read_settings
-from villani.commands.recommend.sweep import read_sweep_text
+from villani.commands.recommend.sweep_text import read_sweep_text
 from villani.commands.running import execute
 from villani.dynamics.steered import CautiousDecay
 from villani.dynamics.training import learning_rates, train

@@ -16,7 +16,7 @@ from villani.commands.paper.training import (
     training_points,
     trend,
 )
-from villani.commands.recommend.sweep import SweepCell
+from villani.commands.recommend.cells import SweepCell
 from villani.statistics import Estimate
 
 

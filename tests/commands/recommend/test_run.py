@@ -11,8 +11,8 @@ import pytest
 from rich.console import Console
 
 from villani.commands import subject
+from villani.commands.recommend import cells as training
 from villani.commands.recommend import run as study
-from villani.commands.recommend import sweep as sweeping
 from villani.commands.recommend.page import show
 from villani.commands.recommend.record import RecommendationRecord
 from villani.inputs.models import load_model
@@ -118,7 +118,7 @@ def test_a_record_of_what_the_grid_and_the_rules_say(villani, monkeypatch, capsy
 def test_a_killed_run_resumes_and_other_questions_need_no_training(villani, monkeypatch):
     words = [*QUICK, "--optimizer", "adamw", "--rules", CHEAP]
     assert villani("recommend", SMALL, *words, "--run", "a")[0] == 0
-    train, calls = sweeping.train, []
+    train, calls = training.train, []
 
     def dies(*args, **named):
         calls.append(named["weight_decay"])
@@ -126,7 +126,7 @@ def test_a_killed_run_resumes_and_other_questions_need_no_training(villani, monk
             raise KeyboardInterrupt
         return train(*args, **named)
 
-    monkeypatch.setattr(sweeping, "train", dies)
+    monkeypatch.setattr(training, "train", dies)
     assert villani("recommend", SMALL, *words, "--run", "b")[0] == 1
     assert villani("recommend", SMALL, *words, "--run", "b")[0] == 0
     assert calls == [0, 0.5, 0, 0, 0.5]  # seed by seed
@@ -255,9 +255,9 @@ def test_weights_stay_only_where_they_are_asked_for(villani, tmp_path, monkeypat
         return (tmp_path / run / "records.json").read_bytes().replace(b" --keep-weights", b"")
 
     assert stripped("r") == stripped("kept") == before
-    train = sweeping.train
+    train = training.train
     first[0].unlink()
-    monkeypatch.setattr(sweeping, "train", lambda *a, **named: train(*a, **named | {"learning_rate": 0.5}))
+    monkeypatch.setattr(training, "train", lambda *a, **named: train(*a, **named | {"learning_rate": 0.5}))
     code, _, err = villani("recommend", SMALL, *SLOW, "--keep-weights", "--run", "r")
     assert code == 2
     assert "led to other weights than before" in err

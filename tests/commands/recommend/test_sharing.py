@@ -14,7 +14,7 @@ from tests.commands.paper.test_settings import GRIDS, QUICK, empty_folder, write
 from tests.work.test_team import one_thread, team_of  # noqa: F401
 from villani.commands.paper import points
 from villani.commands.paper.settings import PaperOptions
-from villani.commands.recommend import sweep as sweeping
+from villani.commands.recommend import cells
 from villani.commands.recommend.settings import RecommendSettings
 from villani.commands.running import execute
 from villani.dynamics import interrupted, training
@@ -64,8 +64,8 @@ def together(settings, run):
         execute(settings, run, team=team)
 
 
-@pytest.mark.parametrize(("command", "cells", "finished"), [("recommend", 12, 6), ("study", 10, 4)])
-def test_a_kill_amid_shared_training_runs_loses_nothing(team_of, tmp_path, monkeypatch, command, cells, finished):  # noqa: F811
+@pytest.mark.parametrize(("command", "count", "finished"), [("recommend", 12, 6), ("study", 10, 4)])
+def test_a_kill_amid_shared_training_runs_loses_nothing(team_of, tmp_path, monkeypatch, command, count, finished):  # noqa: F811
     """SIGKILL of one process amid a run; then both again, which share the rest and end with one process's bytes."""
     settings, run, log = asked(command), tmp_path / "run", tmp_path / "log"
     train = training.train
@@ -84,7 +84,7 @@ def test_a_kill_amid_shared_training_runs_loses_nothing(team_of, tmp_path, monke
         return watched(*args, **named)
 
     with monkeypatch.context() as patch:
-        patch.setattr(sweeping, "train", killed)
+        patch.setattr(cells, "train", killed)
         codes, errors = team_of(2, lambda: together(settings, run))
         assert codes == [1, -9], errors
     states = [path.stem.removesuffix("-state") for path in (run / "models").glob("*.json")]
@@ -98,11 +98,11 @@ def test_a_kill_amid_shared_training_runs_loses_nothing(team_of, tmp_path, monke
     assert {line.split()[0] for line in first} == {"0", "1"}  # and both had some
     log.unlink()
     with monkeypatch.context() as patch:
-        patch.setattr(sweeping, "train", watched)
+        patch.setattr(cells, "train", watched)
         codes, errors = team_of(2, lambda: together(settings, run))
         assert codes == [0, 0], errors
     again = [tuple(line.split()[1:]) for line in log.read_text().splitlines()]
-    assert len(set(again)) == len(again) == cells - before  # none twice, and none of those that were finished
+    assert len(set(again)) == len(again) == count - before  # none twice, and none of those that were finished
     assert not [*run.rglob("*-state*")]
     execute(settings, tmp_path / "alone")
     records = [path.read_bytes() for path in (run / "records.json", tmp_path / "alone" / "records.json")]

@@ -1,13 +1,15 @@
-"""A sweep's cells: what they hold, resuming, divergence, and weights that come back."""
+"""A sweep: a cell for everything, resuming, what is held at a time, refusals, and what is told beforehand."""
 
 import numpy as np
 import pytest
-import torch
 
 from villani.commands import subject
-from villani.commands.recommend import sweep as study
+from villani.commands.recommend import cells as study
+from villani.commands.recommend import sweep as sweeping
+from villani.commands.recommend.cells import start_spec
 from villani.commands.recommend.settings import SweepSettings
-from villani.commands.recommend.sweep import load_cell, needs_of, read_sweep_text, start_spec, sweep
+from villani.commands.recommend.sweep import needs_of, sweep
+from villani.commands.recommend.sweep_text import read_sweep_text
 from villani.errors import InputError
 from villani.objective.objective import Objective
 from villani.work.work import Work
@@ -52,16 +54,6 @@ def test_every_optimiser_decay_and_seed_has_a_cell(cells):
     for optimizer, rate in (("sgd", 0.1), ("adamw", 0.01)):
         without, decayed = by[optimizer, 0.0, 0], by[optimizer, 0.5, 0]
         assert (1 - 0.5 * rate) ** 8 * 0.99 < decayed.norm_squared / without.norm_squared < 1 - 0.5 * rate
-
-
-def test_weights_come_back(cells):
-    cell = cells[-1]
-    loaded = load_cell(settings(), cell, Work())
-    text = read_sweep_text(settings(), Work())
-    objective = Objective(loaded.model, [{"input_ids": text.held_out.ids, "labels": text.held_out.labels}])
-    assert objective.loss() == cell.curve[-1][1]
-    smoothed = cell.smoothed.sum(axis=1) / cell.counts.sum()
-    assert smoothed[1] >= smoothed[0] ** 2
 
 
 def test_a_killed_sweep_resumes_to_the_same_bits(cells, tmp_path, monkeypatch):
@@ -112,32 +104,6 @@ def test_the_start_of_one_seed_is_held_at_a_time(tmp_path):
     assert max(held) == 2
 
 
-def test_a_diverged_cell_is_a_result(tmp_path):
-    wild = settings(optimizers=["sgd"], learning_rate={"sgd": 1.0}, temperature=None, weight_decay=[0.0, 1e30], seeds=1)
-    fine, gone = swept(wild, tmp_path)
-    assert gone.diverged
-    assert gone.held_out is None
-    assert gone.curve[0] == fine.curve[0]
-    assert not gone.weights.exists()
-    with pytest.raises(InputError, match="has no weights"):
-        load_cell(wild, gone, Work())
-
-
-def test_a_checkpoint_is_the_start_of_every_seed(checkpoint):
-    asked = settings(model=str(checkpoint))
-    assert start_spec(asked, 1) == start_spec(asked, 0)
-    assert start_spec(settings(), 1) == SMALL["model"] + "&seed=1"
-    assert start_spec(settings(model="config:gpt2?seed=3"), 2) == "config:gpt2?seed=5"
-    assert start_spec(settings(model="builtin:tiny"), 2) == "builtin:tiny?seed=2"
-
-
-def test_documents_that_are_cut_count_for_none():
-    owners = np.array([0, 0, 1, 2, 2, 3])
-    assert study.whole_documents(owners, 1, 4).tolist() == [-1, 1, -1]
-    assert study.whole_documents(owners, 0, 6).tolist() == owners.tolist()
-    assert study.whole_documents(owners, 3, 4).tolist() == [-1]
-
-
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
@@ -160,27 +126,9 @@ def test_what_cannot_be_swept_is_told_in_a_line(changes, words, tmp_path):
     assert "\n" not in str(error.value)
 
 
-def test_dropout_of_a_checkpoint_is_drawn_from_the_seed(monkeypatch, tmp_path):
-    load, losses = subject.load_model, []
-
-    def with_dropout(spec, **named):
-        loaded = load(spec, **named)
-        for module in loaded.model.modules():
-            if isinstance(module, torch.nn.Dropout):
-                module.p = 0.5
-        return loaded
-
-    monkeypatch.setattr(subject, "load_model", with_dropout)
-    asked = settings(optimizers=["adamw"], learning_rate={"adamw": 0.01}, temperature=None, seeds=1)
-    for name in ("a", "b"):
-        torch.manual_seed(len(losses))
-        losses.append([cell.sums.tolist() for cell in swept(asked, tmp_path / name)])
-    assert losses[0] == losses[1]
-
-
 def test_time_told_is_that_of_a_forward_pass_and_disk_has_the_states_of_each_process(monkeypatch):
     """A row of 16 tokens takes a second, so a gradient of a token 0.2, and a loss 0.2/3."""
-    monkeypatch.setattr(study, "timed_forward", lambda objective: (16, 1.0))
+    monkeypatch.setattr(sweeping, "timed_forward", lambda objective: (16, 1.0))
     asked = settings(steps=10, batch=4, evaluate_every=5)
     text = read_sweep_text(asked, Work())
     objective = Objective(subject.load(asked, Work()).model, text.train.ids[:1][None])

@@ -16,8 +16,9 @@ from villani.choice.selection import joined, may_be_best
 from villani.commands.paper.parts import ForgettingPart
 from villani.commands.paper.record import EffectRecord
 from villani.commands.paper.settings import PaperSettings
+from villani.commands.recommend.cells import SweepCell
 from villani.commands.recommend.settings import CellKey, TrainedName, run_of
-from villani.commands.recommend.sweep import SweepCell, SweepText
+from villani.commands.recommend.sweep_text import SweepText
 from villani.commands.subject import as_groups, load_blocks, load_text, load_tokenizer_of
 from villani.curvature.ways import Way
 from villani.dynamics.chain import label_probabilities

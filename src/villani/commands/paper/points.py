@@ -20,7 +20,8 @@ from villani.commands.paper.record import (
     SpectrumPoint,
 )
 from villani.commands.paper.settings import PaperOptions, PaperSettings
-from villani.commands.recommend.sweep import SweepCell, SweepText, load_cell
+from villani.commands.recommend.cells import SweepCell, load_cell
+from villani.commands.recommend.sweep_text import SweepText
 from villani.commands.spectrum.record import EigenvalueRecord
 from villani.commands.spectrum.run import spectrum_of
 from villani.commands.spectrum.settings import SpectrumSettings

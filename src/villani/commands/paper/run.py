@@ -36,11 +36,13 @@ from villani.commands.paper.schedules import schedule_points
 from villani.commands.paper.sentences import choice_sentence, decay_sentence, tuning_sentence
 from villani.commands.paper.settings import PaperOptions
 from villani.commands.paper.training import best_decay, learned_curvature, pathology_trends, training_points
+from villani.commands.recommend.cells import SweepCell
 from villani.commands.recommend.record import OptimizerRecord
 from villani.commands.recommend.results import Certificates
 from villani.commands.recommend.run import Evidence, judge, pairs_of
-from villani.commands.recommend.settings import RecommendSettings, run_of
-from villani.commands.recommend.sweep import CellKey, SweepCell, needs_of, read_sweep_text, sweep
+from villani.commands.recommend.settings import CellKey, RecommendSettings, run_of
+from villani.commands.recommend.sweep import needs_of, sweep
+from villani.commands.recommend.sweep_text import read_sweep_text
 from villani.commands.running import Outcome, perform
 from villani.commands.subject import begin, bits_of, load, outputs, provenance_of
 from villani.objective.evaluation import same_threads

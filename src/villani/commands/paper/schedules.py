@@ -15,8 +15,9 @@ from villani.commands.paper.parts import ScheduleName, SchedulesPart
 from villani.commands.paper.points import Study
 from villani.commands.paper.record import SchedulePoint
 from villani.commands.paper.training import best_decay, losses
+from villani.commands.recommend.cells import SweepCell, cell_of, start_spec, train_cell
 from villani.commands.recommend.settings import SweepSettings
-from villani.commands.recommend.sweep import HELD_OUT, SweepCell, cell_of, start_spec, train_cell
+from villani.commands.recommend.sweep_text import HELD_OUT
 from villani.commands.subject import load, load_blocks
 from villani.dynamics.interrupted import clear
 from villani.dynamics.schedules import AdamC, ConstantMemory, DecaySchedule

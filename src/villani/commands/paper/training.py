@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from villani.commands.paper.record import PathologyPoint, SpectrumPoint, TrainingPoint, TrendRecord
+from villani.commands.recommend.cells import SweepCell, by_decay
 from villani.commands.recommend.settings import TrainedName
-from villani.commands.recommend.sweep import SweepCell, by_decay
 from villani.statistics import over_seeds
 
 SHARE = 0.9  # of the way from the start to the grid's best held-out loss: what `steps` counts towards

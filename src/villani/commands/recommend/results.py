@@ -11,6 +11,7 @@ from villani.choice import selection
 from villani.choice.paired import LEVEL, paired
 from villani.choice.rules import RULES, Rule, Training
 from villani.choice.selection import GridLosses
+from villani.commands.recommend.cells import SweepCell
 from villani.commands.recommend.effect import Effect, effect_sentence, effects, stopping_sentence
 from villani.commands.recommend.record import (
     NAMES,
@@ -21,7 +22,6 @@ from villani.commands.recommend.record import (
     RuleRecord,
 )
 from villani.commands.recommend.settings import RecommendSettings
-from villani.commands.recommend.sweep import SweepCell
 from villani.outwards import lower, upper
 from villani.statistics import Array, Estimate
 from villani.theory.constants import Smoothing

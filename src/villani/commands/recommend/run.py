@@ -18,11 +18,13 @@ from villani.commands.blocks import shared
 from villani.commands.certify.results import best_bound
 from villani.commands.certify.settings import CertifySettings
 from villani.commands.content import read_records
+from villani.commands.recommend.cells import SweepCell, by_decay
 from villani.commands.recommend.rates import settle
 from villani.commands.recommend.record import OptimizerRecord, RecommendationRecord
 from villani.commands.recommend.results import Certificates, optimizer_record
 from villani.commands.recommend.settings import RecommendSettings
-from villani.commands.recommend.sweep import SweepCell, SweepText, by_decay, needs_of, read_sweep_text, sweep
+from villani.commands.recommend.sweep import needs_of, sweep
+from villani.commands.recommend.sweep_text import SweepText, read_sweep_text
 from villani.commands.running import Outcome, perform
 from villani.commands.subject import begin, bits_of, load, outputs, provenance_of
 from villani.dynamics.training import Optimizer, learning_rates
