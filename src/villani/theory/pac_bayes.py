@@ -183,7 +183,7 @@ def linear(
 def bernstein(
     risk: float, second_moment: float, m: int, kl: float, delta: float, rate: float, *, reach: float, highest: float
 ) -> RiskBound:
-    """Token-level bound with the observed spread of losses in place of their range (docs/certificates.md).
+    """Token-level bound with the observed spread of losses in place of their range (docs/certificate-proofs.md).
 
     R̄ ≤ R̂ + (KL + ln(1/δ))/(tm) + ψ(tB)/(tB²)·V̂, ψ(x) = −ln(1−x) − x, with V̂ = E_ρ (1/m)Σ(ℓ_i − c_i)². From
     exp(xξ − ψ(x)ξ²) ≤ 1 + xξ for ξ ≥ −1 and 0 ≤ x < 1 (Fan, Grama & Liu 2015) with ξ_i = (c_i − ℓ_i)/B.
