@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from scipy.optimize import linprog
 from scipy.stats import beta
 
 from tests.conftest import dense, make_model, make_pool
@@ -53,6 +54,60 @@ def test_a_probe_s_krylov_space_may_end(spread):
     assert np.allclose(found.nodes, [-1, 2])
     assert np.allclose(found.weights, [0.25, 0.75])
     assert np.allclose(found.residuals, 0)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 5])
+@pytest.mark.parametrize("shift", [0.0, 0.37, -0.8, 2.0], ids=str)
+def test_what_is_left_open_of_absolute_values_is_what_moments_leave_open(steps, shift):
+    """By linear programming over measures on a fine grid with the same moments of degree 0 to 2k."""
+    rng = np.random.default_rng(steps)
+    values = np.sort(rng.standard_normal(40)) + shift
+    v, h = torch.from_numpy(rng.standard_normal(40)), torch.diag(torch.from_numpy(values))
+    found = quadrature(lambda x: h @ x, v, steps)
+    low, high = found.absolute()
+    weights = v.numpy() ** 2 / (v.numpy() ** 2).sum()
+    for inside in (weights @ np.abs(values), found.weights @ np.abs(found.nodes)):
+        assert low - 1e-12 <= inside <= high + 1e-12
+    far = np.geomspace(5, 1e3 if steps == 1 else 40.0, 1500)  # what measures may have out there
+    grid = np.unique(np.concatenate([-far, np.linspace(-5, 5, 2001), values, far]))
+    powers = np.polynomial.chebyshev.chebvander(np.concatenate([values, grid]) / 5, 2 * steps)
+    triangle = np.linalg.qr(np.sqrt(weights)[:, None] * powers[: len(values)])[1]
+    polynomials = powers @ np.linalg.inv(triangle)  # orthonormal: the program is well scaled
+    moments, rows = weights @ polynomials[: len(values)], polynomials[len(values) :]
+    scale = 1 / np.abs(rows).max(axis=1)
+    exact = {"primal_feasibility_tolerance": 1e-10, "dual_feasibility_tolerance": 1e-10}
+    for sign, bound in ((1, low), (-1, high)):
+        cost, equal = sign * np.abs(grid) * scale, (rows * scale[:, None]).T
+        best = sign * linprog(cost, A_eq=equal, b_eq=moments, options=exact).fun
+        assert best == pytest.approx(bound, rel=1e-5, abs=1e-6)
+        assert sign * best >= sign * bound - 1e-9  # a grid has fewer measures
+
+
+def test_nothing_is_left_open_where_krylov_s_space_ends(spread):
+    h = torch.diag(torch.tensor([2.0, 2.0, 0.0, -1.0]).double())
+    found = quadrature(lambda x: h @ x, torch.ones(4).double(), 10)
+    assert found.absolute() == pytest.approx((1.25, 1.25))
+    centred = quadrature(
+        lambda x: torch.diag(torch.tensor([1.0, -1.0, 2.0, -2.0]).double()) @ x, torch.ones(4).double(), 1
+    )
+    assert centred.absolute()[0] == pytest.approx(0.0)  # a node at 0: its mean is all that is known
+    assert centred.absolute()[1] <= 2.5**0.5 + 1e-9
+
+
+@pytest.mark.parametrize(("probes", "steps"), [(1, 4), (1, 40), (3, 6), (8, 10)])
+def test_the_effective_rank_of_few_probes_and_steps_is_in_its_interval(spread, probes, steps):
+    """One probe has an error too, and few steps leave much of |λ| open."""
+    truth = np.linalg.eigvalsh(spread)
+    rank = np.abs(truth).sum() ** 2 / (truth**2).sum()
+    hits = 0
+    for found in densities(spread, probes, steps, range(40)):
+        estimate = found.effective_rank
+        low, high = estimate.interval(0.95)
+        assert 1 <= low <= estimate.value <= high <= len(truth)
+        assert estimate.sem > 0
+        assert estimate.status == "statistical"
+        hits += low <= rank <= high
+    assert hits >= 36
 
 
 def test_intervals_cover_the_dense_moments(spread):

@@ -55,6 +55,41 @@ class SquareLimits(Content, Limits):
 
 
 @dataclass(frozen=True, eq=False, repr=False)
+class RankLimits(Content, Limits):
+    """Of (Σ|λ|)²/Σλ²: Σ|λ| between `low` and `high` by quadratures; each sum may be missed half as often.
+
+    Attributes:
+        size: d.
+        low, high: means of the bounds.
+        probes: how many, over all shares.
+        of_probes: their standard error of Σ|λ|.
+        units: shares of the data.
+        below, above: the standard errors that shares scatter `low` and `high` by.
+        squares: of Σλ².
+    """
+
+    size: int
+    low: float
+    high: float
+    probes: int
+    of_probes: float
+    units: int
+    below: float
+    above: float
+    squares: SquareLimits
+
+    def __call__(self, level: float) -> tuple[float, float]:
+        """Two-sided limits within [1, d]."""
+        each = (1 + level) / 2
+        probes, shares = trace_quantile(self.probes, each) * self.of_probes, quantile(self.units, each)
+        left, right = (math.hypot(probes, shares * scatter) for scatter in (self.below, self.above))
+        least, most = self.squares(each)
+        low = max(self.low - left, 0.0) ** 2 / most
+        high = (self.high + right) ** 2 / least if least > 0 else math.inf
+        return max(low, 1.0), min(high, float(self.size))
+
+
+@dataclass(frozen=True, eq=False, repr=False)
 class ShareLimits(Content, Limits):
     """Of the share below 0: what quadratures leave open between `low` and `high`, and what probes and shares add.
 

@@ -6,9 +6,9 @@ Chen & Saad, SIAM J. Matrix Anal. Appl. 38, 2017). Nothing is reorthogonalised: 
 weight between copies of a node, and leaves the quadrature accurate (Greenbaum 1989). Two vectors are all it holds.
 
 tr H and ‖H‖_F² are moments of degree 1 and 2: the quadrature has no error in them, and their intervals are over probes
-(`probe_limits`). The share of negative eigenvalues is that of a step function, which no quadrature integrates: it is
-bounded (`Quadrature.below`). What is made of |λ| and the curve carry the quadrature's error beside that of probes, and
-are `estimated`.
+(`probe_limits`). The share of negative eigenvalues and Σ|λ| are those of a step function and of one with a kink, which
+no quadrature integrates: they are bounded (`Quadrature.below`, `Quadrature.absolute`). The curve carries the
+quadrature's error beside that of probes, and is `estimated`.
 
 Where the matrix is that of all data, only probes are noise. With several shares, each an independent part of the data
 with probes of its own, the errors cover data too; the density is then that of the matrix of *one share*, averaged. It
@@ -22,9 +22,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from scipy.optimize import minimize_scalar
 
 from villani.curvature.basis import dot, norm
-from villani.curvature.limits import ShareLimits, SquareLimits, TraceLimits
+from villani.curvature.limits import RankLimits, ShareLimits, SquareLimits, TraceLimits
 from villani.curvature.operators import Product
 from villani.errors import InputError
 from villani.objective.evaluation import plain_arithmetic
@@ -68,6 +69,39 @@ class Quadrature(Content):
         if self.residuals.max() > 0:
             low, high = max(low - 1, 0), high + 1
         return float(self.weights[:low].sum()), float(self.weights[:high].sum())
+
+    def absolute(self) -> tuple[float, float]:
+        """Bounds on vᵀ|H|v/d: the least and the largest ∫|t|dμ of all measures with the moments that k products fix.
+
+        Those of degree 0 to 2k: Jacobi matrices of k + 1 rows whose last entry a is free. A polynomial p ≤ |t| of
+        degree 2k touches at 0 and at k places more, so that the least has a node at 0 (Gauss–Radau). One p ≥ |t|
+        touches at k + 1 places at most, so that the largest has no more nodes either: it is sought over a. The Gauss
+        quadrature (|a| → ∞) lies between. Where Krylov's space ended all three are one.
+        """
+        gauss = float(self.weights @ np.abs(self.nodes))
+        scale = float(self.residuals.max())
+        if scale == 0:
+            return gauss, gauss
+        k = len(self.nodes)
+        arrow = np.diag(np.append(self.nodes, 0.0))
+        arrow[-1, :-1] = arrow[:-1, -1] = self.residuals * (-1.0) ** np.arange(k - 1, -1, -1)  # ends differ in sign so
+
+        def integral(last: float) -> float:
+            arrow[-1, -1] = last
+            nodes, vectors = np.linalg.eigh(arrow)
+            return float((np.sqrt(self.weights) @ vectors[:-1]) ** 2 @ np.abs(nodes))
+
+        def at(x: float) -> float:
+            return -integral(unit * math.tan(x))
+
+        unit = max(float(np.abs(self.nodes).max()), scale)
+        radau = float((self.residuals**2 / np.where(self.nodes == 0, np.finfo(float).tiny, self.nodes)).sum())
+        least = integral(radau) if abs(radau) < unit / np.finfo(float).eps else gauss  # else a node is at 0 already
+        places = np.linspace(-math.pi / 2, math.pi / 2, 64)[1:-1]
+        best = int(np.argmin([at(x) for x in places]))
+        step = float(places[1] - places[0])
+        found = minimize_scalar(at, bounds=(places[best] - step, places[best] + step), method="bounded")
+        return min(least, gauss), max(-float(found.fun), gauss)
 
 
 def sphere_probe(parameters: list[Parameter], seed: int, *indices: int) -> torch.Tensor:
@@ -181,24 +215,28 @@ class Density(Content):
     def effective_rank(self) -> Estimate:
         """(Σ|λ_i|)²/Σλ_i², the participation ratio of |λ|: how many eigenvalues of equal size would do as much.
 
-        A ratio of means, by the delete-one jackknife; between 1 and d. Its interval is over probes or shares alone:
-        what the quadrature misses of |λ| about 0 is not in it.
+        Between 1 and d. The interval has what quadratures leave open of Σ|λ| (`Quadrature.absolute`) and the errors of
+        probes and shares in it and in Σλ²; the standard error has half of what is left open. Of several shares it is
+        that of one share's matrix.
         """
-        pairs = np.array(
-            [[(float(q.weights @ np.abs(q.nodes)), q.moment(2)) for q in share] for share in self.samples]
-        )  # (S, m, 2)
-        units = pairs.mean(axis=1) if len(pairs) > 1 else pairs[0]  # (n, 2)
-        n = len(units)
-
-        def ratio(mean: Array) -> float:
-            return float(self.size * mean[0] ** 2 / mean[1]) if mean[1] > 0 else 0.0
-
-        full = ratio(units.mean(axis=0))
-        if n < 2:
-            return Estimate(full, 0.0, n, "estimated")
-        left_out = np.array([ratio(np.delete(units, i, axis=0).mean(axis=0)) for i in range(n)])
-        sem = float(np.sqrt((n - 1) / n * ((left_out - left_out.mean()) ** 2).sum()))
-        return Estimate(n * full - (n - 1) * float(left_out.mean()), sem, n, "estimated")
+        square = self.frobenius_squared
+        assert isinstance(square.limits, SquareLimits)
+        bounds = np.array([[q.absolute() for q in share] for share in self.samples])  # (S, m, 2)
+        middle = self.size * float(self._each(lambda q: float(q.weights @ np.abs(q.nodes))).mean())
+        low, high = (self.size * float(x) for x in bounds.mean(axis=(0, 1)))
+        count = bounds.shape[0] * bounds.shape[1]
+        n = len(self._units(bounds[:, :, 0]))
+        if not square.value > 0:
+            return Estimate(0.0, 0.0, n, "estimated")
+        # vᵀ|H|v scatters as vᵀHv does, by the part of |H| that is no multiple of 1
+        of_probes = math.sqrt(2 * max(square.value - low**2 / self.size, 0.0) / count)
+        below, above = (self._errors(self.size * bounds[:, :, i], 0.0)[1] for i in (0, 1))
+        limits = RankLimits(self.size, low, high, count, of_probes, n, below, above, square.limits)
+        value = min(max(middle**2 / square.value, 1.0), float(self.size))
+        left_open = (high**2 - low**2) / square.value / 2
+        relative = math.hypot(2 * max(of_probes, below, above) / middle, square.sem / square.value)
+        status: Status = "statistical" if len(self.samples) == 1 else "estimated"
+        return Estimate(value, math.hypot(left_open, value * relative), n, status, limits=limits)
 
     def negative_share(self) -> Estimate:
         """Share of the eigenvalues below 0: the middle of what quadratures leave open, and as interval all of it.

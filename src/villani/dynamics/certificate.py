@@ -1,7 +1,7 @@
 """The account of a noisy training run: what its complexity is, and whether the run kept to what the theorems need.
 
 A `ChainPlan` is fixed before the data; an `Account` takes every step, compares it with the plan, and adds up the two
-complexities of docs/certificate-proofs.md: ln dQ/dP of the realised path, and the weighted Σ w_k‖g_k‖² of certificate c4.
+complexities of docs/certificate-proofs.md: ln dQ/dP of the realised path, and the weighted Σ w_k‖g_k‖² of c4.
 """
 
 import math

@@ -281,8 +281,9 @@ def path(log_ratio: float, steps: int, *, moving_reference: bool = False) -> Com
     that are not certified: THEORY.md §5 (c′).
 
     For the one θ_K that training ended at, with probability over data, batches and noise together; any start that the
-    data had no part in, with or without decay, no clip and no expectation. Proof: docs/certificate-proofs.md. The value has
-    a floor at 0: a path that was luckier than its prior's typical ones is charged as one that learned nothing.
+    data had no part in, with or without decay, no clip and no expectation. Proof: docs/certificate-proofs.md. The
+    value has a floor at 0: a path that was luckier than its prior's typical ones is charged as one that learned
+    nothing.
     """
     if not math.isfinite(log_ratio):
         raise InputError(f"log_ratio={log_ratio:g}: expected a finite number")

@@ -67,9 +67,11 @@ def test_the_record_is_what_its_vectors_say(whole):
     assert not (run / "basis").exists()
     shown = (run / "report.html").read_text()
     assert "which one is not proved" in shown
-    assert "an error of the quadrature too, which is not in their intervals" in shown
+    assert "hold all that the quadrature leaves open" in shown
     density = record.density
-    assert (density.trace.status, density.effective_rank.status) == ("statistical", "estimated")
+    assert (density.trace.status, density.effective_rank.status) == ("statistical", "statistical")
+    rank = density.effective_rank
+    assert 1 <= rank.interval[0] <= rank.value <= rank.interval[1] <= record.objective.parameters
     low, high = density.negative_share.interval
     assert 0 <= low <= density.negative_share.value <= high <= 1
     kept = SpectrumRecord.model_validate(json.loads((run / "records.json").read_text())["records"][0])

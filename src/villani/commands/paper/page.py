@@ -130,7 +130,7 @@ _LANDSCAPE_NOTE = (
 )
 _SPECTRUM_NOTE = (
     "± of eigenvalues: bounds from residuals, for these groups; of the share below 0: half of what the quadrature "
-    "leaves open; of the rest: standard errors over probes."
+    "leaves open; of the trace: a standard error over probes. Effective rank: an interval, with all that is left open."
 )
 
 
@@ -182,7 +182,7 @@ _CERTIFICATES: Columns = {
 _SPECTRA: Columns = {
     "λ": "weight_decay", "seed": lambda p: str(p.seed), "λ₁(∇²L)": lambda p: _bound(p.largest),
     "λ₁(∇²F)": lambda p: _bound(p.objective_largest), "least of ∇²L": lambda p: _bound(p.smallest), "tr ∇²L": "trace",
-    "effective rank": "effective_rank", "share below 0": "negative_share",
+    "effective rank": "effective_rank.interval", "share below 0": "negative_share",
 }  # fmt: skip
 _LEARNED: Columns = {
     "λ": "weight_decay", "the shift": "weight_decay", "learned: change of λ₁(∇²L)": "change.interval",

@@ -77,12 +77,12 @@ _BOUNDS = (
 
 
 def _rank_words(record: SpectrumRecord, density: DensityRecord) -> str:
-    low, high = density.negative_share.interval
+    (least, most), (low, high) = density.effective_rank.interval, density.negative_share.interval
     return (
-        f"The effective rank (Σ|λ|)²/Σλ² is {uncertain(density.effective_rank)} of "
+        f"The effective rank (Σ|λ|)²/Σλ² lies between {lower(least, 3)} and {upper(most, 3)} of "
         f"{record.objective.parameters:,}; ‖H‖_F = {format_number(math.sqrt(density.frobenius_squared.value), 4)}, "
-        f"tr H = {uncertain(density.trace)}. What the quadrature misses of |λ| about 0 is not in the error of the "
-        f"rank. Below 0 lie between {lower(100 * low, 3)} and {upper(100 * high, 3)} % of the eigenvalues."
+        f"tr H = {uncertain(density.trace)}. "
+        f"Below 0 lie between {lower(100 * low, 3)} and {upper(100 * high, 3)} % of the eigenvalues."
     )
 
 
@@ -190,9 +190,9 @@ def _whole(density: DensityRecord) -> str:
     what = "all the data" if density.shares == 1 else f"one of {density.shares} shares of the data, on average"
     words = (
         f"{format_count(density.probes, 'probe')} × {format_count(density.steps, 'product')} for the matrix of {what}. "
-        "The trace and ‖H‖_F² are exact but for the probes, and their intervals allow for the worst spectrum. The "
-        "effective rank and the curve have an error of the quadrature too, which is not in their intervals; of the "
-        "share below 0 the interval holds all that the quadrature leaves open."
+        "The trace and ‖H‖_F² are exact but for the probes, and their intervals allow for the worst spectrum. Those of "
+        "the effective rank and of the share below 0 hold all that the quadrature leaves open; the curve has an error "
+        "of the quadrature that is not told."
     )
     return elements.table(rows) + note(words)
 

@@ -57,7 +57,7 @@ class DensityRecord(Record):
     trace: EstimateRecord
     frobenius_squared: EstimateRecord = Field(description="‖H‖_F²; of several shares, the mean of theirs")
     effective_rank: EstimateRecord = Field(
-        description="(Σ|λ|)²/Σλ²; its interval is over probes or shares, without the quadrature's error in |λ| about 0"
+        description="(Σ|λ|)²/Σλ²; what the quadrature leaves open of |λ| is in its interval with the error of probes"
     )
     negative_share: EstimateRecord = Field(
         description="share of the eigenvalues below 0: the middle of what the quadrature leaves open, whose bounds are "
