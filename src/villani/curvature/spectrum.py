@@ -98,10 +98,11 @@ class Quadrature(Content):
         radau = float((self.residuals**2 / np.where(self.nodes == 0, np.finfo(float).tiny, self.nodes)).sum())
         least = integral(radau) if abs(radau) < unit / np.finfo(float).eps else gauss  # else a node is at 0 already
         places = np.linspace(-math.pi / 2, math.pi / 2, 64)[1:-1]
-        best = int(np.argmin([at(x) for x in places]))
+        coarse = [at(x) for x in places]
+        best = int(np.argmin(coarse))
         step = float(places[1] - places[0])
         found = minimize_scalar(at, bounds=(places[best] - step, places[best] + step), method="bounded")
-        return min(least, gauss), max(-float(found.fun), gauss)
+        return min(least, gauss), max(-float(found.fun), -coarse[best], gauss)
 
 
 def sphere_probe(parameters: list[Parameter], seed: int, *indices: int) -> torch.Tensor:
