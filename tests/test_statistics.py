@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import rankdata
 
 from villani.statistics import (
     Estimate,
@@ -243,6 +244,13 @@ def test_serial_correlation_is_centred_in_random_order_with_and_without_ties(lev
     assert found[0].sem == pytest.approx(40**-0.5)
     assert abs(values.mean()) < 4 * values.std() / len(values) ** 0.5
     assert values.std() == pytest.approx(found[0].sem, rel=0.06)
+
+
+@given(st.lists(st.integers(-3, 3) | st.floats(-1e300, 1e300), min_size=3, max_size=30))
+def test_serial_correlation_is_that_of_ranks_of_which_ties_share_the_mean(values):
+    ranks = rankdata(values) - (len(values) + 1) / 2
+    expected = ranks[:-1] @ ranks[1:] / (ranks @ ranks) + 1 / len(values) if ranks.any() else 0.0
+    assert serial_correlation(np.array(values)).value == pytest.approx(expected, abs=1e-12)
 
 
 def test_serial_correlation_of_sorted_alternating_and_equal_values():

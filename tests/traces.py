@@ -18,6 +18,8 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch._export.utils import _collect_all_valid_cia_ops
+from torch.export import exported_program
 
 from villani.objective.graph import LogitGraph
 from villani.objective.objective import Objective
@@ -147,4 +149,6 @@ class Sharing:
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(Objective, "__init__", init)
+            # which operations are composite does not change, and going through all is an eighth of tracing a toy
+            patch.setattr(exported_program, "_collect_all_valid_cia_ops", functools.cache(_collect_all_valid_cia_ops))
             yield

@@ -8,7 +8,7 @@ from typing import Any, Literal, SupportsFloat
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import t as student_t
+from scipy.special import stdtrit
 
 from villani.errors import InputError, is_number
 from villani.outwards import UNAVAILABLE
@@ -67,7 +67,7 @@ class Estimate(Result):
         if self.sem == 0:
             return self.value, self.value
         freedom = self.n - 1 if self.degrees_of_freedom is None else self.degrees_of_freedom
-        half = float(student_t.ppf(0.5 + level / 2, freedom)) * self.sem
+        half = float(stdtrit(freedom, 0.5 + level / 2)) * self.sem
         return self.value - half, self.value + half
 
     @property

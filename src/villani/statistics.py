@@ -8,8 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import rankdata
-from scipy.stats import t as student_t
+from scipy.special import stdtrit
 
 from villani.estimate import Array as Array
 from villani.estimate import Estimate as Estimate
@@ -35,7 +34,7 @@ def resolvable(sem: float, freedom: float, comparisons: int = 1, level: float = 
     """What a t-interval reaches to either side, so that those of all `comparisons` hold at once; ∞ without freedom."""
     if freedom <= 0:
         return float("inf")
-    return float(student_t.ppf(1 - (1 - level) / (2 * comparisons), freedom)) * sem
+    return float(stdtrit(freedom, 1 - (1 - level) / (2 * comparisons))) * sem
 
 
 def resolved_sign(value: float, sem: float, freedom: float, comparisons: int = 1, level: float = 0.95) -> int:
@@ -157,7 +156,8 @@ def serial_correlation(values: Array) -> Estimate:
     Σ(r_i − r̄)(r_{i+1} − r̄)/Σ(r_i − r̄)² has mean −1/n, which is taken off, and a variance of nearly 1/n; where all are
     equal it is 0.
     """
-    ranks = rankdata(values) - (len(values) + 1) / 2
+    ordered = np.sort(values)
+    ranks = (np.searchsorted(ordered, values) + np.searchsorted(ordered, values, "right") - len(values)) / 2  # centred
     spread = float(ranks @ ranks)
     correlation = float(ranks[:-1] @ ranks[1:]) / spread + 1 / len(values) if spread else 0.0
     return Estimate(correlation, len(values) ** -0.5, len(values), "statistical")

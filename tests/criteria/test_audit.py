@@ -177,9 +177,7 @@ SMALL = {"hidden_size": 8, "intermediate_size": 12, "bos_token_id": None, "eos_t
 GROUPED = {"num_key_value_heads": 1, "head_dim": 4}
 KINDS = {
     "GPT2": ("GPT2LMHeadModel", "GPT2Config", {}),
-    "Llama": ("LlamaForCausalLM", "LlamaConfig", GROUPED),
     "Gemma3": ("Gemma3ForCausalLM", "Gemma3TextConfig", {"sliding_window": 3, **GROUPED}),
-    "Qwen3": ("Qwen3ForCausalLM", "Qwen3Config", GROUPED),
 }
 
 

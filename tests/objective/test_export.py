@@ -4,7 +4,8 @@ import torch
 from torch import nn
 
 from tests.conftest import make_model, make_pool
-from villani.objective.export import Logits, Loss, export
+from villani.objective import export as exporting
+from villani.objective.export import Logits, Loss, compiled_when_called, export
 from villani.objective.interpret import Evaluation, interpret
 from villani.objective.objective import Objective
 
@@ -65,3 +66,26 @@ def test_a_gelu_that_is_spelled_out_is_one_operation():
     with torch.no_grad():
         value = computed(exported, objective, ())
     assert torch.allclose(value, nn.functional.gelu(objective.model.w, approximate="tanh").sum())
+
+
+def test_the_code_of_a_graph_is_written_when_it_is_run(monkeypatch):
+    linear, x = nn.Linear(3, 2), torch.randn(4, 3)
+    monkeypatch.setattr(torch.fx.GraphModule, "recompile", compiled_when_called)
+    module = torch.export.export(linear, (x,)).module()
+    assert "_code" not in vars(module)
+    assert torch.equal(module(x), linear(x))
+    assert "torch.ops.aten.linear" in module.code
+
+
+def test_graphs_whose_code_is_never_written_are_the_same(model, monkeypatch):
+    objective = Objective(model, make_pool(2))
+    [batch] = objective.batches(1)
+    module = Logits(objective, batch)
+    found = []
+    for way in (compiled_when_called, torch.fx.GraphModule.recompile):
+        monkeypatch.setattr(exporting, "compiled_when_called", way)
+        nodes, *_ = export(objective, module, tuple(batch.inputs.values()))
+        calls = [node for node in nodes if node.op == "call_function"]
+        found.append([(str(n.target), n.name, str(n.args), str(n.meta["nn_module_stack"])) for n in calls])
+    assert found[0] == found[1]
+    assert len(found[0]) > 20

@@ -119,6 +119,9 @@ def test_what_is_expected_is_told_or_refused_before_a_folder_is_made(tmp_path):
         work.open("x", "y", {}, {}, needs=Needs(memory=1e18))
     assert len(lines) == 1
     assert not (tmp_path / "b").exists()
+    with Work(tmp_path / "a", progress=told) as work:  # again, where some of it may be done
+        work.open("x", "y", {}, {}, needs=Needs(memory=1e6, disk=3 * 2**20, seconds=100.0))
+    assert lines[1] == f"{lines[0]}, for all of it: what is kept is not done again"
 
 
 def test_a_cost_is_that_of_the_units_of_all_scopes():

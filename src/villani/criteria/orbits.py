@@ -21,7 +21,7 @@ from functools import partial
 
 import numpy as np
 import torch
-from scipy.stats import t as student_t
+from scipy.special import stdtrit
 
 from villani.criteria.parts import Exponents, Parts, PartStatistics, parts_of
 from villani.criteria.symmetries import Generator
@@ -274,7 +274,7 @@ def threshold(
         upper = (norm + max(gradient, 0.0)) / (trace - floor) if trace > floor else math.inf
         return Threshold(value, upper, 1.0, norm, *estimates, floor)
     freedom = count * (statistics.traces.shape[1] - 1) if statistics.finite else count - 1
-    quantile = float(student_t.ppf(1 - (1 - LEVEL) / (2 * comparisons), freedom))  # as of a two-sided interval
+    quantile = float(stdtrit(freedom, 1 - (1 - LEVEL) / (2 * comparisons)))  # as of a two-sided interval
 
     directions = statistics.directions(b)
     if not statistics.finite and (directions is None or directions < ENOUGH):
@@ -304,8 +304,8 @@ def _apart(
     """
     missed = (1 - LEVEL) / (2 * comparisons) / 2
     square, variance = gradient
-    most = math.sqrt(square) + float(student_t.ppf(1 - missed / 2, freedom)) * math.sqrt(variance)
-    least = trace[0] - float(student_t.ppf(1 - missed, freedom)) * trace[1]
+    most = math.sqrt(square) + float(stdtrit(freedom, 1 - missed / 2)) * math.sqrt(variance)
+    least = trace[0] - float(stdtrit(freedom, 1 - missed)) * trace[1]
     return (norm + most**2) / least if least > 0 else math.inf
 
 

@@ -7,8 +7,7 @@ intervals and the law of χ² follow from the whole covariance (Satterthwaite 19
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import chi2
-from scipy.stats import f as fisher
+from scipy.special import chdtrc, fdtrc
 
 from villani.statistics import Array, Estimate
 
@@ -71,5 +70,5 @@ def fit_quadratic(
     mean = float(np.trace(whole))
     shape = mean**2 / float(np.square(whole).sum())
     known = freedom * (mean / max(float(np.trace(sampled)), 1e-9 * mean)) ** 2  # rounding needs no estimate
-    p = fisher.sf(chi_squared / mean, shape, known) if known < 1e6 else chi2.sf(chi_squared * shape / mean, shape)
+    p = fdtrc(shape, known, chi_squared / mean) if known < 1e6 else chdtrc(shape, chi_squared * shape / mean)
     return QuadraticFit(a, b, c, chi_squared, len(radii) - 3, float(p))

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy.optimize import minimize_scalar
-from scipy.stats import t as student
+from scipy.special import stdtrit
 
 from villani.statistics import Array, Estimate, jackknife_deviations
 
@@ -168,7 +168,7 @@ def _jackknife_error(replicates: Array) -> float:
 
 
 def _quantile(chains: int, level: float, sides: int = 2) -> float:
-    return float(student.ppf(1 - (1 - level) / sides, chains - 1))
+    return float(stdtrit(chains - 1, 1 - (1 - level) / sides))
 
 
 @dataclass(frozen=True)

@@ -133,8 +133,9 @@ class Work:
         if self.team.main:
             if needs is not None:
                 hold(needs, directory, what=what, instead=instead, device=device, most=most)
-                self.progress.stage(f"{needs}")
-                if not (agreed or (directory / "ledger.sqlite").exists()):  # what was begun was agreed to
+                begun = (directory / "ledger.sqlite").exists()
+                self.progress.stage(f"{needs}, for all of it: what is kept is not done again" if begun else f"{needs}")
+                if not (agreed or begun):  # what was begun was agreed to
                     agree(needs, self.progress.confirm, what=what, instead=instead)
             self._ledger = self._stack.enter_context(Ledger(directory, determining))
             write_settings(directory, settings)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
-from scipy.stats import t as student
+from scipy.special import stdtrit
 
 from villani.commands.constants.page import model_picture
 from villani.commands.measure import figures
@@ -132,4 +132,4 @@ def _quantile(record: MeasurementRecord) -> float | None:
         return 0.0
     if record.degrees_of_freedom <= 0:
         return None
-    return float(student.ppf((1 + record.design.confidence) / 2, record.degrees_of_freedom))
+    return float(stdtrit(record.degrees_of_freedom, (1 + record.design.confidence) / 2))
