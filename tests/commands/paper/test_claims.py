@@ -100,3 +100,30 @@ def test_generalisation_is_judged_by_seeds_and_text_and_by_how_much(changes, ver
     assert one.verdict == verdict
     assert words in one.measured
     assert ("less than" in words) == ("less than" in one.measured)
+
+
+def orbit_through(decay, *walk):
+    """A model where (iv) is refuted above some s; `walk`: (R, Ψ, its standard error)."""
+    steps = [SimpleNamespace(scale=r, measured=record(*psi), loss_change=0.0) for r, *psi in walk]
+    return SimpleNamespace(
+        weight_decay=decay,
+        refuted_above=0.01 * decay,
+        level=0.95,
+        rays=(),
+        orbit=SimpleNamespace(name="an orbit", walk=steps),
+    )
+
+
+def test_the_fall_that_is_told_is_one_beyond_its_error():
+    """Not the steepest, which may be noise; and where there is none, that is said."""
+    noise = orbit_through(0.1, (1.0, -100.0, 1.0), (8.0, -1e9, 6e8))
+    fall = orbit_through(1.0, (1.0, -1000.0, 2.0), (4.0, -3000.0, 400.0))
+    for models, words in (
+        ([noise, fall], "(λ = 1) it goes from −1000 ± 2 at R = 1 to (−3.0 ± 0.4)·10³ at R = 4 at the largest s"),
+        ([noise], "Ψ falls at none beyond its own error."),
+        ([orbit_through(1.0)], "at the one where it is smallest (λ = 1, an orbit)."),
+    ):
+        [claim] = [c for c in claims(nothing(landscape=models)) if c.claim.startswith("Ψ_s → ∞")]
+        assert claim.verdict == "refuted"
+        assert words in claim.measured
+        assert claim.measured.endswith(("last bit.", "own error.", "an orbit)."))

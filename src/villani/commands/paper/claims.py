@@ -14,6 +14,7 @@ from villani.commands.paper.record import ClaimRecord, LandscapePoint, PaperReco
 from villani.commands.paper.sentences import change_words, sign
 from villani.commands.recommend.record import NAMES
 from villani.outwards import upper
+from villani.report.numbers import format_uncertain
 from villani.theory.catalogue import case
 from villani.theory.constants import preprint
 from villani.theory.exact import solve
@@ -101,12 +102,15 @@ def _growth_everywhere(record: PaperRecord) -> Judgement | None:
     fallen = ""
     if steepest.orbit and _fall(steepest) > 0:
         walk, change = steepest.orbit.walk, max(step.loss_change for step in steepest.orbit.walk)
+        start, end = walk[0].measured, walk[-1].measured
         fallen = (
-            f" Through the model where Ψ falls most (λ = {steepest.weight_decay:g}) it goes from "
-            f"{walk[0].measured.value:.3g} at R = {walk[0].scale:g} to {walk[-1].measured.value:.3g} at "
-            f"R = {walk[-1].scale:g} at the largest s, while the loss "
+            f" Through the model where Ψ falls most beyond its error (λ = {steepest.weight_decay:g}) it goes from "
+            f"{format_uncertain(start.value, start.sem)} at R = {walk[0].scale:g} to "
+            f"{format_uncertain(end.value, end.sem)} at R = {walk[-1].scale:g} at the largest s, while the loss "
             + (f"changes by at most {upper(change, 1)} nats." if change else "keeps its last bit.")
         )
+    elif any(p.orbit and p.orbit.walk for _, p in bounded):
+        fallen = " On the way along them, as far as it was walked, Ψ falls at none beyond its own error."
     measured = (
         f"At {len(bounded)} of {len(points)} trained models an orbit of constant loss was resolved on which Ψ_s "
         f"→ −∞ for every s above a bound, each at confidence {first.level:.0%}: {upper(middle, 3)} at the median "
@@ -116,9 +120,11 @@ def _growth_everywhere(record: PaperRecord) -> Judgement | None:
 
 
 def _fall(point: LandscapePoint) -> float:
-    """How far Ψ fell along an orbit, in units of its size at the start."""
+    """How far Ψ fell along an orbit at the least, from interval to interval, in units of its size at the start."""
     walk = point.orbit.walk if point.orbit else []
-    return (walk[0].measured.value - walk[-1].measured.value) / abs(walk[0].measured.value) if walk else 0.0
+    if not walk:
+        return 0.0
+    return (walk[0].measured.interval[0] - walk[-1].measured.interval[1]) / abs(walk[0].measured.value)
 
 
 def _constant_here(record: PaperRecord) -> Judgement | None:
