@@ -8,6 +8,7 @@ from torch import nn
 
 from tests.conftest import make_model, make_pool
 from villani.dynamics.schedules import ConstantMemory
+from villani.integrations import gradients
 from villani.integrations.descent import decay_of
 from villani.integrations.figures import PREFIX
 from villani.integrations.gradients import GradientWatch
@@ -123,7 +124,7 @@ def test_steps_that_are_not_seen_are_told_and_stopped_by_nothing(broken, monkeyp
     live.start(stepper)
     if broken:
         mean_loss(model, IDS).backward()
-        monkeypatch.setattr(torch, "dot", lambda *_: 1 / 0)
+        monkeypatch.setattr(gradients, "uneven", lambda *_: 1 / 0)
     else:
         for p in model.parameters():
             p.grad = torch.zeros_like(p)

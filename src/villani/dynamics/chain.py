@@ -15,6 +15,7 @@ from villani.dynamics.certificate import Account, ChainPlan
 from villani.errors import InputError
 from villani.objective.evaluation import plain_arithmetic
 from villani.objective.objective import IGNORED, Objective
+from villani.objective.parameters import double_dot
 from villani.statistics import Array
 from villani.streams import Purpose, stream
 from villani.work.foreign import clipped, pattern_of
@@ -154,7 +155,7 @@ def run_chain(
         squares.append(squared)
         if reference is not None:
             squared = float(torch.linalg.vector_norm(charged, dtype=torch.float64)) ** 2
-        inner = float(torch.dot(charged, xi))
+        inner = double_dot(charged, xi)
         w.mul_(contraction).sub_(g, alpha=rate).add_(xi, alpha=noise)
         account.step(squared, inner, rate=rate, noise=noise, contraction=contraction)
         losses.append(float(loss.detach()))

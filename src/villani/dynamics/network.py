@@ -12,12 +12,12 @@ from villani.dynamics.noise import gaussian
 from villani.errors import InputError
 from villani.objective.batches import Batch
 from villani.objective.objective import Objective
+from villani.objective.parameters import double_dot
 from villani.statistics import Array
 from villani.streams import Purpose, stream
 
 LINEAR = 3  # linear observables
 SUPPORT = 1 << 14  # coordinates of each
-_PART = 1 << 20  # entries summed in the computation's own precision before float64 takes over
 
 
 class NetworkTarget:
@@ -135,10 +135,10 @@ class NetworkTarget:
 
     def sums(self, gradient: list[torch.Tensor]) -> Sums:
         """See `langevin.Sums`."""
-        theta = np.array([_dot(t, t) for t in self.tensors])
-        force = np.array([_dot(t, g) for t, g in zip(self.tensors, gradient, strict=True)])
+        theta = np.array([double_dot(t, t) for t in self.tensors])
+        force = np.array([double_dot(t, g) for t, g in zip(self.tensors, gradient, strict=True)])
         decayed = np.array(self.decayed)
-        squared = sum(_dot(g, g) for g in gradient)
+        squared = sum(double_dot(g, g) for g in gradient)
         found = (theta.sum(), theta[decayed].sum(), force.sum(), force[decayed].sum(), squared)
         return Sums(*(np.array([value]) for value in found))
 
@@ -168,8 +168,3 @@ class NetworkTarget:
     def _gather(self, places: list[tuple[int, torch.Tensor]]) -> Array:
         parts = [self.tensors[i].detach().view(-1)[entries].double().cpu().numpy() for i, entries in places]
         return np.concatenate(parts)
-
-
-def _dot(x: torch.Tensor, y: torch.Tensor) -> float:
-    parts = zip(x.detach().view(-1).split(_PART), y.detach().reshape(-1).split(_PART), strict=True)
-    return math.fsum(float(torch.dot(a, b)) for a, b in parts)

@@ -103,10 +103,12 @@ class GradientWatch:
         used = torch.cat([after.flatten() for _, after in pairs]).float()
         if self._scale is not None and getattr(self._optimizer, "grad_scale", None) is None:  # else the step unscales
             raw = raw / self._scale()
-        changed = (used - raw).norm() > _SAME * raw.norm()
-        factor = torch.dot(raw, used) / torch.dot(raw, raw)
+        whole = raw.square().sum()  # sums in pairs: torch's dot and norm lose digits with every entry of a large tensor
+        changed = (used - raw).square().sum() > _SAME**2 * whole
+        factor = (raw * used).sum() / whole
         self._changed, self._changed_last, self._factor = self._changed + changed, changed, factor
-        self._bent = self._bent + (changed & ((used - factor * raw).norm() > _BENT * used.norm()))
+        beside = (used - factor * raw).square().sum()
+        self._bent = self._bent + (changed & (beside > _BENT**2 * used.square().sum()))
 
 
 def _closure(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
