@@ -27,7 +27,7 @@ SIZES = {
     "vocab_size": 11, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 12,
     "max_position_embeddings": 8, "bos_token_id": None, "eos_token_id": None, "pad_token_id": None,
 }  # fmt: skip
-ARCHITECTURES = {  # so few that no one's operations are all among the others'
+ARCHITECTURES = {  # which together have all operations of the thirteen kinds that were looked at
     "GPT2": {"model": "GPT2LMHeadModel"},
     "GPTNeo": {"num_layers": 2, "num_heads": 2, "attention_types": [[["global", "local"], 1]], "window_size": 2},
     "Falcon": {"new_decoder_architecture": True, "num_kv_heads": 1},
