@@ -10,6 +10,7 @@ from tests.commands.paper.test_settings import PARTS, QUICK, empty_folder, write
 from villani.commands.paper import points as paper_points
 from villani.commands.paper.record import PaperRecord
 from villani.commands.paper.settings import PaperOptions, read_settings
+from villani.commands.recommend import sweep as sweeping
 from villani.commands.running import execute
 from villani.errors import InputError
 from villani.inputs.models import load_model
@@ -155,6 +156,47 @@ def test_a_study_of_a_checkpoint_is_killed_twice_and_says_what_was_cut(villani, 
     assert code == 0, err
     whole, resumed = (tmp_path / name / "records.json" for name in ("whole", "stopped"))
     assert whole.read_bytes() == resumed.read_bytes()
+
+
+LOOKING = """
+[landscape]
+groups = 8
+sequences = 1
+ray_groups = 3
+rays = []
+confirmed = 1
+[convergence]
+steps = 8
+chains = 1
+groups = 2
+sequences = 1
+[estimators]
+groups = 1
+sequences = 1
+repeats = 2
+ways = ["hutchinson"]
+reference_probes = 3
+exact = 0
+"""
+
+
+def test_a_study_goes_on_with_another_grid(tmp_path, monkeypatch):
+    """One that was finished, and has no weights any more: what looks at single models may ask for others."""
+    small = QUICK.replace("[0.0, 0.1]", "[0.0, 1.0]") + LOOKING
+    more = QUICK.replace("[0.0, 0.1]", "[1.0, 0.1]").replace('"sgd"]', '"sgd", "adamw"]') + LOOKING
+    more = more.replace("{ sgd = 0.3 }", "{ sgd = 0.3, adamw = 1e-3 }")
+    execute(PaperOptions(study=read_settings(Path(write(small)), None)), tmp_path / "grown")
+    trained, train_cell = [], sweeping.train_cell
+    monkeypatch.setattr(sweeping, "train_cell", lambda *a, **k: trained.append(a[2]) or train_cell(*a, **k))
+    settings = PaperOptions(study=read_settings(Path(write(more)), None))
+    _, grown = execute(settings, tmp_path / "grown")
+    new = [(o, decay, seed) for seed in (0, 1) for o, decay in (("sgd", 0.1), ("adamw", 1.0), ("adamw", 0.1))]
+    assert trained[:6] == new
+    assert trained[6:] == [("sgd", 1.0, 0)]  # the criteria are of the first model
+    assert "another grid" in grown.grid_note
+    _, whole = execute(settings, tmp_path / "whole")
+    assert whole.grid_note == ""
+    assert grown.model_copy(update={"grid_note": "", "cost": None}) == whole.model_copy(update={"cost": None})
 
 
 def test_a_long_study_is_agreed_to_first(villani, monkeypatch):

@@ -141,6 +141,32 @@ def test_a_killed_run_resumes_and_other_questions_need_no_training(villani, monk
     assert "was begun with" in err
 
 
+@pytest.mark.parametrize("first", [["--weight-decay", "0,2"], ["--optimizer", "sgd"], ["--seeds", "3"]])
+def test_a_run_goes_on_with_another_grid_and_says_so(villani, monkeypatch, first):
+    """The best λ lies at an end of the grid: what is trained stays, and records are those of a run begun so."""
+    words = [*QUICK, "--optimizer", "adamw", "--rules", CHEAP]
+    small = [*words]
+    small[small.index(first[0]) + 1] = first[1]
+
+    def asked(run, words=words):
+        code, out, err = villani("recommend", SMALL, *words, "--run", run, "--json")
+        assert code == 0, err
+        return json.loads(out) | {"cost": None}
+
+    before = asked("grown", small)
+    trained, train = [], training.train
+    monkeypatch.setattr(training, "train", lambda *a, **k: trained.append(k["weight_decay"]) or train(*a, **k))
+    grown = asked("grown")
+    assert len(trained) == {"--weight-decay": 2, "--optimizer": 4, "--seeds": 0}[first[0]]
+    assert "after results of another grid had been told" in grown["grid_note"]
+    assert grown["grid_note"] in Path("grown/report.html").read_text(encoding="utf-8")
+    whole = asked("whole")
+    assert whole["grid_note"] == ""
+    assert grown | {"grid_note": ""} == whole
+    assert asked("grown", small) == before  # whose grid was fixed beforehand
+    assert grown["grid_note"] in villani("recommend", SMALL, *words, "--run", "grown")[1].replace("\n", " ")
+
+
 def test_where_all_diverges_that_is_what_is_said(villani):
     words = [*QUICK[:-1], "1e30,2e30", "--optimizer", "sgd", "--learning-rate", "1", "--rules", CHEAP]
     code, out, err = villani("recommend", SMALL, *words, "--seeds", "1", "--run", "r", "--json")

@@ -82,6 +82,22 @@ def test_a_killed_sweep_resumes_to_the_same_bits(cells, tmp_path, monkeypatch):
     assert found[2].norm_squared < more.norm_squared < found[0].norm_squared
 
 
+def test_a_run_grows_by_optimisers_seeds_and_decays(cells, tmp_path, monkeypatch):
+    """What tells cells apart is in their keys; each optimiser has a rate, momentum and temperature of its own."""
+    one = settings(optimizers=["adamw"], learning_rate={"adamw": 0.01}, temperature=None, seeds=1)
+    swept(one, tmp_path)
+    trained, train = [], study.train
+    monkeypatch.setattr(study, "train", lambda *a, **k: trained.append(k["optimizer"]) or train(*a, **k))
+    for a, b in zip(swept(settings(), tmp_path), cells, strict=True):
+        np.testing.assert_array_equal(a.sums, b.sums)
+    assert trained.count("adamw") == 2  # of the second seed
+    assert len(trained) == len(cells) - 2
+    others = {"momentum": 0.5}, {"temperature": 1e-3}, {"learning_rate": SMALL["learning_rate"] | {"adamw": 0.02}}
+    for changes, name in zip(others, ("sgd", "noisy-sgd", "adamw"), strict=True):
+        with pytest.raises(InputError, match=f"by {name} was begun with another"):
+            swept(settings(**changes), tmp_path)
+
+
 def test_the_start_of_one_seed_is_held_at_a_time(tmp_path):
     """Beside the model that is named: memory does not grow with the number of seeds."""
     one = settings(optimizers=["sgd", "adamw"], learning_rate={"sgd": 0.1, "adamw": 0.01}, temperature=None, seeds=4)

@@ -142,13 +142,13 @@ def _orbits(landscape: Sequence[LandscapePoint]) -> go.Figure | None:
 
 
 def _rays(record: PaperRecord) -> go.Figure | None:
-    if not record.landscape:
-        return None
     middle = record.temperatures[len(record.temperatures) // 2]
     shown = [
         (p, ray) for p in _first_seed(record.landscape) for ray in p.rays
         if ray.psi[0].temperature == middle and ray.direction == p.rays[0].direction
     ]  # fmt: skip
+    if not shown:  # rays = [] leaves them out
+        return None
     scale, up = _signed([e.value for _, ray in shown for e in (*ray.psi, *ray.data)])
     traces = []
     for i, (p, ray) in enumerate(shown):
@@ -156,7 +156,7 @@ def _rays(record: PaperRecord) -> go.Figure | None:
         name = _name(p.weight_decay)
         traces.append(_line([*zip(multiples, ray.psi, strict=True)], name, _colour(i), scale=scale))
         traces.append(_line([*zip(multiples, ray.data, strict=True)], f"{name}, data", _colour(i), "dot", scale))
-    across = f"r in units of ‖θ‖, direction {record.landscape[0].rays[0].direction}"
+    across = f"r in units of ‖θ‖, direction {shown[0][1].direction}"
     return _figure(traces, 480, across, "Ψ, signed logarithmic scale", **up)
 
 

@@ -45,7 +45,7 @@ def show(record: PaperRecord, _: Path, console: Console) -> None:
     """The claims with their verdicts, and what was found about λ."""
     say(console, headline(record), "bold")
     tuned = [record.tuning_sentence, record.sentence] if record.tuning_sentence else []
-    for words in (*tuned, _choice_words(record), _decay_words(record)):
+    for words in (*tuned, _choice_words(record), _decay_words(record), record.grid_note):
         if words:
             say(console, words)
     if record.cut:
@@ -67,6 +67,7 @@ def findings(record: PaperRecord) -> dict[str, str]:
         "Pathologies": " ".join(words for words in moved if words),
         "E4: the best certificate": record.certificate_sentence,
         "What was cut": "; ".join(record.cut) + "." if record.cut else "",
+        "A grid chosen later": record.grid_note,
     }
 
 

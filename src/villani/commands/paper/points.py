@@ -72,10 +72,9 @@ class Study:
         return Subject(loaded, self.text.records[0], objective, provenance_of(objective, PaperOptions.name, sweep.seed))
 
 
-def criteria(study: Study, cell: SweepCell) -> list[CriteriaRecord]:
-    """(i) to (iii) with the decay that was trained with, and with the one that Hugging Face's Trainer uses."""
+def criteria(study: Study, cell: SweepCell, decay: float) -> list[CriteriaRecord]:
+    """(i) to (iii) at λ = `decay`, of what was decayed in training and of what Hugging Face's Trainer decays."""
     sweep = study.settings.sweep
-    decay = cell.weight_decay or max(study.settings.grid("sgd"))
     there = study.subject(cell, 1, 1).objective
     smooth = audit_smoothness(there)  # whatever decays
     return [

@@ -197,6 +197,9 @@ class PaperRecord(Record):
     cut: list[str] = Field(default_factory=list, description="what this study leaves out or does less of, in words")
     temperatures: list[float]
     confidence: float
+    grid_note: str = Field(
+        default="", description="which results this run had told before this grid was asked for; empty where none"
+    )
     criteria: list[CriteriaRecord]
     landscape: list[LandscapePoint]
     spectra: list[SpectrumPoint]

@@ -6,15 +6,16 @@ folders of their own, with their own ledgers and pages. Nothing is measured here
 """
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
 from typing import Any, TypeVar
 
-from villani.commands.blocks import Settings
 from villani.commands.certify.record import CertificatePoint
+from villani.commands.certify.settings import CertifySettings
 from villani.commands.converge.record import ConvergenceRecord
+from villani.commands.converge.settings import ConvergeSettings
 from villani.commands.paper import points
 from villani.commands.paper.claims import claims, sentence
 from villani.commands.paper.forgetting import SHARPNESS_BY, OtherText, effects, looked, looked_before, read_other
@@ -41,7 +42,7 @@ from villani.commands.recommend.record import OptimizerRecord
 from villani.commands.recommend.results import Certificates
 from villani.commands.recommend.run import Evidence, judge, pairs_of
 from villani.commands.recommend.settings import CellKey, RecommendSettings, run_of
-from villani.commands.recommend.sweep import needs_of, sweep
+from villani.commands.recommend.sweep import GRID_FIELDS, cell_key, needs_of, sweep, told_before
 from villani.commands.recommend.sweep_text import read_sweep_text
 from villani.commands.running import Outcome, perform
 from villani.commands.subject import begin, bits_of, load, outputs, provenance_of
@@ -73,7 +74,7 @@ def run(options: PaperOptions, work: Work) -> Outcome:
     part = settings.forgetting
     other = read_other(settings, part, text, work, loaded) if part else None
     records = [*text.records, *([other.record] if other else [])]
-    keyed = {
+    named = {
         **{f"sweep.{name}": value for name, value in trained.model_dump(mode="json", exclude=_FREE).items()},
         "token_checksums": [record.token_checksum for record in records],
         **bits_of(provenance),
@@ -88,8 +89,10 @@ def run(options: PaperOptions, work: Work) -> Outcome:
     )  # fmt: skip
     needs = with_parts(needs, settings, Shape.of(objective.model), work.team.size)
     present = ",".join(name for name in PARTS if getattr(settings, name) is not None)
+    grown = {"grids", *(f"sweep.{name}" for name in GRID_FIELDS)}  # cells are units of their own
     work.open(
-        "study-paper", trained.model, keyed, settings.model_dump(mode="json"), needs=needs, what="this study",
+        "study-paper", trained.model, {name: value for name, value in named.items() if name not in grown},
+        settings.model_dump(mode="json"), named=named, needs=needs, what="this study",
         instead=f"leave parts out (--without {present})" if present else "train fewer cells or a smaller model",
         device=trained.device, agreed=options.yes,
     )  # fmt: skip
@@ -102,12 +105,13 @@ def run(options: PaperOptions, work: Work) -> Outcome:
     shutil.rmtree(work.folder("spectra"), ignore_errors=True)
     work = work.alone()
     study = replace(study, work=work)
+    measured = study.measured(cells, **shared)
     record = PaperRecord.of(
         model=loaded.record, parameters=objective.parameters.size, text=text.records[0], held_out=text.records[1],
         grid=[*dict.fromkeys(decay for _, decay, _ in settings.cells())],
         seeds=trained.seeds, optimizers=[*trained.optimizers], steps=trained.steps,
         temperatures=settings.temperature, cut=settings.cuts(), confidence=CONFIDENCE, provenance=provenance,
-        schedules=schedules, claims=[], sentence="", **study.measured(cells, **shared),
+        grid_note=told_before(work, settings.cells()), schedules=schedules, claims=[], sentence="", **measured,
     )  # fmt: skip
     judged = claims(record)
     record = record.model_copy(update={"claims": judged, "sentence": sentence(judged)})
@@ -149,10 +153,14 @@ class _Run(Study):
         descended = [c for c in trained if c.optimizer == "sgd"]
         examined: list[list[CriteriaRecord]] = []
         if settings.landscape and descended:
+            cell = descended[0]
+            decay = cell.weight_decay or max(settings.grid("sgd"))
             mask = ParameterSpace(load(settings.sweep, self.work).model, "hf").mask
-            make = partial(points.criteria, self._lone, descended[0])
+            key = f"criteria/{mask}/{decay!r}/{cell.weight_decay!r}/{cell.seed}"
+            make = partial(points.criteria, self._lone, cell, decay)
             self.work.stage("criteria")
-            examined = self.work.map_records(list[CriteriaRecord], {f"criteria/{mask}": make})
+            self._weights([key], cell)
+            examined = self.work.map_records(list[CriteriaRecord], {key: make})
         landscape = self._each(
             "landscape", "E1, Ψ along rays and orbits", LandscapePoint, descended, points.landscape_point
         )
@@ -238,22 +246,27 @@ class _Run(Study):
         return f"{kind}/{self.settings.digest(kind)}/{optimizer}/{decay!r}/{seed}"
 
     def _looks(self, cell: CellKey) -> bool:
-        """Whether something that is not finished looks at the weights of a cell."""
+        """Whether what is not finished looks at the weights of a cell, or may: E5 does at the best, unknown before."""
         optimizer, decay, seed = cell
         settings, descended = self.settings, cell[0] == "sgd"
         kinds = ["pathologies"] if settings.pathologies else []
         if descended:
             kinds += [k for k in ("landscape", "spectra") if getattr(settings, k) and seed in settings.examined(k)]
-            kinds += ["criteria"] if settings.landscape and not self.work.spent("criteria/")[2] else []
-        if any(kind == "criteria" or self.work.get(self._key(kind, optimizer, decay, seed)) is None for kind in kinds):
+        if any(self.work.get(self._key(kind, optimizer, decay, seed)) is None for kind in kinds):
             return True
-        if not (settings.estimators and descended):
-            return False
-        mark, part = settings.digest("estimators"), settings.estimators
-        rows = [f"reference/{mark}", *(f"{way}/{mark}/{k}" for way in part.ways for k in range(part.repeats))]
-        return any(self.work.get(f"estimators/{row}") is None for row in rows)
+        chosen = settings.landscape or settings.estimators  # the first cell of SGD, and the best
+        return descended and chosen is not None and self.work.scope("sweep").get(cell_key(*cell)) is None
 
-    def _inner(self, part: str, settings: Settings, kind: Any, read: Callable[[Any], T], words: str) -> T:
+    def _weights(self, keys: Iterable[str], cell: SweepCell) -> None:
+        """Train a cell again, to the same bits, whose weights are gone, if any unit that looks at them is missing."""
+        missing = not cell.weights.exists() and any(self.work.get(key) is None for key in keys)
+        if self.work.team.broadcast(missing):
+            again = (cell.optimizer, cell.weight_decay, cell.seed)
+            sweep(self.settings.sweep, self.work.scope("sweep"), [again])
+
+    def _inner(
+        self, part: str, settings: ConvergeSettings | CertifySettings, kind: Any, read: Callable[[Any], T], words: str
+    ) -> T:  # fmt: skip
         """What is read off the record of another command's run, in a folder of its own."""
         digest = self.settings.digest(part)
 
@@ -262,17 +275,17 @@ class _Run(Study):
                 return read(perform(settings, inner)[1])
 
         self.work.stage(words, part)
-        return self.work.once_record(f"{part}/{digest}", kind, make)
+        return self.work.once_record(f"{part}/{digest}/{settings.weight_decay!r}", kind, make)
 
     def _estimators(self, part: EstimatorsPart, cell: SweepCell, parameters: int) -> EstimatorsRecord:
-        mark = self.settings.digest("estimators")
+        mark = f"{self.settings.digest('estimators')}/{cell.weight_decay!r}/{cell.seed}"
         tried = [*product(part.ways, range(part.repeats))]
-
         units = {f"estimators/reference/{mark}": partial(points.reference_trace, self._lone, part, cell)}
         for way, repeat in tried:
             make = partial(points.estimator_row, self._lone, part, cell, way, repeat)
             units[f"estimators/{way}/{mark}/{repeat}"] = make
         self.work.stage("E5, ways to the trace", "estimators")
+        self._weights(units, cell)
         reference, *found = self.work.map(units)
         rows: dict[Ways, list[Rows]] = {way: [] for way in part.ways}
         for (way, _), row in zip(tried, found, strict=True):

@@ -169,8 +169,8 @@ class PaperSettings(Part):
         text = "" if given is None else given.model_dump_json(exclude=later)
         if part == "landscape":
             text += repr(self.temperature)
-        if part == "choice":  # its rules look at the certificates
-            text = self.digest("certificates")
+        if part == "choice":  # of the grid; its rules look at the certificates
+            text = f"{self.digest('certificates')} {self.sweep.model_dump_json()} {self.grids}"
         return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 

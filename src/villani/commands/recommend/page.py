@@ -76,6 +76,7 @@ def findings(record: RecommendationRecord) -> dict[str, str]:
         },
         "Which λ is that?": " ".join(f"{NAMES[one.optimizer]}: {one.meaning}" for one in record.optimizers),
         "Certificates that were not given": "; ".join(refused) + "." if refused else "",
+        "A grid chosen later": record.grid_note,
     }
 
 
@@ -145,6 +146,8 @@ def show(record: RecommendationRecord, _: Path, console: Console) -> None:
                 say(console, words)
         console.print(table(grid_rows(one), without=["from no decay", "document bound", "certified", "‖θ‖²"]))
         console.print(table(rule_rows(one)))
+    if record.grid_note:
+        say(console, record.grid_note)
     say(console, cost_words(record.cost))
 
 

@@ -130,6 +130,9 @@ class RecommendationRecord(Record):
     alpha: float = Field(description="prediction smoothing of the bounds")
     log_vocabulary: float = Field(description="ln V, nats: the risk of guessing")
     optimizers: list[OptimizerRecord]
+    grid_note: str = Field(
+        default="", description="which results this run had told before this grid was asked for; empty where none"
+    )
     sentence: str
     provenance: Provenance
     cost: Cost | None = Field(default=None, description="null inside records.json, where every byte is reproducible")

@@ -23,7 +23,7 @@ from villani.commands.recommend.rates import settle
 from villani.commands.recommend.record import OptimizerRecord, RecommendationRecord
 from villani.commands.recommend.results import Certificates, optimizer_record
 from villani.commands.recommend.settings import RecommendSettings
-from villani.commands.recommend.sweep import needs_of, sweep
+from villani.commands.recommend.sweep import GRID_FIELDS, needs_of, sweep, told_before
 from villani.commands.recommend.sweep_text import SweepText, read_sweep_text
 from villani.commands.running import Outcome, perform
 from villani.commands.subject import begin, bits_of, load, outputs, provenance_of
@@ -115,7 +115,7 @@ def judge(
 
 @same_threads()
 def run(settings: RecommendSettings, work: Work) -> Outcome:
-    """Sweep and judge the rules; every finished cell is kept."""
+    """Sweep and judge the rules; every finished cell is kept, also for a grid of other λ, optimisers or seeds."""
     command, (settings, rates) = settings.command(), settle(settings)
     audited = _read_audit(Path(settings.audit)) if settings.audit and "guard" in settings.rules else None
     begin(settings)
@@ -128,8 +128,8 @@ def run(settings: RecommendSettings, work: Work) -> Outcome:
     grid = sorted(settings.weight_decay)
     count = len(settings.optimizers) * len(grid) * settings.seeds
     work.open(
-        "recommend", settings.model, keyed, settings.model_dump(),
-        needs=needs_of(
+        "recommend", settings.model, {n: v for n, v in keyed.items() if n not in GRID_FIELDS}, settings.model_dump(),
+        named=keyed, needs=needs_of(
             settings, objective, count, text, _more(settings, text), kept=count if settings.keep_weights else 1,
             processes=work.team.size,
         ),
@@ -137,9 +137,8 @@ def run(settings: RecommendSettings, work: Work) -> Outcome:
         instead="train fewer cells (--seeds, --weight-decay), lower --steps or --batch, or choose a smaller model",
         device=settings.device, agreed=settings.yes,
     )  # fmt: skip
-    swept = sweep(
-        settings, work, [*product(settings.optimizers, grid, settings.training_seeds)], keep=settings.keep_weights
-    )
+    cells = [*product(settings.optimizers, grid, settings.training_seeds)]
+    swept = sweep(settings, work, cells, keep=settings.keep_weights)
     if not work.team.main:
         return Outcome([])
     work = work.alone()
@@ -149,8 +148,8 @@ def run(settings: RecommendSettings, work: Work) -> Outcome:
 
     def trained(optimizer: Optimizer, decays: Sequence[float]) -> list[SweepCell]:
         """At the rules' own λ, with --verify-rules."""
-        cells = [*product([optimizer], decays, settings.training_seeds)]
-        return sweep(settings, work, cells, f"{_VERIFYING}: {optimizer}", keep=settings.keep_weights)
+        own = [*product([optimizer], decays, settings.training_seeds)]
+        return sweep(settings, work, own, f"{_VERIFYING}: {optimizer}", keep=settings.keep_weights)
 
     records = [judge(evidence, o, swept, trained if settings.verify_rules else None) for o in settings.towards_zero]
     blocks = len(text.documents)
@@ -160,7 +159,7 @@ def run(settings: RecommendSettings, work: Work) -> Outcome:
         decayed_parameters=space.decayed_size, epochs=evidence.epochs,
         shared_start=not settings.from_scratch, units=units, unit="blocks" if units == blocks else "documents",
         level=LEVEL, log_vocabulary=math.log(smoothing.vocabulary), optimizers=records,
-        sentence=" ".join(one.sentence for one in records), provenance=provenance,
+        grid_note=told_before(work, cells), sentence=" ".join(one.sentence for one in records), provenance=provenance,
     )  # fmt: skip
     tokens = settings.steps * settings.batch * (settings.block - 1) * len(swept)
     return Outcome([record], {0: work.cost(tokens)})
@@ -200,7 +199,7 @@ def _certificates(settings: RecommendSettings, text: SweepText, work: Work) -> C
         )  # fmt: skip
         work.stage(f"certifying a noisy run at λ = {decay:g}", _certifying(decay))
         try:
-            with work.inner(f"certificates/{decay!r}-{settings.delta!r}") as inner:
+            with work.inner(f"certificates/{decay!r}-{settings.delta!r}-{len(settings.weight_decay)}") as inner:
                 _, record = perform(certified, inner)
         except InputError as error:
             refusals.append(f"λ = {decay:g}: {error}")
@@ -224,7 +223,7 @@ def pairs_of(settings: RecommendSettings, audited: AuditRecord | None, work: Wor
         )  # fmt: skip
         work.stage("a short audit at the start", AUDIT)
         try:
-            with work.inner("audit") as inner:
+            with work.inner(f"audit-{short.weight_decay!r}") as inner:
                 _, audited = perform(short, inner)
         except InputError as error:
             return None, f"the audit was not possible: {error}"

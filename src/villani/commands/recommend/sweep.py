@@ -65,9 +65,10 @@ def sweep(
     begin(settings)
     text = read_sweep_text(settings, work)
     directory = work.folder()
-    _same_work(settings, text, work)
-    work.stage("training runs", stage)
     runs = dict.fromkeys(map(run_of, cells))
+    for optimizer in dict.fromkeys(optimizer for optimizer, _, _ in runs):
+        _same_work(settings, text, work, optimizer)
+    work.stage("training runs", stage)
     lasting = {cell for cell in runs if (keep(cell) if callable(keep) else keep)}
     in_order = sorted(runs, key=lambda cell: cell[2])  # one start is held at a time, and a part of them is of use
     rows = _trained(settings, text, work, in_order, lasting, stage, look)
@@ -86,7 +87,7 @@ def _trained(
     look: Look | None = None, *, again: bool = False,
 ) -> dict[CellKey, Rows]:  # fmt: skip
     """The rows of cells: what the ledger has, or what they are trained to here; `again` asks no ledger."""
-    missing = [cell for cell in cells if again or work.get(_key(*cell)) is None]
+    missing = [cell for cell in cells if again or work.get(cell_key(*cell)) is None]
     of, rest = Counter(cell[0] for cell in missing), count(len(cells) - len(missing), work.team.size)
     earlier: list[Path] = []  # of this process; the ledger has their cells by the time that the next is begun
 
@@ -104,7 +105,7 @@ def _trained(
             weights.unlink(missing_ok=True)
         return row
 
-    units = {_key(*cell): partial(make, cell) for cell in cells}
+    units = {cell_key(*cell): partial(make, cell) for cell in cells}
     rows = work.team.map(units) if again else work.map(units)
     while earlier:
         clear(earlier.pop())
@@ -136,18 +137,22 @@ def needs_of(
     return replace(needs, memory=memory, alone=frozenset(more or {}) if alone is None else alone)
 
 
-def _key(optimizer: TrainedName, decay: float, seed: int) -> str:
+def cell_key(optimizer: TrainedName, decay: float, seed: int) -> str:
+    """Of a cell, among the units of its sweep."""
     return f"cell/{optimizer}/{decay!r}/{seed}"
 
 
-# what tells cells apart, or is told otherwise
-_OF_A_CELL = {"optimizers", "weight_decay", "seeds", "threads", "allow_unused", "adapter", "trust_remote_code"}
+# of a sweep: what tells its cells apart, or is told of each optimiser; a run may grow by it
+GRID_FIELDS = {"optimizers", "weight_decay", "seeds", "learning_rate", "momentum", "temperature"}
+_ASIDE = {"threads", "allow_unused", "adapter", "trust_remote_code"}  # told otherwise, or of no weight
 
 
-def _same_work(settings: SweepSettings, text: SweepText, work: Work) -> None:
-    """Refuse a ledger whose cells are of another model, text or training."""
-    trained = SweepSettings.model_fields.keys() - _OF_A_CELL  # and not what else a command asks
+def _same_work(settings: SweepSettings, text: SweepText, work: Work, optimizer: TrainedName) -> None:
+    """Refuse a ledger whose cells of an optimiser are of another model, text or training."""
+    trained = SweepSettings.model_fields.keys() - GRID_FIELDS - _ASIDE  # and not what else a command asks
     digest = hashlib.sha256(settings.model_dump_json(include=trained).encode())
+    own = {"sgd": settings.momentum, "noisy-sgd": settings.temperature}.get(optimizer)
+    digest.update(repr((settings.learning_rate[optimizer], own)).encode())
     space = ParameterSpace(load(settings, work).model, settings.decay)
     digest.update(space.checksum().encode())
     if space.mask != settings.decay:
@@ -156,9 +161,25 @@ def _same_work(settings: SweepSettings, text: SweepText, work: Work) -> None:
         digest.update(part.ids.numpy().tobytes() + part.labels.numpy().tobytes())
     packages = versions("villani", "torch", "transformers", "numpy")
     digest.update(repr((sorted(packages.items()), platform.python_version(), torch.get_num_threads())).encode())
-    row = work.once("sweep", lambda: {"work": np.array(digest.hexdigest())})
+    row = work.once(f"sweep/{optimizer}", lambda: {"work": np.array(digest.hexdigest())})
     if str(row["work"]) != digest.hexdigest():
         raise InputError(
-            "this run's sweep was begun with another model, text, training, library version or number of threads: use "
-            "the same, or another --run"
+            f"this run's training by {optimizer} was begun with another model, text, learning rate, library version or "
+            "number of threads: use the same, or another --run"
         )
+
+
+def told_before(work: Work, cells: Sequence[CellKey]) -> str:
+    """A sentence where this run told results of other cells before it was asked for these; else nothing.
+
+    For the process that writes. What was told is a unit of the run, so that the sentence stays the same.
+    """
+    mark = hashlib.sha256(repr(sorted(cells)).encode()).hexdigest()[:8]
+    row = work.once(f"told/{mark}", lambda: {"earlier": np.array(work.spent("told/")[2])})
+    if not (earlier := int(row["earlier"])):
+        return ""
+    others = "another grid" if earlier == 1 else f"{earlier} other grids"
+    return (
+        f"This grid was asked for after results of {others} had been told in this run: intervals and bounds are those "
+        "of a grid that is fixed beforehand."
+    )
