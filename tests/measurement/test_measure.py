@@ -88,7 +88,7 @@ def test_estimates_are_unbiased_and_intervals_cover(population, trace, seeds, re
 
 def test_finite_statistics_are_exact(model):
     """With the groups as the whole data set, all but the trace equals the dense oracle to 1e-8."""
-    pool = make_pool(5)
+    pool = make_pool(4)
     oracles = [dense(model, group, second=True) for group in pool]
     tokens = sum(o.tokens for o in oracles)
     gradient = sum(o.gradient for o in oracles) / tokens
@@ -185,7 +185,7 @@ def test_tensor_traces_add_up(few):
 
 
 def test_gauss_newton_part_is_reported_apart(few):
-    model, pool = few
+    model, pool = few[0], few[1][:4]
     oracles = [dense(model, group, second=True) for group in pool]
     truth = sum(np.trace(o.gauss_newton) for o in oracles) / sum(o.tokens for o in oracles)
     found = measure(Objective(model, pool, finite=True), probes=60, trace="gauss-newton").gauss_newton_trace
@@ -196,7 +196,7 @@ def test_gauss_newton_part_is_reported_apart(few):
 
 def test_sketched_norm_stays_within_its_stated_error(few):
     """41 buckets for 700 coordinates: over seeds the sketched estimate is unbiased, and its stated error larger."""
-    objective = Objective(*few)
+    objective = Objective(few[0], few[1][:5])
     whole = measure(objective, seed=0, trace="hutchinson")
     sketched = [measure(objective, seed=s, trace="hutchinson", sketch=41) for s in range(30)]
     values = [one.gradient_norm_squared for one in sketched]

@@ -34,7 +34,7 @@ LOOKS = {"checksum": 0, "fingerprint": 0, "check": 0}  # at all of θ, in the qu
 def audited(trained, tmp_path_factory):
     """A run directory and its record."""
     settings = AuditSettings(
-        model=str(trained), tokenizer="builtin", groups=12, probes=4, sequences=4, block=32, temperature=10.0, search=1,
+        model=str(trained), tokenizer="builtin", groups=12, probes=2, sequences=4, block=32, temperature=10.0, search=1,
         ray_groups=3, rays=["parameters"], threads=1,
     )  # fmt: skip
     return execute(settings, tmp_path_factory.mktemp("audits") / "run")

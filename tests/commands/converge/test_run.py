@@ -111,33 +111,26 @@ def test_divergence_keeps_what_was_measured_and_exits_with_0(villani, tmp_path):
     assert "--learning-rate" in (tmp_path / "r" / "report.html").read_text(encoding="utf-8")
 
 
-KILLED = """
-import sys
-from pathlib import Path
-import torch
-torch.set_num_threads(1)
-from villani.work import stretches
-from villani.commands.converge.settings import ConvergeSettings
-from villani.commands.running import execute
-stretches.PATIENCE = 0.15
-execute(ConvergeSettings(model={model!r}, steps=100, chains=2, momentum=0.5, **{few!r}), Path(sys.argv[1]))
-"""
-
-
 def test_sigkill_and_resume_give_the_same_bytes(tmp_path):
-    script = KILLED.format(model=MODEL, few=FEW)
-    command = [sys.executable, "-c", script, str(tmp_path / "killed")]
-    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and process.poll() is None:
+    assert torch.get_num_threads() == 1, "forking is only safe without a thread pool"
+    settings = ConvergeSettings(model=MODEL, steps=100, chains=2, momentum=0.5, **FEW)
+    child = os.fork()
+    if child == 0:
+        try:
+            stretches.PATIENCE = 0.15
+            execute(settings, tmp_path / "killed")
+        finally:
+            os._exit(0)
+    deadline, ended = time.monotonic() + 120, (0, 0)
+    while time.monotonic() < deadline and not ended[0]:
         if [p for p in tmp_path.glob("killed/state/*-*.safetensors") if not p.name.startswith(".")]:
             break
         time.sleep(0.02)
+        ended = os.waitpid(child, os.WNOHANG)
     time.sleep(0.1)
-    os.kill(process.pid, signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL  # it was still at work
+    os.kill(child, signal.SIGKILL)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL  # it was still at work
     assert not (tmp_path / "killed" / "records.json").exists()
-    settings = ConvergeSettings(model=MODEL, steps=100, chains=2, momentum=0.5, **FEW)
     execute(settings, tmp_path / "killed")
     execute(settings, tmp_path / "whole")
     assert (tmp_path / "killed" / "records.json").read_bytes() == (tmp_path / "whole" / "records.json").read_bytes()
