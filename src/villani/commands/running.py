@@ -99,6 +99,7 @@ def perform(settings: Settings, work: Work) -> tuple[Path, Any]:
     outcome = outcome.with_parts(earlier or work.stages.seconds())
     title = outcome.title or settings.title
     records = run_records()(villani=version("villani"), title=title, records=outcome.records)
+    work.write_settings()
     write_records(directory, records, outcome.costs)
     page = page_of(directory)
     for path in (directory / "report.html", *([outcome.copy] if outcome.copy else [])):

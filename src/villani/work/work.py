@@ -90,6 +90,7 @@ class Work:
         self.progress.remaining = self.stages.words
         self._places: tuple[tuple[int, int], ...] = ()
         self._ledger: Ledger | InMemory = InMemory()
+        self._settings: Mapping[str, Any] = {}
         self._prefix = ""
         self._stack = ExitStack()
 
@@ -138,9 +139,15 @@ class Work:
                 if not (agreed or begun):  # what was begun was agreed to
                     agree(needs, self.progress.confirm, what=what, instead=instead)
             self._ledger = self._stack.enter_context(Ledger(directory, determining))
-            write_settings(directory, settings)
+            self._settings = settings
+            if not (directory / "records.json").exists():
+                self.write_settings()
         self.stages.declare((needs.sizes() if needs else {}) | {PAGE: _PAGE_SECONDS})
         return directory
+
+    def write_settings(self) -> None:
+        """Write `settings.toml`: where there are records, not before new ones, so that both tell of one thing."""
+        write_settings(self.folder(), self._settings)
 
     def inner(self, folder: str) -> "Work":
         """The work of another command inside this run, in a folder and ledger of its own; shares what is loaded."""

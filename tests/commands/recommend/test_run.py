@@ -163,6 +163,11 @@ def test_a_run_goes_on_with_another_grid_and_says_so(villani, monkeypatch, first
     whole = asked("whole")
     assert whole["grid_note"] == ""
     assert grown | {"grid_note": ""} == whole
+    refused = [*words, "--learning-rate", "0.5", "--run", "grown"]
+    code, _, err = villani("recommend", SMALL, *refused)
+    assert code == 2
+    assert "training by adamw was begun with another" in err
+    assert "0.002" in Path("grown/settings.toml").read_text(encoding="utf-8")  # as the records have it
     assert asked("grown", small) == before  # whose grid was fixed beforehand
     assert grown["grid_note"] in villani("recommend", SMALL, *words, "--run", "grown")[1].replace("\n", " ")
 

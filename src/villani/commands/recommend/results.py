@@ -254,7 +254,7 @@ def _sentence(record: OptimizerRecord) -> str:
     elif record.undecided:
         words += (
             f" no λ at which training held can be told from another at {LEVEL:.0%}, so that this sweep shows no "
-            f"effect of decay. That {least} says nothing."
+            f"effect of decay. That {least}, says nothing."
         )
     else:
         words += f" {_listed(others)} cannot be told apart from it at {LEVEL:.0%}."
