@@ -160,6 +160,19 @@ def test_a_failed_unit_is_told_by_all_and_the_others_of_its_round_are_kept(team_
         assert [ledger.get(key) is not None for key in "0123"] == [True, False, True, False]
 
 
+def test_processes_are_asked_the_same(team_of, tmp_path):
+    """Also of what no unit depends on: units are dealt out by their place in the list of those asked for."""
+
+    def work():
+        with join() as team, Work(tmp_path / "run", team=team) as opened:
+            opened.open("toy", "m", {"a": 1}, {}, named={"a": 1, "grid": team.rank})
+
+    line = "process 1 has grid = 1, process 0 has 0: start them alike"
+    codes, errors = team_of(2, work)
+    assert codes == [2, 2]
+    assert line in errors
+
+
 @pytest.mark.parametrize("guilty", [0, 1])
 def test_an_error_of_one_process_anywhere_stops_all(team_of, guilty):
     """Before, between and after units: the others are told whenever they next listen."""

@@ -124,6 +124,34 @@ def test_what_is_expected_is_told_or_refused_before_a_folder_is_made(tmp_path):
     assert lines[1] == f"{lines[0]}, for all of it: what is kept is not done again"
 
 
+def test_a_question_that_is_large_is_agreed_to_once_and_a_larger_one_of_the_same_run_again(tmp_path):
+    """A run whose folder is named by more than what determines its units may be asked for more."""
+    large, small = Needs(seconds=1e6, memory=1.0, disk=1.0), Needs(seconds=1.0, memory=1.0, disk=1.0)
+
+    def asked(question, needs, agreed=False):
+        with Work(tmp_path / "run") as work:
+            work.progress.confirm = lambda _: None  # nobody is there
+            work.open("toy", "m", {"a": 1}, {}, named={"a": 1, "grid": question}, needs=needs, agreed=agreed)
+
+    asked("small", small)
+    with pytest.raises(InputError, match="to begin all the same"):
+        asked("large", large)
+    asked("large", large, agreed=True)
+    asked("large", large)  # which was interrupted
+    asked("small", small)
+    with pytest.raises(InputError, match="to begin all the same"):
+        asked("another", large)
+
+
+def test_settings_are_those_of_the_records_beside_them(tmp_path):
+    for value, written in ((1, 1), (2, 1)):
+        with Work(tmp_path / "run") as work:
+            work.open("toy", "m", {"a": 1}, {"b": value})
+            assert (tmp_path / "run" / "settings.toml").read_text() == f"b = {written}\n"
+    work.write_settings()
+    assert (tmp_path / "run" / "settings.toml").read_text() == "b = 2\n"
+
+
 def test_a_cost_is_that_of_the_units_of_all_scopes():
     work = Work()
     for key, seconds, peak in (("a", 3.0, 7), ("b", 5.0, 11)):

@@ -39,7 +39,7 @@ STEPS = {
     ),
     "recommend": (
         "Where several λ cannot be told apart: more `--seeds`, or take the one that is convenient.",
-        "Where the best lies at an end of the grid: more `--weight-decay`. The same run keeps what is trained.",
+        "Where the best lies at an end of the grid: more `--weight-decay`, in the same run: what is trained stays.",
         "What a trained model is certified to reach: `villani certify MODEL --text TEXT`.",
     ),
     "study paper": ("Every part can be run alone: `villani measure`, `audit`, `spectrum`, `converge` or `certify`.",),

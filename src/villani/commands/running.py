@@ -7,9 +7,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
+
 from villani.commands.blocks import Settings
 from villani.errors import InputError
-from villani.work.ledger import write_atomically, write_costs, write_records
+from villani.work.ledger import has_records, write_atomically, write_costs, write_records
 from villani.work.progress import Progress
 from villani.work.records import Cost
 from villani.work.team import Team, alone
@@ -95,10 +97,10 @@ def perform(settings: Settings, work: Work) -> tuple[Path, Any]:
     work.stage(PAGE)
     if not work.team.main:
         return directory, outcome.record if outcome.records else None
-    earlier = None if work.stages.clock.made else _earlier_parts(directory, outcome)
-    outcome = outcome.with_parts(earlier or work.stages.seconds())
     title = outcome.title or settings.title
     records = run_records()(villani=version("villani"), title=title, records=outcome.records)
+    earlier = None if work.stages.clock.made else _earlier_parts(directory, records, outcome)
+    outcome = outcome.with_parts(earlier or work.stages.seconds())
     work.write_settings()
     write_records(directory, records, outcome.costs)
     page = page_of(directory)
@@ -109,10 +111,12 @@ def perform(settings: Settings, work: Work) -> tuple[Path, Any]:
     return directory, outcome.record
 
 
-def _earlier_parts(directory: Path, outcome: Outcome) -> Mapping[str, float] | None:
+def _earlier_parts(directory: Path, records: BaseModel, outcome: Outcome) -> Mapping[str, float] | None:
     """What stages took in the run that this one did not add to, so that the same command says the same again."""
     from villani.commands.pages import read_costs
 
+    if not has_records(directory, records):  # but those of another question
+        return None
     with suppress(InputError):  # damaged: it is written anew
         cost = read_costs(directory / "cost.json", len(outcome.records)).get(outcome.shown)
         return cost.parts if cost else None

@@ -269,8 +269,20 @@ def _without_none(value: Any) -> Any:
 
 def write_records(directory: Path, records: BaseModel, costs: Mapping[int, Cost]) -> None:
     """`records.json`, the same bytes for the same work, and `cost.json`, which no two runs share."""
-    write_atomically(directory / "records.json", records.model_dump_json(indent=1) + "\n")
+    write_atomically(directory / "records.json", _content(records))
     write_costs(directory, costs)
+
+
+def has_records(directory: Path, records: BaseModel) -> bool:
+    """Whether these are the records of a run, to the last byte."""
+    try:
+        return (directory / "records.json").read_bytes() == _content(records).encode()
+    except OSError:
+        return False
+
+
+def _content(records: BaseModel) -> str:
+    return records.model_dump_json(indent=1) + "\n"
 
 
 def write_costs(directory: Path, costs: Mapping[int, Cost]) -> None:

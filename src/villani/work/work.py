@@ -120,33 +120,40 @@ class Work:
             instead: what to change if it does not fit.
             device: where it is done.
             most: GiB that the process may take, if that is stated.
-            agreed: whether it may begin unasked; else somebody has to agree to a new run that is long or large.
+            agreed: whether it may begin unasked; else somebody has to agree to what is long or large, once.
 
         Raises:
             InputError: it does not fit, or nobody agreed; the directory is another run's, damaged or in use; or
                 processes differ.
         """
         self.device = device
-        self.team.agree(determining)
+        self.team.agree({**determining, **(named or {})})
         directory = self.run or Path("runs") / default_name(name, about, named or determining)
         self.directory = directory
         needs = needs and needs.among(self.team.size, self.team.here)
         if self.team.main:
+            begun = (directory / "ledger.sqlite").exists()
             if needs is not None:
                 hold(needs, directory, what=what, instead=instead, device=device, most=most)
-                begun = (directory / "ledger.sqlite").exists()
                 self.progress.stage(f"{needs}, for all of it: what is kept is not done again" if begun else f"{needs}")
-                if not (agreed or begun):  # what was begun was agreed to
-                    agree(needs, self.progress.confirm, what=what, instead=instead)
-            self._ledger = self._stack.enter_context(Ledger(directory, determining))
+            if begun:
+                self._ledger = self._stack.enter_context(Ledger(directory, determining))
+            question = f"agreed/{_digest(named or determining)}"  # a run that is named by more may be asked for more
+            known = begun and (named is None or self.get(question) is not None)
+            if needs and not (agreed or known):
+                agree(needs, self.progress.confirm, what=what, instead=instead)
+            if not begun:
+                self._ledger = self._stack.enter_context(Ledger(directory, determining))
+            if needs and needs.large and named and not known:
+                self.put(question, {})
             self._settings = settings
-            if not (directory / "records.json").exists():
+            if not (directory / "settings.toml").exists():
                 self.write_settings()
         self.stages.declare((needs.sizes() if needs else {}) | {PAGE: _PAGE_SECONDS})
         return directory
 
     def write_settings(self) -> None:
-        """Write `settings.toml`: where there are records, not before new ones, so that both tell of one thing."""
+        """Write `settings.toml`, once a run is begun and with each of its records: so that both tell of one thing."""
         write_settings(self.folder(), self._settings)
 
     def inner(self, folder: str) -> "Work":
@@ -298,5 +305,8 @@ def default_name(command: str, about: str, determining: Mapping[str, Any]) -> st
     while len(words) > 1 and len("-".join(words)) > _SLUG:
         words.pop(0)  # whole words; the end of a path tells more than its beginning
     slug = "-".join(words)[:_SLUG].strip("-.")
-    digest = hashlib.sha256(json.dumps(determining, sort_keys=True).encode()).hexdigest()[:8]
-    return f"{command}-{slug}-{digest}"
+    return f"{command}-{slug}-{_digest(determining)}"
+
+
+def _digest(question: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(question, sort_keys=True).encode()).hexdigest()[:8]

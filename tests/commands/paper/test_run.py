@@ -16,6 +16,7 @@ from villani.errors import InputError
 from villani.inputs.models import load_model
 from villani.objective.parameters import ParameterSpace
 from villani.work.progress import Progress
+from villani.work.work import Work
 
 
 def test_a_study_that_is_stopped_goes_on_to_the_same_bytes(villani, monkeypatch, tmp_path):
@@ -137,7 +138,17 @@ def test_a_study_of_a_checkpoint_is_killed_twice_and_says_what_was_cut(villani, 
     ).read_text(encoding="utf-8")
     assert not [*(tmp_path / "whole").rglob("models/*.safetensors")]
 
-    for kind, at in (("spectrum_point", 2), ("pathology_point", 1)):
+    put = Work.put
+
+    def stops(self, key, *arguments, **named):
+        put(self, key, *arguments, **named)
+        if f"{self._prefix}{key}".endswith("/objective/product/2"):
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:  # λ₁(∇²F), when that of ∇²L is done and has forgotten its vectors
+        patch.setattr(Work, "put", stops)
+        assert villani(*words, "stopped")[0] == 1
+    for kind, at in (("spectrum_point", 1), ("pathology_point", 1)):
         real, calls = getattr(paper_points, kind), []
 
         def stopping(*arguments, real=real, calls=calls, at=at):

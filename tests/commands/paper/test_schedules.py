@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 
 from tests.commands.paper.test_settings import GRIDS, empty_folder, write  # noqa: F401
-from tests.work.test_team import one_thread, team_of  # noqa: F401
+from tests.work.test_team import bytes_of, one_thread, team_of  # noqa: F401
 from villani.commands.paper import schedules
 from villani.commands.paper.needs import tokens, units
 from villani.commands.paper.settings import PaperOptions, read_settings
 from villani.commands.recommend.sweep_text import read_sweep_text
 from villani.commands.running import execute
+from villani.dynamics import interrupted
 from villani.dynamics.steered import CautiousDecay
 from villani.dynamics.training import learning_rates, train
 from villani.errors import InputError
@@ -87,6 +88,28 @@ def test_schedules_are_shared_and_a_finished_run_trains_nothing(whole, team_of, 
     more = read_settings(Path(write(STUDY.replace("[schedules]", "[schedules]\nseeds = 3"))), None)
     with pytest.raises(TypeError):  # one more seed: those that are finished stay, and the next is trained
         execute(PaperOptions(study=more), whole[0])
+
+
+def test_a_schedule_that_is_changed_goes_on_from_no_state_of_another(tmp_path, monkeypatch):
+    """Stopped amid the radial gap's first run; then its cap is another."""
+    monkeypatch.setattr(interrupted, "PATIENCE", -1.0)
+    study = STUDY + 'ways = ["constant", "radial-gap"]\n'
+    write_state = interrupted.Interrupted.write
+
+    def stops(self, *arguments):
+        write_state(self, *arguments)
+        if self._path.name.startswith("radial-gap"):
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(interrupted.Interrupted, "write", stops)
+        with pytest.raises(KeyboardInterrupt):
+            execute(PaperOptions(config=write(study)), tmp_path / "r")
+    assert [*tmp_path.glob("r/models/radial-gap-*-state*")]
+    changed = PaperOptions(config=write(study.replace("cap = 50.0", "cap = 1e-3")))
+    for name in ("r", "fresh"):
+        execute(changed, tmp_path / name)
+    assert bytes_of(tmp_path / "r") == bytes_of(tmp_path / "fresh")
 
 
 def test_the_radial_gap_reads_what_is_neither_trained_on_nor_judged_by(tmp_path, monkeypatch):

@@ -166,7 +166,7 @@ def test_a_run_goes_on_with_another_grid_and_says_so(villani, monkeypatch, first
     refused = [*words, "--learning-rate", "0.5", "--run", "grown"]
     code, _, err = villani("recommend", SMALL, *refused)
     assert code == 2
-    assert "training by adamw was begun with another" in err
+    assert "trained at learning rate 0.002, now 0.5: use the same settings or another --run" in err
     assert "0.002" in Path("grown/settings.toml").read_text(encoding="utf-8")  # as the records have it
     assert asked("grown", small) == before  # whose grid was fixed beforehand
     assert grown["grid_note"] in villani("recommend", SMALL, *words, "--run", "grown")[1].replace("\n", " ")

@@ -10,6 +10,7 @@ from villani.commands.recommend.cells import start_spec
 from villani.commands.recommend.settings import SweepSettings
 from villani.commands.recommend.sweep import needs_of, sweep
 from villani.commands.recommend.sweep_text import read_sweep_text
+from villani.dynamics import interrupted
 from villani.errors import InputError
 from villani.objective.objective import Objective
 from villani.work.work import Work
@@ -74,7 +75,7 @@ def test_a_killed_sweep_resumes_to_the_same_bits(cells, tmp_path, monkeypatch):
     for a, b in zip(found, cells[-4:], strict=True):
         np.testing.assert_array_equal(a.sums, b.sums)
         assert a.weights.read_bytes() == b.weights.read_bytes()
-    with pytest.raises(InputError, match="begun with another"):
+    with pytest.raises(InputError, match="adamw, λ = 0, trained with another model, text, library version"):
         swept(one.model_copy(update={"steps": 5}), tmp_path)
     with Work(tmp_path) as work:  # another λ in the same run
         work.open("sweep", "", {}, {})
@@ -92,10 +93,40 @@ def test_a_run_grows_by_optimisers_seeds_and_decays(cells, tmp_path, monkeypatch
         np.testing.assert_array_equal(a.sums, b.sums)
     assert trained.count("adamw") == 2  # of the second seed
     assert len(trained) == len(cells) - 2
-    others = {"momentum": 0.5}, {"temperature": 1e-3}, {"learning_rate": SMALL["learning_rate"] | {"adamw": 0.02}}
-    for changes, name in zip(others, ("sgd", "noisy-sgd", "adamw"), strict=True):
-        with pytest.raises(InputError, match=f"by {name} was begun with another"):
+    others = {
+        "sgd, λ = 0, trained at momentum 0.0, now 0.5": {"momentum": 0.5},
+        "noisy-sgd, λ = 0, trained at temperature 1e-08, now 0.001": {"temperature": 1e-3},
+        "adamw, λ = 0, trained at learning rate 0.01, now 0.02": {
+            "learning_rate": {**SMALL["learning_rate"], "adamw": 0.02}
+        },
+    }
+    for line, changes in others.items():
+        with pytest.raises(InputError, match=line):
             swept(settings(**changes), tmp_path)
+
+
+def test_what_was_refused_or_broken_off_leaves_no_mark_on_an_optimiser(tmp_path, monkeypatch):
+    """A rate that was mistyped: refused for another optimiser's sake, or stopped amid the first run at it."""
+    monkeypatch.setattr(interrupted, "PATIENCE", -1.0)
+    adam = settings(optimizers=["adamw"], learning_rate={"adamw": 0.01}, temperature=None, seeds=1)
+    right = settings(seeds=1)
+    wrong = right.model_copy(update={"learning_rate": right.learning_rate | {"sgd": 0.7}})
+    swept(adam, tmp_path)
+    with pytest.raises(InputError, match="adamw"):
+        swept(wrong.model_copy(update={"learning_rate": wrong.learning_rate | {"adamw": 0.1}}), tmp_path)
+    write = interrupted.Interrupted.write
+
+    def stops(self, *arguments):
+        write(self, *arguments)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(interrupted.Interrupted, "write", stops)
+        with pytest.raises(KeyboardInterrupt):
+            swept(wrong, tmp_path)
+    assert [*tmp_path.glob("models/sgd-0.0-0-*-state*")]
+    for a, b in zip(swept(right, tmp_path), swept(right, tmp_path / "fresh"), strict=True):
+        np.testing.assert_array_equal(a.sums, b.sums)
 
 
 def test_the_start_of_one_seed_is_held_at_a_time(tmp_path):

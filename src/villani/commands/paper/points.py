@@ -117,7 +117,7 @@ def spectrum_point(study: Study, part: SpectraPart, cell: SweepCell) -> Spectrum
     """E2: the ends and the density of ∇²L; at the first training seed λ₁(∇²F) from products of its own too."""
     sweep, work = study.settings.sweep, study.work
     first_seed = cell.seed == sweep.seed
-    folder = f"{study.settings.digest('spectra')}-{cell.weight_decay!r}-{cell.seed}"
+    folder = _vectors(study, cell)
     place = f"{folder}-{rank()}" if rank() else folder  # vectors go with the ledger of products that each process has
     subject = study.subject(cell, part.groups, part.sequences)
     device = subject.objective.device
@@ -130,7 +130,8 @@ def spectrum_point(study: Study, part: SpectraPart, cell: SweepCell) -> Spectrum
     directory = work.folder("spectra") / place
     if rank():
         shutil.rmtree(directory, ignore_errors=True)  # its ledger ended with the process
-    directory.mkdir(parents=True, exist_ok=True)
+    inner = directory / "objective"  # each of the two forgets its vectors when it has its values
+    inner.mkdir(parents=True, exist_ok=True)
     spectrum = spectrum_of(subject, asked, products.scope("loss"), directory, strict=False)
     again = None
     if first_seed and cell.weight_decay > 0:
@@ -140,7 +141,7 @@ def spectrum_point(study: Study, part: SpectraPart, cell: SweepCell) -> Spectrum
                 "memory": spectrum_limit(part, device),
             }
         )  # fmt: skip
-        again = spectrum_of(subject, only, products.scope("objective"), directory, strict=False).eigenvalues[0]
+        again = spectrum_of(subject, only, products.scope("objective"), inner, strict=False).eigenvalues[0]
     shutil.rmtree(directory, ignore_errors=True)
     first = spectrum.eigenvalues[0]
     last = next((e for e in spectrum.eigenvalues if e.rank == -1), None)
@@ -151,6 +152,20 @@ def spectrum_point(study: Study, part: SpectraPart, cell: SweepCell) -> Spectrum
         density=density if first_seed else None,
         **{name: getattr(density, name, None) for name in ("trace", "effective_rank", "negative_share")},
     )  # fmt: skip
+
+
+def forget_vectors(study: Study, cells: Sequence[SweepCell]) -> None:
+    """Remove what killed processes left of spectra that are done; others go on from theirs, in this grid or another."""
+    kept = study.work.folder("spectra")
+    for name in (_vectors(study, cell) for cell in cells):
+        for path in (kept / name, *kept.glob(f"{name}-*")):
+            shutil.rmtree(path, ignore_errors=True)
+    if kept.exists() and not any(kept.iterdir()):
+        kept.rmdir()
+
+
+def _vectors(study: Study, cell: SweepCell) -> str:
+    return f"{study.settings.digest('spectra')}-{cell.weight_decay!r}-{cell.seed}"
 
 
 def spectrum_limit(part: SpectraPart, device: torch.device) -> float:

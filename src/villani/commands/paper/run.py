@@ -102,7 +102,6 @@ def run(options: PaperOptions, work: Work) -> Outcome:
     shared = study.shared(cells, objective.parameters.size)
     if not work.team.main:
         return Outcome([])
-    shutil.rmtree(work.folder("spectra"), ignore_errors=True)
     work = work.alone()
     study = replace(study, work=work)
     measured = study.measured(cells, **shared)
@@ -165,6 +164,8 @@ class _Run(Study):
             "landscape", "E1, Ψ along rays and orbits", LandscapePoint, descended, points.landscape_point
         )
         spectra = self._each("spectra", "E2, spectrum", SpectrumPoint, descended, points.spectrum_point)
+        if spectra and self.work.team.main:
+            points.forget_vectors(self, [c for c in descended if c.seed in settings.examined("spectra")])
         best = best_decay(cells, "sgd")
         chosen = next((c for c in descended if c.weight_decay == best), None)
         estimators = None

@@ -58,7 +58,8 @@ def schedule_points(study: Study, cells: Sequence[SweepCell]) -> list[SchedulePo
 
 def _trained(study: Study, part: SchedulesPart, way: ScheduleName, decay: float, seed: int, work: Work) -> Rows:
     sweep, folder = study.settings.sweep, study.work.folder("models")
-    weights, state = (folder / f"{way}-{decay!r}-{seed}{end}" for end in (".safetensors", "-state"))
+    own = f"{way}-{decay!r}-{seed}-{study.settings.digest('schedules')}"
+    weights, state = (folder / f"{own}{end}" for end in (".safetensors", "-state"))
     loaded = load(sweep, study.work, start_spec(sweep, seed), train=True)
     start, schedule = _schedule(study, part, way, decay, loaded)
     row = train_cell(sweep, study.text, ("adamw", start, seed), loaded, weights, state, work, schedule)

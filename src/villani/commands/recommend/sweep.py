@@ -6,6 +6,7 @@ were asked for. A cell that diverges is a result, and has no weights.
 """
 
 import hashlib
+import json
 import platform
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence, Set
@@ -14,6 +15,7 @@ from functools import partial
 from itertools import count, product
 from math import ceil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -66,15 +68,17 @@ def sweep(
     text = read_sweep_text(settings, work)
     directory = work.folder()
     runs = dict.fromkeys(map(run_of, cells))
-    for optimizer in dict.fromkeys(optimizer for optimizer, _, _ in runs):
-        _same_work(settings, text, work, optimizer)
+    trainings = _trainings(settings, text, work, {optimizer for optimizer, _, _ in runs})
+    for cell in runs:
+        _same_training(cell, work.get(cell_key(*cell)), trainings[cell[0]])
     work.stage("training runs", stage)
     lasting = {cell for cell in runs if (keep(cell) if callable(keep) else keep)}
     in_order = sorted(runs, key=lambda cell: cell[2])  # one start is held at a time, and a part of them is of use
-    rows = _trained(settings, text, work, in_order, lasting, stage, look)
+    train = partial(_trained, settings, text, work, trainings, lasting, stage)
+    rows = train(in_order, look)
     gone = [c for c in in_order if c in lasting and not rows[c]["diverged"] and not weights_of(directory, *c).exists()]
     gone = [(optimizer, decay, seed) for optimizer, decay, seed in work.team.broadcast(gone)]
-    for cell, row in _trained(settings, text, work, gone, lasting, stage, again=True).items():
+    for cell, row in train(gone, again=True).items():
         if not np.array_equal(row.get("weights", np.zeros(0)), rows[cell]["weights"]):
             weights = weights_of(directory, *cell)
             weights.unlink(missing_ok=True)
@@ -83,8 +87,8 @@ def sweep(
 
 
 def _trained(
-    settings: SweepSettings, text: SweepText, work: Work, cells: Sequence[CellKey], lasting: Set[CellKey], stage: str,
-    look: Look | None = None, *, again: bool = False,
+    settings: SweepSettings, text: SweepText, work: Work, trainings: Mapping[str, str], lasting: Set[CellKey],
+    stage: str, cells: Sequence[CellKey], look: Look | None = None, *, again: bool = False,
 ) -> dict[CellKey, Rows]:  # fmt: skip
     """The rows of cells: what the ledger has, or what they are trained to here; `again` asks no ledger."""
     missing = [cell for cell in cells if again or work.get(cell_key(*cell)) is None]
@@ -97,13 +101,14 @@ def _trained(
         loaded = load(settings, work, start_spec(settings, cell[2]), train=True)
         work.stage(f"{cell[0]}: {of[cell[0]]} training runs", stage)
         weights = weights_of(work.folder(), *cell)
-        earlier.append(weights.with_name(f"{weights.stem}-state"))
+        mark = hashlib.sha256(trainings[cell[0]].encode()).hexdigest()[:8]  # nothing goes on from another training's
+        earlier.append(weights.with_name(f"{weights.stem}-{mark}-state"))
         row = train_cell(settings, text, cell, loaded, weights, earlier[0], work.part(next(rest), len(cells)))
         if look and not row["diverged"]:
             row |= {f"{LOOKED}{name}": value for name, value in look(cell, loaded).items()}
         if cell not in lasting:
             weights.unlink(missing_ok=True)
-        return row
+        return row | {_TRAINING: np.array(trainings[cell[0]])}
 
     units = {cell_key(*cell): partial(make, cell) for cell in cells}
     rows = work.team.map(units) if again else work.map(units)
@@ -144,15 +149,14 @@ def cell_key(optimizer: TrainedName, decay: float, seed: int) -> str:
 
 # of a sweep: what tells its cells apart, or is told of each optimiser; a run may grow by it
 GRID_FIELDS = {"optimizers", "weight_decay", "seeds", "learning_rate", "momentum", "temperature"}
+_TRAINING, _REST = "training", "all else"
 _ASIDE = {"threads", "allow_unused", "adapter", "trust_remote_code"}  # told otherwise, or of no weight
 
 
-def _same_work(settings: SweepSettings, text: SweepText, work: Work, optimizer: TrainedName) -> None:
-    """Refuse a ledger whose cells of an optimiser are of another model, text or training."""
+def _trainings(settings: SweepSettings, text: SweepText, work: Work, optimizers: Set[str]) -> dict[str, str]:
+    """Optimiser → what determines the rows of its cells, as JSON."""
     trained = SweepSettings.model_fields.keys() - GRID_FIELDS - _ASIDE  # and not what else a command asks
     digest = hashlib.sha256(settings.model_dump_json(include=trained).encode())
-    own = {"sgd": settings.momentum, "noisy-sgd": settings.temperature}.get(optimizer)
-    digest.update(repr((settings.learning_rate[optimizer], own)).encode())
     space = ParameterSpace(load(settings, work).model, settings.decay)
     digest.update(space.checksum().encode())
     if space.mask != settings.decay:
@@ -161,12 +165,27 @@ def _same_work(settings: SweepSettings, text: SweepText, work: Work, optimizer: 
         digest.update(part.ids.numpy().tobytes() + part.labels.numpy().tobytes())
     packages = versions("villani", "torch", "transformers", "numpy")
     digest.update(repr((sorted(packages.items()), platform.python_version(), torch.get_num_threads())).encode())
-    row = work.once(f"sweep/{optimizer}", lambda: {"work": np.array(digest.hexdigest())})
-    if str(row["work"]) != digest.hexdigest():
-        raise InputError(
-            f"this run's training by {optimizer} was begun with another model, text, learning rate, library version or "
-            "number of threads: use the same, or another --run"
-        )
+    made = {}
+    for name in sorted(optimizers):
+        own: dict[str, Any] = {"learning rate": settings.learning_rate[name]}
+        own |= {"momentum": settings.momentum} if name == "sgd" else {}
+        own |= {"temperature": settings.temperature} if name == "noisy-sgd" else {}
+        made[name] = json.dumps(own | {_REST: digest.hexdigest()})
+    return made
+
+
+def _same_training(cell: CellKey, row: Rows | None, now: str) -> None:
+    """Refuse a ledger whose cell was trained otherwise."""
+    if row is None or (was := str(row[_TRAINING])) == now:
+        return
+    before, after = json.loads(was), json.loads(now)
+    name = next(name for name in after if before.get(name) != after[name])
+    differs = "with another model, text, library version or number of threads"
+    if name != _REST:
+        differs = f"at {name} {before.get(name)!r}, now {after[name]!r}"
+    raise InputError(
+        f"this run has {cell[0]}, λ = {cell[1]:g}, trained {differs}: use the same settings or another --run"
+    )
 
 
 def told_before(work: Work, cells: Sequence[CellKey]) -> str:
@@ -181,5 +200,5 @@ def told_before(work: Work, cells: Sequence[CellKey]) -> str:
     others = "another grid" if earlier == 1 else f"{earlier} other grids"
     return (
         f"This grid was asked for after results of {others} had been told in this run: intervals and bounds are those "
-        "of a grid that is fixed beforehand."
+        "of a grid that is fixed beforehand, and the cost is of all that the run has."
     )
