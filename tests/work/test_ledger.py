@@ -38,7 +38,7 @@ def test_a_run_of_other_settings_is_refused_and_named(tmp_path):
         pass
     with pytest.raises(InputError, match=r"begun with seed = 0, now 1: use the same settings or another --run"):
         Ledger(tmp_path, {"seed": 1, "model": "x", "tokenizer": None})
-    with pytest.raises(InputError, match="begun with seed = 0, now None"):
+    with pytest.raises(InputError, match="begun with seed = 0, now without it"):
         Ledger(tmp_path, {"model": "x", "tokenizer": None})
     with Ledger(tmp_path, {"seed": 0, "model": "x", "tokenizer": None}) as ledger:
         assert ledger.get("group/0") is None

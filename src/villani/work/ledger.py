@@ -248,11 +248,11 @@ def _remove(path: Path) -> None:
 
 def _compare(directory: Path, kept: Settings, asked: Settings) -> None:
     for name in sorted(kept.keys() | asked.keys()) if kept else ():
-        was, now = kept.get(name), asked.get(name)
-        if was != json.loads(json.dumps(now)):
-            raise InputError(
-                f"run {directory} was begun with {name} = {was!r}, now {now!r}: use the same settings or another --run"
-            )
+        if kept.get(name) == json.loads(json.dumps(asked.get(name))):
+            continue
+        was = f"with {name} = {kept[name]!r}" if name in kept else f"without {name}"
+        now = repr(asked[name]) if name in asked else "without it"
+        raise InputError(f"run {directory} was begun {was}, now {now}: use the same settings or another --run")
 
 
 def write_settings(directory: Path, settings: Settings) -> None:
