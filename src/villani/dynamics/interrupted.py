@@ -28,12 +28,16 @@ class Interrupted:
     Args:
         path: of its files, without what tells their kind.
         optimizer: torch's, whose state it is, too; begun with the same settings every time.
+
+    Attributes:
+        seconds: that the run took in processes before this one, once its state is read.
     """
 
     def __init__(self, path: Path, optimizer: torch.optim.Optimizer) -> None:
         self._path, self._optimizer = path, optimizer
         self._parameters: list[torch.Tensor] = [p for group in optimizer.param_groups for p in group["params"]]
-        self._last = time.perf_counter()
+        self.seconds = 0.0
+        self._began = self._last = time.perf_counter()
 
     @property
     def due(self) -> bool:
@@ -46,8 +50,10 @@ class Interrupted:
         file = self._file(step)
         file.parent.mkdir(parents=True, exist_ok=True)
         write_state(file, self._tensors(names))
-        told = {"step": step, "slots": names, "rest": rest, "random": [bytes(s.tolist()).hex() for s in self._random()]}
-        write_atomically(self._told, json.dumps(told | {"checksum": checksum(file).tolist()}))
+        spent = self.seconds + time.perf_counter() - self._began
+        told = {"step": step, "seconds": spent, "slots": names, "rest": rest, "checksum": checksum(file).tolist()}
+        random = [bytes(state.tolist()).hex() for state in self._random()]
+        write_atomically(self._told, json.dumps(told | {"random": random}))
         for left in _files(self._path):
             if left != file:
                 left.unlink()
@@ -67,7 +73,7 @@ class Interrupted:
                 for name in names:
                     like = torch.zeros(()) if name == "step" else torch.zeros_like(parameter)
                     self._optimizer.state[parameter][name] = like
-            step, rest = int(told["step"]), dict(told["rest"])
+            step, rest, self.seconds = int(told["step"]), dict(told["rest"]), float(told.get("seconds", 0.0))
             random = [torch.tensor([*bytes.fromhex(s)], dtype=torch.uint8) for s in told["random"]]
             checked = torch.tensor(told["checksum"], dtype=torch.uint8).numpy()
             read_state(self._file(step), self._tensors(told["slots"]), checked)

@@ -120,6 +120,8 @@ def train(
     kept = Interrupted(state, stepper) if state else None
     if kept and (before := kept.read()):
         first, rest = before
+        if work:
+            work.resumed(kept.seconds)
         losses, clipped = rest["losses"], rest["clipped"]
         judged = [(step, float(loss)) for step, loss in rest["held_out"]]
         _set_rate(stepper, rates[first])

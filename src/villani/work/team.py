@@ -27,6 +27,7 @@ Rows = Mapping[str, Array]
 Message = tuple[Any, Rows]  # what JSON holds, and arrays
 Exchange = Callable[[Message], list[Message]]
 
+EARLIER = "earlier seconds"  # of a unit's rows: what it took in a process that was stopped; kept as part of its time
 _PATIENCE = timedelta(days=30)  # a slow unit is no failure; torchrun ends the others when a process dies
 _POLL = 0.001  # seconds
 
@@ -177,8 +178,9 @@ def _worked(work: Callable[[], Rows] | None, peak_memory: Callable[[], int]) -> 
     if work is None:
         return None, {}
     start = time.perf_counter()
-    rows = work()
-    return {"seconds": time.perf_counter() - start, "peak_memory_bytes": peak_memory()}, rows
+    rows = dict(work())
+    seconds = time.perf_counter() - start + float(rows.pop(EARLIER, 0.0))
+    return {"seconds": seconds, "peak_memory_bytes": peak_memory()}, rows
 
 
 def _outcome(error: InputError | None) -> Message:

@@ -26,7 +26,7 @@ from villani.work.memory import peak_memory
 from villani.work.progress import Progress
 from villani.work.records import Cost
 from villani.work.stages import Stages
-from villani.work.team import Rows, Team
+from villani.work.team import EARLIER, Rows, Team
 
 T = TypeVar("T")
 PAGE = "writing the page"
@@ -91,6 +91,7 @@ class Work:
         self._places: tuple[tuple[int, int], ...] = ()
         self._ledger: Ledger | InMemory = InMemory()
         self._settings: Mapping[str, Any] = {}
+        self._resumed = [0.0]  # seconds, of all copies
         self._prefix = ""
         self._stack = ExitStack()
 
@@ -205,9 +206,9 @@ class Work:
         """The arrays of a unit: those that are kept, or else made now, timed and kept."""
         rows = self.get(key)
         if rows is None:
-            start = time.perf_counter()
+            start, before = time.perf_counter(), self._resumed[0]
             rows = make()
-            self.put(key, rows, seconds=time.perf_counter() - start)
+            self.put(key, rows, seconds=time.perf_counter() - start + self._resumed[0] - before)
         return rows
 
     def once_record(self, key: str, kind: Any, make: Callable[[], T]) -> T:
@@ -224,7 +225,19 @@ class Work:
         if self.team.main:
             again = [self._prefix + key for key in units if self.stages.clock.counted(self._unit(key))]
             self.stages.recall(sum(map(self._ledger.seconds_of, again)) / self.team.size)
-        return self.team.map(units, self if self.team.main else None, self.advance, self._memory)
+        whole = {key: partial(self._whole, make) for key, make in units.items()}
+        return self.team.map(whole, self if self.team.main else None, self.advance, self._memory)
+
+    def _whole(self, make: Callable[[], Rows]) -> Rows:
+        before = self._resumed[0]
+        rows = make()
+        earlier = self._resumed[0] - before
+        return {**rows, EARLIER: np.array(earlier)} if earlier else rows
+
+    def resumed(self, seconds: float) -> None:
+        """The present unit goes on from what a process before it left, which took so long there: its own time, too."""
+        self._resumed[0] += seconds
+        self.stages.recall(seconds)
 
     def map_records(self, kind: Any, units: Mapping[str, Callable[[], T]]) -> list[T]:
         """As `map`, for units whose results pydantic can write as JSON."""

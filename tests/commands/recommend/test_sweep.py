@@ -1,5 +1,7 @@
 """A sweep: a cell for everything, resuming, what is held at a time, refusals, and what is told beforehand."""
 
+import json
+
 import numpy as np
 import pytest
 
@@ -13,6 +15,7 @@ from villani.commands.recommend.sweep_text import read_sweep_text
 from villani.dynamics import interrupted
 from villani.errors import InputError
 from villani.objective.objective import Objective
+from villani.work.budget import Needs
 from villani.work.work import Work
 
 SMALL = {
@@ -103,6 +106,38 @@ def test_a_run_grows_by_optimisers_seeds_and_decays(cells, tmp_path, monkeypatch
     for line, changes in others.items():
         with pytest.raises(InputError, match=line):
             swept(settings(**changes), tmp_path)
+
+
+def test_a_run_that_goes_on_took_what_it_took_before_too(tmp_path, monkeypatch):
+    """In the cost of its cell, and in the time that is left of the others."""
+    monkeypatch.setattr(interrupted, "PATIENCE", -1.0)
+    one = settings(optimizers=["adamw"], learning_rate={"adamw": 0.01}, temperature=None, seeds=1)
+    write = interrupted.Interrupted.write
+
+    def stops(self, step, rest):
+        write(self, step, rest)
+        if step == 2:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(interrupted.Interrupted, "write", stops)
+        with pytest.raises(KeyboardInterrupt):
+            swept(one, tmp_path)
+    (told,) = tmp_path.glob("models/*-state.json")
+    content = json.loads(told.read_text())
+    assert content["seconds"] > 0
+    told.write_text(json.dumps(content | {"seconds": 1000.0}))
+    lefts = []
+    with Work(tmp_path) as work:
+        work.open("sweep", "", {}, {}, needs=Needs(seconds=1.0, stages={"sweep": 1.0}))
+        advance = work.stages.advance
+        monkeypatch.setattr(work.stages, "advance", lambda *a: advance(*a) or lefts.append(work.stages.left()))
+        sweep(one, work)
+        assert 1000 < work.spent("cell/adamw/0.0/0")[0] < 1100
+        assert work.spent("cell/adamw/0.5/0")[0] < 100
+        assert "earlier seconds" not in work.get("cell/adamw/0.0/0")
+    first = next(left for left in lefts if left)  # two of eight steps took 1000 s, and more
+    assert 1000 < first.seconds < 4000
 
 
 def test_what_was_refused_or_broken_off_leaves_no_mark_on_an_optimiser(tmp_path, monkeypatch):
