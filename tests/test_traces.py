@@ -6,7 +6,8 @@ from torch import nn
 
 from tests import traces
 from tests.conftest import SHARING, make_model, make_pool
-from tests.traces import Doubt, architecture
+from tests.traces import Doubt, Sharing, architecture
+from villani.errors import InputError
 from villani.objective import graph as graphs
 from villani.objective.graph import trace_loss
 from villani.objective.objective import Objective
@@ -54,3 +55,24 @@ def test_a_shared_graph_gives_the_loss_of_whoever_has_it_and_patches_end_sharing
             expected = float(objective.forward(batch).loss)
             assert float(graph.run(objective.parameters.tensors)) == pytest.approx(expected)
         assert len(count) == traced
+
+
+def test_models_that_are_alike_are_tried_out_once_and_labels_always(monkeypatch):
+    sharing, tried = Sharing(), []
+    first, again, other = an_objective(), an_objective(scale=0.1), an_objective(CHANGES["a hook"])
+    labelled = Objective(make_model("gpt2"), [group | {"labels": group["input_ids"].roll(1)} for group in make_pool(1)])
+    monkeypatch.setattr(traces, "check_forward", tried.append)
+    for objective in (first, again, other, labelled, labelled):
+        sharing.try_once(objective)
+    assert tried == [first, other, labelled, labelled]
+
+
+def test_a_model_that_was_refused_is_refused_again(monkeypatch):
+    def refuse(objective):
+        raise InputError("random")
+
+    sharing, objective = Sharing(), an_objective()
+    monkeypatch.setattr(traces, "check_forward", refuse)
+    for _ in range(2):
+        with pytest.raises(InputError):
+            sharing.try_once(objective)

@@ -56,8 +56,8 @@ def test_a_probe_s_krylov_space_may_end(spread):
     assert np.allclose(found.residuals, 0)
 
 
-@pytest.mark.parametrize("steps", [1, 2, 3, 5])
-@pytest.mark.parametrize("shift", [0.0, 0.37, -0.8, 2.0], ids=str)
+@pytest.mark.parametrize("steps", [1, 2, 5])
+@pytest.mark.parametrize("shift", [0.0, 0.37, 2.0], ids=str)
 def test_what_is_left_open_of_absolute_values_is_what_moments_leave_open(steps, shift):
     """By linear programming over measures on a fine grid with the same moments of degree 0 to 2k."""
     rng = np.random.default_rng(steps)

@@ -135,7 +135,7 @@ def test_padding_on_either_side_is_as_if_it_were_not_there(name, dtype):
     both = Objective(model, [text, other])
     tolerance = 1e-9 if dtype == torch.float64 and name != "GPTNeo" else 1e-5  # which rounds to float32 inside
     for ids, real in ((torch.cat([pads, text], dim=1), mask), (torch.cat([text, pads], dim=1), mask.flip(1))):
-        for kind in (torch.int64, torch.bool, torch.float32, torch.int32):
+        for kind in (torch.int64, torch.bool, torch.float32, torch.int32)[: 4 if dtype == torch.float64 else 1]:
             padded = Objective(model, [{"input_ids": ids, "attention_mask": real.to(kind)}])
             assert padded.groups[0].tokens == 5
             assert padded.loss() == pytest.approx(plain.loss(), abs=1e-6)
