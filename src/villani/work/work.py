@@ -244,9 +244,13 @@ class Work:
         adapter: TypeAdapter[T] = TypeAdapter(kind)
         return [_read(adapter, row) for row in self.map({k: partial(_written, adapter, m) for k, m in units.items()})]
 
+    def kept(self, key: str) -> Rows | None:
+        """As `get`, to look a unit up, whichever stage it belongs to: the clock of the present one does not go on."""
+        return self._ledger.get(self._prefix + key)
+
     def get(self, key: str) -> Rows | None:
-        """The arrays of a finished unit, or None."""
-        rows = self._ledger.get(self._prefix + key)
+        """The arrays of a finished unit, or None; it belongs to the present stage."""
+        rows = self.kept(key)
         if rows is not None:
             self._count(key, self._ledger.seconds_of(self._prefix + key) / self.team.size)
         return rows

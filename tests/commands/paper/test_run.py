@@ -15,7 +15,9 @@ from villani.commands.running import execute
 from villani.errors import InputError
 from villani.inputs.models import load_model
 from villani.objective.parameters import ParameterSpace
+from villani.work.ledger import Ledger
 from villani.work.progress import Progress
+from villani.work.stages import Stages
 from villani.work.work import Work
 
 
@@ -208,6 +210,23 @@ def test_a_study_goes_on_with_another_grid(tmp_path, monkeypatch):
     _, whole = execute(settings, tmp_path / "whole")
     assert whole.grid_note == ""
     assert grown.model_copy(update={"grid_note": "", "cost": None}) == whole.model_copy(update={"cost": None})
+
+
+def test_what_earlier_processes_did_is_of_the_stage_that_did_it(tmp_path, monkeypatch):
+    """Whoever looks a unit up before, and at whatever stage: in the seconds of stages and in the time left."""
+    study = QUICK + PARTS[PARTS.index("[pathologies]") :]
+    execute(PaperOptions(config=write(study)), tmp_path / "run")
+    more = PaperOptions(config=write(study.replace("[0.0, 0.1]", "[0.0, 0.1, 1.0]")))
+    monkeypatch.setattr(Ledger, "seconds_of", lambda *_: 1000.0)
+    declared, declare = [], Stages.declare
+    monkeypatch.setattr(Stages, "declare", lambda self, sizes: declare(self, sizes) or declared.append(self))
+    _, record = execute(more, tmp_path / "run")
+    assert len(record.pathologies) == 6
+    (stages,) = declared
+    took = stages.seconds()
+    assert {name for name, seconds in took.items() if seconds > 500} == {"sweep", "pathologies"}
+    assert 4000 < took["sweep"] < 4500  # 4 of 6 models
+    assert 4000 < took["pathologies"] < 4500
 
 
 def test_a_long_study_is_agreed_to_first(villani, monkeypatch):

@@ -253,14 +253,14 @@ class _Run(Study):
         kinds = ["pathologies"] if settings.pathologies else []
         if descended:
             kinds += [k for k in ("landscape", "spectra") if getattr(settings, k) and seed in settings.examined(k)]
-        if any(self.work.get(self._key(kind, optimizer, decay, seed)) is None for kind in kinds):
+        if any(self.work.kept(self._key(kind, optimizer, decay, seed)) is None for kind in kinds):
             return True
         chosen = settings.landscape or settings.estimators  # the first cell of SGD, and the best
-        return descended and chosen is not None and self.work.scope("sweep").get(cell_key(*cell)) is None
+        return descended and chosen is not None and self.work.scope("sweep").kept(cell_key(*cell)) is None
 
     def _weights(self, keys: Iterable[str], cell: SweepCell) -> None:
         """Train a cell again, to the same bits, whose weights are gone, if any unit that looks at them is missing."""
-        missing = not cell.weights.exists() and any(self.work.get(key) is None for key in keys)
+        missing = not cell.weights.exists() and any(self.work.kept(key) is None for key in keys)
         if self.work.team.broadcast(missing):
             again = (cell.optimizer, cell.weight_decay, cell.seed)
             sweep(self.settings.sweep, self.work.scope("sweep"), [again])

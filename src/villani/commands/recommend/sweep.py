@@ -70,7 +70,7 @@ def sweep(
     runs = dict.fromkeys(map(run_of, cells))
     trainings = _trainings(settings, text, work, {optimizer for optimizer, _, _ in runs})
     for cell in runs:
-        _same_training(cell, work.get(cell_key(*cell)), trainings[cell[0]])
+        _same_training(cell, work.kept(cell_key(*cell)), trainings[cell[0]])
     work.stage("training runs", stage)
     lasting = {cell for cell in runs if (keep(cell) if callable(keep) else keep)}
     in_order = sorted(runs, key=lambda cell: cell[2])  # one start is held at a time, and a part of them is of use
@@ -91,7 +91,7 @@ def _trained(
     stage: str, cells: Sequence[CellKey], look: Look | None = None, *, again: bool = False,
 ) -> dict[CellKey, Rows]:  # fmt: skip
     """The rows of cells: what the ledger has, or what they are trained to here; `again` asks no ledger."""
-    missing = [cell for cell in cells if again or work.get(cell_key(*cell)) is None]
+    missing = [cell for cell in cells if again or work.kept(cell_key(*cell)) is None]
     of, rest = Counter(cell[0] for cell in missing), count(len(cells) - len(missing), work.team.size)
     earlier: list[Path] = []  # of this process; the ledger has their cells by the time that the next is begun
 
