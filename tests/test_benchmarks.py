@@ -102,7 +102,7 @@ TRIALS = {
     "trace_scaling": Trial(sizes=SCALING | HERE | {"REPEATS": 1}),
     "symmetry_scaling": Trial(["--layers", "1,2", "--width", "16", "--out", "figures.json"], HERE),
     "exact_hidden_features": Trial(sizes={"LINES": slice(0, 1), "PLANES": []}, writes=False),
-    "hostile_files": Trial(["--count", "6", *OUTPUT]),
+    "hostile_files": Trial(["--count", "3", *OUTPUT]),
     "kill_campaign": Trial(
         ["--kills", "1", *OUTPUT], {"COMMANDS": {"exact": ["exact", "double-well", "--weight-decay", "0.5"]}}
     ),

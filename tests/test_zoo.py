@@ -16,8 +16,8 @@ from villani.objective.graph import trace_loss
 from villani.objective.objective import Objective
 
 COMPLETE = [
-    "apertus", "bart", "bert", "bloom", "cohere", "deepseek_v3", "diffllama", "falcon", "gemma4_text", "gpt2",
-    "gpt_bigcode", "gpt_neo", "gptj", "llama", "mixtral", "nemotron", "olmo", "phi3", "stablelm",
+    "apertus", "bart", "bert", "bloom", "cohere", "deepseek_v3", "diffllama", "falcon", "gemma4_text", "gpt_bigcode",
+    "mixtral", "nemotron", "phi3", "stablelm",
 ]  # fmt: skip
 
 

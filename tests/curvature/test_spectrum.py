@@ -111,19 +111,19 @@ def test_the_effective_rank_of_few_probes_and_steps_is_in_its_interval(spread, p
 
 
 def test_intervals_cover_the_dense_moments(spread):
-    """Trace, Frobenius norm and the share of negative eigenvalues: 95 % intervals from 8 probes, 120 times."""
+    """Trace, Frobenius norm and the share of negative eigenvalues: 95 % intervals from 8 probes, 80 times."""
     truth = np.linalg.eigvalsh(spread)
     wanted = {"trace": truth.sum(), "frobenius_squared": (truth**2).sum()}
     hits = dict.fromkeys(wanted, 0)
     ranks = []
-    for found in densities(spread, 8, 20, range(120)):
+    for found in densities(spread, 8, 20, range(80)):
         for name, value in wanted.items():
             low, high = getattr(found, name).interval(0.95)
             hits[name] += low <= value <= high
         low, high = found.effective_rank.interval(0.95)
         ranks.append(low <= np.abs(truth).sum() ** 2 / (truth**2).sum() <= high)
     for count in (*hits.values(), sum(ranks)):
-        assert count >= 0.95 * 120 - 4 * (120 * 0.05 * 0.95) ** 0.5
+        assert count >= 0.95 * 80 - 4 * (80 * 0.05 * 0.95) ** 0.5
 
 
 @pytest.mark.parametrize("probes", [2, 4, 10])

@@ -183,13 +183,6 @@ steps = 8
 chains = 1
 groups = 2
 sequences = 1
-[estimators]
-groups = 1
-sequences = 1
-repeats = 2
-ways = ["hutchinson"]
-reference_probes = 3
-exact = 0
 """
 
 
