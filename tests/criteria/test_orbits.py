@@ -229,7 +229,7 @@ def test_statistics_of_parts_are_unbiased_and_cover():
     bend = math.exp(-t) / (1 + math.exp(-t)) ** 2 + 0.4 * float(population.mean())
     truth = (0.01 + slope**2) / bend
     held = 0
-    for trial in range(150):
+    for trial in range(100):
         chosen = population[torch.randint(len(population), (24,), generator=generator)]
         objective = Objective(model, list(chosen), 0.1, loss_fn=loss)
         if trial == 0:
@@ -239,7 +239,7 @@ def test_statistics_of_parts_are_unbiased_and_cover():
         statistics = part_statistics(objective, parts, range(24))
         star = threshold(exponents_of(orbit, parts), statistics, 0.1)
         held += star.upper >= truth
-    assert held / 150 >= 0.95
+    assert held / 100 >= 0.95
     assert star.directions == pytest.approx(1)  # one parameter shrinks: the limits are taken apart, which is wider
 
 
