@@ -2,14 +2,20 @@
 PYTHON ?= python3.11
 PIP := .venv/bin/pip --disable-pip-version-check
 
-.PHONY: demo test lint docs clean
+.PHONY: demo test thorough lint docs clean
 
 demo: .venv/installed
 	.venv/bin/villani demo --run runs/demo
 
 # A thread for each of two workers; who has nothing left to do takes over tests of the other.
+PYTEST := OMP_NUM_THREADS=1 .venv/bin/pytest -n 2 --dist worksteal
+
 test: lint
-	OMP_NUM_THREADS=1 .venv/bin/pytest -n 2 --dist worksteal
+	$(PYTEST) -m "not thorough"
+
+# What a change of one place seldom breaks, and what takes many seconds to see: CI runs it after `make test`.
+thorough: .venv/tested
+	$(PYTEST) -m thorough
 
 lint: .venv/tested
 	.venv/bin/ruff check --no-cache .

@@ -166,6 +166,7 @@ def run(module: Any, monkeypatch: Any, *words: str) -> None:
     assert module.main() in (None, 0)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", TRIALS)
 def test_a_script_runs(name, script, monkeypatch, tmp_path):
     trial, module = TRIALS[name], script(name)
@@ -183,6 +184,7 @@ def test_a_script_runs(name, script, monkeypatch, tmp_path):
         assert json.loads((tmp_path / "figures.json").read_text())
 
 
+@pytest.mark.thorough
 def test_frozen_commands_are_recorded_and_compared(script, monkeypatch, tmp_path, capsys):
     module = script("frozen_commands")
     run(module, monkeypatch, "record", "once", "--only", "^exact-expression$")

@@ -15,6 +15,7 @@ def kinds(cell):
     return shown, any(output.output_type == "stream" and output.name == "stdout" for output in outputs)
 
 
+@pytest.mark.thorough
 def test_notebook_runs_and_has_its_outputs(monkeypatch):
     pytest.importorskip("ipykernel")
     nbformat = pytest.importorskip("nbformat")

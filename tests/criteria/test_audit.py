@@ -177,6 +177,7 @@ SMALL = {"hidden_size": 8, "intermediate_size": 12, "bos_token_id": None, "eos_t
 GROUPED = {"sliding_window": 3, "num_key_value_heads": 1, "head_dim": 4}
 
 
+@pytest.mark.thorough
 def test_an_audit_does_not_depend_on_what_computes_attention():
     """The same weights, fused and spelled out: the same orbits, thresholds up to rounding, findings and verdicts."""
     audits = []

@@ -215,6 +215,7 @@ def test_expansion_of_a_small_gpt_neo():
         assert moved.gradient_norms() == pytest.approx(gradient.gradient_norms() / 16.0**exponents, rel=1e-8)
 
 
+@pytest.mark.thorough
 def test_statistics_of_parts_are_unbiased_and_cover():
     """A population of groups: the one-sided bound holds at its level, and the means are right."""
     generator = torch.Generator().manual_seed(0)

@@ -172,6 +172,7 @@ def test_probes_in_one_sweep_are_the_mean_of_their_own_sweeps():
         assert together.traces - together.gauss_newton == pytest.approx(residual, abs=1e-9)
 
 
+@pytest.mark.thorough
 def test_leaving_out_products_of_independent_probes_lowers_variance():
     """Exact variance of a dense probe is 2(‖H‖² − Σ H_ii²); with probes kept apart until the next linear map, less."""
     model, pool = make_model("gpt_neo"), make_pool(1)

@@ -110,6 +110,7 @@ def test_the_effective_rank_of_few_probes_and_steps_is_in_its_interval(spread, p
     assert hits >= 36
 
 
+@pytest.mark.thorough
 def test_intervals_cover_the_dense_moments(spread):
     """Trace, Frobenius norm and the share of negative eigenvalues: 95 % intervals from 8 probes, 80 times."""
     truth = np.linalg.eigvalsh(spread)

@@ -67,6 +67,7 @@ def test_residual_part_meets_the_same_probes(model):
     assert np.allclose(found.gradient, oracle.gradient, atol=1e-8)
 
 
+@pytest.mark.thorough
 def test_label_samples_are_unbiased_for_the_gauss_newton_trace():
     """Tensor by tensor, over many draws, against the dense Gauss–Newton matrix."""
     model = make_model("gpt2")

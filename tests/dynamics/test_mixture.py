@@ -68,6 +68,7 @@ def violations(first, second, risk):
     return (bounds(first[close], second[close]) < risk[close]).sum() / len(risk)
 
 
+@pytest.mark.thorough
 def test_coverage_on_new_documents_and_jensen():
     first, second, mixed, members = games(copies=1)
     assert (mixed <= members + 1e-12).all()

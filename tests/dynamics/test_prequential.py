@@ -207,6 +207,7 @@ def violations(sums):
     return np.mean(wrong), np.mean(paired)
 
 
+@pytest.mark.thorough
 def test_coverage_against_an_adversary_who_sees_the_past():
     sums = games(cheat=False)
     allowed = DELTA + 4 * math.sqrt(DELTA * (1 - DELTA) / SETS)

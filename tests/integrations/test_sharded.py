@@ -242,6 +242,7 @@ def deciding_run(kind, rank, size):
     return rows
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("kind", ["layers", "ddp"])
 def test_process_0_decides_by_its_clock(kind, tmp_path):
     results = run_ranks(2, partial(deciding_run, kind), tmp_path)

@@ -45,6 +45,7 @@ def psi_of(truth: dict[str, float], theta: np.ndarray, decay: float, s: float) -
     return square / s - truth["hessian_trace"] - decay * len(theta)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("trace", "seeds", "repetitions"), [("gauss-newton", 24, 300), ("hutchinson", 16, 300)])
 def test_estimates_are_unbiased_and_intervals_cover(population, trace, seeds, repetitions):
     """Groups and probes drawn from a pool of both: data and probe noise together, 93–97 % at a nominal 95 %.

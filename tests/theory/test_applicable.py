@@ -25,6 +25,7 @@ TERMS = st.lists(st.one_of(BOUNDED, DIPS, STEPS, WAVES), min_size=1, max_size=3)
 FOUND = {f"C{i}": 0 for i in range(1, 9)}
 
 
+@pytest.mark.thorough
 @settings(max_examples=100, deadline=None, derandomize=True)
 @given(TERMS, st.sampled_from([0.2, 1.0, 3.0]), st.sampled_from([0.5, 1.0, 2.0]))
 def test_variance_truth_and_upper_bounds_are_in_order(text, decay, beta):

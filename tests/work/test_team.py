@@ -290,6 +290,7 @@ def test_a_second_team_on_the_same_run_is_refused(team_of, tmp_path, monkeypatch
     assert [text.count("is being written by another process") for text in errors] == [1, 0]
 
 
+@pytest.mark.thorough
 def test_torchrun_as_a_user_types_it(tmp_path, whole):
     """A process is killed amid the work, torchrun starts all of them again, and the record is the same."""
     run = tmp_path / "run"
@@ -317,6 +318,7 @@ def test_torchrun_as_a_user_types_it(tmp_path, whole):
     assert "src/villani/" not in err  # no traceback of ours
 
 
+@pytest.mark.thorough
 def test_two_nodes_give_the_same_bytes(tmp_path, whole):
     """Each is a torchrun of its own with a process group that meets the other's over TCP; node 0 alone writes."""
     with socket.socket() as free:

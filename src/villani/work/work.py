@@ -170,6 +170,12 @@ class Work:
         other.team = Team()
         return other
 
+    def unkept(self) -> "Work":
+        """The same work with units of its own that end with the process: pieces of a unit that is kept as a whole."""
+        other = copy(self)
+        other._ledger = InMemory()
+        return other
+
     def folder(self, name: str = "") -> Path:
         """A folder of the run directory, which must be open."""
         assert self.directory is not None

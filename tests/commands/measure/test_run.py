@@ -34,6 +34,7 @@ def killed_after(seconds: float, run: Path) -> bool:
     return os.WIFSIGNALED(status)
 
 
+@pytest.mark.thorough
 def test_six_kills_and_a_resume_give_the_same_bytes(tmp_path, monkeypatch):
     SHARING.refuse(monkeypatch)  # what is killed is to be killed while it traces, too
     assert torch.get_num_threads() == 1, "forking is only safe without a thread pool"

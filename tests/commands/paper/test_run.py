@@ -21,6 +21,7 @@ from villani.work.stages import Stages
 from villani.work.work import Work
 
 
+@pytest.mark.thorough
 def test_a_study_that_is_stopped_goes_on_to_the_same_bytes(villani, monkeypatch, tmp_path):
     words = ["study", "paper", "--config", write(QUICK + PARTS), "--json", "--run"]
     code, out, err = villani(*words, "whole")
@@ -123,6 +124,7 @@ blocks = 3
 """
 
 
+@pytest.mark.thorough
 def test_a_study_of_a_checkpoint_is_killed_twice_and_says_what_was_cut(villani, monkeypatch, tmp_path):
     """A saved GPT-Neo of two layers: weights of cells come back where a part still needs them, and go at the end."""
     folder = tmp_path / "model"
@@ -186,6 +188,7 @@ sequences = 1
 """
 
 
+@pytest.mark.thorough
 def test_a_study_goes_on_with_another_grid(tmp_path, monkeypatch):
     """One that was finished, and has no weights any more: what looks at single models may ask for others."""
     small = QUICK.replace("[0.0, 0.1]", "[0.0, 1.0]") + LOOKING
@@ -231,8 +234,22 @@ def test_a_long_study_is_agreed_to_first(villani, monkeypatch):
     assert not Path("r").exists()
 
 
-def test_models_are_counted_whatever_stages_looking_at_one_has(tmp_path):
-    """A spectrum begins stages of its own, in each of which it counts."""
+LANDSCAPE = """
+[landscape]
+groups = 8
+sequences = 1
+ray_groups = 3
+rays = ["parameters"]
+confirmed = 1
+"""
+
+
+@pytest.mark.parametrize(("part", "stage", "pieces"), [
+    (PARTS[: PARTS.index("[convergence]")], "E2, spectrum", {}),
+    (LANDSCAPE, "E1, Ψ along rays and orbits", {"walking along rays": 4 * 3, "screening orbits": 8}),
+])  # fmt: skip
+def test_models_are_counted_whatever_stages_looking_at_one_has(tmp_path, part, stage, pieces):
+    """A model begins stages of its own, in each of which it counts; at 135M parameters one takes minutes."""
     told, at = [], [""]
 
     class Told(Progress):
@@ -242,6 +259,7 @@ def test_models_are_counted_whatever_stages_looking_at_one_has(tmp_path):
         def advance(self, done, total):
             told.append((at[0], done, total))
 
-    spectra = PARTS[: PARTS.index("[convergence]")]
-    execute(PaperOptions(config=write(QUICK + spectra)), tmp_path / "run", progress=Told())
-    assert [(done, total) for text, done, total in told if text == "E2, spectrum" and total == 4][-1] == (4, 4)
+    execute(PaperOptions(config=write(QUICK + part)), tmp_path / "run", progress=Told())
+    assert [(done, total) for text, done, total in told if text == stage and total == 4][-1] == (4, 4)
+    for piece, count in pieces.items():
+        assert [done for text, done, total in told if text == piece].count(count) == 4, piece

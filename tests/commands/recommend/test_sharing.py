@@ -118,6 +118,7 @@ def test_a_kill_amid_shared_training_runs_loses_nothing(team_of, tmp_path, monke
         assert [p["held_out_change"] is None for p in record["training"]] == [True, False, True, False, False]
 
 
+@pytest.mark.thorough
 def test_experiments_at_single_models_are_shared_too(team_of, tmp_path, monkeypatch):  # noqa: F811
     """Killed amid a spectrum, then gone on with: one process's bytes, no model looked at twice, and both had some."""
     config = (QUICK + EXPERIMENTS).replace("seeds = 2", "seeds = 2\nthreads = 1", 1)

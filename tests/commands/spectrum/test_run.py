@@ -89,6 +89,7 @@ def test_a_run_resumes_without_work_and_refuses_other_settings(whole, monkeypatc
     execute(SETTINGS, run)
 
 
+@pytest.mark.thorough
 def test_kills_and_a_resume_give_the_same_bytes(whole, tmp_path, monkeypatch):
     SHARING.refuse(monkeypatch)  # or it is over before it is killed
     chance = random.Random(1)

@@ -95,15 +95,19 @@ def landscape_point(study: Study, part: LandscapePart, cell: SweepCell) -> Lands
     radii = sorted({0.0, *part.radii})
     rays: list[RayRecord] = []
     psi: list[PsiRecord] = []
-    for name, direction in wanted.items():
+    work = study.work.unkept().scope(f"landscape of {decay!r}/{cell.seed}")
+    work.stage("walking along rays")
+    for index, (name, direction) in enumerate(wanted.items()):
         ray = walk(
             objective, direction(), [norm * r for r in radii], groups=range(min(part.ray_groups, part.groups)),
-            seed=seed,
+            seed=seed, work=work.part(index, len(wanted)), name=name,
         )  # fmt: skip
         rays += [ray_record(name, ray, decay, s) for s in temperatures]
         if not psi:  # the same groups and probes at the same θ on every ray
             psi = [psi_record(ray.measurements[radii.index(0.0)], decay, s) for s in temperatures]
-    found = audit_differential(objective, max(temperatures), seed=seed, confirmed=part.confirmed, search=part.search)
+    found = audit_differential(
+        objective, max(temperatures), seed=seed, confirmed=part.confirmed, search=part.search, work=work
+    )
     worst = found.findings[0] if found.findings and found.findings[0].confirmed else None
     above = found.refuted_above
     return LandscapePoint(
