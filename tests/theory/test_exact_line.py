@@ -52,3 +52,14 @@ def test_digits_are_what_was_asked_for(monkeypatch):
         solve(case, digits=9, sobolev=False)
     with pytest.raises(InputError, match="digits=13"):
         solve(case, digits=13)
+
+
+@pytest.mark.parametrize("dimension", [1, 3])
+def test_nothing_is_told_beyond_a_gap_that_rounding_hides(dimension):
+    """Two wells 40 nats deep, by themselves and beside two Gaussian coordinates, whose gap need not be the second."""
+    truth = solve(potential("20*(w**2-1)**2", weight_decay=1e-3, beta=2.0, dimension=dimension), sobolev=False)
+    assert len(truth.gaps) == 1
+    assert truth.poincare == pytest.approx(1 / truth.gaps[0])
+    milder = solve(potential("5*(w**2-1)**2", weight_decay=1e-3, beta=2.0, dimension=dimension), sobolev=False)
+    assert len(milder.gaps) == 3
+    assert (milder.gaps[1] == pytest.approx(2e-3)) == (dimension == 3)

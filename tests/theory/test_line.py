@@ -8,7 +8,7 @@ from scipy.special import pbdv
 
 from villani.errors import InputError
 from villani.theory.catalogue import named
-from villani.theory.line import first_gap, law, log_sobolev, panels, spectrum, support
+from villani.theory.line import first_gap, gaps, law, log_sobolev, panels, spectrum, support
 
 
 def gap(energy, depth=60.0, order=14, breaks=()):
@@ -81,6 +81,20 @@ def test_a_gap_far_below_rounding_keeps_its_digits():
     values = [gap(energy, depth, order) for depth, order in ((60.0, 14), (75.0, 16), (90.0, 20))]
     assert values[0] < 1e-22
     assert values == pytest.approx([values[0]] * 3, rel=1e-8)
+
+
+@pytest.mark.parametrize("height", [0.5, 3.0, 10.0, 20.0, 30.0, 35.0, 40.0, 60.0, 200.0])
+def test_other_gaps_are_right_or_not_told_beside_a_small_one(height):
+    """Two wells: even modes are those of half the line, where no gap is small and hides the next ones by rounding."""
+
+    def energy(x):
+        return height * (x**2 - 1) ** 2
+
+    low, high = support(energy, 80.0)
+    whole, half = (gaps(law(energy, panels(energy, box, 18))) for box in ((low, high), (0.0, high)))
+    assert len(whole) == (3 if height <= 35 else 1)
+    assert len(half) == 3
+    assert whole[1:2] == pytest.approx(half[:1][: len(whole) - 1], rel=1e-7)
 
 
 @pytest.mark.parametrize(("name", "options"), [("tied", {}), ("ce1", {"dimension": 30}), ("mixture", {}), ("kink", {})])

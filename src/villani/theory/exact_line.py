@@ -45,7 +45,9 @@ def solve_line(case: Potential, tolerance: float, sobolev: bool, asked: bool) ->
     constant, sobolev_status, note = _line_log_sobolev(case, line) if sobolev else (None, None, "not asked for")
     if rest and constant is not None:
         constant = max(constant, 1 / gaussian)
-    lowest = sorted([*(float(g) for g in known[:3]), *([gaussian] if rest else [])])[:3]
+    lowest = sorted([*(float(g) for g in known), *([gaussian] if rest else [])])[:3]
+    if len(known) < 3:  # what comes after them is not known
+        lowest = [g for g in lowest if g <= known[-1]]
     normaliser = copies * line.log_normaliser + (rest / 2 * np.log(2 * np.pi / gaussian) if rest else 0.0)
     poincare = 1 / lowest[0]
     floor = poincare * (1 - error)

@@ -50,7 +50,8 @@ class Truth:
     """What is known of a Gibbs law.
 
     Attributes:
-        gaps: lowest eigenvalues of −(Δ − ∇U·∇) above 0, increasing, with repetitions within the core only.
+        gaps: lowest eigenvalues of −(Δ − ∇U·∇) above 0, increasing, with repetitions within the core only; three, or as
+            many as rounding leaves seven digits of, beside a first one that is very small.
         poincare: C_P = 1/gaps[0].
         error: relative, of `poincare`: the difference between two solutions, and what intervals leave open.
         status: certified: within `error`, by intervals; estimated: they did not close, and `error` is a difference.

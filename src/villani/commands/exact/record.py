@@ -63,7 +63,7 @@ class PointRecord(Record):
     temperature: float = Field(gt=0)
     beta: float = Field(gt=0)
     dimension: int = Field(ge=1)
-    gaps: list[float] = Field(description="lowest eigenvalues of −(Δ − ∇U·∇) above 0")
+    gaps: list[float] = Field(description="lowest eigenvalues of −(Δ − ∇U·∇) above 0, of which rounding leaves digits")
     poincare: float = Field(description="C_P = 1/gaps[0]")
     error: float = Field(
         ge=0,
