@@ -5,8 +5,8 @@ Space is cut into panels on each of which exp(±U/2) is a polynomial to rounding
 The spectrum comes from the *inverse* of the generator. With f = ∫g, M the distribution function and ρ the density,
 f(x) − E f = ∫ [M(y) 1{y<x} − (1 − M(y)) 1{y>x}] g(y) dy, so that C_P = sup Var f / E g² is the largest squared singular
 value of S(x, y) = √ρ(x) [M(y) 1{y<x} − (1 − M(y)) 1{y>x}] / √ρ(y), and the others are the rest of the spectrum, 1/σ².
-All terms have one sign in each tail: a first gap of 1e-30 comes with the same relative accuracy as one of 1. Of the others
-σ is exact up to rounding of the largest, so that beside such a gap they are lost.
+All terms have one sign in each tail: a first gap of 1e-30 comes with the same relative accuracy as one of 1. Of the
+others σ is exact up to rounding of the largest, so that beside such a gap they are lost.
 """
 
 from collections.abc import Callable, Sequence
@@ -248,9 +248,9 @@ def slowest(of: Law) -> tuple[float, tuple[float, float]]:
 
 
 def gaps(of: Law, count: int = 3) -> Array:
-    """The first gaps, increasing, by Lanczos: a quarter of the time of all; fewer than `count` where rounding hides them.
+    """The first gaps, increasing, in a quarter of the time of all; fewer than `count` where rounding hides them.
 
-    Of [[0, S], [Sᵀ, 0]], whose eigenvalues are ±σ: those of SᵀS would lose what is below the root of rounding.
+    By Lanczos with [[0, S], [Sᵀ, 0]], whose eigenvalues are ±σ: of SᵀS what is below the root of rounding is lost.
     """
     matrix, scale = _inverse(of)
     n = len(matrix)

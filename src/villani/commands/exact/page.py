@@ -166,8 +166,8 @@ def _remarks(point: PointRecord) -> list[str]:
     first, *others = point.gaps
     gaps = ", ".join([f"{first:.{point.digits}g}", *(f"{gap:.{min(point.digits, 6)}g}" for gap in others)])
     spectrum = (
-        f"{'Lowest gaps' if others else 'Lowest gap'} of Δ − ∇U·∇: {gaps}; gap of the diffusion: {point.diffusion_gap:.{point.digits}g}; the identities fail "
-        f"by at most {upper(max(point.identities.values()), 1)}."
+        f"Lowest gap{'s' * bool(others)} of Δ − ∇U·∇: {gaps}; gap of the diffusion: "
+        f"{point.diffusion_gap:.{point.digits}g}; the identities fail by at most {upper(max(point.identities.values()), 1)}."
     )
     return [f"{certain} {spectrum}", *(f"{gone.id} does not apply: {gone.reason}" for gone in point.missing)]
 
