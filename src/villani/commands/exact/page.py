@@ -166,8 +166,9 @@ def _remarks(point: PointRecord) -> list[str]:
     first, *others = point.gaps
     gaps = ", ".join([f"{first:.{point.digits}g}", *(f"{gap:.{min(point.digits, 6)}g}" for gap in others)])
     spectrum = (
-        f"Lowest gap{'s' * bool(others)} of Δ − ∇U·∇: {gaps}; gap of the diffusion: "
-        f"{point.diffusion_gap:.{point.digits}g}; the identities fail by at most {upper(max(point.identities.values()), 1)}."
+        f"Lowest gap{'s' * bool(others)} of Δ − ∇U·∇: {gaps}; "
+        f"gap of the diffusion: {point.diffusion_gap:.{point.digits}g}; "
+        f"the identities fail by at most {upper(max(point.identities.values()), 1)}."
     )
     return [f"{certain} {spectrum}", *(f"{gone.id} does not apply: {gone.reason}" for gone in point.missing)]
 
