@@ -295,6 +295,17 @@ def test_bad_run_directories(villani, tmp_path):
     refused(villani("report", tmp_path / "other"), "records.json")
 
 
+def test_an_expression_that_begins_with_a_minus(villani):
+    """It looks like an option: the message says where it goes, and there it is read."""
+    code, _, err = villani("exact", "-cos(w)", "--weight-decay", "1", "--beta", "1")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "No such option: -c; an expression" in err
+    assert "after --" in err
+    code, _, err = villani("exact", "--weight-decay", "1", "--beta", "1", "--json", "--", "-cos(w)")
+    assert code == 0, err
+    assert "after --" not in villani("exact", "--betta", "1")[2]
+
+
 def test_no_command_and_unknown_commands(villani):
     refused(villani("mesure", "x"), "mesure")
     refused(villani("measure"), "Missing argument")

@@ -232,7 +232,10 @@ def _invoke(handle: Handle, words: list[str] | None = None) -> int | None:
     except InputError as error:
         raise InputError(with_flags(str(error))) from error
     except TyperException as error:
-        raise InputError(error.format_message()) from error
+        message = error.format_message()
+        if re.search(r"No such option: -[^-]", message):  # all that there are begin with two
+            message += "; an expression or a path that begins with a minus goes last, after --"
+        raise InputError(message) from error
     except ValidationError as error:
         raise InputError(first_problem(error)) from error
     if code == 130:  # what typer makes of Ctrl-C
