@@ -1,6 +1,7 @@
 """Every KL bound against exact truths: Gaussians, 1-D Gibbs laws, heavy balls, and chains on a grid."""
 
 import math
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -221,3 +222,16 @@ def test_complexities_are_ranked_and_carry_their_status():
 def test_bad_input(call, fragment):
     with pytest.raises(InputError, match=fragment):
         call()
+
+
+@given(st.floats(-16, 0), st.floats(0.5, 2))
+def test_noise_of_the_smallest_decay_has_all_its_digits(exponent, variance):
+    """τ² = v(1 − a²) of a = 1 − ηλ, against rational arithmetic: at ηλ = 1e-16 a is 1 in floats."""
+    step = 10.0**exponent
+    chain = NoisyDescent(step, variance, np.ones(3))
+    exact = float(Fraction(variance) * (1 - (1 - Fraction(step)) ** 2))
+    assert chain.noises[0] ** 2 == pytest.approx(exact, rel=1e-14)
+    beta = 2.0
+    same = NoisyDescent.constant(step, beta, 1.0, 3)
+    assert same.noises == pytest.approx([math.sqrt(2 / beta)] * 3, rel=1e-14)
+    assert np.isfinite(chain.bounds(1.0)).all()

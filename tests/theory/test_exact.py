@@ -114,3 +114,29 @@ def test_theory_needs_no_torch():
     modules = ("applicable", "catalogue", "comparison", "constants", "exact", "rates", "reference")
     code = f"import sys, {', '.join('villani.theory.' + name for name in modules)}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("dimension", [1, 10**12])
+@pytest.mark.parametrize("size", [1e-12, 1e-9, 1e-6, 1e-3, 0.1, 1.0, 10.0])
+def test_relative_entropy_is_below_its_bounds_however_small(size, dimension):
+    """Half of β² Var_π L as L → 0, where a difference of logarithms would leave nothing, and of any d the same."""
+    case = potential(f"{size!r}*sin(w)", weight_decay=0.1, beta=1.0, dimension=dimension)
+    found = relative_entropy(case, solve(case, sobolev=False))
+    assert 0 < found.value <= min(found.log_sobolev, found.jeffreys) * (1 + 1e-9)
+    if size <= 1e-6:
+        assert found.value == pytest.approx(size**2 * (1 - math.exp(-20)) / 4, rel=max(1e-6, 10 * size))
+
+
+@pytest.mark.parametrize("rate", [0.049, 0.0505, 0.06])
+def test_a_prior_mean_that_is_infinite_or_out_of_reach_is_refused(rate):
+    """λ = 0.1: E_π exp(rate·w²) is finite below 0.05 only, and just below it lies beyond the floats of L."""
+    case = potential(f"exp({rate}*w**2)", weight_decay=0.1, beta=1.0)
+    with pytest.raises(InputError, match="mean of L under the prior"):
+        relative_entropy(case, solve(case, sobolev=False))
+
+
+def test_a_prior_mean_far_out_is_found():
+    """E_π exp(0.04w²) = (1 − 0.8)^−½, of which a box of the prior alone misses a part."""
+    case = potential("exp(0.04*w**2)", weight_decay=0.1, beta=1.0)
+    truth = solve(case, sobolev=False)
+    assert relative_entropy(case, truth).jeffreys == pytest.approx(0.2**-0.5 - truth.moments.loss, rel=1e-8)

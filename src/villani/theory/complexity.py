@@ -166,7 +166,7 @@ class NoisyDescent:
         check_positive(weight_decay=weight_decay, beta=beta, rate=rate, steps=steps)
         if rate * weight_decay >= 2:
             raise InputError(f"rate {rate:g}: c4 needs η < 2/λ = {2 / weight_decay:g}")
-        variance = 2 * rate / beta / (1 - (1 - rate * weight_decay) ** 2)
+        variance = 2 * rate / beta / float(_lost(rate * weight_decay))
         return cls(weight_decay, variance, np.full(steps, rate))
 
     @property
@@ -177,8 +177,12 @@ class NoisyDescent:
     @property
     def noises(self) -> Array:
         """(K,) τ_k."""
-        kept = self.contractions
-        return np.asarray(np.sqrt(self.variance * (1 - kept**2)), dtype=np.float64)
+        return np.asarray(np.sqrt(self.variance * self._losses), dtype=np.float64)
+
+    @property
+    def _losses(self) -> Array:
+        """(K,) 1 − a_k²."""
+        return _lost(self.rates * self.weight_decay)
 
     @property
     def steps(self) -> int:
@@ -201,9 +205,9 @@ class NoisyDescent:
         chosen = None if shares is None else np.broadcast_to(np.asarray(shares, dtype=float), self.rates.shape)
         found, kl = np.empty(self.steps), 0.0
         shifts = self.rates**2 * squares / self.noises**2
-        for k, (kept, shift) in enumerate(zip(self.contractions**2, shifts, strict=True)):
-            share = _best_share(kept, shift, kl) if chosen is None else float(chosen[k])
-            kl = (kept + share * (1 - kept)) * (kl + shift / (2 * share))
+        for k, (lost, shift) in enumerate(zip(self._losses, shifts, strict=True)):
+            share = _best_share(lost, shift, kl) if chosen is None else float(chosen[k])
+            kl = (1 - lost + share * lost) * (kl + shift / (2 * share))
             found[k] = kl
         return found
 
@@ -213,9 +217,9 @@ class NoisyDescent:
         shares = np.empty(self.steps)
         kl = 0.0
         shifts = self.rates**2 * squares / self.noises**2
-        for k, (kept, shift) in enumerate(zip(self.contractions**2, shifts, strict=True)):
-            shares[k] = _best_share(kept, shift, kl)
-            kl = (kept + shares[k] * (1 - kept)) * (kl + shift / (2 * shares[k]))
+        for k, (lost, shift) in enumerate(zip(self._losses, shifts, strict=True)):
+            shares[k] = _best_share(lost, shift, kl)
+            kl = (1 - lost + shares[k] * lost) * (kl + shift / (2 * shares[k]))
         return shares
 
     def weights(self, shares: ArrayLike) -> Array:
@@ -223,8 +227,7 @@ class NoisyDescent:
         p = np.broadcast_to(np.asarray(shares, dtype=float), self.rates.shape)
         if not ((p > 0) & (p <= 1)).all():
             raise InputError("shares: expected numbers in (0, 1]")
-        kept = self.contractions**2
-        factors = kept + p * (1 - kept)
+        factors = 1 - (1 - p) * self._losses
         after = np.cumprod(factors[::-1])[::-1]  # contraction from step k to the end, its own included
         return np.asarray(self.rates**2 / (2 * p * self.noises**2) * after, dtype=np.float64)
 
@@ -295,9 +298,15 @@ def path(log_ratio: float, steps: int, *, moving_reference: bool = False) -> Com
     return Complexity("path", "path", max(log_ratio, 0.0), hypotheses, "certified", "docs/certificates.md")
 
 
-def _best_share(kept: float, shift: float, kl: float) -> float:
-    """The p in (0, 1] with the least (a² + p(1 − a²))(KL + c/(2p)), c = η²E‖g‖²/τ²."""
-    if kl * (1 - kept) <= 0:
+def _lost(decayed: ArrayLike) -> Array:
+    """1 − a² of a = 1 − x, without the cancellation that a small x = ηλ would meet."""
+    x = np.asarray(decayed, dtype=np.float64)
+    return np.asarray(x * (2 - x))
+
+
+def _best_share(lost: float, shift: float, kl: float) -> float:
+    """The p in (0, 1] with the least (a² + p(1 − a²))(KL + c/(2p)), c = η²E‖g‖²/τ²; `lost` is 1 − a²."""
+    if kl * lost <= 0:
         return 1.0
     # at a² = 0 nothing of the old law is left, and any share is as good; 1e-6 keeps p positive where g = 0
-    return min(1.0, max(math.sqrt(kept * shift / (2 * (1 - kept) * kl)), 1e-6))
+    return min(1.0, max(math.sqrt((1 - lost) * shift / (2 * lost * kl)), 1e-6))

@@ -17,10 +17,12 @@ from villani.theory.exact_line import DEPTHS, solve_line
 from villani.theory.exact_plane import solve_planar
 from villani.theory.exact_radial import solve_radial
 from villani.theory.expressions import Array, shortened
-from villani.theory.line import law, panels, support
+from villani.theory.line import Law, Mesh, law, panels, support
 from villani.theory.potential import Potential, potential
-from villani.theory.truth import ORDERS, Truth
+from villani.theory.truth import ORDERS, Truth, on_line
 
+_PANELS = 3000  # of a mesh that is summed over, and no more
+_TINY = 1e-300
 _IDENTITY = 1e-6  # relative failure of an identity of §1 that tells a singular part of ΔF
 
 
@@ -66,10 +68,11 @@ class RelativeEntropy:
 
 
 def relative_entropy(case: Potential, truth: Truth) -> RelativeEntropy:
-    """KL(ρ‖π) = −β E_ρ L − ln(Z_ρ/Z_π), with λ > 0.
+    """KL(ρ‖π) = E_ρ ln(ρ/π), with λ > 0; Gaussian coordinates add nothing.
 
     Raises:
-        InputError: λ = 0, where there is no prior; or a core of two coordinates.
+        InputError: λ = 0, where there is no prior; a core of two coordinates; or E_π L, which Jeffreys' bound needs, is
+            infinite or not resolved.
     """
     if case.weight_decay == 0 or case.core > 1 or case.shape == "radial":
         raise InputError("relative entropy to the prior: expected λ > 0 and a potential on a line")
@@ -79,19 +82,43 @@ def relative_entropy(case: Potential, truth: Truth) -> RelativeEntropy:
     def energy(x: Array) -> Array:
         return prior.energy(x[None])
 
-    mesh = panels(
-        energy, support(energy, DEPTHS[1]), ORDERS[1], (*case.breaks, *truth.edges),
-        also=lambda x: case.loss(x[None]),
-    )  # fmt: skip
-    line = law(energy, mesh)
+    def weighed(x: Array) -> Array:  # −ln of (1 + |L|)π, which reaches further than π
+        with np.errstate(over="ignore"):
+            loss = np.abs(case.loss(x[None]))
+        return np.where(np.isfinite(loss), energy(x) - np.log1p(loss), np.inf)
+
+    boxes = np.array([support(energy, DEPTHS[1]), support(weighed, DEPTHS[1])])
+    if not np.isfinite(weighed(boxes[1])).all():
+        raise InputError("the mean of L under the prior, which Jeffreys' bound needs, is infinite or out of reach")
+    box = float(boxes[:, 0].min()), float(boxes[:, 1].max())
+    scan = np.linspace(*box, 4001)
+    height = float((np.log(np.abs(case.loss(scan[None])) + _TINY) - energy(scan)).max())
+
+    def summed(x: Array) -> Array:  # Lπ, of which the largest is about 1
+        return case.loss(x[None]) * np.exp(-energy(x) - height)
+
+    line = law(energy, panels(energy, box, ORDERS[1], (*case.breaks, *truth.edges), also=summed, most=_PANELS))
     copies, _ = case.parts
-    prior_loss = copies * line.expect(case.loss(mesh.points[None]))
-    log_prior = d / 2 * np.log(2 * np.pi / (beta * decay))
+    loss = case.loss(line.mesh.points[None])
     return RelativeEntropy(
-        value=float(-beta * at.loss - truth.log_normaliser + log_prior),
+        value=copies * _entropy(case, truth, line, loss),
         log_sobolev=complexity.log_sobolev(decay, beta, at.loss_gradient_squared, "certified").value,
         stam=complexity.stam(
             decay, beta, at.norm_squared, dimension=d, laplacian=at.loss_laplacian, status="certified"
         ).value,
-        jeffreys=complexity.jeffreys(beta, prior_loss, at.loss, "certified").value,
+        jeffreys=complexity.jeffreys(beta, copies * line.expect(loss), at.loss, "certified").value,
     )
+
+
+def _entropy(case: Potential, truth: Truth, prior: Law, loss: Array) -> float:
+    """KL of one coordinate: as a difference, or, where that would cancel, as E_π(e^δ(δ − 1) + 1), δ = ln(ρ/π)."""
+    core = law(on_line(case), Mesh(np.array(truth.edges), prior.mesh.reference))
+    spread = np.log(2 * np.pi / (case.beta * case.weight_decay)) / 2
+    value = -case.beta * core.expect(case.loss(core.mesh.points[None])) - core.log_normaliser + spread
+    if value > 1:
+        return float(value)
+    with np.errstate(over="ignore"):
+        tilt = -case.beta * loss
+        delta = tilt - np.log1p(prior.expect(np.expm1(tilt)))
+        small = delta**2 * (1 / 2 + delta / 3 + delta**2 / 8)  # to δ⁵
+        return prior.expect(np.where(np.abs(delta) < 1e-3, small, np.exp(delta) * (delta - 1) + 1))

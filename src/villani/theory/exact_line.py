@@ -3,7 +3,7 @@
 import numpy as np
 
 from villani.statistics import Status
-from villani.theory.line import Law, first_gap, gaps, law, log_sobolev, panels, slowest, spectrum, support
+from villani.theory.line import Law, gaps, law, log_sobolev, panels, slowest, spectrum, support
 from villani.theory.potential import Potential
 from villani.theory.quadrature import poincare_floor
 from villani.theory.resolution import Proof, tail
@@ -16,13 +16,16 @@ from villani.theory.truth import (
     Truth,
     Verified,
     beyond_words,
+    lowest_of,
     on_line,
     refuse_wells,
     settled,
+    told_gaps,
     whole_moments,
 )
 
 DEPTHS = (60.0, 80.0)  # nats of U that the boxes of the two solutions reach
+_SAMPLES = 300  # of U″ far out
 _MOST = 300  # panels of the coarser mesh, which holds the edges of the finer one
 
 
@@ -32,9 +35,10 @@ def solve_line(case: Potential, tolerance: float, sobolev: bool, asked: bool) ->
     edges = line.mesh.edges
     ends = support(on_line(case), DEPTHS[0]) if verified.why else box  # what lies beyond a verified box is bounded
     coarse = law(on_line(case), panels(on_line(case), ends, ORDERS[0], (*case.breaks, *edges), most=_MOST))
-    known = gaps(line)
-    difference = settled(float(known[0]), first_gap(coarse), tolerance)
+    known, others = gaps(line), gaps(coarse)
+    difference = settled(float(known[0]), float(others[0]), tolerance)
     error, status, why = verified.judge(difference, tolerance, asked)
+    known = told_gaps(known, others, verified.beyond)
     mean = line.expect(line.mesh.points)
     moments = whole_moments(
         case, case.local(line.mesh.points[None]), line.expect, line.expect((line.mesh.points - mean) ** 2),
@@ -45,9 +49,7 @@ def solve_line(case: Potential, tolerance: float, sobolev: bool, asked: bool) ->
     constant, sobolev_status, note = _line_log_sobolev(case, line) if sobolev else (None, None, "not asked for")
     if rest and constant is not None:
         constant = max(constant, 1 / gaussian)
-    lowest = sorted([*(float(g) for g in known), *([gaussian] if rest else [])])[:3]
-    if len(known) < 3:  # what comes after them is not known
-        lowest = [g for g in lowest if g <= known[-1]]
+    lowest = lowest_of(known, gaussian if rest else None)
     normaliser = copies * line.log_normaliser + (rest / 2 * np.log(2 * np.pi / gaussian) if rest else 0.0)
     poincare = 1 / lowest[0]
     floor = poincare * (1 - error)
@@ -55,7 +57,7 @@ def solve_line(case: Potential, tolerance: float, sobolev: bool, asked: bool) ->
         corners = np.array([edges[0]]), np.array([edges[-1]])
         floor = max(poincare_floor(case, np.ones(1), corners), 1 / gaussian if rest else 0.0)
     return Truth(
-        tuple(lowest), poincare, error, constant, sobolev_status, note, float(normaliser), moments, status, why, floor,
+        lowest, poincare, error, constant, sobolev_status, note, float(normaliser), moments, status, why, floor,
         tuple(edges.tolist()),
     )  # fmt: skip
 
@@ -73,7 +75,8 @@ def _verified_line(case: Potential, tolerance: float) -> tuple[Law, tuple[float,
         wide = [8 * t.hardy * gap > 1 or not share <= tolerance / 8 for t, share in zip(tails, left_out, strict=True)]
         if not any(wide) or not np.isfinite(proof.worst):
             why = "" if np.isfinite(proof.worst) else UNSEEN
-            return line, box, Verified(proof.error + 4 * sum(left_out), why)
+            beyond = min(1 / (8 * max(t.hardy, 1e-300)) for t in tails)
+            return line, box, Verified(proof.error + 4 * sum(left_out), why, beyond)
         step = 0.5 * (box[1] - box[0])
         wider = [
             end if not more else max((beyond.trouble + side * step / 40) * side, (end + side * step) * side) * side
@@ -97,17 +100,18 @@ def _line_log_sobolev(case: Potential, line: Law) -> tuple[float | None, Status 
     least = float(case.loss.jet(line.mesh.points[None]).hessian[0, 0].min()) + case.weight_decay
     if limit is not None and case.beta * least * limit >= 1 - 1e-12 and not case.breaks:
         return limit, "estimated", "1/inf U″: an upper bound (C2), reached by tests carried to infinity"
-    local = log_sobolev(line, spectrum(line))
+    local, converged = log_sobolev(line, spectrum(line))
+    way = "variational, converged from below" if converged else "variational, not converged: it may be larger"
     if limit is None:
-        return local, "estimated", "variational, converged from below; U″ oscillates at infinity, where none was tried"
+        return local, "estimated", f"{way}; U″ oscillates at infinity, where none was tried"
     if limit > local:
         return limit, "estimated", "the limit of tests carried to infinity, 1/inf U″(±∞), above all local ones"
-    return local, "estimated", "variational, converged from below"
+    return local, "estimated", way
 
 
 def _limit_at_infinity(case: Potential, far: float) -> float | None:
     """1/inf U″(±∞); inf where that is not positive, None where U″ neither settles nor grows steadily."""
-    away = far * np.array([1.0, 1.13, 1.37, 1.71, 2.0, 4.0])
+    away = far * 4 ** np.sort(np.modf(np.arange(_SAMPLES) * (5**0.5 - 1) / 2)[0])  # no period fits so many, unevenly
     bends = [case.loss.jet(side * away[None]).hessian[0, 0] + case.weight_decay for side in (-1, 1)]
     settled = all(np.all(np.diff(b) >= -1e-6 * np.abs(b[1:])) and np.isfinite(b).all() for b in bends)
     fading = all(np.all(np.diff(np.abs(b)) <= 0) for b in bends)

@@ -7,7 +7,15 @@ from villani.theory.expressions import Array, shortened
 from villani.theory.plane import Plane, box, grade, solve_plane
 from villani.theory.potential import Potential
 from villani.theory.quadrature import poincare_floor
-from villani.theory.truth import Truth, gaussian_constant, relative_difference, settled, whole_moments
+from villani.theory.truth import (
+    Truth,
+    gaussian_constant,
+    lowest_of,
+    relative_difference,
+    settled,
+    told_gaps,
+    whole_moments,
+)
 from villani.theory.unseen import search
 
 _FEATURES = 6  # that edges crowd around
@@ -26,7 +34,7 @@ def solve_planar(case: Potential, tolerance: float) -> Truth:
     why = _PLANE if complete else f"{_PLANE}, and the search for what they miss ran out of work"
     for degree in (10, 14):
         edges = grade(case.energy, corners, degree, features)
-        coarse, plane = solve_plane(energy, edges, degree - 2, 40.0, 1), solve_plane(energy, edges, degree, 50.0)
+        coarse, plane = solve_plane(energy, edges, degree - 2, 40.0), solve_plane(energy, edges, degree, 50.0)
         if relative_difference(plane.gaps[0], coarse.gaps[0]) <= tolerance or _lost(plane, tolerance):
             break
     if abs(plane.ground) > 1e-3 * abs(plane.gaps[0]) and abs(plane.ground) > 1e-6 * case.beta:
@@ -46,7 +54,8 @@ def solve_planar(case: Potential, tolerance: float) -> Truth:
     moments = whole_moments(case, case.local(plane.points), plane.expect, float(spread[-1]))
     copies, rest = case.parts
     gaussian = case.beta * case.weight_decay
-    lowest = tuple(sorted([*(float(g) for g in plane.gaps), *([gaussian] if rest else [])])[:3])
+    known = told_gaps(plane.gaps, coarse.gaps, np.inf)
+    lowest = lowest_of(known, gaussian if rest else None)
     normaliser = copies * plane.log_normaliser + (rest / 2 * np.log(2 * np.pi / gaussian) if rest else 0.0)
     exact = gaussian_constant(case)
     note = "L = 0: Gaussian" if exact else "no reduction is known on the plane"

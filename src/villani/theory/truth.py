@@ -19,6 +19,7 @@ WIDENINGS = 8  # of a box at most
 DEEPEST = 600.0  # nats above the least that a box may reach; a density underflows at 745
 ORDERS = (14, 18)
 UNSEEN = "intervals ran out of work before they showed that the grid sees all of the potential"
+_AGREED = 1e-6  # relative, of gaps after the first, which are shown with six digits
 _CLOSED = 5e-7  # relative: with more, fewer than the six digits that are shown would be certified
 
 
@@ -50,8 +51,10 @@ class Truth:
     """What is known of a Gibbs law.
 
     Attributes:
-        gaps: lowest eigenvalues of −(Δ − ∇U·∇) above 0, increasing, with repetitions within the core only; three, or as
-            many as rounding leaves seven digits of, beside a first one that is very small.
+        gaps: lowest eigenvalues of −(Δ − ∇U·∇) above 0 of the factors: the core, and the Gaussian coordinates if there
+            are any; their sums are eigenvalues too. Of a radial law the first among functions of the radius and the
+            first among those that are linear on spheres. Increasing; up to three, of which those after the first are
+            told where two solutions agree on six digits, rounding leaves them, and nothing outside the mesh is below.
         poincare: C_P = 1/gaps[0].
         error: relative, of `poincare`: the difference between two solutions, and what intervals leave open.
         status: certified: within `error`, by intervals; estimated: they did not close, and `error` is a difference.
@@ -85,10 +88,15 @@ class Truth:
 
 @dataclass(frozen=True)
 class Verified:
-    """How far intervals carry a solution: the relative error that they leave, or why they do not close."""
+    """How far intervals carry a solution: the relative error that they leave, or why they do not close.
+
+    Attributes:
+        beyond: what lies outside the mesh has no eigenvalue below this one; 0 where none was shown.
+    """
 
     error: float
     why: str
+    beyond: float = 0.0
 
     def judge(self, difference: float, tolerance: float, asked: bool) -> tuple[float, Status, str]:
         """Error, status and reason of a C_P that two solutions agree on."""
@@ -153,6 +161,27 @@ def refuse_wells(case: Potential, tails: list[Tail], gap: float) -> None:
 def relative_difference(value: float, other: float) -> float:
     """Of two solutions."""
     return float(abs(other / value - 1))
+
+
+def told_gaps(found: Array, other: Array, beyond: float) -> Array:
+    """The first of some gaps, and those after it that two solutions agree on and nothing outside the mesh is below.
+
+    Args:
+        found, other: increasing, of two solutions, for which the first is `settled`.
+        beyond: see `Verified`.
+    """
+    count = 1
+    for gap, again in list(zip(found, other, strict=False))[1:]:
+        if gap > beyond or relative_difference(gap, again) > _AGREED:
+            break
+        count += 1
+    return found[:count]
+
+
+def lowest_of(known: Array, gaussian: float | None) -> tuple[float, ...]:
+    """Three gaps at most, of the core and of Gaussian coordinates, if there are any; none above what is not known."""
+    lowest = sorted([*map(float, known), *([] if gaussian is None else [gaussian])])[:3]
+    return tuple(lowest if len(known) > 2 else [gap for gap in lowest if gap <= known[-1]])
 
 
 def settled(value: float, other: float, tolerance: float) -> float:

@@ -205,3 +205,13 @@ def test_bad_input_is_one_line(villani, words, fragments):
 def test_settings_refuse_two_axes_before_anything_is_solved(tmp_path):
     with pytest.raises(InputError, match="weight_decay and dimension"):
         execute(ExactSettings(potential="ce1", weight_decay=[1, 2], dimension=[3, 4]), tmp_path)
+
+
+def test_a_relative_entropy_that_cannot_be_had_leaves_the_rest(villani):
+    """E_π exp(0.06w²) is infinite at λ = 0.1; C_P is none the worse for it."""
+    code, out, err = villani("exp(0.06*w**2)", "--weight-decay", "0.1", "--beta", "1", "--json")
+    assert code == 0, err
+    (point,) = json.loads(out)["points"]
+    assert point["relative_entropy"] is None
+    assert any("mean of L under the prior" in gone["reason"] for gone in point["missing"])
+    assert point["status"] == "certified"

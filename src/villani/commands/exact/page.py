@@ -165,8 +165,11 @@ def _remarks(point: PointRecord) -> list[str]:
             certain += f" Certified is C_P ≥ {lower(point.floor, 4)}."
     first, *others = point.gaps
     gaps = ", ".join([f"{first:.{point.digits}g}", *(f"{gap:.{min(point.digits, 6)}g}" for gap in others)])
+    plural = "s" * bool(others)
+    of = f"Gap{plural} of Δ − ∇U·∇" if point.dimension > 1 else f"Lowest gap{plural} of Δ − ∇U·∇"
+    between = " (sums of them, and others, may lie between)" if point.dimension > 1 and others else ""
     spectrum = (
-        f"Lowest gap{'s' * bool(others)} of Δ − ∇U·∇: {gaps}; "
+        f"{of}: {gaps}{between}; "
         f"gap of the diffusion: {point.diffusion_gap:.{point.digits}g}; "
         f"the identities fail by at most {upper(max(point.identities.values()), 1)}."
     )

@@ -63,7 +63,11 @@ class PointRecord(Record):
     temperature: float = Field(gt=0)
     beta: float = Field(gt=0)
     dimension: int = Field(ge=1)
-    gaps: list[float] = Field(description="lowest eigenvalues of −(Δ − ∇U·∇) above 0, of which rounding leaves digits")
+    gaps: list[float] = Field(
+        description="lowest eigenvalues of −(Δ − ∇U·∇) above 0 of the core and of Gaussian coordinates, whose sums are "
+        "eigenvalues too; up to three, as far as two solutions agree; of a radial law the first among functions of the "
+        "radius and the first among those that are linear on spheres"
+    )
     poincare: float = Field(description="C_P = 1/gaps[0]")
     error: float = Field(
         ge=0,

@@ -84,7 +84,10 @@ def _point(one: Case, digits: int | None) -> PointRecord:
     ]
     entropy = None
     if law.weight_decay > 0 and law.core == 1 and law.shape != "radial":
-        entropy = RelativeEntropyRecord.of(relative_entropy(law, truth))
+        try:
+            entropy = RelativeEntropyRecord.of(relative_entropy(law, truth))
+        except InputError as error:  # C_P is known all the same
+            failed.append(Missing("KL to the prior", str(error)))
     sobolev = None
     if truth.log_sobolev is not None:
         sobolev = LogSobolevRecord.of(
